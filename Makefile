@@ -1,0 +1,65 @@
+PYTHON ?= python3
+# PyPI's Linux build of torch carries CUDA. For the smaller CPU build, install torch into .venv from PyTorch's
+# CPU index first, or let TORCH hold the options too: make TORCH="torch==2.13.0 --index-url …/whl/cpu"
+TORCH ?= torch==2.13.0
+BUILD_TOOLS = cmake ninja nanobind scikit-build-core
+
+VENV = .venv
+INTEROP_VENV = .venv-msmodelslim
+BIN = $(VENV)/bin
+CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h)
+PYTHON_DIRS = $(wildcard src tests benchmarks)
+
+.DEFAULT_GOAL := venv
+.PHONY: venv check format test test-interop demo clean help
+
+venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
+
+# Some systems package ensurepip apart; then the pip that runs outside serves the new environment.
+define make_venv
+$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("faquant needs Python 3.10 or newer: make PYTHON=…")'
+$(PYTHON) -m venv $(1) || { $(PYTHON) -m venv --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install pip; }
+endef
+
+$(VENV)/.created:
+	$(call make_venv,$(VENV))
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install $(BUILD_TOOLS)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml CMakeLists.txt $(CXX_FILES)
+	$(BIN)/python -m pip install --no-build-isolation -e '.[dev]'
+	touch $@
+
+check: venv ## Lint, formatting and types
+	$(BIN)/ruff check $(PYTHON_DIRS)
+	$(BIN)/ruff format --check $(PYTHON_DIRS)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: venv ## Format Python and C++, and mend what the linter can
+	$(BIN)/ruff check --fix-only $(PYTHON_DIRS)
+	$(BIN)/ruff format $(PYTHON_DIRS)
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+test: venv ## All tests but those that need msmodelslim
+	$(BIN)/python -m pytest -q
+
+$(INTEROP_VENV)/.installed:
+	$(call make_venv,$(INTEROP_VENV))
+	$(INTEROP_VENV)/bin/python -c 'import torch' 2>/dev/null || $(INTEROP_VENV)/bin/python -m pip install $(TORCH)
+	$(INTEROP_VENV)/bin/python -m pip install msmodelslim==26.1.0 transformers==5.23.0
+	touch $@
+
+test-interop: venv $(INTEROP_VENV)/.installed ## Tests against msmodelslim, which lives in an environment of its own
+	FAQUANT_MSMODELSLIM_PYTHON=$(CURDIR)/$(INTEROP_VENV)/bin/python $(BIN)/python -m pytest -q -m interop
+
+demo: venv ## Quantize a small real model, show what that cost, and let it speak
+	$(BIN)/python -m faquant.demo
+
+clean: ## Remove everything that make and the tools have made
+	rm -rf $(VENV) $(INTEROP_VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## Show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
