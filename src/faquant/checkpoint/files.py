@@ -1,0 +1,149 @@
+"""What stands in a checkpoint directory: which files hold its tensors, and JSON; every name and file is suspect."""
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, UnsupportedError
+
+QUANT_STEMS = ("quant_model_weight_w8a8", "quant_model_weight_w8a8_dynamic", "quant_model_weights")
+FLOAT_STEM = "model"
+DESCRIPTION_NAMES = (
+    "quant_model_description.json",
+    "quant_model_description_w8a8.json",
+    "quant_model_description_w8a8_dynamic.json",
+)
+MAX_JSON_BYTES = 16 << 20
+
+
+def regular_file(directory: Path, name: str) -> Path:
+    """The resolved path of `directory`/`name`.
+
+    Raises:
+        CheckpointError: it does not exist, is no regular file (a pipe would block whoever opens it), or is a symlink
+            that leads out of the directory. Links into the blobs of a Hugging Face cache are followed.
+    """
+    path = directory / name
+    try:
+        root, resolved = directory.resolve(strict=True), path.resolve(strict=True)
+        mode = resolved.stat().st_mode
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist. Is the download complete?") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path} is not a regular file. Put the file itself there.")
+    roots = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if not any(resolved.is_relative_to(allowed) for allowed in roots):
+        raise CheckpointError(f"{path} is a symlink that leads out of its directory. Copy the file there instead.")
+    return resolved
+
+
+def read_object(directory: Path, name: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read the JSON object in `directory`/`name`.
+
+    Raises:
+        CheckpointError: as `regular_file`; or the file is larger than `limit` bytes, is no JSON object, or names a key
+            twice.
+    """
+    path = directory / name
+    resolved = regular_file(directory, name)
+    try:
+        with resolved.open("rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise CheckpointError(f"{path} is larger than {limit} bytes; that is no file of this kind.")
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def find_stems(names: set[str]) -> list[str]:
+    """The families of tensor files of which `names` holds any, quantized ones first."""
+    return [stem for stem in (*QUANT_STEMS, FLOAT_STEM) if any(_family(stem).fullmatch(name) for name in names)]
+
+
+def list_names(directory: Path) -> set[str]:
+    """Names of the entries of `directory`. Raises CheckpointError if it is not a readable directory."""
+    try:
+        return set(os.listdir(directory))
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read as a model directory: {error.strerror}.") from None
+
+
+def _family(stem: str) -> re.Pattern[str]:
+    return re.compile(re.escape(stem) + r"(\.safetensors|-\d{5}-of-\d{5}\.safetensors|(\.safetensors)?\.index\.json)")
+
+
+def find_files(directory: Path) -> tuple[str, list[str], dict[str, str] | None]:
+    """Stem, file names, and the weight map of the index, if there is one."""
+    present = list_names(directory)
+    stems = find_stems(present)
+    if len(stems) == 2 and stems[1] == FLOAT_STEM and present.intersection(DESCRIPTION_NAMES):
+        stems = stems[:1]
+    if len(stems) > 1:
+        raise CheckpointError(
+            f"{directory} holds the weights of several models, {' and '.join(stem + '*' for stem in stems)}. "
+            "Leave one and remove the others."
+        )
+    if not stems:
+        pickles = sorted(name for name in present if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
+        if pickles:
+            raise UnsupportedError(
+                f"{directory} holds weights only as pickles ({pickles[0]!r}), which can run code when they are read, "
+                "so they are never opened. Convert them to safetensors, in a place you trust, first."
+            )
+        raise CheckpointError(
+            f"{directory} holds no weights. Looked for model.safetensors, model.safetensors.index.json with its parts, "
+            f"and the same with {', '.join(QUANT_STEMS)}."
+        )
+    stem = stems[0]
+    single = f"{stem}.safetensors"
+    indexes = [name for name in (f"{stem}.safetensors.index.json", f"{stem}.index.json") if name in present]
+    shards = {name for name in present if _family(stem).fullmatch(name) and name.endswith(".safetensors")}
+    if not indexes:
+        if shards != {single}:
+            raise CheckpointError(
+                f"{directory} holds {min(shards - {single})!r} but no {stem}.safetensors.index.json. Fetch the index; "
+                "the set may be incomplete."
+            )
+        return stem, [single], None
+    if len(indexes) > 1:
+        raise CheckpointError(f"{directory} holds two indexes, {indexes[0]} and {indexes[1]}. Remove the wrong one.")
+    weight_map = _read_index(directory, indexes[0])
+    names = sorted(set(weight_map.values()))
+    left = sorted(shards.difference(names))
+    if left:
+        raise CheckpointError(
+            f"{directory} holds {left[0]!r}, which {indexes[0]} does not name. Remove it, or fetch the index again."
+        )
+    return stem, names, weight_map
+
+
+def _read_index(directory: Path, name: str) -> dict[str, str]:
+    weight_map = read_object(directory, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{directory / name} has no weight_map. Fetch it again.")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", file):
+            raise CheckpointError(
+                f"{directory / name}: tensor {tensor!r} is said to be in {file!r}, which is not the plain name of a "
+                "safetensors file in the same directory."
+            )
+    return weight_map
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: an object that names a key twice means one thing to one reader and another to the next."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} stands twice")
+    return value

@@ -1,0 +1,83 @@
+"""What stands under `metadata.faquant` in the description of a checkpoint of ours."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..recipe import Recipe
+
+R4_TYPE = "FAQUANT_W8A8_DYNAMIC_R4"
+"""Type of a dynamic linear whose input is rotated at run time. Foreign loaders must not take it for W8A8_DYNAMIC."""
+
+
+class Metadata(BaseModel):
+    """Everything about the arithmetic that the tensors do not say. Blocks are sizes of Hadamard blocks; 0: none.
+
+    Attributes:
+        qk_block: on q and k after RoPE (R3), at run time.
+        v_block: on each head of V (R2).
+        v_folded: whether R2 stands in v_proj and o_proj; otherwise it is done at run time.
+        down_block: on the input of down_proj (R4), at run time.
+        residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
+        max_position: tokens of context that calibration covered; serving beyond them is refused.
+        model, calibration: sha256 of the source's configuration and weights, and of the calibration's token ids.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    recipe: Recipe
+    qk_block: int = Field(0, ge=0)
+    v_block: int = Field(0, ge=0)
+    v_folded: bool = False
+    down_block: int = Field(0, ge=0)
+    residual_rotation: bool = False
+    max_position: int = Field(gt=0)
+    model: str
+    calibration: str
+
+    @model_validator(mode="after")
+    def _agrees_with_recipe(self) -> "Metadata":
+        attention, linear = self.recipe.attention, self.recipe.linear
+        for field, present, asked in (
+            ("qk_block", self.qk_block, attention is not None and attention.rotate),
+            ("v_block", self.v_block, attention is not None and attention.rotate_v),
+            ("down_block", self.down_block, linear is not None and linear.rotate_down),
+            ("residual_rotation", self.residual_rotation, linear is not None and linear.rotate_residual),
+        ):
+            if bool(present) != asked:
+                raise ValueError(f"{field} is {present!r}, which contradicts the recipe")
+        return self
+
+
+def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Metadata | None:
+    """Our part of a description's metadata, or None where the checkpoint is not of our making.
+
+    Raises:
+        CheckpointError: it contradicts itself or the model's shapes; `source` is named.
+    """
+    if "faquant" not in raw:
+        return None
+    try:
+        metadata = Metadata.model_validate(raw["faquant"])
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+        raise CheckpointError(f"{source}: metadata.faquant is not sound: {faults}.") from None
+    for field, size in (
+        ("qk_block", config.head_dim),
+        ("v_block", config.head_dim),
+        ("down_block", config.intermediate_size),
+    ):
+        block = getattr(metadata, field)
+        if block and (block & (block - 1) or size % block):
+            raise CheckpointError(
+                f"{source}: metadata.faquant.{field} is {block}, which is no power of two that divides {size}."
+            )
+    if metadata.max_position > config.max_position:
+        raise CheckpointError(
+            f"{source}: metadata.faquant.max_position ({metadata.max_position}) is beyond the model's context of "
+            f"{config.max_position} tokens."
+        )
+    return metadata

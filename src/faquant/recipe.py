@@ -1,0 +1,144 @@
+"""Recipe: which parts of a model are quantized, and how. Validated once; its JSON stands in the checkpoint."""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from .errors import UsageError
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AttentionRecipe(_Frozen):
+    """How q, k, v and P become integers.
+
+    Attributes:
+        kv_scale: K's and V's scales: one per token and head held in the cache page (`token`), or calibrated,
+            one per channel (`channel`) or per head (`head`).
+        q_scale: dynamic per token and head (`token`), or calibrated per head (`head`).
+        center, equalize, rotate: K's map before quantization, with its inverse transpose on q.
+        rotate_v: Hadamard on each head of V, folded into v_proj and o_proj.
+        p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as the ecosystem does it.
+        positions: how many positions of the context each calibration key is seen at; 0: its own only.
+    """
+
+    kv_scale: Literal["token", "channel", "head"] = "token"
+    q_scale: Literal["token", "head"] = "token"
+    center: bool = True
+    equalize: bool = True
+    rotate: bool = True
+    rotate_v: bool = True
+    p: Literal["int16", "uint8", "int8"] = "int16"
+    positions: int = 64
+
+
+class LinearRecipe(_Frozen):
+    """How the linears become int8. Weights have one scale per output channel.
+
+    Attributes:
+        activation: one dynamic scale per token (`token`), or a calibrated scale and zero point (`tensor`).
+        rotate_residual: rotate the residual stream (R1), folded into the weights.
+        rotate_down: Hadamard on the input of down_proj (R4), at run time.
+        float_layers: patterns of module names that stay float, such as `*.mlp.down_proj` or `lm_head`.
+    """
+
+    activation: Literal["token", "tensor"] = "token"
+    rotate_residual: bool = True
+    rotate_down: bool = True
+    float_layers: tuple[str, ...] = ()
+
+    def is_float(self, name: str) -> bool:
+        """Whether the module `name` (as in the checkpoint, without `.weight`) stays float."""
+        return any(fnmatchcase(name, pattern) for pattern in self.float_layers)
+
+
+class Recipe(_Frozen):
+    """What `faquant quantize` does. A part that is None stays float."""
+
+    name: str
+    attention: AttentionRecipe | None = AttentionRecipe()
+    linear: LinearRecipe | None = LinearRecipe()
+
+    @model_validator(mode="after")
+    def _sound(self) -> "Recipe":
+        if self.attention is None and self.linear is None:
+            raise ValueError("attention and linear are both null, so nothing would be quantized")
+        static_linear = self.linear is not None and self.linear.activation == "tensor"
+        if static_linear != self.is_mindie:
+            raise ValueError(
+                "calibrated activations (linear.activation 'tensor') are offered in the ecosystem's format only: "
+                "with attention {kv_scale: head, q_scale: head, p: int8, and center, equalize, rotate and rotate_v "
+                "false, positions 0} and no rotation of linears"
+            )
+        if self.attention and self.attention.q_scale == "head" and not self.is_mindie:
+            raise ValueError("attention.q_scale 'head' is offered in the ecosystem's format only; use 'token'")
+        if self.attention and self.attention.p == "int8" and not self.is_mindie:
+            raise ValueError("attention.p 'int8' is offered in the ecosystem's format only; use 'int16' or 'uint8'")
+        if self.attention and not 0 <= self.attention.positions <= 4096:
+            raise ValueError("attention.positions must lie between 0 and 4096")
+        return self
+
+    @property
+    def is_mindie(self) -> bool:
+        """Whether the result is in the ecosystem's own format, tensor for tensor."""
+        return self.attention == _MINDIE_ATTENTION and (
+            self.linear is not None
+            and self.linear.activation == "tensor"
+            and not self.linear.rotate_residual
+            and not self.linear.rotate_down
+        )
+
+
+_MINDIE_ATTENTION = AttentionRecipe(
+    kv_scale="head",
+    q_scale="head",
+    center=False,
+    equalize=False,
+    rotate=False,
+    rotate_v=False,
+    p="int8",
+    positions=0,
+)
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="default"),
+        Recipe(name="static", attention=AttentionRecipe(kv_scale="channel")),
+        Recipe(name="attention-only", linear=None),
+        Recipe(
+            name="mindie",
+            attention=_MINDIE_ATTENTION,
+            linear=LinearRecipe(
+                activation="tensor",
+                rotate_residual=False,
+                rotate_down=False,
+                float_layers=("*.mlp.down_proj", "lm_head"),
+            ),
+        ),
+    )
+}
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """The recipe of that name, or the one in that JSON file.
+
+    Raises:
+        UsageError: there is no such recipe, or the file holds none.
+    """
+    if name_or_path in RECIPES:
+        return RECIPES[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise UsageError(
+            f"There is no recipe {name_or_path!r}: name one of {', '.join(RECIPES)}, or a JSON file with a recipe."
+        )
+    try:
+        return Recipe.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors())
+        raise UsageError(f"{path} is not a recipe: {faults}.") from None

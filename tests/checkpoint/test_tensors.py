@@ -1,0 +1,489 @@
+"""TensorFiles: what is sound loads, what is hostile is refused, quickly, and never with another kind of error."""
+
+import json
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from faquant.checkpoint import files as files_module
+from faquant.checkpoint.tensors import MAX_HEADER_BYTES, TensorFiles
+from faquant.errors import CheckpointError, FaquantError, UnsupportedError
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+A = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+QUANT = "quant_model_weight_w8a8"
+
+
+def raw(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data
+
+
+def put(directory: Path, content: bytes, name: str = "model.safetensors") -> Path:
+    (directory / name).write_bytes(content)
+    return directory
+
+
+def put_index(directory: Path, weight_map: Any, name: str = "model.safetensors.index.json") -> None:
+    (directory / name).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def put_parts(directory: Path, stem: str = "model", index: str = ".safetensors.index.json") -> dict[str, torch.Tensor]:
+    tensors = {"x": torch.arange(6).reshape(2, 3), "y": torch.ones(3, dtype=torch.bfloat16), "z": torch.tensor(2.5)}
+    names = [f"{stem}-{i:05}-of-00002.safetensors" for i in (1, 2)]
+    save_file({"x": tensors["x"]}, directory / names[0])
+    save_file({"y": tensors["y"], "z": tensors["z"]}, directory / names[1])
+    put_index(directory, {"x": names[0], "y": names[1], "z": names[1]}, stem + index)
+    return tensors
+
+
+def check_equal(tensors: TensorFiles, expected: dict[str, torch.Tensor]) -> None:
+    assert set(tensors.names()) == set(expected)
+    for name, tensor in expected.items():
+        assert name in tensors
+        assert tensors.shape(name) == tuple(tensor.shape)
+        assert tensors.dtype(name) == tensor.dtype
+        assert torch.equal(tensors.get(name), tensor)
+    assert tensors.total_bytes == sum(tensor.nbytes for tensor in expected.values())
+
+
+@pytest.mark.parametrize(
+    ("directory", "stem"),
+    [
+        ("float_float32", "model"),
+        ("float_bfloat16", "model"),
+        ("w8a8_fa_fp32_ascendV1", QUANT),
+        ("w8a8_fa_bf16_ascendV1", QUANT),
+    ],
+)
+def test_golden(directory: str, stem: str) -> None:
+    tensors = TensorFiles.open(GOLDEN / directory)
+    assert tensors.stem == stem
+    check_equal(tensors, load_file(GOLDEN / directory / f"{stem}.safetensors"))
+
+
+@pytest.mark.parametrize("stem", ["model", QUANT, f"{QUANT}_dynamic", "quant_model_weights"])
+@pytest.mark.parametrize("index", [".safetensors.index.json", ".index.json"])
+def test_parts(tmp_path: Path, stem: str, index: str) -> None:
+    expected = put_parts(tmp_path, stem, index)
+    check_equal(TensorFiles.open(tmp_path), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float64])
+def test_dtypes_and_odd_alignment(tmp_path: Path, dtype: torch.dtype) -> None:
+    # 3 bytes first, so that what follows is aligned to nothing.
+    size = torch.empty((), dtype=dtype).element_size()
+    code = {1: "U8" if dtype == torch.uint8 else "BOOL", 2: "I16" if dtype == torch.int16 else "F16"}
+    name = code.get(size, "I64" if dtype == torch.int64 else "F64")
+    header = {
+        "odd": {"dtype": "I8", "shape": [3], "data_offsets": [0, 3]},
+        "t": {"dtype": name, "shape": [2, 2], "data_offsets": [3, 3 + 4 * size]},
+    }
+    expected = torch.tensor([[0, 1], [1, 0]], dtype=dtype)
+    data = b"\1\2\3" + bytes(expected.view(torch.uint8).flatten().tolist())
+    tensors = TensorFiles.open(put(tmp_path, raw(header, data)))
+    assert torch.equal(tensors.get("t"), expected)
+    assert tensors.get("odd").tolist() == [1, 2, 3]
+
+
+def test_empty_tensor_and_scalar(tmp_path: Path) -> None:
+    expected = {"empty": torch.empty(0, 4), "scalar": torch.tensor(3.0)}
+    save_file(expected, tmp_path / "model.safetensors")
+    check_equal(TensorFiles.open(tmp_path), expected)
+
+
+def test_memory_is_its_own(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(4)}, tmp_path / "model.safetensors")
+    tensors = TensorFiles.open(tmp_path)
+    tensors.get("a").fill_(7)
+    assert tensors.get("a").eq(0).all()
+
+
+def test_absent_tensor(tmp_path: Path) -> None:
+    tensors = TensorFiles.open(put(tmp_path, raw(A, bytes(8))))
+    for ask in (tensors.get, tensors.shape, tensors.dtype):
+        with pytest.raises(CheckpointError, match=r"'model.*no tensor 'b'|no tensor 'b'.*'model'"):
+            ask("b")
+    assert "b" not in tensors
+
+
+HOSTILE = {
+    "empty": b"",
+    "seven_bytes": bytes(7),
+    "no_header": bytes(8),
+    "header_beyond_file": struct.pack("<Q", 1 << 62) + b"{}",
+    "header_negative": b"\xff" * 9,
+    "truncated": raw(A, bytes(4)),
+    "trailing": raw(A, bytes(12)),
+    "overlap": raw({**A, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, bytes(12)),
+    "same_bytes": raw({**A, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+    "hole": raw({**A, "b": {"dtype": "F32", "shape": [2], "data_offsets": [12, 20]}}, bytes(20)),
+    "reversed": raw({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, bytes(8)),
+    "wrong_shape": raw({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)),
+    "negative_shape": raw({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, bytes(8)),
+    "overflow": raw({"a": {"dtype": "F32", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 8]}}, bytes(8)),
+    "overflow_times_zero": raw({"a": {"dtype": "F32", "shape": [0, 1 << 63], "data_offsets": [0, 0]}}),
+    "huge_times_zero": raw({"a": {"dtype": "F32", "shape": [0, 1 << 62], "data_offsets": [0, 0]}}),
+    "key_twice": raw(b"{%s,%s}" % ((json.dumps(A)[1:-1].encode(),) * 2), bytes(8)),
+    "field_twice": raw(b'{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
+    "unknown_dtype": raw({"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+    "not_utf8": raw(b'{"\xff":1}'),
+    "lone_surrogate": raw(b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
+    "list": raw(b"[]"),
+    "nested_lists": raw(b"[" * 1_000_000),
+    "nested_objects": raw(b'{"a":' * 500_000),
+    "pickle": b"\x80\x04\x95" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_file(tmp_path: Path, name: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        TensorFiles.open(put(tmp_path, HOSTILE[name]))
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("length", [MAX_HEADER_BYTES + 1, 99_000_000, 50 << 30])
+def test_sparse_file_with_a_large_header(tmp_path: Path, length: int) -> None:
+    put(tmp_path, struct.pack("<Q", length) + b"{")
+    os.truncate(tmp_path / "model.safetensors", 100 << 30)
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="header"):
+        TensorFiles.open(tmp_path)
+    assert time.monotonic() - start < 2
+
+
+def test_header_of_zeros_as_large_as_is_read(tmp_path: Path) -> None:
+    put(tmp_path, struct.pack("<Q", MAX_HEADER_BYTES))
+    os.truncate(tmp_path / "model.safetensors", 100 << 30)
+    with pytest.raises(CheckpointError):
+        TensorFiles.open(tmp_path)
+
+
+def test_no_memory_for_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = TensorFiles.open(put(tmp_path, raw(A, bytes(8))))
+
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("not enough memory: you tried to allocate")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(CheckpointError, match="'a' of 8 bytes has no room in memory"):
+        tensors.get("a")
+
+
+def test_largest_header_that_is_read_is_quick(tmp_path: Path) -> None:
+    entries = {f"model.layers.{i}.weight": {"dtype": "I8", "shape": [0], "data_offsets": [0, 0]} for i in range(48_000)}
+    content = raw(entries)
+    assert MAX_HEADER_BYTES * 0.9 < len(content) <= MAX_HEADER_BYTES
+    assert len(TensorFiles.open(put(tmp_path, content))) == len(entries)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "C64", "U16", "U32", "U64"])
+def test_unsupported_dtype(tmp_path: Path, dtype: str) -> None:
+    size = 8 if dtype in ("C64", "U64") else 4 if dtype == "U32" else 2 if dtype == "U16" else 1
+    header = {
+        "odd": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]},
+        "fine": {"dtype": "I8", "shape": [1], "data_offsets": [2 * size, 2 * size + 1]},
+    }
+    tensors = TensorFiles.open(put(tmp_path, raw(header, bytes(2 * size + 1))))
+    for ask in (tensors.get, tensors.dtype):
+        with pytest.raises(UnsupportedError, match=rf"model\.safetensors: tensor 'odd' has dtype {dtype}"):
+            ask("odd")
+    assert tensors.shape("odd") == (2,)
+    assert tensors.get("fine").tolist() == [0]
+
+
+def test_truncated_after_opening(tmp_path: Path) -> None:
+    tensors = TensorFiles.open(put(tmp_path, raw(A, bytes(8))))
+    os.truncate(tmp_path / "model.safetensors", 20)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor 'a'.*changed"):
+        tensors.get("a")
+
+
+def test_truncated_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = TensorFiles.open(put(tmp_path, raw(A, bytes(8))))
+    whole = os.fstat
+
+    def truncate_next(descriptor: int) -> os.stat_result:
+        status = whole(descriptor)
+        os.truncate(tmp_path / "model.safetensors", 20)
+        return status
+
+    monkeypatch.setattr(os, "fstat", truncate_next)
+    with pytest.raises(CheckpointError, match=r"tensor 'a'.*ends too early"):
+        tensors.get("a")
+
+
+def test_removed_or_replaced_after_opening(tmp_path: Path) -> None:
+    tensors = TensorFiles.open(put(tmp_path, raw(A, bytes(8))))
+    path = tmp_path / "model.safetensors"
+    path.unlink()
+    with pytest.raises(CheckpointError, match="'a'"):
+        tensors.get("a")
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="'a'"):
+        tensors.get("a")
+
+
+def put_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def put_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def put_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def put_dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [put_fifo, put_device, put_directory, put_loop, put_dangling])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_no_regular_file(tmp_path: Path, make: Callable[[Path], None], name: str) -> None:
+    make(tmp_path / name)
+    with pytest.raises(CheckpointError, match=name):
+        TensorFiles.open(tmp_path)
+
+
+@pytest.mark.parametrize("make", [put_fifo, put_directory, put_dangling])
+def test_part_is_no_regular_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    put_parts(tmp_path)
+    part = tmp_path / "model-00002-of-00002.safetensors"
+    part.unlink()
+    make(part)
+    with pytest.raises(CheckpointError, match=part.name):
+        TensorFiles.open(tmp_path)
+
+
+def test_symlink_out_of_the_directory(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    put(outside, raw(A, bytes(8)))
+    (inside / "model.safetensors").symlink_to("../out/model.safetensors")
+    with pytest.raises(CheckpointError, match="leads out"):
+        TensorFiles.open(inside)
+
+
+def test_symlink_inside_and_symlinked_directory(tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    put(inside, raw(A, bytes(8)), "weights.data")
+    (inside / "model.safetensors").symlink_to("weights.data")
+    (tmp_path / "link").symlink_to("in")
+    assert TensorFiles.open(tmp_path / "link").get("a").tolist() == [0, 0]
+
+
+def test_hugging_face_cache(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "models--x" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    put(blobs, raw(A, bytes(8)), "0123")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/0123")
+    assert TensorFiles.open(snapshot).names() == ["a"]
+    (snapshot / "model.safetensors").unlink()
+    put(tmp_path, raw(A, bytes(8)))
+    (snapshot / "model.safetensors").symlink_to("../../../model.safetensors")
+    with pytest.raises(CheckpointError, match="leads out"):
+        TensorFiles.open(snapshot)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../out.safetensors",
+        "/etc/passwd",
+        "sub/x.safetensors",
+        "..",
+        "",
+        ".",
+        "x\0.safetensors",
+        "x.bin",
+        "a\\b.safetensors",
+        3,
+    ],
+)
+def test_index_with_paths(tmp_path: Path, name: object) -> None:
+    (tmp_path / "in").mkdir()
+    put(tmp_path, raw(A, bytes(8)), "out.safetensors")
+    put_index(tmp_path / "in", {"a": name})
+    with pytest.raises(CheckpointError, match="plain name"):
+        TensorFiles.open(tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"weight_map":[]}',
+        b'{"weight_map":{}}',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"weight_map":{"a":"b","a":"c"}}',
+    ],
+)
+def test_index_that_is_none(tmp_path: Path, content: bytes) -> None:
+    put(tmp_path, content, "model.safetensors.index.json")
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        TensorFiles.open(tmp_path)
+
+
+def test_index_of_absurd_size(tmp_path: Path) -> None:
+    put(tmp_path, b"{", "model.safetensors.index.json")
+    os.truncate(tmp_path / "model.safetensors.index.json", 100 << 30)
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="larger than"):
+        TensorFiles.open(tmp_path)
+    assert time.monotonic() - start < 2
+
+
+def test_index_contradictions(tmp_path: Path) -> None:
+    put_parts(tmp_path)
+    first, second = (f"model-{i:05}-of-00002.safetensors" for i in (1, 2))
+    cases: list[tuple[dict[str, str], str]] = [
+        ({"x": first, "y": second}, "'z'"),  # a part holds more than the index says
+        ({"x": first, "y": second, "z": second, "lost": first}, "'lost'"),
+        ({"x": second, "y": second, "z": first}, "'x'"),
+        ({"x": first}, "'model-00002-of-00002.safetensors', which .* does not name"),
+        ({"x": first, "y": second, "z": second, "w": "model-00003-of-00002.safetensors"}, "00003-of-00002.* not exist"),
+    ]
+    for weight_map, message in cases:
+        put_index(tmp_path, weight_map)
+        with pytest.raises(CheckpointError, match=message):
+            TensorFiles.open(tmp_path)
+
+
+def test_tensor_in_two_parts(tmp_path: Path) -> None:
+    names = [f"model-{i:05}-of-00002.safetensors" for i in (1, 2)]
+    save_file({"a": torch.zeros(2)}, tmp_path / names[0])
+    save_file({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / names[1])
+    put_index(tmp_path, {"a": names[0], "b": names[1]})
+    with pytest.raises(CheckpointError, match=r"'a'.*00001-of-00002.*00002-of-00002"):
+        TensorFiles.open(tmp_path)
+
+
+def test_parts_without_index(tmp_path: Path) -> None:
+    put_parts(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"index\.json.*Fetch the index"):
+        TensorFiles.open(tmp_path)
+    put(tmp_path, raw(A, bytes(8)))  # beside a whole file, the parts are left over
+    with pytest.raises(CheckpointError, match=r"00001-of-00002"):
+        TensorFiles.open(tmp_path)
+
+
+def test_whole_file_beside_parts(tmp_path: Path) -> None:
+    put_parts(tmp_path)
+    put(tmp_path, raw(A, bytes(8)))
+    with pytest.raises(CheckpointError, match=r"'model\.safetensors', which .* does not name"):
+        TensorFiles.open(tmp_path)
+
+
+def test_two_indexes(tmp_path: Path) -> None:
+    put_parts(tmp_path)
+    put_parts(tmp_path, "model", ".index.json")
+    with pytest.raises(CheckpointError, match="two indexes"):
+        TensorFiles.open(tmp_path)
+
+
+def test_two_families(tmp_path: Path) -> None:
+    put(tmp_path, raw(A, bytes(8)))
+    put(tmp_path, raw({"q": A["a"]}, bytes(8)), f"{QUANT}.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{QUANT}\* and model\*"):
+        TensorFiles.open(tmp_path)
+    (tmp_path / "quant_model_description.json").write_text("{}")
+    assert TensorFiles.open(tmp_path).names() == ["q"]
+    put(tmp_path, raw(A, bytes(8)), "quant_model_weights.safetensors")
+    with pytest.raises(CheckpointError, match="several models"):
+        TensorFiles.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "model.pkl"])
+def test_pickles_are_refused(tmp_path: Path, name: str) -> None:
+    put(tmp_path, b"\x80\x04.", name)
+    with pytest.raises(UnsupportedError, match=rf"{name}.*run code.*safetensors"):
+        TensorFiles.open(tmp_path)
+
+
+def test_pickles_beside_safetensors_are_ignored(tmp_path: Path) -> None:
+    put(tmp_path, b"\x80\x04.", "pytorch_model.bin")
+    assert TensorFiles.open(put(tmp_path, raw(A, bytes(8)))).names() == ["a"]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        TensorFiles.open(tmp_path)
+    with pytest.raises(CheckpointError, match="No such file"):
+        TensorFiles.open(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="Not a directory"):
+        TensorFiles.open(tmp_path / "file")
+
+
+def test_read_object_of_another_size(tmp_path: Path) -> None:
+    put(tmp_path, b'{"a": 1}', "x.json")
+    assert files_module.read_object(tmp_path, "x.json", limit=8) == {"a": 1}
+    with pytest.raises(CheckpointError, match="larger than 7"):
+        files_module.read_object(tmp_path, "x.json", limit=7)
+
+
+SOUND = raw(
+    {
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]},
+        "b": {"dtype": "I8", "shape": [3], "data_offsets": [8, 11]},
+        "c": {"dtype": "F16", "shape": [], "data_offsets": [11, 13]},
+    },
+    bytes(range(13)),
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    flips=st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), max_size=4),
+    length=st.integers(0, len(SOUND) + 4),
+)
+@example(flips=[], length=len(SOUND))
+def test_damaged_file_loads_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]], length: int
+) -> None:
+    content = bytearray(SOUND)
+    for position, value in flips:
+        content[position] = value
+    directory = tmp_path_factory.mktemp("damaged")
+    put(directory, bytes(content[:length]).ljust(length, b"\0"))
+    try:
+        tensors = TensorFiles.open(directory)
+        for name in tensors.names():
+            assert tuple(tensors.get(name).shape) == tensors.shape(name)
+    except FaquantError:
+        assert length != len(SOUND) or bytes(content) != SOUND
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200))
+def test_noise_is_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    directory = tmp_path_factory.mktemp("noise")
+    with pytest.raises(CheckpointError):
+        TensorFiles.open(put(directory, content))
