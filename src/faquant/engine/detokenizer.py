@@ -1,0 +1,109 @@
+"""Text from a stream of tokens, given out as soon as no later token can change it."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_REPLACEMENT = "\ufffd"
+_LONG_WINDOW = 16
+_LOCAL_STEPS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip"}
+
+
+class IncrementalDecoder:
+    """Text of a token stream, piece by piece; all pieces and `flush` together equal `Tokenizer.decode` of all ids.
+
+    What a later token could still change is held back: an unfinished UTF-8 character, and a run of byte tokens
+    (<0xE2> and so on) until it ends, since one wrong byte changes how the whole run is read. Each push decodes a few
+    tokens only: those not yet final, after some that take up what a decoder strips from the beginning of a text. With
+    a kind of decoder that cannot be cut like this, all text comes from `flush`.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        steps = list(_flat(tokenizer.decoder_description))
+        kinds = {step.get("type") for step in steps}
+        self._byte_level = "ByteLevel" in kinds
+        self._byte_fallback = "ByteFallback" in kinds
+        self._streams = _can_stream(steps)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._first: list[int] = []  # decoded before the window, its text cut off again
+        self._first_length = 0
+        self._window: list[int] = []
+        self._emitted = 0  # characters of the window's text that have been returned
+
+    def push(self, token_id: int) -> str:
+        """Take one more token; return the text that became final, often one word, sometimes nothing."""
+        token = self._tokenizer.token_text(token_id)
+        if token is None or (self._skip and token_id in self._tokenizer.special_token_ids):
+            return ""
+        self._window.append(token_id)
+        if not self._streams or (self._byte_fallback and _BYTE_TOKEN.fullmatch(token)):
+            return ""
+        text = self._window_text()
+        unfinished = self._byte_level and text.endswith(_REPLACEMENT)
+        final = text[:-1] if unfinished else text
+        piece = final[self._emitted :]
+        self._emitted = len(final)
+        if not unfinished:
+            self._close_window()
+        elif len(self._window) > _LONG_WINDOW:
+            self._shorten_window(text)
+        return piece
+
+    def flush(self) -> str:
+        """The stream has ended: return what was held back. A new stream may begin afterwards."""
+        rest = self._window_text()[self._emitted :] if self._window else ""
+        self._reset()
+        return rest
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, self._skip)
+
+    def _window_text(self) -> str:
+        return self._decode(self._first + self._window)[self._first_length :]
+
+    def _close_window(self) -> None:
+        if not self._first_length:
+            tokens = self._first + self._window
+            # The shortest end that gives text does: a long one would be decoded again with each token.
+            self._first = next((tokens[-n:] for n in range(1, len(tokens)) if self._decode(tokens[-n:])), tokens)
+            self._first_length = len(self._decode(self._first))
+        self._window, self._emitted = [], 0
+
+    def _shorten_window(self, text: str) -> None:
+        # So many bytes that are no UTF-8; three of them at most still wait for more. Where both parts together give
+        # the same text, the cut goes through no character.
+        cut = len(self._window) - 4
+        head, tail = self._window[:cut], self._window[cut:]
+        tail_text = self._decode(tail)
+        if self._decode(self._first + head)[self._first_length :] + tail_text == text:
+            self._window = head
+            self._close_window()
+            self._window, self._emitted = tail, len(tail_text) - 1
+
+
+def _can_stream(steps: list[Mapping[str, Any]]) -> bool:
+    fused = False
+    for step in steps:
+        kind = step.get("type")
+        if kind not in _LOCAL_STEPS or step.get("stop") or (fused and kind not in ("Fuse", "Strip")):
+            return False
+        fused = fused or kind in ("Fuse", "ByteLevel")
+    return True
+
+
+def _flat(decoder: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if decoder is None:
+        return
+    if decoder.get("type") == "Sequence":
+        for step in decoder.get("decoders", ()):
+            yield from _flat(step)
+    else:
+        yield decoder

@@ -1,0 +1,298 @@
+"""Sampling against the logits processors of transformers, and as a distribution."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from faquant.engine.sampling import Sampler, SamplingParams, distribution, log_probabilities, penalized, sample, uniform
+from faquant.errors import FaquantError, UsageError
+
+INF = math.inf
+NAN = math.nan
+
+
+def transformers_probabilities(logits: torch.Tensor, params: SamplingParams, history: list[int]) -> torch.Tensor:
+    """What transformers makes of logits [vocab]: probabilities [vocab], computed in float64 to keep rounding out."""
+    scores, ids = logits.double()[None], torch.tensor([history], dtype=torch.long)
+    if params.repetition_penalty != 1.0 and history:
+        scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
+    scores = TemperatureLogitsWarper(params.temperature)(ids, scores)
+    if params.top_k > 0:
+        scores = TopKLogitsWarper(params.top_k)(ids, scores)
+    if params.top_p < 1.0:
+        scores = TopPLogitsWarper(params.top_p)(ids, scores)
+    if params.min_p > 0.0:
+        scores = MinPLogitsWarper(params.min_p)(ids, scores)
+    return torch.softmax(scores[0], 0)
+
+
+def our_probabilities(logits: torch.Tensor, params: SamplingParams, history: list[int]) -> torch.Tensor:
+    ids, probabilities = distribution(penalized(logits.numpy(), params.repetition_penalty, history), params)
+    assert ids.tolist() == sorted(ids.tolist())
+    everywhere = torch.zeros(logits.numel(), dtype=torch.float64)
+    return everywhere.index_copy(0, torch.from_numpy(ids), torch.from_numpy(probabilities))
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.floats(0.05, 5.0),
+    top_k=st.sampled_from([-1, 0, 1, 2, 5, 40, 10_000]),
+    top_p=st.one_of(st.just(1.0), st.floats(0.01, 1.0)),
+    min_p=st.one_of(st.just(0.0), st.floats(0.0, 1.0)),
+    repetition_penalty=st.one_of(st.just(1.0), st.floats(0.5, 2.0)),
+)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 2, 63, 64, 65, 300, 5000]),
+    params=PARAMS,
+    history=st.lists(st.integers(0, 299), max_size=8),
+    ruled_out=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_kept_tokens_and_probabilities_equal_transformers(
+    seed: int, size: int, params: SamplingParams, history: list[int], ruled_out: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, generator=generator) * 3
+    if ruled_out:
+        logits[torch.randperm(size, generator=generator)[: size // 2]] = -INF
+    history = [token for token in history if token < size]
+    ours, theirs = our_probabilities(logits, params, history), transformers_probabilities(logits, params, history)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    # A weight below what float64 holds counts as ruled out here.
+    assert torch.equal(ours > 0, theirs > 0)
+
+
+@given(values=st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=40), params=PARAMS)
+@settings(max_examples=200, deadline=None)
+def test_ties_keep_as_many_tokens_as_transformers(values: list[float], params: SamplingParams) -> None:
+    logits = torch.tensor(values)
+    ours, theirs = our_probabilities(logits, params, []), transformers_probabilities(logits, params, [])
+    if params.top_p == 1.0:
+        torch.testing.assert_close(ours, theirs)
+    else:  # which of equal tokens top-p keeps differs, never how many of which weight
+        torch.testing.assert_close(ours.sort().values, theirs.sort().values)
+
+
+def test_ties_at_the_edge_of_top_p_go_to_the_lower_ids() -> None:
+    ids, probabilities = distribution(np.array([0.0, 1.0, 1.0, 1.0, 1.0]), SamplingParams(top_p=0.3))
+    assert ids.tolist() == [1, 2]
+    assert probabilities.tolist() == [0.5, 0.5]
+
+
+def test_ties_at_the_edge_of_top_k_all_stay() -> None:
+    ids, _ = distribution(np.array([3.0, 1.0, 1.0, 0.0, 1.0]), SamplingParams(top_k=2))
+    assert ids.tolist() == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999, 0.9999999])
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 4.0])
+def test_nucleus_of_a_large_vocabulary_equals_a_full_sort(top_p: float, scale: float) -> None:
+    logits = torch.randn(50_000, generator=torch.Generator().manual_seed(3)) * scale
+    ids, _ = distribution(logits.numpy(), SamplingParams(top_p=top_p))
+    weights = torch.softmax(logits.double(), 0)
+    order = torch.sort(weights, descending=True, stable=True)
+    before = torch.cat((torch.zeros(1), torch.cumsum(order.values, 0)[:-1]))
+    assert ids.tolist() == order.indices[before < top_p].sort().values.tolist()
+
+
+@given(values=st.lists(st.sampled_from([-INF, -1.0, 0.0, 2.0]), min_size=1, max_size=30))
+def test_greedy_takes_the_lowest_of_the_best(values: list[float]) -> None:
+    if max(values) == -INF:
+        return
+    logits = torch.tensor(values)
+    params = SamplingParams(temperature=0, top_k=3, top_p=0.5, min_p=0.5)
+    assert sample(logits, params, [], 0.999) == values.index(max(values))
+
+
+def test_greedy_obeys_the_repetition_penalty() -> None:
+    logits = torch.tensor([2.0, 1.9, -1.0])
+    params = SamplingParams(temperature=0, repetition_penalty=1.5)
+    assert sample(logits, params, [], 0.0) == 0
+    assert sample(logits, params, [0, 0, 2, 99, -1], 0.0) == 1
+    assert logits.tolist() == torch.tensor([2.0, 1.9, -1.0]).tolist()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.7, top_k=6),
+        SamplingParams(temperature=1.5, top_p=0.8),
+        SamplingParams(min_p=0.2),
+    ],
+)
+def test_frequencies_match_the_distribution(params: SamplingParams) -> None:
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(1)) * 1.5
+    draws = 5_000
+    counts = torch.zeros(12, dtype=torch.float64)
+    for step in range(draws):
+        counts[sample(logits, params, [], uniform(11, step))] += 1
+    wanted = our_probabilities(logits, params, []) * draws
+    assert counts[wanted == 0].sum() == 0
+    kept = wanted > 0
+    chi_square = float(((counts[kept] - wanted[kept]) ** 2 / wanted[kept]).sum())
+    freedom = int(kept.sum()) - 1
+    assert chi_square < freedom + 4 * math.sqrt(2 * freedom)  # four standard deviations
+
+
+@given(seed=st.integers(-(2**63), 2**64 - 1), step=st.integers(0, 2**40))
+def test_uniform_is_a_function_into_the_unit_interval(seed: int, step: int) -> None:
+    assert 0.0 <= uniform(seed, step) < 1.0
+    assert uniform(seed, step) == uniform(seed, step)
+
+
+def test_uniform_numbers_are_uniform_over_steps_and_seeds() -> None:
+    for numbers in ([uniform(5, step) for step in range(10_000)], [uniform(seed, 0) for seed in range(10_000)]):
+        counts = torch.histc(torch.tensor(numbers), 20, 0.0, 1.0)
+        assert float(((counts - 500) ** 2 / 500).sum()) < 19 + 4 * math.sqrt(38)
+        assert len(set(numbers)) == 10_000
+
+
+def test_the_draws_of_a_seed_stay_what_they_are() -> None:
+    sampler = Sampler(SamplingParams(seed=1234))
+    assert [sampler.sample(torch.zeros(100)) for _ in range(8)] == [int(uniform(1234, n) * 100) for n in range(8)]
+    assert uniform(1234, 0) == 0.7522309183959237
+
+
+def test_a_request_depends_on_nothing_beside_it() -> None:
+    rows = torch.randn(20, 500, generator=torch.Generator().manual_seed(0))
+    params = SamplingParams(seed=7, top_p=0.95, repetition_penalty=1.2)
+    alone = Sampler(params, [1, 2, 3])
+    tokens = [alone.sample(row) for row in rows]
+    beside, neighbour = Sampler(params, [1, 2, 3]), Sampler(SamplingParams(seed=8))
+    again = []
+    for index, row in enumerate(rows):
+        torch.manual_seed(index)
+        neighbour.sample(torch.stack((row, row * 2))[1])
+        again.append(beside.sample(torch.stack((row * 3, row))[1]))
+    assert again == tokens
+    assert [Sampler(SamplingParams(seed=8)).sample(row) for row in rows] != tokens
+
+
+def test_sampling_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    Sampler(SamplingParams()).sample(torch.zeros(50))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    logits = torch.randn(151_936, generator=torch.Generator().manual_seed(2)) * 2
+    params = [SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(top_k=50), SamplingParams(min_p=0.01)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 3, 8):
+            torch.set_num_threads(threads)
+            results.append([distribution(logits.numpy(), one) for one in params])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for (ids, weights), (other_ids, other_weights) in zip(results[0], other, strict=True):
+            assert np.array_equal(ids, other_ids)
+            assert np.array_equal(weights, other_weights)
+
+
+def test_without_a_seed_requests_differ() -> None:
+    samplers = [Sampler(SamplingParams()) for _ in range(4)]
+    assert len({sampler.seed for sampler in samplers}) == 4
+    replay = Sampler(SamplingParams(seed=samplers[0].seed))
+    assert [samplers[0].sample(torch.zeros(999)) for _ in range(5)] == [
+        replay.sample(torch.zeros(999)) for _ in range(5)
+    ]
+
+
+@pytest.mark.parametrize("point", [0.0, 0.25, 0.5, 1.0 - 2.0**-53])
+def test_a_token_ruled_out_is_never_drawn(point: float) -> None:
+    logits = torch.tensor([-INF, 0.0, -INF, -1000.0, 0.0, -INF])
+    assert sample(logits, SamplingParams(), [], point) in (1, 4)
+    assert sample(logits, SamplingParams(temperature=1e-300), [], point) in (1, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_any_float_dtype_is_taken(dtype: torch.dtype) -> None:
+    assert sample(torch.tensor([0.0, 50.0], dtype=dtype), SamplingParams(), [], 0.5) == 1
+
+
+@pytest.mark.parametrize("values", [[NAN, 1.0], [1.0, NAN], [INF, 1.0], [-INF, -INF], []])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_distribution_are_refused(values: list[float], temperature: float) -> None:
+    with pytest.raises(FaquantError, match="no usable logits"):
+        sample(torch.tensor(values), SamplingParams(temperature=temperature), [], 0.5)
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(1, 5), torch.zeros(5, dtype=torch.long)])
+def test_logits_of_the_wrong_kind_are_refused(logits: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match="one row of floats"):
+        sample(logits, SamplingParams(), [], 0.5)
+
+
+@pytest.mark.parametrize("point", [1.0, -0.1, NAN])
+def test_a_point_outside_the_interval_is_refused(point: float) -> None:
+    with pytest.raises(UsageError, match="uniform must be"):
+        sample(torch.zeros(5), SamplingParams(), [], point)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("temperature", value) for value in (-0.1, NAN, INF, "1", True, None, 10**400)),
+        *(("top_p", value) for value in (0.0, -0.5, 1.1, NAN, "0.5")),
+        *(("min_p", value) for value in (-0.1, 1.1, NAN)),
+        *(("repetition_penalty", value) for value in (0.0, -1.0, NAN, INF, 1000.0)),
+        *(("top_k", value) for value in (-2, 1.5, True, 10**40)),
+        *(("max_tokens", value) for value in (0, -1, 1.0, None)),
+        *(("seed", value) for value in (1.5, "1", 2**64, -(2**63) - 1, True)),
+        *(("logprobs", value) for value in (-1, 21, 1.0, True)),
+        *(("stop", value) for value in ("", [""], [1], 5, None, {"a"}, b"x")),
+        *(("ignore_eos", value) for value in (1, "no", None)),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"^{field} must be .* not "):
+        SamplingParams(**{field: value})
+
+
+def test_a_number_that_python_does_not_print_is_refused_too() -> None:
+    with pytest.raises(UsageError, match="a larger number"):
+        SamplingParams(top_k=10**6000)
+
+
+@pytest.mark.parametrize("stop", [["x"] * 65, "x" * 1025])
+def test_too_much_to_stop_at_is_refused(stop: Any) -> None:
+    with pytest.raises(UsageError, match="at most 64 strings of 1024"):
+        SamplingParams(stop=stop)
+
+
+def test_values_are_normalised() -> None:
+    params = SamplingParams(temperature=1, top_k=-1, stop="END", seed=0)  # type: ignore[arg-type]
+    assert isinstance(params.temperature, float)
+    assert params.stop == ("END",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+    assert hash(SamplingParams()) == hash(SamplingParams())
+
+
+def test_log_probabilities_are_those_of_the_model() -> None:
+    logits = torch.tensor([1.0, 3.0, -INF, 3.0, 2.0])
+    logs = torch.log_softmax(logits.double(), 0).tolist()
+    assert log_probabilities(logits, 0, 0) == (pytest.approx(logs[0]), [])
+    ruled_out, top = log_probabilities(logits, 2, 3)
+    assert ruled_out == -INF
+    assert [token for token, _ in top] == [1, 3, 4]
+    assert [value for _, value in top] == pytest.approx([logs[1], logs[3], logs[4]])
+    assert [token for token, _ in log_probabilities(logits, 0, 1)[1]] == [1]
+    assert len(log_probabilities(logits, 0, 20)[1]) == 5
