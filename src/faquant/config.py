@@ -1,9 +1,8 @@
 """ModelConfig: what config.json says about a model, checked once, as plain data."""
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,17 @@ MODEL_TYPES = {
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_CONFIG_BYTES = 4 << 20
+MAX_LAYERS = 4096
+_LARGEST_INTEGER = (1 << 31) - 1
+_LARGEST_NUMBER = 1e18
+_SMALLEST_NUMBER = 1e-18  # between these, no product or quotient of RoPE's parameters overflows
 
 
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding as in config.json's `rope_parameters` (or `rope_theta` and `rope_scaling`).
 
-    `original_max_position` is in tokens.
+    `original_max_position` is in tokens. What the type does not use has its default.
     """
 
     rope_type: str
@@ -79,9 +82,13 @@ def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
         CheckpointError: the file is missing, larger than `limit` bytes, or no JSON object.
     """
     try:
-        if path.stat().st_size > limit:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file. Put the file itself there.")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
             raise CheckpointError(f"{path} is larger than {limit} bytes; that is no file of this kind.")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist. Is this a Hugging Face model directory?") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -105,48 +112,28 @@ def load_config(directory: Path) -> ModelConfig:
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
-    """Turn the JSON object of config.json into a ModelConfig; `source` is named in errors."""
-    reader = _Reader(raw, source)
-    if "auto_map" in raw:
-        raise UnsupportedError(
-            f"{source} asks for code of its own (auto_map), which is never run. "
-            "Remove auto_map if the model is a plain Llama, Mistral, Qwen2 or Qwen3."
-        )
-    model_type = reader.text("model_type")
-    if model_type not in MODEL_TYPES:
-        raise UnsupportedError(
-            f"{source}: model_type {model_type!r} is not supported; these are: {', '.join(MODEL_TYPES)}."
-        )
-    architectures = raw.get("architectures")
-    if architectures is not None and MODEL_TYPES[model_type] not in architectures:
-        raise UnsupportedError(
-            f"{source}: architectures {architectures!r} does not name {MODEL_TYPES[model_type]}, "
-            f"the causal language model of model_type {model_type!r}."
-        )
-    if reader.text("hidden_act", "silu") != "silu":
-        raise UnsupportedError(f"{source}: hidden_act {raw['hidden_act']!r} is not supported; only silu is.")
-    if reader.number("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedError(f"{source}: partial_rotary_factor other than 1 is not supported.")
+    """Turn the JSON object of config.json into a ModelConfig; `source` is named in errors.
 
+    A key that is missing has transformers' default, unless tensors have their shape from it.
+
+    Raises: as load_config.
+    """
+    reader = _Reader(raw, source)
+    model_type = _model_type(reader)
     heads = reader.integer("num_attention_heads")
-    kv_heads = reader.integer("num_key_value_heads", heads)
+    # transformers has other defaults for the other types; a model without the key is more likely damaged.
+    named = model_type == "llama" or "num_key_value_heads" in raw
+    kv_heads = reader.integer("num_key_value_heads", heads if named else None)
     hidden = reader.integer("hidden_size")
     if heads % kv_heads:
         raise CheckpointError(
             f"{source}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})."
         )
-    if raw.get("head_dim") is None and hidden % heads:
-        raise CheckpointError(
-            f"{source}: hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads}), "
-            "and there is no head_dim."
-        )
-    head_dim = reader.integer("head_dim", 0) or hidden // heads
-    if head_dim % 2:
-        raise CheckpointError(f"{source}: head_dim ({head_dim}) must be even, since RoPE turns pairs of channels.")
-    layers = reader.integer("num_hidden_layers")
+    head_dim = _head_dim(reader, model_type, hidden, heads)
+    layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
     max_position = reader.integer("max_position_embeddings")
-    rope = _parse_rope(reader, max_position)
-    bias = reader.flag("attention_bias", model_type == "qwen2")
+    rope = _rope(reader, max_position, head_dim)
+    bias = reader.flag("attention_bias", False) and model_type in ("llama", "qwen3")
     return ModelConfig(
         model_type=model_type,
         vocab_size=reader.integer("vocab_size"),
@@ -157,11 +144,11 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
-        max_position=_scaled_context(rope, max_position),
+        max_position=_scaled_context(rope, max_position, source),
         rope=rope,
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
-        qkv_bias=True if model_type == "qwen2" else bias,
-        o_bias=bias and model_type in ("llama", "qwen3"),
+        qkv_bias=bias or model_type == "qwen2",
+        o_bias=bias,
         mlp_bias=reader.flag("mlp_bias", False) and model_type == "llama",
         qk_norm=model_type == "qwen3",
         sliding_windows=_sliding_windows(reader, model_type, layers),
@@ -171,83 +158,184 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     )
 
 
+def _model_type(reader: "_Reader") -> str:
+    """The model type, if it and all that the configuration asks for beside it are supported."""
+    raw, source = reader.raw, reader.source
+    if raw.get("auto_map"):
+        raise UnsupportedError(
+            f"{source} asks for code of its own (auto_map), which is never run. "
+            "Remove auto_map if the model is a plain Llama, Mistral, Qwen2 or Qwen3."
+        )
+    model_type = reader.text("model_type")
+    if model_type not in MODEL_TYPES:
+        raise UnsupportedError(
+            f"{source}: model_type {_shown(model_type)} is not supported; these are: {', '.join(MODEL_TYPES)}."
+        )
+    architectures = raw.get("architectures")
+    if architectures is not None:
+        if not isinstance(architectures, list):
+            raise reader.wrong("architectures", architectures, "a list of class names")
+        if MODEL_TYPES[model_type] not in architectures:
+            raise UnsupportedError(
+                f"{source}: architectures {_shown(architectures)} does not name {MODEL_TYPES[model_type]}, "
+                f"the causal language model of model_type {model_type!r}."
+            )
+    method = raw.get("quantization_config")
+    if isinstance(method, Mapping) and "quant_method" in method:
+        raise UnsupportedError(
+            f"{source}: the model is quantized already, by {_shown(method['quant_method'])}. "
+            "Start from the checkpoint in bfloat16, float16 or float32."
+        )
+    activation = reader.text("hidden_act", "silu")
+    if activation != "silu":
+        raise UnsupportedError(f"{source}: hidden_act {_shown(activation)} is not supported; only silu is.")
+    reader.refuse_partial_rotary_factor()
+    return model_type
+
+
+def _head_dim(reader: "_Reader", model_type: str, hidden: int, heads: int) -> int:
+    if reader.raw.get("head_dim") is not None or model_type == "qwen3":
+        head_dim = reader.integer("head_dim")
+    elif hidden % heads == 0:
+        head_dim = hidden // heads
+    else:
+        raise CheckpointError(
+            f"{reader.source}: hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads}), "
+            "and there is no head_dim."
+        )
+    if head_dim % 2:
+        raise CheckpointError(
+            f"{reader.source}: head_dim ({head_dim}) must be even, since RoPE turns pairs of channels."
+        )
+    return head_dim
+
+
 def _dtype(reader: "_Reader") -> str:
     name = (reader.text("dtype", "") or reader.text("torch_dtype", "float32")).removeprefix("torch.")
     if name not in DTYPES:
-        raise UnsupportedError(f"{reader.source}: dtype {name!r} is not supported; these are: {', '.join(DTYPES)}.")
+        raise UnsupportedError(
+            f"{reader.source}: dtype {_shown(name)} is not supported; these are: {', '.join(DTYPES)}."
+        )
     return name
 
 
 def _sliding_windows(reader: "_Reader", model_type: str, layers: int) -> tuple[int | None, ...]:
-    window = reader.integer("sliding_window", 0) or None
-    if window is None or model_type == "llama":
-        return (None,) * layers
+    """Each layer's window. Llama has none, whatever the keys say, as in transformers."""
+    window: int | None = None
+    if model_type == "mistral" or (model_type != "llama" and reader.flag("use_sliding_window", False)):
+        named = reader.raw.get("sliding_window", 4096) is not None
+        window = reader.integer("sliding_window", 4096) if named else None
     kinds = reader.raw.get("layer_types")
     if kinds is not None:
-        known = {"full_attention": None, "sliding_attention": window}
-        if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-            raise UnsupportedError(
-                f"{reader.source}: layer_types must list full_attention or sliding_attention for each of the "
-                f"{layers} layers."
-            )
-        return tuple(known[kind] for kind in kinds)
-    if model_type == "mistral":
+        return _windows_of_kinds(reader, model_type, layers, window, kinds)
+    if window is None or model_type == "mistral":
         return (window,) * layers
-    if not reader.flag("use_sliding_window", False):
-        return (None,) * layers
     first = reader.integer("max_window_layers", 28, low=0)
     return tuple(window if layer >= first else None for layer in range(layers))
 
 
-def _scaled_context(rope: RopeConfig, max_position: int) -> int:
+def _windows_of_kinds(
+    reader: "_Reader", model_type: str, layers: int, window: int | None, kinds: Any
+) -> tuple[int | None, ...]:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
+        raise UnsupportedError(
+            f"{reader.source}: layer_types must list full_attention or sliding_attention for each of the "
+            f"{layers} layers."
+        )
+    windows = tuple(None if kind == "full_attention" else window for kind in kinds)
+    if window is None and "sliding_attention" in kinds:
+        raise CheckpointError(
+            f"{reader.source}: layer_types has sliding_attention, but there is no sliding window "
+            "(sliding_window, and for Qwen use_sliding_window)."
+        )
+    if model_type == "mistral" and windows != (window,) * layers:
+        raise UnsupportedError(
+            f"{reader.source}: layer_types differs from sliding_window; Mistral's layers all have the same window."
+        )
+    return windows
+
+
+def _scaled_context(rope: RopeConfig, max_position: int, source: str) -> int:
     """Tokens of context after scaling. Llama 3.1 writes them into config.json; the other kinds write the original's."""
+    scaled = max_position
     if rope.rope_type in ("linear", "dynamic"):
-        return int(max_position * rope.factor)
-    if rope.rope_type == "yarn":
-        return max(max_position, int(rope.original_max_position * rope.factor))
-    return max_position
+        scaled = int(max_position * rope.factor)
+    elif rope.rope_type == "yarn":
+        scaled = max(max_position, int(rope.original_max_position * rope.factor))
+    if scaled > _LARGEST_INTEGER:
+        raise CheckpointError(f"{source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is impossible.")
+    return scaled
 
 
-def _parse_rope(reader: "_Reader", max_position: int) -> RopeConfig:
-    new, old = reader.raw.get("rope_parameters"), reader.raw.get("rope_scaling")
-    table = new if new is not None else old if old is not None else {}
-    if not isinstance(table, Mapping):
-        raise CheckpointError(f"{reader.source}: rope_parameters must be an object, not {table!r}.")
-    rope = _Reader(table, f"{reader.source}, rope parameters")
-    rope_type = rope.text("rope_type", "") or rope.text("type", "default")
+def _rope(reader: "_Reader", max_position: int, head_dim: int) -> RopeConfig:
+    """What the table of either name says; transformers 5 writes `rope_parameters`, older ones `rope_scaling`."""
+    found = []
+    for key in ("rope_parameters", "rope_scaling"):
+        table = reader.raw.get(key)
+        if table is not None and not isinstance(table, Mapping):
+            raise reader.wrong(key, table, "an object")
+        if table:
+            found.append(_rope_of_table(reader, _Reader(table, f"{reader.source}, {key}"), max_position))
+    if not found:
+        found.append(_rope_of_table(reader, _Reader({}, reader.source), max_position))
+    if found[0] != found[-1]:
+        raise CheckpointError(f"{reader.source}: rope_parameters and rope_scaling differ. Remove the wrong one.")
+    if found[0].rope_type == "dynamic" and head_dim < 4:
+        raise CheckpointError(f"{reader.source}: RoPE type 'dynamic' needs a head_dim of at least 4, not {head_dim}.")
+    return found[0]
+
+
+def _rope_of_table(reader: "_Reader", table: "_Reader", max_position: int) -> RopeConfig:
+    if any(isinstance(value, Mapping) for value in table.raw.values()):
+        raise UnsupportedError(f"{table.source}: parameters that differ between kinds of layers are not supported.")
+    rope_type = table.text("rope_type", "") or table.text("type", "default")
     if rope_type not in ROPE_TYPES:
         raise UnsupportedError(
-            f"{reader.source}: RoPE type {rope_type!r} is not supported; these are: {', '.join(ROPE_TYPES)}."
+            f"{table.source}: RoPE type {_shown(rope_type)} is not supported; these are: {', '.join(ROPE_TYPES)}."
         )
-    if rope.number("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedError(f"{reader.source}: partial_rotary_factor other than 1 is not supported.")
-    theta = rope.number("rope_theta", 0.0) or reader.number("rope_theta", 10000.0)
+    table.refuse_partial_rotary_factor()
+    theta = table.number("rope_theta", 0.0) or reader.number("rope_theta", 10000.0)
     if theta <= 1.0:
-        raise CheckpointError(f"{reader.source}: rope_theta must be greater than 1, not {theta}.")
-    factor = 1.0 if rope_type == "default" else rope.number("factor")
+        raise CheckpointError(f"{table.source}: rope_theta must be greater than 1, not {theta}.")
+    rope = RopeConfig(rope_type, theta, original_max_position=max_position)
+    if rope_type == "default":
+        return rope
+    if rope_type in ("yarn", "llama3"):
+        # transformers lets the key outside of the table win.
+        original = reader.integer("original_max_position_embeddings", 0)
+        original = original or table.integer("original_max_position_embeddings", max_position)
+        rope = replace(rope, original_max_position=original)
+    if rope_type == "yarn" and table.raw.get("factor", 1.0) is None:
+        factor = max_position / rope.original_max_position
+    else:
+        factor = table.number("factor")
     if factor < 1.0:
-        raise CheckpointError(f"{reader.source}: the RoPE factor must be at least 1, not {factor}.")
-    original = rope.integer("original_max_position_embeddings", 0)
-    original = original or reader.integer("original_max_position_embeddings", 0)
-    if rope_type == "llama3" and not original:
-        raise CheckpointError(f"{reader.source}: RoPE type llama3 needs original_max_position_embeddings.")
-    low, high = rope.number("low_freq_factor", 1.0), rope.number("high_freq_factor", 4.0)
-    if rope_type == "llama3" and not 0 < low < high:
-        raise CheckpointError(f"{reader.source}: low_freq_factor must be positive and below high_freq_factor.")
-    return RopeConfig(
-        rope_type=rope_type,
-        theta=theta,
-        factor=factor,
-        original_max_position=original or max_position,
-        attention_factor=rope.optional_number("attention_factor"),
-        beta_fast=rope.number("beta_fast", 0.0) or 32.0,
-        beta_slow=rope.number("beta_slow", 0.0) or 1.0,
-        mscale=rope.optional_number("mscale"),
-        mscale_all_dim=rope.optional_number("mscale_all_dim"),
-        truncate=rope.flag("truncate", True),
-        low_freq_factor=low,
-        high_freq_factor=high,
-    )
+        raise CheckpointError(f"{table.source}: the RoPE factor must be at least 1, not {factor}.")
+    rope = replace(rope, factor=factor)
+    if rope_type == "yarn":
+        return replace(
+            rope,
+            attention_factor=table.optional_number("attention_factor"),
+            beta_fast=table.number("beta_fast", 0.0) or 32.0,
+            beta_slow=table.number("beta_slow", 0.0) or 1.0,
+            mscale=table.optional_number("mscale"),
+            mscale_all_dim=table.optional_number("mscale_all_dim"),
+            # transformers takes null for false.
+            truncate=table.flag("truncate", "truncate" not in table.raw),
+        )
+    if rope_type == "llama3":
+        low, high = table.number("low_freq_factor"), table.number("high_freq_factor")
+        if not 0 < low < high:
+            raise CheckpointError(f"{table.source}: low_freq_factor must be positive and below high_freq_factor.")
+        return replace(rope, low_freq_factor=low, high_freq_factor=high)
+    return rope
+
+
+def _shown(value: object) -> str:
+    """The value as it stands in an error, which is one paragraph whatever the file holds."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 class _Reader:
@@ -265,21 +353,28 @@ class _Reader:
             raise CheckpointError(f"{self.source} has no {key}.")
         return default
 
-    def _wrong(self, key: str, value: Any, wanted: str) -> CheckpointError:
-        return CheckpointError(f"{self.source}: {key} must be {wanted}, not {value!r}.")
+    def wrong(self, key: str, value: object, wanted: str) -> CheckpointError:
+        return CheckpointError(f"{self.source}: {key} must be {wanted}, not {_shown(value)}.")
 
-    def integer(self, key: str, default: int | None = None, low: int = 1) -> int:
+    def refuse_partial_rotary_factor(self) -> None:
+        if self.number("partial_rotary_factor", 1.0) != 1.0:
+            raise UnsupportedError(f"{self.source}: partial_rotary_factor other than 1 is not supported.")
+
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = _LARGEST_INTEGER) -> int:
         value = self._value(key, default)
-        if key not in self.raw or self.raw[key] is None:
+        if self.raw.get(key) is None:
             return int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 31:
-            raise self._wrong(key, value, f"a whole number of at least {low}")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.wrong(key, value, f"a whole number between {low} and {high}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise self._wrong(key, value, "a finite number that is not negative")
+        sound = not isinstance(value, bool) and isinstance(value, int | float)
+        if not sound or not (value == 0 or _SMALLEST_NUMBER <= value <= _LARGEST_NUMBER):
+            raise self.wrong(
+                key, value, f"a number that is 0 or lies between {_SMALLEST_NUMBER:g} and {_LARGEST_NUMBER:g}"
+            )
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
@@ -288,18 +383,20 @@ class _Reader:
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
+            raise self.wrong(key, value, "true or false")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise self._wrong(key, value, "a string")
+            raise self.wrong(key, value, "a string")
         return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         value = self.raw.get(key)
         values = [] if value is None else value if isinstance(value, list) else [value]
-        if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in values):
-            raise self._wrong(key, value, "a token id or a list of them")
+        if any(
+            isinstance(item, bool) or not isinstance(item, int) or not 0 <= item <= _LARGEST_INTEGER for item in values
+        ):
+            raise self.wrong(key, value, "a token id or a list of them")
         return tuple(values)

@@ -1,0 +1,139 @@
+"""Cache pages of one layer. Nothing else indexes into a page: append, attend, copy_page and read are all there is.
+
+A slot is page · page_size + offset. A block table lists the pages of one sequence in order.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .scheme import AttentionScheme
+
+
+class Pages(Protocol):
+    """What a layer's attention needs of its cache, whatever stands in it."""
+
+    page_size: int
+    num_pages: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token takes in this layer."""
+
+    def append(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Store k and v, float32 [tokens, Hkv, D] after RoPE, in the slots, int64 [tokens]."""
+
+    def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
+        """Causal attention of q, float32 [tokens, Hq, D] after RoPE, whose first token is number `start` of its
+        sequence. Returns float32 [tokens, Hq, D]."""
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` an exact copy of page `source`."""
+
+    def read(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """K and V of the first `length` tokens as float32 [length, Hkv, D], for evaluation."""
+
+
+class Int8Pages:
+    """int8 K and V [pages, page_size, Hkv, D], with float16 scales [pages, page_size, Hkv] where they are dynamic."""
+
+    def __init__(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> None:
+        self.scheme = scheme
+        self.num_pages = num_pages
+        self.page_size = page_size
+        shape = (num_pages, page_size, scheme.num_kv_heads)
+        self.k = torch.zeros(*shape, scheme.head_dim, dtype=torch.int8)
+        self.v = torch.zeros(*shape, scheme.head_dim, dtype=torch.int8)
+        self.k_scale = torch.zeros(shape, dtype=torch.float16) if scheme.k_scale is None else None
+        self.v_scale = torch.zeros(shape, dtype=torch.float16) if scheme.v_scale is None else None
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.scheme.bytes_per_token
+
+    def append(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        for store, scales, (values, scale) in (
+            (self.k, self.k_scale, reference.quantize_k(k, self.scheme)),
+            (self.v, self.v_scale, reference.quantize_v(v, self.scheme)),
+        ):
+            store.flatten(0, 1)[slots] = values
+            if scales is not None and scale is not None:
+                scales.flatten(0, 1)[slots] = scale
+
+    def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
+        k, v, k_scale, v_scale = self._gather(block_table, start + q.shape[0])
+        return reference.attend(q, k, v, k_scale, v_scale, self.scheme, start, window)
+
+    def copy_page(self, source: int, target: int) -> None:
+        for store in (self.k, self.v, self.k_scale, self.v_scale):
+            if store is not None:
+                store[target] = store[source]
+
+    def read(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        k, v, k_scale, v_scale = self._gather(block_table, length)
+        return reference.dequantize_k(k, k_scale, self.scheme), reference.dequantize_v(v, v_scale, self.scheme)
+
+    def _gather(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        k, v = (_gather(store, block_table, length) for store in (self.k, self.v))
+        k_scale, v_scale = (
+            None if store is None else _gather(store, block_table, length) for store in (self.k_scale, self.v_scale)
+        )
+        return k, v, k_scale, v_scale
+
+
+class FloatPages:
+    """float32 K and V [pages, page_size, Hkv, D], for layers whose attention is not quantized."""
+
+    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int) -> None:
+        self.group = num_heads // num_kv_heads
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.k = torch.zeros(num_pages, page_size, num_kv_heads, head_dim)
+        self.v = torch.zeros_like(self.k)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.k.shape[2] * self.k.shape[3] * self.k.element_size()
+
+    def append(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        self.k.flatten(0, 1)[slots] = k
+        self.v.flatten(0, 1)[slots] = v
+
+    def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
+        k, v = self.read(block_table, start + q.shape[0])
+        return float_attend(q, k, v, start, window)
+
+    def copy_page(self, source: int, target: int) -> None:
+        self.k[target] = self.k[source]
+        self.v[target] = self.v[source]
+
+    def read(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        return _gather(self.k, block_table, length), _gather(self.v, block_table, length)
+
+
+def float_attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None = None) -> Tensor:
+    """Causal float attention: q [tokens, Hq, D] at `start` over k, v [start + tokens, Hkv, D], all of one dtype."""
+    tokens, heads, dim = q.shape
+    length, kv_heads, _ = k.shape
+    group = heads // kv_heads
+    # What no query sees is left out, not multiplied by zero: it may be freed memory and hold NaN.
+    oldest = 0 if window is None else max(0, start - window + 1)
+    k, v = k[oldest:], v[oldest:]
+    positions = torch.arange(start, start + tokens)[:, None]
+    keys = torch.arange(oldest, length)
+    visible = keys <= positions
+    if window is not None:
+        visible &= keys > positions - window
+    rows = q.view(tokens, kv_heads, group, dim).permute(1, 0, 2, 3).flatten(1, 2)
+    scores = (rows @ k.permute(1, 2, 0)).view(kv_heads, tokens, group, -1) / math.sqrt(dim)
+    p = scores.masked_fill(~visible[:, None, :], -math.inf).softmax(-1)
+    out = p.flatten(1, 2) @ v.transpose(0, 1)
+    return out.view(kv_heads, tokens, group, dim).permute(1, 0, 2, 3).reshape(tokens, heads, dim)
+
+
+def _gather(store: Tensor, block_table: Tensor, length: int) -> Tensor:
+    pages = -(-length // store.shape[1])
+    return store[block_table[:pages]].flatten(0, 1)[:length]

@@ -1,0 +1,176 @@
+"""The decoder of Llama, Mistral, Qwen2 and Qwen3: norms, projections, RoPE, gated MLP.
+
+What attention does with q, k and v is the caller's: cache pages when serving, observers when calibrating. Each
+step is done as transformers does it, in the model's dtype, so that calibration repeats what other tools see.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from .linear import FloatLinear, Linear
+from .rope import apply_rope
+
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q [tokens, Hq, D], k, v [tokens, Hkv, D]) → [tokens, Hq, D]; q and k after RoPE."""
+
+Tables = tuple[Tensor, Tensor]
+"""Cosine and sine of the tokens' positions, [tokens, 1, D] each, in the model's dtype."""
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + e^-x), float32, with the same bits for an element wherever it stands.
+
+    torch.nn.functional.silu, sigmoid and exp2 give other bits in a vector's tail than in its body, and where the tails
+    are depends on the size and on the number of threads. torch.exp, cos, sin and rsqrt have one function for both.
+    """
+    return x / torch.exp(-x).add_(1.0)
+
+
+@dataclass
+class RMSNorm:
+    """x / rms(x) · weight (+ bias, which outlier suppression can leave), over the last dimension."""
+
+    weight: Tensor
+    eps: float
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        y = self.weight * wide.to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+@dataclass
+class DecoderLayer:
+    """One transformer block. Attributes are named as the checkpoint's modules."""
+
+    index: int
+    head_dim: int
+    input_layernorm: RMSNorm
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    o_proj: Linear
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+    post_attention_layernorm: RMSNorm
+    gate_proj: Linear
+    up_proj: Linear
+    down_proj: Linear
+    activation: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, tables: Tables, attention: Attention) -> Tensor:
+        """The residual stream x [tokens, hidden] after this block."""
+        h = self.input_layernorm(x)
+        shape = (x.shape[0], -1, self.head_dim)
+        q, k, v = self.q_proj(h).view(shape), self.k_proj(h).view(shape), self.v_proj(h).view(shape)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, *tables), apply_rope(k, *tables)
+        x = x + self.o_proj(attention(self.index, q, k, v).reshape(x.shape[0], -1))
+        h = self.post_attention_layernorm(x)
+        return x + self.down_proj(self.activation(self.gate_proj(h)) * self.up_proj(h))
+
+
+@dataclass
+class Decoder:
+    """The whole model between token ids and logits."""
+
+    config: ModelConfig
+    embedding: Tensor  # [vocab, hidden]
+    layers: list[DecoderLayer]
+    norm: RMSNorm
+    lm_head: Linear
+    dtype: torch.dtype = torch.float32
+
+    def hidden(self, tokens: Tensor, tables: Tables, attention: Attention) -> Tensor:
+        """The residual stream after the last block and norm: [tokens, hidden], for int64 ids [tokens]."""
+        x = self.embedding[tokens].to(self.dtype)
+        for layer in self.layers:
+            x = layer(x, tables, attention)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 logits [tokens, vocab] of what `hidden` returned."""
+        return self.lm_head(hidden).float()
+
+
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""The linears of a layer, as the checkpoint names them."""
+
+
+def build_layer(
+    config: ModelConfig,
+    index: int,
+    tensor: Callable[[str], Tensor],
+    linear: Callable[[str], Linear],
+    has: Callable[[str], bool],
+    dtype: torch.dtype = torch.float32,
+) -> DecoderLayer:
+    """Put one layer together from parts by their checkpoint names; arguments as build_decoder's."""
+    prefix = f"model.layers.{index}."
+
+    def norm(name: str) -> RMSNorm:
+        return _norm(prefix + name, config, tensor, has, dtype)
+
+    linears = {name.rpartition(".")[2]: linear(prefix + name) for name in LINEARS}
+    return DecoderLayer(
+        index=index,
+        head_dim=config.head_dim,
+        input_layernorm=norm("input_layernorm"),
+        q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
+        k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
+        post_attention_layernorm=norm("post_attention_layernorm"),
+        # A float layer repeats what other tools compute; in an int8 one no token may depend on its neighbours.
+        activation=torch.nn.functional.silu if isinstance(linears["gate_proj"], FloatLinear) else silu,
+        **linears,
+    )
+
+
+def build_decoder(
+    config: ModelConfig,
+    tensor: Callable[[str], Tensor],
+    linear: Callable[[str], Linear],
+    has: Callable[[str], bool],
+    dtype: torch.dtype = torch.float32,
+) -> Decoder:
+    """Put a decoder together from parts by their checkpoint names.
+
+    Args:
+        tensor: gives a tensor such as `model.norm.weight`.
+        linear: gives a linear such as `model.layers.0.mlp.down_proj`, or `lm_head`.
+        has: whether there is a tensor of that name.
+        dtype: in which everything but int8 parts computes.
+    """
+    return Decoder(
+        config=config,
+        embedding=tensor("model.embed_tokens.weight"),
+        layers=[build_layer(config, index, tensor, linear, has, dtype) for index in range(config.num_layers)],
+        norm=_norm("model.norm", config, tensor, has, dtype),
+        lm_head=linear("lm_head"),
+        dtype=dtype,
+    )
+
+
+def _norm(
+    name: str,
+    config: ModelConfig,
+    tensor: Callable[[str], Tensor],
+    has: Callable[[str], bool],
+    dtype: torch.dtype,
+) -> RMSNorm:
+    bias = tensor(f"{name}.bias").to(dtype) if has(f"{name}.bias") else None
+    return RMSNorm(tensor(f"{name}.weight").to(dtype), config.rms_norm_eps, bias)

@@ -1,0 +1,127 @@
+"""What a checkpoint holds and what its cache will take, read without loading its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.description import Description, effective_fa_quant_type, read_description
+from ..checkpoint.metadata import Metadata, parse_metadata
+from ..checkpoint.tensors import TensorFiles
+from ..config import ModelConfig, load_config, read_json
+from .load import check_shapes
+from .schemes import Checked, read_scheme
+
+PARTS = {
+    "embedding": "model.embed_tokens.",
+    "attention linears": ".self_attn.",
+    "mlp linears": ".mlp.",
+    "head": "lm_head.",
+}
+FLOAT_CACHE_BYTES = 4
+"""Bytes of a value in the cache of a layer whose attention is float."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint at a glance. Bytes are those on disk, or of one token in the cache of all layers together."""
+
+    directory: str
+    config: ModelConfig
+    description: Description | None
+    metadata: Metadata | None
+    bytes_by_part: dict[str, int]
+    types_by_module: dict[str, dict[str, int]]
+    kv_schemes: dict[str, int]
+    kv_bytes_per_token: int
+    kv_bytes_per_token_bf16: int
+    max_position: int
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.bytes_by_part.values())
+
+    def context_for(self, memory: int) -> int:
+        """Tokens of cache that fit beside the weights into `memory` bytes; 0 if not even the weights do."""
+        return max(0, memory - self.weight_bytes) // self.kv_bytes_per_token
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "directory": self.directory,
+            "model_type": self.config.model_type,
+            "layers": self.config.num_layers,
+            "heads": [self.config.num_heads, self.config.num_kv_heads, self.config.head_dim],
+            "model_quant_type": self.description.model_quant_type if self.description else "FLOAT",
+            "fa_quant_type": self.description.fa_quant_type if self.description else None,
+            "recipe": self.metadata.recipe.model_dump() if self.metadata else None,
+            "bytes_by_part": self.bytes_by_part,
+            "types_by_module": self.types_by_module,
+            "kv_schemes": self.kv_schemes,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "kv_bytes_per_token_bf16": self.kv_bytes_per_token_bf16,
+            "max_position": self.max_position,
+        }
+
+
+def inspect(directory: Path) -> Inspection:
+    """Look at a float or quantized directory.
+
+    Raises:
+        CheckpointError, UnsupportedError: as loading it would.
+    """
+    config = load_config(directory)
+    description = read_description(directory)
+    files = TensorFiles.open(directory)
+    checked = Checked(files)
+    check_shapes(config, checked, str(directory))
+    metadata, fa_quant_type = None, None
+    if description is not None:
+        description.check_against(files)
+        metadata = parse_metadata(description.metadata, config, str(directory))
+        fa_quant_type = effective_fa_quant_type(read_json(directory / "config.json"), description)
+    schemes = [
+        read_scheme(checked, config, layer, metadata) if fa_quant_type else None for layer in range(config.num_layers)
+    ]
+    values = 2 * config.num_kv_heads * config.head_dim
+    kinds: dict[str, int] = {}
+    for scheme in schemes:
+        kind = "float32" if scheme is None else scheme.summary
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return Inspection(
+        directory=str(directory),
+        config=config,
+        description=description,
+        metadata=metadata,
+        bytes_by_part=_bytes_by_part(files),
+        types_by_module=_types_by_module(description, files),
+        kv_schemes=kinds,
+        kv_bytes_per_token=sum(
+            FLOAT_CACHE_BYTES * values if scheme is None else scheme.bytes_per_token for scheme in schemes
+        ),
+        kv_bytes_per_token_bf16=2 * values * config.num_layers,
+        max_position=metadata.max_position if metadata else config.max_position,
+    )
+
+
+def _bytes_by_part(files: TensorFiles) -> dict[str, int]:
+    sizes = dict.fromkeys((*PARTS, "norms and others"), 0)
+    for name in files.names():
+        part = next((part for part, mark in PARTS.items() if mark in name), "norms and others")
+        size = files.dtype(name).itemsize
+        for extent in files.shape(name):
+            size *= extent
+        sizes[part] += size
+    return sizes
+
+
+def _types_by_module(description: Description | None, files: TensorFiles) -> dict[str, dict[str, int]]:
+    """For each kind of module, how many have which type."""
+    counts: dict[str, dict[str, int]] = {}
+    for name in files.names():
+        module, _, leaf = name.rpartition(".")
+        if leaf != "weight" or "norm" in module:
+            continue
+        kind = description.tensor_types[name] if description else str(files.dtype(name)).removeprefix("torch.")
+        types = counts.setdefault(module.rpartition(".")[2], {})
+        types[kind] = types.get(kind, 0) + 1
+    return counts

@@ -1,0 +1,261 @@
+"""Cache pages: where a token lies, and what else lies there, changes no bit of an answer."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.oracles import attention as oracle
+from torch import Tensor
+
+from faquant.kernels import reference
+from faquant.kernels.pages import FloatPages, Int8Pages, Pages, float_attend
+from faquant.kernels.scheme import AttentionScheme
+
+HEADS, KV_HEADS, DIM = 6, 2, 16
+LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000]
+KINDS = ["default", "static", "mindie"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The work is small, and the machine may be busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_qkv(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(tokens, HEADS, DIM, generator=generator)
+    k = torch.randn(tokens, KV_HEADS, DIM, generator=generator) + torch.linspace(-4, 4, DIM)
+    return q, k, torch.randn(tokens, KV_HEADS, DIM, generator=generator) + 1
+
+
+def make_scheme(kind: str) -> AttentionScheme:
+    """Tables that fit random_qkv without clipping."""
+    center = torch.linspace(-4, 4, DIM).repeat(KV_HEADS, 1)
+    if kind == "mindie":
+        return AttentionScheme(
+            HEADS,
+            KV_HEADS,
+            DIM,
+            q_scale=torch.full((HEADS, 1), 0.05),
+            k_scale=torch.full((KV_HEADS, 1), 0.1),
+            v_scale=torch.full((KV_HEADS, 1), 0.06),
+            p_levels=127,
+        )
+    if kind == "default":
+        return AttentionScheme(
+            HEADS,
+            KV_HEADS,
+            DIM,
+            k_center=center,
+            k_equalizer=torch.linspace(0.5, 2, DIM).repeat(KV_HEADS, 1),
+            rotation_block=DIM,
+        )
+    return AttentionScheme(
+        HEADS,
+        KV_HEADS,
+        DIM,
+        k_center=center,
+        rotation_block=DIM,
+        k_scale=torch.linspace(0.05, 0.06, DIM).repeat(KV_HEADS, 1),
+        v_scale=torch.linspace(0.06, 0.05, DIM).repeat(KV_HEADS, 1),
+        v_offset=torch.full((KV_HEADS, 1), -18.0),
+        quantized_sum=True,
+    )
+
+
+def make_pages(kind: str, num_pages: int, page_size: int) -> Pages:
+    if kind == "float":
+        return FloatPages(HEADS, KV_HEADS, DIM, num_pages, page_size)
+    return Int8Pages(make_scheme(kind), num_pages, page_size)
+
+
+def stores(pages: Pages) -> list[Tensor]:
+    return [value for value in vars(pages).values() if isinstance(value, Tensor)]
+
+
+def poison(pages: Pages, chosen: Tensor | slice = slice(None)) -> None:
+    """What freed memory may hold: bytes 0x7f and NaN."""
+    for store in stores(pages):
+        store[chosen] = math.nan if store.dtype.is_floating_point else 0x7F
+
+
+def slots_of(block_table: Tensor, page_size: int, start: int, end: int) -> Tensor:
+    positions = torch.arange(start, end)
+    return block_table[positions // page_size] * page_size + positions % page_size
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
+
+
+def contiguous_answer(kind: str, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    scheme = make_scheme(kind)
+    k8, k_scale = reference.quantize_k(k, scheme)
+    v8, v_scale = reference.quantize_v(v, scheme)
+    return reference.attend(q, k8, v8, k_scale, v_scale, scheme, 0, window)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("page_size", [1, 16, 17, 64, 128])
+@settings(max_examples=6, derandomize=True)
+@given(
+    seed=st.integers(0, 2**20),
+    length=st.integers(1, 200),
+    cuts=st.lists(st.integers(1, 199), max_size=3),
+    window=st.sampled_from([None, 1, 40]),
+)
+def test_shuffled_pages_of_any_size_give_the_same_bits(
+    kind: str, page_size: int, seed: int, length: int, cuts: list[int], window: int | None
+) -> None:
+    q, k, v = random_qkv(length, seed)
+    expected = contiguous_answer(kind, q, k, v, window)
+    pages = make_pages(kind, 250 // page_size + 3, page_size)
+    poison(pages)
+    block_table = torch.randperm(pages.num_pages, generator=torch.Generator().manual_seed(seed))
+    start = 0
+    for end in sorted({*(cut for cut in cuts if cut < length), length}):
+        pages.append(k[start:end], v[start:end], slots_of(block_table, page_size, start, end))
+        out = pages.attend(q[start:end], block_table, start, window)
+        assert same_bits(out, expected[start:end])
+        start = end
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_any_length_through_pages_of_128(kind: str, length: int) -> None:
+    q, k, v = random_qkv(length)
+    pages = make_pages(kind, 9, 128)
+    poison(pages)
+    block_table = torch.arange(8, -1, -1)
+    pages.append(k, v, slots_of(block_table, 128, 0, length))
+    assert same_bits(pages.attend(q[-2:], block_table, max(0, length - 2)), contiguous_answer(kind, q, k, v)[-2:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pages_before_the_window_may_be_freed(kind: str) -> None:
+    q, k, v = random_qkv(100)
+    expected = contiguous_answer(kind, q, k, v, window=20)
+    pages = make_pages(kind, 7, 16)
+    block_table = torch.tensor([3, 1, 6, 0, 5, 2, 4])
+    pages.append(k, v, slots_of(block_table, 16, 0, 100))
+    poison(pages, block_table[:5])
+    assert same_bits(pages.attend(q[99:], block_table, 99, 20), expected[99:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_in_the_pool_and_later_tokens_change_nothing(kind: str) -> None:
+    q, k, v = random_qkv(50)
+    pages = make_pages(kind, 8, 16)
+    mine, other = torch.tensor([5, 2, 7, 0]), torch.tensor([1, 6, 3, 4])
+    pages.append(k, v, slots_of(mine, 16, 0, 50))
+    alone = pages.attend(q[:40], mine, 0)
+    pages.append(k * 9, v * 9, slots_of(other, 16, 0, 50))
+    pages.append(k[40:] * 50, v[40:] * 50, slots_of(mine, 16, 40, 50))
+    assert same_bits(pages.attend(q[:40], mine, 0), alone)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "float"])
+def test_append_overwrites_a_slot_and_no_other(kind: str) -> None:
+    _, k, v = random_qkv(64)
+    pages = make_pages(kind, 4, 16)
+    pages.append(k, v, torch.arange(64))
+    before = [store.flatten(0, 1).clone() for store in stores(pages)]
+    slots = torch.tensor([63, 0, 17])
+    pages.append(k[:3] + 1, v[:3] + 1, slots)
+    fresh = make_pages(kind, 4, 16)
+    fresh.append(k[:3] + 1, v[:3] + 1, slots)
+    kept = torch.ones(64, dtype=torch.bool)
+    kept[slots] = False
+    for store, old, new in zip(stores(pages), before, stores(fresh), strict=True):
+        assert torch.equal(store.flatten(0, 1)[kept], old[kept])
+        assert torch.equal(store.flatten(0, 1)[slots], new.flatten(0, 1)[slots])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "float"])
+def test_copy_page_is_exact_and_touches_one_page(kind: str) -> None:
+    _, k, v = random_qkv(48)
+    pages = make_pages(kind, 4, 16)
+    poison(pages)
+    pages.append(k, v, torch.arange(48))
+    before = [store.clone() for store in stores(pages)]
+    pages.copy_page(1, 3)
+    for store, old in zip(stores(pages), before, strict=True):
+        as_bytes, old_bytes = store.view(torch.uint8), old.view(torch.uint8)
+        assert torch.equal(as_bytes[:3], old_bytes[:3])
+        assert torch.equal(as_bytes[3], old_bytes[1])
+    a, b = (pages.read(torch.tensor([0, page]), 32) for page in (1, 3))
+    assert same_bits(a[0], b[0])
+    assert same_bits(a[1], b[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 16, 33, 60])
+def test_read_is_within_half_a_step_of_each_rotated_channel(kind: str, length: int) -> None:
+    _, k, v = random_qkv(60)
+    scheme = make_scheme(kind)
+    pages = make_pages(kind, 6, 16)
+    poison(pages)
+    block_table = torch.tensor([4, 0, 5, 2])
+    pages.append(k, v, slots_of(block_table, 16, 0, 60))
+    k_read, v_read = pages.read(block_table, length)
+    assert k_read.shape == v_read.shape == (length, KV_HEADS, DIM)
+    for read, x, scale in (
+        (reference.map_k(k_read, scheme), reference.map_k(k[:length], scheme), scheme.k_scale),
+        (v_read, v[:length], scheme.v_scale),
+    ):
+        step = x.abs().amax(-1, keepdim=True) / 127 * (1 + 2**-10) if scale is None else scale
+        assert ((read - x).abs() <= step * 0.5 + 1e-5).all()
+
+
+def test_read_is_what_attend_sees() -> None:
+    """Float attention over what read() gives is the int8 attention, but for the rounding of q and P."""
+    q, k, v = random_qkv(200)
+    for kind in ("default", "static"):
+        pages = make_pages(kind, 2, 128)
+        pages.append(k, v, torch.arange(200))
+        k_read, v_read = pages.read(torch.arange(2), 200)
+        out, expected = pages.attend(q, torch.arange(2), 0), float_attend(q, k_read, v_read, 0)
+        assert (out - expected).norm() / expected.norm() < 0.005
+
+
+@pytest.mark.parametrize("window", [None, 1, 33])
+def test_float_pages_are_exact_attention(window: int | None) -> None:
+    q, k, v = random_qkv(100)
+    pages = FloatPages(HEADS, KV_HEADS, DIM, 8, 16)
+    block_table = torch.tensor([6, 3, 0, 7, 1, 2, 5])
+    pages.append(k, v, slots_of(block_table, 16, 0, 100))
+    out = pages.attend(q[60:], block_table, 60, window)
+    exact = oracle.exact_attention(*(x.double().numpy() for x in (q[60:], k, v)), 60, window)
+    torch.testing.assert_close(out.double(), torch.from_numpy(exact), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_float_pages_see_no_poison(window: int | None) -> None:
+    q, k, v = random_qkv(50)
+    table = torch.arange(4)
+    pages = FloatPages(HEADS, KV_HEADS, DIM, 4, 16)
+    pages.append(k, v, torch.arange(50))
+    expected = pages.attend(q[45:], table, 45, window)
+    poison(pages)
+    kept = 0 if window is None else 45 - window + 1
+    pages.append(k[kept:], v[kept:], torch.arange(kept, 50))
+    assert same_bits(pages.attend(q[45:], table, 45, window), expected)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("default", 2 * 16 + 4), ("static", 2 * 16), ("mindie", 2 * 16)])
+def test_bytes_per_token_count_what_is_stored(kind: str, expected: int) -> None:
+    pages = make_pages(kind, 3, 16)
+    assert pages.bytes_per_token == KV_HEADS * expected
+    assert pages.bytes_per_token * 3 * 16 == sum(store.numel() * store.element_size() for store in stores(pages))
+
+
+def test_float_bytes_per_token_count_what_is_stored() -> None:
+    pages = make_pages("float", 3, 16)
+    assert pages.bytes_per_token * 3 * 16 == sum(store.numel() * store.element_size() for store in stores(pages))

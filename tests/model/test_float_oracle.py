@@ -1,0 +1,240 @@
+"""The float model against transformers: prompts, chunks, decoding through shuffled cache pages, every kind of model."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from oracles.tiny_models import COMMON, KINDS, spell_as_before_v5, tiny_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from faquant.config import load_config
+from faquant.model.load import DTYPES, Model, load_float
+from faquant.model.paged import Chunk, run_chunks
+from faquant.model.rope import Rope
+
+TOLERANCE = 1e-4
+VOCABULARY = COMMON["vocab_size"]
+Pair = tuple[PreTrainedModel, Model]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are much slower on more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tokens(count: int, seed: int = 0) -> Tensor:
+    return torch.randint(VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def expected(oracle: PreTrainedModel, ids: Tensor, position: int = 0) -> Tensor:
+    return oracle(ids[None], position_ids=torch.arange(position, position + len(ids))[None], use_cache=False).logits[0]
+
+
+class Run:
+    """Sequences in one cache whose pages are dealt out in random order."""
+
+    def __init__(self, model: Model, sequences: list[Tensor], page_size: int, position: int = 0) -> None:
+        counts = [-(-len(ids) // page_size) for ids in sequences]
+        self.model = model
+        self.sequences = sequences
+        self.position = position
+        self.pages = model.make_pages(sum(counts) + 3, page_size)
+        order = torch.randperm(sum(counts) + 3, generator=torch.Generator().manual_seed(1))
+        self.tables = order[: sum(counts)].split(counts)
+        self.done = [0] * len(sequences)
+        self.logits = [torch.empty(0, VOCABULARY)] * len(sequences)
+
+    def step(self, counts: list[int]) -> None:
+        """Compute the next counts[i] tokens of each sequence, where any are left, in one batch."""
+        chunks, owners = [], []
+        for i, (ids, count) in enumerate(zip(self.sequences, counts, strict=True)):
+            some = ids[self.done[i] : self.done[i] + count]
+            if len(some):
+                rope = Rope(self.model.config, len(ids))
+                chunks.append(Chunk(some, self.done[i], self.tables[i], rope, self.position))
+                owners.append(i)
+        logits = self.model.decoder.logits(run_chunks(self.model.decoder, self.pages, chunks))
+        for i, chunk, part in zip(owners, chunks, logits.split([len(c.tokens) for c in chunks]), strict=True):
+            self.logits[i] = torch.cat((self.logits[i], part))
+            self.done[i] += len(chunk.tokens)
+
+
+def prompt_logits(model: Model, ids: Tensor, position: int = 0) -> Tensor:
+    run = Run(model, [ids], 16, position)
+    run.step([len(ids)])
+    return run.logits[0]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    made: dict[str, Pair] = {}
+
+    def make(kind: str) -> Pair:
+        if kind not in made:
+            directory = tmp_path_factory.mktemp(kind)
+            made[kind] = tiny_model(kind, directory), load_float(directory)
+        return made[kind]
+
+    return make
+
+
+def assert_same(ours: Tensor, oracle: Tensor) -> None:
+    torch.testing.assert_close(ours, oracle, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 63, 100])
+def test_prompt_logits_equal_transformers(kind: str, length: int, pair: Callable[[str], Pair]) -> None:
+    oracle, model = pair(kind)
+    ids = tokens(length)
+    assert_same(prompt_logits(model, ids), expected(oracle, ids))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("page_size", [5, 16, 64])
+def test_chunks_then_single_tokens_in_a_batch_equal_transformers(
+    kind: str, page_size: int, pair: Callable[[str], Pair]
+) -> None:
+    oracle, model = pair(kind)
+    sequences = [tokens(length, seed) for seed, length in enumerate((1, 17, 50, 79))]
+    run = Run(model, sequences, page_size)
+    # A whole prompt beside chunks of others, then a prompt that starts while others decode.
+    for counts in ([1, 9, 33, 0], [0, 1, 3, 20], [0, 5, 1, 41], *[[0, 1, 1, 1]] * 18):
+        run.step(counts)
+    assert run.done == [1, 17, 50, 79]
+    for ids, logits in zip(sequences, run.logits, strict=True):
+        assert_same(logits, expected(oracle, ids))
+
+
+@pytest.mark.parametrize("kind", ["llama3", "smollm", "mistral-window", "qwen2-window", "qwen3"])
+def test_greedy_decoding_gives_the_tokens_of_generate(kind: str, pair: Callable[[str], Pair]) -> None:
+    oracle, model = pair(kind)
+    prompt, new = tokens(30, seed=7), 20
+    with torch.no_grad():
+        wanted = oracle.generate(prompt[None], do_sample=False, min_new_tokens=new, max_new_tokens=new)[0]
+    run = Run(model, [wanted], 16)
+    run.step([30])
+    for _ in range(new - 1):
+        run.step([1])
+    # generate takes no end token before it may stop.
+    logits = run.logits[0][29:].index_fill(1, torch.tensor(model.config.eos_token_ids), -math.inf)
+    assert torch.equal(logits.argmax(-1), wanted[30:])
+
+
+LONG_ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 1e6},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 512, "rope_theta": 1e6},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+        "rope_theta": 500000.0,
+    },
+}
+
+
+@pytest.mark.parametrize("rope", LONG_ROPES)
+def test_logits_at_the_end_of_the_scaled_context_equal_transformers(rope: str, tmp_path: Path) -> None:
+    context = {"default": 512, "linear": 128, "yarn": 512, "llama3": 16384}[rope]
+    oracle = tiny_model(
+        "llama3", tmp_path, head_dim=16, max_position_embeddings=context, rope_parameters=LONG_ROPES[rope]
+    )
+    model = load_float(tmp_path)
+    assert model.max_position == {"default": 512, "linear": 512, "yarn": 16384, "llama3": 16384}[rope]
+    ids = tokens(70)
+    position = model.max_position - len(ids)
+    logits = prompt_logits(model, ids, position)
+    assert_same(logits, expected(oracle, ids, position))
+    assert (logits - prompt_logits(model, ids)).abs().max() < 0.05, "RoPE is relative"
+
+
+@pytest.mark.parametrize("length", [20, 32, 33, 100])
+def test_dynamic_rope_fixed_for_a_request_equals_transformers_prompt_of_that_length(
+    length: int, tmp_path: Path
+) -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0}
+    oracle = tiny_model("llama2", tmp_path, max_position_embeddings=32, rope_parameters=rope)
+    model = load_float(tmp_path)
+    assert model.max_position == 128
+    ids = tokens(length)
+    wanted = expected(oracle, ids)
+    assert_same(prompt_logits(model, ids), wanted)
+    run = Run(model, [ids], 16)
+    for _ in ids:
+        run.step([1])
+    assert_same(run.logits[0], wanted)
+
+
+def test_dynamic_rope_gives_each_request_of_a_batch_its_own_frequencies(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0}
+    tiny_model("llama2", tmp_path, max_position_embeddings=32, rope_parameters=rope)
+    model = load_float(tmp_path)
+    sequences = [tokens(20), tokens(60), tokens(110)]
+    run = Run(model, sequences, 16)
+    for _ in range(4):
+        run.step([7, 25, 30])
+    for ids, logits in zip(sequences, run.logits, strict=True):
+        assert_same(logits, prompt_logits(model, ids))
+
+
+def test_windows_of_chosen_layers_equal_transformers(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    oracle = tiny_model("qwen3", tmp_path, use_sliding_window=True, sliding_window=16, layer_types=kinds)
+    model = load_float(tmp_path)
+    assert model.config.sliding_windows == (None, 16, None)
+    ids = tokens(60)
+    assert_same(prompt_logits(model, ids), expected(oracle, ids))
+
+
+def test_a_window_of_one_token_equals_transformers(tmp_path: Path) -> None:
+    oracle = tiny_model("mistral", tmp_path, sliding_window=1)
+    ids = tokens(20)
+    assert_same(prompt_logits(load_float(tmp_path), ids), expected(oracle, ids))
+
+
+@pytest.mark.parametrize("kind", ["llama2", "smollm", "qwen2", "qwen3-bias"])
+def test_sharded_checkpoints_give_the_same_logits(kind: str, tmp_path: Path, pair: Callable[[str], Pair]) -> None:
+    tiny_model(kind, tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    ids = tokens(40)
+    assert torch.equal(prompt_logits(load_float(tmp_path), ids), prompt_logits(pair(kind)[1], ids))
+
+
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_older_spelling_of_the_configuration_means_the_same(kind: str, key: str, tmp_path: Path) -> None:
+    tiny_model(kind, tmp_path, num_hidden_layers=2)
+    new = load_config(tmp_path)
+    spell_as_before_v5(tmp_path, key)
+    assert load_config(tmp_path) == new
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["llama3", "llama-bias", "qwen3"])
+def test_the_decoder_in_16_bits_repeats_every_bit_of_transformers(kind: str, dtype: str, tmp_path: Path) -> None:
+    """Calibration in the checkpoint's dtype sees what other tools see, once attention is computed as theirs."""
+    oracle = tiny_model(kind, tmp_path, dtype)
+    model = load_float(tmp_path, DTYPES[dtype])
+    ids = tokens(33)
+
+    def eager(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        group = q.shape[1] // k.shape[1]
+        q, k, v = q.transpose(0, 1), *(x.transpose(0, 1).repeat_interleave(group, dim=0) for x in (k, v))
+        mask = torch.full((len(ids), len(ids)), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)
+        scores = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5 + mask
+        return (scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v).transpose(0, 1)
+
+    tables = Rope(model.config).tables(torch.arange(len(ids)), DTYPES[dtype])
+    logits = model.decoder.logits(model.decoder.hidden(ids, tables, eager))
+    assert torch.equal(logits, expected(oracle, ids).float())

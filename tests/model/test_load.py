@@ -1,0 +1,240 @@
+"""Loading quantized directories: the ecosystem's in all its spellings, and every way in which they can be wrong."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from faquant.errors import CheckpointError, FaquantError, UnsupportedError
+from faquant.evaluation.divergence import window_logits
+from faquant.kernels.pages import FloatPages, Int8Pages
+from faquant.model.linear import FloatLinear, StaticLinear
+from faquant.model.load import load, load_float
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+WEIGHTS = "quant_model_weight_w8a8.safetensors"
+DESCRIPTION = "quant_model_description.json"
+FA = "model.layers.1.self_attn.fa_"
+
+Tensors = dict[str, torch.Tensor]
+Edit = Callable[[Tensors, dict[str, Any]], None]
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return _golden(request.param, tmp_path)
+
+
+@pytest.fixture
+def golden_fp32(tmp_path: Path) -> Path:
+    return _golden("fp32", tmp_path)
+
+
+def _golden(dtype: str, folder: Path) -> Path:
+    directory = folder / "golden"
+    shutil.copytree(GOLDEN / f"w8a8_fa_{dtype}_ascendV1", directory)
+    source = GOLDEN / ("float_float32" if dtype == "fp32" else "float_bfloat16")
+    shutil.copy(source / "config.json", directory / "config.json")
+    return directory
+
+
+def _edit(directory: Path, edit: Edit) -> None:
+    tensors, description = load_file(directory / WEIGHTS), json.loads((directory / DESCRIPTION).read_text())
+    edit(tensors, description)
+    save_file(tensors, directory / WEIGHTS)
+    (directory / DESCRIPTION).write_text(json.dumps(description))
+
+
+def _logits(directory: Path) -> torch.Tensor:
+    return window_logits(load(directory), _ids())
+
+
+def _ids() -> torch.Tensor:
+    return torch.tensor(json.loads((GOLDEN / "calibration_token_ids.json").read_text())[-1])
+
+
+def test_the_tools_checkpoint_loads_and_answers_like_its_float_source(golden: Path) -> None:
+    model = load(golden)
+    layer = model.decoder.layers[0]
+    assert isinstance(layer.q_proj, StaticLinear)
+    assert isinstance(layer.down_proj, FloatLinear)
+    assert all(isinstance(pages, Int8Pages) for pages in model.make_pages(1, 16))
+    expected = window_logits(load_float(GOLDEN / "float_float32"), _ids())
+    agreement = torch.nn.functional.cosine_similarity(_logits(golden), expected).mean()
+    assert agreement > 0.98
+
+
+def test_a_static_linear_computes_the_formula_of_the_format(golden: Path) -> None:
+    linear = load(golden).decoder.layers[0].q_proj
+    assert isinstance(linear, StaticLinear)
+    x = torch.randn(7, 128, generator=torch.Generator().manual_seed(0))
+    x8 = ((x / linear.input_scale).round() + linear.input_offset).clamp(-128, 127)
+    expected = (x8.double() @ linear.weight.double().T + linear.quant_bias) * linear.deq_scale.double()
+    torch.testing.assert_close(linear(x).double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_deq_scale_as_int64_bits_and_as_float32_mean_the_same(golden_fp32: Path) -> None:
+    before = _logits(golden_fp32)
+
+    def unpack(tensors: Tensors, _: dict[str, Any]) -> None:
+        for name in tensors:
+            if name.endswith("deq_scale"):
+                assert tensors[name].dtype == torch.int64
+                tensors[name] = tensors[name].to(torch.int32).view(torch.float32)
+
+    _edit(golden_fp32, unpack)
+    assert torch.equal(_logits(golden_fp32), before)
+
+
+def test_scales_repeated_over_the_channels_and_the_manuals_names_mean_the_same(golden: Path) -> None:
+    before = _logits(golden)
+
+    def respell(tensors: Tensors, description: dict[str, Any]) -> None:
+        for name in [name for name in tensors if ".fa_" in name]:
+            prefix, _, rest = name.rpartition(".fa_")
+            part, kind = rest.split(".")
+            tensors[f"{prefix}.{part}_{kind}"] = tensors.pop(name).repeat(1, 16)
+            description[f"{prefix}.{part}_{kind}"] = description.pop(name)
+
+    _edit(golden, respell)
+    assert torch.equal(_logits(golden), before)
+
+
+def test_the_newer_file_names_in_parts_mean_the_same(golden: Path) -> None:
+    before = _logits(golden)
+    tensors = load_file(golden / WEIGHTS)
+    names = sorted(tensors)
+    weight_map = {}
+    for part, chosen in enumerate((names[:40], names[40:]), start=1):
+        file = f"quant_model_weights-0000{part}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in chosen}, golden / file)
+        weight_map.update(dict.fromkeys(chosen, file))
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (golden / "quant_model_weights.safetensors.index.json").write_text(json.dumps(index))
+    (golden / WEIGHTS).unlink()
+    assert torch.equal(_logits(golden), before)
+
+
+def test_a_layer_without_tables_has_float_attention(golden: Path) -> None:
+    def strip(tensors: Tensors, description: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith(FA)]:
+            del tensors[name], description[name]
+
+    _edit(golden, strip)
+    model = load(golden)
+    kinds = [type(pages) for pages in model.make_pages(1, 16)]
+    assert kinds == [Int8Pages, FloatPages, Int8Pages]
+    assert _logits(golden).isfinite().all()
+
+
+def test_no_fa_quant_type_and_no_tables_is_float_attention(golden: Path) -> None:
+    def strip(tensors: Tensors, description: dict[str, Any]) -> None:
+        for name in [name for name in tensors if ".fa_" in name]:
+            del tensors[name], description[name]
+        del description["fa_quant_type"]
+
+    _edit(golden, strip)
+    assert load(golden).schemes == [None] * 3
+
+
+def _set(name: str, value: torch.Tensor) -> Edit:
+    def edit(tensors: Tensors, _: dict[str, Any]) -> None:
+        assert name in tensors
+        tensors[name] = value
+
+    return edit
+
+
+def _drop(name: str) -> Edit:
+    def edit(tensors: Tensors, description: dict[str, Any]) -> None:
+        del tensors[name], description[name]
+
+    return edit
+
+
+def _with(key: str, value: object) -> Edit:
+    def edit(_: Tensors, description: dict[str, Any]) -> None:
+        description[key] = value
+
+    return edit
+
+
+PROJ = "model.layers.0.self_attn.q_proj."
+WRONG: dict[str, tuple[Edit, str]] = {
+    "NaN scale": (_set(f"{FA}k.scale", torch.full((2, 1), torch.nan)), "NaN"),
+    "zero scale": (_set(f"{FA}v.scale", torch.zeros(2, 1)), "zero"),
+    "negative scale": (_set(f"{FA}q.scale", torch.full((8, 1), -1.0)), "negative"),
+    "infinite scale": (_set(f"{FA}q.scale", torch.full((8, 1), torch.inf)), "infinite"),
+    "scale of one dimension": (_set(f"{FA}k.scale", torch.ones(2)), "shape"),
+    "scale of a wrong number of heads": (_set(f"{FA}k.scale", torch.ones(8, 1)), "shape"),
+    "scale of a wrong head_dim": (_set(f"{FA}k.scale", torch.ones(2, 15)), "shape"),
+    "scale of integers": (_set(f"{FA}k.scale", torch.ones(2, 1, dtype=torch.int8)), "dtype"),
+    "zero point of K": (_set(f"{FA}k.offset", torch.ones(2, 1, dtype=torch.int8)), "zero points must be 0"),
+    "zero point of q": (_set(f"{FA}q.offset", torch.ones(8, 1, dtype=torch.int8)), "zero points must be 0"),
+    "one table missing": (_drop(f"{FA}v.scale"), "lacks fa_v.scale"),
+    "input scale NaN": (_set(f"{PROJ}input_scale", torch.tensor([torch.nan])), "NaN"),
+    "input offset NaN": (_set(f"{PROJ}input_offset", torch.tensor([torch.nan])), "NaN"),
+    "deq_scale negative": (_set(f"{PROJ}deq_scale", torch.full((128,), -1.0)), "negative"),
+    "deq_scale beyond 32 bits": (_set(f"{PROJ}deq_scale", torch.full((128,), 1 << 40)), "float32 bits"),
+    "deq_scale missing": (_drop(f"{PROJ}deq_scale"), "deq_scale"),
+    "weight_scale of a wrong shape": (_set(f"{PROJ}weight_scale", torch.ones(127, 1)), "shape"),
+    "weight_offset not zero": (_set(f"{PROJ}weight_offset", torch.ones(128, 1)), "symmetric"),
+    "weight of a wrong shape": (_set(f"{PROJ}weight", torch.zeros(128, 64, dtype=torch.int8)), "shape"),
+    "weight that is float": (_set(f"{PROJ}weight", torch.zeros(128, 128)), "int8"),
+    "quant_bias that is float": (_set(f"{PROJ}quant_bias", torch.zeros(128)), "int32"),
+    "type that is a lie": (_with(f"{PROJ}weight", "FLOAT"), "FLOAT"),
+    "type that is unknown": (_with(f"{PROJ}weight", "W4A16"), "W4A16"),
+    "described but missing": (_with("model.layers.9.x.weight", "FLOAT"), "missing"),
+    "rotated type without metadata": (_with(f"{PROJ}weight", "FAQUANT_W8A8_DYNAMIC_R4"), "rotation"),
+    "metadata that is no recipe": (_with("metadata", {"faquant": {"format": 1}}), "metadata"),
+    "metadata of a later format": (_with("metadata", {"faquant": {"format": 2}}), "metadata"),
+    "fa_quant_type unknown": (_with("fa_quant_type", "FAQuant2"), "fa_quant_type"),
+    "model_quant_type unknown": (_with("model_quant_type", "W2A2"), "model_quant_type"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_refused_and_named(case: str, golden_fp32: Path) -> None:
+    edit, message = WRONG[case]
+    _edit(golden_fp32, edit)
+    with pytest.raises(FaquantError, match=message) as caught:
+        load(golden_fp32)
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_of_our_own_need_our_metadata(golden_fp32: Path) -> None:
+    def add(tensors: Tensors, description: dict[str, Any]) -> None:
+        tensors[f"{FA}k.center"] = torch.zeros(2, 16)
+        description[f"{FA}k.center"] = "FAQuant"
+
+    _edit(golden_fp32, add)
+    with pytest.raises(CheckpointError, match="metadata"):
+        load(golden_fp32)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"num_hidden_layers": 2}, CheckpointError),
+        ({"num_hidden_layers": 4}, CheckpointError),
+        ({"vocab_size": 300}, CheckpointError),
+        ({"num_key_value_heads": 3}, CheckpointError),
+        ({"num_key_value_heads": 4}, CheckpointError),
+        ({"tie_word_embeddings": True, "hidden_size": 120}, CheckpointError),
+        ({"fa_quant_type": None}, CheckpointError),
+        ({"model_type": "gpt2"}, UnsupportedError),
+        ({"auto_map": {"AutoModel": "x.Y"}}, UnsupportedError),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(
+    change: dict[str, Any], error: type[FaquantError], golden_fp32: Path
+) -> None:
+    path = golden_fp32 / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(error):
+        load(golden_fp32)

@@ -1,0 +1,94 @@
+"""Tiny random models, made by transformers, saved as Hugging Face directories."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+COMMON = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama2": (LlamaConfig, {"num_key_value_heads": 4}),
+    "llama3": (LlamaConfig, {"num_attention_heads": 8, "head_dim": 8, "rope_parameters": LLAMA3_ROPE}),
+    "llama-bias": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "smollm": (
+        LlamaConfig,
+        {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    ),
+    "mistral": (MistralConfig, {"sliding_window": None, "head_dim": 24}),
+    "mistral-window": (MistralConfig, {"sliding_window": 24}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen2-window": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    "qwen3": (Qwen3Config, {"head_dim": 24, "tie_word_embeddings": True}),
+    "qwen3-bias": (Qwen3Config, {"head_dim": 24, "attention_bias": True}),
+}
+"""smollm has 9 query and 3 key/value heads and a tied head. Overrides may change anything in these."""
+
+
+def tiny_model(
+    kind: str, directory: Path, dtype: str = "float32", seed: int = 0, max_shard_size: str = "1GB", **overrides: Any
+) -> PreTrainedModel:
+    """Make a model of a kind in KINDS, save it in `directory`, and give it back for comparison.
+
+    Its weights, norms and biases are random, and large enough that attention is far from uniform.
+    """
+    config_class, settings = KINDS[kind]
+    config = config_class(**{**COMMON, **settings, **overrides})
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_random(name, parameter, generator))
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    return model
+
+
+def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(parameter.shape, generator=generator)
+    if name.endswith("norm.weight"):
+        return 1 + 0.3 * noise
+    if name.endswith("bias"):
+        return 0.5 * noise
+    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        return 0.3 * noise
+    return noise * (1.5 if name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0) / parameter.shape[1] ** 0.5
+
+
+def spell_as_before_v5(directory: Path, key: str = "rope_type") -> None:
+    """Rewrite config.json as transformers 4 did: rope_theta, rope_scaling (with `key` for the type), torch_dtype."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    rope_type = rope.pop("rope_type")
+    config["rope_scaling"] = None if rope_type == "default" else {key: rope_type, **rope}
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config), encoding="utf-8")

@@ -1,0 +1,499 @@
+"""config.json: what is read from it, and that whatever else it may hold is one clear error."""
+
+import json
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from faquant.config import MAX_CONFIG_BYTES, ModelConfig, RopeConfig, load_config, parse_config
+from faquant.errors import CheckpointError, FaquantError, UnsupportedError
+from faquant.model.rope import Rope
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+QWEN3 = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}
+WINDOWED = {"use_sliding_window": True, "sliding_window": 128}
+
+
+def error_of(raw: dict[str, Any], kind: type[FaquantError] = CheckpointError) -> str:
+    with pytest.raises(kind) as caught:
+        parse_config(raw, "models/x/config.json")
+    message = str(caught.value)
+    assert message.startswith("models/x/config.json")
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def test_a_llama_configuration_is_read() -> None:
+    assert parse_config(LLAMA) == ModelConfig(
+        model_type="llama",
+        vocab_size=32000,
+        hidden_size=256,
+        intermediate_size=704,
+        num_layers=4,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-5,
+        max_position=2048,
+        rope=RopeConfig("default", 10000.0, original_max_position=2048),
+        tie_word_embeddings=False,
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        sliding_windows=(None,) * 4,
+        dtype="bfloat16",
+        eos_token_ids=(2,),
+        bos_token_id=1,
+    )
+
+
+def test_group_size_is_query_heads_for_each_kv_head() -> None:
+    assert parse_config(LLAMA).group_size == 4
+
+
+@pytest.mark.parametrize(
+    ("raw", "qkv", "o", "mlp", "qk_norm"),
+    [
+        (LLAMA, False, False, False, False),
+        ({**LLAMA, "attention_bias": True, "mlp_bias": True}, True, True, True, False),
+        ({**MISTRAL, "attention_bias": True, "mlp_bias": True}, False, False, False, False),
+        ({**QWEN2, "attention_bias": False, "mlp_bias": True}, True, False, False, False),
+        (QWEN3, False, False, False, True),
+        ({**QWEN3, "attention_bias": True}, True, True, False, True),
+    ],
+)
+def test_biases_and_norms_are_those_that_transformers_gives_the_type(
+    raw: dict[str, Any], qkv: bool, o: bool, mlp: bool, qk_norm: bool
+) -> None:
+    config = parse_config(raw)
+    assert (config.qkv_bias, config.o_bias, config.mlp_bias, config.qk_norm) == (qkv, o, mlp, qk_norm)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [({}, 32), ({"head_dim": None}, 32), ({"head_dim": 80}, 80), ({"head_dim": 80, "hidden_size": 250}, 80)],
+)
+def test_head_dim_is_the_named_one_or_hidden_size_over_heads(keys: dict[str, Any], expected: int) -> None:
+    assert parse_config({**LLAMA, **keys}).head_dim == expected
+
+
+def test_kv_heads_are_as_many_as_heads_where_llama_does_not_name_them() -> None:
+    for raw in ({**LLAMA, "num_key_value_heads": None}, {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}):
+        assert parse_config(raw).num_kv_heads == 8
+    assert parse_config({**MISTRAL, "num_key_value_heads": None}).num_kv_heads == 8
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"torch_dtype": "torch.float16"}, "float16"),
+        ({"dtype": "float32"}, "float32"),
+        ({"dtype": None}, "bfloat16"),
+        ({"torch_dtype": None}, "float32"),
+    ],
+)
+def test_dtype_wins_over_torch_dtype(keys: dict[str, Any], expected: str) -> None:
+    assert parse_config({**LLAMA, **keys}).dtype == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, ()), (7, (7,)), (0, (0,)), ([7, 9], (7, 9)), ([], ())])
+def test_end_tokens_are_one_or_several_or_none(value: Any, expected: tuple[int, ...]) -> None:
+    assert parse_config({**LLAMA, "eos_token_id": value}).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({**LLAMA, "sliding_window": 128}, (None,) * 4),
+        (MISTRAL, (4096,) * 4),
+        ({**MISTRAL, "sliding_window": None}, (None,) * 4),
+        ({**MISTRAL, "sliding_window": 128}, (128,) * 4),
+        ({**MISTRAL, "sliding_window": 128, "layer_types": ["sliding_attention"] * 4}, (128,) * 4),
+        ({**QWEN2, "sliding_window": 128}, (None,) * 4),
+        ({**QWEN2, "sliding_window": 128, "use_sliding_window": False}, (None,) * 4),
+        ({**QWEN2, **WINDOWED}, (None,) * 4),
+        ({**QWEN2, **WINDOWED, "max_window_layers": 3}, (None, None, None, 128)),
+        ({**QWEN2, **WINDOWED, "max_window_layers": 0}, (128,) * 4),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 3}, (None, None, None, 4096)),
+        ({**QWEN2, "use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, (None,) * 4),
+        (
+            {**QWEN3, **WINDOWED, "layer_types": ["sliding_attention", "full_attention"] * 2, "max_window_layers": 0},
+            (128, None, 128, None),
+        ),
+        ({**QWEN3, "sliding_window": 128, "layer_types": ["full_attention"] * 4}, (None,) * 4),
+    ],
+)
+def test_sliding_windows_are_those_of_transformers(raw: dict[str, Any], expected: tuple[int | None, ...]) -> None:
+    assert parse_config(raw).sliding_windows == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (None, RopeConfig("default", 5e5, original_max_position=2048)),
+        ({}, RopeConfig("default", 5e5, original_max_position=2048)),
+        (
+            {"rope_type": "linear", "factor": 2},
+            RopeConfig("linear", 5e5, factor=2.0, original_max_position=2048),
+        ),
+        (
+            {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 100},
+            RopeConfig("dynamic", 5e5, factor=2.0, original_max_position=2048),
+        ),
+        (
+            {**YARN, "beta_fast": 16, "mscale": 1.0, "truncate": False},
+            RopeConfig(
+                "yarn", 5e5, factor=4.0, original_max_position=2048, beta_fast=16.0, mscale=1.0, truncate=False
+            ),
+        ),
+        (
+            LLAMA3,
+            RopeConfig("llama3", 5e5, 8.0, 1024, low_freq_factor=1.0, high_freq_factor=4.0),
+        ),
+    ],
+)
+def test_all_spellings_of_rope_mean_the_same(table: dict[str, Any] | None, expected: RopeConfig) -> None:
+    base = {**LLAMA, "rope_theta": 5e5}
+    assert parse_config({**base, "rope_scaling": table}).rope == expected
+    assert parse_config({**base, "rope_parameters": table, "rope_scaling": None}).rope == expected
+    if table:
+        older = {("type" if key == "rope_type" else key): value for key, value in table.items()}
+        assert parse_config({**base, "rope_scaling": older}).rope == expected
+        v5 = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+        assert parse_config({**v5, "rope_parameters": {**table, "rope_theta": 5e5}}).rope == expected
+        assert parse_config({**base, "rope_parameters": table, "rope_scaling": older}).rope == expected
+
+
+def test_theta_is_10000_where_nothing_names_it() -> None:
+    assert parse_config({key: value for key, value in LLAMA.items() if key != "rope_theta"}).rope.theta == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"rope_type": "default"}, 2048),
+        ({"rope_type": "linear", "factor": 2.5}, 5120),
+        ({"rope_type": "dynamic", "factor": 2.0}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0}, 8192),
+        ({**YARN, "original_max_position_embeddings": 1024}, 4096),
+        ({**YARN, "original_max_position_embeddings": 512}, 2048),
+        ({**YARN, "original_max_position_embeddings": 128}, 2048),
+        (LLAMA3, 2048),
+    ],
+)
+def test_max_position_is_the_scaled_context(table: dict[str, Any], expected: int) -> None:
+    assert parse_config({**LLAMA, "rope_scaling": table}).max_position == expected
+
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+@pytest.mark.parametrize("key", ["model_type", *SIZES])
+def test_a_missing_key_is_named(key: str) -> None:
+    assert error_of({k: v for k, v in LLAMA.items() if k != key}) == f"models/x/config.json has no {key}."
+    assert error_of({**LLAMA, key: None}) == f"models/x/config.json has no {key}."
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [(MISTRAL, "num_key_value_heads"), (QWEN2, "num_key_value_heads"), (QWEN3, "head_dim")],
+    ids=["mistral", "qwen2", "qwen3"],
+)
+def test_a_size_that_is_not_guessed_is_named(raw: dict[str, Any], key: str) -> None:
+    assert key in error_of({k: v for k, v in raw.items() if k != key})
+
+
+@pytest.mark.parametrize("key", [*SIZES, "num_key_value_heads", "head_dim"])
+@pytest.mark.parametrize("value", [True, 0, -1, 1.0, 8.5, "8", [8], {"a": 8}, 1 << 31, 10**400, float("nan")])
+def test_a_size_of_another_kind_is_named_with_its_value(key: str, value: Any) -> None:
+    message = error_of({**LLAMA, key: value})
+    assert f"{key} must be a whole number" in message
+    assert repr(value)[:50] in message
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta", "partial_rotary_factor"])
+@pytest.mark.parametrize(
+    "value", [True, "1", [1.0], {"a": 1}, -1.0, float("nan"), float("inf"), 10**400, 1e300, 1e-300]
+)
+def test_a_number_of_another_kind_is_named(key: str, value: Any) -> None:
+    assert f"{key} must be a number" in error_of({**LLAMA, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tie_word_embeddings", 1),
+        ("attention_bias", "true"),
+        ("mlp_bias", []),
+        ("hidden_act", 3),
+        ("model_type", ["llama"]),
+        ("torch_dtype", 16),
+        ("eos_token_id", -1),
+        ("eos_token_id", [2, True]),
+        ("eos_token_id", [[2]]),
+        ("eos_token_id", "2"),
+        ("eos_token_id", 1 << 40),
+        ("bos_token_id", 1.0),
+        ("architectures", "LlamaForCausalLM"),
+        ("architectures", 5),
+        ("rope_scaling", "yarn"),
+        ("rope_scaling", [1]),
+        ("rope_parameters", 3),
+        ("hidden_act", {"a": "\ud800" * 1000}),
+    ],
+)
+def test_a_value_of_another_kind_is_named(key: str, value: Any) -> None:
+    assert f"{key} must be" in error_of({**LLAMA, key: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
+        ({"num_key_value_heads": 16}, "multiple of num_key_value_heads"),
+        ({"hidden_size": 250}, "no head_dim"),
+        ({"head_dim": 33}, "head_dim (33) must be even"),
+        ({"num_hidden_layers": 5000}, "num_hidden_layers"),
+        ({"rope_theta": 1.0}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "at least 1"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e9}}, "impossible"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim of at least 4"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
+        ({"rope_scaling": {**YARN, "factor": None, "original_max_position_embeddings": 4096}}, "at least 1"),
+        ({"rope_scaling": {**YARN, "original_max_position_embeddings": 0}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {**YARN, "beta_fast": 1e-300}}, "beta_fast"),
+        ({"rope_scaling": {**YARN, "attention_factor": -1.0}}, "attention_factor"),
+        ({"rope_scaling": {**YARN, "truncate": "no"}}, "truncate"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 0.0}}, "low_freq_factor"),
+        ({"rope_scaling": YARN, "rope_parameters": LLAMA3}, "differ"),
+        ({"rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e6}}, "differ"),
+    ],
+)
+def test_a_contradiction_is_explained(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**LLAMA, **keys})
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        ({**MISTRAL, "sliding_window": 0}, CheckpointError),
+        ({**MISTRAL, "sliding_window": None, "layer_types": ["sliding_attention"] * 4}, CheckpointError),
+        ({**MISTRAL, "sliding_window": 8, "layer_types": ["full_attention"] * 4}, UnsupportedError),
+        ({**QWEN2, "use_sliding_window": 1}, CheckpointError),
+        ({**QWEN2, **WINDOWED, "max_window_layers": -1}, CheckpointError),
+        ({**QWEN2, "layer_types": ["sliding_attention"] * 4}, CheckpointError),
+        ({**QWEN2, **WINDOWED, "layer_types": ["sliding_attention"] * 3}, UnsupportedError),
+        ({**QWEN2, **WINDOWED, "layer_types": [["sliding_attention"]] * 4}, UnsupportedError),
+        ({**QWEN2, **WINDOWED, "layer_types": "full"}, UnsupportedError),
+        ({**QWEN3, "layer_types": ["linear_attention"] * 4}, UnsupportedError),
+        ({**LLAMA, "layer_types": ["chunked_attention"] * 4}, UnsupportedError),
+    ],
+)
+def test_impossible_windows_are_refused(raw: dict[str, Any], kind: type[FaquantError]) -> None:
+    assert "window" in error_of(raw, kind) or "layer_types" in error_of(raw, kind)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"model_type": "gemma2"}, "gemma2"),
+        ({"model_type": "qwen2_moe"}, "qwen2_moe"),
+        ({"model_type": "x" * 10_000}, "xxx..."),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
+        ({"architectures": []}, "LlamaForCausalLM"),
+        ({"architectures": [None, 3]}, "LlamaForCausalLM"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"torch_dtype": "float64"}, "float64"),
+        ({"torch_dtype": "auto"}, "auto"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "longrope"),
+        ({"rope_scaling": {"type": "su"}}, "su"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "mrope"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "kinds of layers"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**LLAMA, **keys}, UnsupportedError)
+
+
+def test_the_ecosystem_s_own_quantization_config_is_no_obstacle() -> None:
+    parse_config({**LLAMA, "quantize": "w8a8", "quantization_config": {"fa_quant_type": "FAQuant"}})
+
+
+def test_absent_architectures_are_taken_from_the_type() -> None:
+    raw = {key: value for key, value in LLAMA.items() if key != "architectures"}
+    assert parse_config(raw) == parse_config(LLAMA)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, 1, 2, 1 << 31, 10**400, -(10**30), 1e308, 5e-324])
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["default", "linear", "dynamic", "yarn", "llama3", "sliding_attention"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+BASES = [
+    {**LLAMA, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 32, "attention_bias": False},
+    {**LLAMA, "rope_scaling": LLAMA3},
+    {**MISTRAL, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, "sliding_window": 7},
+    {**QWEN2, **WINDOWED, "max_window_layers": 2, "rope_scaling": YARN},
+    {
+        **QWEN3,
+        **WINDOWED,
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": {
+            **YARN,
+            "beta_fast": 16.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+            "attention_factor": None,
+            "truncate": False,
+        },
+    },
+]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> dict[str, Any]:
+    """A sound configuration with one to four values replaced or removed, at the top or in the RoPE table."""
+    raw: dict[str, Any] = deepcopy(draw(st.sampled_from(BASES)))
+    for _ in range(draw(st.integers(1, 4))):
+        tables = [value for value in raw.values() if isinstance(value, dict) and value]
+        table = draw(st.sampled_from([raw, *tables]))
+        key = draw(st.sampled_from(sorted(table)))
+        if draw(st.booleans()):
+            table[key] = draw(json_values)
+        else:
+            table.pop(key)
+    return raw
+
+
+@settings(max_examples=400)
+@given(mutated())
+@example({**LLAMA, "rope_scaling": {"type": "linear", "factor": 1e308}})
+@example({**LLAMA, "rope_theta": 10**400})
+@example({**LLAMA, "num_hidden_layers": (1 << 31) - 1})
+def test_any_configuration_is_read_or_is_one_error(raw: dict[str, Any]) -> None:
+    try:
+        config = parse_config(raw)
+    except FaquantError as error:
+        assert "\n" not in str(error)
+        assert str(error).startswith("config.json")
+        str(error).encode("utf-8")
+        return
+    # What was accepted has RoPE tables.
+    if config.head_dim <= 1024:
+        for length in (None, 1, 2048, config.max_position):
+            cos, sin = Rope(config, length).tables(torch.arange(3))
+            assert (cos.isfinite() & sin.isfinite()).all()
+
+
+@given(st.dictionaries(st.text(max_size=8) | st.sampled_from(sorted(LLAMA)), json_values))
+def test_any_object_is_read_or_is_one_error(raw: dict[str, Any]) -> None:
+    with pytest.raises(FaquantError):
+        parse_config(raw)
+
+
+def write(directory: Path, data: bytes) -> Path:
+    (directory / "config.json").write_bytes(data)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"null",
+        b"3",
+        b"\xff\xfe{}",
+        b'{"a": 1' + b"0" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"model_type": "llama", "rms_norm_eps": NaN}',
+        b'{"model_type": "\\ud800"}',
+        b" " * (MAX_CONFIG_BYTES + 1),
+    ],
+    ids=["empty", "cut", "list", "null", "number", "utf-16", "digits", "deep", "nan", "surrogate", "large"],
+)
+def test_a_file_that_is_no_configuration_is_one_error(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(FaquantError) as caught:
+        load_config(write(tmp_path, data))
+    assert str(tmp_path / "config.json") in str(caught.value)
+    str(caught.value).encode("utf-8")
+
+
+def test_a_file_is_read_as_its_object(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, json.dumps(LLAMA).encode())) == parse_config(LLAMA)
+
+
+def test_a_missing_directory_or_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_config(tmp_path)
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        load_config(tmp_path / "x")
+
+
+def test_a_pipe_or_a_directory_in_its_place_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        load_config(tmp_path)
