@@ -1,0 +1,1 @@
+"""What quantization cost, measured through the cache and the kernels that serve."""

@@ -1,0 +1,111 @@
+"""The measures are right, and they really look at the cache that serves."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from oracles.tiny_models import tiny_model
+
+from faquant.errors import UsageError
+from faquant.evaluation.divergence import compare, variants, window_logits
+from faquant.kernels.pages import Int8Pages
+from faquant.model.load import Model, load, load_float
+from faquant.quantization.pipeline import quantize
+from faquant.recipe import RECIPES
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
+    """A quantized model and its float source."""
+    folder = tmp_path_factory.mktemp("pair")
+    tiny_model("smollm", folder / "float")
+    source = load_float(folder / "float")
+    quantize(folder / "float", folder / "out", RECIPES["default"], [_tokens(source, 60)])
+    return load(folder / "out"), source
+
+
+def _tokens(model: Model, count: int) -> list[int]:
+    return torch.randint(0, model.config.vocab_size, (count,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def test_a_model_does_not_diverge_from_itself(pair: tuple[Model, Model]) -> None:
+    _, source = pair
+    result = compare(source, {"same": source}, _tokens(source, 50), window=20)["same"]
+    assert result.kl_mean == result.kl_max == 0.0
+    assert result.top1 == 1.0
+    assert result.perplexity == result.perplexity_float
+    assert result.tokens == 50
+
+
+def test_figures_equal_their_definitions(pair: tuple[Model, Model]) -> None:
+    model, source = pair
+    ids = _tokens(source, 30)
+    result = compare(source, {"both": model}, ids, window=30)["both"]
+    p, q = (window_logits(m, torch.tensor(ids)).double().log_softmax(-1) for m in (source, model))
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert result.kl_mean == pytest.approx(float(kl.mean()), rel=1e-3)
+    assert result.kl_max == pytest.approx(float(kl.max()), rel=1e-3)
+    assert result.top1 == float((p.argmax(-1) == q.argmax(-1)).double().mean())
+    loss = -q[torch.arange(29), torch.tensor(ids[1:])].mean()
+    assert result.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_windows_start_afresh_and_a_single_last_token_is_left_out(pair: tuple[Model, Model]) -> None:
+    model, source = pair
+    ids = _tokens(source, 41)
+    whole = compare(source, {"both": model}, ids, window=20)["both"]
+    halves = [compare(source, {"both": model}, ids[i : i + 20], window=20)["both"] for i in (0, 20)]
+    assert whole.tokens == 40
+    assert whole.kl_mean == pytest.approx(sum(half.kl_mean for half in halves) / 2, rel=1e-6)
+
+
+def test_the_parts_add_up_to_about_the_whole(pair: tuple[Model, Model]) -> None:
+    model, source = pair
+    results = compare(source, variants(model, source), _tokens(source, 60))
+    assert set(results) == {"attention", "linears", "both"}
+    assert 0 < results["attention"].kl_mean < results["both"].kl_mean
+    assert 0 < results["linears"].kl_mean < 1.5 * results["both"].kl_mean
+
+
+def test_corrupting_the_scales_in_the_cache_is_seen(
+    pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, source = pair
+    ids = _tokens(source, 40)
+    sound = compare(source, {"both": model}, ids)["both"]
+    append = Int8Pages.append
+
+    def corrupting(self: Int8Pages, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+        append(self, k, v, slots)
+        assert self.k_scale is not None
+        assert self.v_scale is not None
+        self.k_scale *= 1.5
+        self.v_scale *= 0.5
+
+    monkeypatch.setattr(Int8Pages, "append", corrupting)
+    corrupt = compare(source, {"both": model}, ids)["both"]
+    assert corrupt.kl_mean > 10 * sound.kl_mean
+    assert corrupt.top1 < sound.top1
+
+
+def test_a_corrupt_scale_in_the_scheme_is_seen(pair: tuple[Model, Model]) -> None:
+    model, source = pair
+    ids = _tokens(source, 40)
+    sound = compare(source, {"both": model}, ids)["both"]
+    schemes = [replace(scheme, k_equalizer=scheme.k_equalizer * 50) for scheme in model.schemes if scheme is not None]
+    # The equaliser alone cancels between q and k; a wrong centre does not.
+    same = compare(source, {"both": replace(model, schemes=schemes)}, ids)["both"]
+    assert same.kl_mean == pytest.approx(sound.kl_mean, rel=0.5)
+    schemes = [replace(scheme, rotation_block=2) for scheme in model.schemes if scheme is not None]
+    wrong = [replace(scheme, k_scale=torch.full((3, 1), 1e-3)) for scheme in schemes]
+    assert compare(source, {"both": replace(model, schemes=wrong)}, ids)["both"].kl_mean > 3 * sound.kl_mean
+
+
+def test_nothing_to_measure_is_refused(pair: tuple[Model, Model]) -> None:
+    model, source = pair
+    with pytest.raises(UsageError, match="fewer than two"):
+        compare(source, {"both": model}, [1])
+    with pytest.raises(UsageError, match="beyond the context"):
+        compare(source, {"both": model}, _tokens(source, 30), window=10**6)
