@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faquant.errors import CheckpointError, UnsupportedError, UsageError
-from faquant.quantize import calibration
-from faquant.quantize.calibration import (
+from faquant.quantization import calibration
+from faquant.quantization.calibration import (
     CalibrationRecord,
     builtin_records,
     fingerprint,

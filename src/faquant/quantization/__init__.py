@@ -1,0 +1,1 @@
+"""From a float directory to a quantized one."""

@@ -1,0 +1,64 @@
+"""Rotations that fold into weights offline, in float64 (QuaRot, arXiv 2404.00456; SpinQuant, arXiv 2405.16406).
+
+R1 turns the residual stream, R2 each head of V, R4 the input of down_proj. With row vectors h' = h·R1 every
+linear that reads the stream becomes (W ⊙ γ)·R1, every one that writes it R1ᵀ·W, and the norms' weights γ become 1.
+"""
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..kernels.reference import hadamard
+
+MAX_ONLINE_BLOCK = 512
+
+
+def hadamard_block(size: int, limit: int = 1 << 30) -> int:
+    """The largest power of two that divides `size` and is at most `limit`."""
+    return min(size & -size, 1 << (limit.bit_length() - 1))
+
+
+def rotate_residual(x: Tensor) -> Tensor:
+    """x · R1 over the last dimension, float64.
+
+    R1 = S·(C ⊗ H): random signs S, a Hadamard matrix H of the largest power of two in the size, and an orthonormal
+    cosine matrix C of the odd rest, so that every channel is spread over all others whatever the size.
+    """
+    size = x.shape[-1]
+    block = hadamard_block(size)
+    x = hadamard(x.double() * _signs(size), block)
+    if block == size:
+        return x
+    return (_cosines(size // block).T @ x.unflatten(-1, (-1, block))).flatten(-2)
+
+
+def rotate_residual_outputs(weight: Tensor) -> Tensor:
+    """R1ᵀ · W for a linear's weight [hidden, k] that writes the residual stream, float64."""
+    return rotate_residual(weight.double().T).T
+
+
+def rotate_head_outputs(x: Tensor, head_dim: int, block: int) -> Tensor:
+    """R2 on the outputs of v_proj: weight [Hkv · D, k] or bias [Hkv · D], float64."""
+    return rotate_inputs(x.double().T, head_dim, block).T
+
+
+def rotate_inputs(weight: Tensor, size: int, block: int) -> Tensor:
+    """Hadamard blocks on the inputs of a linear, weight [n, k] with k a multiple of `size`, float64."""
+    return hadamard(weight.double().unflatten(-1, (-1, size)), block).flatten(-2)
+
+
+@cache
+def _signs(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
+
+
+@cache
+def _cosines(size: int) -> Tensor:
+    """The orthonormal DCT-II matrix."""
+    rows, columns = torch.arange(size).double()[:, None], torch.arange(size).double()
+    matrix = torch.cos(math.pi / size * (columns + 0.5) * rows) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix

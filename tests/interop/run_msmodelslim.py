@@ -1,0 +1,84 @@
+"""Quantize a Llama checkpoint with msmodelslim itself. Run by a Python that has it; never imported.
+
+The tool brings the observer of q, k and v but no place in a Llama that calls it: here it is called from the attention
+function, which gets them after RoPE and before the kv heads are repeated.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, QuantConfig
+from msmodelslim.pytorch.llm_ptq.llm_ptq_tools.fa_quant_adapter import ForwardFactory
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
+
+Captured = dict[str, torch.Tensor]
+
+
+@ForwardFactory.register("llama", "mha")
+def keep_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The tool demands an adapter of an attention's forward; observing needs no change of it."""
+    return lambda self, *args, **kwargs: forward(*args, **kwargs)
+
+
+def observe_attention(captured: Captured | None) -> None:
+    """Let every attention module show q, k and v to its observer; copy what is observed into `captured`."""
+    attend = modeling_llama.eager_attention_forward
+    seen: dict[int, int] = {}
+
+    def observed(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        quantizer = getattr(module, "fa_quantizer", None)
+        if quantizer is not None:
+            for kind, states in (("q", q), ("k", k), ("v", v)):
+                quantizer.quant(states, qkv=kind)
+            if captured is not None and quantizer.is_calib:
+                sample = seen.get(module.layer_idx, 0)
+                seen[module.layer_idx] = sample + 1
+                for kind, states in (("q", q), ("k", k), ("v", v)):
+                    captured[f"sample{sample}.layer{module.layer_idx}.{kind}"] = states.clone().contiguous()
+        return attend(module, q, k, v, *args, **kwargs)
+
+    modeling_llama.eager_attention_forward = observed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="Hugging Face directory of a float Llama")
+    parser.add_argument("out", type=Path, help="directory for the quantized checkpoint")
+    parser.add_argument("--calibration", type=Path, required=True, help="JSON: a list of lists of token ids")
+    parser.add_argument("--float-names", nargs="*", default=[], help="linears that stay float")
+    parser.add_argument("--capture", type=Path, help="also save the observed q, k and v as this safetensors file")
+    options = parser.parse_args()
+
+    random.seed(0)
+    torch.manual_seed(0)
+    captured: Captured | None = {} if options.capture else None
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto", attn_implementation="eager").eval()
+    observe_attention(captured)
+    prompts = json.loads(options.calibration.read_text(encoding="utf-8"))
+    config = QuantConfig(
+        w_bit=8,
+        a_bit=8,
+        act_method=1,
+        w_sym=True,
+        mm_tensor=False,
+        dev_type="cpu",
+        disable_names=options.float_names,
+        disable_last_linear=False,
+    ).fa_quant(fa_amp=0)
+    calibrator = Calibrator(model, config, calib_data=[[torch.tensor([ids])] for ids in prompts], disable_level="L0")
+    calibrator.run()
+    options.out.mkdir(parents=True, exist_ok=True)
+    calibrator.save(str(options.out), save_type=["ascendV1"])
+    if captured is not None:
+        save_file(captured, str(options.capture))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""From a float directory to a quantized one: recipes, folding, what is written, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from oracles.tiny_models import tiny_model
+
+from faquant.checkpoint.description import read_description
+from faquant.checkpoint.metadata import R4_TYPE
+from faquant.checkpoint.tensors import TensorFiles
+from faquant.errors import CheckpointError, FaquantError, OutputError, UsageError
+from faquant.evaluation.divergence import window_logits
+from faquant.kernels.pages import Int8Pages
+from faquant.model.load import load, load_float
+from faquant.model.paged import Chunk, run_chunks
+from faquant.model.rope import Rope
+from faquant.quantization.pipeline import quantize
+from faquant.recipe import RECIPES, AttentionRecipe, LinearRecipe, Recipe
+
+KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3")
+
+
+def _ids(count: int, seed: int, vocabulary: int) -> list[int]:
+    return torch.randint(0, vocabulary, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return _model("smollm", tmp_path / "float")
+
+
+def _model(kind: str, directory: Path) -> Path:
+    tiny_model(kind, directory)
+    return directory
+
+
+def _quantize(source: Path, target: Path, recipe: Recipe, **options: object) -> Path:
+    vocabulary = load_float(source).config.vocab_size
+    quantize(source, target, recipe, [_ids(40, 1, vocabulary), _ids(25, 2, vocabulary)], **options)
+    return target
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folded_rotations_leave_the_float_model_as_it_was(kind: str, tmp_path: Path) -> None:
+    source = _model(kind, tmp_path / "float")
+    recipe = Recipe(name="fold", linear=LinearRecipe(rotate_down=False, float_layers=("*",)))
+    rotated = load(_quantize(source, tmp_path / "out", recipe))
+    rotated.schemes = [None] * rotated.config.num_layers
+    original = load_float(source)
+    ids = torch.tensor(_ids(50, 3, original.config.vocab_size))
+    expected = window_logits(original, ids)
+    # The attention's float result is in V's rotated basis, which o_proj undoes.
+    torch.testing.assert_close(window_logits(rotated, ids), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["default", "static", "attention-only"])
+def test_every_recipe_of_ours_stays_near_the_float_model(kind: str, name: str, tmp_path: Path) -> None:
+    source = _model(kind, tmp_path / "float")
+    quantized, original = load(_quantize(source, tmp_path / "out", RECIPES[name])), load_float(source)
+    ids = torch.tensor(_ids(40, 1, original.config.vocab_size))
+    p, q = (window_logits(model, ids).log_softmax(-1) for model in (original, quantized))
+    assert float((p.exp() * (p - q)).sum(-1).mean()) < 5e-3
+    assert all(scheme is not None for scheme in quantized.schemes)
+
+
+def test_attention_only_keeps_every_weight_bit_for_bit(source: Path, tmp_path: Path) -> None:
+    out = _quantize(source, tmp_path / "out", RECIPES["attention-only"])
+    before, after = TensorFiles.open(source), TensorFiles.open(out)
+    for name in before.names():
+        assert torch.equal(before.get(name), after.get(name)), name
+    description = read_description(out)
+    assert description is not None
+    assert (description.model_quant_type, description.fa_quant_type) == ("FLOAT", "FAQuant")
+
+
+def test_default_writes_the_tensors_and_types_of_the_format(source: Path, tmp_path: Path) -> None:
+    out = _quantize(source, tmp_path / "out", RECIPES["default"])
+    description, files = read_description(out), TensorFiles.open(out)
+    assert description is not None
+    assert description.model_quant_type == "W8A8_DYNAMIC"
+    types = description.tensor_types
+    layer = "model.layers.0."
+    assert types[f"{layer}mlp.down_proj.weight"] == R4_TYPE
+    assert types[f"{layer}self_attn.q_proj.weight"] == types["lm_head.weight"] == "W8A8_DYNAMIC"
+    assert types[f"{layer}self_attn.fa_k.center"] == "FAQuant"
+    assert files.dtype(f"{layer}mlp.up_proj.weight") == torch.int8
+    assert not any("fa_k.scale" in name or "fa_v.scale" in name for name in files.names())
+    assert files.get("model.norm.weight").unique().tolist() == [1.0]
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_static_keeps_exactly_eight_bits_a_value(source: Path, tmp_path: Path) -> None:
+    model = load(_quantize(source, tmp_path / "out", RECIPES["static"]))
+    config = model.config
+    for pages in model.make_pages(1, 16):
+        assert isinstance(pages, Int8Pages)
+        assert pages.bytes_per_token == 2 * config.num_kv_heads * config.head_dim
+        assert pages.k_scale is None
+        assert pages.v_scale is None
+
+
+def test_the_same_command_writes_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    first, second = (_quantize(source, tmp_path / name, RECIPES["default"]) for name in ("a", "b"))
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["default", "static"])
+def test_k_is_as_precise_at_the_end_of_the_context_as_at_its_start(name: str, tmp_path: Path) -> None:
+    # Large biases of K give the outliers that are constant before RoPE and turn with the position after it.
+    source = tmp_path / "float"
+    tiny_model("qwen2", source, max_position_embeddings=4096)
+    _add_k_outliers(source)
+    out = _quantize(source, tmp_path / "out", RECIPES[name])
+    model, original = load(out), load_float(source)
+    ids = torch.tensor(_ids(64, 5, original.config.vocab_size))
+    first = _k_error(model, original, ids, 0)
+    last = _k_error(model, original, ids, original.config.max_position - len(ids))
+    assert last <= 1.5 * first
+
+
+def _add_k_outliers(source: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.endswith("k_proj.bias"):
+            tensor[::7] += 20.0
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _k_error(model: object, original: object, ids: torch.Tensor, position: int) -> float:
+    """Mean squared error of the first layer's K as the cache gives it back, over the mean square of K's variation."""
+    table = torch.arange(-(-len(ids) // 16))
+    keys = []
+    for schemes in (model.schemes, [None] * len(model.schemes)):  # type: ignore[attr-defined]
+        original.schemes = schemes  # type: ignore[attr-defined]
+        pages = original.make_pages(len(table), 16)  # type: ignore[attr-defined]
+        chunk = Chunk(ids, 0, table, Rope(original.config, original.config.max_position), position)  # type: ignore[attr-defined]
+        run_chunks(original.decoder, pages, [chunk])  # type: ignore[attr-defined]
+        keys.append(pages[0].read(table, len(ids))[0])
+    return float((keys[0] - keys[1]).pow(2).mean())
+
+
+def test_calibrating_at_own_positions_only_bounds_the_context(source: Path, tmp_path: Path) -> None:
+    recipe = Recipe(name="short", attention=AttentionRecipe(positions=0))
+    assert load(_quantize(source, tmp_path / "out", recipe)).max_position == 40
+
+
+def test_what_was_quantized_already_is_refused(source: Path, tmp_path: Path) -> None:
+    out = _quantize(source, tmp_path / "out", RECIPES["default"])
+    with pytest.raises(UsageError, match="quantized already"):
+        _quantize_again(out, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def _quantize_again(source: Path, target: Path) -> None:
+    quantize(source, target, RECIPES["default"], [[1, 2, 3]])
+
+
+def test_an_existing_target_is_kept_unless_told_otherwise(source: Path, tmp_path: Path) -> None:
+    out = _quantize(source, tmp_path / "out", RECIPES["default"])
+    with pytest.raises(OutputError):
+        _quantize(source, out, RECIPES["static"])
+    assert load(out).metadata.recipe.name == "default"  # type: ignore[union-attr]
+    _quantize(source, out, RECIPES["static"], overwrite=True)
+    assert load(out).metadata.recipe.name == "static"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["default", "mindie"])
+def test_a_failure_on_the_way_leaves_nothing_behind(
+    name: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TensorFiles.get
+
+    def damaged(self: TensorFiles, name: str) -> torch.Tensor:
+        if name == "model.layers.1.mlp.up_proj.weight":
+            raise CheckpointError("this tensor cannot be read")
+        return real(self, name)
+
+    monkeypatch.setattr(TensorFiles, "get", damaged)
+    with pytest.raises(FaquantError, match="cannot be read"):
+        quantize(source, tmp_path / "out", RECIPES[name], [[1, 2, 3]])
+    assert [path.name for path in tmp_path.iterdir()] == ["float"]
+
+
+def test_a_weight_that_is_not_finite_is_refused(source: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.layers\.0\.mlp\.up_proj\.weight"):
+        quantize(source, tmp_path / "out", RECIPES["default"], [[1, 2, 3]])
+
+
+def test_calibration_longer_than_the_context_is_refused(source: Path, tmp_path: Path) -> None:
+    limit = load_float(source).config.max_position
+    with pytest.raises(UsageError, match="context"):
+        quantize(source, tmp_path / "out", RECIPES["default"], [[1] * (limit + 1)])
