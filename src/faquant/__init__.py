@@ -1,0 +1,27 @@
+"""8-bit attention for LLaMA-family models, from calibration to serving."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import evaluate, quantize
+    from .engine.llm import LLM, Completion
+    from .engine.sampling import SamplingParams
+
+__all__ = ["LLM", "Completion", "SamplingParams", "evaluate", "quantize"]
+
+_HOMES = {
+    "LLM": "engine.llm",
+    "Completion": "engine.llm",
+    "SamplingParams": "engine.sampling",
+    "evaluate": "api",
+    "quantize": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: torch takes a second, and `import faquant.errors` does not need it.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

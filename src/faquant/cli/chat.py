@@ -1,0 +1,51 @@
+"""faquant chat"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..engine.llm import LLM
+from ..engine.sampling import SamplingParams
+from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP
+
+
+def chat(
+    directory: Annotated[Path, typer.Argument(help="Quantized or float directory.", metavar="OUT")],
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.1,
+    seed: Seed = None,
+    stop: Stop = None,
+) -> None:
+    """Talk with a model. An empty line, or the end of the input, ends it."""
+    params = SamplingParams(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+    )
+    llm = LLM(directory)
+    messages = [{"role": "system", "content": system}] if system else []
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        messages.append({"role": "user", "content": line})
+        answer = ""
+        for piece in llm.stream(llm.tokenizer.encode_chat(messages), params):
+            answer += piece
+            print(piece, end="", flush=True)
+        print()
+        messages.append({"role": "assistant", "content": answer})

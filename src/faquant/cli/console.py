@@ -1,0 +1,65 @@
+"""What every command prints with: progress on stderr, errors as one paragraph, JSON to a file."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..errors import OutputError
+
+
+class Update(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int, label: str = ...) -> None: ...
+
+
+def print_error(message: str) -> None:
+    """One paragraph on stderr."""
+    print(f"faquant: {message}", file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Update]:
+    """Yield a function (done, total, label) that moves a bar on stderr; it draws nothing where that is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+
+        def update(done: int, total: int, label: str = label) -> None:
+            bar.update(task, completed=done, total=total, description=label)
+
+        yield update
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def write_json_file(path: Path, value: Any) -> None:
+    """JSON to `path`, or to stdout where that is `-`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    if str(path) == "-":
+        print_json(value)
+        return
+    try:
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}.") from None

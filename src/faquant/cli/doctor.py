@@ -1,0 +1,75 @@
+"""faquant doctor"""
+
+import platform
+import sys
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..kernels import cpu
+from ..kernels.matmul import matmul_backend
+from .console import print_json
+
+LIBRARIES = ("faquant", "torch", "safetensors", "tokenizers", "jinja2", "numpy", "pydantic", "typer", "rich", "gguf")
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show the CPU, the instruction sets and kernels in use, versions, and the results of the self-tests."""
+    findings = examine()
+    if json:
+        print_json(findings)
+    else:
+        _print(findings)
+    if not findings["healthy"]:
+        sys.exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """Everything that doctor reports, as JSON values. `healthy` is false where a self-test failed."""
+    self_tests = cpu.self_test()
+    backend = matmul_backend()
+    return {
+        "cpu": cpu.cpu_name(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "features": cpu.cpu_features(),
+        "instruction_sets": cpu.available_isas(),
+        "instruction_set_in_use": cpu.selected_isa(),
+        "kernels": {
+            "attention": "reference (torch, exact integers)",
+            "int8 linears": f"{backend} ({'torch._int_mm' if backend == 'onednn' else 'exact fallback in float32'})",
+            "int8 dot product": cpu.selected_isa(),
+        },
+        "self_tests": {**{f"dot product, {isa}": passed for isa, passed in self_tests.items()}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+        "healthy": all(self_tests.values()) and backend == "onednn",
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _print(findings: dict[str, Any]) -> None:
+    table = Table(show_header=False)
+    present = [name for name, there in findings["features"].items() if there]
+    rows = {
+        "CPU": findings["cpu"],
+        "system": findings["system"],
+        "features": ", ".join(present) or "none that matter",
+        "instruction sets": f"{', '.join(findings['instruction_sets'])}; in use: {findings['instruction_set_in_use']}",
+        **{f"kernel: {name}": value for name, value in findings["kernels"].items()},
+        **{f"self-test: {name}": "passed" if ok else "FAILED" for name, ok in findings["self_tests"].items()},
+        **findings["versions"],
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+    if not findings["healthy"]:
+        Console(stderr=True).print("Something above is not as it should be; results stay exact, but speed may suffer.")

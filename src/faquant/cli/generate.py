@@ -1,0 +1,47 @@
+"""faquant generate"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..engine.llm import LLM
+from ..engine.sampling import SamplingParams
+from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP
+
+
+def generate(
+    directory: Annotated[Path, typer.Argument(help="Quantized or float directory.", metavar="OUT")],
+    prompt: Annotated[str, typer.Argument(help="Text to go on from; '-' reads it from stdin.", metavar="PROMPT")],
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+) -> None:
+    """Answer one prompt, printing the text as it comes."""
+    params = SamplingParams(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    llm = LLM(directory)
+    ids = llm.tokenizer.encode_chat([{"role": "user", "content": text}]) if chat else llm.tokenizer.encode(text)
+    started = time.monotonic()
+    for piece in llm.stream(ids, params):
+        print(piece, end="", flush=True)
+    print()
+    if sys.stderr.isatty():
+        print(f"[{time.monotonic() - started:.1f} s]", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""The `faquant` program: its commands, and how errors reach a person."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from ..errors import FaquantError
+from .chat import chat
+from .console import print_error
+from .convert import convert
+from .doctor import doctor
+from .evaluate import evaluate
+from .generate import generate
+from .inspect import inspect
+from .quantize import quantize
+
+app = typer.Typer(
+    help="8-bit attention for LLaMA-family models: quantize, measure, run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (quantize, evaluate, generate, chat, inspect, convert, doctor):
+    app.command()(command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line. Returns 0: done, 1: failed, 2: wrong use. `--debug` anywhere shows tracebacks."""
+    debug = "--debug" in arguments
+    try:
+        app(args=[argument for argument in arguments if argument != "--debug"], prog_name="faquant")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except FaquantError as error:
+        if debug:
+            raise
+        print_error(str(error))
+        return error.exit_status
+    except MemoryError:
+        if debug:
+            raise
+        print_error("There is not enough memory for this. Free some, or use a smaller model or context.")
+        return 1
+    except BrokenPipeError:
+        # The reader of our output has left; there is no one to tell, not even at exit.
+        sys.stdout = sys.stderr
+        return 1
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

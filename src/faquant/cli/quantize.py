@@ -1,0 +1,33 @@
+"""faquant quantize"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import api
+from .console import progress_bar
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="Hugging Face directory of the float model.", metavar="MODEL")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="OUT")],
+    recipe: Annotated[
+        str, typer.Option(help="default, static, mindie, attention-only, or a JSON file.", metavar="RECIPE")
+    ] = "default",
+    calibration: Annotated[
+        str, typer.Option(help="builtin, or a .txt or .jsonl file.", metavar="FILE|builtin")
+    ] = "builtin",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
+) -> None:
+    """Turn a Hugging Face checkpoint into one with 8-bit attention and 8-bit linears."""
+    started = time.monotonic()
+    with progress_bar("quantizing layers") as progress:
+        tokens = api.quantize(model, output, recipe, calibration, overwrite=overwrite, progress=progress)
+    print(
+        f"{output}: recipe {recipe}, calibrated on {tokens:,} tokens, {time.monotonic() - started:.0f} s. "
+        f"What it cost: faquant evaluate {output} --against {model}",
+        file=sys.stderr,
+    )

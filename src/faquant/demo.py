@@ -1,0 +1,36 @@
+"""The whole path on a real model: fetch SmolLM2-135M-Instruct, quantize it, measure it, ask it something."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from .cli.main import run
+from .demo_model import fetch_demo_model
+
+OUTPUT = "smollm2-fa8"
+PROMPT = "What is the capital of France, and what is it known for?"
+EVALUATION_TOKENS = "2048"
+
+
+def main() -> int:
+    """Run the demo in the current folder; the exit status of its first step that fails, or 0."""
+    started = time.monotonic()
+    output = Path(OUTPUT)
+    print("Fetching SmolLM2-135M-Instruct (92 MB, once) …", file=sys.stderr)
+    model = fetch_demo_model()
+    for command in (
+        ["quantize", str(model), "-o", str(output), "--overwrite"],
+        ["inspect", str(output)],
+        ["evaluate", str(output), "--against", str(model), "--max-tokens", EVALUATION_TOKENS],
+        ["generate", str(output), PROMPT, "--chat", "--max-tokens", "64"],
+    ):
+        print(f"\n$ faquant {shlex.join(command)}", flush=True)
+        if status := run(command):
+            return status
+    print(f"\nDone in {time.monotonic() - started:.0f} s. Talk with it: .venv/bin/faquant chat {output}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

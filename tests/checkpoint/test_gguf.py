@@ -1,0 +1,654 @@
+import contextlib
+import itertools
+import json
+import struct
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from faquant.checkpoint.gguf import convert_gguf
+from faquant.checkpoint.gguf_tokenizer import build_tokenizer
+from faquant.config import load_config
+from faquant.errors import CheckpointError, FaquantError, OutputError, UnsupportedError
+
+F32, F16, BF16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.BF16
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+TEXT = (
+    "The year 2024 isn't over; 3,141 birds — naïve ones — sang  twice.\n\n  def f(x):\n\treturn x**2 # 12345\r\n"
+    "北京 is a city. I'LL we've ½ ٣٤ e\u0301 🙂 <|im_start|>user\nhi<|im_end|>  "
+)
+TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 300,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def split(pre):
+    """The pre-tokenizer of the models that llama.cpp calls `pre`, as their own tokenizer.json has it."""
+    if pre == "smollm":
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    if pre == "gpt-2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    words = pre_tokenizers.Split(Regex(WORDS % {"llama-bpe": 3, "qwen2": 1}[pre]), "isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def trained(pre="smollm", size=300):
+    tokenizer = Tokenizer(models.BPE(ignore_merges=pre == "llama-bpe"))
+    tokenizer.pre_tokenizer = split(pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [AddedToken(token, special=True) for token in SPECIAL]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, special_tokens=special, show_progress=False, min_frequency=1
+    )
+    tokenizer.train_from_iterator([TEXT] * 2, trainer)
+    assert tokenizer.get_vocab_size() == size
+    return tokenizer
+
+
+def tokenizer_metadata(tokenizer, pre="smollm"):
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [token for token, _ in vocab],
+        "tokenizer.ggml.token_type": [3 if token in SPECIAL else 1 for token, _ in vocab],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 2,
+        "tokenizer.chat_template": TEMPLATE,
+    }
+
+
+def permute(weight, heads):
+    """As llama.cpp's converter writes q and k for the architecture llama."""
+    shape = weight.shape
+    return weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+
+def gguf_tensors(model):
+    config = model.config
+    tensors = {}
+    for name, value in model.state_dict().items():
+        stem, _, kind = name.rpartition(".")
+        array = value.float().numpy().copy()
+        if stem == "lm_head" and config.tie_word_embeddings:
+            continue
+        if config.model_type in ("llama", "mistral") and stem.endswith(("q_proj", "k_proj")):
+            array = permute(array, getattr(config, f"num_{'attention' if 'q_proj' in stem else 'key_value'}_heads"))
+        top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+        if stem in top:
+            tensors[f"{top[stem]}.{kind}"] = array
+        else:
+            _, _, layer, part = stem.split(".", 3)
+            tensors[f"blk.{layer}.{NAMES[part]}.{kind}"] = array
+    return tensors
+
+
+def model_metadata(config, arch):
+    return {
+        f"{arch}.block_count": config.num_hidden_layers,
+        f"{arch}.context_length": config.max_position_embeddings,
+        f"{arch}.embedding_length": config.hidden_size,
+        f"{arch}.feed_forward_length": config.intermediate_size,
+        f"{arch}.attention.head_count": config.num_attention_heads,
+        f"{arch}.attention.head_count_kv": config.num_key_value_heads,
+        f"{arch}.attention.key_length": SIZES["head_dim"],
+        f"{arch}.attention.value_length": SIZES["head_dim"],
+        f"{arch}.rope.dimension_count": SIZES["head_dim"],
+        f"{arch}.rope.freq_base": 5000.0,
+        f"{arch}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        f"{arch}.vocab_size": config.vocab_size,
+    }
+
+
+def write(path, arch, metadata, tensors, kinds=None):
+    """Write a GGUF file; `kinds` gives the type of tensors that are not float32."""
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in metadata.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_float32(key, value)
+    for name, array in tensors.items():
+        kind = (kinds or {}).get(name, F32)
+        if kind == F32:
+            writer.add_tensor(name, np.ascontiguousarray(array, np.float32))
+        elif kind == F16:
+            writer.add_tensor(name, array.astype(np.float16))
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tiny_model(kind=LlamaConfig, **changes):
+    torch.manual_seed(5)
+    fields = SIZES | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}} | changes
+    config = kind(**fields)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name, value in model.named_parameters():
+        if "norm" in name or "bias" in name:  # fresh ones are all 1 or 0, which hides mistakes
+            torch.nn.init.normal_(value, 0.5, 0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return tokenizer_metadata(trained())
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny_model()
+
+
+def llama_file(tmp_path, llama, tokens, metadata=None, tensors=None, kinds=None, drop=()):
+    fields = model_metadata(llama.config, "llama") | tokens | (metadata or {})
+    arrays = gguf_tensors(llama) | (tensors or {})
+    arrays = {name: array for name, array in arrays.items() if name not in drop}
+    return write(tmp_path / "model.gguf", "llama", fields, arrays, kinds)
+
+
+def logits(model):
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        return model(ids).logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "arch", "changes"),
+    [
+        (LlamaConfig, "llama", {}),
+        (LlamaConfig, "llama", {"tie_word_embeddings": True}),
+        (LlamaConfig, "llama", {"attention_bias": True, "mlp_bias": True}),
+        (MistralConfig, "llama", {"sliding_window": 8}),
+        (Qwen2Config, "qwen2", {}),
+        (Qwen2Config, "qwen2", {"tie_word_embeddings": True}),
+        (Qwen3Config, "qwen3", {"tie_word_embeddings": True}),
+    ],
+)
+def test_converted_model_is_the_original(tmp_path, tokens, kind, arch, changes):
+    original = tiny_model(kind, **changes)
+    metadata = model_metadata(original.config, arch) | tokens
+    if "sliding_window" in changes:
+        metadata["llama.attention.sliding_window"] = changes["sliding_window"]
+    path = write(tmp_path / "model.gguf", arch, metadata, gguf_tensors(original))
+    convert_gguf(path, tmp_path / "out")
+
+    converted, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(converted) is type(original)
+    for name, value in original.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], value), name
+    assert torch.equal(logits(converted), logits(original))
+    config = load_config(tmp_path / "out")
+    assert (config.rope.theta, config.rms_norm_eps, config.max_position) == (5000.0, 1e-5, 128)
+    assert (config.bos_token_id, config.eos_token_ids, config.dtype) == (1, (2,), "float32")
+    assert config.head_dim == 32
+    assert config.tie_word_embeddings == changes.get("tie_word_embeddings", False)
+    assert config.sliding_windows == (changes.get("sliding_window"),) * 2
+
+
+@pytest.mark.parametrize("stored", [F16, BF16])
+def test_half_precision_is_widened_exactly(tmp_path, llama, tokens, stored):
+    torch_dtype = torch.float16 if stored == F16 else torch.bfloat16
+    kinds = {name: stored for name, array in gguf_tensors(llama).items() if array.ndim == 2}
+    convert_gguf(llama_file(tmp_path, llama, tokens, kinds=kinds), tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    for name, value in llama.state_dict().items():
+        assert torch.equal(weights[name], value.to(torch_dtype).float() if value.ndim == 2 else value), name
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_output_dtype_rounds_once(tmp_path, llama, tokens, dtype):
+    convert_gguf(llama_file(tmp_path, llama, tokens), tmp_path / "out", dtype)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    for name, value in llama.state_dict().items():
+        assert torch.equal(weights[name], value.to(getattr(torch, dtype))), name
+    assert load_config(tmp_path / "out").dtype == dtype
+
+
+def test_q8_0_blocks(tmp_path, llama, tokens):
+    """Against the format's definition: 32 int8 values times one float16 scale, amax / 127."""
+    kinds = {name: Q8_0 for name, array in gguf_tensors(llama).items() if array.ndim == 2}
+    convert_gguf(llama_file(tmp_path, llama, tokens, kinds=kinds), tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    for name, value in llama.state_dict().items():
+        if value.ndim == 2:
+            blocks = value.reshape(-1, 32)
+            exact = blocks.abs().amax(1, keepdim=True) / 127
+            expected = torch.round(blocks / exact) * exact.half().float()
+            assert torch.allclose(weights[name], expected.reshape(value.shape), rtol=1e-6, atol=0), name
+
+
+def test_large_tensors_are_read_in_pieces(tmp_path, llama, tokens, monkeypatch):
+    monkeypatch.setattr("faquant.checkpoint.gguf.CHUNK_ELEMENTS", 200)
+    seen = []
+    convert_gguf(llama_file(tmp_path, llama, tokens), tmp_path / "out", progress=lambda *counts: seen.append(counts))
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in llama.state_dict().items())
+    assert seen == [(count, len(weights)) for count in range(1, len(weights) + 1)]
+
+
+def llama3_config(**changes):
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 5000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    return LlamaConfig(**SIZES | {"rope_parameters": rope | changes})
+
+
+def divisors(config):
+    """As llama.cpp's converter computes rope_freqs.weight: plain frequencies over scaled ones."""
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 5000.0 ** (-torch.arange(0, 32, 2) / 32)
+    return (plain / scaled).numpy()
+
+
+def rope_of(directory):
+    raw = json.loads((directory / "config.json").read_text())
+    assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"]
+    return raw["rope_parameters"]
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_rope_is_recovered(tmp_path, llama, tokens, factor):
+    extra = {"llama.rope.scaling.original_context_length": 2048}
+    config = llama3_config(factor=factor, original_max_position_embeddings=2048)
+    path = llama_file(tmp_path, llama, tokens, extra, {"rope_freqs.weight": divisors(config)})
+    convert_gguf(path, tmp_path / "out")
+    rope = rope_of(tmp_path / "out")
+    assert rope.pop("factor") == pytest.approx(factor, rel=1e-5)
+    assert rope == {key: value for key, value in config.rope_parameters.items() if key != "factor"}
+
+
+def test_rope_divisors_of_one_are_none(tmp_path, llama, tokens):
+    path = llama_file(tmp_path, llama, tokens, tensors={"rope_freqs.weight": np.ones(16)})
+    convert_gguf(path, tmp_path / "out")
+    assert rope_of(tmp_path / "out") == {"rope_type": "default", "rope_theta": 5000.0}
+
+
+@pytest.mark.parametrize("values", [np.linspace(1, 8, 16), np.full(16, 2.0), np.ones(15), np.full(16, -1.0)])
+def test_other_rope_divisors_are_refused(tmp_path, llama, tokens, values):
+    path = llama_file(tmp_path, llama, tokens, tensors={"rope_freqs.weight": values})
+    with pytest.raises(UnsupportedError, match="rope_freqs"):
+        convert_gguf(path, tmp_path / "out")
+
+
+YARN = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+ORIGINAL = {"llama.rope.scaling.original_context_length": 32}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"llama.rope.scaling.type": "none"}, {"rope_type": "default"}),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, {"rope_type": "linear", "factor": 2}),
+        ({"llama.rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2}),
+        (YARN | ORIGINAL, {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32}),
+        (
+            YARN | ORIGINAL | {"llama.rope.scaling.attn_factor": 2.0},
+            {
+                "rope_type": "yarn",
+                "factor": 4,
+                "original_max_position_embeddings": 32,
+                "attention_factor": pytest.approx(2 * (0.1 * np.log(4) + 1)),
+            },
+        ),
+    ],
+)
+def test_rope_scaling(tmp_path, llama, tokens, metadata, expected):
+    convert_gguf(llama_file(tmp_path, llama, tokens, metadata), tmp_path / "out")
+    assert rope_of(tmp_path / "out") == {"rope_theta": 5000.0} | expected
+    assert load_config(tmp_path / "out").rope.rope_type == expected["rope_type"]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_missing_keys_have_the_formats_defaults(tmp_path, llama, tokens):
+    model = tiny_model(head_dim=16, num_key_value_heads=4)
+    metadata = model_metadata(model.config, "llama") | tokens
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base"):
+        del metadata[f"llama.{key}"]
+    del metadata["llama.attention.head_count_kv"], metadata["llama.vocab_size"]
+    convert_gguf(write(tmp_path / "m.gguf", "llama", metadata, gguf_tensors(model)), tmp_path / "out")
+    config = load_config(tmp_path / "out")
+    assert (config.head_dim, config.num_kv_heads, config.rope.theta) == (16, 4, 10000.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"metadata": {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}}, "U", "longrope"),
+        ({"metadata": YARN}, "C", "original_context_length"),
+        ({"metadata": {"llama.rope.scaling.attn_factor": 2.0}}, "U", "magnitude"),
+        ({"metadata": {"llama.rope.dimension_count": 16}}, "U", "all 32 channels"),
+        ({"metadata": {"llama.attention.value_length": 16}}, "U", "different lengths"),
+        ({"metadata": {"llama.expert_count": 8}}, "U", "expert_count"),
+        ({"metadata": {"llama.attention.causal": False}}, "U", "causal"),
+        ({"metadata": {"llama.attention.head_count": [4, 2]}}, "U", "differs between layers"),
+        ({"metadata": {"llama.embedding_length": 0}}, "C", "above 0"),
+        ({"metadata": {"llama.block_count": 1 << 30}}, "C", "blk.2.attn_norm"),
+        ({"metadata": {"llama.attention.layer_norm_rms_epsilon": float("nan")}}, "C", "epsilon"),
+        ({"metadata": {"llama.block_count": 1}}, "U", "tensors that no plain"),
+        ({"metadata": {"general.alignment": 48}}, "C", "power of two"),
+        ({"metadata": {"tokenizer.ggml.eos_token_id": 300}}, "C", "eos_token_id"),
+        ({"metadata": {"tokenizer.ggml.pre": "klingon"}}, "U", "klingon"),
+        ({"metadata": {"tokenizer.ggml.model": "t5"}}, "U", "t5"),
+        ({"metadata": {"tokenizer.ggml.merges": ["q zz"]}}, "C", "merge"),
+        ({"metadata": {"tokenizer.ggml.tokens": ["a"] * 300}}, "C", "the same"),
+        ({"metadata": {"tokenizer.ggml.token_type": [1]}}, "C", "token_type"),
+        ({"tensors": {"blk.0.ffn_gate_exps.weight": np.ones((2, 32))}}, "U", "ffn_gate_exps"),
+        ({"tensors": {"blk.0.attn_q.weight": np.ones((4, 32))}}, "C", "shape"),
+        ({"tensors": {"output_norm.weight": np.full(64, np.nan)}}, "C", "output_norm.*finite"),
+        ({"drop": ["blk.1.ffn_up.weight"]}, "C", "blk.1.ffn_up"),
+        ({"drop": ["token_embd.weight"]}, "C", "token_embd"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(tmp_path, llama, tokens, change, error, words):
+    path = llama_file(tmp_path, llama, tokens, **change)
+    with pytest.raises({"U": UnsupportedError, "C": CheckpointError}[error], match=words) as caught:
+        convert_gguf(path, tmp_path / "out")
+    assert "model.gguf" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_float16_overflow_is_refused(tmp_path, llama, tokens):
+    path = llama_file(tmp_path, llama, tokens, tensors={"output_norm.weight": np.full(64, 1e6)})
+    with pytest.raises(UnsupportedError, match="does not fit into float16"):
+        convert_gguf(path, tmp_path / "out", "float16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma3", "phi3", "mistral"])
+def test_other_architectures_are_refused(tmp_path, tokens, arch):
+    path = write(tmp_path / "model.gguf", arch, tokens, {"a": np.ones(4)})
+    with pytest.raises(UnsupportedError, match=arch):
+        convert_gguf(path, tmp_path / "out")
+
+
+def test_unknown_dtype_is_refused(tmp_path):
+    with pytest.raises(UnsupportedError, match="int4"):
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "out", "int4")
+
+
+def test_existing_output_is_kept(tmp_path, llama, tokens):
+    path = llama_file(tmp_path, llama, tokens)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(OutputError, match="exists"):
+        convert_gguf(path, tmp_path / "out")
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_interruption_leaves_nothing(tmp_path, llama, tokens):
+    path = llama_file(tmp_path, llama, tokens)
+
+    def interrupt(done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_gguf(path, tmp_path / "out", progress=interrupt)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_full_disk_leaves_nothing(tmp_path, llama, tokens, monkeypatch):
+    path = llama_file(tmp_path, llama, tokens)
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        convert_gguf(path, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file"):
+        convert_gguf(tmp_path / "none.gguf", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        convert_gguf(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"PK\x03\x04", "begins with"),
+        (b"GGUF" + struct.pack("<I", 1), "version 1"),
+        (b"GGUF" + struct.pack(">I", 3), "big-endian"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 62, 0), "claims"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1 << 63), "ends too early"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sIIQ", 1, b"k", 9, 8, 1 << 60), "ends too early"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sIIQ", 1, b"k", 9, 10, 1 << 61), "ends too early"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sIIQ", 1, b"k", 9, 9, 1), "array type"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1sI", 1, b"k", 77), "value type"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q1s", 1, b"\xff"), "UTF-8"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sI", 1, b"t", 1 << 31), "dimensions"),
+        (
+            b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sIQQIQ", 1, b"t", 2, 1 << 63, 1 << 63, 0, 0),
+            "ends too early",
+        ),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sIQIQ", 1, b"t", 1, 4, 0, 1 << 63), "ends too early"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sIQIQ", 1, b"t", 1, 31, 8, 0), "whole blocks"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q1sIQIQ", 1, b"t", 1, 31, 999, 0), "quantization"),
+    ],
+)
+def test_hostile_headers(tmp_path, start, words):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(start + bytes(64))
+    with pytest.raises(FaquantError, match=words):
+        convert_gguf(path, tmp_path / "out")
+
+
+def test_truncated_anywhere(tmp_path, llama, tokens):
+    path = llama_file(tmp_path, llama, tokens)
+    data = path.read_bytes()
+    for length in [*range(0, 400, 7), *range(400, len(data), len(data) // 97), len(data) - 33]:
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError):
+            convert_gguf(path, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_damage_is_an_error_of_ours_or_none(tmp_path, llama, tokens, changes):
+    original = tmp_path / "model.gguf"
+    data = bytearray((original if original.exists() else llama_file(tmp_path, llama, tokens)).read_bytes())
+    for at, value in changes:
+        data[at] = value
+    (tmp_path / "damaged.gguf").write_bytes(data)
+    with contextlib.suppress(FaquantError):
+        convert_gguf(tmp_path / "damaged.gguf", tmp_path / "out")
+    if (tmp_path / "out").exists():
+        for entry in (tmp_path / "out").iterdir():
+            entry.unlink()
+
+
+@pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "qwen2", "gpt-2"])
+def test_byte_level_tokenizers(pre):
+    original = trained(pre, 330)
+    metadata = tokenizer_metadata(original, pre) | {"tokenizer.ggml.add_bos_token": False}
+    built = build_tokenizer(metadata, "test")
+    for text in (TEXT, TEXT[::-1], "", " ", "\n\n\n x", "1 22 333 4444", "<|im_end|>"):
+        assert built.encode(text).ids == original.encode(text).ids, text
+        if pre != "qwen2":  # NFC changes the text
+            assert built.decode(built.encode(text).ids, skip_special_tokens=False) == text
+    assert built.decode(built.encode("a<|im_end|>b").ids) == "ab"
+    words = {"smollm": ["1"] * 4, "llama-bpe": ["111", "1"], "qwen2": ["1"] * 4, "gpt-2": ["1111"]}
+    assert [word for word, _ in built.pre_tokenizer.pre_tokenize_str("1111")] == words[pre]
+
+
+def test_transformers_reads_the_tokenizer(tmp_path, llama, tokens):
+    convert_gguf(llama_file(tmp_path, llama, tokens), tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer(TEXT)["input_ids"] == trained().encode(TEXT).ids
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert prompt == "<|im_start|>hi<|im_end|>"
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+
+
+def test_begin_and_end_tokens(tokens):
+    plain = build_tokenizer(tokens, "test").encode("hi").ids
+    both = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}
+    built = build_tokenizer(tokens | both, "test")
+    assert built.encode("hi").ids == [1, *plain, 2]
+    assert built.encode("hi", add_special_tokens=False).ids == plain
+    assert built.encode("hi", "hi").ids == [1, *plain, 2, 1, *plain, 2]
+    # Files of Llama 3 from before the key existed mean that there is one.
+    implied = build_tokenizer(tokens | {"tokenizer.ggml.pre": "llama-bpe"}, "test")
+    assert implied.encode("hi").ids[0] == 1
+    with pytest.raises(CheckpointError, match="names none"):
+        build_tokenizer(
+            {key: value for key, value in (tokens | both).items() if key != "tokenizer.ggml.bos_token_id"}, "test"
+        )
+
+
+def test_kinds_of_tokens(tokens):
+    names, kinds = tokens["tokenizer.ggml.tokens"], tokens["tokenizer.ggml.token_type"]
+    more = {
+        "tokenizer.ggml.tokens": [*names, "<tool>", "[PAD301]"],
+        "tokenizer.ggml.token_type": [*kinds, 4, 5],
+        "tokenizer.ggml.eot_token_id": 0,
+    }
+    built = build_tokenizer(tokens | more, "test")
+    ids = built.encode("a<tool>b<|im_end|>").ids
+    assert 300 in ids
+    assert built.decode(ids) == "a<tool>b"
+    assert "[PAD301]" not in built.get_vocab()
+
+
+def test_several_ends_of_a_turn(tmp_path, llama, tokens):
+    convert_gguf(llama_file(tmp_path, llama, tokens, {"tokenizer.ggml.eot_token_id": 0}), tmp_path / "out")
+    assert load_config(tmp_path / "out").eos_token_ids == (2, 0)
+
+
+def test_more_tokens_than_embeddings(tmp_path, llama, tokens):
+    more = {
+        "tokenizer.ggml.tokens": [*tokens["tokenizer.ggml.tokens"], "<tool>"],
+        "tokenizer.ggml.token_type": [*tokens["tokenizer.ggml.token_type"], 4],
+    }
+    path = llama_file(tmp_path, llama, tokens, more)
+    with pytest.raises(CheckpointError, match="the id 300"):
+        convert_gguf(path, tmp_path / "out")
+
+
+SPACE = "\u2581"
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    letters = [SPACE, *"abcdehlorstw ".replace(" ", "")]
+    words = ["he", "ll", "llo", "hello", SPACE + "w", "or", SPACE + "wor", "ld", SPACE + "world", "aa", "aaa", "aaaa"]
+    words += [SPACE + SPACE, SPACE + "hello", "sta", "st", "ta"]
+    scores = [0.0] * len(pieces) + [-1000.0 - index for index in range(len(letters))]
+    order = np.random.default_rng(3).permutation(len(words))
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces + letters + words,
+        "tokenizer.ggml.scores": scores + [-float(rank) for rank in order],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (len(letters) + len(words)),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+
+
+def greedy_pieces(text, metadata):
+    """Sentencepiece's BPE as defined: join the neighbours whose union scores best, the leftmost first."""
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    scores = {
+        token: score
+        for token, score, kind in zip(tokens, metadata["tokenizer.ggml.scores"], kinds, strict=True)
+        if kind == 1
+    }
+    parts = list(SPACE + text.replace(" ", SPACE))
+    while True:
+        joins = [(scores[a + b], -at) for at, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in scores]
+        if not joins:
+            break
+        at = -max(joins)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    ids = [1]
+    for part in parts:
+        ids += [tokens.index(part)] if part in scores else [3 + byte for byte in part.encode()]
+    return ids
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text("abcdehlorstw 世é\n", max_size=24))
+def test_sentencepiece(sentencepiece, text):
+    built = build_tokenizer(sentencepiece, "test")
+    if text:
+        assert built.encode(text).ids == greedy_pieces(text, sentencepiece)
+    assert built.decode(built.encode(text).ids) == text
+
+
+def test_sentencepiece_without_bytes_or_scores_is_refused(sentencepiece):
+    with pytest.raises(CheckpointError, match="scores"):
+        build_tokenizer({**sentencepiece, "tokenizer.ggml.scores": None}, "test")
+    names = ["byte" if token == "<0x41>" else token for token in sentencepiece["tokenizer.ggml.tokens"]]
+    with pytest.raises(UnsupportedError, match="every byte"):
+        build_tokenizer({**sentencepiece, "tokenizer.ggml.tokens": names}, "test")
