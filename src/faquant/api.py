@@ -5,7 +5,6 @@ from pathlib import Path
 
 from .config import load_config
 from .engine.tokenizer import Tokenizer
-from .errors import UsageError
 from .evaluation import report, texts
 from .quantization import calibration as calibrating
 from .quantization import pipeline
@@ -44,15 +43,7 @@ def quantize(
     config = load_config(source)
     builtin = str(calibration) == "builtin"
     records = calibrating.builtin_records() if builtin else calibrating.read_records(Path(calibration))
-    if any(record.token_ids is None for record in records):
-        if not (source / "tokenizer.json").is_file():
-            raise UsageError(
-                f"{source} has no tokenizer.json, and the calibration is text. Add it, or give token ids: "
-                'a .jsonl file with lines {"token_ids": […]}.'
-            )
-        tokenizer: Tokenizer | None = Tokenizer.from_directory(source)
-    else:
-        tokenizer = None
+    tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
     limit = min(MAX_PROMPT_TOKENS, config.max_position)
     ids = calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit)
     pipeline.quantize(source, Path(output), chosen, ids, overwrite=overwrite, progress=progress)

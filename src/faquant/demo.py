@@ -28,7 +28,8 @@ def main() -> int:
         print(f"\n$ faquant {shlex.join(command)}", flush=True)
         if status := run(command):
             return status
-    print(f"\nDone in {time.monotonic() - started:.0f} s. Talk with it: .venv/bin/faquant chat {output}", file=sys.stderr)
+    elapsed = time.monotonic() - started
+    print(f"\nDone in {elapsed:.0f} s. Talk with it: .venv/bin/faquant chat {output}", file=sys.stderr)
     return 0
 
 

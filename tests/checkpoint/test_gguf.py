@@ -538,6 +538,17 @@ def test_byte_level_tokenizers(pre):
     assert [word for word, _ in built.pre_tokenizer.pre_tokenize_str("1111")] == words[pre]
 
 
+@pytest.mark.parametrize(("pre", "whole"), [("llama-bpe", True), ("qwen2", False)])
+def test_llama3_looks_whole_words_up_first(tokens, pre, whole):
+    more = {
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [*tokens["tokenizer.ggml.tokens"], "zqzq"],  # no merge leads there
+        "tokenizer.ggml.token_type": [*tokens["tokenizer.ggml.token_type"], 1],
+    }
+    built = build_tokenizer(tokens | more, "test")
+    assert (300 in built.encode("zqzq").ids) == whole
+
+
 def test_transformers_reads_the_tokenizer(tmp_path, llama, tokens):
     convert_gguf(llama_file(tmp_path, llama, tokens), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")

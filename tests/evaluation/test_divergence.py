@@ -2,11 +2,9 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from oracles.tiny_models import tiny_model
 
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants, window_logits
@@ -14,6 +12,7 @@ from faquant.kernels.pages import Int8Pages
 from faquant.model.load import Model, load, load_float
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
+from oracles.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +68,7 @@ def test_the_parts_add_up_to_about_the_whole(pair: tuple[Model, Model]) -> None:
     assert 0 < results["linears"].kl_mean < 1.5 * results["both"].kl_mean
 
 
-def test_corrupting_the_scales_in_the_cache_is_seen(
-    pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     model, source = pair
     ids = _tokens(source, 40)
     sound = compare(source, {"both": model}, ids)["both"]

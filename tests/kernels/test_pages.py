@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.oracles import attention as oracle
+from oracles import attention as oracle
 from torch import Tensor
 
 from faquant.kernels import reference

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles.tiny_models import tiny_model
 
 from faquant.checkpoint.description import read_description
 from faquant.checkpoint.metadata import R4_TYPE
@@ -18,6 +17,7 @@ from faquant.model.paged import Chunk, run_chunks
 from faquant.model.rope import Rope
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, AttentionRecipe, LinearRecipe, Recipe
+from oracles.tiny_models import tiny_model
 
 KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3")
 

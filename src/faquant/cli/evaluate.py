@@ -43,13 +43,13 @@ def evaluate(
 def print_report(report: Report) -> None:
     """The report as a table on stdout."""
     table = Table(
-        title=f"recipe {report.recipe}: quantized against float",
-        caption=f"KL in 10⁻³ nats over windows of {report.window} tokens; PPL is perplexity",
+        title=f"recipe {report.recipe} against float",
+        caption=f"KL in 10⁻³ nats (mean, p99), windows of {report.window} tokens",
     )
-    table.add_column("text")
-    table.add_column("quantized")
-    for heading in ("tokens", "KL mean", "KL p99", "top-1 same", "PPL float", "PPL"):
-        table.add_column(heading, justify="right")
+    table.add_column("text", no_wrap=True)
+    table.add_column("quantized", no_wrap=True)
+    for heading in ("tokens", "KL", "p99", "top-1", "PPL float", "PPL"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, results in report.texts.items():
         for variant, result in results.items():
             table.add_row(

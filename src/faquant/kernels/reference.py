@@ -60,7 +60,9 @@ def hadamard(x: Tensor, block: int) -> Tensor:
     while half < block:
         pairs = x.reshape(-1, shape[-1] // (2 * half), 2, half)
         a, b = pairs[:, :, 0], pairs[:, :, 1]
-        x = torch.stack((a + b, a - b), dim=2)
+        x = torch.empty_like(pairs)
+        torch.add(a, b, out=x[:, :, 0])
+        torch.sub(a, b, out=x[:, :, 1])
         half *= 2
     return x.reshape(shape) * (1.0 / math.sqrt(block))
 
@@ -206,7 +208,8 @@ def attend(
     for row in range(0, tokens, _ROWS):
         some = slice(row, row + _ROWS)
         out[:, some] = _attend_rows(rows[:, some], scale[:, some], cache, scheme, start + row, window)
-    return out.transpose(0, 1).reshape(tokens, heads, dim)
+    out = out.transpose(0, 1).reshape(tokens, heads, dim)
+    return hadamard(out, scheme.v_rotation_block) if scheme.v_rotation_block else out
 
 
 class _Cache(NamedTuple):

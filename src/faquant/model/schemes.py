@@ -75,7 +75,10 @@ def read_scheme(checked: Checked, config: ModelConfig, layer: int, metadata: Met
     tables = _Tables(checked, config, f"model.layers.{layer}.self_attn.")
     if not tables.any():
         return None
-    return _foreign(tables, config) if metadata is None else _ours(tables, config, metadata)
+    try:
+        return _foreign(tables, config) if metadata is None else _ours(tables, config, metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{tables.prefix}: the fa_* tensors do not go together: {error}.") from None
 
 
 class _Tables:
@@ -110,7 +113,8 @@ class _Tables:
         if shape == (heads, 1) or shape == (heads, self.dim):
             return name, (heads, shape[1])
         raise CheckpointError(
-            f"{name} has shape {list(shape)}, but must be [{heads}, 1] (per head) or [{heads}, {self.dim}] (per channel)."
+            f"{name} has shape {list(shape)}, but must be [{heads}, 1] (per head) or [{heads}, {self.dim}] "
+            "(per channel)."
         )
 
     def scale(self, short: str) -> Tensor | None:

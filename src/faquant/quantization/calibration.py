@@ -109,7 +109,7 @@ def read_records(path: Path) -> list[CalibrationRecord]:
 
 
 def tokenize_records(
-    records: Sequence[CalibrationRecord], tokenizer: CalibrationTokenizer, vocab_size: int, max_tokens_each: int
+    records: Sequence[CalibrationRecord], tokenizer: CalibrationTokenizer | None, vocab_size: int, max_tokens_each: int
 ) -> list[list[int]]:
     """Token ids of `records`, in their order; every sequence has between 1 and `max_tokens_each` ids.
 
@@ -117,8 +117,8 @@ def tokenize_records(
     model has no chat template that runs, messages become lines of "role: content".
 
     Raises:
-        UsageError: there are no records, a limit is not positive, token ids are too many or beyond the vocabulary, or
-            the chat template refuses messages.
+        UsageError: there are no records, a limit is not positive, token ids are too many or beyond the vocabulary, the
+            chat template refuses messages, or there is text and no tokenizer.
         CheckpointError: the tokenizer yields ids that the model does not have.
     """
     if not records:
@@ -133,6 +133,11 @@ def tokenize_records(
         if record.token_ids is not None:
             result.append(_given_ids(record.token_ids, record.origin, vocab_size, max_tokens_each))
             continue
+        if tokenizer is None:
+            raise UsageError(
+                f"{record.origin}: this is text, and the model has no tokenizer.json. Add that file to its directory, "
+                'or give token ids: a .jsonl file with lines {"token_ids": […]}.'
+            )
         ids = _encode(record, tokenizer)
         if not ids:
             raise UsageError(f"{record.origin}: the tokenizer makes no tokens of it. Remove the record.")

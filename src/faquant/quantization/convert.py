@@ -95,9 +95,7 @@ def _tensors(
 ) -> Iterator[tuple[str, str, Tensor]]:
     dtype = DTYPES[config.dtype]
     quantized = {
-        name
-        for name in (*layer_linears(config), "lm_head")
-        if description.tensor_types.get(f"{name}.weight") == "W8A8"
+        name for name in (*layer_linears(config), "lm_head") if description.tensor_types.get(f"{name}.weight") == "W8A8"
     }
     for name, kind in description.tensor_types.items():
         module, _, leaf = name.rpartition(".")

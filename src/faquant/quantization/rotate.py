@@ -31,7 +31,8 @@ def rotate_residual(x: Tensor) -> Tensor:
     x = hadamard(x.double() * _signs(size), block)
     if block == size:
         return x
-    return (_cosines(size // block).T @ x.unflatten(-1, (-1, block))).flatten(-2)
+    mixed: Tensor = _cosines(size // block).T @ x.reshape(*x.shape[:-1], -1, block)
+    return mixed.flatten(-2)
 
 
 def rotate_residual_outputs(weight: Tensor) -> Tensor:
@@ -41,12 +42,12 @@ def rotate_residual_outputs(weight: Tensor) -> Tensor:
 
 def rotate_head_outputs(x: Tensor, head_dim: int, block: int) -> Tensor:
     """R2 on the outputs of v_proj: weight [Hkv · D, k] or bias [Hkv · D], float64."""
-    return rotate_inputs(x.double().T, head_dim, block).T
+    return rotate_inputs(x, head_dim, block) if x.ndim == 1 else rotate_inputs(x.T, head_dim, block).T
 
 
 def rotate_inputs(weight: Tensor, size: int, block: int) -> Tensor:
     """Hadamard blocks on the inputs of a linear, weight [n, k] with k a multiple of `size`, float64."""
-    return hadamard(weight.double().unflatten(-1, (-1, size)), block).flatten(-2)
+    return hadamard(weight.double().reshape(*weight.shape[:-1], -1, size), block).flatten(-2)
 
 
 @cache

@@ -1,0 +1,181 @@
+"""The commands as a person uses them: what they print, where, and with which exit status."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from faquant.cli.inspect import parse_size
+from faquant.cli.main import run
+from faquant.errors import UsageError
+from oracles.tiny_models import tiny_model
+from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "float"
+    tiny_model("smollm", directory, vocab_size=VOCAB_SIZE, max_position_embeddings=4096)
+    write_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "own.txt"
+    path.write_text("A short text of our own, long enough for a window. " * 8)
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantized(source: Path, text: Path) -> Path:
+    out = source.parent / "out"
+    assert run(["quantize", str(source), "-o", str(out), "--calibration", str(text)]) == 0
+    return out
+
+
+def test_quantize_with_the_builtin_calibration(source: Path, tmp_path: Path) -> None:
+    assert run(["quantize", str(source), "-o", str(tmp_path / "out"), "--recipe", "attention-only"]) == 0
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_evaluate_prints_a_table_and_writes_json(
+    quantized: Path, source: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    command = ["evaluate", str(quantized), "--against", str(source), "--text", str(text), "--json", str(report)]
+    assert run([*command, "--max-tokens", "100"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("attention", "linears", "both", "own"))
+    figures = json.loads(report.read_text())["texts"]["own"]
+    assert set(figures) == {"attention", "linears", "both"}
+    assert figures["both"]["tokens"] == 100
+    assert 0 < figures["both"]["kl_mean"] < 0.1
+    assert run([*command[:-1], "-"]) == 0
+    assert "texts" in json.loads(capsys.readouterr().out)
+
+
+def test_generate_is_the_same_twice_and_stops(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for _ in range(2):
+        options = ["--temperature", "1", "--seed", "7", "--max-tokens", "12"]
+        assert run(["generate", str(quantized), "Hello", *options]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+
+
+def test_chat_ends_with_its_input(
+    quantized: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    assert run(["chat", str(quantized), "--max-tokens", "4"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(quantized), "--json", "--memory", "1GiB"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    layers, (_, kv_heads, dim) = seen["layers"], seen["heads"]
+    assert seen["kv_bytes_per_token"] == layers * kv_heads * (2 * dim + 4)
+    assert seen["kv_bytes_per_token_bf16"] == layers * kv_heads * 4 * dim
+    weights = sum(seen["bytes_by_part"].values())
+    assert weights < (quantized / "quant_model_weight_w8a8.safetensors").stat().st_size
+    assert seen["context_for_memory"] == ((1 << 30) - weights) // seen["kv_bytes_per_token"]
+    assert run(["inspect", str(quantized)]) == 0
+    assert "times the tokens fit" in capsys.readouterr().out
+
+
+def test_doctor_reports_passing_self_tests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["healthy"]
+    assert all(found["self_tests"].values())
+    assert found["instruction_set_in_use"] in found["instruction_sets"]
+    assert run(["doctor"]) == 0
+
+
+def test_convert_refuses_what_mindie_cannot_compute_and_says_why(
+    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["convert", str(quantized), "--to", "mindie", "-o", str(tmp_path / "x")]) == 1
+    message = capsys.readouterr().err
+    assert all(word in message for word in ("scale per token", "rotated", "--recipe mindie"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_convert_brings_every_spelling_back_to_the_tools_own(dtype: str, tmp_path: Path) -> None:
+    golden = GOLDEN / f"w8a8_fa_{dtype}_ascendV1"
+    respelled, out = tmp_path / "respelled", tmp_path / "out"
+    shutil.copytree(golden, respelled)
+    shutil.copy(GOLDEN / ("float_float32" if dtype == "fp32" else "float_bfloat16") / "config.json", respelled)
+    weights, description = respelled / "quant_model_weight_w8a8.safetensors", "quant_model_description.json"
+    tensors, types = load_file(weights), json.loads((respelled / description).read_text())
+    for name in list(tensors):
+        if ".fa_" in name and name.endswith("scale"):
+            tensors[name] = tensors[name].repeat(1, 16)
+        if ".fa_" in name and name.endswith("offset"):
+            del tensors[name], types[name]
+        if dtype == "fp32" and name.endswith("deq_scale"):
+            tensors[name] = tensors[name].to(torch.int32).view(torch.float32)
+    weights.unlink()
+    save_file(tensors, respelled / "quant_model_weights.safetensors")
+    (respelled / description).write_text(json.dumps(types))
+    assert run(["convert", str(respelled), "--to", "mindie", "-o", str(out)]) == 0
+    expected = load_file(golden / "quant_model_weight_w8a8.safetensors")
+    written = load_file(out / "quant_model_weight_w8a8.safetensors")
+    assert written.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert written[name].dtype == tensor.dtype, name
+        assert torch.equal(written[name], tensor), name
+    assert json.loads((out / description).read_text()) == json.loads((golden / description).read_text())
+
+
+WRONG = {
+    "no such model": (["quantize", "nowhere", "-o", "{out}"], 1, "nowhere"),
+    "no such recipe": (["quantize", "{source}", "-o", "{out}", "--recipe", "best"], 2, "mindie"),
+    "no such calibration": (["quantize", "{source}", "-o", "{out}", "--calibration", "x.txt"], 2, "x.txt"),
+    "target exists": (["quantize", "{source}", "-o", "{quantized}"], 1, "overwrite"),
+    "evaluating a float model": (["evaluate", "{source}", "--against", "{source}"], 2, "float model"),
+    "evaluating against a quantized one": (["evaluate", "{quantized}", "--against", "{quantized}"], 2, "is quantized"),
+    "no such text": (["evaluate", "{quantized}", "--against", "{source}", "--text", "x.txt"], 2, "x.txt"),
+    "temperature below zero": (["generate", "{quantized}", "Hi", "--temperature", "-1"], 2, "temperature"),
+    "more than the context": (["generate", "{quantized}", "Hi", "--max-tokens", "9999"], 2, "context"),
+    "a size that is none": (["inspect", "{quantized}", "--memory", "much"], 2, "much"),
+    "converting a float model": (["convert", "{source}", "--to", "mindie", "-o", "{out}"], 2, "float model"),
+    "no such command": (["fly"], 2, "fly"),
+    "no such option": (["inspect", "{quantized}", "--wings"], 2, "wings"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_clear_paragraph(
+    case: str, quantized: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, status, word = WRONG[case]
+    places = {"out": tmp_path / "out", "source": source, "quantized": quantized}
+    started = time.monotonic()
+    assert run([argument.format(**places) for argument in arguments]) == status
+    # The promise is two seconds; a loaded machine gets more.
+    assert time.monotonic() - started < 10
+    message = capsys.readouterr().err
+    assert word in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes() -> None:
+    assert parse_size("24GiB") == 24 << 30
+    assert parse_size("1.5 kB") == 1500
+    assert parse_size("1000") == 1000
+    for wrong in ("", "GiB", "-1GiB", "1e9", "9" * 30):
+        with pytest.raises(UsageError):
+            parse_size(wrong)
