@@ -114,16 +114,15 @@ def load_config(directory: Path) -> ModelConfig:
 def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
     """Turn the JSON object of config.json into a ModelConfig; `source` is named in errors.
 
-    A key that is missing has transformers' default, unless tensors have their shape from it.
+    A missing key has transformers' default, except for sizes and the context, which are not guessed.
 
     Raises: as load_config.
     """
     reader = _Reader(raw, source)
     model_type = _model_type(reader)
     heads = reader.integer("num_attention_heads")
-    # transformers has other defaults for the other types; a model without the key is more likely damaged.
-    named = model_type == "llama" or "num_key_value_heads" in raw
-    kv_heads = reader.integer("num_key_value_heads", heads if named else None)
+    known = model_type == "llama" or "num_key_value_heads" in raw
+    kv_heads = reader.integer("num_key_value_heads", heads if known else None)
     hidden = reader.integer("hidden_size")
     if heads % kv_heads:
         raise CheckpointError(
@@ -259,9 +258,7 @@ def _windows_of_kinds(
 def _scaled_context(rope: RopeConfig, max_position: int, source: str) -> int:
     """Tokens of context after scaling. Llama 3.1 writes them into config.json; the other kinds write the original's."""
     scaled = max_position
-    if rope.rope_type in ("linear", "dynamic"):
-        scaled = int(max_position * rope.factor)
-    elif rope.rope_type == "yarn":
+    if rope.rope_type in ("linear", "dynamic", "yarn"):
         scaled = max(max_position, int(rope.original_max_position * rope.factor))
     if scaled > _LARGEST_INTEGER:
         raise CheckpointError(f"{source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is impossible.")

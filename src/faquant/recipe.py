@@ -43,12 +43,14 @@ class LinearRecipe(_Frozen):
         activation: one dynamic scale per token (`token`), or a calibrated scale and zero point (`tensor`).
         rotate_residual: rotate the residual stream (R1), folded into the weights.
         rotate_down: Hadamard on the input of down_proj (R4), at run time.
+        rounding: weights to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).
         float_layers: patterns of module names that stay float, such as `*.mlp.down_proj` or `lm_head`.
     """
 
     activation: Literal["token", "tensor"] = "token"
     rotate_residual: bool = True
     rotate_down: bool = True
+    rounding: Literal["nearest", "gptq"] = "gptq"
     float_layers: tuple[str, ...] = ()
 
     def is_float(self, name: str) -> bool:
@@ -72,7 +74,7 @@ class Recipe(_Frozen):
             raise ValueError(
                 "calibrated activations (linear.activation 'tensor') are offered in the ecosystem's format only: "
                 "with attention {kv_scale: head, q_scale: head, p: int8, and center, equalize, rotate and rotate_v "
-                "false, positions 0} and no rotation of linears"
+                "false, positions 0}, linears not rotated, and rounding nearest"
             )
         if self.attention and self.attention.q_scale == "head" and not self.is_mindie:
             raise ValueError("attention.q_scale 'head' is offered in the ecosystem's format only; use 'token'")
@@ -90,6 +92,7 @@ class Recipe(_Frozen):
             and self.linear.activation == "tensor"
             and not self.linear.rotate_residual
             and not self.linear.rotate_down
+            and self.linear.rounding == "nearest"
         )
 
 
@@ -117,6 +120,7 @@ RECIPES = {
                 activation="tensor",
                 rotate_residual=False,
                 rotate_down=False,
+                rounding="nearest",
                 float_layers=("*.mlp.down_proj", "lm_head"),
             ),
         ),

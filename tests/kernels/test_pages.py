@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import attention as oracle
 from torch import Tensor
 
 from faquant.kernels import reference
 from faquant.kernels.pages import FloatPages, Int8Pages, Pages, float_attend
 from faquant.kernels.scheme import AttentionScheme
+from oracles import attention as oracle
 
 HEADS, KV_HEADS, DIM = 6, 2, 16
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000]

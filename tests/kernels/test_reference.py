@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import attention as oracle
 from torch import Tensor
 
 from faquant.kernels import matmul, reference
 from faquant.kernels.scheme import AttentionScheme
+from oracles import attention as oracle
 
 KINDS = ["token", "token, centred", "head", "channel", "channel, zero points", "q static"]
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000]

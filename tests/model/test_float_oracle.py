@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles.tiny_models import COMMON, KINDS, spell_as_before_v5, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from faquant.config import load_config
 from faquant.model.load import DTYPES, Model, load_float
 from faquant.model.paged import Chunk, run_chunks
 from faquant.model.rope import Rope
+from oracles.tiny_models import COMMON, KINDS, spell_as_before_v5, tiny_model
 
 TOLERANCE = 1e-4
 VOCABULARY = COMMON["vocab_size"]
@@ -220,10 +220,10 @@ def test_the_older_spelling_of_the_configuration_means_the_same(kind: str, key: 
     assert load_config(tmp_path) == new
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["llama3", "llama-bias", "qwen3"])
-def test_the_decoder_in_16_bits_repeats_every_bit_of_transformers(kind: str, dtype: str, tmp_path: Path) -> None:
-    """Calibration in the checkpoint's dtype sees what other tools see, once attention is computed as theirs."""
+def test_the_float_decoder_repeats_every_bit_of_transformers(kind: str, dtype: str, tmp_path: Path) -> None:
+    """Calibration sees what other tools see, once attention is computed as theirs."""
     oracle = tiny_model(kind, tmp_path, dtype)
     model = load_float(tmp_path, DTYPES[dtype])
     ids = tokens(33)

@@ -3,6 +3,7 @@
 Windows of tokens without overlap, each run as a prompt through real cache pages; every position counts.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -83,9 +84,13 @@ def compare(
     for done, start in enumerate(starts):
         progress(done, len(starts))
         part = ids[start : start + window]
-        reference = _hidden(source, part)
-        for name, model in candidates.items():
-            totals[name].add(part, source, reference, model, _hidden(model, part))
+        expected = _hidden(source, part)
+        found = {name: _hidden(model, part) for name, model in candidates.items()}
+        for row in range(0, len(part), _ROWS):
+            rows, following = slice(row, row + _ROWS), part[row + 1 : row + 1 + _ROWS]
+            p = _log_probabilities(source, expected[rows])
+            for name, model in candidates.items():
+                totals[name].add(p, _log_probabilities(model, found[name][rows]), following)
     progress(len(starts), len(starts))
     return {name: total.result() for name, total in totals.items()}
 
@@ -104,8 +109,13 @@ def _hidden(model: Model, ids: Tensor, position: int = 0) -> Tensor:
         return run_chunks(model.decoder, model.make_pages(count, PAGE_SIZE), [chunk])
 
 
+@torch.inference_mode()
+def _log_probabilities(model: Model, hidden: Tensor) -> Tensor:
+    return model.decoder.logits(hidden).log_softmax(-1)
+
+
 class _Totals:
-    """Sums over the windows of one candidate."""
+    """Sums over the positions of one candidate."""
 
     def __init__(self) -> None:
         self.kl: list[Tensor] = []
@@ -114,19 +124,15 @@ class _Totals:
         self.loss = 0.0
         self.predicted = 0
 
-    def add(self, ids: Tensor, source: Model, reference: Tensor, model: Model, hidden: Tensor) -> None:
-        with torch.inference_mode():
-            for row in range(0, len(ids), _ROWS):
-                rows = slice(row, row + _ROWS)
-                p = source.decoder.logits(reference[rows]).log_softmax(-1)
-                q = model.decoder.logits(hidden[rows]).log_softmax(-1)
-                self.kl.append((p.exp() * (p - q)).sum(-1, dtype=torch.float64))
-                self.agree += int((p.argmax(-1) == q.argmax(-1)).sum())
-                following = ids[row + 1 : row + 1 + _ROWS]
-                picked = (torch.arange(len(following)), following)
-                self.loss_float -= float(p[picked].sum(dtype=torch.float64))
-                self.loss -= float(q[picked].sum(dtype=torch.float64))
-                self.predicted += len(following)
+    def add(self, p: Tensor, q: Tensor, following: Tensor) -> None:
+        """Count log-probabilities p (float model) and q [rows, vocab], and the tokens that really followed, of which
+        there is one less at a window's end."""
+        self.kl.append((p.exp() * (p - q)).sum(-1, dtype=torch.float64))
+        self.agree += int((p.argmax(-1) == q.argmax(-1)).sum())
+        picked = (torch.arange(len(following)), following)
+        self.loss_float -= float(p[picked].sum(dtype=torch.float64))
+        self.loss -= float(q[picked].sum(dtype=torch.float64))
+        self.predicted += len(following)
 
     def result(self) -> Divergence:
         kl = torch.cat(self.kl)
@@ -136,6 +142,6 @@ class _Totals:
             kl_p99=float(kl.quantile(0.99)),
             kl_max=float(kl.max()),
             top1=self.agree / len(kl),
-            perplexity_float=float(torch.tensor(self.loss_float / self.predicted).exp()),
-            perplexity=float(torch.tensor(self.loss / self.predicted).exp()),
+            perplexity_float=math.exp(self.loss_float / self.predicted),
+            perplexity=math.exp(self.loss / self.predicted),
         )

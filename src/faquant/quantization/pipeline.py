@@ -5,7 +5,9 @@ Only one layer's weights are in memory at a time, with the calibration prompts' 
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +20,8 @@ from ..config import ModelConfig, load_config, read_json
 from ..errors import UnsupportedError, UsageError
 from ..kernels.pages import float_attend
 from ..kernels.scheme import AttentionScheme
-from ..model.decoder import LINEARS, build_layer
-from ..model.linear import FloatLinear
+from ..model.decoder import LINEARS, RMSNorm, build_layer
+from ..model.linear import FloatLinear, Linear
 from ..model.load import DTYPES, check_shapes, float_linear, has_bias, load_float
 from ..model.rope import Rope
 from ..model.schemes import Checked
@@ -27,7 +29,7 @@ from ..recipe import Recipe
 from . import attention, rotate
 from .calibration import fingerprint
 from .mindie import calibrate_mindie
-from .w8a8_dynamic import quantize_weight
+from .rounding import Gram, round_to_nearest, round_with_compensation
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -123,6 +125,31 @@ def _quantize_mindie(
     progress(total, total)
 
 
+class _Seen(NamedTuple):
+    """q [tokens, Hq, D], k and v [tokens, Hkv, D] of one layer after RoPE, for each prompt."""
+
+    q: list[Tensor]
+    k: list[Tensor]
+    v: list[Tensor]
+
+
+class _Watched:
+    """A float linear that counts its inputs, folded as they will be, in a Gram matrix."""
+
+    def __init__(self, linear: FloatLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
+        self.linear = linear
+        self.gram = gram
+        self.fold = fold
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.gram.add(self.fold(x))
+        return self.linear(x)
+
+    @property
+    def nbytes(self) -> int:
+        return self.linear.nbytes
+
+
 class _Quantizer:
     """One run of a recipe of ours."""
 
@@ -144,60 +171,74 @@ class _Quantizer:
 
     def run(self, prompts: list[Tensor]) -> None:
         total = self.config.num_layers + 1
-        embedding = self.checked.finite("model.embed_tokens.weight")
+        embedding = self._tensor("model.embed_tokens.weight")
         streams = [embedding[prompt].float() for prompt in prompts]
         self._write_embedding(embedding)
         for index in range(self.config.num_layers):
             self.progress(index, total)
-            keys, values, streams = self._observe(index, streams)
-            self._write_layer(index, keys, values)
+            seen, grams, streams = self._observe(index, streams)
+            self._write_layer(index, seen, grams)
         self.progress(self.config.num_layers, total)
-        self._write_head()
+        self._write_head(streams)
         self.progress(total, total)
 
-    def _observe(self, index: int, streams: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Run one float layer over all prompts; its keys and values, and the residual streams after it."""
-        layer = build_layer(self.config, index, self._float_tensor, self._float_linear, self.checked.__contains__)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
+    def _observe(self, index: int, streams: list[Tensor]) -> tuple["_Seen", dict[str, Gram], list[Tensor]]:
+        """Run one float layer over all prompts: what its attention saw, the Gram matrices of its linears' inputs by
+        the linear's name, and the residual streams after it."""
+        grams: dict[str, Gram] = {}
+
+        def linear(name: str) -> Linear:
+            plain = float_linear(self.checked, self.config, name, torch.float32)
+            if not self._is_compensated(name):
+                return plain
+            shared = name.replace("k_proj", "q_proj").replace("v_proj", "q_proj").replace("up_proj", "gate_proj")
+            if shared in grams:
+                grams[name] = grams[shared]
+                return plain
+            grams[name] = Gram(plain.weight.shape[1])
+            return _Watched(plain, grams[name], partial(self._fold_input, name))
+
+        layer = build_layer(self.config, index, self._float_tensor, linear, self.checked.__contains__)
+        seen = _Seen([], [], [])
         window = self.config.sliding_windows[index]
 
         def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys.append(k)
-            values.append(v)
+            for states, x in zip(seen, (q, k, v), strict=True):
+                states.append(x)
             return float_attend(q, k, v, 0, window)
 
         after = [
             layer(stream, Rope(self.config, len(stream)).tables(torch.arange(len(stream))), attend)
             for stream in streams
         ]
-        return keys, values, after
+        return seen, grams, after
+
+    def _is_compensated(self, name: str) -> bool:
+        return self._is_quantized(name) and self.recipe.linear is not None and self.recipe.linear.rounding == "gptq"
+
+    def _tensor(self, name: str) -> Tensor:
+        return self.checked.finite(name)
 
     def _float_tensor(self, name: str) -> Tensor:
-        return self.checked.finite(name).float()
-
-    def _float_linear(self, name: str) -> FloatLinear:
-        return float_linear(self.checked, self.config, name, torch.float32)
+        return self._tensor(name).float()
 
     def _write_embedding(self, embedding: Tensor) -> None:
         if self.metadata.residual_rotation:
             embedding = rotate.rotate_residual(embedding).to(embedding.dtype)
         self.sink.add("model.embed_tokens.weight", embedding, "FLOAT")
 
-    def _write_layer(self, index: int, keys: list[Tensor], values: list[Tensor]) -> None:
+    def _write_layer(self, index: int, seen: "_Seen", grams: dict[str, Gram]) -> None:
         prefix = f"model.layers.{index}."
         if self.recipe.attention is not None:
-            scheme = attention.calibrate(self.config, self.recipe.attention, keys, values, self.metadata.v_folded)
+            scheme = attention.calibrate(self.config, self.recipe.attention, *seen, self.metadata.v_folded)
             self._write_scheme(f"{prefix}self_attn.", scheme)
         for name in LINEARS:
-            norm = {"self_attn": "input_layernorm", "mlp": "post_attention_layernorm"}[name.partition(".")[0]]
-            reads_stream = not name.endswith(("o_proj", "down_proj"))
-            self._write_linear(prefix + name, prefix + norm if reads_stream else None)
+            self._write_linear(prefix + name, grams.get(prefix + name))
         for norm in ("input_layernorm", "post_attention_layernorm"):
             self._write_norm(prefix + norm)
         for norm in ("q_norm", "k_norm") if self.config.qk_norm else ():
             name = f"{prefix}self_attn.{norm}.weight"
-            self.sink.add(name, self.checked.finite(name), "FLOAT")
+            self.sink.add(name, self._tensor(name), "FLOAT")
 
     def _write_scheme(self, prefix: str, scheme: AttentionScheme) -> None:
         tables = {
@@ -214,55 +255,84 @@ class _Quantizer:
                 self.sink.add(prefix + name, table, "FAQuant")
 
     def _write_norm(self, name: str) -> None:
-        weight = self.checked.finite(f"{name}.weight")
+        weight = self._tensor(f"{name}.weight")
         self.sink.add(f"{name}.weight", torch.ones_like(weight) if self.metadata.residual_rotation else weight, "FLOAT")
 
-    def _write_head(self) -> None:
+    def _write_head(self, streams: list[Tensor]) -> None:
         self._write_norm("model.norm")
+        gram = None
+        if self._is_compensated("lm_head"):
+            gram = Gram(self.config.hidden_size)
+            norm = RMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
+            for stream in streams:
+                gram.add(self._fold_input("lm_head", norm(stream)))
         if "lm_head.weight" in self.checked or self.metadata.residual_rotation or self._is_quantized("lm_head"):
-            self._write_linear("lm_head", "model.norm")
+            self._write_linear("lm_head", gram)
 
     def _is_quantized(self, name: str) -> bool:
         return self.recipe.linear is not None and not self.recipe.linear.is_float(name)
 
-    def _write_linear(self, name: str, norm: str | None) -> None:
-        """Write one linear with its rotations folded in; `norm` is the one whose output it reads."""
+    def _write_linear(self, name: str, gram: Gram | None) -> None:
+        """Write one linear with its rotations folded in; `gram` is that of its inputs, where they are compensated."""
         tied = name == "lm_head" and "lm_head.weight" not in self.checked
-        stored = self.checked.finite("model.embed_tokens.weight" if tied else f"{name}.weight")
-        bias = self.checked.finite(f"{name}.bias") if has_bias(self.config, name) else None
-        quantized = self._is_quantized(name)
-        weight, bias = self._fold(name, stored, bias, norm, quantized)
-        if not quantized:
+        stored = self._tensor("model.embed_tokens.weight" if tied else f"{name}.weight")
+        bias = self._tensor(f"{name}.bias") if has_bias(self.config, name) else None
+        weight, bias = self._fold(name, stored, bias)
+        if not self._is_quantized(name):
             self.sink.add(f"{name}.weight", weight.to(stored.dtype), "FLOAT")
             if bias is not None:
                 self.sink.add(f"{name}.bias", bias.to(stored.dtype), "FLOAT")
             return
-        kind = R4_TYPE if self.metadata.down_block and name.endswith("down_proj") else "W8A8_DYNAMIC"
-        result = quantize_weight(weight)
+        kind = R4_TYPE if self._rotates_input(name) else "W8A8_DYNAMIC"
+        result = round_to_nearest(weight) if gram is None else round_with_compensation(weight, gram)
         self.sink.add(f"{name}.weight", result.weight, kind)
         self.sink.add(f"{name}.weight_scale", result.scale, kind)
         self.sink.add(f"{name}.weight_offset", torch.zeros_like(result.scale), kind)
         if bias is not None:
             self.sink.add(f"{name}.bias", bias.float(), "FLOAT")
 
-    def _fold(
-        self, name: str, weight: Tensor, bias: Tensor | None, norm: str | None, quantized: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def _rotates_input(self, name: str) -> bool:
+        return bool(self.metadata.down_block) and name.endswith("down_proj") and self._is_quantized(name)
+
+    def _norm_before(self, name: str) -> str | None:
+        """The norm whose output the linear reads, or None where it reads something else than the residual stream."""
+        prefix, _, kind = name.rpartition(".")
+        if name == "lm_head":
+            return "model.norm"
+        if kind in ("o_proj", "down_proj"):
+            return None
+        layer = prefix.rpartition(".")[0]
+        return f"{layer}.{'post_attention_layernorm' if prefix.endswith('mlp') else 'input_layernorm'}"
+
+    def _fold(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         metadata, dim = self.metadata, self.config.head_dim
-        kind = name.rpartition(".")[2]
+        kind, norm = name.rpartition(".")[2], self._norm_before(name)
         if metadata.residual_rotation and norm is not None:
-            weight = rotate.rotate_residual(weight.double() * self.checked.finite(f"{norm}.weight").double())
+            weight = rotate.rotate_residual(weight.double() * self._tensor(f"{norm}.weight").double())
         if metadata.v_folded and kind == "v_proj":
             weight = rotate.rotate_head_outputs(weight, dim, metadata.v_block)
             bias = None if bias is None else rotate.rotate_head_outputs(bias, dim, metadata.v_block)
         if metadata.v_folded and kind == "o_proj":
             weight = rotate.rotate_inputs(weight, dim, metadata.v_block)
-        if metadata.down_block and kind == "down_proj" and quantized:
+        if self._rotates_input(name):
             weight = rotate.rotate_inputs(weight, self.config.intermediate_size, metadata.down_block)
-        if metadata.residual_rotation and kind in ("o_proj", "down_proj"):
+        if metadata.residual_rotation and norm is None:
             weight = rotate.rotate_residual_outputs(weight)
             bias = None if bias is None else rotate.rotate_residual(bias)
         return weight, bias
+
+    def _fold_input(self, name: str, x: Tensor) -> Tensor:
+        """The input x [tokens, k] of a float linear, as the linear with its rotations folded in will see it."""
+        metadata, norm = self.metadata, self._norm_before(name)
+        if metadata.residual_rotation and norm is not None:
+            weight = self._tensor(f"{norm}.weight").double()
+            # Where the norm's weight is 0, so is x, and any divisor will do.
+            return rotate.rotate_residual(x.double() / weight.masked_fill(weight == 0, 1.0))
+        if metadata.v_folded and name.endswith("o_proj"):
+            return rotate.rotate_inputs(x, self.config.head_dim, metadata.v_block)
+        if self._rotates_input(name):
+            return rotate.rotate_inputs(x, self.config.intermediate_size, metadata.down_block)
+        return x
 
 
 def _metadata(

@@ -1,0 +1,83 @@
+"""int8 weights for linears whose input is quantized per token: rounded to nearest, or with error compensation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rotate import hadamard_block
+
+GRAM_BLOCK = 2048
+"""Inputs whose correlations are used together. It bounds memory and time for wide linears."""
+
+_PANEL = 128
+_DAMPING = 0.01
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """weight ≈ int8 [n, k] · scale [n, 1] (float32)."""
+
+    weight: Tensor
+    scale: Tensor
+
+
+def round_to_nearest(weight: Tensor) -> QuantizedWeight:
+    """Round a weight [n, k] to the nearest of 255 steps, symmetric, one scale for each output channel."""
+    scale = _scale(weight)
+    return QuantizedWeight((weight / scale).round().clamp(-127, 127).to(torch.int8), scale)
+
+
+class Gram:
+    """XᵀX of a linear's inputs, in diagonal blocks [blocks, b, b]."""
+
+    def __init__(self, size: int) -> None:
+        self.block = size if size <= GRAM_BLOCK else hadamard_block(size, GRAM_BLOCK)
+        self.blocks = torch.zeros(size // self.block, self.block, self.block)
+
+    def add(self, x: Tensor) -> None:
+        """Count inputs [tokens, k]."""
+        parts = x.float().view(x.shape[0], -1, self.block).transpose(0, 1)
+        self.blocks += parts.mT @ parts
+
+
+def round_with_compensation(weight: Tensor, gram: Gram) -> QuantizedWeight:
+    """Round a weight [n, k] input by input, letting the inputs still to come make up for each error (GPTQ,
+    arXiv 2210.17323, algorithm 1), so that the outputs for inputs like those of `gram` change least."""
+    scale = _scale(weight)
+    steps = (weight / scale).T.float().contiguous()
+    out = torch.empty(steps.shape, dtype=torch.int8)
+    for index, block in enumerate(gram.blocks):
+        rows = slice(index * gram.block, (index + 1) * gram.block)
+        out[rows] = _compensate(steps[rows], _inverse_factor(block))
+    return QuantizedWeight(out.T.contiguous(), scale)
+
+
+def _scale(weight: Tensor) -> Tensor:
+    return (weight.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127).float()
+
+
+def _inverse_factor(gram: Tensor) -> Tensor:
+    """The upper Cholesky factor of the damped Gram matrix's inverse, float32."""
+    gram = gram.double()
+    diagonal = gram.diagonal()
+    # An input that was always 0 says nothing about its weights; the damping alone then decides.
+    gram = gram + torch.eye(len(gram)) * (_DAMPING * diagonal.mean()).clamp_min(1e-12)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()
+
+
+def _compensate(steps: Tensor, factor: Tensor) -> Tensor:
+    """Integers [k, n] for weights in units of their scales [k, n], which are overwritten."""
+    out = torch.empty(steps.shape, dtype=torch.int8)
+    for first in range(0, len(steps), _PANEL):
+        last = min(first + _PANEL, len(steps))
+        errors = torch.empty(last - first, steps.shape[1])
+        for i in range(first, last):
+            rounded = steps[i].round().clamp_(-127, 127)
+            out[i] = rounded.to(torch.int8)
+            errors[i - first] = (steps[i] - rounded) / factor[i, i]
+            steps[i + 1 : last].addr_(factor[i, i + 1 : last], errors[i - first], alpha=-1)
+        steps[last:].addmm_(factor[first:last, last:].T, errors, alpha=-1)
+    return out

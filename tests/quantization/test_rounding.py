@@ -1,0 +1,68 @@
+"""Rounding weights: to nearest, and with compensation for inputs that go together."""
+
+import pytest
+import torch
+
+from faquant.quantization import rounding
+from faquant.quantization.rounding import Gram, round_to_nearest, round_with_compensation
+
+
+def _correlated(tokens: int, size: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(size, size, generator=generator) * torch.logspace(0, -2, size)[:, None]
+    return torch.randn(tokens, size, generator=generator) @ mix
+
+
+def _output_error(x: torch.Tensor, weight: torch.Tensor, result: rounding.QuantizedWeight) -> float:
+    return float((x.double() @ (weight.double() - result.weight * result.scale.double()).T).square().mean())
+
+
+@pytest.mark.parametrize(("size", "block"), [(96, 2048), (256, 64), (300, 2048)])
+def test_compensation_changes_the_outputs_less(size: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "GRAM_BLOCK", block)
+    x, weight = _correlated(2000, size), torch.randn(40, size, generator=torch.Generator().manual_seed(1)).double()
+    gram = Gram(size)
+    for part in x.split(700):
+        gram.add(part)
+    nearest, compensated = round_to_nearest(weight), round_with_compensation(weight, gram)
+    assert torch.equal(nearest.scale, compensated.scale)
+    fresh = _correlated(500, size, seed=0)
+    assert _output_error(fresh, weight, compensated) < 0.6 * _output_error(fresh, weight, nearest)
+
+
+def test_independent_inputs_are_rounded_to_nearest() -> None:
+    weight = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)).double()
+    gram = Gram(64)
+    gram.blocks[0] = torch.eye(64) * 5
+    assert torch.equal(round_with_compensation(weight, gram).weight, round_to_nearest(weight).weight)
+
+
+def test_a_gram_matrix_of_blocks_is_the_diagonal_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "GRAM_BLOCK", 32)
+    x = _correlated(50, 96)
+    gram = Gram(96)
+    gram.add(x)
+    whole = x.T @ x
+    assert gram.blocks.shape == (3, 32, 32)
+    torch.testing.assert_close(gram.blocks[1], whole[32:64, 32:64])
+
+
+@pytest.mark.parametrize("inputs", ["never seen", "always zero", "one of them zero"])
+def test_inputs_that_say_nothing_leave_rounding_to_nearest(inputs: str) -> None:
+    gram, weight = Gram(16), torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.zeros(30, 16)
+    if inputs == "one of them zero":
+        x = torch.randn(30, 16, generator=torch.Generator().manual_seed(1))
+        x[:, 3] = 0
+    if inputs != "never seen":
+        gram.add(x)
+    result, nearest = round_with_compensation(weight, gram), round_to_nearest(weight)
+    unseen = slice(3, 4) if inputs == "one of them zero" else slice(None)
+    assert torch.equal(result.weight[:, unseen], nearest.weight[:, unseen])
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    weight = torch.zeros(3, 8).double()
+    result = round_to_nearest(weight)
+    assert not result.weight.any()
+    assert (result.scale > 0).all()
