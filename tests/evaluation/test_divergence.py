@@ -62,7 +62,7 @@ def test_windows_start_afresh_and_a_single_last_token_is_left_out(pair: tuple[Mo
 
 def test_the_parts_add_up_to_about_the_whole(pair: tuple[Model, Model]) -> None:
     model, source = pair
-    results = compare(source, variants(model, source), _tokens(source, 60))
+    results = compare(source, variants(model, source), _tokens(source, 60), window=60)
     assert set(results) == {"attention", "linears", "both"}
     assert 0 < results["attention"].kl_mean < results["both"].kl_mean
     assert 0 < results["linears"].kl_mean < 1.5 * results["both"].kl_mean
@@ -71,7 +71,7 @@ def test_the_parts_add_up_to_about_the_whole(pair: tuple[Model, Model]) -> None:
 def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     model, source = pair
     ids = _tokens(source, 40)
-    sound = compare(source, {"both": model}, ids)["both"]
+    sound = compare(source, {"both": model}, ids, window=60)["both"]
     append = Int8Pages.append
 
     def corrupting(self: Int8Pages, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], m
         self.v_scale *= 0.5
 
     monkeypatch.setattr(Int8Pages, "append", corrupting)
-    corrupt = compare(source, {"both": model}, ids)["both"]
+    corrupt = compare(source, {"both": model}, ids, window=60)["both"]
     assert corrupt.kl_mean > 10 * sound.kl_mean
     assert corrupt.top1 < sound.top1
 
@@ -90,14 +90,14 @@ def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], m
 def test_a_corrupt_scale_in_the_scheme_is_seen(pair: tuple[Model, Model]) -> None:
     model, source = pair
     ids = _tokens(source, 40)
-    sound = compare(source, {"both": model}, ids)["both"]
+    sound = compare(source, {"both": model}, ids, window=60)["both"]
     schemes = [replace(scheme, k_equalizer=scheme.k_equalizer * 50) for scheme in model.schemes if scheme is not None]
     # The equaliser alone cancels between q and k; a wrong centre does not.
-    same = compare(source, {"both": replace(model, schemes=schemes)}, ids)["both"]
+    same = compare(source, {"both": replace(model, schemes=schemes)}, ids, window=60)["both"]
     assert same.kl_mean == pytest.approx(sound.kl_mean, rel=0.5)
     schemes = [replace(scheme, rotation_block=2) for scheme in model.schemes if scheme is not None]
     wrong = [replace(scheme, k_scale=torch.full((3, 1), 1e-3)) for scheme in schemes]
-    assert compare(source, {"both": replace(model, schemes=wrong)}, ids)["both"].kl_mean > 3 * sound.kl_mean
+    assert compare(source, {"both": replace(model, schemes=wrong)}, ids, window=60)["both"].kl_mean > 3 * sound.kl_mean
 
 
 def test_nothing_to_measure_is_refused(pair: tuple[Model, Model]) -> None:

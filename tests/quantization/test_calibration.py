@@ -96,7 +96,7 @@ def test_builtin_stands_under_the_projects_licence() -> None:
 
 
 def test_held_out_texts_share_nothing_with_the_calibration_set() -> None:
-    folder = Path(calibration.__file__).parents[1] / "evaluate" / "texts"
+    folder = Path(calibration.__file__).parents[1] / "evaluation" / "texts"
     held_out = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.txt")}
     assert set(held_out) == {"prose", "code", "chinese", "tools"}
     width = 40

@@ -62,7 +62,7 @@ def test_every_recipe_of_ours_stays_near_the_float_model(kind: str, name: str, t
     quantized, original = load(_quantize(source, tmp_path / "out", RECIPES[name])), load_float(source)
     ids = torch.tensor(_ids(40, 1, original.config.vocab_size))
     p, q = (window_logits(model, ids).log_softmax(-1) for model in (original, quantized))
-    assert float((p.exp() * (p - q)).sum(-1).mean()) < 5e-3
+    assert float((p.exp() * (p - q)).sum(-1).mean()) < 2e-2
     assert all(scheme is not None for scheme in quantized.schemes)
 
 

@@ -224,7 +224,7 @@ class _Quantizer:
 
     def _write_embedding(self, embedding: Tensor) -> None:
         if self.metadata.residual_rotation:
-            embedding = rotate.rotate_residual(embedding).to(embedding.dtype)
+            embedding = rotate.rotate_residual(embedding.double()).to(embedding.dtype)
         self.sink.add("model.embed_tokens.weight", embedding, "FLOAT")
 
     def _write_layer(self, index: int, seen: "_Seen", grams: dict[str, Gram]) -> None:
@@ -307,8 +307,9 @@ class _Quantizer:
     def _fold(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         metadata, dim = self.metadata, self.config.head_dim
         kind, norm = name.rpartition(".")[2], self._norm_before(name)
+        weight, bias = weight.double(), None if bias is None else bias.double()
         if metadata.residual_rotation and norm is not None:
-            weight = rotate.rotate_residual(weight.double() * self._tensor(f"{norm}.weight").double())
+            weight = rotate.rotate_residual(weight * self._tensor(f"{norm}.weight").double())
         if metadata.v_folded and kind == "v_proj":
             weight = rotate.rotate_head_outputs(weight, dim, metadata.v_block)
             bias = None if bias is None else rotate.rotate_head_outputs(bias, dim, metadata.v_block)
@@ -325,9 +326,9 @@ class _Quantizer:
         """The input x [tokens, k] of a float linear, as the linear with its rotations folded in will see it."""
         metadata, norm = self.metadata, self._norm_before(name)
         if metadata.residual_rotation and norm is not None:
-            weight = self._tensor(f"{norm}.weight").double()
+            weight = self._float_tensor(f"{norm}.weight")
             # Where the norm's weight is 0, so is x, and any divisor will do.
-            return rotate.rotate_residual(x.double() / weight.masked_fill(weight == 0, 1.0))
+            return rotate.rotate_residual(x / weight.masked_fill(weight == 0, 1.0))
         if metadata.v_folded and name.endswith("o_proj"):
             return rotate.rotate_inputs(x, self.config.head_dim, metadata.v_block)
         if self._rotates_input(name):

@@ -1,7 +1,8 @@
-"""Rotations that fold into weights offline, in float64 (QuaRot, arXiv 2404.00456; SpinQuant, arXiv 2405.16406).
+"""Rotations that fold into weights offline (QuaRot, arXiv 2404.00456; SpinQuant, arXiv 2405.16406).
 
-R1 turns the residual stream, R2 each head of V, R4 the input of down_proj. With row vectors h' = h·R1 every
-linear that reads the stream becomes (W ⊙ γ)·R1, every one that writes it R1ᵀ·W, and the norms' weights γ become 1.
+R1 turns the residual stream, R2 each head of V, R4 the input of down_proj. With row vectors h' = h·R1 every linear that
+reads the stream becomes (W ⊙ γ)·R1, every one that writes it R1ᵀ·W, and the norms' weights γ become 1. The functions keep
+the dtype of what they turn; weights are turned in float64.
 """
 
 import math
@@ -21,33 +22,33 @@ def hadamard_block(size: int, limit: int = 1 << 30) -> int:
 
 
 def rotate_residual(x: Tensor) -> Tensor:
-    """x · R1 over the last dimension, float64.
+    """x · R1 over the last dimension.
 
     R1 = S·(C ⊗ H): random signs S, a Hadamard matrix H of the largest power of two in the size, and an orthonormal
     cosine matrix C of the odd rest, so that every channel is spread over all others whatever the size.
     """
     size = x.shape[-1]
     block = hadamard_block(size)
-    x = hadamard(x.double() * _signs(size), block)
+    x = hadamard(x * _signs(size).to(x.dtype), block)
     if block == size:
         return x
-    mixed: Tensor = _cosines(size // block).T @ x.reshape(*x.shape[:-1], -1, block)
+    mixed: Tensor = _cosines(size // block).T.to(x.dtype) @ x.reshape(*x.shape[:-1], -1, block)
     return mixed.flatten(-2)
 
 
 def rotate_residual_outputs(weight: Tensor) -> Tensor:
-    """R1ᵀ · W for a linear's weight [hidden, k] that writes the residual stream, float64."""
-    return rotate_residual(weight.double().T).T
+    """R1ᵀ · W for a linear's weight [hidden, k] that writes the residual stream."""
+    return rotate_residual(weight.T).T
 
 
 def rotate_head_outputs(x: Tensor, head_dim: int, block: int) -> Tensor:
-    """R2 on the outputs of v_proj: weight [Hkv · D, k] or bias [Hkv · D], float64."""
+    """R2 on the outputs of v_proj: weight [Hkv · D, k] or bias [Hkv · D]."""
     return rotate_inputs(x, head_dim, block) if x.ndim == 1 else rotate_inputs(x.T, head_dim, block).T
 
 
 def rotate_inputs(weight: Tensor, size: int, block: int) -> Tensor:
-    """Hadamard blocks on the inputs of a linear, weight [n, k] with k a multiple of `size`, float64."""
-    return hadamard(weight.double().reshape(*weight.shape[:-1], -1, size), block).flatten(-2)
+    """Hadamard blocks on the inputs of a linear, weight [n, k] with k a multiple of `size`."""
+    return hadamard(weight.reshape(*weight.shape[:-1], -1, size), block).flatten(-2)
 
 
 @cache

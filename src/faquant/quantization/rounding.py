@@ -12,6 +12,8 @@ GRAM_BLOCK = 2048
 
 _PANEL = 128
 _DAMPING = 0.01
+_SHRINKAGE = 0.5
+"""Times inputs over tokens: what few tokens say of the inputs' correlations is mostly chance."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Gram:
     def __init__(self, size: int) -> None:
         self.block = size if size <= GRAM_BLOCK else hadamard_block(size, GRAM_BLOCK)
         self.blocks = torch.zeros(size // self.block, self.block, self.block)
+        self.tokens = 0
 
     def add(self, x: Tensor) -> None:
         """Count inputs [tokens, k]."""
         parts = x.float().view(x.shape[0], -1, self.block).transpose(0, 1)
         self.blocks += parts.mT @ parts
+        self.tokens += x.shape[0]
 
 
 def round_with_compensation(weight: Tensor, gram: Gram) -> QuantizedWeight:
@@ -49,7 +53,8 @@ def round_with_compensation(weight: Tensor, gram: Gram) -> QuantizedWeight:
     out = torch.empty(steps.shape, dtype=torch.int8)
     for index, block in enumerate(gram.blocks):
         rows = slice(index * gram.block, (index + 1) * gram.block)
-        out[rows] = _compensate(steps[rows], _inverse_factor(block))
+        damping = _DAMPING + _SHRINKAGE * gram.block / max(gram.tokens, 1)
+        out[rows] = _compensate(steps[rows], _inverse_factor(block, damping))
     return QuantizedWeight(out.T.contiguous(), scale)
 
 
@@ -57,12 +62,12 @@ def _scale(weight: Tensor) -> Tensor:
     return (weight.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127).float()
 
 
-def _inverse_factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor of the damped Gram matrix's inverse, float32."""
+def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor, float32, of the inverse of the Gram matrix with `damping` times its mean diagonal."""
     gram = gram.double()
     diagonal = gram.diagonal()
     # An input that was always 0 says nothing about its weights; the damping alone then decides.
-    gram = gram + torch.eye(len(gram)) * (_DAMPING * diagonal.mean()).clamp_min(1e-12)
+    gram = gram + torch.eye(len(gram)) * (damping * diagonal.mean()).clamp_min(1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()
