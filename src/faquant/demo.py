@@ -10,7 +10,7 @@ from .demo_model import fetch_demo_model
 
 OUTPUT = "smollm2-fa8"
 PROMPT = "What is the capital of France, and what is it known for?"
-EVALUATION_TOKENS = "2048"
+EVALUATION_TOKENS = "1024"
 
 
 def main() -> int:

@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..engine.llm import LLM
-from ..engine.sampling import SamplingParams
-from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP
+from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
 
 
 def chat(
@@ -24,17 +22,17 @@ def chat(
     stop: Stop = None,
 ) -> None:
     """Talk with a model. An empty line, or the end of the input, ends it."""
-    params = SamplingParams(
+    llm, params = load_model(
+        directory,
+        stop,
+        max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
     )
-    llm = LLM(directory)
     messages = [{"role": "system", "content": system}] if system else []
     while True:
         if sys.stdin.isatty():

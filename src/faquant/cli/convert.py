@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..quantization.convert import convert_to_mindie
+from ..config import load_config
 
 
 class Target(str, Enum):
@@ -21,5 +21,8 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it is a model directory.")] = False,
 ) -> None:
     """Rewrite a quantized directory for another runtime, where its recipe allows it."""
+    load_config(directory)
+    from ..quantization.convert import convert_to_mindie  # loads torch: a wrong directory is told before that
+
     convert_to_mindie(directory, output, overwrite)
     print(f"{output}: written for {to.value}.", file=sys.stderr)

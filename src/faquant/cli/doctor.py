@@ -9,8 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..kernels import cpu
-from ..kernels.matmul import matmul_backend
 from .console import print_json
 
 LIBRARIES = ("faquant", "torch", "safetensors", "tokenizers", "jinja2", "numpy", "pydantic", "typer", "rich", "gguf")
@@ -29,6 +27,9 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 def examine() -> dict[str, Any]:
     """Everything that doctor reports, as JSON values. `healthy` is false where a self-test failed."""
+    from ..kernels import cpu
+    from ..kernels.matmul import matmul_backend
+
     self_tests = cpu.self_test()
     backend = matmul_backend()
     return {
@@ -43,7 +44,7 @@ def examine() -> dict[str, Any]:
             "int8 linears": f"{backend} ({'torch._int_mm' if backend == 'onednn' else 'exact fallback in float32'})",
             "int8 dot product": cpu.selected_isa(),
         },
-        "self_tests": {**{f"dot product, {isa}": passed for isa, passed in self_tests.items()}},
+        "self_tests": {f"dot product, {isa}": passed for isa, passed in self_tests.items()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "healthy": all(self_tests.values()) and backend == "onednn",
     }

@@ -1,16 +1,18 @@
 """faquant evaluate"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .. import api
-from ..evaluation.report import Report
+from ..config import load_config
 from ..evaluation.texts import read_texts
 from .console import progress_bar, write_json_file
+
+if TYPE_CHECKING:
+    from ..evaluation.report import Report
 
 
 def evaluate(
@@ -28,6 +30,10 @@ def evaluate(
 ) -> None:
     """Measure what quantization cost: KL, top-1 agreement and perplexity, through the cache that serves."""
     texts = read_texts(text) if text else None
+    load_config(directory)
+    load_config(against)
+    from .. import api  # loads torch: a wrong directory or option is told before that
+
     with progress_bar("evaluating") as progress:
 
         def show(name: str, done: int, total: int) -> None:
@@ -40,7 +46,7 @@ def evaluate(
         print_report(report)
 
 
-def print_report(report: Report) -> None:
+def print_report(report: "Report") -> None:
     """The report as a table on stdout."""
     table = Table(
         title=f"recipe {report.recipe} against float",

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..engine.llm import LLM
-from ..engine.sampling import SamplingParams
-from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP
+from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
 
 
 def generate(
@@ -26,18 +24,18 @@ def generate(
     stop: Stop = None,
 ) -> None:
     """Answer one prompt, printing the text as it comes."""
-    params = SamplingParams(
+    llm, params = load_model(
+        directory,
+        stop,
+        max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    llm = LLM(directory)
     ids = llm.tokenizer.encode_chat([{"role": "user", "content": text}]) if chat else llm.tokenizer.encode(text)
     started = time.monotonic()
     for piece in llm.stream(ids, params):

@@ -2,16 +2,18 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..config import load_config
 from ..errors import UsageError
-from ..model.inspection import Inspection
-from ..model.inspection import inspect as run
 from .console import print_json
+
+if TYPE_CHECKING:
+    from ..model.inspection import Inspection
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
 
@@ -25,6 +27,9 @@ def inspect(
 ) -> None:
     """Show what is quantized how, how many bytes each part takes, and what the cache takes for each token."""
     room = parse_size(memory) if memory is not None else None
+    load_config(directory)
+    from ..model.inspection import inspect as run  # loads torch: a wrong directory or option is told before that
+
     inspection = run(directory)
     if json:
         value = inspection.to_json()
@@ -47,7 +52,7 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def _print(inspection: Inspection, memory: str | None, room: int | None) -> None:
+def _print(inspection: "Inspection", memory: str | None, room: int | None) -> None:
     config, description = inspection.config, inspection.description
     console = Console()
     recipe = inspection.metadata.recipe.name if inspection.metadata else "-"

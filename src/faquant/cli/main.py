@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -21,6 +23,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        print(metadata.version("faquant"))
+        raise typer.Exit
+
+
 for command in (quantize, evaluate, generate, chat, inspect, convert, doctor):
     app.command()(command)
 

@@ -1,8 +1,15 @@
-"""Options that generate and chat share."""
+"""What generate and chat share: options, and loading with them."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..config import load_config
+
+if TYPE_CHECKING:
+    from ..engine.llm import LLM
+    from ..engine.sampling import SamplingParams
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
@@ -12,3 +19,18 @@ MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the l
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages tokens that stand there already.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")]
+
+
+def load_model(directory: Path, stop: list[str] | None, **params: Any) -> tuple["LLM", "SamplingParams"]:
+    """The model in `directory`, and checked sampling parameters.
+
+    Raises:
+        UsageError: a parameter is out of its range.
+        CheckpointError, UnsupportedError: the directory cannot be loaded.
+    """
+    load_config(directory)
+    from ..engine.llm import LLM  # loads torch: a wrong directory is told before that
+    from ..engine.sampling import SamplingParams
+
+    checked = SamplingParams(stop=tuple(stop or ()), **params)
+    return LLM(directory), checked

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import api
+from ..config import load_config
 from .console import progress_bar
 
 
@@ -24,6 +24,9 @@ def quantize(
 ) -> None:
     """Turn a Hugging Face checkpoint into one with 8-bit attention and 8-bit linears."""
     started = time.monotonic()
+    load_config(model)
+    from .. import api  # loads torch: a wrong directory or option is told before that
+
     with progress_bar("quantizing layers") as progress:
         tokens = api.quantize(model, output, recipe, calibration, overwrite=overwrite, progress=progress)
     print(

@@ -1,7 +1,7 @@
 """Rotations that fold into weights offline (QuaRot, arXiv 2404.00456; SpinQuant, arXiv 2405.16406).
 
-R1 turns the residual stream, R2 each head of V, R4 the input of down_proj. With row vectors h' = h·R1 every linear that
-reads the stream becomes (W ⊙ γ)·R1, every one that writes it R1ᵀ·W, and the norms' weights γ become 1. The functions keep
+R1 turns the residual stream, R2 each head of V, R4 the input of down_proj. With row vectors h' = h·R1 every linear
+that reads the stream becomes (W ⊙ γ)·R1, every one that writes it R1ᵀ·W, and the norms' weights γ become 1. All keep
 the dtype of what they turn; weights are turned in float64.
 """
 
