@@ -6,13 +6,19 @@ if TYPE_CHECKING:
     from .api import evaluate, quantize
     from .engine.llm import LLM, Completion
     from .engine.sampling import SamplingParams
+    from .errors import FaquantError
+    from .evaluation.report import Report
+    from .recipe import Recipe
 
-__all__ = ["LLM", "Completion", "SamplingParams", "evaluate", "quantize"]
+__all__ = ["LLM", "Completion", "FaquantError", "Recipe", "Report", "SamplingParams", "evaluate", "quantize"]
 
 _HOMES = {
     "LLM": "engine.llm",
     "Completion": "engine.llm",
     "SamplingParams": "engine.sampling",
+    "FaquantError": "errors",
+    "Recipe": "recipe",
+    "Report": "evaluation.report",
     "evaluate": "api",
     "quantize": "api",
 }

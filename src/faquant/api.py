@@ -45,7 +45,7 @@ def quantize(
     records = calibrating.builtin_records() if builtin else calibrating.read_records(Path(calibration))
     tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
     limit = min(MAX_PROMPT_TOKENS, config.max_position)
-    ids = calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit)
+    ids = calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit, config.max_position)
     pipeline.quantize(source, Path(output), chosen, ids, overwrite=overwrite, progress=progress)
     return sum(len(prompt) for prompt in ids)
 

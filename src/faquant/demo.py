@@ -5,8 +5,10 @@ import sys
 import time
 from pathlib import Path
 
+from .cli.console import print_error
 from .cli.main import run
 from .demo_model import fetch_demo_model
+from .errors import FaquantError
 
 OUTPUT = "smollm2-fa8"
 PROMPT = "What is the capital of France, and what is it known for?"
@@ -17,8 +19,11 @@ def main() -> int:
     """Run the demo in the current folder; the exit status of its first step that fails, or 0."""
     started = time.monotonic()
     output = Path(OUTPUT)
-    print("Fetching SmolLM2-135M-Instruct (92 MB, once) …", file=sys.stderr)
-    model = fetch_demo_model()
+    try:
+        model = fetch_demo_model()
+    except FaquantError as error:
+        print_error(str(error))
+        return error.exit_status
     for command in (
         ["quantize", str(model), "-o", str(output), "--overwrite"],
         ["inspect", str(output)],

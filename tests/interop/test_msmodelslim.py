@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from faquant.model.load import DTYPES, load_float
+from faquant.model.load import load_float
+from faquant.model.opening import DTYPES
 from faquant.quantization.mindie import calibrate_mindie
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]

@@ -15,6 +15,9 @@ from faquant.evaluation.divergence import window_logits
 from faquant.kernels.pages import FloatPages, Int8Pages
 from faquant.model.linear import FloatLinear, StaticLinear
 from faquant.model.load import load, load_float
+from faquant.quantization.pipeline import quantize
+from faquant.recipe import RECIPES
+from oracles.tiny_models import tiny_model
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
@@ -157,6 +160,13 @@ def _drop(name: str) -> Edit:
     return edit
 
 
+def _add(name: str, value: torch.Tensor) -> Edit:
+    def edit(tensors: Tensors, description: dict[str, Any]) -> None:
+        tensors[name], description[name] = value, "FLOAT"
+
+    return edit
+
+
 def _with(key: str, value: object) -> Edit:
     def edit(_: Tensors, description: dict[str, Any]) -> None:
         description[key] = value
@@ -181,6 +191,17 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "input offset NaN": (_set(f"{PROJ}input_offset", torch.tensor([torch.nan])), "NaN"),
     "deq_scale negative": (_set(f"{PROJ}deq_scale", torch.full((128,), -1.0)), "negative"),
     "deq_scale beyond 32 bits": (_set(f"{PROJ}deq_scale", torch.full((128,), 1 << 40)), "float32 bits"),
+    "deq_scale that is not the product": (_set(f"{PROJ}deq_scale", torch.full((128,), 3.0)), "weight_scale"),
+    "input offset beyond int8": (_set(f"{PROJ}input_offset", torch.tensor([1e5])), "-128 to 127"),
+    "input offset that is no whole number": (_set(f"{PROJ}input_offset", torch.tensor([0.5])), "-128 to 127"),
+    "quant_bias that overflows": (
+        _set(f"{PROJ}quant_bias", torch.full((128,), 2**31 - 1).int()),
+        "overflow",
+    ),
+    "norm that is NaN": (_set("model.norm.weight", torch.full((128,), torch.nan)), "NaN"),
+    "table that is called float": (_with(f"{FA}k.scale", "FLOAT"), "FAQuant"),
+    "cache of another kind": (_with("kv_cache_type", "C8"), "C8"),
+    "bias that the model does not have": (_add(f"{PROJ}bias", torch.ones(128)), "bias"),
     "deq_scale missing": (_drop(f"{PROJ}deq_scale"), "deq_scale"),
     "weight_scale of a wrong shape": (_set(f"{PROJ}weight_scale", torch.ones(127, 1)), "shape"),
     "weight_offset not zero": (_set(f"{PROJ}weight_offset", torch.ones(128, 1)), "symmetric"),
@@ -238,3 +259,66 @@ def test_a_configuration_that_does_not_fit_is_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(error):
         load(golden_fp32)
+
+
+def test_weight_scales_that_the_arithmetic_does_not_need_may_be_missing(golden: Path) -> None:
+    before = _logits(golden)
+
+    def strip(tensors: Tensors, description: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.endswith(("weight_scale", "weight_offset"))]:
+            del tensors[name], description[name]
+
+    _edit(golden, strip)
+    assert torch.equal(_logits(golden), before)
+
+
+def test_quantized_weights_without_a_description_are_not_taken_for_floats(golden_fp32: Path) -> None:
+    (golden_fp32 / DESCRIPTION).unlink()
+    (golden_fp32 / WEIGHTS).rename(golden_fp32 / "model.safetensors")
+    with pytest.raises(CheckpointError, match="says how it is quantized"):
+        load(golden_fp32)
+
+
+@pytest.mark.parametrize("name", ["default", "static"])
+def test_tables_that_contradict_the_recipe_are_refused(name: str, tmp_path: Path) -> None:
+    tiny_model("smollm", tmp_path / "float")
+    out = tmp_path / "out"
+    quantize(tmp_path / "float", out, RECIPES[name], [[1, 2, 3, 4, 5, 6, 7, 8]])
+    sound = (out / WEIGHTS).read_bytes(), (out / DESCRIPTION).read_text()
+    prefix = "model.layers.0.self_attn.fa_"
+
+    def add_q(tensors: Tensors, description: dict[str, Any]) -> None:
+        tensors[f"{prefix}q.scale"] = torch.ones(9, 1)
+        description[f"{prefix}q.scale"] = "FAQuant"
+
+    def lie(key: str, value: object) -> Edit:
+        def edit(_: Tensors, description: dict[str, Any]) -> None:
+            description["metadata"]["faquant"][key] = value
+
+        return edit
+
+    edits = [
+        add_q,
+        _drop(f"{prefix}k.center"),
+        _drop(f"{prefix}k.equalizer"),
+        lie("qk_block", 0),
+        lie("qk_block", 3),
+        lie("down_block", 0),
+        lie("residual_rotation", False),
+        lie("max_position", 10**6),
+        lie("format", 2),
+    ]
+    for edit in edits:
+        (out / WEIGHTS).write_bytes(sound[0])
+        (out / DESCRIPTION).write_text(sound[1])
+        _edit(out, edit)
+        with pytest.raises(CheckpointError):
+            load(out)
+
+
+def test_biases_that_the_configuration_does_not_name_are_not_dropped(tmp_path: Path) -> None:
+    tiny_model("llama-bias", tmp_path / "float")
+    path = tmp_path / "float" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_bias": False}))
+    with pytest.raises(CheckpointError, match=r"q_proj\.bias"):
+        load(tmp_path / "float")

@@ -16,7 +16,8 @@ from torch import Tensor
 from faquant.errors import CheckpointError, UsageError
 from faquant.model.decoder import Decoder
 from faquant.model.linear import FloatLinear
-from faquant.model.load import DTYPES, load_float
+from faquant.model.load import load_float
+from faquant.model.opening import DTYPES
 from faquant.quantization.mindie import calibrate_mindie, eager_attention
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from faquant.errors import CheckpointError
-from faquant.model.load import unpack_deq_scale
+from faquant.model.opening import unpack_deq_scale
 from faquant.quantization import w8a8
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -1,12 +1,15 @@
 """What stands under `metadata.faquant` in the description of a checkpoint of ours."""
 
+import hashlib
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..recipe import Recipe
+from .tensors import TensorFiles
 
 R4_TYPE = "FAQUANT_W8A8_DYNAMIC_R4"
 """Type of a dynamic linear whose input is rotated at run time. Foreign loaders must not take it for W8A8_DYNAMIC."""
@@ -22,7 +25,7 @@ class Metadata(BaseModel):
         down_block: on the input of down_proj (R4), at run time.
         residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
         max_position: tokens of context that calibration covered; serving beyond them is refused.
-        model, calibration: sha256 of the source's configuration and weights, and of the calibration's token ids.
+        model, calibration: sha256 of the source's tensors (model_fingerprint), and of the calibration's token ids.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,3 +84,13 @@ def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Met
             f"{config.max_position} tokens."
         )
     return metadata
+
+
+def model_fingerprint(files: TensorFiles) -> str:
+    """sha256 over the names, dtypes, shapes and bytes of a float model's tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(files.names()):
+        tensor = files.get(name)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -38,11 +38,14 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @contextmanager
-def output_directory(target: Path, overwrite: bool = False, needed_bytes: int | None = None) -> Iterator[Path]:
+def output_directory(
+    target: Path, overwrite: bool = False, needed_bytes: int | None = None, keep: Path | None = None
+) -> Iterator[Path]:
     """Yield a temporary directory beside `target` that becomes `target`, by rename, when the block ends well.
 
     On any exception it is removed and `target` stays as it was. `needed_bytes`, if known, is compared with the room on
     the disk before anything is written. With `overwrite` an existing model directory is replaced; it is removed last.
+    `keep` is a directory that is read meanwhile, and so must neither be `target` nor lie in it.
 
     Raises:
         OutputError: `target` exists and may not be replaced, or an OSError came up inside the block.
@@ -50,6 +53,8 @@ def output_directory(target: Path, overwrite: bool = False, needed_bytes: int | 
     shown = target
     try:
         target = target.resolve()
+        if keep is not None and keep.resolve().is_relative_to(target):
+            raise OutputError(f"{shown} is, or holds, the source {keep}. Write to another place.")
         _check_target(target, overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free

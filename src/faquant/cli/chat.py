@@ -1,11 +1,13 @@
 """faquant chat"""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
 
 
@@ -42,7 +44,11 @@ def chat(
             return
         messages.append({"role": "user", "content": line})
         answer = ""
-        for piece in llm.stream(llm.tokenizer.encode_chat(messages), params):
+        ids = llm.tokenizer.encode_chat(messages)
+        room = llm.model.max_position - len(ids)
+        if room < 1:
+            raise UsageError(f"The conversation has filled the context of {llm.model.max_position} tokens; start anew.")
+        for piece in llm.stream(ids, replace(params, max_tokens=min(params.max_tokens, room))):
             answer += piece
             print(piece, end="", flush=True)
         print()

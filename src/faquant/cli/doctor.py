@@ -44,7 +44,10 @@ def examine() -> dict[str, Any]:
             "int8 linears": f"{backend} ({'torch._int_mm' if backend == 'onednn' else 'exact fallback in float32'})",
             "int8 dot product": cpu.selected_isa(),
         },
-        "self_tests": {f"dot product, {isa}": passed for isa, passed in self_tests.items()},
+        "self_tests": {
+            "int8 matrix product, oneDNN": backend == "onednn",
+            **{f"dot product, {isa}": passed for isa, passed in self_tests.items()},
+        },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "healthy": all(self_tests.values()) and backend == "onednn",
     }

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import load_config
+from ..errors import UsageError
 from ..evaluation.texts import read_texts
 from .console import progress_bar, write_json_file
 
@@ -29,6 +30,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure what quantization cost: KL, top-1 agreement and perplexity, through the cache that serves."""
+    if json_file is not None and not json_file.parent.is_dir():
+        raise UsageError(f"{json_file} cannot be written: {json_file.parent} is not a directory.")
     texts = read_texts(text) if text else None
     load_config(directory)
     load_config(against)
@@ -40,10 +43,10 @@ def evaluate(
             progress(done, total, f"evaluating {name}")
 
         report = api.evaluate(directory, against, texts, max_tokens, show)
-    if json_file is not None:
-        write_json_file(json_file, report.to_json())
     if str(json_file) != "-":
         print_report(report)
+    if json_file is not None:
+        write_json_file(json_file, report.to_json())
 
 
 def print_report(report: "Report") -> None:
@@ -52,7 +55,7 @@ def print_report(report: "Report") -> None:
         title=f"recipe {report.recipe} against float",
         caption=f"KL in 10⁻³ nats (mean, p99), windows of {report.window} tokens",
     )
-    table.add_column("text", no_wrap=True)
+    table.add_column("text", overflow="fold")
     table.add_column("quantized", no_wrap=True)
     for heading in ("tokens", "KL", "p99", "top-1", "PPL float", "PPL"):
         table.add_column(heading, justify="right", no_wrap=True)

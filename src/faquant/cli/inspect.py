@@ -15,7 +15,8 @@ from .console import print_json
 if TYPE_CHECKING:
     from ..model.inspection import Inspection
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
+_POWERS = {unit: power for power, unit in enumerate("KMGT", 1)}
+_UNITS = {"": 1} | {u: 1000**p for u, p in _POWERS.items()} | {f"{u}I": 1024**p for u, p in _POWERS.items()}
 
 
 def inspect(

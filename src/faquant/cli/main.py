@@ -18,7 +18,7 @@ from .inspect import inspect
 from .quantize import quantize
 
 app = typer.Typer(
-    help="8-bit attention for LLaMA-family models: quantize, measure, run.",
+    help="8-bit attention for LLaMA-family models: quantize, measure, run. With --debug, errors show where they arose.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,16 +50,23 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print_error(str(error))
         return error.exit_status
-    except MemoryError:
-        if debug:
-            raise
-        print_error("There is not enough memory for this. Free some, or use a smaller model or context.")
-        return 1
     except BrokenPipeError:
         # The reader of our output has left; there is no one to tell, not even at exit.
         sys.stdout = sys.stderr
         return 1
+    except Exception as error:
+        if debug:
+            raise
+        print_error(_unforeseen(error))
+        return 1
     return 0
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "There is not enough memory for this. Free some, or use a smaller model or context."
+    text = " ".join(str(error).split())[:300]
+    return f"This should not have happened: {type(error).__name__}: {text}. --debug shows where; please report it."
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ import typer
 from ..config import load_config
 from .console import progress_bar
 
+FEW_TOKENS = 1000
+
 
 def quantize(
     model: Annotated[Path, typer.Argument(help="Hugging Face directory of the float model.", metavar="MODEL")],
@@ -29,6 +31,8 @@ def quantize(
 
     with progress_bar("quantizing layers") as progress:
         tokens = api.quantize(model, output, recipe, calibration, overwrite=overwrite, progress=progress)
+    if tokens < FEW_TOKENS:
+        print(f"Only {tokens:,} tokens of calibration: thousands, of every kind you serve, do better.", file=sys.stderr)
     print(
         f"{output}: recipe {recipe}, calibrated on {tokens:,} tokens, {time.monotonic() - started:.0f} s. "
         f"What it cost: faquant evaluate {output} --against {model}",

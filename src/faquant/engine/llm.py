@@ -13,7 +13,7 @@ from ..model.load import Model, load
 from ..model.paged import Chunk, run_chunks
 from ..model.rope import Rope
 from .detokenizer import IncrementalDecoder
-from .sampling import Sampler, SamplingParams
+from .sampling import Sampler, SamplingParams, log_probabilities
 from .stopping import StopChecker
 from .tokenizer import Tokenizer
 
@@ -23,12 +23,16 @@ PREFILL_CHUNK = 1024
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `finish_reason` is `stop` (end token or stop string) or `length` (max_tokens reached)."""
+    """One answer. `finish_reason` is `stop` (end token or stop string) or `length` (max_tokens reached).
+
+    `logprobs`, where asked for, has for each token its own log-probability and (id, log-probability) of the likeliest.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     prompt_token_ids: tuple[int, ...]
     finish_reason: str
+    logprobs: tuple[tuple[float, list[tuple[int, float]]], ...] | None = None
 
 
 class LLM:
@@ -52,6 +56,8 @@ class LLM:
             UsageError: a prompt is empty, or with max_tokens longer than the context.
         """
         params = params or SamplingParams()
+        if not isinstance(prompts, str) and any(isinstance(prompt, int) for prompt in prompts):
+            raise UsageError("generate takes a list of prompts; give one prompt of token ids as [[…]].")
         requests = self._requests([prompts] if isinstance(prompts, str) else prompts, params)
         for _ in self._run(requests):
             pass
@@ -131,6 +137,7 @@ class _Request:
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop = StopChecker(params.stop)
         self._text: list[str] = []
+        self._logprobs: list[tuple[float, list[tuple[int, float]]]] = []
 
     @property
     def pending(self) -> int:
@@ -151,6 +158,8 @@ class _Request:
             self.finish_reason = "stop"
         else:
             self.ids.append(token)
+            if self.params.logprobs is not None:
+                self._logprobs.append(log_probabilities(logits, token, self.params.logprobs))
             text = self._stop.push(self._decoder.push(token))
             if self._stop.stopped:
                 self.finish_reason = "stop"
@@ -169,4 +178,5 @@ class _Request:
             token_ids=tuple(self.ids[self.prompt_length :]),
             prompt_token_ids=tuple(self.ids[: self.prompt_length]),
             finish_reason=self.finish_reason or "length",
+            logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
         )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..kernels.scheme import AttentionScheme
 from ..model.load import Model
 from ..model.paged import Chunk, run_chunks
@@ -136,12 +136,20 @@ class _Totals:
 
     def result(self) -> Divergence:
         kl = torch.cat(self.kl)
+        if not kl.isfinite().all():
+            raise CheckpointError(
+                "A model's logits are not finite, so there is nothing to compare. Its weights or scales are damaged."
+            )
         return Divergence(
             tokens=len(kl),
             kl_mean=float(kl.mean()),
             kl_p99=float(kl.quantile(0.99)),
             kl_max=float(kl.max()),
             top1=self.agree / len(kl),
-            perplexity_float=math.exp(self.loss_float / self.predicted),
-            perplexity=math.exp(self.loss / self.predicted),
+            perplexity_float=_perplexity(self.loss_float / self.predicted),
+            perplexity=_perplexity(self.loss / self.predicted),
         )
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))

@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.metadata import model_fingerprint
+from ..checkpoint.tensors import TensorFiles
+from ..config import ModelConfig
 from ..engine.tokenizer import Tokenizer
-from ..errors import UsageError
+from ..errors import CheckpointError, UsageError
 from ..model.load import load
 from .divergence import WINDOW, Divergence, compare, variants
 
@@ -58,19 +61,26 @@ def evaluate(
         raise UsageError(f"{directory} is a float model. Name a quantized directory, and its source with --against.")
     if source.description is not None:
         raise UsageError(f"{against} is quantized. Name the float model that {directory} was made from.")
-    _check_same_model(directory, against, model.config, source.config)
+    if model.metadata is not None and model.metadata.model != model_fingerprint(TensorFiles.open(against)):
+        raise UsageError(f"{directory} was not made from {against}: the weights are others. Name its own float model.")
+    _check_same_shapes(directory, against, model.config, source.config)
     tokenizer = Tokenizer.from_directory(against)
     candidates = variants(model, source)
     window = min(WINDOW, model.max_position, source.max_position)
     results: dict[str, dict[str, Divergence]] = {}
     for name, text in texts.items():
         ids = tokenizer.encode(text, add_special_tokens=False)[:max_tokens]
+        if ids and max(ids) >= source.config.vocab_size:
+            raise CheckpointError(
+                f"The tokenizer of {against} yields the id {max(ids)}, but the model's vocabulary has "
+                f"{source.config.vocab_size} entries. Its files do not belong together."
+            )
         results[name] = compare(source, candidates, ids, window, partial(progress, name))
     recipe = model.metadata.recipe.name if model.metadata else "mindie"
     return Report(str(directory), str(against), recipe, window, results)
 
 
-def _check_same_model(directory: Path, against: Path, config: Any, source: Any) -> None:
+def _check_same_shapes(directory: Path, against: Path, config: ModelConfig, source: ModelConfig) -> None:
     for field in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
         mine, theirs = getattr(config, field), getattr(source, field)
         if mine != theirs:

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.description import Description, effective_fa_quant_type, read_description
-from ..checkpoint.metadata import Metadata, parse_metadata
+from ..checkpoint.description import Description
+from ..checkpoint.metadata import Metadata
 from ..checkpoint.tensors import TensorFiles
-from ..config import ModelConfig, load_config, read_json
-from .load import check_shapes
-from .schemes import Checked, read_scheme
+from ..config import ModelConfig
+from .opening import open_checkpoint
 
 PARTS = {
     "embedding": "model.embed_tokens.",
@@ -69,37 +68,26 @@ def inspect(directory: Path) -> Inspection:
     Raises:
         CheckpointError, UnsupportedError: as loading it would.
     """
-    config = load_config(directory)
-    description = read_description(directory)
-    files = TensorFiles.open(directory)
-    checked = Checked(files)
-    check_shapes(config, checked, str(directory))
-    metadata, fa_quant_type = None, None
-    if description is not None:
-        description.check_against(files)
-        metadata = parse_metadata(description.metadata, config, str(directory))
-        fa_quant_type = effective_fa_quant_type(read_json(directory / "config.json"), description)
-    schemes = [
-        read_scheme(checked, config, layer, metadata) if fa_quant_type else None for layer in range(config.num_layers)
-    ]
+    opened = open_checkpoint(directory)
+    config, files = opened.config, opened.checked.files
     values = 2 * config.num_kv_heads * config.head_dim
     kinds: dict[str, int] = {}
-    for scheme in schemes:
+    for scheme in opened.schemes:
         kind = "float32" if scheme is None else scheme.summary
         kinds[kind] = kinds.get(kind, 0) + 1
     return Inspection(
         directory=str(directory),
         config=config,
-        description=description,
-        metadata=metadata,
+        description=opened.description,
+        metadata=opened.metadata,
         bytes_by_part=_bytes_by_part(files),
-        types_by_module=_types_by_module(description, files),
+        types_by_module=_types_by_module(opened.description, files),
         kv_schemes=kinds,
         kv_bytes_per_token=sum(
-            FLOAT_CACHE_BYTES * values if scheme is None else scheme.bytes_per_token for scheme in schemes
+            FLOAT_CACHE_BYTES * values if scheme is None else scheme.bytes_per_token for scheme in opened.schemes
         ),
         kv_bytes_per_token_bf16=2 * values * config.num_layers,
-        max_position=metadata.max_position if metadata else config.max_position,
+        max_position=opened.max_position,
     )
 
 

@@ -189,6 +189,18 @@ def _ours(tables: _Tables, config: ModelConfig, metadata: Metadata) -> Attention
     if tables.offset("q.offset") is not None:
         raise UnsupportedError(f"{tables.prefix}fa_q.offset is not zero; q is quantized symmetrically.")
     k_scale, v_scale = tables.scale("k.scale"), tables.scale("v.scale")
+    center, equalizer = tables.channels("k.center"), tables.channels("k.equalizer", positive=True)
+    trivial = equalizer is not None and bool((equalizer == 1).all())
+    for name, there, asked in (
+        ("fa_q.scale", tables.find("q.scale") is not None, attention.q_scale != "token"),
+        ("fa_k.center", center is not None, attention.center),
+        ("fa_k.equalizer", equalizer is not None and (attention.equalize or not trivial), attention.equalize),
+    ):
+        if there != asked:
+            raise CheckpointError(
+                f"{tables.prefix}{name} is {'there' if there else 'missing'}, which contradicts the recipe in the "
+                "metadata."
+            )
     dynamic = attention.kv_scale == "token"
     for part, scale in (("k", k_scale), ("v", v_scale)):
         if (scale is None) != dynamic:
@@ -200,8 +212,8 @@ def _ours(tables: _Tables, config: ModelConfig, metadata: Metadata) -> Attention
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        k_center=tables.channels("k.center"),
-        k_equalizer=tables.channels("k.equalizer", positive=True),
+        k_center=center,
+        k_equalizer=equalizer,
         rotation_block=metadata.qk_block,
         rotation_sign=tables.sign(),
         v_rotation_block=0 if metadata.v_folded else metadata.v_block,

@@ -109,9 +109,14 @@ def read_records(path: Path) -> list[CalibrationRecord]:
 
 
 def tokenize_records(
-    records: Sequence[CalibrationRecord], tokenizer: CalibrationTokenizer | None, vocab_size: int, max_tokens_each: int
+    records: Sequence[CalibrationRecord],
+    tokenizer: CalibrationTokenizer | None,
+    vocab_size: int,
+    max_tokens_each: int,
+    context: int | None = None,
 ) -> list[list[int]]:
-    """Token ids of `records`, in their order; every sequence has between 1 and `max_tokens_each` ids.
+    """Token ids of `records`, in their order; every sequence has between 1 and `max_tokens_each` ids, and given token
+    ids, which are never cut, up to `context` (None: the same).
 
     A text or conversation that is longer becomes several consecutive sequences, so nothing is dropped. Where the
     model has no chat template that runs, messages become lines of "role: content".
@@ -131,7 +136,7 @@ def tokenize_records(
     result: list[list[int]] = []
     for record in records:
         if record.token_ids is not None:
-            result.append(_given_ids(record.token_ids, record.origin, vocab_size, max_tokens_each))
+            result.append(_given_ids(record.token_ids, record.origin, vocab_size, context or max_tokens_each))
             continue
         if tokenizer is None:
             raise UsageError(

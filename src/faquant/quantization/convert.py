@@ -6,15 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.description import Description, effective_fa_quant_type, read_description
-from ..checkpoint.metadata import R4_TYPE, parse_metadata
-from ..checkpoint.tensors import TensorFiles
+from ..checkpoint.description import Description
+from ..checkpoint.metadata import R4_TYPE
 from ..checkpoint.write import ShardWriter, copy_side_files, output_directory, write_json
-from ..config import ModelConfig, load_config, read_json
+from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
 from ..kernels.scheme import AttentionScheme
-from ..model.load import DTYPES, check_shapes, layer_linears, unpack_deq_scale
-from ..model.schemes import Checked, read_scheme
+from ..model.opening import DTYPES, layer_linears, open_checkpoint, unpack_deq_scale
+from ..model.schemes import Checked
 from .w8a8 import pack_deq_scale
 
 MAX_HEAD_DIM = 256
@@ -29,27 +28,17 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False) -> No
         CheckpointError: the source cannot be read.
         OutputError: the target cannot be written.
     """
-    config = load_config(source)
-    description = read_description(source)
+    opened = open_checkpoint(source)
+    config, checked, description, schemes = opened.config, opened.checked, opened.description, opened.schemes
     if description is None:
         raise UsageError(f"{source} is a float model. Quantize it with --recipe mindie.")
-    files = TensorFiles.open(source)
-    description.check_against(files)
-    checked = Checked(files)
-    check_shapes(config, checked, str(source))
-    raw_config = read_json(source / "config.json")
-    metadata = parse_metadata(description.metadata, config, str(source))
-    fa_quant_type = effective_fa_quant_type(raw_config, description)
-    schemes = [
-        read_scheme(checked, config, layer, metadata) if fa_quant_type else None for layer in range(config.num_layers)
-    ]
     reasons = _obstacles(config, description, schemes)
     if reasons:
         raise UnsupportedError(
             f"{source} cannot be converted for MindIE: {'; '.join(reasons)}. Quantize the float model with "
             "--recipe mindie instead."
         )
-    with output_directory(target, overwrite, needed_bytes=files.total_bytes) as directory:
+    with output_directory(target, overwrite, checked.files.total_bytes, keep=source) as directory:
         types: dict[str, str] = {}
         with ShardWriter(directory, "quant_model_weight_w8a8") as writer:
             for name, kind, tensor in _tensors(config, checked, description, schemes):
@@ -57,7 +46,7 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False) -> No
                 types[name] = kind
         result = Description("1.0.0", "W8A8", "FAQuant", None, {}, types)
         write_json(directory / "quant_model_description.json", result.to_json())
-        write_json(directory / "config.json", raw_config)
+        write_json(directory / "config.json", opened.raw_config)
         copy_side_files(source, directory)
 
 
@@ -82,9 +71,15 @@ def _obstacles(config: ModelConfig, description: Description, schemes: list[Atte
     if any(scheme.q_scale is None or scheme.q_scale.shape[-1] > 1 for scheme in present):
         reasons.append("q has no calibrated scale per head")
     if any(
-        scheme.k_center is not None or scheme.k_equalizer is not None or scheme.rotation_block for scheme in present
+        scheme.k_center is not None
+        or scheme.k_equalizer is not None
+        or scheme.rotation_block
+        or scheme.v_rotation_block
+        or scheme.k_offset is not None
+        or scheme.v_offset is not None
+        for scheme in present
     ):
-        reasons.append("K is centred, equalised or rotated at run time")
+        reasons.append("K or V is centred, equalised, rotated or shifted at run time")
     if config.head_dim > MAX_HEAD_DIM:
         reasons.append(f"head_dim is {config.head_dim}, and {MAX_HEAD_DIM} is its limit")
     return reasons

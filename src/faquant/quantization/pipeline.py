@@ -3,8 +3,8 @@
 Only one layer's weights are in memory at a time, with the calibration prompts' residual stream before and after it.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,17 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint.description import Description, read_description
-from ..checkpoint.metadata import R4_TYPE, Metadata
+from ..checkpoint.description import Description
+from ..checkpoint.metadata import R4_TYPE, Metadata, model_fingerprint
 from ..checkpoint.tensors import TensorFiles
 from ..checkpoint.write import ShardWriter, copy_side_files, output_directory, write_json
-from ..config import ModelConfig, load_config, read_json
+from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
 from ..kernels.pages import float_attend
 from ..kernels.scheme import AttentionScheme
 from ..model.decoder import LINEARS, RMSNorm, build_layer
 from ..model.linear import FloatLinear, Linear
-from ..model.load import DTYPES, check_shapes, float_linear, has_bias, load_float
+from ..model.load import float_linear, load_float
+from ..model.opening import DTYPES, has_bias, layer_linears, open_checkpoint
 from ..model.rope import Rope
 from ..model.schemes import Checked
 from ..recipe import Recipe
@@ -54,12 +55,10 @@ def quantize(
         CheckpointError, UnsupportedError: the source cannot be read, or not with this recipe.
         OutputError: the target exists, or cannot be written; nothing is left there.
     """
-    config = load_config(source)
-    files = TensorFiles.open(source)
-    if read_description(source) is not None:
+    opened = open_checkpoint(source)
+    config, checked, files = opened.config, opened.checked, opened.checked.files
+    if opened.description is not None:
         raise UsageError(f"{source} is quantized already. Name the float model that it was made from.")
-    checked = Checked(files)
-    check_shapes(config, checked, str(source))
     _check_recipe(recipe, config, checked)
     if not calibration:
         raise UsageError("There is nothing to calibrate with: the calibration has no tokens.")
@@ -69,14 +68,14 @@ def quantize(
         raise UsageError(
             f"A calibration prompt has {longest} tokens, but the model's context is {config.max_position} tokens."
         )
-    with output_directory(target, overwrite) as directory:
+    with output_directory(target, overwrite, keep=source) as directory:
         stem = "quant_model_weights" if recipe.linear is None else "quant_model_weight_w8a8"
         sink = _Sink(ShardWriter(directory, stem))
-        raw_config = read_json(source / "config.json")
+        raw_config = dict(opened.raw_config)
         if recipe.is_mindie:
             _quantize_mindie(source, config, recipe, calibration, sink, progress)
         else:
-            metadata = _metadata(config, recipe, files, raw_config, calibration)
+            metadata = _metadata(config, recipe, files, calibration)
             _Quantizer(config, checked, recipe, metadata, sink, progress).run(prompts)
             if metadata.residual_rotation:
                 raw_config["tie_word_embeddings"] = False
@@ -340,7 +339,6 @@ def _metadata(
     config: ModelConfig,
     recipe: Recipe,
     files: TensorFiles,
-    raw_config: dict[str, object],
     calibration: Sequence[Sequence[int]],
 ) -> Metadata:
     attention_recipe, linear = recipe.attention, recipe.linear
@@ -361,18 +359,9 @@ def _metadata(
         down_block=down_block if linear and linear.rotate_down else 0,
         residual_rotation=bool(linear and linear.rotate_residual),
         max_position=config.max_position if everywhere else longest,
-        model=_model_fingerprint(files, raw_config),
+        model=model_fingerprint(files),
         calibration=fingerprint([list(ids) for ids in calibration]),
     )
-
-
-def _model_fingerprint(files: TensorFiles, raw_config: dict[str, object]) -> str:
-    digest = hashlib.sha256(repr(sorted(raw_config.items(), key=lambda item: item[0])).encode())
-    for name in sorted(files.names()):
-        tensor = files.get(name)
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _model_quant_type(recipe: Recipe) -> str:
@@ -384,6 +373,10 @@ def _model_quant_type(recipe: Recipe) -> str:
 def _check_recipe(recipe: Recipe, config: ModelConfig, checked: Checked) -> None:
     if recipe.linear is None:
         return
+    names = (*layer_linears(config), "lm_head")
+    for pattern in recipe.linear.float_layers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(f"The recipe's linear.float_layers has {pattern!r}, which is the name of no linear.")
     rotated = recipe.linear.rotate_residual
     if rotated and any(name.endswith("norm.bias") for name in checked.names()):
         raise UnsupportedError("The model's norms have biases, so its residual stream cannot be rotated.")

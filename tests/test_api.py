@@ -1,0 +1,69 @@
+"""What `import faquant` offers, as the README shows it."""
+
+from pathlib import Path
+
+import pytest
+
+import faquant
+from oracles.tiny_models import tiny_model
+from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("api") / "float"
+    tiny_model("qwen2", directory, vocab_size=VOCAB_SIZE, max_position_embeddings=2048)
+    write_tokenizer(directory)
+    return directory
+
+
+def test_quantize_evaluate_and_generate(source: Path, tmp_path: Path) -> None:
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text("Calibrate on this. " * 20)
+    steps: list[tuple[int, int]] = []
+    tokens = faquant.quantize(
+        str(source), tmp_path / "out", calibration=calibration, progress=lambda done, total: steps.append((done, total))
+    )
+    assert tokens == 380
+    assert steps[-1] == (4, 4)
+    report = faquant.evaluate(tmp_path / "out", source, {"own": "Measure on this. " * 10}, max_tokens=64)
+    assert report.texts["own"]["both"].tokens == 64
+    llm = faquant.LLM(tmp_path / "out")
+    params = faquant.SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
+    alone = [llm.generate(prompt, params)[0] for prompt in ("Hello", "A longer prompt than that")]
+    together = llm.generate(["Hello", "A longer prompt than that"], params)
+    assert together == alone
+    assert all(answer.logprobs is None for answer in together)
+    assert all(len(answer.token_ids) == 5 and answer.finish_reason == "length" for answer in together)
+    assert "".join(llm.stream("Hello", params)) == alone[0].text
+    scored = llm.generate("Hello", faquant.SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, logprobs=2))[0]
+    assert scored.logprobs is not None
+    assert [likeliest[0][0] for _, likeliest in scored.logprobs] == list(scored.token_ids)
+    assert (
+        llm.chat([{"role": "user", "content": "Hi"}], params).prompt_token_ids[0]
+        == llm.tokenizer.encode("<|im_start|>")[0]
+    )
+
+
+def test_long_prompts_are_fed_in_chunks_to_the_same_effect(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from faquant.engine import llm as engine
+
+    llm = faquant.LLM(source)
+    params = faquant.SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+    whole = llm.generate([list(range(100))], params)
+    monkeypatch.setattr(engine, "PREFILL_CHUNK", 7)
+    assert llm.generate([list(range(100))], params) == whole
+
+
+def test_a_stop_string_ends_the_answer_before_it(source: Path) -> None:
+    llm = faquant.LLM(source)
+    free = llm.generate("Hello", faquant.SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True))[0]
+    stop = free.text[4:6]
+    stopped = llm.generate("Hello", faquant.SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, stop=stop))
+    assert stopped[0].text == free.text[: free.text.index(stop)]
+    assert stopped[0].finish_reason == "stop"
+
+
+def test_what_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="quantise"):
+        faquant.quantise  # noqa: B018
