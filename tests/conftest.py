@@ -1,5 +1,17 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
 from hypothesis import settings
 
 # A slow machine is no fault of the code.
 settings.register_profile("faquant", deadline=None)
 settings.load_profile("faquant")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The work is small, and the machine may be busy: threads would wait for each other."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)

@@ -1,7 +1,6 @@
 """Cache pages: where a token lies, and what else lies there, changes no bit of an answer."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,15 +16,6 @@ from oracles import attention as oracle
 HEADS, KV_HEADS, DIM = 6, 2, 16
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000]
 KINDS = ["default", "static", "mindie"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The work is small, and the machine may be busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_qkv(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,15 +19,6 @@ from oracles import attention as oracle
 KINDS = ["token", "token, centred", "head", "channel", "channel, zero points", "q static"]
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000]
 WINDOWS = [1, 5, 128, 200]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The work is small, and the machine may be busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def block_of(dim: int) -> int:

@@ -1,7 +1,7 @@
 """The float model against transformers: prompts, chunks, decoding through shuffled cache pages, every kind of model."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,15 +19,6 @@ from oracles.tiny_models import COMMON, KINDS, spell_as_before_v5, tiny_model
 TOLERANCE = 1e-4
 VOCABULARY = COMMON["vocab_size"]
 Pair = tuple[PreTrainedModel, Model]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small are much slower on more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tokens(count: int, seed: int = 0) -> Tensor:

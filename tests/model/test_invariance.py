@@ -3,7 +3,7 @@
 In one chunk or many, alone or in a batch, with any page size and any number of threads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -59,13 +59,6 @@ MODELS = {
     },
 }
 SCHEMES = ("default", "static")
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Random:
