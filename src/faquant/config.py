@@ -105,8 +105,12 @@ def load_config(directory: Path) -> ModelConfig:
         CheckpointError: the file is missing or contradicts itself.
         UnsupportedError: the architecture, or a feature it asks for, is not one this program has.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory. Name a Hugging Face model directory.")
+    try:
+        is_directory = directory.is_dir()
+    except (OSError, ValueError):
+        is_directory = False
+    if not is_directory:
+        raise CheckpointError(f"{str(directory)[:200]} is not a directory. Name a Hugging Face model directory.")
     path = directory / "config.json"
     return parse_config(read_json(path), str(path))
 

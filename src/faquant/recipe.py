@@ -4,9 +4,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import UsageError
+
+MAX_RECIPE_BYTES = 1 << 20
 
 
 class _Frozen(BaseModel):
@@ -61,7 +63,7 @@ class LinearRecipe(_Frozen):
 class Recipe(_Frozen):
     """What `faquant quantize` does. A part that is None stays float."""
 
-    name: str
+    name: str = Field(pattern=r"^[\w .+-]{1,64}$")
     attention: AttentionRecipe | None = AttentionRecipe()
     linear: LinearRecipe | None = LinearRecipe()
 
@@ -137,12 +139,21 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]
     path = Path(name_or_path)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
         raise UsageError(
-            f"There is no recipe {name_or_path!r}: name one of {', '.join(RECIPES)}, or a JSON file with a recipe."
+            f"There is no recipe {name_or_path!r:.80}: name one of {', '.join(RECIPES)}, or a JSON file with a recipe."
         )
     try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes; that is no recipe.")
         return Recipe.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}.") from None
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors())
+        items = error.errors()[:3]
+        faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']:.200}" for item in items)
         raise UsageError(f"{path} is not a recipe: {faults}.") from None

@@ -151,6 +151,12 @@ WRONG = {
     "more than the context": (["generate", "{quantized}", "Hi", "--max-tokens", "9999"], 2, "context"),
     "a size that is none": (["inspect", "{quantized}", "--memory", "much"], 2, "much"),
     "converting a float model": (["convert", "{source}", "--to", "mindie", "-o", "{out}"], 2, "float model"),
+    "report that cannot be written": (
+        ["evaluate", "{quantized}", "--against", "{source}", "--json", "/nowhere/x"],
+        2,
+        "/nowhere",
+    ),
+    "writing over the source": (["quantize", "{source}", "-o", "{source}", "--overwrite"], 1, "source"),
     "no such command": (["fly"], 2, "fly"),
     "no such option": (["inspect", "{quantized}", "--wings"], 2, "wings"),
 }
@@ -179,3 +185,21 @@ def test_sizes() -> None:
     for wrong in ("", "GiB", "-1GiB", "1e9", "9" * 30):
         with pytest.raises(UsageError):
             parse_size(wrong)
+
+
+def test_evaluating_against_another_model_is_refused(
+    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    tiny_model("smollm", other, seed=1, vocab_size=VOCAB_SIZE, max_position_embeddings=4096)
+    write_tokenizer(other)
+    assert run(["evaluate", str(quantized), "--against", str(other)]) == 2
+    assert "the weights are others" in capsys.readouterr().err
+
+
+def test_a_closed_standard_input_is_told(
+    quantized: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert run(["generate", str(quantized), "-"]) == 2
+    assert "standard input is closed" in capsys.readouterr().err

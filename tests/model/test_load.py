@@ -167,6 +167,14 @@ def _add(name: str, value: torch.Tensor) -> Edit:
     return edit
 
 
+def _drop_layer(layer: int) -> Edit:
+    def edit(tensors: Tensors, description: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith(f"model.layers.{layer}.self_attn.fa_")]:
+            del tensors[name], description[name]
+
+    return edit
+
+
 def _with(key: str, value: object) -> Edit:
     def edit(_: Tensors, description: dict[str, Any]) -> None:
         description[key] = value
@@ -209,6 +217,7 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "weight that is float": (_set(f"{PROJ}weight", torch.zeros(128, 128)), "int8"),
     "quant_bias that is float": (_set(f"{PROJ}quant_bias", torch.zeros(128)), "int32"),
     "type that is a lie": (_with(f"{PROJ}weight", "FLOAT"), "FLOAT"),
+    "type that is no linear's": (_with(f"{PROJ}weight", "C8"), "C8"),
     "type that is unknown": (_with(f"{PROJ}weight", "W4A16"), "W4A16"),
     "described but missing": (_with("model.layers.9.x.weight", "FLOAT"), "missing"),
     "rotated type without metadata": (_with(f"{PROJ}weight", "FAQUANT_W8A8_DYNAMIC_R4"), "rotation"),
@@ -304,7 +313,12 @@ def test_tables_that_contradict_the_recipe_are_refused(name: str, tmp_path: Path
         lie("qk_block", 0),
         lie("qk_block", 3),
         lie("down_block", 0),
+        lie("qk_block", "8"),
+        lie("v_block", 2),
+        lie("v_folded", False),
+        lie("down_block", 8),
         lie("residual_rotation", False),
+        _drop_layer(1),
         lie("max_position", 10**6),
         lie("format", 2),
     ]

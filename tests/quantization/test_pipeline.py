@@ -205,3 +205,23 @@ def test_calibration_longer_than_the_context_is_refused(source: Path, tmp_path: 
     limit = load_float(source).config.max_position
     with pytest.raises(UsageError, match="context"):
         quantize(source, tmp_path / "out", RECIPES["default"], [[1] * (limit + 1)])
+
+
+@pytest.mark.parametrize("name", ["default", "static"])
+def test_weights_that_overflow_on_the_way_are_refused(name: str, source: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.self_attn.k_proj.weight"] *= 1e30
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(FaquantError):
+        quantize(source, tmp_path / "out", RECIPES[name], [[1, 2, 3]])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(source: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".out.partial-4194303-0123abcd"
+    left.mkdir()
+    _quantize(source, tmp_path / "out", RECIPES["attention-only"])
+    assert not left.exists()

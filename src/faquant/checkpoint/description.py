@@ -60,10 +60,10 @@ class Description:
             if key in _OPTIONS or ("." not in key and value not in TENSOR_TYPES):
                 extra[key] = value
             elif not isinstance(value, str):
-                raise CheckpointError(f"{source}: the type of tensor {key!r} must be a string, not {value!r:.80}.")
+                raise CheckpointError(f"{source}: the type of tensor {key!r:.200} must be a string, not {value!r:.80}.")
             elif value not in TENSOR_TYPES:
                 raise UnsupportedError(
-                    f"{source}: tensor {key!r} has type {value!r:.80}, which is not supported; these are: "
+                    f"{source}: tensor {key!r:.200} has type {value!r:.80}, which is not supported; these are: "
                     f"{', '.join(TENSOR_TYPES)}."
                 )
             else:
@@ -215,4 +215,4 @@ def _choice(raw: Mapping[str, Any], key: str, choices: tuple[str, ...], source: 
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(f"{name!r:.200}" for name in names[:3]) + (", …" if len(names) > 3 else "")

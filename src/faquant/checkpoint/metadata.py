@@ -1,6 +1,7 @@
 """What stands under `metadata.faquant` in the description of a checkpoint of ours."""
 
 import hashlib
+import json
 from typing import Any, Literal
 
 import torch
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from ..kernels.reference import MAX_DOWN_BLOCK, hadamard_block
 from ..recipe import Recipe
 from .tensors import TensorFiles
 
@@ -28,7 +30,7 @@ class Metadata(BaseModel):
         model, calibration: sha256 of the source's tensors (model_fingerprint), and of the calibration's token ids.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal[1] = 1
     recipe: Recipe
@@ -64,19 +66,23 @@ def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Met
     if "faquant" not in raw:
         return None
     try:
-        metadata = Metadata.model_validate(raw["faquant"])
+        metadata = Metadata.model_validate_json(json.dumps(raw["faquant"]))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
         raise CheckpointError(f"{source}: metadata.faquant is not sound: {faults}.") from None
-    for field, size in (
-        ("qk_block", config.head_dim),
-        ("v_block", config.head_dim),
-        ("down_block", config.intermediate_size),
+    block = hadamard_block(config.head_dim)
+    folded = bool(metadata.v_block) and metadata.recipe.linear is not None
+    for field, allowed in (
+        ("qk_block", (0, block)),
+        ("v_block", (0, block)),
+        ("down_block", (0, hadamard_block(config.intermediate_size, MAX_DOWN_BLOCK))),
+        ("v_folded", (folded,)),
     ):
-        block = getattr(metadata, field)
-        if block and (block & (block - 1) or size % block):
+        value = getattr(metadata, field)
+        if value not in allowed:
             raise CheckpointError(
-                f"{source}: metadata.faquant.{field} is {block}, which is no power of two that divides {size}."
+                f"{source}: metadata.faquant.{field} is {value}, but must be {' or '.join(map(str, allowed))} for this "
+                "model and recipe. The description is not the one this checkpoint was written with."
             )
     if metadata.max_position > config.max_position:
         raise CheckpointError(

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, OutputError, UnsupportedError
 from .files import list_names, read_object, regular_file
 from .tensors import DTYPES, MAX_HEADER_BYTES
 
@@ -64,6 +65,7 @@ def output_directory(
                 f"Make room or write elsewhere.{_leftovers(target)}"
             )
         partial = target.parent / f".{target.name[:64]}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+        _remove_dead(target)
         partial.mkdir()
     except (OSError, RuntimeError, ValueError) as error:
         raise OutputError(f"{shown} cannot be written: {error}. Choose another place.") from None
@@ -232,7 +234,15 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
         CheckpointError: such a file is no regular file, a symlink out of `source`, or larger than 256 MiB.
         OSError: the copy cannot be written.
     """
-    copied = []
+    names = side_files(source)
+    for name in names:
+        shutil.copyfile(regular_file(source, name), target / name)
+    return names
+
+
+def side_files(source: Path) -> list[str]:
+    """The files of `source` that copy_side_files copies. Raises: as that."""
+    found = []
     for name in sorted(list_names(source)):
         legal = name.startswith(LEGAL_PREFIXES) and Path(name).suffix.lower() in LEGAL_SUFFIXES
         if name not in SIDE_FILES and not (legal and not (source / name).is_dir()):
@@ -240,9 +250,33 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
         path = regular_file(source, name)
         if path.stat().st_size > MAX_SIDE_FILE_BYTES:
             raise CheckpointError(f"{source / name} is larger than {MAX_SIDE_FILE_BYTES} bytes. Remove or replace it.")
-        shutil.copyfile(path, target / name)
-        copied.append(name)
-    return copied
+        found.append(name)
+    return found
+
+
+def check_storable(name: str, tensor: torch.Tensor) -> None:
+    """Refuse values that no reader would take back: floats that are not finite, scales that are not positive.
+
+    Raises:
+        UnsupportedError: the calibration overflowed, or the dtype cannot hold the result.
+    """
+    if not tensor.is_floating_point():
+        return
+    scale = name.endswith(("scale", "equalizer"))
+    if not tensor.isfinite().all() or (scale and (tensor <= 0).any()):
+        raise UnsupportedError(
+            f"{name} would hold values that are not finite{', zero or negative' if scale else ''} in "
+            f"{str(tensor.dtype).removeprefix('torch.')}. The model's weights or activations are beyond its range."
+        )
+
+
+def _remove_dead(target: Path) -> None:
+    """Remove what runs to this target left behind that were killed."""
+    pattern = re.compile(rf"\.{re.escape(target.name[:64])}\.partial-(\d+)-[0-9a-f]{{8}}")
+    for path in target.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match is not None and not Path(f"/proc/{match[1]}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from .console import read_stdin
 from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
 
 
@@ -37,9 +38,9 @@ def chat(
     )
     messages = [{"role": "system", "content": system}] if system else []
     while True:
-        if sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             print("> ", end="", flush=True)
-        line = sys.stdin.readline().strip()
+        line = read_stdin(line=True).strip()
         if not line:
             return
         messages.append({"role": "user", "content": line})

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
+
+MAX_STDIN = 1 << 20
 
 
 class Update(Protocol):
@@ -21,7 +23,25 @@ class Update(Protocol):
 
 def print_error(message: str) -> None:
     """One paragraph on stderr."""
-    print(f"faquant: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"faquant: {message}", file=sys.stderr)
+
+
+def read_stdin(line: bool = False) -> str:
+    """All of the standard input, or its next line.
+
+    Raises:
+        UsageError: it is closed, no UTF-8 text, or larger than any context.
+    """
+    if sys.stdin is None:
+        raise UsageError("The standard input is closed; give the prompt as an argument.")
+    try:
+        text = sys.stdin.readline(MAX_STDIN + 1) if line else sys.stdin.read(MAX_STDIN + 1)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The standard input is not UTF-8 text: {error}.") from None
+    if len(text) > MAX_STDIN:
+        raise UsageError(f"The standard input has more than {MAX_STDIN:,} characters.")
+    return text
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .console import read_stdin
 from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
 
 
@@ -35,7 +36,7 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     ids = llm.tokenizer.encode_chat([{"role": "user", "content": text}]) if chat else llm.tokenizer.encode(text)
     started = time.monotonic()
     for piece in llm.stream(ids, params):

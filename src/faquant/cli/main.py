@@ -1,5 +1,7 @@
 """The `faquant` program: its commands, and how errors reach a person."""
 
+import io
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -65,10 +67,18 @@ def run(arguments: Sequence[str]) -> int:
 def _unforeseen(error: Exception) -> str:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "There is not enough memory for this. Free some, or use a smaller model or context."
+    if isinstance(error, OSError):
+        return f"The operating system refused: {error}."
     text = " ".join(str(error).split())[:300]
     return f"This should not have happened: {type(error).__name__}: {text}. --debug shows where; please report it."
 
 
 def main() -> None:
     """The console script."""
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        # As an exception, so that what is half written is removed.
+        signal.signal(signal_number, lambda number, _: sys.exit(128 + number))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))

@@ -76,6 +76,8 @@ def compare(
     if len(tokens) < 2:
         raise UsageError("The evaluation text has fewer than two tokens; there is nothing to measure.")
     limit = min(model.max_position for model in (source, *candidates.values()))
+    if window < 2:
+        raise UsageError("A window of one token has no next token to measure; the model's context is too short.")
     if window > limit:
         raise UsageError(f"The evaluation window of {window} tokens is beyond the context of {limit} tokens.")
     ids = torch.tensor(tokens, dtype=torch.int64)

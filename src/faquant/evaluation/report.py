@@ -1,7 +1,7 @@
 """Evaluating a directory against its float source, text by text."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from ..engine.tokenizer import Tokenizer
 from ..errors import CheckpointError, UsageError
 from ..model.load import load
 from .divergence import WINDOW, Divergence, compare, variants
+
+MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def evaluate(
         raise UsageError(f"{against} is quantized. Name the float model that {directory} was made from.")
     if model.metadata is not None and model.metadata.model != model_fingerprint(TensorFiles.open(against)):
         raise UsageError(f"{directory} was not made from {against}: the weights are others. Name its own float model.")
-    _check_same_shapes(directory, against, model.config, source.config)
+    _check_same_config(directory, against, model.config, source.config)
     tokenizer = Tokenizer.from_directory(against)
     candidates = variants(model, source)
     window = min(WINDOW, model.max_position, source.max_position)
@@ -80,10 +82,10 @@ def evaluate(
     return Report(str(directory), str(against), recipe, window, results)
 
 
-def _check_same_shapes(directory: Path, against: Path, config: ModelConfig, source: ModelConfig) -> None:
-    for field in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
-        mine, theirs = getattr(config, field), getattr(source, field)
-        if mine != theirs:
+def _check_same_config(directory: Path, against: Path, config: ModelConfig, source: ModelConfig) -> None:
+    for field in fields(ModelConfig):
+        mine, theirs = getattr(config, field.name), getattr(source, field.name)
+        if mine != theirs and field.name not in MAY_DIFFER:
             raise UsageError(
-                f"{directory} was not made from {against}: {field} is {mine} in the one and {theirs} in the other."
+                f"{directory} was not made from {against}: {field.name} is {mine} in the one and {theirs} in the other."
             )

@@ -22,6 +22,9 @@ SPLIT = 2048
 _ROWS = 256
 _BATCH = 2**18
 
+MAX_DOWN_BLOCK = 512
+"""The largest Hadamard block on down_proj's input, so that it divides a rank's share under tensor parallelism."""
+
 _LOG2E = math.log2(math.e)
 _MIN_SCALE = 2.0**-24
 """The smallest positive float16, so that no stored scale is zero."""
@@ -47,6 +50,11 @@ def exp2(x: Tensor) -> Tensor:
     # The bits of 2^n; of 0 for n = -127.
     power = n.add_(127.0).mul_(2.0**23).to(torch.int32).view(torch.float32)
     return p.mul_(power)
+
+
+def hadamard_block(size: int, limit: int = 1 << 30) -> int:
+    """The largest power of two that divides `size` and is at most `limit`: the block that `size` channels get."""
+    return min(size & -size, 1 << (limit.bit_length() - 1))
 
 
 def hadamard(x: Tensor, block: int) -> Tensor:

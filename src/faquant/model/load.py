@@ -97,11 +97,11 @@ def _load_float(opened: Opened, dtype: torch.dtype) -> Model:
 def float_linear(checked: Checked, config: ModelConfig, name: str, dtype: torch.dtype) -> FloatLinear:
     """The float linear `name`, in `dtype`; a tied head is the embedding."""
     if name == "lm_head" and "lm_head.weight" not in checked:
-        return FloatLinear(checked.get("model.embed_tokens.weight").to(dtype))
+        return FloatLinear(checked.finite("model.embed_tokens.weight").to(dtype))
     bias = None
     if has_bias(config, name):
         bias = checked.finite(f"{name}.bias", (linear_shape(config, name)[0],)).to(dtype)
-    return FloatLinear(checked.get(f"{name}.weight").to(dtype), bias)
+    return FloatLinear(checked.finite(f"{name}.weight").to(dtype), bias)
 
 
 def _read_linear(opened: Opened, name: str) -> Linear:

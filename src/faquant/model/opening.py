@@ -176,6 +176,8 @@ def _check_linear(
 ) -> None:
     """The small tensors of a quantized linear: there, of their shapes, possible, and in agreement."""
     kind = description.tensor_types[f"{name}.weight"]
+    if kind not in ("W8A8", "W8A8_DYNAMIC", R4_TYPE):
+        raise CheckpointError(f"{name}.weight has type {kind} in the description, which is no type of a linear.")
     n, k = linear_shape(config, name)
     offset = f"{name}.weight_offset"
     if offset in checked and checked.get(offset, (n, 1)).any():

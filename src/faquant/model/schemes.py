@@ -74,6 +74,10 @@ def read_scheme(checked: Checked, config: ModelConfig, layer: int, metadata: Met
     """
     tables = _Tables(checked, config, f"model.layers.{layer}.self_attn.")
     if not tables.any():
+        if metadata is not None and metadata.recipe.attention is not None:
+            raise CheckpointError(
+                f"{tables.prefix} has no fa_* tensors, but the recipe quantizes every layer's attention."
+            )
         return None
     try:
         return _foreign(tables, config) if metadata is None else _ours(tables, config, metadata)
@@ -202,6 +206,14 @@ def _ours(tables: _Tables, config: ModelConfig, metadata: Metadata) -> Attention
                 "metadata."
             )
     dynamic = attention.kv_scale == "token"
+    for part in "kv":
+        found = tables.find(f"{part}.scale")
+        if found is not None and not dynamic:
+            per_head = tables.checked.files.shape(found)[-1] == 1
+            if per_head != (attention.kv_scale == "head"):
+                raise CheckpointError(
+                    f"{found} contradicts the recipe in the metadata: kv_scale {attention.kv_scale!r}."
+                )
     for part, scale in (("k", k_scale), ("v", v_scale)):
         if (scale is None) != dynamic:
             raise CheckpointError(

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..kernels.reference import hadamard, map_k
+from ..kernels.reference import hadamard, hadamard_block, map_k
 from ..kernels.scheme import AttentionScheme
 from ..model.rope import Rope, apply_rope
 from ..model.schemes import P_LEVELS
 from ..recipe import AttentionRecipe
-from .rotate import hadamard_block
 
 MOVED_KEYS = 4096
 

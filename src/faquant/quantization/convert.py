@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checkpoint.description import Description
 from ..checkpoint.metadata import R4_TYPE
-from ..checkpoint.write import ShardWriter, copy_side_files, output_directory, write_json
+from ..checkpoint.write import ShardWriter, check_storable, copy_side_files, output_directory, write_json
 from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
 from ..kernels.scheme import AttentionScheme
@@ -42,12 +42,13 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False) -> No
         types: dict[str, str] = {}
         with ShardWriter(directory, "quant_model_weight_w8a8") as writer:
             for name, kind, tensor in _tensors(config, checked, description, schemes):
+                check_storable(name, tensor)
                 writer.add(name, tensor)
                 types[name] = kind
         result = Description("1.0.0", "W8A8", "FAQuant", None, {}, types)
         write_json(directory / "quant_model_description.json", result.to_json())
-        write_json(directory / "config.json", opened.raw_config)
         copy_side_files(source, directory)
+        write_json(directory / "config.json", opened.raw_config)
 
 
 def _obstacles(config: ModelConfig, description: Description, schemes: list[AttentionScheme | None]) -> list[str]:

@@ -15,10 +15,11 @@ from torch import Tensor
 from ..checkpoint.description import Description
 from ..checkpoint.metadata import R4_TYPE, Metadata, model_fingerprint
 from ..checkpoint.tensors import TensorFiles
-from ..checkpoint.write import ShardWriter, copy_side_files, output_directory, write_json
+from ..checkpoint.write import ShardWriter, check_storable, copy_side_files, output_directory, side_files, write_json
 from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
 from ..kernels.pages import float_attend
+from ..kernels.reference import MAX_DOWN_BLOCK, hadamard_block
 from ..kernels.scheme import AttentionScheme
 from ..model.decoder import LINEARS, RMSNorm, build_layer
 from ..model.linear import FloatLinear, Linear
@@ -68,6 +69,7 @@ def quantize(
         raise UsageError(
             f"A calibration prompt has {longest} tokens, but the model's context is {config.max_position} tokens."
         )
+    side_files(source)  # what cannot be copied is told before the long work
     with output_directory(target, overwrite, keep=source) as directory:
         stem = "quant_model_weights" if recipe.linear is None else "quant_model_weight_w8a8"
         sink = _Sink(ShardWriter(directory, stem))
@@ -89,8 +91,9 @@ def quantize(
             tensor_types=sink.types,
         )
         write_json(directory / "quant_model_description.json", description.to_json())
-        write_json(directory / "config.json", raw_config)
         copy_side_files(source, directory)
+        # Last, so that no directory without all the rest is taken for a model.
+        write_json(directory / "config.json", raw_config)
 
 
 class _Sink:
@@ -101,6 +104,7 @@ class _Sink:
         self.types: dict[str, str] = {}
 
     def add(self, name: str, tensor: Tensor, kind: str) -> None:
+        check_storable(name, tensor)
         self.writer.add(name, tensor.contiguous())
         self.types[name] = kind
 
@@ -342,7 +346,7 @@ def _metadata(
     calibration: Sequence[Sequence[int]],
 ) -> Metadata:
     attention_recipe, linear = recipe.attention, recipe.linear
-    block = rotate.hadamard_block(config.head_dim)
+    block = hadamard_block(config.head_dim)
     longest = max(len(ids) for ids in calibration)
     # Scales and centres hold where keys were seen; a scheme without them holds everywhere.
     everywhere = (
@@ -350,7 +354,7 @@ def _metadata(
         or attention_recipe.positions > 0
         or (attention_recipe.kv_scale == "token" and not attention_recipe.center and not attention_recipe.equalize)
     )
-    down_block = rotate.hadamard_block(config.intermediate_size, rotate.MAX_ONLINE_BLOCK)
+    down_block = hadamard_block(config.intermediate_size, MAX_DOWN_BLOCK)
     return Metadata(
         recipe=recipe,
         qk_block=block if attention_recipe and attention_recipe.rotate else 0,

@@ -11,14 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..kernels.reference import hadamard
-
-MAX_ONLINE_BLOCK = 512
-
-
-def hadamard_block(size: int, limit: int = 1 << 30) -> int:
-    """The largest power of two that divides `size` and is at most `limit`."""
-    return min(size & -size, 1 << (limit.bit_length() - 1))
+from ..kernels.reference import hadamard, hadamard_block
 
 
 def rotate_residual(x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rotate import hadamard_block
+from ..errors import CheckpointError
+from ..kernels.reference import hadamard_block
 
 GRAM_BLOCK = 2048
 """Inputs whose correlations are used together. It bounds memory and time for wide linears."""
@@ -65,6 +66,8 @@ def _scale(weight: Tensor) -> Tensor:
 def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
     """The upper Cholesky factor, float32, of the inverse of the Gram matrix with `damping` times its mean diagonal."""
     gram = gram.double()
+    if not gram.isfinite().all():
+        raise CheckpointError("Calibration overflowed: a linear's inputs are not finite. Are the weights damaged?")
     diagonal = gram.diagonal()
     # An input that was always 0 says nothing about its weights; the damping alone then decides.
     gram = gram + torch.eye(len(gram)) * (damping * diagonal.mean()).clamp_min(1e-12)
