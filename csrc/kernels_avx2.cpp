@@ -43,8 +43,47 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
+int32_t pair(const int16_t* x) {
+    int32_t both;
+    __builtin_memcpy(&both, x, sizeof both);
+    return both;
+}
+
+constexpr int64_t kLanes = 8;
+constexpr int kMostPanels = 2;
+
+template <int panels>
+void multiply_panels(const int16_t* a, int64_t a_stride, const int16_t* b, int64_t depth, int32_t* c,
+                     int64_t c_stride) {
+    __m256i sums[4][panels];
+    for (int r = 0; r < 4; ++r) {
+        for (int p = 0; p < panels; ++p) {
+            sums[r][p] = _mm256_setzero_si256();
+        }
+    }
+    for (int64_t i = 0; i < depth; i += 2) {
+        __m256i columns[panels];
+        for (int p = 0; p < panels; ++p) {
+            columns[p] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + (p * depth + i) * kLanes));
+        }
+        for (int r = 0; r < 4; ++r) {
+            const __m256i row = _mm256_set1_epi32(pair(a + r * a_stride + i));
+            for (int p = 0; p < panels; ++p) {
+                sums[r][p] = _mm256_add_epi32(sums[r][p], _mm256_madd_epi16(row, columns[p]));
+            }
+        }
+    }
+    for (int r = 0; r < 4; ++r) {
+        for (int p = 0; p < panels; ++p) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + r * c_stride + p * kLanes), sums[r][p]);
+        }
+    }
+}
+
+#include "attend_rows.h"
+
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2", dot_u8s8, dot_s8s8};
+const KernelTable kAvx2Kernels = {"avx2", dot_u8s8, dot_s8s8, attend_rows};
 
 }  // namespace faquant

@@ -4,12 +4,13 @@ A slot is page · page_size + offset. A block table lists the pages of one seque
 """
 
 import math
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import cpu, reference
 from .scheme import AttentionScheme
 
 
@@ -65,7 +66,8 @@ class Int8Pages:
 
     def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
         k, v, k_scale, v_scale = self._gather(block_table, start + q.shape[0])
-        return reference.attend(q, k, v, k_scale, v_scale, self.scheme, start, window)
+        kernel = partial(cpu.attend, split=reference.SPLIT, threads=torch.get_num_threads())
+        return reference.attend(q, k, v, k_scale, v_scale, self.scheme, start, window, kernel=kernel)
 
     def copy_page(self, source: int, target: int) -> None:
         for store in (self.k, self.v, self.k_scale, self.v_scale):

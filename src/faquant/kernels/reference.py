@@ -5,7 +5,7 @@ its neighbours nor on how a prompt was cut into chunks. README.md beside this fi
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -190,6 +190,8 @@ def attend(
     scheme: AttentionScheme,
     start: int,
     window: int | None = None,
+    tile_bias: Tensor | None = None,
+    kernel: "Kernel | None" = None,
 ) -> Tensor:
     """Causal int8 attention of the queries at `start`, `start` + 1, … over all keys up to their own.
 
@@ -198,15 +200,55 @@ def attend(
         k8, v8: int8 [length, Hkv, D] with length ≥ start + tokens; later keys are not seen.
         k_scale, v_scale: float16 [length, Hkv], or None where the scheme's scales are static.
         window: a query sees this many keys, itself included; None: all. What no query sees may hold anything.
+        tile_bias: float32 [tokens, Hq, tiles], added to the scores of a tile's keys, in log2 units; None: 0.
+        kernel: what computes the integers' attention; None: attend_int8.
 
     Returns:
         float32 [tokens, Hq, D].
     """
-    tokens, heads, dim = q.shape
-    kv_heads = scheme.num_kv_heads
     q8, q_scale = quantize_q(q, scheme)
+    q_scale = q_scale * (_LOG2E / math.sqrt(scheme.head_dim))
+    out = (kernel or attend_int8)(q8, q_scale, k8, v8, k_scale, v_scale, scheme, start, window, tile_bias)
+    return hadamard(out, scheme.v_rotation_block) if scheme.v_rotation_block else out
+
+
+class Kernel(Protocol):
+    """attend_int8, or what gives the same bits."""
+
+    def __call__(
+        self,
+        q8: Tensor,
+        q_scale: Tensor,
+        k8: Tensor,
+        v8: Tensor,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+        scheme: AttentionScheme,
+        start: int,
+        window: int | None,
+        tile_bias: Tensor | None,
+        /,
+    ) -> Tensor: ...
+
+
+def attend_int8(
+    q8: Tensor,
+    q_scale: Tensor,
+    k8: Tensor,
+    v8: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    scheme: AttentionScheme,
+    start: int,
+    window: int | None,
+    tile_bias: Tensor | None,
+) -> Tensor:
+    """attend for q as int8 [tokens, Hq, D] with scales [tokens, Hq] in log2 units, before V's rotation back."""
+    tokens, heads, dim = q8.shape
+    kv_heads = scheme.num_kv_heads
     rows = q8.view(tokens, kv_heads, -1, dim).transpose(0, 1).float()
-    scale = (q_scale * (_LOG2E / math.sqrt(dim))).view(tokens, kv_heads, -1).transpose(0, 1)
+    scale = q_scale.view(tokens, kv_heads, -1).transpose(0, 1)
+    bias = None if tile_bias is None else tile_bias.view(tokens, kv_heads, heads // kv_heads, -1).transpose(0, 1)
     end = start + tokens
     oldest = 0 if window is None else max(0, start - window + 1)
     cache = _Cache(
@@ -215,9 +257,9 @@ def attend(
     out = torch.empty(kv_heads, tokens, heads // kv_heads, dim)
     for row in range(0, tokens, _ROWS):
         some = slice(row, row + _ROWS)
-        out[:, some] = _attend_rows(rows[:, some], scale[:, some], cache, scheme, start + row, window)
-    out = out.transpose(0, 1).reshape(tokens, heads, dim)
-    return hadamard(out, scheme.v_rotation_block) if scheme.v_rotation_block else out
+        some_bias = None if bias is None else bias[:, some]
+        out[:, some] = _attend_rows(rows[:, some], scale[:, some], some_bias, cache, scheme, start + row, window)
+    return out.transpose(0, 1).reshape(tokens, heads, dim)
 
 
 class _Cache(NamedTuple):
@@ -260,9 +302,15 @@ class _Partial(NamedTuple):
 
 
 def _attend_rows(
-    q8: Tensor, scale: Tensor, cache: _Cache, scheme: AttentionScheme, start: int, window: int | None
+    q8: Tensor,
+    scale: Tensor,
+    tile_bias: Tensor | None,
+    cache: _Cache,
+    scheme: AttentionScheme,
+    start: int,
+    window: int | None,
 ) -> Tensor:
-    """attend for q8 as float32 [Hkv, tokens, group, D] and its scale [Hkv, tokens, group] in log2 units."""
+    """attend_int8 for float32 [Hkv, tokens, group, D], scales [Hkv, tokens, group], bias [Hkv, tokens, group, tiles]."""
     kv_heads, tokens, group, dim = q8.shape
     end = start + tokens
     oldest = 0 if window is None else max(0, start - window + 1)
@@ -272,12 +320,15 @@ def _attend_rows(
         partial = _Partial.empty(kv_heads, tokens * group, dim)
         stop = min(split + SPLIT, end)
         for first in range(max(split, oldest // TILE * TILE), stop, step):
-            some = cache.tiles(slice(first // TILE, -(-min(first + step, stop) // TILE)))
+            tiles = slice(first // TILE, -(-min(first + step, stop) // TILE))
+            some = cache.tiles(tiles)
             # Float32 sums of up to 1,024 products of two bytes are exact, in any order.
             scores = q8.flatten(1, 2)[:, None] @ some.k.transpose(2, 3).float()
             scores *= scale.flatten(1, 2)[:, None, :, None]
             if some.k_scale is not None:
                 scores *= some.k_scale[:, :, None]
+            if tile_bias is not None:
+                scores += tile_bias.flatten(1, 2)[:, :, tiles].transpose(1, 2)[..., None]
             _mask(scores, first, start, group, window)
             partial.merge(_softmax_tiles(scores, some, scheme))
         total.merge(_Partial(*(part[:, None] for part in partial)))
