@@ -23,8 +23,9 @@ class Room {
   public:
     Room(int64_t rows, int64_t padded) {
         const int64_t floats = rows * (padded + 2);
-        const int64_t sizes[] = {rows * padded * 2, kTile * padded * 2, kTile * padded * 2,
-                                 kStrip * std::max(kTile, padded) * 4, floats * 4, floats * 4};
+        const int64_t sizes[] = {rows * padded * 2,  kTile * padded * 2,
+                                 kTile * padded * 2, kStrip * std::max(kTile, padded) * 4,
+                                 floats * 4,         floats * 4};
         int64_t total = kLine;
         for (const int64_t size : sizes) {
             total += round_up(size, kLine);

@@ -30,11 +30,11 @@ float greater(float a, float b) {
     return a > b ? a : b;
 }
 
-int64_t lesser(int64_t a, int64_t b) {
+int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-int64_t at_least(int64_t a, int64_t b) {
+int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
@@ -58,45 +58,35 @@ float through_half(float x) {
     return float_of((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fffu);
 }
 
+// x[i] + x[i + width / 2] for all i, and so on down to one.
 template <int64_t width>
-float sum_by_halves(float* x) {
-    if constexpr (width > 1) {
+float sum_by_halves(const float* x) {
+    if constexpr (width == 1) {
+        return x[0];
+    } else {
+        float half[width / 2];
         for (int64_t i = 0; i < width / 2; ++i) {
-            x[i] = x[i] + x[i + width / 2];
+            half[i] = x[i] + x[i + width / 2];
         }
-        return sum_by_halves<width / 2>(x);
+        return sum_by_halves<width / 2>(half);
     }
-    return x[0];
 }
 
+// As sum_by_halves, which compilers turn into vector instructions, as they do no plain loop for a maximum.
 template <int64_t width>
-float max_by_halves(float* x) {
-    if constexpr (width > 1) {
+float max_by_halves(const float* x) {
+    if constexpr (width == 1) {
+        return x[0];
+    } else {
+        float half[width / 2];
         for (int64_t i = 0; i < width / 2; ++i) {
-            x[i] = greater(x[i], x[i + width / 2]);
+            half[i] = greater(x[i], x[i + width / 2]);
         }
-        return max_by_halves<width / 2>(x);
+        return max_by_halves<width / 2>(half);
     }
-    return x[0];
 }
 
-float tile_sum(const float* x) {
-    float half[kTile / 2];
-    for (int64_t i = 0; i < kTile / 2; ++i) {
-        half[i] = x[i] + x[i + kTile / 2];
-    }
-    return sum_by_halves<kTile / 2>(half);
-}
-
-float tile_max(const float* x) {
-    float half[kTile / 2];
-    for (int64_t i = 0; i < kTile / 2; ++i) {
-        half[i] = greater(x[i], x[i + kTile / 2]);
-    }
-    return max_by_halves<kTile / 2>(half);
-}
-
-// Adds one row's (max, sum, out) to a running one: the same for a tile and for a split.
+// How a running (max, sum, out) and another one merge: the same for a tile and for a split.
 struct Weights {
     float max, old_weight, new_weight;
 };
@@ -117,32 +107,47 @@ void clear(const Partial& partial, int64_t rows, int64_t padded) {
     }
 }
 
+// `count` bytes as int16, zeros up to `padded`.
+void widen(const int8_t* bytes, int64_t count, int64_t padded, int16_t* __restrict wide) {
+    for (int64_t i = 0; i < count; ++i) {
+        wide[i] = bytes[i];
+    }
+    for (int64_t i = count; i < padded; ++i) {
+        wide[i] = 0;
+    }
+}
+
 // K [keys, dim] becomes the packed matrix [padded, kTile], zeros elsewhere.
 void pack_keys(const int8_t* k, int64_t stride, int64_t keys, int64_t dim, int64_t padded, int16_t* packed) {
-    for (int64_t j = 0; j < kTile; ++j) {
-        int16_t* column = packed + j / kLanes * padded * kLanes + j % kLanes * 2;
-        const int8_t* key = k + j * stride;
-        const int64_t filled = j < keys ? dim : 0;
-        for (int64_t i = 0; i < filled; ++i) {
-            column[i / 2 * kLanes * 2 + i % 2] = key[i];
+    int16_t wide[kLanes * kMaxHeadDim];
+    for (int64_t key = 0; key < kTile; key += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+            const bool there = key + lane < keys;
+            widen(there ? k + (key + lane) * stride : nullptr, there ? dim : 0, padded, wide + lane * padded);
         }
-        for (int64_t i = filled; i < padded; ++i) {
-            column[i / 2 * kLanes * 2 + i % 2] = 0;
+        for (int64_t i = 0; i < padded; i += 2) {
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+                __builtin_memcpy(packed, wide + lane * padded + i, 2 * sizeof *packed);
+                packed += 2;
+            }
         }
     }
 }
 
 // V [keys, dim] becomes the packed matrix [kTile, padded], zeros elsewhere.
 void pack_values(const int8_t* v, int64_t stride, int64_t keys, int64_t dim, int64_t padded, int16_t* packed) {
-    for (int64_t j = 0; j < kTile; ++j) {
-        const int8_t* value = v + j * stride;
-        const int64_t filled = j < keys ? dim : 0;
-        int16_t* place = packed + j / 2 * kLanes * 2 + j % 2;
-        for (int64_t i = 0; i < filled; ++i) {
-            place[i / kLanes * kTile * kLanes + i % kLanes * 2] = value[i];
+    int16_t wide[2 * kMaxHeadDim];
+    for (int64_t key = 0; key < kTile; key += 2) {
+        for (int64_t i = 0; i < 2; ++i) {
+            const bool there = key + i < keys;
+            widen(there ? v + (key + i) * stride : nullptr, there ? dim : 0, padded, wide + i * padded);
         }
-        for (int64_t i = filled; i < padded; ++i) {
-            place[i / kLanes * kTile * kLanes + i % kLanes * 2] = 0;
+        for (int64_t channel = 0; channel < padded; channel += kLanes) {
+            int16_t* place = packed + channel * kTile + key * kLanes;
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+                place[2 * lane] = wide[channel + lane];
+                place[2 * lane + 1] = wide[padded + channel + lane];
+            }
         }
     }
 }
@@ -171,8 +176,8 @@ struct Tile {
 struct Row {
     int64_t low, high;
     float top, sum;
-    float step;   // what a step of P is worth, or
-    float p_sum;  // the sum of the integers, where V is static
+    float step;   // what one step of P is worth, where V's scales are per token
+    float p_sum;  // the sum of the integers, where V's are static
 };
 
 // Integer P of one row, from its int32 scores.
@@ -188,7 +193,7 @@ void softmax(const Attention& a, const Tile& tile, const int32_t* sums, float sc
     for (int64_t j = row.high; j < kTile; ++j) {
         p[j] = -kInfinity;
     }
-    row.top = tile_max(p);
+    row.top = max_by_halves<kTile>(p);
     const float finite = row.top == -kInfinity ? 0.0f : row.top;
     for (int64_t j = 0; j < kTile; ++j) {
         p[j] = exp2_of(p[j] - finite);
@@ -199,7 +204,7 @@ void softmax(const Attention& a, const Tile& tile, const int32_t* sums, float sc
         for (int64_t j = 0; j < kTile; ++j) {
             weighted[j] = p[j] * tile.v_scale[j];
         }
-        const float peak = greater(tile_max(weighted), kMinScale);
+        const float peak = greater(max_by_halves<kTile>(weighted), kMinScale);
         factor = levels / peak;
         row.step = peak / levels;
     }
@@ -221,7 +226,7 @@ void softmax(const Attention& a, const Tile& tile, const int32_t* sums, float sc
         }
         row.p_sum = static_cast<float>(total);
     }
-    row.sum = a.quantized_sum ? row.p_sum / levels : tile_sum(p);
+    row.sum = a.quantized_sum ? row.p_sum / levels : sum_by_halves<kTile>(p);
 }
 
 // One row's tile into its split: out = out · old_weight + (∑ P·V in V's units) · new_weight.
@@ -268,7 +273,7 @@ void attend_rows(const Attention& a, int64_t kv_head, int64_t first, int64_t las
     const int64_t rows = (last - first) * group;
     const int64_t padded = (a.dim + kPadding - 1) / kPadding * kPadding;
     const int64_t end = a.start + last;
-    const int64_t oldest = at_least(0, a.start + first - a.window + 1);
+    const int64_t oldest = larger(0, a.start + first - a.window + 1);
     const int64_t tiles = (a.start + a.tokens + kTile - 1) / kTile;
     const int64_t key_stride = a.kv_heads * a.dim;
 
@@ -276,10 +281,7 @@ void attend_rows(const Attention& a, int64_t kv_head, int64_t first, int64_t las
     const auto place = [&](int64_t r) { return (first + r / group) * a.heads + kv_head * group + r % group; };
 
     for (int64_t r = 0; r < (rows + 3) / 4 * 4; ++r) {
-        const int8_t* q = a.q + place(r < rows ? r : 0) * a.dim;
-        for (int64_t i = 0; i < padded; ++i) {
-            scratch.q[r * padded + i] = i < a.dim ? q[i] : int16_t{0};
-        }
+        widen(a.q + place(r < rows ? r : 0) * a.dim, a.dim, padded, scratch.q + r * padded);
     }
     Tile tile;
     tile.k = scratch.k;
@@ -289,9 +291,9 @@ void attend_rows(const Attention& a, int64_t kv_head, int64_t first, int64_t las
     clear(scratch.total, rows, padded);
     for (int64_t split = oldest / a.split * a.split; split < end; split += a.split) {
         clear(scratch.split, rows, padded);
-        const int64_t stop = lesser(split + a.split, end);
-        for (int64_t key = at_least(split, oldest / kTile * kTile); key < stop; key += kTile) {
-            const int64_t keys = lesser(kTile, end - key);
+        const int64_t stop = smaller(split + a.split, end);
+        for (int64_t key = larger(split, oldest / kTile * kTile); key < stop; key += kTile) {
+            const int64_t keys = smaller(kTile, end - key);
             pack_keys(a.k + key * key_stride + kv_head * a.dim, key_stride, keys, a.dim, padded, scratch.k);
             pack_values(a.v + key * key_stride + kv_head * a.dim, key_stride, keys, a.dim, padded, scratch.v);
             for (int64_t j = 0; j < kTile; ++j) {
@@ -302,12 +304,12 @@ void attend_rows(const Attention& a, int64_t kv_head, int64_t first, int64_t las
                 tile.v_scale[j] = a.v_scale != nullptr && seen ? a.v_scale[at] : 0.0f;
             }
             for (int64_t r = 0; r < rows; r += kStrip) {
-                const int64_t count = lesser(kStrip, rows - r);
+                const int64_t count = smaller(kStrip, rows - r);
                 bool any = false;
                 for (int64_t i = 0; i < count; ++i) {
                     const int64_t position = a.start + first + (r + i) / group;
-                    strip[i].low = lesser(kTile, at_least(0, position - a.window + 1 - key));
-                    strip[i].high = lesser(kTile, at_least(0, position + 1 - key));
+                    strip[i].low = smaller(kTile, larger(0, position - a.window + 1 - key));
+                    strip[i].high = smaller(kTile, larger(0, position + 1 - key));
                     any = any || strip[i].low < strip[i].high;
                 }
                 // A row that sees no key of a tile keeps its bits.

@@ -84,8 +84,8 @@ T* data_of(const AnyArray& array, const char* name, const char* dtype, const std
     int64_t stride = 1;
     for (size_t i = shape.size(); good && i-- > 0;) {
         const int64_t size = static_cast<int64_t>(array.shape(i));
-        good = (size == shape[i] || (or_longer && i == 0 && size > shape[i])) &&
-               (size <= 1 || array.stride(i) == stride);
+        good =
+            (size == shape[i] || (or_longer && i == 0 && size > shape[i])) && (size <= 1 || array.stride(i) == stride);
         stride *= size;
     }
     if (!good) {
@@ -129,8 +129,7 @@ void attend(const nb::ndarray<nb::device::cpu>& out, const Array& q, const Array
     require(split > 0 && split % faquant::kTile == 0, "split must be a multiple of a tile.");
     require(p_levels == 127 || p_levels == 255 || p_levels == 32767, "p_levels must be 127, 255 or 32767.");
     require(v_scale.has_value() != v_step.has_value(), "v_scale or v_step must be given, and not both.");
-    require(v_step.has_value() || (!v_offset.has_value() && !quantized_sum),
-            "v_offset and quantized_sum need v_step.");
+    require(v_step.has_value() || (!v_offset.has_value() && !quantized_sum), "v_offset and quantized_sum need v_step.");
     const int64_t end = start + a.tokens;
     a.q = data_of<const int8_t>(q, "q", "int8", {a.tokens, a.heads, a.dim});
     a.q_scale = data_of<const float>(q_scale, "q_scale", "float32", {a.tokens, a.heads});

@@ -1,8 +1,12 @@
 #include "self_test.h"
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
+#include <iterator>
 #include <vector>
+
+#include "attend.h"
 
 namespace faquant {
 namespace {
@@ -70,6 +74,62 @@ int32_t saturating_dot(const A* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
+// A small attention with scales per token: near a plain loop in float64, and the portable kernel bit for bit.
+bool attends(const KernelTable& table) {
+    constexpr int64_t kTokens = 7, kHeads = 3, kDim = 20, kStart = 140, kEnd = kStart + kTokens;
+    int8_t q[kTokens * kHeads * kDim], k[kEnd * kDim], v[kEnd * kDim];
+    float q_scale[kTokens * kHeads], k_scale[kEnd], v_scale[kEnd];
+    float out[kTokens * kHeads * kDim], portable[kTokens * kHeads * kDim];
+    Random random;
+    std::generate(std::begin(q), std::end(q), [&] { return static_cast<int8_t>(random.next()); });
+    std::generate(std::begin(k), std::end(k), [&] { return static_cast<int8_t>(random.next()); });
+    std::generate(std::begin(v), std::end(v), [&] { return static_cast<int8_t>(random.next()); });
+    std::generate(std::begin(q_scale), std::end(q_scale), [&] { return 1e-7f * static_cast<float>(random.next()); });
+    std::generate(std::begin(k_scale), std::end(k_scale), [&] { return static_cast<float>(random.next()); });
+    std::generate(std::begin(v_scale), std::end(v_scale), [&] { return static_cast<float>(random.next()) / 32768.0f; });
+    Attention a{};
+    a.tokens = kTokens;
+    a.heads = kHeads;
+    a.kv_heads = 1;
+    a.dim = kDim;
+    a.start = kStart;
+    a.window = kEnd;
+    a.split = kTile;
+    a.p_levels = 32767;
+    a.q = q;
+    a.q_scale = q_scale;
+    a.k = k;
+    a.v = v;
+    a.k_scale = k_scale;
+    a.v_scale = v_scale;
+    a.out = portable;
+    attend(kPortableKernels, a, 1);
+    a.out = out;
+    attend(table, a, 1);
+    for (int64_t row = 0; row < kTokens * kHeads; ++row) {
+        double sum = 0, expected[kDim] = {};
+        for (int64_t j = 0; j <= kStart + row / kHeads; ++j) {
+            double score = 0;
+            for (int64_t c = 0; c < kDim; ++c) {
+                score += q[row * kDim + c] * k[j * kDim + c];
+            }
+            const double p = std::exp2(score * q_scale[row] * k_scale[j]);
+            sum += p;
+            for (int64_t c = 0; c < kDim; ++c) {
+                expected[c] += p * v[j * kDim + c] * v_scale[j];
+            }
+        }
+        for (int64_t c = 0; c < kDim; ++c) {
+            const float got = out[row * kDim + c];
+            // Written so that NaN fails.
+            if (!(std::abs(got - expected[c] / sum) < 1e-4) || got != portable[row * kDim + c]) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 const char* first_wrong_kernel(const KernelTable& table) {
@@ -96,12 +156,14 @@ const char* first_wrong_kernel(const KernelTable& table) {
             }
         }
     }
-    return nullptr;
+    return attends(table) ? nullptr : "attend";
 }
 
 bool self_test_notices_saturation() {
-    const KernelTable only_unsigned = {"", saturating_dot<uint8_t>, kPortableKernels.dot_s8s8};
-    const KernelTable only_signed = {"", kPortableKernels.dot_u8s8, saturating_dot<int8_t>};
+    const KernelTable only_unsigned = {"", saturating_dot<uint8_t>, kPortableKernels.dot_s8s8,
+                                       kPortableKernels.attend_rows};
+    const KernelTable only_signed = {"", kPortableKernels.dot_u8s8, saturating_dot<int8_t>,
+                                     kPortableKernels.attend_rows};
     return first_wrong_kernel(only_unsigned) != nullptr && first_wrong_kernel(only_signed) != nullptr;
 }
 
