@@ -274,15 +274,12 @@ void attend_rows(const Attention& a, int64_t kv_head, int64_t first, int64_t las
     const int64_t padded = (a.dim + kPadding - 1) / kPadding * kPadding;
     const int64_t end = a.start + last;
     const int64_t oldest = larger(0, a.start + first - a.window + 1);
-    const int64_t tiles = (a.start + a.tokens + kTile - 1) / kTile;
     const int64_t key_stride = a.kv_heads * a.dim;
 
     // Where row r stands in [tokens, heads].
     const auto place = [&](int64_t r) { return (first + r / group) * a.heads + kv_head * group + r % group; };
 
-    for (int64_t r = 0; r < (rows + 3) / 4 * 4; ++r) {
-        widen(a.q + place(r < rows ? r : 0) * a.dim, a.dim, padded, scratch.q + r * padded);
-    }
+    int64_t map = -1;
     Tile tile;
     tile.k = scratch.k;
     tile.v = scratch.v;
@@ -293,6 +290,13 @@ void attend_rows(const Attention& a, int64_t kv_head, int64_t first, int64_t las
         clear(scratch.split, rows, padded);
         const int64_t stop = smaller(split + a.split, end);
         for (int64_t key = larger(split, oldest / kTile * kTile); key < stop; key += kTile) {
+            if (map != smaller(key / a.map_block, a.maps - 1)) {
+                map = smaller(key / a.map_block, a.maps - 1);
+                const int8_t* q = a.q + map * a.tokens * a.heads * a.dim;
+                for (int64_t r = 0; r < (rows + 3) / 4 * 4; ++r) {
+                    widen(q + place(r < rows ? r : 0) * a.dim, a.dim, padded, scratch.q + r * padded);
+                }
+            }
             const int64_t keys = smaller(kTile, end - key);
             pack_keys(a.k + key * key_stride + kv_head * a.dim, key_stride, keys, a.dim, padded, scratch.k);
             pack_values(a.v + key * key_stride + kv_head * a.dim, key_stride, keys, a.dim, padded, scratch.v);
@@ -322,9 +326,8 @@ void attend_rows(const Attention& a, int64_t kv_head, int64_t first, int64_t las
                 }
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip[i].low < strip[i].high) {
-                        const int64_t at = place(r + i);
-                        const float bias = a.tile_bias == nullptr ? 0.0f : a.tile_bias[at * tiles + key / kTile];
-                        softmax(a, tile, scratch.products + i * kTile, a.q_scale[at], bias, strip[i],
+                        const int64_t at = map * a.tokens * a.heads + place(r + i);
+                        softmax(a, tile, scratch.products + i * kTile, a.q_scale[at], a.q_bias[at], strip[i],
                                 p_int + i * kTile);
                     }
                 }

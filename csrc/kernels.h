@@ -20,15 +20,16 @@ struct Attention {
     int64_t split;   // keys whose tiles are merged in one run; a multiple of kTile
     int32_t p_levels;
     bool quantized_sum;
-    const int8_t* q;         // [tokens, heads, dim]
-    const float* q_scale;    // [tokens, heads], in log2 units
+    int64_t maps, map_block;  // q comes as each map of K wants it; map m is that of the keys from m · map_block on
+    const int8_t* q;         // [maps, tokens, heads, dim]
+    const float* q_scale;    // [maps, tokens, heads], in log2 units
+    const float* q_bias;     // as q_scale; added to every score
     const int8_t* k;         // [start + tokens, kv_heads, dim]
     const int8_t* v;         // [start + tokens, kv_heads, dim]
     const float* k_scale;    // [start + tokens, kv_heads], or null: 1
     const float* v_scale;    // [start + tokens, kv_heads], or null: static
     const float* v_step;     // [kv_heads, dim], where v_scale is null
     const float* v_offset;   // [kv_heads, dim], or null: 0; where v_scale is null
-    const float* tile_bias;  // [tokens, heads, tiles], in log2 units, or null: 0
     float* out;              // [tokens, heads, dim]
 };
 

@@ -106,20 +106,21 @@ void require(bool condition, const char* message) {
     }
 }
 
-void attend(const nb::ndarray<nb::device::cpu>& out, const Array& q, const Array& q_scale, const Array& k,
-            const Array& v, const std::optional<Array>& k_scale, const std::optional<Array>& v_scale,
-            const std::optional<Array>& v_step, const std::optional<Array>& v_offset,
-            const std::optional<Array>& tile_bias, int64_t start, const std::optional<int64_t>& window, int64_t split,
-            int32_t p_levels, bool quantized_sum, int64_t threads, const std::optional<std::string>& isa) {
-    require(q.ndim() == 3 && k.ndim() == 3, "q and k must have three dimensions.");
+void attend(const nb::ndarray<nb::device::cpu>& out, const Array& q, const Array& q_scale, const Array& q_bias,
+            const Array& k, const Array& v, const std::optional<Array>& k_scale, const std::optional<Array>& v_scale,
+            const std::optional<Array>& v_step, const std::optional<Array>& v_offset, int64_t start,
+            const std::optional<int64_t>& window, int64_t split, int64_t map_block, int32_t p_levels, bool quantized_sum, int64_t threads, const std::optional<std::string>& isa) {
+    require(q.ndim() == 4 && k.ndim() == 3, "q must have four dimensions and k three.");
     faquant::Attention a{};
-    a.tokens = static_cast<int64_t>(q.shape(0));
-    a.heads = static_cast<int64_t>(q.shape(1));
-    a.dim = static_cast<int64_t>(q.shape(2));
+    a.maps = static_cast<int64_t>(q.shape(0));
+    a.tokens = static_cast<int64_t>(q.shape(1));
+    a.heads = static_cast<int64_t>(q.shape(2));
+    a.dim = static_cast<int64_t>(q.shape(3));
     a.kv_heads = static_cast<int64_t>(k.shape(1));
     a.start = start;
     a.window = window.value_or(std::numeric_limits<int64_t>::max());
     a.split = split;
+    a.map_block = map_block;
     a.p_levels = p_levels;
     a.quantized_sum = quantized_sum;
     require(a.kv_heads > 0 && a.heads % a.kv_heads == 0, "q's heads must be a multiple of k's.");
@@ -127,19 +128,21 @@ void attend(const nb::ndarray<nb::device::cpu>& out, const Array& q, const Array
     require(start >= 0 && start <= static_cast<int64_t>(k.shape(0)) - a.tokens, "k must hold start + tokens keys.");
     require(a.window > 0, "window must be positive.");
     require(split > 0 && split % faquant::kTile == 0, "split must be a multiple of a tile.");
+    require(a.maps > 0, "q must be given for one map at least.");
+    require(map_block > 0 && map_block % faquant::kTile == 0, "map_block must be a multiple of a tile.");
     require(p_levels == 127 || p_levels == 255 || p_levels == 32767, "p_levels must be 127, 255 or 32767.");
     require(v_scale.has_value() != v_step.has_value(), "v_scale or v_step must be given, and not both.");
     require(v_step.has_value() || (!v_offset.has_value() && !quantized_sum), "v_offset and quantized_sum need v_step.");
     const int64_t end = start + a.tokens;
-    a.q = data_of<const int8_t>(q, "q", "int8", {a.tokens, a.heads, a.dim});
-    a.q_scale = data_of<const float>(q_scale, "q_scale", "float32", {a.tokens, a.heads});
+    a.q = data_of<const int8_t>(q, "q", "int8", {a.maps, a.tokens, a.heads, a.dim});
+    a.q_scale = data_of<const float>(q_scale, "q_scale", "float32", {a.maps, a.tokens, a.heads});
+    a.q_bias = data_of<const float>(q_bias, "q_bias", "float32", {a.maps, a.tokens, a.heads});
     a.k = data_of<const int8_t>(k, "k", "int8", {end, a.kv_heads, a.dim}, true);
     a.v = data_of<const int8_t>(v, "v", "int8", {end, a.kv_heads, a.dim}, true);
     a.k_scale = floats(k_scale, "k_scale", {end, a.kv_heads}, true);
     a.v_scale = floats(v_scale, "v_scale", {end, a.kv_heads}, true);
     a.v_step = floats(v_step, "v_step", {a.kv_heads, a.dim});
     a.v_offset = floats(v_offset, "v_offset", {a.kv_heads, a.dim});
-    a.tile_bias = floats(tile_bias, "tile_bias", {a.tokens, a.heads, (end + faquant::kTile - 1) / faquant::kTile});
     a.out = data_of<float>(out, "out", "float32", {a.tokens, a.heads, a.dim});
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
@@ -201,7 +204,7 @@ NB_MODULE(_C, m) {
     m.def("dot_u8s8", &dot_u8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.def("dot_s8s8", &dot_s8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.attr("TILE") = faquant::kTile;
-    m.def("attend", &attend, nb::kw_only(), "out"_a, "q"_a, "q_scale"_a, "k"_a, "v"_a, "k_scale"_a.none(),
-          "v_scale"_a.none(), "v_step"_a.none(), "v_offset"_a.none(), "tile_bias"_a.none(), "start"_a,
-          "window"_a.none(), "split"_a, "p_levels"_a, "quantized_sum"_a, "threads"_a, "isa"_a.none());
+    m.def("attend", &attend, nb::kw_only(), "out"_a, "q"_a, "q_scale"_a, "q_bias"_a, "k"_a, "v"_a, "k_scale"_a.none(),
+          "v_scale"_a.none(), "v_step"_a.none(), "v_offset"_a.none(), "start"_a,
+          "window"_a.none(), "split"_a, "map_block"_a, "p_levels"_a, "quantized_sum"_a, "threads"_a, "isa"_a.none());
 }

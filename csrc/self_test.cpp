@@ -78,7 +78,7 @@ int32_t saturating_dot(const A* a, const int8_t* b, int64_t n) {
 bool attends(const KernelTable& table) {
     constexpr int64_t kTokens = 7, kHeads = 3, kDim = 20, kStart = 140, kEnd = kStart + kTokens;
     int8_t q[kTokens * kHeads * kDim], k[kEnd * kDim], v[kEnd * kDim];
-    float q_scale[kTokens * kHeads], k_scale[kEnd], v_scale[kEnd];
+    float q_scale[kTokens * kHeads], q_bias[kTokens * kHeads] = {}, k_scale[kEnd], v_scale[kEnd];
     float out[kTokens * kHeads * kDim], portable[kTokens * kHeads * kDim];
     Random random;
     std::generate(std::begin(q), std::end(q), [&] { return static_cast<int8_t>(random.next()); });
@@ -98,6 +98,9 @@ bool attends(const KernelTable& table) {
     a.p_levels = 32767;
     a.q = q;
     a.q_scale = q_scale;
+    a.q_bias = q_bias;
+    a.maps = 1;
+    a.map_block = kTile;
     a.k = k;
     a.v = v;
     a.k_scale = k_scale;

@@ -25,7 +25,6 @@ class AttentionRecipe(_Frozen):
         center, equalize, rotate: K's map before quantization, with its inverse transpose on q.
         rotate_v: Hadamard on each head of V, folded into v_proj and o_proj.
         p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as the ecosystem does it.
-        positions: how many positions of the context each calibration key is seen at; 0: its own only.
     """
 
     kv_scale: Literal["token", "channel", "head"] = "token"
@@ -35,7 +34,6 @@ class AttentionRecipe(_Frozen):
     rotate: bool = True
     rotate_v: bool = True
     p: Literal["int16", "uint8", "int8"] = "int16"
-    positions: int = 64
 
 
 class LinearRecipe(_Frozen):
@@ -76,14 +74,12 @@ class Recipe(_Frozen):
             raise ValueError(
                 "calibrated activations (linear.activation 'tensor') are offered in the ecosystem's format only: "
                 "with attention {kv_scale: head, q_scale: head, p: int8, and center, equalize, rotate and rotate_v "
-                "false, positions 0}, linears not rotated, and rounding nearest"
+                "false}, linears not rotated, and rounding nearest"
             )
         if self.attention and self.attention.q_scale == "head" and not self.is_mindie:
             raise ValueError("attention.q_scale 'head' is offered in the ecosystem's format only; use 'token'")
         if self.attention and self.attention.p == "int8" and not self.is_mindie:
             raise ValueError("attention.p 'int8' is offered in the ecosystem's format only; use 'int16' or 'uint8'")
-        if self.attention and not 0 <= self.attention.positions <= 4096:
-            raise ValueError("attention.positions must lie between 0 and 4096")
         return self
 
     @property
@@ -106,7 +102,6 @@ _MINDIE_ATTENTION = AttentionRecipe(
     rotate=False,
     rotate_v=False,
     p="int8",
-    positions=0,
 )
 
 RECIPES = {

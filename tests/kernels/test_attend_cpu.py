@@ -1,6 +1,7 @@
 """The C++ attention has the bits of the reference, for every instruction set."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from faquant import _C
 from faquant.kernels import cpu, reference
-from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.scheme import MAP_BLOCK, AttentionScheme
 
 ISAS = cpu.available_isas()
 SCALES = ["token", "head", "channel", "channel, zero points"]
@@ -52,18 +53,17 @@ class Sample:
         for token_scales in (self.k_scale, self.v_scale):
             if token_scales is not None:
                 token_scales[unseen] = math.nan
-        self.bias = torch.randn(tokens, heads, -(-end // reference.TILE), generator=generator) * 4
 
-    def attend(self, kernel: reference.Kernel | None = None, bias: Tensor | None = None) -> Tensor:
+    def attend(self, kernel: reference.Kernel | None = None) -> Tensor:
         return reference.attend(
-            self.q, self.k8, self.v8, self.k_scale, self.v_scale, self.scheme, self.start, self.window, bias, kernel
+            self.q, self.k8, self.v8, self.k_scale, self.v_scale, self.scheme, self.start, self.window, kernel
         )
 
-    def assert_same_bits(self, isas: list[str] = ISAS, bias: Tensor | None = None, threads: int = 1) -> None:
-        expected = self.attend(bias=bias)
+    def assert_same_bits(self, isas: list[str] = ISAS, threads: int = 1) -> None:
+        expected = self.attend()
         assert expected.isfinite().all()
         for isa in isas:
-            assert torch.equal(self.attend(kernel(isa, threads), bias), expected), isa
+            assert torch.equal(self.attend(kernel(isa, threads)), expected), isa
 
 
 def kernel(isa: str, threads: int = 1, split: int = reference.SPLIT) -> reference.Kernel:
@@ -99,28 +99,18 @@ def test_windows(scales: str, window: int, start: int) -> None:
 
 
 @pytest.mark.parametrize("scales", ["token", "channel, zero points"])
-@pytest.mark.parametrize("window", [None, 150])
-def test_a_bias_of_each_tile(scales: str, window: int | None) -> None:
-    sample = Sample(make_scheme(scales, 6, 2, 24), 140, 2000, window)
-    plain = sample.attend()
-    sample.assert_same_bits(bias=sample.bias)
-    assert not torch.equal(sample.attend(bias=sample.bias), plain)
-    # The same for all tiles cancels; minus infinity hides a tile; what is of a tile that a row does not see is unused.
-    torch.testing.assert_close(sample.attend(bias=torch.full_like(sample.bias, -8.0)), plain, rtol=1e-3, atol=1e-3)
-    sample.bias[:, :, 15] = -math.inf
-    sample.bias[:40, :, 16] = math.nan
-    sample.assert_same_bits(bias=sample.bias)
-
-
-def test_a_tile_s_bias_is_a_factor_of_its_part_of_the_softmax() -> None:
-    """Two tiles of equal scores and constant values weigh as 2^bias."""
-    scheme = AttentionScheme(1, 1, 16)
-    ones = torch.ones(256, 1, 16)
-    v8, v_scale = reference.quantize_v(torch.cat((ones[:128], -ones[:128])), scheme)
-    k8, k_scale = reference.quantize_k(ones, scheme)
-    bias = torch.tensor([[[1.0, 0.0]]])
-    out = reference.attend(ones[:1], k8, v8, k_scale, v_scale, scheme, 255, tile_bias=bias)
-    torch.testing.assert_close(out, torch.full((1, 1, 16), 1 / 3), rtol=1e-3, atol=0)
+@pytest.mark.parametrize("window", [None, 150, 1500])
+@pytest.mark.parametrize("start", [0, 900, 2000, 3500])
+def test_a_map_of_each_block(scales: str, window: int | None, start: int) -> None:
+    """Three maps, the last for everything behind it; the rows' own block may be any of them."""
+    generator = torch.Generator().manual_seed(start)
+    center = torch.randn(3, 2, 24, generator=generator)
+    equalizer = torch.rand(3, 2, 24, generator=generator) + 0.5
+    scheme = make_scheme(scales, 6, 2, 24, k_center=center, k_equalizer=equalizer)
+    sample = Sample(scheme, 140, start, window)
+    sample.assert_same_bits()
+    other = Sample(replace(scheme, k_center=center[:1], k_equalizer=equalizer[:1]), 140, start, window)
+    assert torch.equal(sample.attend(), other.attend()) == (start + 140 <= MAP_BLOCK)
 
 
 @pytest.mark.parametrize("levels", [127, 255, 32767])
@@ -134,7 +124,8 @@ def test_extreme_integers(levels: int, scales: str, q8: int, k8: int, v8: int) -
         scheme = make_scheme(scales, 2, 1, dim, p_levels=levels)
         q, k, v = (torch.full((n, h, dim), x, dtype=torch.int8) for n, h, x in ((2, 2, q8), (129, 1, k8), (129, 1, v8)))
         scale = torch.full((129, 1), 0.01).half() if scales == "token" else None
-        args = (q, torch.full((2, 2), 1e-3), k, v, scale, scale, scheme, 127, None, None)
+        queries = reference.MappedQueries(q[None], torch.full((1, 2, 2), 1e-3), torch.zeros(1, 2, 2))
+        args = (queries, k, v, scale, scale, scheme, 127, None)
         expected = reference.attend_int8(*args)
         for isa in ISAS:
             assert torch.equal(kernel(isa)(*args), expected)
@@ -156,7 +147,7 @@ def test_any_small_shape(data: st.DataObject) -> None:
     )
     window = draw(st.none() | st.integers(1, 400))
     sample = Sample(scheme, draw(st.integers(1, 70)), draw(st.integers(0, 300)), window, draw(st.integers(0, 2**20)))
-    sample.assert_same_bits(bias=sample.bias if draw(st.booleans()) else None)
+    sample.assert_same_bits()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -178,6 +169,7 @@ def test_splits_of_another_size(isa: str, monkeypatch: pytest.MonkeyPatch) -> No
     sample = Sample(make_scheme("token", 3, 1, 16), 10, 600)
     whole = sample.attend()
     monkeypatch.setattr(reference, "SPLIT", 256)
+    monkeypatch.setattr(reference, "MAP_BLOCK", 128)
     expected = sample.attend()
     assert not torch.equal(expected, whole)
     assert torch.equal(sample.attend(kernel(isa, split=256)), expected)
@@ -191,7 +183,8 @@ def test_exp2_and_the_rounding_of_p_at_every_magnitude() -> None:
     q8 = torch.full((1, 1, 1), 127, dtype=torch.int8)
     v8 = torch.randint(-128, 128, (129, 1, 1), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
     for scale in torch.logspace(-6, 0, 150):
-        args = (q8, scale.view(1, 1), k8, v8, None, None, scheme, 128, None, None)
+        queries = reference.MappedQueries(q8[None], scale.view(1, 1, 1), torch.zeros(1, 1, 1))
+        args = (queries, k8, v8, None, None, scheme, 128, None)
         expected = reference.attend_int8(*args)
         for isa in ISAS:
             assert torch.equal(kernel(isa)(*args), expected)
@@ -199,18 +192,19 @@ def test_exp2_and_the_rounding_of_p_at_every_magnitude() -> None:
 
 GOOD = {
     "out": torch.empty(2, 4, 8),
-    "q": torch.zeros(2, 4, 8, dtype=torch.int8),
-    "q_scale": torch.zeros(2, 4),
+    "q": torch.zeros(1, 2, 4, 8, dtype=torch.int8),
+    "q_scale": torch.zeros(1, 2, 4),
+    "q_bias": torch.zeros(1, 2, 4),
     "k": torch.zeros(5, 2, 8, dtype=torch.int8),
     "v": torch.zeros(5, 2, 8, dtype=torch.int8),
     "k_scale": torch.zeros(5, 2),
     "v_scale": torch.zeros(5, 2),
     "v_step": None,
     "v_offset": None,
-    "tile_bias": None,
     "start": 3,
     "window": None,
     "split": 2048,
+    "map_block": 1024,
     "p_levels": 255,
     "quantized_sum": False,
     "threads": 1,
@@ -221,11 +215,11 @@ GOOD = {
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"q": torch.zeros(2, 4, 8)}, "q must be a contiguous array of int8"),
-        ({"q": torch.zeros(4, 8, dtype=torch.int8)}, "three dimensions"),
-        ({"q": torch.zeros(2, 8, 4, dtype=torch.int8).mT}, "q must be a contiguous"),
-        ({"q": torch.zeros(2, 3, 8, dtype=torch.int8)}, "multiple"),
-        ({"q_scale": torch.zeros(2, 3)}, r"q_scale must be a contiguous array of float32 \[2, 4\]"),
+        ({"q": torch.zeros(1, 2, 4, 8)}, "q must be a contiguous array of int8"),
+        ({"q": torch.zeros(2, 4, 8, dtype=torch.int8)}, "four dimensions"),
+        ({"q": torch.zeros(1, 2, 8, 4, dtype=torch.int8).mT}, "q must be a contiguous"),
+        ({"q": torch.zeros(1, 2, 3, 8, dtype=torch.int8)}, "multiple"),
+        ({"q_scale": torch.zeros(1, 2, 3)}, r"q_scale must be a contiguous array of float32 \[1, 2, 4\]"),
         ({"k": torch.zeros(4, 2, 8, dtype=torch.int8)}, "start"),
         ({"v": torch.zeros(4, 2, 8, dtype=torch.int8)}, r"v must be .* \[5, 2, 8\] or longer"),
         ({"v": torch.zeros(5, 2, 9, dtype=torch.int8)}, "v must be"),
@@ -235,7 +229,8 @@ GOOD = {
         ({"v_scale": None, "v_step": torch.zeros(2, 1)}, "v_step must be"),
         ({"v_offset": torch.zeros(2, 8)}, "v_step"),
         ({"quantized_sum": True}, "v_step"),
-        ({"tile_bias": torch.zeros(2, 4, 2)}, "tile_bias must be"),
+        ({"q_bias": torch.zeros(2, 2, 4)}, "q_bias must be"),
+        ({"map_block": 100}, "map_block"),
         ({"out": torch.empty(2, 4, 9)}, "out must be"),
         ({"start": -1}, "start"),
         ({"start": 2**62}, "start"),

@@ -5,23 +5,23 @@ import torch
 
 from faquant.config import parse_config
 from faquant.kernels.reference import dequantize_k, map_k, quantize_k
+from faquant.kernels.scheme import MAP_BLOCK
 from faquant.model.rope import Rope, apply_rope
 from faquant.quantization import attention
 from faquant.recipe import AttentionRecipe
 
-CONFIG = parse_config(
-    {
-        "model_type": "llama",
-        "vocab_size": 64,
-        "hidden_size": 96,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 1000,
-    }
-)
+RAW = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 96,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2500,
+}
+CONFIG = parse_config(RAW)
 
 
 def _keys(seed: int, lengths: tuple[int, ...] = (30, 7)) -> list[torch.Tensor]:
@@ -30,10 +30,12 @@ def _keys(seed: int, lengths: tuple[int, ...] = (30, 7)) -> list[torch.Tensor]:
     return [torch.randn(length, 2, 16, generator=generator) * scale + scale for length in lengths]
 
 
-def _moved(keys: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
-    """All keys moved by each distance, the plain way."""
-    cos, sin = Rope(CONFIG).rotation(distances)
-    return torch.cat([apply_rope(keys, c, s) for c, s in zip(cos, sin, strict=True)])
+def _turned(prompts: list[torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
+    """Every token, wherever it stood in its prompt, at each of the positions: the plain way."""
+    rope = Rope(CONFIG)
+    cos, sin = (x[:, None] for x in rope.rotation(positions))
+    back = [apply_rope(x, *rope.rotation(-torch.arange(len(x)))) for x in prompts]
+    return torch.cat([apply_rope(torch.cat(back), c[0], s[0]) for c, s in zip(cos, sin, strict=True)])
 
 
 def _queries(seed: int) -> list[torch.Tensor]:
@@ -41,20 +43,37 @@ def _queries(seed: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("center", [True, False])
-def test_center_is_the_mean_and_equalizer_balances_k_and_q_over_the_context(center: bool) -> None:
+def test_center_is_the_mean_and_equalizer_balances_k_and_q_in_each_block(center: bool) -> None:
     keys, queries = _keys(0), _queries(3)
-    recipe = AttentionRecipe(center=center, positions=5)
-    scheme = attention.calibrate(CONFIG, recipe, queries, keys, keys, v_folded=True)
-    distances = attention._distances(5, 1000 - 30)
-    moved_k, moved_q = _moved(torch.cat(keys), distances), _moved(torch.cat(queries), distances)
-    expected_center = moved_k.mean(0) if center else torch.zeros(2, 16)
-    if center:
-        torch.testing.assert_close(scheme.k_center, expected_center, rtol=1e-4, atol=1e-5)
-    else:
+    scheme = attention.calibrate(CONFIG, AttentionRecipe(center=center), queries, keys, keys, v_folded=True)
+    blocks = torch.arange(2500).split(MAP_BLOCK)
+    assert scheme.k_equalizer.shape == (3, 2, 16)
+    if not center:
         assert scheme.k_center is None
-    k_rms = (moved_k - expected_center).square().mean(0).sqrt()
-    q_rms = moved_q.square().mean(0).view(2, 3, 16).mean(1).sqrt()
-    torch.testing.assert_close(scheme.k_equalizer, (k_rms / q_rms).sqrt(), rtol=1e-3, atol=1e-5)
+    for block, positions in enumerate(blocks):
+        k = _turned(keys, positions)
+        mean = k.mean(0) if center else torch.zeros(2, 16)
+        if center:
+            torch.testing.assert_close(scheme.k_center[block], mean, rtol=1e-4, atol=1e-4)
+        k_rms = (k - mean).square().mean(0).sqrt()
+        own, *_ = squares = [
+            _turned(queries, later).square().mean(0).view(2, 3, 16).mean(1) for later in blocks[block:]
+        ]
+        q_rms = ((own + torch.stack(squares).mean(0)) / 2).sqrt()
+        torch.testing.assert_close(scheme.k_equalizer[block], (k_rms / q_rms).sqrt(), rtol=1e-3, atol=1e-5)
+
+
+def test_keys_that_never_vary_are_followed_through_the_context() -> None:
+    """A key that is one vector turned by RoPE leaves, in slow channels, nothing to quantize but its turn in a block."""
+    config = parse_config({**RAW, "rope_theta": 1e6})
+    key = torch.arange(16.0).expand(40, 2, 16)
+    keys = [apply_rope(key, *Rope(config).rotation(torch.arange(40)))]
+    queries = [keys[0].repeat_interleave(3, dim=1)]
+    scheme = attention.calibrate(config, AttentionRecipe(), queries, keys, keys, v_folded=True)
+    for position in (10, 1500, 2490):
+        there = apply_rope(key[:1], *Rope(config).rotation(torch.tensor([position])))
+        left = (there - scheme.at(position // MAP_BLOCK).k_center)[0, :, 7]
+        assert left.abs().max() < 0.05 * key[0, 0, 7]
 
 
 def test_the_equalizer_makes_the_scores_more_precise_where_q_and_k_differ_by_channel() -> None:
@@ -64,10 +83,10 @@ def test_the_equalizer_makes_the_scores_more_precise_where_q_and_k_differ_by_cha
     k = torch.randn(400, 2, 16, generator=generator) * shape
     errors = []
     for equalize in (False, True):
-        recipe = AttentionRecipe(equalize=equalize, positions=0)
+        recipe = AttentionRecipe(equalize=equalize)
         scheme = attention.calibrate(CONFIG, recipe, [q], [k], [k], v_folded=True)
-        k8, scale = quantize_k(k, scheme)
-        cached = dequantize_k(k8, scale, scheme)
+        k8, scale = quantize_k(k, scheme.at(0))
+        cached = dequantize_k(k8, scale, scheme.at(0))
         scores, exact = (torch.einsum("qhd,khd->hqk", q[:, ::3], x) for x in (cached, k))
         # A shift that is the same for all keys of a row cancels in the softmax.
         difference = scores - exact
@@ -76,34 +95,30 @@ def test_the_equalizer_makes_the_scores_more_precise_where_q_and_k_differ_by_cha
 
 
 @pytest.mark.parametrize("granularity", ["channel", "head"])
-def test_static_scales_cover_every_mapped_key_and_value_exactly(granularity: str) -> None:
+def test_static_scales_cover_the_mapped_keys_of_every_block(granularity: str) -> None:
     keys, values = _keys(1), _keys(2)
-    recipe = AttentionRecipe(kv_scale=granularity, positions=5)
+    recipe = AttentionRecipe(kv_scale=granularity)
     scheme = attention.calibrate(CONFIG, recipe, _queries(3), keys, values, v_folded=False)
-    distances = torch.cat((torch.tensor([0]), attention._distances(5, 1000 - 30)))
-    peak = map_k(_moved(torch.cat(keys), distances), scheme).abs().amax(0)
-    if granularity == "head":
-        peak = peak.amax(-1, keepdim=True)
-    torch.testing.assert_close(scheme.k_scale, peak / 127, rtol=1e-4, atol=0)
-    assert scheme.v_scale.shape == peak.shape
+    peak = torch.zeros(2, 16)
+    for block, positions in enumerate(torch.arange(2500).split(MAP_BLOCK)):
+        k = _turned(keys, positions)
+        mapped = map_k(k, scheme.at(block)).abs().amax(0)
+        peak = torch.maximum(peak, mapped)
+        # No block's keys are larger than another's, so that none is quantized coarsely.
+        torch.testing.assert_close(mapped.amax(-1), scheme.k_scale.amax(-1) * 127, rtol=0.25, atol=0)
+    width = 1 if granularity == "head" else 16
+    assert scheme.k_scale.shape == scheme.v_scale.shape == (2, width)
+    # Some of the positions are looked at, not all.
+    low, high = (0.75, 1.0001) if granularity == "channel" else (0.9, 1.0001)
+    ratio = scheme.k_scale * 127 / (peak if width > 1 else peak.amax(-1, keepdim=True))
+    assert low < ratio.min() <= ratio.max() <= high
     assert scheme.quantized_sum
-
-
-def test_the_last_position_of_the_context_is_among_those_calibrated() -> None:
-    distances = attention._distances(64, 970)
-    assert distances[-1] == 970
-    assert len(distances.unique()) == 64
-    assert distances.diff().max() < 40
-
-
-def test_a_prompt_as_long_as_the_context_is_not_moved_beyond_it() -> None:
-    assert attention._distances(4, -3).tolist() == [0, 0, 0, 0]
 
 
 def test_a_channel_that_never_varies_gets_a_usable_equalizer() -> None:
     keys = [torch.zeros(20, 2, 16)]
     keys[0][:, :, 0] = 1.0
     queries = [keys[0].repeat_interleave(3, dim=1)]
-    scheme = attention.calibrate(CONFIG, AttentionRecipe(positions=0), queries, keys, keys, v_folded=True)
+    scheme = attention.calibrate(CONFIG, AttentionRecipe(), queries, keys, keys, v_folded=True)
     assert (scheme.k_equalizer > 0).all()
-    assert map_k(keys[0], scheme).isfinite().all()
+    assert map_k(keys[0], scheme.at(0)).isfinite().all()

@@ -9,11 +9,13 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _C
+from .scheme import MAP_BLOCK
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from .reference import MappedQueries
     from .scheme import AttentionScheme
 
     ByteVector: TypeAlias = NDArray[Any] | torch.Tensor
@@ -79,8 +81,7 @@ def dot_s8s8(a: "ByteVector", b: "ByteVector", isa: str | None = None) -> int:
 
 
 def attend(
-    q8: "torch.Tensor",
-    q_scale: "torch.Tensor",
+    queries: "MappedQueries",
     k8: "torch.Tensor",
     v8: "torch.Tensor",
     k_scale: "torch.Tensor | None",
@@ -88,7 +89,6 @@ def attend(
     scheme: "AttentionScheme",
     start: int,
     window: int | None,
-    tile_bias: "torch.Tensor | None",
     *,
     split: int,
     threads: int,
@@ -106,21 +106,22 @@ def attend(
         return None if table is None else table.expand(-1, scheme.head_dim).contiguous()
 
     static = v_scale is None
-    out = q_scale.new_empty(q8.shape)
+    out = queries.scale.new_empty(queries.values.shape[1:])
     _C.attend(
         out=out,
-        q=q8,
-        q_scale=q_scale,
+        q=queries.values,
+        q_scale=queries.scale,
+        q_bias=queries.bias,
         k=k8,
         v=v8,
         k_scale=None if k_scale is None else k_scale.float(),
         v_scale=None if v_scale is None else v_scale.float(),
         v_step=by_channel(scheme.v_scale) if static else None,
         v_offset=by_channel(scheme.v_offset) if static else None,
-        tile_bias=tile_bias,
         start=start,
         window=window,
         split=split,
+        map_block=MAP_BLOCK,
         p_levels=scheme.p_levels,
         quantized_sum=scheme.quantized_sum,
         threads=threads,

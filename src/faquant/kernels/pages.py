@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, reference
-from .scheme import AttentionScheme
+from .scheme import MAP_BLOCK, AttentionScheme
 
 
 class Pages(Protocol):
@@ -24,8 +24,9 @@ class Pages(Protocol):
     def bytes_per_token(self) -> int:
         """Bytes that one token takes in this layer."""
 
-    def append(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        """Store k and v, float32 [tokens, Hkv, D] after RoPE, in the slots, int64 [tokens]."""
+    def append(self, k: Tensor, v: Tensor, slots: Tensor, positions: Tensor) -> None:
+        """Store k and v, float32 [tokens, Hkv, D] after RoPE, in the slots, int64 [tokens]; `positions`, int64
+        [tokens], says which number each token has in its sequence."""
 
     def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
         """Causal attention of q, float32 [tokens, Hq, D] after RoPE, whose first token is number `start` of its
@@ -55,14 +56,13 @@ class Int8Pages:
     def bytes_per_token(self) -> int:
         return self.scheme.bytes_per_token
 
-    def append(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        for store, scales, (values, scale) in (
-            (self.k, self.k_scale, reference.quantize_k(k, self.scheme)),
-            (self.v, self.v_scale, reference.quantize_v(v, self.scheme)),
-        ):
-            store.flatten(0, 1)[slots] = values
-            if scales is not None and scale is not None:
-                scales.flatten(0, 1)[slots] = scale
+    def append(self, k: Tensor, v: Tensor, slots: Tensor, positions: Tensor) -> None:
+        blocks = (positions // MAP_BLOCK).clamp_max(self.scheme.num_maps - 1)
+        for block in blocks.unique().tolist():
+            there = blocks == block
+            values, scale = reference.quantize_k(k[there], self.scheme.at(block))
+            _store(self.k, self.k_scale, slots[there], values, scale)
+        _store(self.v, self.v_scale, slots, *reference.quantize_v(v, self.scheme))
 
     def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
         k, v, k_scale, v_scale = self._gather(block_table, start + q.shape[0])
@@ -75,8 +75,14 @@ class Int8Pages:
                 store[target] = store[source]
 
     def read(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        k, v, k_scale, v_scale = self._gather(block_table, length)
-        return reference.dequantize_k(k, k_scale, self.scheme), reference.dequantize_v(v, v_scale, self.scheme)
+        k8, v8, k_scale, v_scale = self._gather(block_table, length)
+        k = [
+            reference.dequantize_k(
+                k8[some], None if k_scale is None else k_scale[some], self.scheme.at(some.start // MAP_BLOCK)
+            )
+            for some in (slice(start, start + MAP_BLOCK) for start in range(0, length, MAP_BLOCK))
+        ]
+        return torch.cat(k), reference.dequantize_v(v8, v_scale, self.scheme)
 
     def _gather(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         k, v = (_gather(store, block_table, length) for store in (self.k, self.v))
@@ -100,7 +106,7 @@ class FloatPages:
     def bytes_per_token(self) -> int:
         return 2 * self.k.shape[2] * self.k.shape[3] * self.k.element_size()
 
-    def append(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
+    def append(self, k: Tensor, v: Tensor, slots: Tensor, positions: Tensor) -> None:
         self.k.flatten(0, 1)[slots] = k
         self.v.flatten(0, 1)[slots] = v
 
@@ -134,6 +140,12 @@ def float_attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None
     p = scores.masked_fill(~visible[:, None, :], -math.inf).softmax(-1)
     out = p.flatten(1, 2) @ v.transpose(0, 1)
     return out.view(kv_heads, tokens, group, dim).permute(1, 0, 2, 3).reshape(tokens, heads, dim)
+
+
+def _store(store: Tensor, scales: Tensor | None, slots: Tensor, values: Tensor, scale: Tensor | None) -> None:
+    store.flatten(0, 1)[slots] = values
+    if scales is not None and scale is not None:
+        scales.flatten(0, 1)[slots] = scale
 
 
 def _gather(store: Tensor, block_table: Tensor, length: int) -> Tensor:

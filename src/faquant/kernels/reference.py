@@ -10,13 +10,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .scheme import AttentionScheme
+from .scheme import MAP_BLOCK, AttentionScheme
 
 TILE = 128
 """Keys that share one scale of P. Tiles start at multiples of it."""
 
 SPLIT = 2048
-"""Keys whose tiles are merged in one run; runs merge in ascending order. A constant of the arithmetic."""
+"""Keys whose tiles are merged in one run; runs merge in ascending order. A constant of the arithmetic, and a multiple
+of MAP_BLOCK."""
 
 # How much is computed at a time, so that it stays in the processor's cache; no result depends on it.
 _ROWS = 256
@@ -190,7 +191,6 @@ def attend(
     scheme: AttentionScheme,
     start: int,
     window: int | None = None,
-    tile_bias: Tensor | None = None,
     kernel: "Kernel | None" = None,
 ) -> Tensor:
     """Causal int8 attention of the queries at `start`, `start` + 1, … over all keys up to their own.
@@ -200,15 +200,14 @@ def attend(
         k8, v8: int8 [length, Hkv, D] with length ≥ start + tokens; later keys are not seen.
         k_scale, v_scale: float16 [length, Hkv], or None where the scheme's scales are static.
         window: a query sees this many keys, itself included; None: all. What no query sees may hold anything.
-        tile_bias: float32 [tokens, Hq, tiles], added to the scores of a tile's keys, in log2 units; None: 0.
         kernel: what computes the integers' attention; None: attend_int8.
 
     Returns:
         float32 [tokens, Hq, D].
     """
-    q8, q_scale = quantize_q(q, scheme)
-    q_scale = q_scale * (_LOG2E / math.sqrt(scheme.head_dim))
-    out = (kernel or attend_int8)(q8, q_scale, k8, v8, k_scale, v_scale, scheme, start, window, tile_bias)
+    maps = min(scheme.num_maps, -(-(start + q.shape[0]) // MAP_BLOCK))
+    queries = map_queries(q, scheme, maps)
+    out = (kernel or attend_int8)(queries, k8, v8, k_scale, v_scale, scheme, start, window)
     return hadamard(out, scheme.v_rotation_block) if scheme.v_rotation_block else out
 
 
@@ -217,8 +216,7 @@ class Kernel(Protocol):
 
     def __call__(
         self,
-        q8: Tensor,
-        q_scale: Tensor,
+        queries: "MappedQueries",
         k8: Tensor,
         v8: Tensor,
         k_scale: Tensor | None,
@@ -226,14 +224,47 @@ class Kernel(Protocol):
         scheme: AttentionScheme,
         start: int,
         window: int | None,
-        tile_bias: Tensor | None,
         /,
     ) -> Tensor: ...
 
 
+class MappedQueries(NamedTuple):
+    """q as each map of K wants it: int8 [maps, tokens, Hq, D], with scales and what is added to every score under that
+    map, both float32 [maps, tokens, Hq] in log2 units."""
+
+    values: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def rows(self, kv_heads: int, some: slice) -> "MappedQueries":
+        """Some of the tokens, as [maps, Hkv, tokens · group, …], the values in float32."""
+        values, scale, bias = (
+            x[:, some].unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3) for x in self
+        )
+        return MappedQueries(values.float(), scale, bias)
+
+
+def map_queries(q: Tensor, scheme: AttentionScheme, maps: int) -> MappedQueries:
+    """q [tokens, Hq, D] after RoPE as the first `maps` maps of K want it.
+
+    A centre is the same for all keys of a map, and so cancels in the softmax; that the centres differ does not. What
+    is added is q·(c - c₀), so that the first map's keys need nothing.
+    """
+    unit = _LOG2E / math.sqrt(scheme.head_dim)
+    values, scales, biases = [], [], []
+    for number in range(maps):
+        here = scheme.at(number)
+        value, scale = quantize_q(q, here)
+        values.append(value)
+        scales.append(scale * unit)
+        shift = None if here.k_center is None or number == 0 else here.k_center - scheme.at(0).k_center
+        bias = torch.zeros_like(scale) if shift is None else _tree_sum(_padded(q * _per_query_head(shift, scheme)))
+        biases.append(bias * unit)
+    return MappedQueries(torch.stack(values), torch.stack(scales), torch.stack(biases))
+
+
 def attend_int8(
-    q8: Tensor,
-    q_scale: Tensor,
+    queries: MappedQueries,
     k8: Tensor,
     v8: Tensor,
     k_scale: Tensor | None,
@@ -241,14 +272,10 @@ def attend_int8(
     scheme: AttentionScheme,
     start: int,
     window: int | None,
-    tile_bias: Tensor | None,
 ) -> Tensor:
-    """attend for q as int8 [tokens, Hq, D] with scales [tokens, Hq] in log2 units, before V's rotation back."""
-    tokens, heads, dim = q8.shape
+    """attend for mapped queries, before V's rotation back."""
+    _, tokens, heads, dim = queries.values.shape
     kv_heads = scheme.num_kv_heads
-    rows = q8.view(tokens, kv_heads, -1, dim).transpose(0, 1).float()
-    scale = q_scale.view(tokens, kv_heads, -1).transpose(0, 1)
-    bias = None if tile_bias is None else tile_bias.view(tokens, kv_heads, heads // kv_heads, -1).transpose(0, 1)
     end = start + tokens
     oldest = 0 if window is None else max(0, start - window + 1)
     cache = _Cache(
@@ -257,8 +284,8 @@ def attend_int8(
     out = torch.empty(kv_heads, tokens, heads // kv_heads, dim)
     for row in range(0, tokens, _ROWS):
         some = slice(row, row + _ROWS)
-        some_bias = None if bias is None else bias[:, some]
-        out[:, some] = _attend_rows(rows[:, some], scale[:, some], some_bias, cache, scheme, start + row, window)
+        rows = queries.rows(kv_heads, some)
+        out[:, some] = _attend_rows(rows, cache, scheme, start + row, window).unflatten(1, (-1, heads // kv_heads))
     return out.transpose(0, 1).reshape(tokens, heads, dim)
 
 
@@ -302,37 +329,32 @@ class _Partial(NamedTuple):
 
 
 def _attend_rows(
-    q8: Tensor,
-    scale: Tensor,
-    tile_bias: Tensor | None,
-    cache: _Cache,
-    scheme: AttentionScheme,
-    start: int,
-    window: int | None,
+    queries: MappedQueries, cache: _Cache, scheme: AttentionScheme, start: int, window: int | None
 ) -> Tensor:
-    """attend_int8 for float32 [Hkv, tokens, group, D], scales [Hkv, tokens, group], bias [Hkv, tokens, group, tiles]."""
-    kv_heads, tokens, group, dim = q8.shape
-    end = start + tokens
+    """attend_int8 [Hkv, rows, D] for rows as MappedQueries.rows gives them, of which the first stands at `start`."""
+    maps, kv_heads, rows, dim = queries.values.shape
+    group = scheme.num_heads // kv_heads
+    end = start + rows // group
     oldest = 0 if window is None else max(0, start - window + 1)
-    step = TILE * max(1, _BATCH // (kv_heads * tokens * group * TILE))
-    total = _Partial.empty(kv_heads, tokens * group, dim)
+    step = TILE * max(1, _BATCH // (kv_heads * rows * TILE))
+    total = _Partial.empty(kv_heads, rows, dim)
     for split in range(oldest // SPLIT * SPLIT, end, SPLIT):
-        partial = _Partial.empty(kv_heads, tokens * group, dim)
-        stop = min(split + SPLIT, end)
-        for first in range(max(split, oldest // TILE * TILE), stop, step):
-            tiles = slice(first // TILE, -(-min(first + step, stop) // TILE))
-            some = cache.tiles(tiles)
-            # Float32 sums of up to 1,024 products of two bytes are exact, in any order.
-            scores = q8.flatten(1, 2)[:, None] @ some.k.transpose(2, 3).float()
-            scores *= scale.flatten(1, 2)[:, None, :, None]
-            if some.k_scale is not None:
-                scores *= some.k_scale[:, :, None]
-            if tile_bias is not None:
-                scores += tile_bias.flatten(1, 2)[:, :, tiles].transpose(1, 2)[..., None]
-            _mask(scores, first, start, group, window)
-            partial.merge(_softmax_tiles(scores, some, scheme))
+        partial = _Partial.empty(kv_heads, rows, dim)
+        for block in range(max(split, oldest // MAP_BLOCK * MAP_BLOCK), min(split + SPLIT, end), MAP_BLOCK):
+            stop = min(block + MAP_BLOCK, end)
+            q8, scale, bias = (x[min(block // MAP_BLOCK, maps - 1)] for x in queries)
+            for first in range(max(block, oldest // TILE * TILE), stop, step):
+                some = cache.tiles(slice(first // TILE, -(-min(first + step, stop) // TILE)))
+                # Float32 sums of up to 1,024 products of two bytes are exact, in any order.
+                scores = q8[:, None] @ some.k.transpose(2, 3).float()
+                scores *= scale[:, None, :, None]
+                if some.k_scale is not None:
+                    scores *= some.k_scale[:, :, None]
+                scores += bias[:, None, :, None]
+                _mask(scores, first, start, group, window)
+                partial.merge(_softmax_tiles(scores, some, scheme))
         total.merge(_Partial(*(part[:, None] for part in partial)))
-    return (total.out / total.sum[..., None]).view(kv_heads, tokens, group, dim)
+    return total.out / total.sum[..., None]
 
 
 def _mask(scores: Tensor, first: int, start: int, group: int, window: int | None) -> None:
@@ -381,6 +403,11 @@ def _round_p(p: Tensor, levels: int) -> Tensor:
 def _weighted_sum(p_int: Tensor, v8: Tensor) -> Tensor:
     """The int32 sum ∑ P·V of each tile, rounded once to float32. float64 holds it exactly."""
     return (p_int.double() @ v8.double()).float()
+
+
+def _padded(x: Tensor) -> Tensor:
+    """The last dimension filled up with zeros to a power of two."""
+    return torch.nn.functional.pad(x, (0, (1 << (x.shape[-1] - 1).bit_length()) - x.shape[-1]))
 
 
 def _tree_sum(p: Tensor) -> Tensor:

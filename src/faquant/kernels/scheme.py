@@ -1,8 +1,12 @@
 """AttentionScheme: how one layer's q, k and v become int8, and P an integer."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+MAP_BLOCK = 1024
+"""Keys that share one map where the map follows the position: block b holds the positions from b · MAP_BLOCK on."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,8 @@ class AttentionScheme:
     Zero points are in steps and are added before rounding: x8 = clamp(rint(x / scale + offset), -128, 127).
 
     Attributes:
-        k_center, k_equalizer: [Hkv, D] or None (0 and 1), in K's units after RoPE.
+        k_center, k_equalizer: in K's units after RoPE, or None (0 and 1): [Hkv, D] for all positions, or
+            [blocks, Hkv, D] for each block of MAP_BLOCK positions, the last one for all positions from there on.
         rotation_block: size of the Hadamard blocks on q and k after RoPE; 0: no rotation.
         rotation_sign: [D] of ±1, applied before the Hadamard transform; None: all +1.
         v_rotation_block: size of the Hadamard blocks on V and back on the output, where v_proj and o_proj do not
@@ -53,8 +58,15 @@ class AttentionScheme:
         for name in ("k", "v"):
             if getattr(self, f"{name}_offset") is not None and getattr(self, f"{name}_scale") is None:
                 raise ValueError(f"{name}_offset counts steps of {name}_scale, which is dynamic")
-        for name in ("q_scale", "k_center", "k_equalizer", "k_scale", "k_offset", "v_scale", "v_offset"):
+        for name in ("q_scale", "k_scale", "k_offset", "v_scale", "v_offset"):
             self._check_shape(name)
+        maps = [table for table in (self.k_center, self.k_equalizer) if table is not None]
+        shape = (self.num_kv_heads, self.head_dim)
+        if any(table.shape[-2:] != shape or table.dim() > 3 or table.shape != maps[0].shape for table in maps):
+            raise ValueError(
+                f"k_center and k_equalizer must both be {list(shape)}, or [blocks, {shape[0]}, {shape[1]}], not "
+                f"{' and '.join(str(list(table.shape)) for table in maps)}"
+            )
 
     def _check_shape(self, name: str) -> None:
         table: Tensor | None = getattr(self, name)
@@ -63,6 +75,30 @@ class AttentionScheme:
             table.dim() != 2 or table.shape[0] != heads or table.shape[1] not in (1, self.head_dim)
         ):
             raise ValueError(f"{name} must be [{heads}, 1] or [{heads}, {self.head_dim}], not {list(table.shape)}")
+
+    @property
+    def num_maps(self) -> int:
+        """How many blocks of positions have a map of K of their own; 1 where it is the same everywhere."""
+        table = self.k_equalizer if self.k_center is None else self.k_center
+        return 1 if table is None or table.dim() == 2 else len(table)
+
+    def at(self, block: int) -> "AttentionScheme":
+        """The scheme with the one map, [Hkv, D], of that block of positions."""
+        return self._with_maps(lambda table: table[min(block, len(table) - 1)])
+
+    def starting_at(self, position: int) -> "AttentionScheme":
+        """The scheme of a sequence whose first token stands at `position`, a multiple of MAP_BLOCK."""
+        if position % MAP_BLOCK:
+            raise ValueError(f"a sequence can start at multiples of {MAP_BLOCK} only, not at {position}")
+        return self._with_maps(lambda table: table[min(position // MAP_BLOCK, len(table) - 1) :])
+
+    def _with_maps(self, choose: Callable[[Tensor], Tensor]) -> "AttentionScheme":
+        maps = {
+            name: choose(table)
+            for name in ("k_center", "k_equalizer")
+            if (table := getattr(self, name)) is not None and table.dim() == 3
+        }
+        return replace(self, **maps) if maps else self
 
     @property
     def bytes_per_token(self) -> int:

@@ -32,16 +32,24 @@ class Chunk:
 
 def run_chunks(decoder: Decoder, pages: Sequence[Pages], chunks: Sequence[Chunk]) -> Tensor:
     """Append every chunk to the cache and return the hidden states of all their tokens: [Σ n, hidden]."""
+    numbers = [torch.arange(chunk.start, chunk.start + len(chunk.tokens)) for chunk in chunks]
     tables = [
-        chunk.rope.tables(torch.arange(len(chunk.tokens)) + chunk.start + chunk.position, decoder.dtype)
-        for chunk in chunks
+        chunk.rope.tables(number + chunk.position, decoder.dtype)
+        for chunk, number in zip(chunks, numbers, strict=True)
     ]
-    slots = torch.cat([_slots(chunk, pages[0].page_size) for chunk in chunks])
+    size = pages[0].page_size
+    slots = torch.cat(
+        [
+            chunk.block_table[number // size] * size + number % size
+            for chunk, number in zip(chunks, numbers, strict=True)
+        ]
+    )
+    positions = torch.cat(numbers)
     ends = torch.tensor([len(chunk.tokens) for chunk in chunks]).cumsum(0).tolist()
 
     def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache = pages[layer]
-        cache.append(k, v, slots)
+        cache.append(k, v, slots, positions)
         window = decoder.config.sliding_windows[layer]
         return torch.cat(
             [
@@ -53,7 +61,3 @@ def run_chunks(decoder: Decoder, pages: Sequence[Pages], chunks: Sequence[Chunk]
     cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
     return decoder.hidden(torch.cat([chunk.tokens for chunk in chunks]), (cos, sin), attention)
 
-
-def _slots(chunk: Chunk, page_size: int) -> Tensor:
-    positions = torch.arange(chunk.start, chunk.start + len(chunk.tokens))
-    return chunk.block_table[positions // page_size] * page_size + positions % page_size

@@ -7,7 +7,7 @@ from ..checkpoint.metadata import Metadata
 from ..checkpoint.tensors import TensorFiles
 from ..config import ModelConfig
 from ..errors import CheckpointError, UnsupportedError
-from ..kernels.scheme import AttentionScheme
+from ..kernels.scheme import MAP_BLOCK, AttentionScheme
 
 P_LEVELS = {"int16": 32767, "uint8": 255, "int8": 127}
 
@@ -93,6 +93,7 @@ class _Tables:
         self.prefix = prefix
         self.dim = config.head_dim
         self.heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+        self.blocks = -(-config.max_position // MAP_BLOCK)
 
     def any(self) -> bool:
         return any(
@@ -138,12 +139,16 @@ class _Tables:
             raise CheckpointError(f"{found[0]} holds a zero point beyond ±255 steps, which int8 cannot use.")
         return offset if offset.any() else None
 
-    def channels(self, short: str, positive: bool = False) -> Tensor | None:
+    def maps(self, short: str, positive: bool = False) -> Tensor | None:
+        """A table of K's map, [Hkv, D], or [blocks, Hkv, D] with one for each block of the context's positions."""
         name = self.find(short)
         if name is None:
             return None
+        shape: tuple[int, ...] = (self.heads[short[0]], self.dim)
+        if len(self.checked.files.shape(name)) == 3:
+            shape = (self.blocks, *shape)
         read = self.checked.positive if positive else self.checked.finite
-        return read(name, (self.heads[short[0]], self.dim)).float()
+        return read(name, shape).float()
 
     def sign(self) -> Tensor | None:
         name = self.find("k.rotation_sign")
@@ -193,7 +198,7 @@ def _ours(tables: _Tables, config: ModelConfig, metadata: Metadata) -> Attention
     if tables.offset("q.offset") is not None:
         raise UnsupportedError(f"{tables.prefix}fa_q.offset is not zero; q is quantized symmetrically.")
     k_scale, v_scale = tables.scale("k.scale"), tables.scale("v.scale")
-    center, equalizer = tables.channels("k.center"), tables.channels("k.equalizer", positive=True)
+    center, equalizer = tables.maps("k.center"), tables.maps("k.equalizer", positive=True)
     trivial = equalizer is not None and bool((equalizer == 1).all())
     for name, there, asked in (
         ("fa_q.scale", tables.find("q.scale") is not None, attention.q_scale != "token"),

@@ -1,8 +1,8 @@
 """Calibrating the attention scheme of a layer from the keys and values it saw.
 
-K is quantized after RoPE, so what a channel shows depends on the position. Each observed key is therefore seen at
-many positions of the context: RoPE is a rotation, so turning a key on by a distance gives the key of the same text
-that much further out.
+K is quantized after RoPE, so what a channel shows depends on the position: its map is therefore one for each block of
+positions. RoPE is a rotation that depends on the position alone, so every observed key is turned back to position 0,
+and from there to positions all over each block.
 """
 
 from dataclasses import replace
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..kernels.reference import hadamard, hadamard_block, map_k
-from ..kernels.scheme import AttentionScheme
+from ..kernels.scheme import MAP_BLOCK, AttentionScheme
 from ..model.rope import Rope, apply_rope
 from ..model.schemes import P_LEVELS
 from ..recipe import AttentionRecipe
 
-MOVED_KEYS = 4096
+PEAK_KEYS, PEAK_TURNS = 4096, 1 << 15
+"""Where static scales look for the greatest value: so many keys, and so many pairs of a key and a position, per block."""
 
 
 def calibrate(
@@ -37,7 +38,11 @@ def calibrate(
         v_folded: whether V's rotation will be folded into the weights.
     """
     dim = config.head_dim
-    center, equalizer = _center_and_equalizer(config, recipe, queries, keys)
+    rope = Rope(config, config.max_position)
+    k, q = (torch.cat([_turned_back(x, config) for x in prompts]) for prompts in (keys, queries))
+    positions = torch.arange(config.max_position)
+    blocks = list(positions.split(MAP_BLOCK))
+    center, equalizer = _center_and_equalizer(config, recipe, q, k, rope, blocks)
     scheme = AttentionScheme(
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
@@ -50,8 +55,13 @@ def calibrate(
     )
     if recipe.kv_scale == "token":
         return scheme
-    low, high = _range(config, recipe, keys, scheme)
-    k_peak = torch.maximum(high, -low)
+    peaks = torch.stack([_peak(k, rope, positions, scheme.at(block)) for block, positions in enumerate(blocks)])
+    if scheme.k_equalizer is not None:
+        # One table of scales serves all blocks of positions, so their equalizers bring them to one height.
+        height = peaks.amax(-1, keepdim=True)
+        height /= height.amax(0)
+        scheme, peaks = replace(scheme, k_equalizer=scheme.k_equalizer * height), peaks / height
+    k_peak = peaks.amax(0)
     v_peak = torch.zeros_like(k_peak)
     for v in values:
         rotated = hadamard(v, hadamard_block(dim)) if recipe.rotate_v else v
@@ -60,37 +70,48 @@ def calibrate(
 
 
 def _center_and_equalizer(
-    config: ModelConfig, recipe: AttentionRecipe, queries: list[Tensor], keys: list[Tensor]
+    config: ModelConfig, recipe: AttentionRecipe, q: Tensor, k: Tensor, rope: Rope, blocks: list[Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """K's mean and √(rms of the centred k / rms of q) for each channel [Hkv, D].
+    """K's mean and √(rms of the centred k / rms of q) for each block and channel, [blocks, Hkv, D].
 
     With a rotation behind it, rounding k' = k ⊘ e leaves an error of the score that grows as Σk²/e² · Σq²e², and
     rounding q' one that grows in the same way. By Cauchy and Schwarz that is least for e² ∝ rms(k)/rms(q).
+    A block's queries are those of its own positions and of all later ones, half by half.
     """
-    last = config.max_position - max(len(k) for k in keys)
-    rotation = Rope(config, config.max_position).rotation(_distances(recipe.positions, last))
-    k_mean, k_square = _moments(torch.cat(keys), *rotation)
-    _, q_square = _moments(torch.cat(queries), *rotation)
+    k_mean, k_square = _moments(k, rope, blocks)
     center = k_mean if recipe.center else None
     if not recipe.equalize:
         return center, None
     if center is not None:
         k_square = k_square - center.square()
-    q_square = q_square.view(config.num_kv_heads, config.group_size, config.head_dim).mean(1)
-    return center, (_floored(k_square) / _floored(q_square)).pow(0.25)
+    _, q_square = _moments(q, rope, blocks)
+    q_square = q_square.view(len(blocks), config.num_kv_heads, config.group_size, config.head_dim).mean(2)
+    later = torch.stack([q_square[block:].mean(0) for block in range(len(blocks))])
+    return center, (_floored(k_square) / _floored((q_square + later) / 2)).pow(0.25)
 
 
-def _moments(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and mean square of each channel [heads, D] of x [tokens, heads, D], turned by every rotation [n, 1, D].
+def _moments(x: Tensor, rope: Rope, blocks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and mean square of each channel, [blocks, heads, D], of x [tokens, heads, D], all at position 0, after
+    being turned to every position of each block.
 
     RoPE turns channel pairs (a, b) as the complex numbers a + ib, so both follow from E[z], E[|z|²] and E[z²].
     """
     half = x.shape[-1] // 2
     z = torch.complex(x[..., :half], x[..., half:])
-    turn = torch.complex(cos[:, 0, :half], sin[:, 0, :half])
-    mean = z.mean(0) * turn.mean(0)
-    power, skew = z.abs().square().mean(0), (z.square().mean(0) * turn.square().mean(0)).real
-    return torch.cat((mean.real, mean.imag), -1), torch.cat((power + skew, power - skew), -1) / 2
+    mean, power, skew = z.mean(0), z.abs().square().mean(0), z.square().mean(0)
+    means, squares = [], []
+    for positions in blocks:
+        cos, sin = rope.rotation(positions)
+        turn = torch.complex(cos[:, 0, :half], sin[:, 0, :half])
+        turned, skewed = mean * turn.mean(0), (skew * turn.square().mean(0)).real
+        means.append(torch.cat((turned.real, turned.imag), -1))
+        squares.append(torch.cat((power + skewed, power - skewed), -1) / 2)
+    return torch.stack(means), torch.stack(squares)
+
+
+def _turned_back(x: Tensor, config: ModelConfig) -> Tensor:
+    """A prompt's q or k [tokens, heads, D] after RoPE, all turned to position 0."""
+    return apply_rope(x, *Rope(config, len(x)).rotation(-torch.arange(len(x))))
 
 
 def _floored(square: Tensor) -> Tensor:
@@ -105,47 +126,22 @@ def _with_scales(scheme: AttentionScheme, recipe: AttentionRecipe, k_peak: Tenso
     return replace(scheme, k_scale=k_scale, v_scale=v_scale, quantized_sum=recipe.p != "int8")
 
 
-def _range(
-    config: ModelConfig, recipe: AttentionRecipe, keys: list[Tensor], scheme: AttentionScheme | None = None
-) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of each channel [Hkv, D] of the keys, mapped by `scheme`, over positions of the context.
-
-    Every key counts where it is; up to MOVED_KEYS of them also at `positions` places spread over the context, its end
-    included.
-    """
-    heads, dim = config.num_kv_heads, config.head_dim
-    everything = torch.cat(keys)
+def _peak(k: Tensor, rope: Rope, positions: Tensor, scheme: AttentionScheme) -> Tensor:
+    """Greatest magnitude of each channel [Hkv, D] of the keys, which stand at position 0, mapped by `scheme` after
+    being turned to some of the `positions`, the last among them."""
+    _, heads, dim = k.shape
+    keys = k[:: -(-len(k) // PEAK_KEYS)].transpose(0, 1).contiguous()
+    # At random within equal strides: even distances could beat with a frequency of RoPE.
+    count = min(max(1, PEAK_TURNS // keys.shape[1]), len(positions))
+    jitter = torch.rand(count, generator=torch.Generator().manual_seed(int(positions[0])))
+    some = positions[((torch.arange(count) + jitter) * (len(positions) / count)).long()]
+    some[-1] = positions[-1]
     # The map is affine, so it is done as one product with its matrix [Hkv, D, D], that of RoPE multiplied in.
     unit = torch.eye(dim)[:, None, :].expand(dim, heads, dim)
-    shift = torch.zeros(1, heads, dim)
-    matrix = unit
-    if scheme is not None:
-        shift = map_k(shift, scheme)
-        matrix = map_k(unit, scheme) - shift
-    matrix = matrix.transpose(0, 1)
-    low, high = _extent(everything.transpose(0, 1), matrix)
-    if recipe.positions:
-        moved = everything[:: -(-len(everything) // MOVED_KEYS)].transpose(0, 1).contiguous()
-        distances = _distances(recipe.positions, config.max_position - max(len(k) for k in keys))
-        cos, sin = Rope(config, config.max_position).rotation(distances)
-        for c, s in zip(cos, sin, strict=True):
-            turn = apply_rope(unit, c, s).transpose(0, 1)
-            lower, higher = _extent(moved, turn @ matrix)
-            low, high = torch.minimum(low, lower), torch.maximum(high, higher)
-    return low + shift[0], high + shift[0]
-
-
-def _extent(keys: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    image = keys @ matrix
-    return image.amin(1), image.amax(1)
-
-
-def _distances(count: int, last: int) -> Tensor:
-    """How far to move the keys, in tokens: at random within equal strides, since even distances could beat with a
-    frequency of RoPE. Without any, they stay where they are."""
-    if count == 0:
-        return torch.zeros(1, dtype=torch.int64)
-    jitter = torch.rand(count, generator=torch.Generator().manual_seed(0))
-    distances = ((torch.arange(count) + jitter) * (max(0, last) / count)).long()
-    distances[-1] = max(0, last)
-    return distances
+    shift = map_k(torch.zeros(1, heads, dim), scheme)
+    matrix = (map_k(unit, scheme) - shift).transpose(0, 1)
+    peak = torch.zeros(heads, dim)
+    for c, s in zip(*rope.rotation(some), strict=True):
+        image = keys @ (apply_rope(unit, c, s).transpose(0, 1) @ matrix) + shift.transpose(0, 1)
+        peak = torch.maximum(peak, image.abs().amax(1))
+    return peak
