@@ -310,7 +310,7 @@ def _attend_rows(
     start: int,
     window: int | None,
 ) -> Tensor:
-    """attend_int8 for float32 [Hkv, tokens, group, D], scales [Hkv, tokens, group], bias [Hkv, tokens, group, tiles]."""
+    """attend_int8, with float32 q8 [Hkv, tokens, group, D], scale [Hkv, tokens, group], bias [… group, tiles]."""
     kv_heads, tokens, group, dim = q8.shape
     end = start + tokens
     oldest = 0 if window is None else max(0, start - window + 1)
