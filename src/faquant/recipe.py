@@ -41,15 +41,17 @@ class LinearRecipe(_Frozen):
 
     Attributes:
         activation: one dynamic scale per token (`token`), or a calibrated scale and zero point (`tensor`).
-        rotate_residual: rotate the residual stream (R1), folded into the weights.
-        rotate_down: Hadamard on the input of down_proj (R4), at run time.
+        rotate: Hadamard blocks on the linears' inputs, at run time (`inputs`; o_proj's are folded with V's rotation); or
+            the residual stream turned (R1), folded into the weights, with nothing to do at run time (`folded`).
+        equalize: the channels of the inputs of q, k, v, gate, up and down_proj and of the head are brought to where
+            inputs and weights lose least, folded into norms, up_proj and weights; with `folded`, down_proj's alone.
         rounding: weights to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).
         float_layers: patterns of module names that stay float, such as `*.mlp.down_proj` or `lm_head`.
     """
 
     activation: Literal["token", "tensor"] = "token"
-    rotate_residual: bool = True
-    rotate_down: bool = True
+    rotate: Literal["inputs", "folded", "none"] = "inputs"
+    equalize: bool = True
     rounding: Literal["nearest", "gptq"] = "gptq"
     float_layers: tuple[str, ...] = ()
 
@@ -74,7 +76,7 @@ class Recipe(_Frozen):
             raise ValueError(
                 "calibrated activations (linear.activation 'tensor') are offered in the ecosystem's format only: "
                 "with attention {kv_scale: head, q_scale: head, p: int8, and center, equalize, rotate and rotate_v "
-                "false}, linears not rotated, and rounding nearest"
+                "false}, linears {rotate: none, equalize: false}, and rounding nearest"
             )
         if self.attention and self.attention.q_scale == "head" and not self.is_mindie:
             raise ValueError("attention.q_scale 'head' is offered in the ecosystem's format only; use 'token'")
@@ -88,8 +90,8 @@ class Recipe(_Frozen):
         return self.attention == _MINDIE_ATTENTION and (
             self.linear is not None
             and self.linear.activation == "tensor"
-            and not self.linear.rotate_residual
-            and not self.linear.rotate_down
+            and self.linear.rotate == "none"
+            and not self.linear.equalize
             and self.linear.rounding == "nearest"
         )
 
@@ -115,8 +117,8 @@ RECIPES = {
             attention=_MINDIE_ATTENTION,
             linear=LinearRecipe(
                 activation="tensor",
-                rotate_residual=False,
-                rotate_down=False,
+                rotate="none",
+                equalize=False,
                 rounding="nearest",
                 float_layers=("*.mlp.down_proj", "lm_head"),
             ),

@@ -16,8 +16,8 @@ TOLERANCE = 1e-6
 """The float32 noise of two orders of summation; the outputs reach 0.89. One step of P would be some 1e-4."""
 
 
-def decode(layer: int, pages_of: int = 128) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The last query of the golden sample through append and attend, and the layer's golden tensors."""
+def sample(layer: int) -> tuple[AttentionScheme, dict[str, torch.Tensor]]:
+    """The layer's scheme and golden tensors."""
     prefix = f"L{layer}."
     golden = {
         name.removeprefix(prefix): value
@@ -26,11 +26,23 @@ def decode(layer: int, pages_of: int = 128) -> tuple[torch.Tensor, dict[str, tor
     }
     weights = load_file(GOLDEN / "w8a8_fa_fp32_ascendV1" / "quant_model_weight_w8a8.safetensors")
     q_scale, k_scale, v_scale = (weights[f"model.layers.{layer}.self_attn.fa_{part}.scale"] for part in "qkv")
-    scheme = AttentionScheme(8, 2, 16, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, p_levels=127)
+    return AttentionScheme(8, 2, 16, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, p_levels=127), golden
+
+
+def decode(layer: int, pages_of: int = 128) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The last query of the golden sample through append and attend, and the layer's golden tensors."""
+    scheme, golden = sample(layer)
     tokens = len(golden["k"])
     pages = Int8Pages(scheme, num_pages=-(-tokens // pages_of), page_size=pages_of)
     pages.append(golden["k"], golden["v"], torch.arange(tokens))
     return pages.attend(golden["q"][None], torch.arange(pages.num_pages), tokens - 1)[0], golden
+
+
+def decode_by_reference(layer: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The same without pages: the kernels' tile is compiled in, the reference's may be set."""
+    scheme, golden = sample(layer)
+    (k8, _), (v8, _) = reference.quantize_k(golden["k"], scheme), reference.quantize_v(golden["v"], scheme)
+    return reference.attend(golden["q"][None], k8, v8, None, None, scheme, len(k8) - 1)[0], golden
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -43,7 +55,7 @@ def test_decode_in_one_tile(layer: int, page_size: int) -> None:
 @pytest.mark.parametrize("layer", LAYERS)
 def test_decode_in_tiles_of_16(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "TILE", 16)
-    out, golden = decode(layer)
+    out, golden = decode_by_reference(layer)
     torch.testing.assert_close(out, golden["fa_out_online_blk16"], rtol=0, atol=TOLERANCE)
 
 
@@ -51,7 +63,7 @@ def test_decode_in_tiles_of_16(layer: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_tiles_of_16_keep_their_own_scale_of_p_across_splits(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "TILE", 16)
     monkeypatch.setattr(reference, "SPLIT", 32)
-    out, golden = decode(layer)
+    out, golden = decode_by_reference(layer)
     torch.testing.assert_close(out, golden["fa_out_online_blk16"], rtol=0, atol=TOLERANCE)
 
 

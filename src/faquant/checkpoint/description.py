@@ -9,15 +9,15 @@ import torch
 
 from ..errors import CheckpointError, UnsupportedError
 from .files import DESCRIPTION_NAMES, FLOAT_STEM, find_stems, list_names, read_object
-from .metadata import R4_TYPE
+from .metadata import ROTATED_TYPE
 from .tensors import TensorFiles
 
-TENSOR_TYPES = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "FAQuant", "C8", R4_TYPE)
+TENSOR_TYPES = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "FAQuant", "C8", ROTATED_TYPE)
 MODEL_TYPES = ("W8A8", "W8A8_DYNAMIC", "FLOAT")
 FA_TYPE = "FAQuant"
 _OPTIONS = ("kv_quant_type", "group_size", "optional")
 _HEAD = ("version", "model_quant_type", "fa_quant_type", "kv_cache_type", "metadata")
-_LINEAR_TYPES = ("W8A8", "W8A8_DYNAMIC", R4_TYPE)
+_LINEAR_TYPES = ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE)
 
 
 @dataclass(frozen=True)

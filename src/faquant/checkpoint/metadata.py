@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..kernels.reference import MAX_DOWN_BLOCK, hadamard_block
+from ..kernels.reference import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
 from .tensors import TensorFiles
 
-R4_TYPE = "FAQUANT_W8A8_DYNAMIC_R4"
+ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
 """Type of a dynamic linear whose input is rotated at run time. Foreign loaders must not take it for W8A8_DYNAMIC."""
 
 
@@ -24,7 +24,7 @@ class Metadata(BaseModel):
         qk_block: on q and k after RoPE (R3), at run time.
         v_block: on each head of V (R2).
         v_folded: whether R2 stands in v_proj and o_proj; otherwise it is done at run time.
-        down_block: on the input of down_proj (R4), at run time.
+        hidden_block, down_block: on the inputs of q, k, v, gate, up and the head, and of down_proj (R4), at run time.
         residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
         max_position: tokens of context that calibration covered; serving beyond them is refused.
         model, calibration: sha256 of the source's tensors (model_fingerprint), and of the calibration's token ids.
@@ -37,6 +37,7 @@ class Metadata(BaseModel):
     qk_block: int = Field(0, ge=0)
     v_block: int = Field(0, ge=0)
     v_folded: bool = False
+    hidden_block: int = Field(0, ge=0)
     down_block: int = Field(0, ge=0)
     residual_rotation: bool = False
     max_position: int = Field(gt=0)
@@ -49,12 +50,18 @@ class Metadata(BaseModel):
         for field, present, asked in (
             ("qk_block", self.qk_block, attention is not None and attention.rotate),
             ("v_block", self.v_block, attention is not None and attention.rotate_v),
-            ("down_block", self.down_block, linear is not None and linear.rotate_down),
-            ("residual_rotation", self.residual_rotation, linear is not None and linear.rotate_residual),
+            ("hidden_block", self.hidden_block, linear is not None and linear.rotate == "inputs"),
+            ("down_block", self.down_block, linear is not None and linear.rotate == "inputs"),
+            ("residual_rotation", self.residual_rotation, linear is not None and linear.rotate == "folded"),
         ):
             if bool(present) != asked:
                 raise ValueError(f"{field} is {present!r}, which contradicts the recipe")
         return self
+
+    def input_block(self, name: str) -> int:
+        """Hadamard block on the input of the quantized linear `name`, at run time; 0: none."""
+        kind = name.rpartition(".")[2]
+        return {"down_proj": self.down_block, "o_proj": 0}.get(kind, self.hidden_block)
 
 
 def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Metadata | None:
@@ -75,7 +82,8 @@ def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Met
     for field, allowed in (
         ("qk_block", (0, block)),
         ("v_block", (0, block)),
-        ("down_block", (0, hadamard_block(config.intermediate_size, MAX_DOWN_BLOCK))),
+        ("hidden_block", (0, hadamard_block(config.hidden_size, MAX_INPUT_BLOCK))),
+        ("down_block", (0, hadamard_block(config.intermediate_size, MAX_INPUT_BLOCK))),
         ("v_folded", (folded,)),
     ):
         value = getattr(metadata, field)

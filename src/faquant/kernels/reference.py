@@ -23,8 +23,8 @@ of MAP_BLOCK."""
 _ROWS = 256
 _BATCH = 2**18
 
-MAX_DOWN_BLOCK = 512
-"""The largest Hadamard block on down_proj's input, so that it divides a rank's share under tensor parallelism."""
+MAX_INPUT_BLOCK = 512
+"""The largest Hadamard block on a linear's input, so that it divides a rank's share under tensor parallelism."""
 
 _LOG2E = math.log2(math.e)
 _MIN_SCALE = 2.0**-24

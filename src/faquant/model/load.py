@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.description import Description
-from ..checkpoint.metadata import R4_TYPE, Metadata
+from ..checkpoint.metadata import ROTATED_TYPE, Metadata
 from ..config import ModelConfig
 from ..errors import UsageError
 from ..kernels.pages import FloatPages, Int8Pages, Pages
@@ -119,6 +119,6 @@ def _read_linear(opened: Opened, name: str) -> Linear:
             checked.get(f"{name}.quant_bias", (n,), torch.int32),
             read_deq_scale(checked, name, n),
         )
-    block = opened.metadata.down_block if opened.metadata and kind == R4_TYPE else 0
+    block = opened.metadata.input_block(name) if opened.metadata and kind == ROTATED_TYPE else 0
     bias = checked.finite(f"{name}.bias", (n,)).float() if has_bias(config, name) else None
     return DynamicLinear(weight, checked.positive(f"{name}.weight_scale", (n, 1))[:, 0].contiguous(), bias, block)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.description import Description, effective_fa_quant_type, read_description
-from ..checkpoint.metadata import R4_TYPE, Metadata, parse_metadata
+from ..checkpoint.metadata import ROTATED_TYPE, Metadata, parse_metadata
 from ..checkpoint.tensors import TensorFiles
 from ..config import ModelConfig, load_config, read_json
 from ..errors import CheckpointError, UnsupportedError
@@ -176,7 +176,7 @@ def _check_linear(
 ) -> None:
     """The small tensors of a quantized linear: there, of their shapes, possible, and in agreement."""
     kind = description.tensor_types[f"{name}.weight"]
-    if kind not in ("W8A8", "W8A8_DYNAMIC", R4_TYPE):
+    if kind not in ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE):
         raise CheckpointError(f"{name}.weight has type {kind} in the description, which is no type of a linear.")
     n, k = linear_shape(config, name)
     offset = f"{name}.weight_offset"
@@ -206,12 +206,12 @@ def _check_linear(
 
 
 def _check_rotation(kind: str, metadata: Metadata | None, name: str) -> None:
-    rotated = metadata is not None and metadata.down_block > 0 and name.endswith("down_proj")
-    if kind == R4_TYPE and not rotated:
+    rotated = metadata is not None and metadata.input_block(name) > 0
+    if kind == ROTATED_TYPE and not rotated:
         raise CheckpointError(
-            f"{name}.weight has type {R4_TYPE}, but the description's metadata names no rotation for it."
+            f"{name}.weight has type {ROTATED_TYPE}, but the description's metadata names no rotation for it."
         )
-    if kind != R4_TYPE and rotated:
+    if kind != ROTATED_TYPE and rotated:
         raise CheckpointError(
             f"{name}.weight has type {kind}, but the description's metadata says that its input is rotated."
         )

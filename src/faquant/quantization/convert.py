@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.description import Description
-from ..checkpoint.metadata import R4_TYPE
+from ..checkpoint.metadata import ROTATED_TYPE
 from ..checkpoint.write import ShardWriter, check_storable, copy_side_files, output_directory, write_json
 from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
@@ -55,8 +55,8 @@ def _obstacles(config: ModelConfig, description: Description, schemes: list[Atte
     """Why the checkpoint does not fit that runtime."""
     reasons = []
     kinds = set(description.tensor_types.values())
-    if R4_TYPE in kinds:
-        reasons.append("down_proj's input is rotated at run time (R4), which that runtime does not do")
+    if ROTATED_TYPE in kinds:
+        reasons.append("its linears' inputs are rotated at run time, which that runtime does not do")
     elif "W8A8_DYNAMIC" in kinds:
         reasons.append("its linears have a scale per token (W8A8_DYNAMIC), and FAQuant there goes with W8A8")
     floats = [layer for layer, scheme in enumerate(schemes) if scheme is None]
