@@ -41,8 +41,8 @@ class LinearRecipe(_Frozen):
 
     Attributes:
         activation: one dynamic scale per token (`token`), or a calibrated scale and zero point (`tensor`).
-        rotate: Hadamard blocks on the linears' inputs, at run time (`inputs`; o_proj's are folded with V's rotation); or
-            the residual stream turned (R1), folded into the weights, with nothing to do at run time (`folded`).
+        rotate: Hadamard blocks on the linears' inputs, at run time (`inputs`; o_proj's come with V's rotation); or the
+            residual stream turned (R1), folded into the weights, with nothing to do at run time (`folded`).
         equalize: the channels of the inputs of q, k, v, gate, up and down_proj and of the head are brought to where
             inputs and weights lose least, folded into norms, up_proj and weights; with `folded`, down_proj's alone.
         rounding: weights to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).

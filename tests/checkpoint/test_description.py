@@ -84,7 +84,7 @@ def test_order_of_keys() -> None:
         "optional": {"a.b": 1},
         "some_switch": False,
         "metadata": {"faquant": {"format": 1}},
-        "b.weight": "FAQUANT_W8A8_DYNAMIC_R4",
+        "b.weight": "FAQUANT_W8A8_DYNAMIC_ROTATED",
         "a.weight": "FLOAT",
         "lm_head": "FLOAT",
     }
@@ -211,7 +211,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
     [
         ("q_proj.weight", "W8A8", [INT8], [F32, torch.uint8, INT32]),
         ("q_proj.weight", "W8A8_DYNAMIC", [INT8], [BF16]),
-        ("q_proj.weight", "FAQUANT_W8A8_DYNAMIC_R4", [INT8], [BF16]),
+        ("q_proj.weight", "FAQUANT_W8A8_DYNAMIC_ROTATED", [INT8], [BF16]),
         ("q_proj.weight_scale", "W8A8", [F32, BF16, F16], [INT8, INT64]),
         ("q_proj.weight_offset", "W8A8_DYNAMIC", [F32, BF16, INT8], [INT64]),
         ("q_proj.input_scale", "W8A8", [F32, BF16], [INT8]),

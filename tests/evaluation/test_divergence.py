@@ -74,8 +74,10 @@ def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], m
     sound = compare(source, {"both": model}, ids, window=60)["both"]
     append = Int8Pages.append
 
-    def corrupting(self: Int8Pages, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
-        append(self, k, v, slots)
+    def corrupting(
+        self: Int8Pages, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor
+    ) -> None:
+        append(self, k, v, slots, positions)
         assert self.k_scale is not None
         assert self.v_scale is not None
         self.k_scale *= 1.5

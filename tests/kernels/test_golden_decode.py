@@ -34,7 +34,7 @@ def decode(layer: int, pages_of: int = 128) -> tuple[torch.Tensor, dict[str, tor
     scheme, golden = sample(layer)
     tokens = len(golden["k"])
     pages = Int8Pages(scheme, num_pages=-(-tokens // pages_of), page_size=pages_of)
-    pages.append(golden["k"], golden["v"], torch.arange(tokens))
+    pages.append(golden["k"], golden["v"], torch.arange(tokens), torch.arange(tokens))
     return pages.attend(golden["q"][None], torch.arange(pages.num_pages), tokens - 1)[0], golden
 
 
@@ -63,6 +63,7 @@ def test_decode_in_tiles_of_16(layer: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_tiles_of_16_keep_their_own_scale_of_p_across_splits(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "TILE", 16)
     monkeypatch.setattr(reference, "SPLIT", 32)
+    monkeypatch.setattr(reference, "MAP_BLOCK", 32)
     out, golden = decode_by_reference(layer)
     torch.testing.assert_close(out, golden["fa_out_online_blk16"], rtol=0, atol=TOLERANCE)
 

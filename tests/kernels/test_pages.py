@@ -111,7 +111,7 @@ def test_shuffled_pages_of_any_size_give_the_same_bits(
     block_table = torch.randperm(pages.num_pages, generator=torch.Generator().manual_seed(seed))
     start = 0
     for end in sorted({*(cut for cut in cuts if cut < length), length}):
-        pages.append(k[start:end], v[start:end], slots_of(block_table, page_size, start, end))
+        pages.append(k[start:end], v[start:end], slots_of(block_table, page_size, start, end), torch.arange(start, end))
         out = pages.attend(q[start:end], block_table, start, window)
         assert same_bits(out, expected[start:end])
         start = end
@@ -124,7 +124,7 @@ def test_any_length_through_pages_of_128(kind: str, length: int) -> None:
     pages = make_pages(kind, 9, 128)
     poison(pages)
     block_table = torch.arange(8, -1, -1)
-    pages.append(k, v, slots_of(block_table, 128, 0, length))
+    pages.append(k, v, slots_of(block_table, 128, 0, length), torch.arange(0, length))
     assert same_bits(pages.attend(q[-2:], block_table, max(0, length - 2)), contiguous_answer(kind, q, k, v)[-2:])
 
 
@@ -134,7 +134,7 @@ def test_pages_before_the_window_may_be_freed(kind: str) -> None:
     expected = contiguous_answer(kind, q, k, v, window=20)
     pages = make_pages(kind, 7, 16)
     block_table = torch.tensor([3, 1, 6, 0, 5, 2, 4])
-    pages.append(k, v, slots_of(block_table, 16, 0, 100))
+    pages.append(k, v, slots_of(block_table, 16, 0, 100), torch.arange(0, 100))
     poison(pages, block_table[:5])
     assert same_bits(pages.attend(q[99:], block_table, 99, 20), expected[99:])
 
@@ -144,10 +144,10 @@ def test_neighbours_in_the_pool_and_later_tokens_change_nothing(kind: str) -> No
     q, k, v = random_qkv(50)
     pages = make_pages(kind, 8, 16)
     mine, other = torch.tensor([5, 2, 7, 0]), torch.tensor([1, 6, 3, 4])
-    pages.append(k, v, slots_of(mine, 16, 0, 50))
+    pages.append(k, v, slots_of(mine, 16, 0, 50), torch.arange(0, 50))
     alone = pages.attend(q[:40], mine, 0)
-    pages.append(k * 9, v * 9, slots_of(other, 16, 0, 50))
-    pages.append(k[40:] * 50, v[40:] * 50, slots_of(mine, 16, 40, 50))
+    pages.append(k * 9, v * 9, slots_of(other, 16, 0, 50), torch.arange(0, 50))
+    pages.append(k[40:] * 50, v[40:] * 50, slots_of(mine, 16, 40, 50), torch.arange(40, 50))
     assert same_bits(pages.attend(q[:40], mine, 0), alone)
 
 
@@ -155,12 +155,12 @@ def test_neighbours_in_the_pool_and_later_tokens_change_nothing(kind: str) -> No
 def test_append_overwrites_a_slot_and_no_other(kind: str) -> None:
     _, k, v = random_qkv(64)
     pages = make_pages(kind, 4, 16)
-    pages.append(k, v, torch.arange(64))
+    pages.append(k, v, torch.arange(64), torch.arange(64))
     before = [store.flatten(0, 1).clone() for store in stores(pages)]
     slots = torch.tensor([63, 0, 17])
-    pages.append(k[:3] + 1, v[:3] + 1, slots)
+    pages.append(k[:3] + 1, v[:3] + 1, slots, torch.arange(3))
     fresh = make_pages(kind, 4, 16)
-    fresh.append(k[:3] + 1, v[:3] + 1, slots)
+    fresh.append(k[:3] + 1, v[:3] + 1, slots, torch.arange(3))
     kept = torch.ones(64, dtype=torch.bool)
     kept[slots] = False
     for store, old, new in zip(stores(pages), before, stores(fresh), strict=True):
@@ -173,7 +173,7 @@ def test_copy_page_is_exact_and_touches_one_page(kind: str) -> None:
     _, k, v = random_qkv(48)
     pages = make_pages(kind, 4, 16)
     poison(pages)
-    pages.append(k, v, torch.arange(48))
+    pages.append(k, v, torch.arange(48), torch.arange(48))
     before = [store.clone() for store in stores(pages)]
     pages.copy_page(1, 3)
     for store, old in zip(stores(pages), before, strict=True):
@@ -193,7 +193,7 @@ def test_read_is_within_half_a_step_of_each_rotated_channel(kind: str, length: i
     pages = make_pages(kind, 6, 16)
     poison(pages)
     block_table = torch.tensor([4, 0, 5, 2])
-    pages.append(k, v, slots_of(block_table, 16, 0, 60))
+    pages.append(k, v, slots_of(block_table, 16, 0, 60), torch.arange(0, 60))
     k_read, v_read = pages.read(block_table, length)
     assert k_read.shape == v_read.shape == (length, KV_HEADS, DIM)
     for read, x, scale in (
@@ -209,7 +209,7 @@ def test_read_is_what_attend_sees() -> None:
     q, k, v = random_qkv(200)
     for kind in ("default", "static"):
         pages = make_pages(kind, 2, 128)
-        pages.append(k, v, torch.arange(200))
+        pages.append(k, v, torch.arange(200), torch.arange(200))
         k_read, v_read = pages.read(torch.arange(2), 200)
         out, expected = pages.attend(q, torch.arange(2), 0), float_attend(q, k_read, v_read, 0)
         assert (out - expected).norm() / expected.norm() < 0.005
@@ -220,7 +220,7 @@ def test_float_pages_are_exact_attention(window: int | None) -> None:
     q, k, v = random_qkv(100)
     pages = FloatPages(HEADS, KV_HEADS, DIM, 8, 16)
     block_table = torch.tensor([6, 3, 0, 7, 1, 2, 5])
-    pages.append(k, v, slots_of(block_table, 16, 0, 100))
+    pages.append(k, v, slots_of(block_table, 16, 0, 100), torch.arange(0, 100))
     out = pages.attend(q[60:], block_table, 60, window)
     exact = oracle.exact_attention(*(x.double().numpy() for x in (q[60:], k, v)), 60, window)
     torch.testing.assert_close(out.double(), torch.from_numpy(exact), rtol=0, atol=5e-6)
@@ -231,11 +231,11 @@ def test_float_pages_see_no_poison(window: int | None) -> None:
     q, k, v = random_qkv(50)
     table = torch.arange(4)
     pages = FloatPages(HEADS, KV_HEADS, DIM, 4, 16)
-    pages.append(k, v, torch.arange(50))
+    pages.append(k, v, torch.arange(50), torch.arange(50))
     expected = pages.attend(q[45:], table, 45, window)
     poison(pages)
     kept = 0 if window is None else 45 - window + 1
-    pages.append(k[kept:], v[kept:], torch.arange(kept, 50))
+    pages.append(k[kept:], v[kept:], torch.arange(kept, 50), torch.arange(kept, 50))
     assert same_bits(pages.attend(q[45:], table, 45, window), expected)
 
 

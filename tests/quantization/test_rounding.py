@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from faquant.kernels.reference import hadamard
 from faquant.quantization import rounding
-from faquant.quantization.rounding import Gram, round_to_nearest, round_with_compensation
+from faquant.quantization.rounding import Gram, balance, round_to_nearest, round_with_compensation
 
 
 def _correlated(tokens: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -24,7 +25,7 @@ def test_compensation_changes_the_outputs_less(size: int, block: int, monkeypatc
     gram = Gram(size)
     for part in x.split(700):
         gram.add(part)
-    nearest, compensated = round_to_nearest(weight), round_with_compensation(weight, gram)
+    nearest, compensated = round_to_nearest(weight), round_with_compensation(weight, gram.transformed(None, 0))
     assert torch.equal(nearest.scale, compensated.scale)
     fresh = _correlated(500, size, seed=0)
     assert _output_error(fresh, weight, compensated) < 0.6 * _output_error(fresh, weight, nearest)
@@ -34,7 +35,9 @@ def test_independent_inputs_are_rounded_to_nearest() -> None:
     weight = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)).double()
     gram = Gram(64)
     gram.blocks[0] = torch.eye(64) * 5
-    assert torch.equal(round_with_compensation(weight, gram).weight, round_to_nearest(weight).weight)
+    assert torch.equal(
+        round_with_compensation(weight, gram.transformed(None, 0)).weight, round_to_nearest(weight).weight
+    )
 
 
 def test_a_gram_matrix_of_blocks_is_the_diagonal_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +50,39 @@ def test_a_gram_matrix_of_blocks_is_the_diagonal_of_the_whole(monkeypatch: pytes
     torch.testing.assert_close(gram.blocks[1], whole[32:64, 32:64])
 
 
+def test_a_gram_matrix_is_transformed_as_its_inputs_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "GRAM_BLOCK", 32)
+    x, equalizer = _correlated(50, 96), torch.linspace(0.1, 3, 96)
+    gram, direct = Gram(96), Gram(96)
+    gram.add(x)
+    direct.add(hadamard(x / equalizer, 16))
+    transformed = gram.transformed(equalizer.double(), 16)
+    torch.testing.assert_close(transformed.blocks.float(), direct.blocks, rtol=1e-3, atol=1e-3)
+    assert transformed.tokens == 50
+    torch.testing.assert_close(gram.square_sums().float(), x.square().sum(0))
+    torch.testing.assert_close(gram.peaks, x.abs().amax(0))
+
+
+def test_balancing_makes_inputs_and_weights_lose_least_behind_a_rotation() -> None:
+    """Σx²/e² · Σw²e² is what rounding both costs; no other e is better."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.rand(20, generator=generator).double() ** 4 for _ in range(2))
+
+    def cost(square: torch.Tensor) -> float:
+        return float((x / square).sum() * (w * square).sum())
+
+    best = balance(x, w)
+    assert cost(best) == pytest.approx(float((x * w).sqrt().sum() ** 2))
+    for _ in range(20):
+        assert cost(best * (torch.rand(20, generator=generator) + 0.5)) > cost(best)
+    assert cost(torch.ones(20)) > 1.3 * cost(best)
+
+
+def test_a_channel_that_is_never_used_is_balanced_with_finite_numbers() -> None:
+    assert balance(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])).isfinite().all()
+    assert balance(torch.zeros(3), torch.zeros(3)).isfinite().all()
+
+
 @pytest.mark.parametrize("inputs", ["never seen", "always zero", "one of them zero"])
 def test_inputs_that_say_nothing_leave_rounding_to_nearest(inputs: str) -> None:
     gram, weight = Gram(16), torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).double()
@@ -56,7 +92,7 @@ def test_inputs_that_say_nothing_leave_rounding_to_nearest(inputs: str) -> None:
         x[:, 3] = 0
     if inputs != "never seen":
         gram.add(x)
-    result, nearest = round_with_compensation(weight, gram), round_to_nearest(weight)
+    result, nearest = round_with_compensation(weight, gram.transformed(None, 0)), round_to_nearest(weight)
     unseen = slice(3, 4) if inputs == "one of them zero" else slice(None)
     assert torch.equal(result.weight[:, unseen], nearest.weight[:, unseen])
 

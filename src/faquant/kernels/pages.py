@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from . import cpu, reference
 from .scheme import MAP_BLOCK, AttentionScheme
@@ -58,7 +59,7 @@ class Int8Pages:
 
     def append(self, k: Tensor, v: Tensor, slots: Tensor, positions: Tensor) -> None:
         blocks = (positions // MAP_BLOCK).clamp_max(self.scheme.num_maps - 1)
-        for block in blocks.unique().tolist():
+        for block in range(int(blocks.min()), int(blocks.max()) + 1):
             there = blocks == block
             values, scale = reference.quantize_k(k[there], self.scheme.at(block))
             _store(self.k, self.k_scale, slots[there], values, scale)
@@ -127,6 +128,9 @@ def float_attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None
     tokens, heads, dim = q.shape
     length, kv_heads, _ = k.shape
     group = heads // kv_heads
+    if start == 0 and window is None and length == tokens:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)))
+        return scaled_dot_product_attention(q, k, v, is_causal=True)[0].transpose(0, 1)
     # What no query sees is left out, not multiplied by zero: it may be freed memory and hold NaN.
     oldest = 0 if window is None else max(0, start - window + 1)
     k, v = k[oldest:], v[oldest:]

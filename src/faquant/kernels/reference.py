@@ -238,10 +238,12 @@ class MappedQueries(NamedTuple):
 
     def rows(self, kv_heads: int, some: slice) -> "MappedQueries":
         """Some of the tokens, as [maps, Hkv, tokens · group, …], the values in float32."""
-        values, scale, bias = (
-            x[:, some].unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3) for x in self
-        )
-        return MappedQueries(values.float(), scale, bias)
+
+        def by_kv_head(x: Tensor) -> Tensor:
+            x = x[:, some]
+            return x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:]).transpose(1, 2).flatten(2, 3)
+
+        return MappedQueries(by_kv_head(self.values).float(), by_kv_head(self.scale), by_kv_head(self.bias))
 
 
 def map_queries(q: Tensor, scheme: AttentionScheme, maps: int) -> MappedQueries:
@@ -251,16 +253,13 @@ def map_queries(q: Tensor, scheme: AttentionScheme, maps: int) -> MappedQueries:
     is added is q·(c - c₀), so that the first map's keys need nothing.
     """
     unit = _LOG2E / math.sqrt(scheme.head_dim)
-    values, scales, biases = [], [], []
-    for number in range(maps):
-        here = scheme.at(number)
-        value, scale = quantize_q(q, here)
-        values.append(value)
-        scales.append(scale * unit)
-        shift = None if here.k_center is None or number == 0 else here.k_center - scheme.at(0).k_center
-        bias = torch.zeros_like(scale) if shift is None else _tree_sum(_padded(q * _per_query_head(shift, scheme)))
-        biases.append(bias * unit)
-    return MappedQueries(torch.stack(values), torch.stack(scales), torch.stack(biases))
+    schemes = [scheme.at(number) for number in range(maps)]
+    values, scales = zip(*(quantize_q(q, here) for here in schemes), strict=True)
+    biases = [torch.zeros_like(scales[0])] * maps
+    if maps > 1 and scheme.k_center is not None:
+        shifts = scheme.k_center[:maps] - scheme.k_center[0]
+        biases = [_tree_sum(_padded(q * _per_query_head(shift, scheme))) for shift in shifts]
+    return MappedQueries(torch.stack(values), torch.stack(scales) * unit, torch.stack(biases) * unit)
 
 
 def attend_int8(
@@ -285,7 +284,7 @@ def attend_int8(
     for row in range(0, tokens, _ROWS):
         some = slice(row, row + _ROWS)
         rows = queries.rows(kv_heads, some)
-        out[:, some] = _attend_rows(rows, cache, scheme, start + row, window).unflatten(1, (-1, heads // kv_heads))
+        out[:, some] = _attend_rows(rows, cache, scheme, start + row, window).view_as(out[:, some])
     return out.transpose(0, 1).reshape(tokens, heads, dim)
 
 

@@ -84,21 +84,21 @@ class AttentionScheme:
 
     def at(self, block: int) -> "AttentionScheme":
         """The scheme with the one map, [Hkv, D], of that block of positions."""
-        return self._with_maps(lambda table: table[min(block, len(table) - 1)])
+        number = min(block, self.num_maps - 1)
+        return self._with_maps(lambda table: table[number])
 
     def starting_at(self, position: int) -> "AttentionScheme":
         """The scheme of a sequence whose first token stands at `position`, a multiple of MAP_BLOCK."""
         if position % MAP_BLOCK:
             raise ValueError(f"a sequence can start at multiples of {MAP_BLOCK} only, not at {position}")
-        return self._with_maps(lambda table: table[min(position // MAP_BLOCK, len(table) - 1) :])
+        first = min(position // MAP_BLOCK, self.num_maps - 1)
+        return self._with_maps(lambda table: table[first:])
 
     def _with_maps(self, choose: Callable[[Tensor], Tensor]) -> "AttentionScheme":
-        maps = {
-            name: choose(table)
-            for name in ("k_center", "k_equalizer")
-            if (table := getattr(self, name)) is not None and table.dim() == 3
-        }
-        return replace(self, **maps) if maps else self
+        def chosen(table: Tensor | None) -> Tensor | None:
+            return table if table is None or table.dim() == 2 else choose(table)
+
+        return replace(self, k_center=chosen(self.k_center), k_equalizer=chosen(self.k_equalizer))
 
     @property
     def bytes_per_token(self) -> int:

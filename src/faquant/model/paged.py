@@ -34,8 +34,7 @@ def run_chunks(decoder: Decoder, pages: Sequence[Pages], chunks: Sequence[Chunk]
     """Append every chunk to the cache and return the hidden states of all their tokens: [Σ n, hidden]."""
     numbers = [torch.arange(chunk.start, chunk.start + len(chunk.tokens)) for chunk in chunks]
     tables = [
-        chunk.rope.tables(number + chunk.position, decoder.dtype)
-        for chunk, number in zip(chunks, numbers, strict=True)
+        chunk.rope.tables(number + chunk.position, decoder.dtype) for chunk, number in zip(chunks, numbers, strict=True)
     ]
     size = pages[0].page_size
     slots = torch.cat(
@@ -60,4 +59,3 @@ def run_chunks(decoder: Decoder, pages: Sequence[Pages], chunks: Sequence[Chunk]
 
     cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
     return decoder.hidden(torch.cat([chunk.tokens for chunk in chunks]), (cos, sin), attention)
-

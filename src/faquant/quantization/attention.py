@@ -18,7 +18,7 @@ from ..model.schemes import P_LEVELS
 from ..recipe import AttentionRecipe
 
 PEAK_KEYS, PEAK_TURNS = 4096, 1 << 15
-"""Where static scales look for the greatest value: so many keys, and so many pairs of a key and a position, per block."""
+"""Where static scales look for the greatest value: so many keys, and so many pairs of key and position a block."""
 
 
 def calibrate(
@@ -40,8 +40,8 @@ def calibrate(
     dim = config.head_dim
     rope = Rope(config, config.max_position)
     k, q = (torch.cat([_turned_back(x, config) for x in prompts]) for prompts in (keys, queries))
-    positions = torch.arange(config.max_position)
-    blocks = list(positions.split(MAP_BLOCK))
+    context = config.max_position
+    blocks = [torch.arange(start, min(start + MAP_BLOCK, context)) for start in range(0, context, MAP_BLOCK)]
     center, equalizer = _center_and_equalizer(config, recipe, q, k, rope, blocks)
     scheme = AttentionScheme(
         num_heads=config.num_heads,

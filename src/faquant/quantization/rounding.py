@@ -1,12 +1,13 @@
 """int8 weights for linears whose input is quantized per token: rounded to nearest, or with error compensation."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..kernels.reference import hadamard_block
+from ..kernels.reference import hadamard, hadamard_block
 
 GRAM_BLOCK = 2048
 """Inputs whose correlations are used together. It bounds memory and time for wide linears."""
@@ -32,30 +33,70 @@ def round_to_nearest(weight: Tensor) -> QuantizedWeight:
 
 
 class Gram:
-    """XᵀX of a linear's inputs, in diagonal blocks [blocks, b, b]."""
+    """XᵀX of a linear's inputs, in diagonal blocks [blocks, b, b], and each input's greatest magnitude, peaks [k]."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self.block = size if size <= GRAM_BLOCK else hadamard_block(size, GRAM_BLOCK)
         self.blocks = torch.zeros(size // self.block, self.block, self.block)
+        self.peaks = torch.zeros(size)
         self.tokens = 0
 
     def add(self, x: Tensor) -> None:
         """Count inputs [tokens, k]."""
         parts = x.float().view(x.shape[0], -1, self.block).transpose(0, 1)
         self.blocks += parts.mT @ parts
+        self.peaks = torch.maximum(self.peaks, x.abs().amax(0).float())
         self.tokens += x.shape[0]
 
+    def square_sums(self) -> Tensor:
+        """Σx² of each input, float64 [k]."""
+        return self.blocks.diagonal(dim1=1, dim2=2).flatten().double()
 
-def round_with_compensation(weight: Tensor, gram: Gram) -> QuantizedWeight:
+    def transformed(self, equalizer: Tensor | None, rotation: int) -> "TransformedGram":
+        """The blocks for inputs divided by `equalizer` [k] and then rotated in Hadamard blocks of that size (0: not),
+        which divides the block."""
+        blocks = self.blocks.double()
+        if equalizer is not None:
+            e = equalizer.view(-1, self.block)
+            blocks = blocks / e[:, :, None] / e[:, None, :]
+        if rotation:
+            blocks = hadamard(hadamard(blocks, rotation).mT.contiguous(), rotation)
+        return TransformedGram(blocks, self.tokens)
+
+
+@dataclass(frozen=True)
+class TransformedGram:
+    """Diagonal blocks [blocks, b, b], float64, of the Gram matrix of `tokens` inputs as a linear will see them."""
+
+    blocks: Tensor
+    tokens: int
+
+    @cached_property
+    def factors(self) -> list[Tensor]:
+        """Upper Cholesky factors [b, b] of the blocks' inverses, damped, float32."""
+        damping = _DAMPING + _SHRINKAGE * self.blocks.shape[1] / max(self.tokens, 1)
+        return [_inverse_factor(block, damping) for block in self.blocks]
+
+
+def balance(inputs: Tensor, weights: Tensor) -> Tensor:
+    """√(inputs/weights) for each channel [k], where neither is so much below its largest that it would get all the
+    precision. With squares, its root e makes Σx²/e² · Σw²e² least, by Cauchy and Schwarz: what rounding x ⊘ e and W ⊙ e
+    costs behind a rotation. With greatest magnitudes and no rotation it is SmoothQuant's (arXiv 2211.10438) at ½."""
+    inputs, weights = (x.clamp_min(1e-8 * x.amax().clamp_min(1e-30)) for x in (inputs, weights))
+    return (inputs / weights).sqrt()
+
+
+def round_with_compensation(weight: Tensor, gram: TransformedGram) -> QuantizedWeight:
     """Round a weight [n, k] input by input, letting the inputs still to come make up for each error (GPTQ,
     arXiv 2210.17323, algorithm 1), so that the outputs for inputs like those of `gram` change least."""
     scale = _scale(weight)
     steps = (weight / scale).T.float().contiguous()
     out = torch.empty(steps.shape, dtype=torch.int8)
-    for index, block in enumerate(gram.blocks):
-        rows = slice(index * gram.block, (index + 1) * gram.block)
-        damping = _DAMPING + _SHRINKAGE * gram.block / max(gram.tokens, 1)
-        out[rows] = _compensate(steps[rows], _inverse_factor(block, damping))
+    size = gram.blocks.shape[1]
+    for index, factor in enumerate(gram.factors):
+        rows = slice(index * size, (index + 1) * size)
+        out[rows] = _compensate(steps[rows], factor)
     return QuantizedWeight(out.T.contiguous(), scale)
 
 
@@ -65,7 +106,6 @@ def _scale(weight: Tensor) -> Tensor:
 
 def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
     """The upper Cholesky factor, float32, of the inverse of the Gram matrix with `damping` times its mean diagonal."""
-    gram = gram.double()
     if not gram.isfinite().all():
         raise CheckpointError("Calibration overflowed: a linear's inputs are not finite. Are the weights damaged?")
     diagonal = gram.diagonal()

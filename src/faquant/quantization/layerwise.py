@@ -1,0 +1,267 @@
+"""The recipes of our own, layer by layer: observe the float layer, fold what can be folded, round what remains."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.metadata import ROTATED_TYPE, Metadata
+from ..config import ModelConfig
+from ..kernels.pages import float_attend
+from ..kernels.scheme import AttentionScheme
+from ..model.decoder import RMSNorm, build_layer
+from ..model.linear import FloatLinear, Linear
+from ..model.load import float_linear
+from ..model.opening import has_bias
+from ..model.rope import Rope
+from ..model.schemes import Checked
+from ..recipe import LinearRecipe, Recipe
+from . import attention, rotate
+from .rounding import Gram, TransformedGram, balance, round_to_nearest, round_with_compensation
+
+NamedTensor = tuple[str, str, Tensor]
+"""Name, type in the description, tensor."""
+
+_GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""The linears of a layer; those of a group read the same."""
+
+
+class _Seen(NamedTuple):
+    """q [tokens, Hq, D], k and v [tokens, Hkv, D] of one layer after RoPE, for each prompt."""
+
+    q: list[Tensor]
+    k: list[Tensor]
+    v: list[Tensor]
+
+
+class _Watched:
+    """A float linear that counts its inputs, as `fold` leaves them, in a Gram matrix."""
+
+    def __init__(self, linear: FloatLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
+        self.linear = linear
+        self.gram = gram
+        self.fold = fold
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.gram.add(self.fold(x))
+        return self.linear(x)
+
+    @property
+    def nbytes(self) -> int:
+        return self.linear.nbytes
+
+
+class LayerQuantizer:
+    """Quantizes by a recipe of ours. Streams are the calibration prompts' residual streams, [tokens, hidden] each."""
+
+    def __init__(self, config: ModelConfig, checked: Checked, recipe: Recipe, metadata: Metadata) -> None:
+        self.config = config
+        self.checked = checked
+        self.recipe = recipe
+        self.metadata = metadata
+
+    def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
+        """The embedding as stored, and the streams that enter the first layer, for prompts of int64 ids [tokens]."""
+        embedding = self._tensor("model.embed_tokens.weight")
+        streams = [embedding[prompt].float() for prompt in prompts]
+        if self.metadata.residual_rotation:
+            embedding = rotate.rotate_residual(embedding.double()).to(embedding.dtype)
+        return [("model.embed_tokens.weight", "FLOAT", embedding)], streams
+
+    def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
+        """The tensors of one layer, and the streams that leave it."""
+        seen, grams, streams = self._observe(index, streams)
+        return list(self._layer_tensors(index, seen, grams)), streams
+
+    def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
+        """What stands behind the last layer."""
+        norm = RMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
+        gram = None
+        if self._is_quantized("lm_head"):
+            gram = Gram(self.config.hidden_size)
+            for stream in streams:
+                gram.add(self._folded_input("lm_head", norm(stream)))
+        equalizer = self._equalizer(("lm_head",), gram)
+        tensors = [("model.norm.weight", "FLOAT", self._norm("model.norm", equalizer))]
+        if "lm_head.weight" in self.checked or self.metadata.residual_rotation or self._is_quantized("lm_head"):
+            tensors += self._linear_tensors("lm_head", self._seen_by(("lm_head",), gram, equalizer), equalizer, None)
+        return tensors
+
+    def _observe(self, index: int, streams: list[Tensor]) -> tuple[_Seen, dict[str, Gram], list[Tensor]]:
+        """Run one float layer over all prompts: what its attention saw, the Gram matrices of its linears' inputs by
+        the name of each group's first, and the streams after it."""
+        grams: dict[str, Gram] = {}
+
+        def linear(name: str) -> Linear:
+            plain = float_linear(self.checked, self.config, name, torch.float32)
+            if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in _GROUPS)):
+                return plain
+            grams[name] = Gram(plain.weight.shape[1])
+            return _Watched(plain, grams[name], lambda x: self._folded_input(name, x))
+
+        layer = build_layer(self.config, index, self._float_tensor, linear, self.checked.__contains__)
+        seen = _Seen([], [], [])
+        window = self.config.sliding_windows[index]
+
+        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            for states, x in zip(seen, (q, k, v), strict=True):
+                states.append(x)
+            return float_attend(q, k, v, 0, window)
+
+        after = [
+            layer(stream, Rope(self.config, len(stream)).tables(torch.arange(len(stream))), attend)
+            for stream in streams
+        ]
+        return seen, grams, after
+
+    def _layer_tensors(self, index: int, seen: _Seen, grams: dict[str, Gram]) -> Iterator[NamedTensor]:
+        prefix = f"model.layers.{index}."
+        if self.recipe.attention is not None:
+            scheme = attention.calibrate(self.config, self.recipe.attention, *seen, self.metadata.v_folded)
+            yield from self._scheme_tensors(f"{prefix}self_attn.", scheme)
+        for states in seen:
+            states.clear()
+        names = {group[0]: tuple(prefix + name for name in group) for group in _GROUPS}
+        equalizers = {first: self._equalizer(group, grams.get(prefix + first)) for first, group in names.items()}
+        for first, group in names.items():
+            gram = self._seen_by(group, grams.pop(prefix + first, None), equalizers[first])
+            for name in group:
+                outputs = equalizers["mlp.down_proj"] if name.endswith("up_proj") else None
+                yield from self._linear_tensors(name, gram, equalizers[first], outputs)
+        for norm, reader in (("input_layernorm", "self_attn.q_proj"), ("post_attention_layernorm", "mlp.gate_proj")):
+            yield f"{prefix}{norm}.weight", "FLOAT", self._norm(prefix + norm, equalizers[reader])
+        for norm in ("q_norm", "k_norm") if self.config.qk_norm else ():
+            yield f"{prefix}self_attn.{norm}.weight", "FLOAT", self._tensor(f"{prefix}self_attn.{norm}.weight")
+
+    def _scheme_tensors(self, prefix: str, scheme: AttentionScheme) -> Iterator[NamedTensor]:
+        tables = {
+            "fa_k.center": scheme.k_center,
+            "fa_k.equalizer": scheme.k_equalizer,
+            "fa_k.scale": scheme.k_scale,
+            "fa_v.scale": scheme.v_scale,
+        }
+        if not any(table is not None for table in tables.values()):
+            # Something must say that this layer's attention is quantized.
+            tables["fa_k.equalizer"] = torch.ones(self.config.num_kv_heads, self.config.head_dim)
+        for name, table in tables.items():
+            if table is not None:
+                yield prefix + name, "FAQuant", table
+
+    def _equalizer(self, names: tuple[str, ...], gram: Gram | None) -> Tensor | None:
+        """What the inputs [k] of these linears, which read the same, are divided by; None: nothing."""
+        recipe: LinearRecipe | None = self.recipe.linear
+        kind = names[0].rpartition(".")[2]
+        # V's rotation stands before o_proj, and R1 behind the norms.
+        fixed = kind == "o_proj" or (self.metadata.residual_rotation and kind != "down_proj")
+        if gram is None or recipe is None or not recipe.equalize or fixed or not any(map(self._is_quantized, names)):
+            return None
+        squares = torch.zeros(gram.size, dtype=torch.float64)
+        peaks = torch.zeros(gram.size, dtype=torch.float64)
+        for name in names:
+            weight = self._stored(name).double()
+            squares += weight.square().sum(0)
+            peaks = torch.maximum(peaks, weight.abs().amax(0))
+        if self.metadata.input_block(names[0]):
+            return balance(gram.square_sums() / gram.tokens, squares).sqrt()
+        return balance(gram.peaks.double(), peaks)
+
+    def _seen_by(self, names: tuple[str, ...], gram: Gram | None, equalizer: Tensor | None) -> TransformedGram | None:
+        """The Gram matrix as the quantized ones among these linears will see it; None where none compensates."""
+        if gram is None or not any(map(self._is_quantized, names)):
+            return None
+        if self.recipe.linear is None or self.recipe.linear.rounding == "nearest":
+            return None
+        return gram.transformed(equalizer, self.metadata.input_block(names[0]))
+
+    def _norm(self, name: str, equalizer: Tensor | None) -> Tensor:
+        weight = self._tensor(f"{name}.weight")
+        if self.metadata.residual_rotation:
+            return torch.ones_like(weight)
+        return weight if equalizer is None else (weight.double() / equalizer).float()
+
+    def _is_quantized(self, name: str) -> bool:
+        return self.recipe.linear is not None and not self.recipe.linear.is_float(name)
+
+    def _linear_tensors(
+        self, name: str, gram: TransformedGram | None, equalizer: Tensor | None, outputs: Tensor | None
+    ) -> Iterator[NamedTensor]:
+        """One linear with its inputs multiplied by `equalizer` [k], its outputs divided by `outputs` [n], and its
+        rotations folded in."""
+        stored = self._stored(name)
+        bias = self._tensor(f"{name}.bias") if has_bias(self.config, name) else None
+        weight, bias = self._folded(name, stored.double(), None if bias is None else bias.double())
+        if equalizer is not None:
+            weight *= equalizer
+        if outputs is not None:
+            weight /= outputs[:, None]
+            bias = None if bias is None else bias / outputs
+        if not self._is_quantized(name):
+            # What was divided or multiplied would be rounded once more in 16 bits.
+            dtype = stored.dtype if equalizer is None and outputs is None else torch.float32
+            yield f"{name}.weight", "FLOAT", weight.to(dtype)
+            if bias is not None:
+                yield f"{name}.bias", "FLOAT", bias.to(dtype)
+            return
+        block = self.metadata.input_block(name)
+        if block:
+            weight = rotate.rotate_inputs(weight, weight.shape[1], block)
+        result = round_to_nearest(weight) if gram is None else round_with_compensation(weight, gram)
+        kind = ROTATED_TYPE if block else "W8A8_DYNAMIC"
+        yield f"{name}.weight", kind, result.weight
+        yield f"{name}.weight_scale", kind, result.scale
+        yield f"{name}.weight_offset", kind, torch.zeros_like(result.scale)
+        if bias is not None:
+            yield f"{name}.bias", "FLOAT", bias.float()
+
+    def _folded(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A float64 weight and bias with the rotations R1 and R2 in them."""
+        metadata, dim = self.metadata, self.config.head_dim
+        kind, norm = name.rpartition(".")[2], self._norm_before(name)
+        if metadata.residual_rotation and norm is not None:
+            weight = rotate.rotate_residual(weight * self._tensor(f"{norm}.weight").double())
+        if metadata.v_folded and kind == "v_proj":
+            weight = rotate.rotate_head_outputs(weight, dim, metadata.v_block)
+            bias = None if bias is None else rotate.rotate_head_outputs(bias, dim, metadata.v_block)
+        if metadata.v_folded and kind == "o_proj":
+            weight = rotate.rotate_inputs(weight, dim, metadata.v_block)
+        if metadata.residual_rotation and norm is None:
+            weight = rotate.rotate_residual_outputs(weight)
+            bias = None if bias is None else rotate.rotate_residual(bias)
+        return weight, bias
+
+    def _folded_input(self, name: str, x: Tensor) -> Tensor:
+        """The input x [tokens, k] of a float linear, as the linear with R1 and R2 folded in will see it."""
+        metadata, norm = self.metadata, self._norm_before(name)
+        if metadata.residual_rotation and norm is not None:
+            weight = self._float_tensor(f"{norm}.weight")
+            # Where the norm's weight is 0, so is x, and any divisor will do.
+            return rotate.rotate_residual(x / weight.masked_fill(weight == 0, 1.0))
+        if metadata.v_folded and name.endswith("o_proj"):
+            return rotate.rotate_inputs(x, self.config.head_dim, metadata.v_block)
+        return x
+
+    def _norm_before(self, name: str) -> str | None:
+        """The norm whose output the linear reads, or None where it reads something else than the residual stream."""
+        prefix, _, kind = name.rpartition(".")
+        if name == "lm_head":
+            return "model.norm"
+        if kind in ("o_proj", "down_proj"):
+            return None
+        layer = prefix.rpartition(".")[0]
+        return f"{layer}.{'post_attention_layernorm' if prefix.endswith('mlp') else 'input_layernorm'}"
+
+    def _stored(self, name: str) -> Tensor:
+        tied = name == "lm_head" and "lm_head.weight" not in self.checked
+        return self._tensor("model.embed_tokens.weight" if tied else f"{name}.weight")
+
+    def _tensor(self, name: str) -> Tensor:
+        return self.checked.finite(name)
+
+    def _float_tensor(self, name: str) -> Tensor:
+        return self._tensor(name).float()
