@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-WIDTH, LEFT, RIGHT, TOP, PLOT_HEIGHT = 360, 42, 14, 22, 132
+WIDTH, LEFT, RIGHT, TOP, PLOT_HEIGHT = 360, 50, 12, 22, 132
 PLOT_WIDTH = WIDTH - LEFT - RIGHT
 BAR_WIDTH = 130
 NOISE_BOUNDS = range(15, 49, 3)  # dB; 3 dB halve the noise
@@ -87,7 +87,7 @@ def line_chart(
     base = TOP + PLOT_HEIGHT
     parts += _x_axis([(x_of(tick), f"{tick:,.0f}") for tick in x_ticks], base, x_name)
     for name, line in drawn.items():
-        path, pen, dots = "", "M", []
+        path, pen, dots, radius = "", "M", [], 2.5 if len(line) <= 40 else 1.5
         for x, y in line:
             if y is None or not _drawable(y):
                 pen = "M"
@@ -95,7 +95,7 @@ def line_chart(
             path += f"{pen}{_number(x_of(x))} {_number(y_of(y))}"
             pen = "L"
             title = _tag("title", f"{_clipped(name, 60)} at {x:,.6g}: {y:.4g}")
-            dots.append(_tag("circle", title, cx=x_of(x), cy=y_of(y), r=2.5))
+            dots.append(_tag("circle", title, cx=x_of(x), cy=y_of(y), r=radius))
         parts.append(_tag("g", _tag("path", d=path), *dots, class_=f"line {variant_class(name)}"))
     return _figure(label, base + 36, parts)
 
@@ -190,10 +190,12 @@ def _written(ticks: Sequence[float]) -> list[str]:
     """Ticks in six characters."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if max(map(abs, ticks)) >= 10 * unit:
-            return [f"{tick / unit:,.4g}{name}" for tick in ticks]
+            return [f"{tick / unit:,.4g}{name}" if tick else "0" for tick in ticks]
     step = ticks[1] - ticks[0]
     decimals = next((d for d in range(4) if all(abs(tick - round(tick, d)) < step * 1e-6 for tick in ticks)), None)
-    return [f"{tick:.1g}" if decimals is None else f"{tick:,.{decimals}f}" for tick in ticks]
+    if decimals is None:
+        return [f"{tick:.1e}".replace("e-0", "e-") if tick else "0" for tick in ticks]
+    return [f"{tick:,.{decimals}f}" for tick in ticks]
 
 
 def _drawable(value: float) -> bool:

@@ -58,6 +58,7 @@ def _template() -> Template:
         loader=PackageLoader("faquant.evaluation", ""),
         autoescape=True,
         undefined=ChainableUndefined,
+        finalize=lambda value: "–" if value is None else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -117,8 +118,10 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(str, value)) or "none"
-    return "none" if value is None else str(value)
+        return ", ".join(map(_setting, value)) or "none"
+    if isinstance(value, int | float):
+        return _num(value) if isinstance(value, int) else _num(value, 4)
+    return "–" if value is None else str(value)
 
 
 def _heights(texts: Mapping[str, Any]) -> Iterator[float]:
