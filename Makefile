@@ -11,7 +11,7 @@ CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop demo clean help
+.PHONY: venv check format test test-interop test-browser demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -42,7 +42,7 @@ format: venv ## Format Python and C++, and mend what the linter can
 	$(BIN)/ruff format $(PYTHON_DIRS)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-test: venv ## All tests but those that need msmodelslim
+test: venv ## All tests but those that need msmodelslim or a browser
 	$(BIN)/python -m pytest -q
 
 $(INTEROP_VENV)/.installed:
@@ -53,6 +53,13 @@ $(INTEROP_VENV)/.installed:
 
 test-interop: venv $(INTEROP_VENV)/.installed ## Tests against msmodelslim, which lives in an environment of its own
 	FAQUANT_MSMODELSLIM_PYTHON=$(CURDIR)/$(INTEROP_VENV)/bin/python $(BIN)/python -m pytest -q -m interop
+
+$(VENV)/.browser: $(VENV)/.installed
+	$(BIN)/python -m pip install --no-build-isolation -e '.[browser]'
+	touch $@
+
+test-browser: $(VENV)/.browser ## Look at the HTML report in chromium, which must be there with its chromedriver
+	$(BIN)/python -m pytest -q -m browser
 
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python -m faquant.demo
