@@ -275,7 +275,7 @@ def test_q8_0_blocks(tmp_path, llama, tokens):
 
 
 def test_large_tensors_are_read_in_pieces(tmp_path, llama, tokens, monkeypatch):
-    monkeypatch.setattr("faquant.checkpoint.gguf.CHUNK_ELEMENTS", 200)
+    monkeypatch.setattr("faquant.checkpoint.gguf_tensors.CHUNK_ELEMENTS", 200)
     seen = []
     convert_gguf(llama_file(tmp_path, llama, tokens), tmp_path / "out", progress=lambda *counts: seen.append(counts))
     weights = load_file(tmp_path / "out" / "model.safetensors")
