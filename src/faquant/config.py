@@ -110,7 +110,7 @@ def load_config(directory: Path) -> ModelConfig:
         is_directory, is_file = directory.is_dir(), directory.is_file()
     except (OSError, ValueError):
         is_directory = is_file = False
-    if is_file and directory.suffix == ".gguf":
+    if is_file and directory.suffix.lower() == ".gguf":
         raise UsageError(
             f"{directory} is a GGUF file; make a Hugging Face directory of it first: "
             f"faquant convert {directory} --to hf -o {directory.stem}"

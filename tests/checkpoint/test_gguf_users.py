@@ -173,6 +173,13 @@ def test_words_that_are_not_known_are_refused(tokens, pre):
         build_tokenizer(tokens | {"tokenizer.ggml.pre": pre}, "t")
 
 
+def test_biases_without_one_for_the_output_are_told(tmp_path, tokens):
+    model = tiny_model(attention_bias=True)
+    path = llama_file(tmp_path, model, tokens, drop=["blk.0.attn_output.bias"])
+    with pytest.raises(UnsupportedError, match="biases for q, k and v"):
+        convert_gguf(path, tmp_path / "out")
+
+
 def test_an_existing_model_is_replaced_only_on_demand(tmp_path, llama, tokens):
     path = llama_file(tmp_path, llama, tokens)
     convert_gguf(path, tmp_path / "out")

@@ -100,6 +100,18 @@ def test_likelihoods_are_those_of_one_run_through_the_pages(directories: Path, k
     assert model.get_model_info() == {"layers": 3, "layers_with_int8_cache": 0 if kind == "float" else 3}
 
 
+def test_keys_that_depend_on_the_length_are_not_shared(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8}
+    tiny_model("llama2", tmp_path, vocab_size=VOCAB_SIZE, max_position_embeddings=64, rope_parameters=rope)
+    write_tokenizer(tmp_path)
+    model = FaquantLM(str(tmp_path))
+    assert model.llm.model.config.rope.rope_type == "dynamic"
+    scores = model.loglikelihood(requests(*(("The sky is", " blue" * n) for n in (1, 4))), disable_tqdm=True)
+    for n, (score, _) in zip((1, 4), scores, strict=True):
+        context, continuation = model.tok_encode("The sky is"), model.tok_encode(" blue" * n)
+        assert score == pytest.approx(expected(tmp_path, context, continuation)[0], rel=1e-5)
+
+
 def test_the_float_directory_scores_as_the_harness_itself_does(source: FaquantLM, reference: HFLM) -> None:
     assert (source.max_length, source.eot_token_id, source.prefix_token_id) == (
         reference.max_length,
@@ -147,12 +159,12 @@ def test_a_changed_scale_in_the_checkpoint_changes_the_score(directories: Path, 
 
 def test_answers_are_the_engines_in_the_order_of_the_requests(quantized: FaquantLM) -> None:
     prompts = ["The sky", "A much longer prompt about the sky", "x"]
-    direct = [quantized.llm.generate(p, SamplingParams(temperature=0, max_tokens=20))[0].text for p in prompts]
+    direct = [quantized.llm.generate(p, SamplingParams(temperature=0, max_tokens=10))[0].text for p in prompts]
     for batch in (1, 2):
         quantized.batch_size = batch
-        assert quantized.generate_until(requests(*((p, {"max_gen_toks": 20}) for p in prompts))) == direct
-    middle = direct[0][5:7]
-    (cut,) = quantized.generate_until(requests((prompts[0], {"until": [middle, ""], "max_gen_toks": 20})))
+        assert quantized.generate_until(requests(*((p, {"max_gen_toks": 10}) for p in prompts))) == direct
+    middle = direct[0][4:6]
+    (cut,) = quantized.generate_until(requests((prompts[0], {"until": [middle, ""], "max_gen_toks": 10})))
     assert cut == direct[0].split(middle)[0]
 
 

@@ -54,6 +54,11 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
     left_over = set(gguf.tensors) - {ROPE_FREQS}
     for name, hf_name, shape in _expected_tensors(config):
         tensor = gguf.tensors.get(name)
+        if tensor is None and name.endswith("attn_output.bias"):
+            raise UnsupportedError(
+                f"{gguf.source} has biases for q, k and v but none for the output; Hugging Face's "
+                f"{config['model_type']} has all of them or none."
+            )
         if tensor is None:
             raise CheckpointError(f"{gguf.source} has no tensor {name!r}; is the file complete?")
         if tensor.shape != shape:

@@ -97,11 +97,12 @@ def tokenizer_config(metadata: Mapping[str, Any], max_position: int, source: str
 def _chat_templates(metadata: Mapping[str, Any], source: str) -> dict[str, str]:
     """The chat templates by name: `default`, and for some models others, such as tool_use."""
     key = "tokenizer.chat_template"
-    found = {"default": metadata.get(key)} if key in metadata else {}
-    found |= {name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")}
-    for text in found.values():
-        if not isinstance(text, str):
-            raise CheckpointError(f"{source}: {key} must be a string.")
+    found: dict[str, str] = {}
+    for name, text in metadata.items():
+        if name == key or name.startswith(f"{key}."):
+            if not isinstance(text, str):
+                raise CheckpointError(f"{source}: {name} must be a string.")
+            found[name[len(key) + 1 :] or "default"] = text
     return found
 
 
