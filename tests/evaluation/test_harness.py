@@ -101,11 +101,11 @@ def test_likelihoods_are_those_of_one_run_through_the_pages(directories: Path, k
 
 
 def test_keys_that_depend_on_the_length_are_not_shared(tmp_path: Path) -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8}
-    tiny_model("llama2", tmp_path, vocab_size=VOCAB_SIZE, max_position_embeddings=64, rope_parameters=rope)
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    tiny_model("llama2", tmp_path, vocab_size=VOCAB_SIZE, max_position_embeddings=16, rope_parameters=rope)
     write_tokenizer(tmp_path)
     model = FaquantLM(str(tmp_path))
-    assert model.llm.model.config.rope.rope_type == "dynamic"
+    assert model.max_length == 64
     scores = model.loglikelihood(requests(*(("The sky is", " blue" * n) for n in (1, 4))), disable_tqdm=True)
     for n, (score, _) in zip((1, 4), scores, strict=True):
         context, continuation = model.tok_encode("The sky is"), model.tok_encode(" blue" * n)
@@ -136,6 +136,33 @@ def test_greedy_is_told_from_likely(quantized: FaquantLM) -> None:
     other = [*best[:-1], (best[-1] + 1) % 256]
     scores = quantized._loglikelihood_tokens([(None, prompt, best), (None, prompt, other), (None, prompt, best[:1])])
     assert [greedy for _, greedy in scores] == [True, False, True]
+
+
+def test_every_block_of_rows_counts(quantized: FaquantLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = torch.randn(5, 72, generator=torch.Generator().manual_seed(2))
+    scores = quantized.llm.model.decoder.logits(hidden).log_softmax(-1)
+    best = scores.argmax(-1)
+    wrong = best.clone()
+    wrong[0] = (best[0] + 1) % 256
+    monkeypatch.setattr(harness, "_ROWS", 2)
+    for tokens, greedy in ((best, True), (wrong, False)):
+        total = float(scores[range(5), tokens].sum())
+        assert quantized._score(hidden, tokens.tolist()) == (pytest.approx(total, rel=1e-5), greedy)
+
+
+def test_prompts_begin_with_the_tokenizers_bos_once(tmp_path: Path) -> None:
+    tiny_model("smollm", tmp_path, vocab_size=VOCAB_SIZE, max_position_embeddings=CONTEXT)
+    write_tokenizer(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
+    model, without = FaquantLM(str(tmp_path)), FaquantLM(str(tmp_path), add_bos_token=False, prefix_token_id=7)
+    letters = without.tok_encode("Hi")
+    assert len(letters) == 2
+    assert model.tok_encode("Hi") == model.tok_encode(START + "Hi") == [model.prefix_token_id, *letters]
+    assert model.tok_encode("Hi", add_special_tokens=False) == letters
+    assert without.prefix_token_id == 7
+    (score,) = without.loglikelihood(requests(("", "Hi")), disable_tqdm=True)
+    assert score[0] == pytest.approx(expected(tmp_path, [7], letters)[0], rel=1e-5)
 
 
 def test_a_changed_scale_in_the_checkpoint_changes_the_score(directories: Path, tmp_path: Path) -> None:

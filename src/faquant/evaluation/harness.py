@@ -59,7 +59,7 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     Args:
         pretrained: the directory.
-        max_length: tokens of context, at most the model's own; None: the model's.
+        max_length: tokens of context, at most the model's own (where RoPE is scaled, the scaled one); None: all.
         max_gen_toks: bound on an answer's tokens where the task names none.
         batch_size: how many answers are decoded together. Likelihoods are taken one by one, sharing common beginnings.
         add_bos_token: whether prompts get the tokenizer's special tokens; None: as the tokenizer says.
