@@ -11,7 +11,7 @@ CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -42,7 +42,7 @@ format: venv ## Format Python and C++, and mend what the linter can
 	$(BIN)/ruff format $(PYTHON_DIRS)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-test: venv ## All tests but those that need msmodelslim or a browser
+test: venv ## All tests but those that need msmodelslim, lm_eval or a browser
 	$(BIN)/python -m pytest -q
 
 $(INTEROP_VENV)/.installed:
@@ -57,6 +57,13 @@ test-interop: venv $(INTEROP_VENV)/.installed ## Tests against msmodelslim, whic
 $(VENV)/.browser: $(VENV)/.installed
 	$(BIN)/python -m pip install --no-build-isolation -e '.[browser]'
 	touch $@
+
+$(VENV)/.harness: $(VENV)/.installed
+	$(BIN)/python -m pip install --no-build-isolation -e '.[harness]'
+	touch $@
+
+test-harness: $(VENV)/.harness ## Score with lm-evaluation-harness, and compare with its own model of transformers
+	$(BIN)/python -m pytest -q -m harness
 
 test-browser: $(VENV)/.browser ## Look at the HTML report in chromium, which must be there with its chromedriver
 	$(BIN)/python -m pytest -q -m browser

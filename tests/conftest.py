@@ -1,8 +1,12 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+
+# What a test needs is in it; transformers, datasets and lm_eval would else ask the hub. They read this when imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # A slow machine is no fault of the code.
 settings.register_profile("faquant", deadline=None)

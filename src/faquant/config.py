@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, UnsupportedError
+from .errors import CheckpointError, UnsupportedError, UsageError
 
 MODEL_TYPES = {
     "llama": "LlamaForCausalLM",
@@ -102,13 +102,19 @@ def load_config(directory: Path) -> ModelConfig:
     """Read and check `directory`/config.json.
 
     Raises:
+        UsageError: `directory` is a GGUF file.
         CheckpointError: the file is missing or contradicts itself.
         UnsupportedError: the architecture, or a feature it asks for, is not one this program has.
     """
     try:
-        is_directory = directory.is_dir()
+        is_directory, is_file = directory.is_dir(), directory.is_file()
     except (OSError, ValueError):
-        is_directory = False
+        is_directory = is_file = False
+    if is_file and directory.suffix.lower() == ".gguf":
+        raise UsageError(
+            f"{directory} is a GGUF file; make a Hugging Face directory of it first: "
+            f"faquant convert {directory} --to hf -o {directory.stem}"
+        )
     if not is_directory:
         raise CheckpointError(f"{str(directory)[:200]} is not a directory. Name a Hugging Face model directory.")
     path = directory / "config.json"

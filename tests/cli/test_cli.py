@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from faquant.cli.inspect import parse_size
 from faquant.cli.main import run
 from faquant.errors import UsageError
+from oracles import gguf_files
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 
@@ -139,6 +140,29 @@ def test_convert_brings_every_spelling_back_to_the_tools_own(dtype: str, tmp_pat
     assert json.loads((out / description).read_text()) == json.loads((golden / description).read_text())
 
 
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = gguf_files.tiny_model(head_dim=16)
+    tokens = gguf_files.tokenizer_metadata(gguf_files.trained())
+    metadata = gguf_files.model_metadata(model.config, "llama") | tokens
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    gguf_files.write(path, "llama", metadata, gguf_files.gguf_tensors(model))
+    return path
+
+
+def test_a_gguf_file_becomes_a_directory_that_quantize_takes(
+    gguf_file: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = str(tmp_path / "hf"), str(tmp_path / "out")
+    assert run(["convert", str(gguf_file), "--to", "hf", "-o", source, "--dtype", "bfloat16"]) == 0
+    assert f"faquant quantize {source}" in capsys.readouterr().err
+    assert {tensor.dtype for tensor in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.bfloat16}
+    assert run(["convert", str(gguf_file), "--to", "hf", "-o", source]) == 1
+    assert run(["convert", str(gguf_file), "--to", "hf", "-o", source, "--overwrite"]) == 0
+    assert run(["quantize", source, "-o", out, "--calibration", str(text)]) == 0
+    assert run(["generate", out, "Hello", "--max-tokens", "3", "--temperature", "0"]) == 0
+
+
 WRONG = {
     "no such model": (["quantize", "nowhere", "-o", "{out}"], 1, "nowhere"),
     "no such recipe": (["quantize", "{source}", "-o", "{out}", "--recipe", "best"], 2, "mindie"),
@@ -151,6 +175,16 @@ WRONG = {
     "more than the context": (["generate", "{quantized}", "Hi", "--max-tokens", "9999"], 2, "context"),
     "a size that is none": (["inspect", "{quantized}", "--memory", "much"], 2, "much"),
     "converting a float model": (["convert", "{source}", "--to", "mindie", "-o", "{out}"], 2, "float model"),
+    "quantizing a GGUF file": (["quantize", "{gguf}", "-o", "{out}"], 2, "faquant convert {gguf} --to hf"),
+    "evaluating against a GGUF file": (["evaluate", "{quantized}", "--against", "{gguf}"], 2, "convert {gguf}"),
+    "converting a GGUF file for mindie": (["convert", "{gguf}", "--to", "mindie", "-o", "{out}"], 2, "--to hf"),
+    "converting a directory to hf": (["convert", "{source}", "--to", "hf", "-o", "{out}"], 2, "GGUF"),
+    "converting nothing to hf": (["convert", "none.gguf", "--to", "hf", "-o", "{out}"], 1, "none.gguf"),
+    "a dtype for mindie": (
+        ["convert", "{quantized}", "--to", "mindie", "-o", "{out}", "--dtype", "float16"],
+        2,
+        "--to hf",
+    ),
     "report that cannot be written": (
         ["evaluate", "{quantized}", "--against", "{source}", "--json", "/nowhere/x"],
         2,
@@ -164,16 +198,16 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_use_is_one_clear_paragraph(
-    case: str, quantized: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, quantized: Path, source: Path, gguf_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, status, word = WRONG[case]
-    places = {"out": tmp_path / "out", "source": source, "quantized": quantized}
+    places = {"out": tmp_path / "out", "source": source, "quantized": quantized, "gguf": gguf_file}
     started = time.monotonic()
     assert run([argument.format(**places) for argument in arguments]) == status
     # The promise is two seconds; a loaded machine gets more.
     assert time.monotonic() - started < 10
     message = capsys.readouterr().err
-    assert word in message
+    assert word.format(**places) in message
     assert "Traceback" not in message
     assert not (tmp_path / "out").exists()
 

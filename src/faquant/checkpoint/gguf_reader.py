@@ -7,6 +7,7 @@ package's.
 import math
 import mmap
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,49 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read the header of `path` and map its tensors.
+    """Read the header of `path` and map its tensors; where `path` is one part of several, of all of them.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or no GGUF file.
+        CheckpointError: the file, or another part, is missing, truncated, or no GGUF file; or parts do not fit.
         UnsupportedError: its version, byte order or a quantization is not known here.
     """
+    file = _read_one(path)
+    count = file.metadata.get("split.count", 0)
+    return file if count in (0, 1) else _join([_read_one(part) for part in _parts(path, count)], str(path))
+
+
+def _parts(path: Path, count: object) -> list[Path]:
+    """All parts of the file of which `path` is one."""
+    name = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
+    if name is None or int(name[2]) != count:
+        raise CheckpointError(
+            f"{path} is one of {count} parts, which find each other by names such as NAME-00001-of-00003.gguf. "
+            "Give all of them the names they were published under, in one directory."
+        )
+    return [path.with_name(f"{name[1]}-{number:05}-of-{name[2]}.gguf") for number in range(1, int(name[2]) + 1)]
+
+
+def _join(parts: list[GgufFile], source: str) -> GgufFile:
+    """One file of several; the first part has the metadata."""
+    tensors: dict[str, GgufTensor] = {}
+    for number, part in enumerate(parts):
+        place = (part.metadata.get("split.no"), part.metadata.get("split.count"))
+        if place != (number, len(parts)):
+            raise CheckpointError(
+                f"{part.source} is not part {number + 1} of {len(parts)}; it was renamed or mixed up."
+            )
+        if twice := tensors.keys() & part.tensors.keys():
+            raise CheckpointError(f"{part.source} holds the tensor {min(twice)!r}, which another part has too.")
+        tensors |= part.tensors
+    expected = parts[0].metadata.get("split.tensors.count", len(tensors))
+    if expected != len(tensors):
+        raise CheckpointError(
+            f"{source}: its parts hold {len(tensors)} tensors, not {expected}; are they of one model?"
+        )
+    return GgufFile(source, parts[0].metadata, tensors)
+
+
+def _read_one(path: Path) -> GgufFile:
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is not a regular file. Name a GGUF file.")
     try:

@@ -9,16 +9,30 @@ from ..errors import CheckpointError, UnsupportedError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
-# How text is cut into words before BPE, by `tokenizer.ggml.pre`. The two expressions are those that the models'
-# own tokenizer.json files carry; they differ in how many digits go together.
+# How text is cut into words before BPE, by `tokenizer.ggml.pre`. The expressions are those that the models' own
+# tokenizer.json files carry. Those of Llama 3 and Qwen2 differ in how many digits go together.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = {"llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}"), "qwen2": _WORDS.format(digits=r"\p{N}")}
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (  # Mistral's since Nemo: a capital begins a word of its own
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {
+    "llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}"),
+    "qwen2": _WORDS.format(digits=r"\p{N}"),
+    "tekken": _TEKKEN,
+}
 _GPT2 = ("gpt-2", "default")  # "default" means nothing in particular; GPT-2's rules are the usual reading
-PRE_TOKENIZERS = ("smollm", *_SPLITS, *_GPT2)
+# Other names of the same rules.
+_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+# These look a whole word up before they merge, since no chain of merges reaches some tokens; and text begins with BOS.
+_WHOLE_WORDS = ("llama-bpe", "tekken")
+PRE_TOKENIZERS = ("smollm", *_SPLITS, *_ALIASES, *_GPT2)
 SPACE = "\u2581"  # sentencepiece's visible space
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
 def build_tokenizer(metadata: Mapping[str, Any], source: str) -> Tokenizer:
@@ -74,12 +88,22 @@ def tokenizer_config(metadata: Mapping[str, Any], max_position: int, source: str
         index = token_id(metadata, key, source)
         if index is not None:
             config[f"{name}_token"] = tokens[index]
-    template = metadata.get("tokenizer.chat_template")
-    if template is not None:
-        if not isinstance(template, str):
-            raise CheckpointError(f"{source}: tokenizer.chat_template must be a string.")
-        config["chat_template"] = template
+    if templates := _chat_templates(metadata, source):
+        named = [{"name": name, "template": template} for name, template in templates.items()]
+        config["chat_template"] = named if set(templates) != {"default"} else templates["default"]
     return config
+
+
+def _chat_templates(metadata: Mapping[str, Any], source: str) -> dict[str, str]:
+    """The chat templates by name: `default`, and for some models others, such as tool_use."""
+    key = "tokenizer.chat_template"
+    found: dict[str, str] = {}
+    for name, text in metadata.items():
+        if name == key or name.startswith(f"{key}."):
+            if not isinstance(text, str):
+                raise CheckpointError(f"{source}: {name} must be a string.")
+            found[name[len(key) + 1 :] or "default"] = text
+    return found
 
 
 def token_id(metadata: Mapping[str, Any], name: str, source: str) -> int | None:
@@ -98,8 +122,25 @@ def token_id(metadata: Mapping[str, Any], name: str, source: str) -> int | None:
     return value
 
 
+def end_ids(metadata: Mapping[str, Any], source: str) -> list[int]:
+    """The ids of the tokens that end an answer, the one called EOS first.
+
+    Many a file names only the end of a text; then the chat template's end of a turn is found by its name.
+    """
+    tokens = _strings(metadata, "tokenizer.ggml.tokens", source)
+    named = [token_id(metadata, name, source) for name in ("eos", "eot", "eom")]
+    template = str(metadata.get("tokenizer.chat_template", ""))
+    turns = [tokens.index(name) for name in TURN_ENDS if name in template and name in tokens]
+    return list(dict.fromkeys([*(index for index in named if index is not None), *turns]))
+
+
+def _pre(metadata: Mapping[str, Any]) -> Any:
+    name = metadata.get("tokenizer.ggml.pre")
+    return _ALIASES.get(name, name) if isinstance(name, str) else None
+
+
 def _byte_level_bpe(metadata: Mapping[str, Any], vocabulary: dict[str, int], source: str) -> Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre")
+    pre = _pre(metadata)
     if pre not in PRE_TOKENIZERS:
         raise UnsupportedError(
             f"{source} cuts text into words by the rules {pre!r} (tokenizer.ggml.pre), which are not known here; "
@@ -111,8 +152,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], vocabulary: dict[str, int], sou
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
             raise CheckpointError(f"{source}: the merge {merge!r} is not made of tokens of the vocabulary.")
         merges.append((left, right))
-    # Llama 3 looks a whole word up before it merges: some of its tokens no chain of merges reaches.
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _WHOLE_WORDS))
     prefix = _flag(metadata, "tokenizer.ggml.add_space_prefix", False, source)
     if pre in _SPLITS:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -173,7 +213,7 @@ def _sentencepiece_bpe(
 
 def _add_template(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: Sequence[str], source: str) -> None:
     # The defaults are llama.cpp's for files that do not say.
-    starts = metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    starts = metadata.get("tokenizer.ggml.model") == "llama" or _pre(metadata) in _WHOLE_WORDS
     ends: dict[str, tuple[str, int] | None] = {}
     for name, default in (("bos", starts), ("eos", False)):
         index = token_id(metadata, name, source)

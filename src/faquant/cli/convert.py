@@ -8,21 +8,52 @@ from typing import Annotated
 import typer
 
 from ..config import load_config
+from ..errors import UsageError
+from .console import progress_bar
 
 
 class Target(str, Enum):
     mindie = "mindie"
+    hf = "hf"
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 def convert(
-    directory: Annotated[Path, typer.Argument(help="Quantized directory.", metavar="OUT")],
-    to: Annotated[Target, typer.Option(help="The runtime that is to load it.")],
+    source: Annotated[Path, typer.Argument(help="Quantized directory, or for hf a GGUF file.", metavar="OUT|GGUF")],
+    to: Annotated[
+        Target, typer.Option(help="mindie: the runtime that is to load it. hf: a float Hugging Face directory.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")],
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="For hf: of the weights; float32 rounds none.", show_default="float32")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it is a model directory.")] = False,
 ) -> None:
-    """Rewrite a quantized directory for another runtime, where its recipe allows it."""
-    load_config(directory)
+    """Rewrite a quantized directory for another runtime, where its recipe allows it; or a GGUF file for quantize."""
+    if to is Target.hf:
+        _from_gguf(source, output, (dtype or Dtype.float32).value, overwrite)
+        return
+    if dtype is not None:
+        raise UsageError("--dtype is for --to hf; --to mindie keeps the types that the recipe gave.")
+    load_config(source)
     from ..quantization.convert import convert_to_mindie  # loads torch: a wrong directory is told before that
 
-    convert_to_mindie(directory, output, overwrite)
+    convert_to_mindie(source, output, overwrite)
     print(f"{output}: written for {to.value}.", file=sys.stderr)
+
+
+def _from_gguf(source: Path, output: Path, dtype: str, overwrite: bool) -> None:
+    if source.is_dir():
+        raise UsageError(
+            f"{source} is a directory. --to hf takes a GGUF file; quantize takes a Hugging Face directory."
+        )
+    from ..checkpoint.gguf import convert_gguf
+
+    with progress_bar("dequantizing tensors") as progress:
+        convert_gguf(source, output, dtype, progress, overwrite)
+    print(f"{output}: {dtype} weights. Next: faquant quantize {output} -o OUT", file=sys.stderr)

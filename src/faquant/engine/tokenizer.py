@@ -86,6 +86,11 @@ class Tokenizer:
         """Whether `render_chat` has a template to render with."""
         return bool(self._chat_templates)
 
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the chat template for requests without tools. Raises: UnsupportedError: only others are there."""
+        return self._chat_templates.choose(with_tools=False).source if self._chat_templates else None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, by default with what the model expects around it, such as BOS.
 
