@@ -20,6 +20,7 @@ def quantize(
     calibration: str | Path = "builtin",
     *,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Quantize the Hugging Face directory `model` into the new directory `output`.
@@ -28,6 +29,7 @@ def quantize(
         recipe: a name (default, static, mindie, attention-only), a JSON file, or a Recipe.
         calibration: `builtin`, or a .txt or .jsonl file.
         overwrite: replace `output` if it is a model directory already.
+        restart: throw away what an interrupted run has left, in place of going on with it.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -36,7 +38,7 @@ def quantize(
     Raises:
         UsageError: the recipe or the calibration makes no sense.
         CheckpointError, UnsupportedError: the model cannot be read, or not be quantized so.
-        OutputError: `output` exists or cannot be written; nothing is left there.
+        OutputError: `output` exists or cannot be written, or an interrupted run of another kind has left work there.
     """
     source = Path(model)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -46,7 +48,7 @@ def quantize(
     tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
     limit = min(MAX_PROMPT_TOKENS, config.max_position)
     ids = calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit, config.max_position)
-    pipeline.quantize(source, Path(output), chosen, ids, overwrite=overwrite, progress=progress)
+    pipeline.quantize(source, Path(output), chosen, ids, overwrite=overwrite, restart=restart, progress=progress)
     return sum(len(prompt) for prompt in ids)
 
 

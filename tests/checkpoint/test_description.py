@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from faquant.checkpoint.description import TENSOR_TYPES, Description, effective_fa_quant_type, read_description
+from faquant.checkpoint.shards import write_json
 from faquant.checkpoint.tensors import TensorFiles
-from faquant.checkpoint.write import write_json
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

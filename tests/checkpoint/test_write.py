@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from faquant.checkpoint import write
+from faquant.checkpoint import shards, write
+from faquant.checkpoint.shards import ShardWriter, write_json
 from faquant.checkpoint.tensors import TensorFiles
-from faquant.checkpoint.write import ShardWriter, copy_side_files, output_directory, write_json
+from faquant.checkpoint.write import copy_side_files, output_directory
 from faquant.errors import CheckpointError, FaquantError, OutputError
 
 STEM = "quant_model_weight_w8a8"
@@ -113,7 +114,7 @@ def test_round_trip(
     directory = tmp_path_factory.mktemp("shards")
     tensors = {f"t{i}": torch.randint(0, 2, shape).to(dtype) for i, (dtype, shape) in enumerate(sizes)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "COMPACT_BELOW", compact_below)
+        patch.setattr(shards, "COMPACT_BELOW", compact_below)
         check_round_trip(directory, STEM, tensors, shard_bytes)
     for path in directory.glob("*.safetensors"):
         content = path.read_bytes()
@@ -140,7 +141,7 @@ def test_views_and_later_changes(tmp_path: Path) -> None:
 
 
 def test_header_room_starts_a_new_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "HEADER_ROOM", 1016)
+    monkeypatch.setattr(shards, "HEADER_ROOM", 1016)
     written = check_round_trip(tmp_path, "model", {f"t{i}": torch.ones(i) for i in range(30)}, 1 << 30)
     assert len(written) > 3
 
@@ -345,7 +346,8 @@ def test_tensors_that_could_not_be_written_cannot_be_closed(tmp_path: Path) -> N
 WRITE = """
 import resource, sys, time, torch
 from pathlib import Path
-from faquant.checkpoint.write import ShardWriter, output_directory
+from faquant.checkpoint.shards import ShardWriter
+from faquant.checkpoint.write import output_directory
 from faquant.errors import OutputError
 limits, seconds = [int(text) for text in sys.argv[2].split()], float(sys.argv[3])
 for limit in limits:

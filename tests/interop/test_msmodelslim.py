@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from faquant.model.load import load_float
 from faquant.model.opening import DTYPES
-from faquant.quantization.mindie import calibrate_mindie
+from oracles.mindie import calibrate
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
@@ -147,7 +146,7 @@ def test_same_as_the_tool(case: Case, tool_python: str, tmp_path: Path) -> None:
     wanted = load_file(tmp_path / "tool" / "quant_model_weight_w8a8.safetensors")
     described = json.loads((tmp_path / "tool" / "quant_model_description.json").read_text(encoding="utf-8"))
 
-    ours = list(calibrate_mindie(load_float(tmp_path / "float", DTYPES[case.dtype]).decoder, prompts, is_float))
+    ours = calibrate(tmp_path / "float", prompts, [name for name in linears if is_float(name)])
 
     head = ["version", "model_quant_type", "fa_quant_type"]
     assert list(described) == head + [name for name, _, _ in ours]

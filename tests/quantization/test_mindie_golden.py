@@ -5,20 +5,16 @@ Float sums differ in their last bits from one CPU to another, so what depends on
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from faquant.errors import CheckpointError, UsageError
-from faquant.model.decoder import Decoder
-from faquant.model.linear import FloatLinear
-from faquant.model.load import load_float
-from faquant.model.opening import DTYPES
-from faquant.quantization.mindie import calibrate_mindie, eager_attention
+from faquant.errors import CheckpointError
+from faquant.quantization.mindie import eager_attention
+from oracles.mindie import calibrate
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 Both = tuple[dict[str, Tensor], dict[str, Tensor], list[str], list[str]]
@@ -26,12 +22,19 @@ Both = tuple[dict[str, Tensor], dict[str, Tensor], list[str], list[str]]
 PROMPTS = json.loads((GOLDEN / "calibration_token_ids.json").read_text(encoding="utf-8"))
 
 
-def is_float(name: str) -> bool:
-    return name == "lm_head" or name.endswith("down_proj")
+FLOAT = ("lm_head", "*.down_proj")
+FLOAT32 = GOLDEN / "float_float32"
 
 
-def decoder_of(dtype: str) -> Decoder:
-    return load_float(GOLDEN / f"float_{dtype}", DTYPES[dtype]).decoder
+def changed(directory: Path, edit: Callable[[dict[str, Tensor]], None], **config: object) -> Path:
+    """A copy of the float32 source with other tensors and another config.json."""
+    directory.mkdir()
+    tensors = load_file(FLOAT32 / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    raw = json.loads((FLOAT32 / "config.json").read_text(encoding="utf-8"))
+    (directory / "config.json").write_text(json.dumps(raw | config), encoding="utf-8")
+    return directory
 
 
 def steps_apart(a: Tensor, b: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ def steps_apart(a: Tensor, b: Tensor) -> Tensor:
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def both(request: pytest.FixtureRequest) -> Both:
     directory = GOLDEN / f"w8a8_fa_{'fp32' if request.param == 'float32' else 'bf16'}_ascendV1"
-    ours = list(calibrate_mindie(decoder_of(request.param), PROMPTS, is_float))
+    ours = calibrate(GOLDEN / f"float_{request.param}", PROMPTS, FLOAT)
     described = json.loads((directory / "quant_model_description.json").read_text(encoding="utf-8"))
     wanted = load_file(directory / "quant_model_weight_w8a8.safetensors")
     lines = [f"{name}: {kind}" for name, kind, _ in ours]
@@ -84,53 +87,25 @@ def test_tensors_are_the_tool_s(both: Both) -> None:
 
 def test_order_of_prompts_matters() -> None:
     """Inputs are rounded with the range of the prompts so far, so later layers see the order."""
-    decoder = decoder_of("float32")
     name = "model.layers.2.self_attn.q_proj.input_scale"
     forth, back = (
-        {n: t for n, _, t in calibrate_mindie(decoder, prompts, is_float)}[name] for prompts in (PROMPTS, PROMPTS[::-1])
+        {n: t for n, _, t in calibrate(FLOAT32, prompts, FLOAT)}[name] for prompts in (PROMPTS, PROMPTS[::-1])
     )
     assert not torch.equal(forth, back)
     torch.testing.assert_close(forth, back, rtol=0.05, atol=0)
 
 
-def test_the_float_model_is_left_as_it_was() -> None:
-    decoder = decoder_of("float32")
-    before = [linear.weight.clone() for linear in (decoder.layers[0].q_proj, decoder.lm_head)]
-    for _ in calibrate_mindie(decoder, PROMPTS[:1], lambda name: False):
-        pass
-    assert isinstance(decoder.layers[0].q_proj, FloatLinear)
-    assert all(
-        torch.equal(linear.weight, old)
-        for linear, old in zip((decoder.layers[0].q_proj, decoder.lm_head), before, strict=True)
-    )
+def test_a_tied_head_is_not_stored_twice(tmp_path: Path) -> None:
+    tied = changed(tmp_path / "tied", lambda tensors: tensors.pop("lm_head.weight"), tie_word_embeddings=True)
+    assert "lm_head.weight" not in {name for name, _, _ in calibrate(tied, PROMPTS[:1], FLOAT)}
 
 
-def test_a_tied_head_is_not_stored_twice() -> None:
-    decoder = decoder_of("float32")
-    decoder = replace(
-        decoder, lm_head=FloatLinear(decoder.embedding), config=replace(decoder.config, tie_word_embeddings=True)
-    )
-    assert "lm_head.weight" not in {name for name, _, _ in calibrate_mindie(decoder, PROMPTS[:1], is_float)}
+def test_an_overflow_is_refused_with_its_place(tmp_path: Path) -> None:
+    def enlarge(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.1.post_attention_layernorm.weight"][3] = 3e38
 
-
-@pytest.mark.parametrize("prompts", [[], [[1, 2], []]])
-def test_empty_prompts_are_refused(prompts: list[list[int]]) -> None:
-    with pytest.raises(UsageError, match="prompt"):
-        list(calibrate_mindie(decoder_of("float32"), prompts, is_float))
-
-
-def test_an_overflow_is_refused_with_its_place() -> None:
-    decoder = decoder_of("float32")
-    decoder.layers[1].post_attention_layernorm.weight[3] = float("inf")
     with pytest.raises(CheckpointError, match=r"model\.layers\.1: .*not finite"):
-        list(calibrate_mindie(decoder, PROMPTS, is_float))
-
-
-def test_a_quantized_model_is_refused() -> None:
-    decoder = decoder_of("float32")
-    other: Callable[[Tensor], Tensor] = torch.abs
-    with pytest.raises(TypeError, match="float model"):
-        list(calibrate_mindie(replace(decoder, lm_head=other), PROMPTS, is_float))
+        calibrate(changed(tmp_path / "large", enlarge), PROMPTS, FLOAT)
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])

@@ -222,10 +222,3 @@ def test_weights_that_overflow_on_the_way_are_refused(name: str, source: Path, t
     with pytest.raises(FaquantError):
         quantize(source, tmp_path / "out", RECIPES[name], [[1, 2, 3]])
     assert not (tmp_path / "out").exists()
-
-
-def test_what_a_killed_run_left_is_removed_by_the_next(source: Path, tmp_path: Path) -> None:
-    left = tmp_path / ".out.partial-4194303-0123abcd"
-    left.mkdir()
-    _quantize(source, tmp_path / "out", RECIPES["attention-only"])
-    assert not left.exists()

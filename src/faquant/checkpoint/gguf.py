@@ -11,7 +11,8 @@ from .gguf_config import build_config
 from .gguf_reader import read_gguf
 from .gguf_tensors import plan_tensors, read_tensor
 from .gguf_tokenizer import build_tokenizer, tokenizer_config
-from .write import ShardWriter, output_directory, write_json
+from .shards import ShardWriter, write_json
+from .write import output_directory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

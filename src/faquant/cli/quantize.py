@@ -23,6 +23,9 @@ def quantize(
         str, typer.Option(help="builtin, or a .txt or .jsonl file.", metavar="FILE|builtin")
     ] = "builtin",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what an interrupted run has left, instead of going on.")
+    ] = False,
 ) -> None:
     """Turn a Hugging Face checkpoint into one with 8-bit attention and 8-bit linears."""
     started = time.monotonic()
@@ -30,7 +33,9 @@ def quantize(
     from .. import api  # loads torch: a wrong directory or option is told before that
 
     with progress_bar("quantizing layers") as progress:
-        tokens = api.quantize(model, output, recipe, calibration, overwrite=overwrite, progress=progress)
+        tokens = api.quantize(
+            model, output, recipe, calibration, overwrite=overwrite, restart=restart, progress=progress
+        )
     if tokens < FEW_TOKENS:
         print(f"Only {tokens:,} tokens of calibration: thousands, of every kind you serve, do better.", file=sys.stderr)
     print(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..checkpoint.description import Description
 from ..checkpoint.metadata import ROTATED_TYPE
-from ..checkpoint.write import ShardWriter, check_storable, copy_side_files, output_directory, write_json
+from ..checkpoint.shards import ShardWriter, write_json
+from ..checkpoint.write import check_storable, copy_side_files, output_directory
 from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
 from ..kernels.scheme import AttentionScheme

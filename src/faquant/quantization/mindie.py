@@ -5,7 +5,7 @@ it and on the prompts so far, so running all prompts through one layer after the
 one layer's rounded weights in memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, UsageError
-from ..model.decoder import LINEARS, Decoder, DecoderLayer, RMSNorm
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..model.decoder import LINEARS, DecoderLayer, RMSNorm, build_layer
 from ..model.linear import FloatLinear, Linear
+from ..model.load import float_linear
+from ..model.opening import DTYPES
 from ..model.rope import Rope
+from ..model.schemes import Checked
+from ..recipe import Recipe
 from . import w8a8
+from .layerwise import NamedTensor
 from .percentile import K_RATIO, Q_RATIO, V_RATIO, HeadObserver
-
-NamedTensor = tuple[str, str, Tensor]
-"""Name, type in the description, tensor."""
 
 
 class MindieLinear:
@@ -99,44 +102,62 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) 
     return (probabilities @ v).transpose(0, 1)
 
 
-def calibrate_mindie(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], is_float: Callable[[str], bool]
-) -> Iterator[NamedTensor]:
-    """Yield every tensor of the quantized checkpoint, in the order of the tool's description.
+class MindieQuantizer:
+    """Quantizes as the tool does, layer by layer. Streams are the prompts' residual streams in the model's dtype, in
+    which everything is computed, and so its scales carry that dtype's rounding.
 
-    Args:
-        decoder: float, in the checkpoint's dtype, in which everything is computed; it is not changed.
-        prompts: token ids; order matters, because an input is rounded with the range of the prompts so far.
-        is_float: whether the linear of that name (`model.layers.0.mlp.down_proj`, `lm_head`) stays float.
-
-    Raises:
-        UsageError: a prompt is empty, or there is none.
-        CheckpointError: a weight or an activation is not finite.
+    What a layer sees depends on the order of the prompts, because an input is rounded with the range of those so far.
     """
-    if not prompts or not all(prompts):
-        raise UsageError("Calibration needs at least one prompt, and none may be empty.")
-    config = decoder.config
-    states = [decoder.embedding[torch.tensor(ids)].to(decoder.dtype) for ids in prompts]
-    tables = [Rope(config, len(ids)).tables(torch.arange(len(ids)), decoder.dtype) for ids in prompts]
-    yield "model.embed_tokens.weight", "FLOAT", decoder.embedding
-    for layer in decoder.layers:
-        name = f"model.layers.{layer.index}"
-        attention = MindieAttention(config.sliding_windows[layer.index])
+
+    def __init__(self, config: ModelConfig, checked: Checked, recipe: Recipe) -> None:
+        self.config = config
+        self.checked = checked
+        self.dtype = DTYPES[config.dtype]
+        self.is_float: Callable[[str], bool] = recipe.linear.is_float if recipe.linear else lambda name: True
+
+    def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
+        """The embedding, and the streams that enter the first layer, for prompts of int64 ids [tokens]."""
+        embedding = self._tensor("model.embed_tokens.weight")
+        return [("model.embed_tokens.weight", "FLOAT", embedding)], [embedding[ids] for ids in prompts]
+
+    def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
+        """The tensors of one layer, in the order of the tool's description, and the streams that leave it.
+
+        Raises:
+            CheckpointError: a weight or an activation is not finite.
+        """
+        name = f"model.layers.{index}"
+        layer = build_layer(self.config, index, self._tensor, self._linear, self.checked.__contains__, self.dtype)
+        attention = MindieAttention(self.config.sliding_windows[index])
         with _located(name):
-            calibrating = _calibrating(layer, name, is_float)
-            states = [calibrating(x, table, attention) for x, table in zip(states, tables, strict=True)]
-            yield from attention.tensors(f"{name}.self_attn")
-            yield from _layer_tensors(calibrating, name)
-    yield from _norm_tensors(decoder.norm, "model.norm")
-    head = _float_linear(decoder.lm_head)
-    if config.tie_word_embeddings and torch.equal(head.weight, decoder.embedding):
-        return
-    with _located("lm_head"):
-        linear = head if is_float("lm_head") else MindieLinear(head)
-        if isinstance(linear, MindieLinear):
-            for x in states:
-                linear(decoder.norm(x))
-        yield from _linear_tensors(linear, "lm_head")
+            calibrating = _calibrating(layer, name, self.is_float)
+            after = []
+            for x in streams:
+                rope = Rope(self.config, len(x))
+                after.append(calibrating(x, rope.tables(torch.arange(len(x)), self.dtype), attention))
+            return [*attention.tensors(f"{name}.self_attn"), *_layer_tensors(calibrating, name)], after
+
+    def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
+        """What stands behind the last layer."""
+        bias = self._tensor("model.norm.bias") if "model.norm.bias" in self.checked else None
+        norm = RMSNorm(self._tensor("model.norm.weight"), self.config.rms_norm_eps, bias)
+        tensors = list(_norm_tensors(norm, "model.norm"))
+        head = self._linear("lm_head")
+        tied = self.config.tie_word_embeddings
+        if tied and torch.equal(head.weight, self._tensor("model.embed_tokens.weight")):
+            return tensors
+        with _located("lm_head"):
+            linear = head if self.is_float("lm_head") else MindieLinear(head)
+            if isinstance(linear, MindieLinear):
+                for x in streams:
+                    linear(norm(x))
+            return [*tensors, *_linear_tensors(linear, "lm_head")]
+
+    def _tensor(self, name: str) -> Tensor:
+        return self.checked.finite(name).to(self.dtype)
+
+    def _linear(self, name: str) -> FloatLinear:
+        return float_linear(self.checked, self.config, name, self.dtype)
 
 
 def _calibrating(layer: DecoderLayer, name: str, is_float: Callable[[str], bool]) -> DecoderLayer:

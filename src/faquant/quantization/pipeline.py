@@ -1,32 +1,46 @@
-"""Layer by layer from a float directory to a quantized one.
+"""From a float directory to a quantized one, layer by layer.
 
 Only one layer's weights are in memory at a time, with the calibration prompts' residual stream before and after it.
+That stream and what was written are saved after each layer: a run that was cut off goes on there.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.description import Description
 from ..checkpoint.metadata import Metadata, model_fingerprint
+from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.tensors import TensorFiles
-from ..checkpoint.write import ShardWriter, check_storable, copy_side_files, output_directory, side_files, write_json
+from ..checkpoint.unfinished import Unfinished, unfinished_directory
+from ..checkpoint.write import check_storable, copy_side_files, side_files
 from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
 from ..kernels.reference import MAX_INPUT_BLOCK, hadamard_block
-from ..model.load import load_float
-from ..model.opening import DTYPES, layer_linears, open_checkpoint
+from ..model.opening import layer_linears, open_checkpoint
 from ..model.schemes import Checked
 from ..recipe import Recipe
 from .calibration import fingerprint
 from .layerwise import LayerQuantizer, NamedTensor
-from .mindie import calibrate_mindie
+from .mindie import MindieQuantizer
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
+
+
+class Quantizer(Protocol):
+    """A recipe's arithmetic. Streams are the prompts' residual streams, [tokens, hidden] each."""
+
+    def start(self, prompts: Sequence[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]: ...
+
+    def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]: ...
+
+    def finish(self, streams: list[Tensor]) -> list[NamedTensor]: ...
 
 
 def quantize(
@@ -36,6 +50,7 @@ def quantize(
     calibration: Sequence[Sequence[int]],
     *,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Quantize the float directory `source` into the new directory `target`.
@@ -43,18 +58,20 @@ def quantize(
     Args:
         calibration: token ids of each prompt.
         overwrite: replace `target` if it is a model directory already.
+        restart: throw away what an interrupted run has left, in place of going on with it.
 
     Raises:
         CheckpointError, UnsupportedError: the source cannot be read, or not with this recipe.
-        OutputError: the target exists, or cannot be written; nothing is left there.
+        OutputError: the target exists or cannot be written, or an interrupted run with another model, recipe or
+            calibration has left its work there.
     """
     opened = open_checkpoint(source)
     config, checked, files = opened.config, opened.checked, opened.checked.files
     if opened.description is not None:
         raise UsageError(f"{source} is quantized already. Name the float model that it was made from.")
     _check_recipe(recipe, config, checked)
-    if not calibration:
-        raise UsageError("There is nothing to calibrate with: the calibration has no tokens.")
+    if not calibration or not all(calibration):
+        raise UsageError("There is nothing to calibrate with: there is no prompt, or one has no tokens.")
     prompts = [torch.tensor(ids, dtype=torch.int64) for ids in calibration]
     longest = max(len(prompt) for prompt in prompts)
     if longest > config.max_position:
@@ -62,78 +79,92 @@ def quantize(
             f"A calibration prompt has {longest} tokens, but the model's context is {config.max_position} tokens."
         )
     side_files(source)  # what cannot be copied is told before the long work
-    with output_directory(target, overwrite, keep=source) as directory:
-        stem = "quant_model_weights" if recipe.linear is None else "quant_model_weight_w8a8"
-        sink = _Sink(ShardWriter(directory, stem))
-        raw_config = dict(opened.raw_config)
-        if recipe.is_mindie:
-            _quantize_mindie(source, config, recipe, calibration, sink, progress)
-        else:
-            metadata = _metadata(config, recipe, files, calibration)
-            _run(LayerQuantizer(config, checked, recipe, metadata), config.num_layers, prompts, sink, progress)
-            if "lm_head.weight" in sink.types:
-                raw_config["tie_word_embeddings"] = False
-        sink.writer.close()
+    metadata = _metadata(config, recipe, files, calibration)
+    quantizer: Quantizer = (
+        MindieQuantizer(config, checked, recipe)
+        if recipe.is_mindie
+        else LayerQuantizer(config, checked, recipe, metadata)
+    )
+    stem = "quant_model_weights" if recipe.linear is None else "quant_model_weight_w8a8"
+    identity = {
+        "model": metadata.model,
+        "calibration": metadata.calibration,
+        "recipe": recipe.model_dump_json(),
+        "version of faquant": version("faquant"),
+    }
+    with unfinished_directory(target, identity, overwrite, restart, keep=source) as work:
+        types = _run(quantizer, config.num_layers, prompts, work, stem, progress)
         description = Description(
             version="1.0.0",
             model_quant_type=_model_quant_type(recipe),
             fa_quant_type="FAQuant" if recipe.attention else None,
             kv_cache_type=None,
             metadata={} if recipe.is_mindie else {"faquant": metadata.model_dump()},
-            tensor_types=sink.types,
+            tensor_types=types,
         )
-        write_json(directory / "quant_model_description.json", description.to_json())
-        copy_side_files(source, directory)
+        write_json(work.output / "quant_model_description.json", description.to_json())
+        copy_side_files(source, work.output)
+        raw_config = dict(opened.raw_config)
+        if "lm_head.weight" in types and "lm_head.weight" not in checked:
+            raw_config["tie_word_embeddings"] = False
         # Last, so that no directory without all the rest is taken for a model.
-        write_json(directory / "config.json", raw_config)
+        write_json(work.output / "config.json", raw_config)
 
 
-class _Sink:
-    """Collects tensors and what the description says of them."""
-
-    def __init__(self, writer: ShardWriter) -> None:
-        self.writer = writer
-        self.types: dict[str, str] = {}
-
-    def add(self, name: str, tensor: Tensor, kind: str) -> None:
-        check_storable(name, tensor)
-        self.writer.add(name, tensor.contiguous())
-        self.types[name] = kind
-
-    def add_all(self, tensors: Iterable[NamedTensor]) -> None:
-        for name, kind, tensor in tensors:
-            self.add(name, tensor, kind)
-
-
-def _run(quantizer: LayerQuantizer, num_layers: int, prompts: list[Tensor], sink: _Sink, progress: Progress) -> None:
-    tensors, streams = quantizer.start(prompts)
-    sink.add_all(tensors)
-    for index in range(num_layers):
-        progress(index, num_layers + 1)
-        tensors, streams = quantizer.layer(index, streams)
-        sink.add_all(tensors)
-    progress(num_layers, num_layers + 1)
-    sink.add_all(quantizer.finish(streams))
-    progress(num_layers + 1, num_layers + 1)
-
-
-def _quantize_mindie(
-    source: Path,
-    config: ModelConfig,
-    recipe: Recipe,
-    calibration: Sequence[Sequence[int]],
-    sink: _Sink,
+def _run(
+    quantizer: Quantizer,
+    num_layers: int,
+    prompts: list[Tensor],
+    work: Unfinished,
+    stem: str,
     progress: Progress,
-) -> None:
-    # The tool calibrates in the checkpoint's own dtype, and so its scales carry that dtype's rounding.
-    decoder = load_float(source, DTYPES[config.dtype]).decoder
-    is_float = recipe.linear.is_float if recipe.linear else lambda name: True
-    total = config.num_layers + 1
-    for name, kind, tensor in calibrate_mindie(decoder, calibration, is_float):
-        sink.add(name, tensor, kind)
-        if name.endswith("post_attention_layernorm.weight"):
-            progress(int(name.split(".")[2]) + 1, total)
-    progress(total, total)
+) -> dict[str, str]:
+    """Write all tensors, from where the work stopped, and return their types."""
+    threads = torch.get_num_threads()
+    saved = work.load()
+    types: dict[str, str] = {}
+    if saved is None:
+        done, writer = 0, ShardWriter(work.output, stem, work=work.path)
+        tensors, streams = quantizer.start(prompts)
+        _add(tensors, writer, types)
+    else:
+        values, kept = saved
+        done, types = values["layers"], values["types"]
+        streams = [kept.pop(f"stream {number}") for number in range(len(prompts))]
+        writer = ShardWriter.resume(work.output, stem, values["writer"], kept, work.path)
+        # Sums of floats depend on the number of threads; the whole is to come out as if never cut off.
+        torch.set_num_threads(values["threads"])
+    try:
+        with writer:
+            for index in range(done, num_layers):
+                progress(index, num_layers + 1)
+                tensors, streams = quantizer.layer(index, streams)
+                _add(tensors, writer, types)
+                _save(work, index + 1, streams, writer, types)
+            progress(num_layers, num_layers + 1)
+            _add(quantizer.finish(streams), writer, types)
+    finally:
+        torch.set_num_threads(threads)
+    progress(num_layers + 1, num_layers + 1)
+    return types
+
+
+def _add(tensors: list[NamedTensor], writer: ShardWriter, types: dict[str, str]) -> None:
+    for name, kind, tensor in tensors:
+        check_storable(name, tensor)
+        writer.add(name, tensor.contiguous())
+        types[name] = kind
+
+
+def _save(work: Unfinished, layers: int, streams: list[Tensor], writer: ShardWriter, types: dict[str, str]) -> None:
+    written, waiting = writer.state()
+    values: dict[str, Any] = {
+        "layers": layers,
+        "types": types,
+        "writer": written,
+        "threads": torch.get_num_threads(),
+    }
+    work.save(values, waiting | {f"stream {number}": stream for number, stream in enumerate(streams)})
 
 
 def _metadata(

@@ -1,0 +1,120 @@
+"""Output directories that take long to make: killed at any moment, the same command goes on where it stopped."""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from ..errors import OutputError
+from .files import read_object
+from .shards import ShardWriter, write_json
+from .write import explain, prepared, put_in_place, sync
+
+
+@contextmanager
+def unfinished_directory(
+    target: Path, identity: Mapping[str, str], overwrite: bool = False, restart: bool = False, keep: Path | None = None
+) -> Iterator["Unfinished"]:
+    """As output_directory, for long work: what is saved survives a kill, a crash, an interrupt and a full disk, and the
+    next call with the same `target` and `identity` is given it.
+
+    Args:
+        identity: what the result depends on, by names that a person understands.
+        restart: throw away what an earlier run has left.
+
+    Raises:
+        OutputError: as output_directory; another run is writing there; or what is left there is of another identity.
+    """
+    shown = target
+    try:
+        path = target.resolve().parent / f".{target.resolve().name[:64]}.unfinished"
+        if (path / "state.safetensors").exists() and not (path / "output").exists():
+            # All was done but for this.
+            shutil.rmtree(path, ignore_errors=True)
+        target = prepared(target, overwrite, keep)
+        path.mkdir(exist_ok=True)
+        lock = (path / "lock").open("w")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(f"{shown} cannot be written: {error}. Choose another place.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(f"Another run is writing {shown}. Wait for it, or write elsewhere.") from None
+        work = Unfinished(path)
+        try:
+            work.begin(identity, restart, shown)
+            yield work
+            put_in_place(work.output, target, overwrite)
+        except BaseException as error:
+            interrupted = isinstance(error, (OSError, MemoryError, KeyboardInterrupt, SystemExit, OtherWorkError))
+            if not (interrupted and work.has_state):
+                shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise OutputError(explain(error, shown, target, path, work.has_state)) from error
+            raise
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class OtherWorkError(OutputError):
+    """What an earlier run has left is not what this one would do."""
+
+
+class Unfinished:
+    """The directory `output`, and the state of the work on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.output = path / "output"
+        self._state, self._identity = path / "state.safetensors", path / "identity.json"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is something to go on with."""
+        return self._state.exists() and self.output.exists()
+
+    def begin(self, identity: Mapping[str, str], restart: bool, shown: Path) -> None:
+        """Take up what is there, or start anew.
+
+        Raises:
+            OtherWorkError: what is there is of another identity.
+        """
+        if self.has_state and not restart:
+            theirs = read_object(self.path, self._identity.name)
+            other = [name for name, value in identity.items() if theirs.get(name) != value]
+            if other:
+                raise OtherWorkError(
+                    f"{shown} was begun by an interrupted run with another {' and '.join(other)}. Run that command "
+                    "again to finish it, or give --restart to throw its work away."
+                )
+            return
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+        self.output.mkdir()
+        write_json(self._identity, dict(identity))
+
+    def save(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Replace the state by JSON values and tensors, at once or not at all."""
+        with ShardWriter(self.path, "next-state") as writer:
+            writer.add("values", torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8))
+            for name, tensor in tensors.items():
+                writer.add(f"tensor {name}", tensor)
+        (self.path / "next-state.safetensors").replace(self._state)
+        sync(self.path)
+
+    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """What was saved last, or None."""
+        if not self.has_state:
+            return None
+        tensors = load_file(self._state)
+        values = json.loads(bytes(tensors.pop("values").numpy()))
+        return values, {name.removeprefix("tensor "): tensor for name, tensor in tensors.items()}
