@@ -33,8 +33,8 @@ KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_co
 
 @dataclass(frozen=True)
 class Method:
-    """How the tool is run. Where `moves_v`, its folding changes what v_proj gives, and 8-bit attention with float linears
-    needs the folded floats."""
+    """How the tool is run. Where `moves_v`, its folding changes what v_proj gives, so that 8-bit attention with float
+    linears needs the folded floats."""
 
     script: Path
     arguments: tuple[str, ...] = ()
@@ -50,6 +50,7 @@ METHODS = {
     "m2": Method(CALIBRATOR, ("--anti-method", "m2")),
     "m3": Method(CALIBRATOR, ("--anti-method", "m3")),
     "m4": Method(CALIBRATOR, ("--anti-method", "m4"), moves_v=True),
+    "m4-mix": Method(CALIBRATOR, ("--anti-method", "m4", "--act-method", "3"), moves_v=True),
     "m5": Method(CALIBRATOR, ("--anti-method", "m5")),
     "m6": Method(CALIBRATOR, ("--anti-method", "m6", "--anti-every", "8"), moves_v=True),
     "quarot": Method(PROCESSORS, ROTATE, moves_v=True),

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--float-names", nargs="*", default=[], help="linears that stay float")
     parser.add_argument("--anti-method", help="suppress outliers before: m1 to m6")
     parser.add_argument("--anti-every", type=int, default=1, help="only every so many prompts for the suppression")
+    parser.add_argument("--act-method", type=int, default=1, help="ranges of inputs: 1 min-max, 2 histogram, 3 mixed")
     parser.add_argument("--float-out", type=Path, help="directory for the float model after the suppression")
     parser.add_argument("--capture", type=Path, help="also save the observed q, k and v as this safetensors file")
     options = parser.parse_args()
@@ -81,7 +82,7 @@ def main() -> None:
     config = QuantConfig(
         w_bit=8,
         a_bit=8,
-        act_method=1,
+        act_method=options.act_method,
         w_sym=True,
         mm_tensor=False,
         dev_type="cpu",
