@@ -94,6 +94,16 @@ def test_order_of_keys() -> None:
     assert list(description.tensor_types) == ["b.weight", "a.weight", "lm_head"]
 
 
+def test_what_the_newer_writer_says() -> None:
+    """msmodelslim's pipeline of processors names the attention's type otherwise, and each layer's besides."""
+    raw = {**HEAD, "fa_quant_type": "FAKQuant", f"{LAYER}.quant_type": "INT8", f"{LAYER}.fa_k.scale": "FAQuant"}
+    description = Description.from_json(raw)
+    assert list(description.tensor_types) == [f"{LAYER}.fa_k.scale"]
+    assert description.to_json() == raw
+    assert effective_fa_quant_type({}, description) == "FAQuant"
+    assert effective_fa_quant_type({"fa_quant_type": "FAKQuant"}, description) == "FAQuant"
+
+
 def test_what_is_absent_stays_absent() -> None:
     assert Description.from_json({"model_quant_type": "FLOAT"}).to_json() == {"model_quant_type": "FLOAT"}
     assert Description.from_json({"model_quant_type": "FLOAT", "fa_quant_type": None}).fa_quant_type is None
@@ -110,7 +120,9 @@ def test_what_is_absent_stays_absent() -> None:
         ({"model_quant_type": "W4A16"}, UnsupportedError, "model_quant_type 'W4A16'"),
         ({"model_quant_type": None}, CheckpointError, "no model_quant_type"),
         ({"model_quant_type": ["W8A8"]}, CheckpointError, "model_quant_type must be a string"),
-        ({"fa_quant_type": "FAKQuant"}, UnsupportedError, "fa_quant_type 'FAKQuant'"),
+        ({"fa_quant_type": "FAVQuant"}, UnsupportedError, "fa_quant_type 'FAVQuant'"),
+        ({f"{LAYER}.quant_type": "FP8_DYNAMIC"}, UnsupportedError, "self_attn.quant_type 'FP8_DYNAMIC'"),
+        ({f"{LAYER}.quant_type": 8}, CheckpointError, "self_attn.quant_type must be a string"),
         ({"fa_quant_type": ""}, UnsupportedError, "fa_quant_type ''"),
         ({"fa_quant_type": True}, CheckpointError, "fa_quant_type must be a string"),
         ({"kv_cache_type": "C4"}, UnsupportedError, "kv_cache_type 'C4'"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msmodelslim.pytorch.llm_ptq.anti_outlier import AntiOutlier, AntiOutlierConfig
 from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, QuantConfig
 from msmodelslim.pytorch.llm_ptq.llm_ptq_tools.fa_quant_adapter import ForwardFactory
 from safetensors.torch import save_file
@@ -53,6 +54,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="directory for the quantized checkpoint")
     parser.add_argument("--calibration", type=Path, required=True, help="JSON: a list of lists of token ids")
     parser.add_argument("--float-names", nargs="*", default=[], help="linears that stay float")
+    parser.add_argument("--anti-method", help="suppress outliers before: m1 to m6")
+    parser.add_argument("--anti-every", type=int, default=1, help="only every so many prompts for the suppression")
+    parser.add_argument("--act-method", type=int, default=1, help="ranges of inputs: 1 min-max, 2 histogram, 3 mixed")
+    parser.add_argument("--float-out", type=Path, help="directory for the float model after the suppression")
     parser.add_argument("--capture", type=Path, help="also save the observed q, k and v as this safetensors file")
     options = parser.parse_args()
 
@@ -60,19 +65,31 @@ def main() -> None:
     torch.manual_seed(0)
     captured: Captured | None = {} if options.capture else None
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto", attn_implementation="eager").eval()
+    if model.config.tie_word_embeddings:  # the tool cannot save two names of one tensor
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
     observe_attention(captured)
-    prompts = json.loads(options.calibration.read_text(encoding="utf-8"))
+    prompts = [[torch.tensor([ids])] for ids in json.loads(options.calibration.read_text(encoding="utf-8"))]
+    if options.anti_method:
+        AntiOutlier(model, prompts[:: options.anti_every], AntiOutlierConfig(anti_method=options.anti_method)).process()
+    if options.float_out:
+        options.float_out.mkdir(parents=True, exist_ok=True)
+        # A norm that got a bias wraps the one that it replaces, whose weight counts; its own is a stale copy.
+        state = model.state_dict()
+        stale = {name.replace(".module.", ".") for name in state if ".module." in name}
+        tensors = {name.replace(".module.", "."): tensor for name, tensor in state.items() if name not in stale}
+        save_file(tensors, options.float_out / "model.safetensors")
     config = QuantConfig(
         w_bit=8,
         a_bit=8,
-        act_method=1,
+        act_method=options.act_method,
         w_sym=True,
         mm_tensor=False,
         dev_type="cpu",
         disable_names=options.float_names,
         disable_last_linear=False,
     ).fa_quant(fa_amp=0)
-    calibrator = Calibrator(model, config, calib_data=[[torch.tensor([ids])] for ids in prompts], disable_level="L0")
+    calibrator = Calibrator(model, config, calib_data=prompts, disable_level="L0")
     calibrator.run()
     options.out.mkdir(parents=True, exist_ok=True)
     calibrator.save(str(options.out), save_type=["ascendV1"])

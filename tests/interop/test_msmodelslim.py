@@ -6,6 +6,7 @@ Both compute on this machine, with the same operations in the same order, so not
 import json
 import os
 import random
+import shutil
 import subprocess
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,12 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from faquant.evaluation.divergence import compare
+from faquant.model.load import load, load_float
 from faquant.model.opening import DTYPES
 from oracles.mindie import calibrate
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
 SCRIPT = Path(__file__).with_name("run_msmodelslim.py")
+PIPELINE = Path(__file__).parents[2] / "benchmarks" / "run_msmodelslim_v1.py"
 VARIABLE = "FAQUANT_MSMODELSLIM_PYTHON"
 
 
@@ -158,3 +162,40 @@ def test_same_as_the_tool(case: Case, tool_python: str, tmp_path: Path) -> None:
         if not torch.equal(tensor, wanted[name]):
             different.append(name)
     assert not different
+
+
+@pytest.mark.parametrize(
+    "command", [(SCRIPT, "--anti-method", "m4"), (PIPELINE, "--quarot")], ids=["m4", "newer pipeline, quarot"]
+)
+def test_its_better_checkpoints_load(command: tuple[str | Path, ...], tool_python: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "float", Case("suppressed", "float32"))
+    chooser = random.Random(0)
+    prompts = [[chooser.randrange(VOCABULARY) for _ in range(length)] for length in (130, 7, 64)]
+    calibration = tmp_path / "calibration.json"
+    calibration.write_text(json.dumps(prompts), encoding="utf-8")
+    script, *options = command
+    arguments = [
+        tmp_path / "float",
+        tmp_path / "tool",
+        "--calibration",
+        calibration,
+        "--float-out",
+        tmp_path / "folded",
+    ]
+    done = subprocess.run(
+        [tool_python, script, *arguments, *options, "--float-names", "lm_head"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for directory in (tmp_path / "tool", tmp_path / "folded"):
+        if not (directory / "config.json").exists():
+            shutil.copy(tmp_path / "float" / "config.json", directory)
+
+    source = load_float(tmp_path / "float")
+    models = {"tool": load(tmp_path / "tool"), "folded": load(tmp_path / "folded")}
+    found = compare(source, models, prompts[0], window=len(prompts[0]))
+    assert found["folded"].kl_mean < 1e-6
+    assert found["tool"].kl_mean < 0.02
+    assert found["tool"].top1 > 0.8

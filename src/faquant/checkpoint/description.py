@@ -15,7 +15,10 @@ from .tensors import TensorFiles
 TENSOR_TYPES = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "FAQuant", "C8", ROTATED_TYPE)
 MODEL_TYPES = ("W8A8", "W8A8_DYNAMIC", "FLOAT")
 FA_TYPE = "FAQuant"
+FA_TYPES = (FA_TYPE, "FAKQuant")
+"""What fa_quant_type may say; the second is what msmodelslim's newer writer calls the same tensors."""
 _OPTIONS = ("kv_quant_type", "group_size", "optional")
+_FA_KIND = ".self_attn.quant_type"  # no tensor: how the newer writer says what a layer's q, k and v are
 _HEAD = ("version", "model_quant_type", "fa_quant_type", "kv_cache_type", "metadata")
 _LINEAR_TYPES = ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE)
 
@@ -57,7 +60,9 @@ class Description:
         for key, value in raw.items():
             if key in _HEAD:
                 continue
-            if key in _OPTIONS or ("." not in key and value not in TENSOR_TYPES):
+            if key.endswith(_FA_KIND):
+                extra[key] = _choice(raw, key, ("INT8",), source)
+            elif key in _OPTIONS or ("." not in key and value not in TENSOR_TYPES):
                 extra[key] = value
             elif not isinstance(value, str):
                 raise CheckpointError(f"{source}: the type of tensor {key!r:.200} must be a string, not {value!r:.80}.")
@@ -77,7 +82,7 @@ class Description:
         return cls(
             version=version,
             model_quant_type=model_type,
-            fa_quant_type=_choice(raw, "fa_quant_type", (FA_TYPE,), source),
+            fa_quant_type=_choice(raw, "fa_quant_type", FA_TYPES, source),
             kv_cache_type=_choice(raw, "kv_cache_type", ("C8",), source),
             metadata=metadata,
             tensor_types=types,
@@ -162,11 +167,11 @@ def effective_fa_quant_type(config_raw: Mapping[str, Any], description: Descript
     said: dict[str, str | None] = {}
     for source, table in places.items():
         if "fa_quant_type" in table:
-            said[source] = _choice(table, "fa_quant_type", (FA_TYPE,), source)
+            said[source] = _choice(table, "fa_quant_type", FA_TYPES, source)
     described = None if description is None else description.fa_quant_type
     tensors = [] if description is None else [n for n, kind in description.tensor_types.items() if kind == FA_TYPE]
     # Older checkpoints say it in config.json only, and their description has the tensors.
-    if described is not None or (tensors and FA_TYPE in said.values()):
+    if described is not None or (tensors and any(said.values())):
         for source, value in said.items():
             if value is None:
                 raise CheckpointError(
