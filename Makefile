@@ -11,7 +11,7 @@ CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -64,6 +64,9 @@ $(VENV)/.harness: $(VENV)/.installed
 
 test-harness: $(VENV)/.harness ## Score with lm-evaluation-harness, and compare with its own model of transformers
 	$(BIN)/python -m pytest -q -m harness
+
+test-resume: venv ## Kill quantizing at every single step (minutes; `make test` tries every eleventh)
+	FAQUANT_KILL_STRIDE=1 $(BIN)/python -m pytest -q tests/quantization/test_resume.py --timeout 3600
 
 test-browser: $(VENV)/.browser ## Look at the HTML report in chromium, which must be there with its chromedriver
 	$(BIN)/python -m pytest -q -m browser

@@ -23,6 +23,9 @@ from .rounding import Gram, TransformedGram, balance, round_to_nearest, round_wi
 NamedTensor = tuple[str, str, Tensor]
 """Name, type in the description, tensor."""
 
+ROWS = 4096
+"""Outputs of a linear that are worked on at a time in float64."""
+
 _GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -164,9 +167,9 @@ class LayerQuantizer:
         squares = torch.zeros(gram.size, dtype=torch.float64)
         peaks = torch.zeros(gram.size, dtype=torch.float64)
         for name in names:
-            weight = self._stored(name).double()
-            squares += weight.square().sum(0)
-            peaks = torch.maximum(peaks, weight.abs().amax(0))
+            for weight in torch.split(self._stored(name), ROWS):
+                squares += weight.double().square().sum(0)
+                peaks = torch.maximum(peaks, weight.double().abs().amax(0))
         if self.metadata.input_block(names[0]):
             return balance(gram.square_sums() / gram.tokens, squares).sqrt()
         return balance(gram.peaks.double(), peaks)
@@ -195,45 +198,71 @@ class LayerQuantizer:
         rotations folded in."""
         stored = self._stored(name)
         bias = self._tensor(f"{name}.bias") if has_bias(self.config, name) else None
-        weight, bias = self._folded(name, stored.double(), None if bias is None else bias.double())
-        if equalizer is not None:
-            weight *= equalizer
-        if outputs is not None:
-            weight /= outputs[:, None]
-            bias = None if bias is None else bias / outputs
-        if not self._is_quantized(name):
-            # What was divided or multiplied would be rounded once more in 16 bits.
-            dtype = stored.dtype if equalizer is None and outputs is None else torch.float32
-            yield f"{name}.weight", "FLOAT", weight.to(dtype)
+        if bias is not None:
+            bias = self._folded_bias(name, bias.double())
+            bias = bias if outputs is None else bias / outputs
+        quantized = self._is_quantized(name)
+        block = self.metadata.input_block(name) if quantized else 0
+        # What was divided or multiplied would be rounded once more in 16 bits.
+        dtype = stored.dtype if equalizer is None and outputs is None else torch.float32
+        weights, scales = [], []
+        for start in range(0, len(stored), self._rows_at_once(name, stored)):
+            rows = slice(start, start + self._rows_at_once(name, stored))
+            weight = self._folded(name, stored[rows].double())
+            if equalizer is not None:
+                weight *= equalizer
+            if outputs is not None:
+                weight /= outputs[rows, None]
+            if not quantized:
+                weights.append(weight.to(dtype))
+                continue
+            if block:
+                weight = rotate.rotate_inputs(weight, weight.shape[1], block)
+            result = round_to_nearest(weight) if gram is None else round_with_compensation(weight, gram)
+            weights.append(result.weight)
+            scales.append(result.scale)
+        if not quantized:
+            yield f"{name}.weight", "FLOAT", torch.cat(weights)
             if bias is not None:
                 yield f"{name}.bias", "FLOAT", bias.to(dtype)
             return
-        block = self.metadata.input_block(name)
-        if block:
-            weight = rotate.rotate_inputs(weight, weight.shape[1], block)
-        result = round_to_nearest(weight) if gram is None else round_with_compensation(weight, gram)
         kind = ROTATED_TYPE if block else "W8A8_DYNAMIC"
-        yield f"{name}.weight", kind, result.weight
-        yield f"{name}.weight_scale", kind, result.scale
-        yield f"{name}.weight_offset", kind, torch.zeros_like(result.scale)
+        scale = torch.cat(scales)
+        yield f"{name}.weight", kind, torch.cat(weights)
+        yield f"{name}.weight_scale", kind, scale
+        yield f"{name}.weight_offset", kind, torch.zeros_like(scale)
         if bias is not None:
             yield f"{name}.bias", "FLOAT", bias.float()
 
-    def _folded(self, name: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A float64 weight and bias with the rotations R1 and R2 in them."""
+    def _rows_at_once(self, name: str, weight: Tensor) -> int:
+        """How many outputs [n] are worked on together, which bounds the memory; all, where a rotation mixes them."""
+        metadata, kind = self.metadata, name.rpartition(".")[2]
+        mixed = (metadata.residual_rotation and self._norm_before(name) is None) or (
+            metadata.v_folded and kind == "v_proj"
+        )
+        return len(weight) if mixed else ROWS
+
+    def _folded(self, name: str, weight: Tensor) -> Tensor:
+        """A float64 weight with the rotations R1 and R2 in it."""
         metadata, dim = self.metadata, self.config.head_dim
         kind, norm = name.rpartition(".")[2], self._norm_before(name)
         if metadata.residual_rotation and norm is not None:
             weight = rotate.rotate_residual(weight * self._tensor(f"{norm}.weight").double())
         if metadata.v_folded and kind == "v_proj":
             weight = rotate.rotate_head_outputs(weight, dim, metadata.v_block)
-            bias = None if bias is None else rotate.rotate_head_outputs(bias, dim, metadata.v_block)
         if metadata.v_folded and kind == "o_proj":
             weight = rotate.rotate_inputs(weight, dim, metadata.v_block)
         if metadata.residual_rotation and norm is None:
             weight = rotate.rotate_residual_outputs(weight)
-            bias = None if bias is None else rotate.rotate_residual(bias)
-        return weight, bias
+        return weight
+
+    def _folded_bias(self, name: str, bias: Tensor) -> Tensor:
+        metadata = self.metadata
+        if metadata.v_folded and name.endswith("v_proj"):
+            bias = rotate.rotate_head_outputs(bias, self.config.head_dim, metadata.v_block)
+        if metadata.residual_rotation and self._norm_before(name) is None:
+            bias = rotate.rotate_residual(bias)
+        return bias
 
     def _folded_input(self, name: str, x: Tensor) -> Tensor:
         """The input x [tokens, k] of a float linear, as the linear with R1 and R2 folded in will see it."""

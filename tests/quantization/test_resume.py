@@ -1,0 +1,255 @@
+"""A run that is killed at any moment, or finds the disk full, is finished by the same command with the same bytes."""
+
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from faquant.checkpoint.shards import ShardWriter
+from faquant.errors import OutputError
+from faquant.quantization import pipeline
+from faquant.quantization.pipeline import quantize
+from faquant.recipe import RECIPES
+from oracles.tiny_models import tiny_model
+
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
+STRIDE = int(os.environ.get("FAQUANT_KILL_STRIDE", "11"))
+"""Every so many steps are tried; `make test-resume` tries them all."""
+SHARD = 100_000
+"""Bytes: the tiny model then has several files, and layers that begin in one and end in the next."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("source") / "float"
+    tiny_model("smollm", directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """What a run that nothing disturbs writes, by recipe."""
+    result = {}
+    for recipe in ("default", "mindie"):
+        out = tmp_path_factory.mktemp("undisturbed") / "out"
+        quantize(source, out, RECIPES[recipe], PROMPTS)
+        result[recipe] = contents(out)
+    return result
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def at_step(number: int, act: Callable[[], None]) -> tuple[pytest.MonkeyPatch, list[int]]:
+    """Call `act` before the `number`-th thing that this process does to a disk, and half through its writes."""
+    patch = pytest.MonkeyPatch()
+    count = [0]
+
+    def before(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            count[0] += 1
+            if count[0] == number:
+                act()
+            return real(*args, **kwargs)
+
+        return step
+
+    real_write = ShardWriter._write
+
+    def torn(self: ShardWriter, data: Any) -> None:
+        count[0] += 1
+        if count[0] == number:
+            view = memoryview(data)
+            real_write(self, view[: len(view) // 2])
+            act()
+        real_write(self, data)
+
+    patch.setattr(ShardWriter, "_write", torn)
+    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (shutil, "rmtree")):
+        patch.setattr(owner, name, before(getattr(owner, name)))
+    return patch, count
+
+
+def killed_at(number: int, run: Callable[[], None]) -> bool:
+    """Whether `run`, in a process of its own, got so far as to be killed at that step."""
+    child = os.fork()
+    if child == 0:
+        at_step(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            run()
+        except BaseException:
+            os._exit(3)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shard_bytes", "first"), [("default", SHARD, -2), ("default", 4 << 30, 3), ("mindie", SHARD, 0)]
+)
+def test_killed_anywhere_it_ends_with_the_same_bytes(
+    recipe: str,
+    shard_bytes: int,
+    first: int,
+    source: Path,
+    tmp_path: Path,
+    expected: dict[str, dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_shards(monkeypatch, shard_bytes)
+    whole = expected[recipe]
+    if shard_bytes == SHARD:
+        quantize(source, tmp_path / "whole", RECIPES[recipe], PROMPTS)
+        whole = contents(tmp_path / "whole")
+        assert sum(name.endswith(".safetensors") for name in whole) > 2
+    number, tried, resumed = first, 0, 0
+    while True:
+        number, tried = number + STRIDE, tried + 1
+        out = tmp_path / f"out{number}"
+        if not killed_at(number, lambda: quantize(source, out, RECIPES[recipe], PROMPTS)):  # noqa: B023
+            break
+        layers: list[int] = []
+        if not out.exists():
+            quantize(source, out, RECIPES[recipe], PROMPTS, progress=lambda done, _: layers.append(done))  # noqa: B023
+            resumed += layers[0] > 0
+        assert contents(out) == whole, number
+        quantize(source, out, RECIPES[recipe], PROMPTS, overwrite=True)
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+        shutil.rmtree(out)
+    assert tried > 5
+    assert resumed > tried / 3
+
+
+def small_shards(monkeypatch: pytest.MonkeyPatch, shard_bytes: int) -> None:
+    real = ShardWriter.__init__
+
+    def init(self: ShardWriter, directory: Path, stem: str, **options: Any) -> None:
+        real(self, directory, stem, shard_bytes, **options)
+
+    real_resume = ShardWriter.resume.__func__  # type: ignore[attr-defined]
+
+    def resume(cls: type[ShardWriter], *args: Any) -> ShardWriter:
+        return real_resume(cls, *args, shard_bytes)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(ShardWriter, "__init__", init)
+    monkeypatch.setattr(ShardWriter, "resume", classmethod(resume))
+
+
+def test_killed_twice(source: Path, tmp_path: Path, expected: dict[str, dict[str, bytes]]) -> None:
+    out = tmp_path / "out"
+    for number in (25, 12, 30, 7):
+        killed_at(number, lambda: quantize(source, out, RECIPES["default"], PROMPTS))
+    if not out.exists():
+        quantize(source, out, RECIPES["default"], PROMPTS)
+    assert contents(out) == expected["default"]
+
+
+def test_a_full_disk_is_told_and_the_work_goes_on_once_there_is_room(
+    source: Path, tmp_path: Path, expected: dict[str, dict[str, bytes]]
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    number = tried = kept = 0
+    while True:
+        number, tried = number + STRIDE, tried + 1
+        out = tmp_path / f"out{number}"
+        patch, count = at_step(number, full)
+        try:
+            quantize(source, out, RECIPES["default"], PROMPTS)
+            if count[0] < number:
+                break
+        except OutputError as error:
+            kept += "No space left" in str(error) and "goes on where it stopped" in str(error)
+        finally:
+            patch.undo()
+        if not out.exists():
+            quantize(source, out, RECIPES["default"], PROMPTS)
+        assert contents(out) == expected["default"]
+    assert kept > tried / 4
+
+
+def interrupted(source: Path, out: Path) -> None:
+    """Leave a run that was killed after its first layer."""
+
+    def run() -> None:
+        quantize(source, out, RECIPES["default"], PROMPTS, progress=stop)
+
+    def stop(done: int, _: int) -> None:
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert killed_at(-1, run)
+
+
+@pytest.mark.parametrize("change", ["model", "recipe", "calibration", "version"])
+def test_what_has_changed_meanwhile_is_refused(
+    change: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, out = tmp_path / "float", tmp_path / "out"
+    shutil.copytree(source, mine)
+    interrupted(mine, out)
+    recipe, prompts = RECIPES["default"], PROMPTS
+    if change == "model":
+        tensors = load_file(mine / "model.safetensors")
+        tensors["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+        save_file(tensors, mine / "model.safetensors", metadata={"format": "pt"})
+    elif change == "recipe":
+        recipe = RECIPES["static"]
+    elif change == "calibration":
+        prompts = [*PROMPTS, [5]]
+    else:
+        monkeypatch.setattr(pipeline, "version", lambda name: "99")
+    with pytest.raises(OutputError, match=f"with another {change}.*--restart"):
+        quantize(mine, out, recipe, prompts)
+    # A refusal loses nothing: what was there is still there, until it is thrown away by name.
+    with pytest.raises(OutputError, match=f"with another {change}"):
+        quantize(mine, out, recipe, prompts)
+    seen: list[int] = []
+    quantize(mine, out, recipe, prompts, restart=True, progress=lambda done, _: seen.append(done))
+    assert seen[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "out"]
+
+
+def test_an_interrupt_keeps_the_work(source: Path, tmp_path: Path, expected: dict[str, dict[str, bytes]]) -> None:
+    def stop(done: int, _: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, out, RECIPES["default"], PROMPTS, progress=stop)
+    seen: list[int] = []
+    quantize(source, out, RECIPES["default"], PROMPTS, progress=lambda done, _: seen.append(done))
+    assert seen[0] == 1
+    assert contents(out) == expected["default"]
+
+
+def test_another_number_of_threads_takes_up_the_first_one_s(
+    source: Path, tmp_path: Path, expected: dict[str, dict[str, bytes]]
+) -> None:
+    interrupted(source, tmp_path / "out")
+    torch.set_num_threads(2)
+    quantize(source, tmp_path / "out", RECIPES["default"], PROMPTS)
+    assert torch.get_num_threads() == 2
+    assert contents(tmp_path / "out") == expected["default"]
+
+
+def test_two_runs_do_not_write_the_same_directory(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def second(done: int, _: int) -> None:
+        with pytest.raises(OutputError, match="Another run is writing"):
+            quantize(source, out, RECIPES["default"], PROMPTS)
+
+    quantize(source, out, RECIPES["default"], PROMPTS, progress=second)
+    assert out.exists()
