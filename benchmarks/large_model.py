@@ -1,12 +1,13 @@
-"""Peak memory and time per layer of quantizing a model with the layer shapes of LLaMA-3.1-70B, extrapolated to 80 layers.
+"""Peak memory and time per layer of quantizing a model of LLaMA-3.1-70B's layer shapes, extrapolated to 80 layers.
 
 python benchmarks/large_model.py FOLDER [--layers 4] [--tokens 4096] [--recipe default]
 
-Writes a synthetic float checkpoint into FOLDER (1.7 GB a layer and 4.2 GB), quantizes it in a process of its own, prints
-what that took, and deletes both.
+Writes a synthetic float checkpoint into FOLDER (1.7 GB a layer and 4.2 GB), quantizes it in a process of its own,
+prints what that took, and deletes both.
 """
 
 import argparse
+import itertools
 import json
 import re
 import resource
@@ -112,7 +113,7 @@ def main() -> None:
         total = time.monotonic() - started
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         times = [float(seconds) for seconds in re.findall(r"^step \d+ ([\d.]+)$", done.stdout, re.M)]
-        layers = [later - earlier for earlier, later in zip(times[:-2], times[1:-1], strict=True)]
+        layers = [later - earlier for earlier, later in itertools.pairwise(times[:-1])]
         per_layer, ends = sum(layers) / len(layers), times[0] + times[-1] - times[-2]
         print(f"recipe {arguments.recipe}, {arguments.tokens} calibration tokens, {torch.get_num_threads()} threads")
         print(f"peak resident memory: {peak / 2**30:.2f} GiB for a float model of {size / 2**30:.1f} GiB")
