@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..model.decoder import Decoder
 from ..model.lazy import built
-from ..model.linear import Linear
+from ..model.linear import FloatLinear, Linear
 from ..model.load import Model
 from .streaming import Streams, Window
 
@@ -77,17 +77,24 @@ class Heads:
     """The final norm and the head of each model, read once; models that share a decoder share them."""
 
     def __init__(self, models: Mapping[str, Model]) -> None:
-        self._models = models
+        vocabulary = next(iter(models.values())).config.vocab_size
+        self._rows = max(1, min(_ROWS, _BLOCK // vocabulary))
         self._decoders = {name: model.decoder for name, model in models.items()}
         self._heads = _by_decoder(self._decoders)
 
-    def blocks(self, windows: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[slice, list[Tensor]]]:
+    def is_float(self, name: str) -> bool:
+        """Whether the head of that model is float."""
+        return isinstance(self._heads[name], FloatLinear)
+
+    def logits(self, name: str, x: Tensor) -> Tensor:
+        """float32 logits [n, vocab] of a model's last stream [n, hidden]."""
+        return self._heads[name](self._decoders[name].norm(x)).float()
+
+    def blocks(self, streams: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[slice, list[Tensor]]]:
         """Rows and their log-probabilities, float32 [rows, vocab], of several (model, stream [n, hidden]) at once."""
-        hidden = [(self._heads[name], self._decoders[name].norm(x)) for name, x in windows]
-        size = max(1, min(_ROWS, _BLOCK // next(iter(self._models.values())).config.vocab_size))
-        for row in range(0, len(hidden[0][1]), size):
-            rows = slice(row, row + size)
-            yield rows, [head(x[rows]).float().log_softmax(-1) for head, x in hidden]
+        for row in range(0, len(streams[0][1]), self._rows):
+            rows = slice(row, row + self._rows)
+            yield rows, [self.logits(name, x[rows]).log_softmax(-1) for name, x in streams]
 
 
 def _by_decoder(decoders: Mapping[str, Decoder]) -> dict[str, Linear]:

@@ -142,6 +142,26 @@ def map_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = No
     return q
 
 
+def unmap_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
+    """The inverse of map_q, but for its rounding."""
+    if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
+        q = q / _per_query_head(scheme.k_scale, scheme)
+    if scheme.rotation_block:
+        q = hadamard(q, scheme.rotation_block)
+        if scheme.rotation_sign is not None:
+            q = q * scheme.rotation_sign
+    if scheme.k_equalizer is not None:
+        q = q / _per_query_head(scheme.k_equalizer, scheme)
+    return q
+
+
+def dequantize_q(q8: Tensor, scale: Tensor, scheme: AttentionScheme) -> Tensor:
+    """What quantize_q rounded, as map_q gave it: float32 [tokens, Hq, D]."""
+    if scheme.k_scale is not None and scheme.k_scale.shape[-1] == 1:
+        scale = scale / _per_query_head(scheme.k_scale, scheme)[:, 0]
+    return q8.float() * scale[..., None]
+
+
 def quantize_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None) -> tuple[Tensor, Tensor]:
     """q [tokens, Hq, D] after RoPE to int8 and a float32 scale [tokens, Hq] that holds K's static scale per head.
 
