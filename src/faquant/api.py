@@ -1,11 +1,13 @@
 """What a Python program calls: paths and names in, the same work as the commands do."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .config import load_config
 from .engine.tokenizer import Tokenizer
-from .evaluation import report, texts
+from .evaluation import measure, texts
+from .evaluation.report import Report
 from .quantization import calibration as calibrating
 from .quantization import pipeline
 from .recipe import Recipe, load_recipe
@@ -57,18 +59,24 @@ def evaluate(
     against: str | Path,
     text: Mapping[str, str] | None = None,
     max_tokens: int | None = None,
-    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
-) -> report.Report:
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    quick: bool = False,
+) -> Report:
     """Measure what quantization cost the model in `directory` against its float source.
 
     Args:
         text: name → text to measure on; None: the built-in ones.
         max_tokens: bound on the tokens of each text.
-        progress: called with (text's name, windows done, windows in all).
+        progress: called with (steps done, steps in all).
+        quick: measure less of everything, in about the time that quantizing takes.
 
     Raises:
         UsageError: the directories do not belong together, or there is nothing to measure.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
     chosen = texts.builtin_texts() if text is None else text
-    return report.evaluate(Path(directory), Path(against), chosen, max_tokens, progress)
+    effort = measure.QUICK if quick else measure.FULL
+    if max_tokens is not None:
+        effort = replace(effort, text=max_tokens)
+    return measure.evaluate(Path(directory), Path(against), chosen, effort, progress)

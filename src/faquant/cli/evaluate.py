@@ -1,5 +1,7 @@
 """faquant evaluate"""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import load_config
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
+from ..evaluation.html import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts
 from .console import progress_bar, write_json_file
 
@@ -25,11 +28,15 @@ def evaluate(
     max_tokens: Annotated[
         int | None, typer.Option(min=2, help="Use at most so many tokens of each text.", metavar="N")
     ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure less, as quantize does at its end.")] = False,
+    write: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write faquant_report.json and .html into OUT.")
+    ] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures as JSON, to stdout if '-'.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Measure what quantization cost: KL, top-1 agreement and perplexity, through the cache that serves."""
+    """Measure what quantization cost, through the cache that serves: by text, position, layer and head."""
     if json_file is not None and not json_file.parent.is_dir():
         raise UsageError(f"{json_file} cannot be written: {json_file.parent} is not a directory.")
     texts = read_texts(text) if text else None
@@ -37,23 +44,29 @@ def evaluate(
     load_config(against)
     from .. import api  # loads torch: a wrong directory or option is told before that
 
-    with progress_bar("evaluating") as progress:
-
-        def show(name: str, done: int, total: int) -> None:
-            progress(done, total, f"evaluating {name}")
-
-        report = api.evaluate(directory, against, texts, max_tokens, show)
+    with progress_bar("evaluating layers") as progress:
+        report = api.evaluate(directory, against, texts, max_tokens, progress, quick=quick)
     if str(json_file) != "-":
         print_report(report)
+    if write:
+        write_report(report, directory)
     if json_file is not None:
         write_json_file(json_file, report.to_json())
+
+
+def write_report(report: "Report", directory: Path) -> None:
+    """Write the report into the directory and say where, or why not."""
+    try:
+        print(f"The whole report: {report.write(directory)}", file=sys.stderr)
+    except OutputError as error:
+        print(f"No report is left there: {error} --no-report asks for none.", file=sys.stderr)
 
 
 def print_report(report: "Report") -> None:
     """The report as a table on stdout."""
     table = Table(
         title=f"recipe {report.recipe} against float",
-        caption=f"KL in 10⁻³ nats (mean, p99), windows of {report.window} tokens",
+        caption=f"KL in 10⁻³ nats (mean ± standard error, p99), windows of {report.window} tokens",
     )
     table.add_column("text", overflow="fold")
     table.add_column("quantized", no_wrap=True)
@@ -65,7 +78,7 @@ def print_report(report: "Report") -> None:
                 name,
                 variant,
                 f"{result.tokens:,}",
-                f"{result.kl_mean * 1e3:.3f}",
+                f"{result.kl_mean * 1e3:.3f}{_error(result.kl_error, 1e3)}",
                 f"{result.kl_p99 * 1e3:.2f}",
                 f"{result.top1:.2%}",
                 f"{result.perplexity_float:.3f}",
@@ -73,3 +86,23 @@ def print_report(report: "Report") -> None:
             )
         table.add_section()
     Console().print(table)
+    for line in _lines(report):
+        print(line)
+
+
+def _error(error: float | None, factor: float) -> str:
+    return "" if error is None else f" ± {error * factor:.3f}"
+
+
+def _lines(report: "Report") -> Iterator[str]:
+    if report.offsets is not None:
+        for variant, values in report.offsets.variants.items():
+            moved = ", ".join(
+                f"{value * 1e3:.3f} at {offset:,}" for offset, value in zip(report.offsets.offsets, values, strict=True)
+            )
+            yield f"KL of the same {report.offsets.tokens} tokens, {variant}: {moved}."
+        if report.offsets.drifts:
+            yield f"The float model itself changes with the position, by up to {max(report.offsets.float_drift):.1g} nats."
+    for tensor, share in report.saturation.items():
+        if share > CLIPPED_NOTABLY:
+            yield f"Up to {share:.2%} of {tensor} in a layer is beyond the calibrated range: the calibration does not fit."

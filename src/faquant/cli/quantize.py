@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from ..config import load_config
+from ..errors import FaquantError
 from .console import progress_bar
+from .evaluate import print_report, write_report
 
 FEW_TOKENS = 1000
 
@@ -22,6 +24,10 @@ def quantize(
     calibration: Annotated[
         str, typer.Option(help="builtin, or a .txt or .jsonl file.", metavar="FILE|builtin")
     ] = "builtin",
+    measure: Annotated[
+        bool,
+        typer.Option("--evaluate/--no-evaluate", help="Measure at the end what it cost, and leave a report in OUT."),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what an interrupted run has left, instead of going on.")
@@ -38,8 +44,19 @@ def quantize(
         )
     if tokens < FEW_TOKENS:
         print(f"Only {tokens:,} tokens of calibration: thousands, of every kind you serve, do better.", file=sys.stderr)
-    print(
-        f"{output}: recipe {recipe}, calibrated on {tokens:,} tokens, {time.monotonic() - started:.0f} s. "
-        f"What it cost: faquant evaluate {output} --against {model}",
-        file=sys.stderr,
-    )
+    took = f"{output}: recipe {recipe}, calibrated on {tokens:,} tokens, {time.monotonic() - started:.0f} s."
+    again = f"faquant evaluate {output} --against {model}"
+    if not measure:
+        print(f"{took} What it cost: {again}", file=sys.stderr)
+        return
+    print(took, file=sys.stderr)
+    try:
+        with progress_bar("evaluating layers") as progress:
+            report = api.evaluate(output, model, progress=progress, quick=True)
+    except FaquantError as error:
+        # The directory is whole; only what it cost is not known.
+        print(f"{output} is complete, but could not be measured: {error}", file=sys.stderr)
+        return
+    print_report(report)
+    write_report(report, output)
+    print(f"Measured on little, to be quick. On all of the texts: {again}", file=sys.stderr)

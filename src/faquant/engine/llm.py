@@ -9,6 +9,7 @@ import torch
 
 from ..errors import UsageError
 from ..kernels.pages import Pages
+from ..kernels.saturation import Saturation
 from ..model.load import Model, load
 from ..model.paged import Chunk, run_chunks
 from ..model.rope import Rope
@@ -46,6 +47,7 @@ class LLM:
         path = Path(directory)
         self.model: Model = load(path)
         self.tokenizer = Tokenizer.from_directory(path)
+        self._saturation = Saturation()
 
     def generate(
         self, prompts: str | Sequence[str | Sequence[int]], params: SamplingParams | None = None
@@ -73,6 +75,14 @@ class LLM:
     def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation of `{"role": …, "content": …}` in the model's chat template. Raises: as generate."""
         return self.generate([self.tokenizer.encode_chat(messages)], params)[0]
+
+    def saturation(self) -> dict[str, float]:
+        """The share of values of q, k and v beyond their calibrated scales, over all that was answered so far.
+
+        Where it is not next to nothing, the calibration does not fit what is served. Scales per token always fit, and
+        so are left out.
+        """
+        return self._saturation.shares()
 
     def _requests(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list["_Request"]:
         requests = []
@@ -103,6 +113,8 @@ class LLM:
     @torch.inference_mode()
     def _run(self, requests: list["_Request"]) -> Iterator[tuple["_Request", str]]:
         pages = self.model.make_pages(sum(len(request.block_table) for request in requests), PAGE_SIZE)
+        for layer in pages:
+            layer.saturation = self._saturation
         for request in requests:
             while request.pending > PREFILL_CHUNK:
                 self._step(pages, [request], PREFILL_CHUNK)

@@ -4,41 +4,78 @@ Windows of tokens without overlap, each run as a prompt through real cache pages
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, UsageError
+from ..errors import UsageError
 from ..kernels.scheme import AttentionScheme
 from ..model.load import Model
-from ..model.paged import Chunk, run_chunks
-from ..model.rope import Rope
+from .scores import Heads, Scores, score
+from .streaming import Progress, Window, run
 
 WINDOW = 1024
-PAGE_SIZE = 128
-_ROWS = 128
+_SOURCE = ""
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(float ‖ quantized) of the next-token distribution in nats, over `tokens` positions.
+    """KL(float ‖ quantized) of the next-token distribution in nats, over `tokens` positions in `windows` windows.
 
-    `top1` is the share of positions whose likeliest token is the same; perplexities are of the text's own next tokens.
+    `top1` is the share of positions whose likeliest token is the same; perplexities are of the text's own next tokens,
+    and their ratio is quantized over float. Errors are standard errors over the windows; None for a single window.
     """
 
     tokens: int
+    windows: int
     kl_mean: float
+    kl_error: float | None
     kl_p99: float
     kl_max: float
     top1: float
+    top1_error: float | None
     perplexity_float: float
     perplexity: float
+    perplexity_ratio: float
+    perplexity_ratio_error: float | None
 
-    def to_json(self) -> dict[str, float]:
+    @classmethod
+    def of(cls, windows: Sequence[Scores]) -> "Divergence":
+        """Over all positions of the windows."""
+        whole = Scores.cat(windows)
+        ratio = _perplexity(float((whole.loss - whole.loss_float).mean()))
+        ratio_error = standard_error([scores.loss - scores.loss_float for scores in windows])
+        return cls(
+            tokens=len(whole.kl),
+            windows=len(windows),
+            kl_mean=float(whole.kl.mean()),
+            kl_error=standard_error([scores.kl for scores in windows]),
+            kl_p99=float(whole.kl.quantile(0.99)),
+            kl_max=float(whole.kl.max()),
+            top1=float(whole.same.double().mean()),
+            top1_error=standard_error([scores.same.double() for scores in windows]),
+            perplexity_float=_perplexity(float(whole.loss_float.mean())),
+            perplexity=_perplexity(float(whole.loss.mean())),
+            perplexity_ratio=ratio,
+            perplexity_ratio_error=None if ratio_error is None else ratio * ratio_error,
+        )
+
+    def to_json(self) -> dict[str, float | None]:
         """As a flat object."""
         return asdict(self)
+
+
+def standard_error(windows: Sequence[Tensor]) -> float | None:
+    """Standard error of the mean over all values, from how the windows' own means scatter; None for one window."""
+    if len(windows) < 2:
+        return None
+    weights = torch.tensor([len(values) for values in windows], dtype=torch.float64)
+    weights /= weights.sum()
+    means = torch.stack([values.double().mean() for values in windows])
+    scatter = (weights * (means - weights @ means)).square().sum()
+    return float((scatter * len(windows) / (len(windows) - 1)).sqrt())
 
 
 def variants(model: Model, source: Model) -> dict[str, Model]:
@@ -66,91 +103,41 @@ def compare(
     candidates: Mapping[str, Model],
     tokens: Sequence[int],
     window: int = WINDOW,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Divergence]:
     """Run `tokens` in windows through the float `source` and every candidate.
 
     Raises:
         UsageError: there are fewer than two tokens, or the window is beyond a model's context.
     """
+    models = {_SOURCE: source, **candidates}
+    windows = cut(tokens, window, min(model.max_position for model in models.values()))
+    streams = run(models, windows, progress=progress)
+    results = score(Heads(models), _SOURCE, windows, streams)
+    return {name: Divergence.of([scores[name] for scores in results]) for name in candidates}
+
+
+def cut(tokens: Sequence[int], window: int, limit: int) -> list[Window]:
+    """Windows without overlap; a single last token is left out.
+
+    Raises:
+        UsageError: there are fewer than two tokens, or the window is none or beyond the context of `limit` tokens.
+    """
     if len(tokens) < 2:
         raise UsageError("The evaluation text has fewer than two tokens; there is nothing to measure.")
-    limit = min(model.max_position for model in (source, *candidates.values()))
     if window < 2:
         raise UsageError("A window of one token has no next token to measure; the model's context is too short.")
     if window > limit:
         raise UsageError(f"The evaluation window of {window} tokens is beyond the context of {limit} tokens.")
     ids = torch.tensor(tokens, dtype=torch.int64)
-    starts = [start for start in range(0, len(ids), window) if len(ids) - start >= 2]
-    totals = {name: _Totals() for name in candidates}
-    for done, start in enumerate(starts):
-        progress(done, len(starts))
-        part = ids[start : start + window]
-        expected = _hidden(source, part)
-        found = {name: _hidden(model, part) for name, model in candidates.items()}
-        for row in range(0, len(part), _ROWS):
-            rows, following = slice(row, row + _ROWS), part[row + 1 : row + 1 + _ROWS]
-            p = _log_probabilities(source, expected[rows])
-            for name, model in candidates.items():
-                totals[name].add(p, _log_probabilities(model, found[name][rows]), following)
-    progress(len(starts), len(starts))
-    return {name: total.result() for name, total in totals.items()}
-
-
-def window_logits(model: Model, ids: Tensor, position: int = 0) -> Tensor:
-    """float32 logits [tokens, vocab] of one window whose first token stands at RoPE position `position`."""
-    return model.decoder.logits(_hidden(model, ids, position))
-
-
-def _hidden(model: Model, ids: Tensor, position: int = 0) -> Tensor:
-    count = -(-len(ids) // PAGE_SIZE)
-    chunk = Chunk(
-        ids, 0, torch.arange(count), Rope(model.config, min(position + len(ids), model.config.max_position)), position
-    )
-    with torch.inference_mode():
-        return run_chunks(model.decoder, model.make_pages(count, PAGE_SIZE), [chunk])
+    return [Window(ids[start : start + window]) for start in range(0, len(ids), window) if len(ids) - start >= 2]
 
 
 @torch.inference_mode()
-def _log_probabilities(model: Model, hidden: Tensor) -> Tensor:
-    return model.decoder.logits(hidden).log_softmax(-1)
-
-
-class _Totals:
-    """Sums over the positions of one candidate."""
-
-    def __init__(self) -> None:
-        self.kl: list[Tensor] = []
-        self.agree = 0
-        self.loss_float = 0.0
-        self.loss = 0.0
-        self.predicted = 0
-
-    def add(self, p: Tensor, q: Tensor, following: Tensor) -> None:
-        """Count log-probabilities p (float model) and q [rows, vocab], and the tokens that really followed, of which
-        there is one less at a window's end."""
-        self.kl.append((p.exp() * (p - q)).sum(-1, dtype=torch.float64))
-        self.agree += int((p.argmax(-1) == q.argmax(-1)).sum())
-        picked = (torch.arange(len(following)), following)
-        self.loss_float -= float(p[picked].sum(dtype=torch.float64))
-        self.loss -= float(q[picked].sum(dtype=torch.float64))
-        self.predicted += len(following)
-
-    def result(self) -> Divergence:
-        kl = torch.cat(self.kl)
-        if not kl.isfinite().all():
-            raise CheckpointError(
-                "A model's logits are not finite, so there is nothing to compare. Its weights or scales are damaged."
-            )
-        return Divergence(
-            tokens=len(kl),
-            kl_mean=float(kl.mean()),
-            kl_p99=float(kl.quantile(0.99)),
-            kl_max=float(kl.max()),
-            top1=self.agree / len(kl),
-            perplexity_float=_perplexity(self.loss_float / self.predicted),
-            perplexity=_perplexity(self.loss / self.predicted),
-        )
+def window_logits(model: Model, ids: Tensor, position: int = 0) -> Tensor:
+    """float32 logits [tokens, vocab] of one window whose first token stands at RoPE position `position`."""
+    (x,) = run({_SOURCE: model}, [Window(ids, position)])[_SOURCE]
+    return model.decoder.logits(model.decoder.norm(x))
 
 
 def _perplexity(loss: float) -> float:

@@ -1,91 +1,122 @@
-"""Evaluating a directory against its float source, text by text."""
+"""What an evaluation found, and as JSON."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from functools import partial
+import json
+import os
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.metadata import model_fingerprint
-from ..checkpoint.tensors import TensorFiles
-from ..config import ModelConfig
-from ..engine.tokenizer import Tokenizer
-from ..errors import CheckpointError, UsageError
-from ..model.load import load
-from .divergence import WINDOW, Divergence, compare, variants
+from ..errors import OutputError
+from ..kernels import cpu
+from ..kernels.matmul import matmul_backend
+from ..model.inspection import Inspection
+from .divergence import Divergence
+from .html import render
+from .needle import Needle
+from .noise import LayerNoise
+from .outliers import Outlier
+from .positions import Long, Offsets
 
-MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
+
+NAME = "faquant_report"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Divergences by text and variant: `attention` and `linears` quantized alone, and `both`."""
+    """What quantization cost. Divergences are by text and variant: `attention` and `linears` quantized alone, `both`.
 
-    model: str
-    against: str
-    recipe: str
+    What was not measured is None or empty: docs/accuracy.md says what each part is.
+    """
+
+    inspection: Inspection
+    source: Inspection
+    model_fingerprint: str
     window: int
     texts: dict[str, dict[str, Divergence]]
+    offsets: Offsets | None = None
+    long: Long | None = None
+    layers: list[LayerNoise] = field(default_factory=list)
+    lm_head: float | None = None
+    outliers: list[Outlier] = field(default_factory=list)
+    needle: Needle | None = None
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return self.inspection.metadata.recipe.name if self.inspection.metadata else "mindie"
+
+    @property
+    def saturation(self) -> dict[str, float]:
+        """By tensor, the largest share of values in any layer that lay beyond their calibrated scales."""
+        names = sorted({name for layer in self.layers for name in layer.clipped})
+        return {name: max(layer.clipped.get(name, 0.0) for layer in self.layers) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; KL in nats, perplexities and shares as they are."""
+        """As JSON values, as evaluation.html.render takes them; KL in nats, noise in dB, shares as they are."""
+        seen, config, made = self.inspection, self.inspection.config, self.inspection.metadata
         return {
-            "model": self.model,
-            "against": self.against,
-            "recipe": self.recipe,
+            "format": 1,
+            "program": {
+                "version": metadata.version("faquant"),
+                "kernel": cpu.selected_isa(),
+                "matmul": matmul_backend(),
+                "torch": metadata.version("torch"),
+            },
+            "model": {
+                "directory": seen.directory,
+                "against": self.source.directory,
+                "type": config.model_type,
+                "layers": config.num_layers,
+                "heads": [config.num_heads, config.num_kv_heads, config.head_dim],
+                "max_position": seen.max_position,
+                "fingerprint": self.model_fingerprint,
+                "weight_bytes": seen.weight_bytes,
+                "source_weight_bytes": self.source.weight_bytes,
+            },
+            "recipe": made.recipe.model_dump(mode="json") if made else {"name": self.recipe},
+            "calibration": made.calibration if made else None,
+            "cache": {
+                "bytes_per_token": seen.kv_bytes_per_token,
+                "bytes_per_token_bf16": seen.kv_bytes_per_token_bf16,
+                "schemes": seen.kv_schemes,
+            },
             "window": self.window,
             "texts": {
-                text: {name: result.to_json() for name, result in results.items()}
+                text: {
+                    "tokens": max(result.tokens for result in results.values()),
+                    "windows": max(result.windows for result in results.values()),
+                    "variants": {name: result.to_json() for name, result in results.items()},
+                }
                 for text, results in self.texts.items()
             },
+            "offsets": self.offsets.to_json() if self.offsets else None,
+            "long": self.long.to_json() if self.long else None,
+            "layers": [layer.to_json() for layer in self.layers],
+            "lm_head": self.lm_head,
+            "outliers": [outlier.to_json() for outlier in self.outliers],
+            "needle": self.needle.to_json() if self.needle else None,
         }
 
+    def write(self, directory: Path) -> Path:
+        """Write faquant_report.json and faquant_report.html into `directory`, each whole or not at all; the page's path.
 
-def evaluate(
-    directory: Path,
-    against: Path,
-    texts: Mapping[str, str],
-    max_tokens: int | None = None,
-    progress: Callable[[str, int, int], None] = lambda text, done, total: None,
-) -> Report:
-    """Measure the quantized `directory` against the float directory `against`.
-
-    Args:
-        texts: name → text; each is cut into windows of 1,024 tokens, or of the context where that is shorter.
-        max_tokens: bound on the tokens of each text; None: all of it.
-
-    Raises:
-        UsageError: the directories do not belong together, or there is nothing to measure.
-        CheckpointError, UnsupportedError: one of them cannot be loaded.
-    """
-    model, source = load(directory), load(against)
-    if model.description is None:
-        raise UsageError(f"{directory} is a float model. Name a quantized directory, and its source with --against.")
-    if source.description is not None:
-        raise UsageError(f"{against} is quantized. Name the float model that {directory} was made from.")
-    if model.metadata is not None and model.metadata.model != model_fingerprint(TensorFiles.open(against)):
-        raise UsageError(f"{directory} was not made from {against}: the weights are others. Name its own float model.")
-    _check_same_config(directory, against, model.config, source.config)
-    tokenizer = Tokenizer.from_directory(against)
-    candidates = variants(model, source)
-    window = min(WINDOW, model.max_position, source.max_position)
-    results: dict[str, dict[str, Divergence]] = {}
-    for name, text in texts.items():
-        ids = tokenizer.encode(text, add_special_tokens=False)[:max_tokens]
-        if ids and max(ids) >= source.config.vocab_size:
-            raise CheckpointError(
-                f"The tokenizer of {against} yields the id {max(ids)}, but the model's vocabulary has "
-                f"{source.config.vocab_size} entries. Its files do not belong together."
-            )
-        results[name] = compare(source, candidates, ids, window, partial(progress, name))
-    recipe = model.metadata.recipe.name if model.metadata else "mindie"
-    return Report(str(directory), str(against), recipe, window, results)
+        Raises:
+            OutputError: they cannot be written.
+        """
+        values = self.to_json()
+        _write(directory / f"{NAME}.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+        _write(directory / f"{NAME}.html", render(values))
+        return directory / f"{NAME}.html"
 
 
-def _check_same_config(directory: Path, against: Path, config: ModelConfig, source: ModelConfig) -> None:
-    for field in fields(ModelConfig):
-        mine, theirs = getattr(config, field.name), getattr(source, field.name)
-        if mine != theirs and field.name not in MAY_DIFFER:
-            raise UsageError(
-                f"{directory} was not made from {against}: {field.name} is {mine} in the one and {theirs} in the other."
-            )
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.") from None

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from . import cpu, reference
+from .saturation import Saturation
 from .scheme import MAP_BLOCK, AttentionScheme
 
 
@@ -20,6 +21,8 @@ class Pages(Protocol):
 
     page_size: int
     num_pages: int
+    saturation: Saturation
+    """What was appended and asked beyond the calibrated ranges."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -47,6 +50,7 @@ class Int8Pages:
         self.scheme = scheme
         self.num_pages = num_pages
         self.page_size = page_size
+        self.saturation = Saturation()
         shape = (num_pages, page_size, scheme.num_kv_heads)
         self.k = torch.zeros(*shape, scheme.head_dim, dtype=torch.int8)
         self.v = torch.zeros(*shape, scheme.head_dim, dtype=torch.int8)
@@ -61,14 +65,16 @@ class Int8Pages:
         blocks = (positions // MAP_BLOCK).clamp_max(self.scheme.num_maps - 1)
         for block in range(int(blocks.min()), int(blocks.max()) + 1):
             there = blocks == block
-            values, scale = reference.quantize_k(k[there], self.scheme.at(block))
+            values, scale = reference.quantize_k(k[there], self.scheme.at(block), self.saturation)
             _store(self.k, self.k_scale, slots[there], values, scale)
-        _store(self.v, self.v_scale, slots, *reference.quantize_v(v, self.scheme))
+        _store(self.v, self.v_scale, slots, *reference.quantize_v(v, self.scheme, self.saturation))
 
     def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
         k, v, k_scale, v_scale = self._gather(block_table, start + q.shape[0])
         kernel = partial(cpu.attend, split=reference.SPLIT, threads=torch.get_num_threads())
-        return reference.attend(q, k, v, k_scale, v_scale, self.scheme, start, window, kernel=kernel)
+        return reference.attend(
+            q, k, v, k_scale, v_scale, self.scheme, start, window, kernel=kernel, saturation=self.saturation
+        )
 
     def copy_page(self, source: int, target: int) -> None:
         for store in (self.k, self.v, self.k_scale, self.v_scale):
@@ -100,6 +106,7 @@ class FloatPages:
         self.group = num_heads // num_kv_heads
         self.num_pages = num_pages
         self.page_size = page_size
+        self.saturation = Saturation()
         self.k = torch.zeros(num_pages, page_size, num_kv_heads, head_dim)
         self.v = torch.zeros_like(self.k)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .saturation import Saturation
 from .scheme import MAP_BLOCK, AttentionScheme
 
 TILE = 128
@@ -125,7 +126,7 @@ def unmap_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
     return k
 
 
-def map_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
+def map_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None) -> Tensor:
     """The inverse transpose of K's map (without the centre, which softmax cancels), on [tokens, Hq, D].
 
     A per-channel scale of K is folded in as well, so that q'·k8 needs no scale per channel.
@@ -135,17 +136,40 @@ def map_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
     q = _rotate(q, scheme)
     if scheme.q_scale is not None and scheme.q_scale.shape[-1] > 1:
         # A scale per channel of q has no place in an integer product: round to its grid, then as a dynamic q.
-        q = (q / scheme.q_scale).round().clamp(-128, 127) * scheme.q_scale
+        q = _quantize_static("q", q, scheme.q_scale, None, saturation) * scheme.q_scale
     if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
         q = q * _per_query_head(scheme.k_scale, scheme)
     return q
 
 
-def quantize_q(q: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
-    """q [tokens, Hq, D] after RoPE to int8 and a float32 scale [tokens, Hq] that holds K's static scale per head."""
-    q = map_q(q, scheme)
+def unmap_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
+    """The inverse of map_q, but for its rounding."""
+    if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
+        q = q / _per_query_head(scheme.k_scale, scheme)
+    if scheme.rotation_block:
+        q = hadamard(q, scheme.rotation_block)
+        if scheme.rotation_sign is not None:
+            q = q * scheme.rotation_sign
+    if scheme.k_equalizer is not None:
+        q = q / _per_query_head(scheme.k_equalizer, scheme)
+    return q
+
+
+def dequantize_q(q8: Tensor, scale: Tensor, scheme: AttentionScheme) -> Tensor:
+    """What quantize_q rounded, as map_q gave it: float32 [tokens, Hq, D]."""
+    if scheme.k_scale is not None and scheme.k_scale.shape[-1] == 1:
+        scale = scale / _per_query_head(scheme.k_scale, scheme)[:, 0]
+    return q8.float() * scale[..., None]
+
+
+def quantize_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None) -> tuple[Tensor, Tensor]:
+    """q [tokens, Hq, D] after RoPE to int8 and a float32 scale [tokens, Hq] that holds K's static scale per head.
+
+    As in quantize_k and quantize_v, what is beyond a calibrated scale is counted in `saturation`.
+    """
+    q = map_q(q, scheme, saturation)
     if scheme.q_scale is not None and scheme.q_scale.shape[-1] == 1:
-        q8 = (q / scheme.q_scale).round().clamp(-128, 127).to(torch.int8)
+        q8 = _quantize_static("q", q, scheme.q_scale, None, saturation)
         scale = scheme.q_scale[:, 0].expand(q.shape[0], -1)
     else:
         q8, scale = quantize_rows(q)
@@ -154,21 +178,25 @@ def quantize_q(q: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
     return q8, scale
 
 
-def quantize_k(k: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | None]:
+def quantize_k(
+    k: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None
+) -> tuple[Tensor, Tensor | None]:
     """K [tokens, Hkv, D] after RoPE to int8, with float16 scales [tokens, Hkv] where they are per token."""
     mapped = map_k(k, scheme)
     if scheme.k_scale is None:
         return quantize_rows_fp16(mapped)
-    return _quantize_static(mapped, scheme.k_scale, scheme.k_offset), None
+    return _quantize_static("k", mapped, scheme.k_scale, scheme.k_offset, saturation), None
 
 
-def quantize_v(v: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | None]:
+def quantize_v(
+    v: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None
+) -> tuple[Tensor, Tensor | None]:
     """V [tokens, Hkv, D] to int8, with float16 scales [tokens, Hkv] where they are per token."""
     if scheme.v_rotation_block:
         v = hadamard(v, scheme.v_rotation_block)
     if scheme.v_scale is None:
         return quantize_rows_fp16(v)
-    return _quantize_static(v, scheme.v_scale, scheme.v_offset), None
+    return _quantize_static("v", v, scheme.v_scale, scheme.v_offset, saturation), None
 
 
 def dequantize_k(k8: Tensor, scale: Tensor | None, scheme: AttentionScheme) -> Tensor:
@@ -192,6 +220,7 @@ def attend(
     start: int,
     window: int | None = None,
     kernel: "Kernel | None" = None,
+    saturation: Saturation | None = None,
 ) -> Tensor:
     """Causal int8 attention of the queries at `start`, `start` + 1, … over all keys up to their own.
 
@@ -201,12 +230,13 @@ def attend(
         k_scale, v_scale: float16 [length, Hkv], or None where the scheme's scales are static.
         window: a query sees this many keys, itself included; None: all. What no query sees may hold anything.
         kernel: what computes the integers' attention; None: attend_int8.
+        saturation: counts the values of q beyond a calibrated scale.
 
     Returns:
         float32 [tokens, Hq, D].
     """
     maps = min(scheme.num_maps, -(-(start + q.shape[0]) // MAP_BLOCK))
-    queries = map_queries(q, scheme, maps)
+    queries = map_queries(q, scheme, maps, saturation)
     out = (kernel or attend_int8)(queries, k8, v8, k_scale, v_scale, scheme, start, window)
     return hadamard(out, scheme.v_rotation_block) if scheme.v_rotation_block else out
 
@@ -246,7 +276,7 @@ class MappedQueries(NamedTuple):
         return MappedQueries(by_kv_head(self.values).float(), by_kv_head(self.scale), by_kv_head(self.bias))
 
 
-def map_queries(q: Tensor, scheme: AttentionScheme, maps: int) -> MappedQueries:
+def map_queries(q: Tensor, scheme: AttentionScheme, maps: int, saturation: Saturation | None = None) -> MappedQueries:
     """q [tokens, Hq, D] after RoPE as the first `maps` maps of K want it.
 
     A centre is the same for all keys of a map, and so cancels in the softmax; that the centres differ does not. What
@@ -254,7 +284,7 @@ def map_queries(q: Tensor, scheme: AttentionScheme, maps: int) -> MappedQueries:
     """
     unit = _LOG2E / math.sqrt(scheme.head_dim)
     schemes = [scheme.at(number) for number in range(maps)]
-    values, scales = zip(*(quantize_q(q, here) for here in schemes), strict=True)
+    values, scales = zip(*(quantize_q(q, here, saturation) for here in schemes), strict=True)
     biases = [torch.zeros_like(scales[0])] * maps
     if maps > 1 and scheme.k_center is not None:
         shifts = scheme.k_center[:maps] - scheme.k_center[0]
@@ -447,10 +477,14 @@ def _per_query_head(table: Tensor, scheme: AttentionScheme) -> Tensor:
     return table.repeat_interleave(scheme.num_heads // scheme.num_kv_heads, dim=0)
 
 
-def _quantize_static(x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+def _quantize_static(
+    name: str, x: Tensor, scale: Tensor, offset: Tensor | None, saturation: Saturation | None
+) -> Tensor:
     steps = x / scale
     if offset is not None:
         steps = steps + offset
+    if saturation is not None:
+        saturation.count(name, steps)
     return steps.round().clamp(-128, 127).to(torch.int8)
 
 

@@ -4,13 +4,15 @@ What attention does with q, k and v is the caller's: cache pages when serving, o
 step is done as transformers does it, in the model's dtype, so that calibration repeats what other tools see.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from .lazy import LazyEmbedding, LazyLinear, LazySequence
 from .linear import FloatLinear, Linear
 from .rope import apply_rope
 
@@ -82,15 +84,19 @@ class Decoder:
     """The whole model between token ids and logits."""
 
     config: ModelConfig
-    embedding: Tensor  # [vocab, hidden]
-    layers: list[DecoderLayer]
+    embedding: Tensor  # [vocab, hidden], or what reads its rows when asked
+    layers: Sequence[DecoderLayer]
     norm: RMSNorm
     lm_head: Linear
     dtype: torch.dtype = torch.float32
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The residual stream [tokens, hidden] that enters the first block, for int64 ids [tokens]."""
+        return self.embedding[tokens].to(self.dtype)
+
     def hidden(self, tokens: Tensor, tables: Tables, attention: Attention) -> Tensor:
         """The residual stream after the last block and norm: [tokens, hidden], for int64 ids [tokens]."""
-        x = self.embedding[tokens].to(self.dtype)
+        x = self.embed(tokens)
         for layer in self.layers:
             x = layer(x, tables, attention)
         return self.norm(x)
@@ -146,6 +152,7 @@ def build_decoder(
     linear: Callable[[str], Linear],
     has: Callable[[str], bool],
     dtype: torch.dtype = torch.float32,
+    lazy: bool = False,
 ) -> Decoder:
     """Put a decoder together from parts by their checkpoint names.
 
@@ -154,13 +161,21 @@ def build_decoder(
         linear: gives a linear such as `model.layers.0.mlp.down_proj`, or `lm_head`.
         has: whether there is a tensor of that name.
         dtype: in which everything but int8 parts computes.
+        lazy: embedding, layers and head are read when they are used, and not kept.
     """
+
+    def layer(index: int) -> DecoderLayer:
+        return build_layer(config, index, tensor, linear, has, dtype)
+
+    def embedding() -> Tensor:
+        return tensor("model.embed_tokens.weight")
+
     return Decoder(
         config=config,
-        embedding=tensor("model.embed_tokens.weight"),
-        layers=[build_layer(config, index, tensor, linear, has, dtype) for index in range(config.num_layers)],
+        embedding=cast(Tensor, LazyEmbedding(embedding)) if lazy else embedding(),
+        layers=LazySequence(layer, config.num_layers) if lazy else [layer(i) for i in range(config.num_layers)],
         norm=_norm("model.norm", config, tensor, has, dtype),
-        lm_head=linear("lm_head"),
+        lm_head=LazyLinear(lambda: linear("lm_head")) if lazy else linear("lm_head"),
         dtype=dtype,
     )
 

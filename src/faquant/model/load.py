@@ -35,17 +35,21 @@ class Model:
 
     def make_pages(self, num_pages: int, page_size: int) -> list[Pages]:
         """Empty cache pages for every layer."""
-        c = self.config
-        return [
-            FloatPages(c.num_heads, c.num_kv_heads, c.head_dim, num_pages, page_size)
-            if scheme is None
-            else Int8Pages(scheme, num_pages, page_size)
-            for scheme in self.schemes
-        ]
+        return [self.make_layer_pages(layer, num_pages, page_size) for layer in range(self.config.num_layers)]
+
+    def make_layer_pages(self, layer: int, num_pages: int, page_size: int, position: int = 0) -> Pages:
+        """Empty cache pages of one layer, for sequences whose first token stands at `position`: 0, or when measuring
+        another multiple of MAP_BLOCK."""
+        c, scheme = self.config, self.schemes[layer]
+        if scheme is None:
+            return FloatPages(c.num_heads, c.num_kv_heads, c.head_dim, num_pages, page_size)
+        return Int8Pages(scheme.starting_at(position) if position else scheme, num_pages, page_size)
 
 
-def load(directory: Path) -> Model:
+def load(directory: Path, lazy: bool = False) -> Model:
     """Load a float or a quantized directory; float parts compute in float32.
+
+    With `lazy` the weights are read when they are used and not kept, so that one layer at a time needs memory.
 
     Raises:
         CheckpointError: files are missing, damaged, or contradict one another.
@@ -53,11 +57,15 @@ def load(directory: Path) -> Model:
     """
     opened = open_checkpoint(directory)
     if opened.description is None:
-        return _load_float(opened, torch.float32)
+        return _load_float(opened, torch.float32, lazy)
     return Model(
         config=opened.config,
         decoder=build_decoder(
-            opened.config, opened.checked.finite, partial(_read_linear, opened), opened.checked.__contains__
+            opened.config,
+            opened.checked.finite,
+            partial(_read_linear, opened),
+            opened.checked.__contains__,
+            lazy=lazy,
         ),
         schemes=opened.schemes,
         max_position=opened.max_position,
@@ -77,7 +85,7 @@ def load_float(directory: Path, dtype: torch.dtype = torch.float32) -> Model:
     return _load_float(opened, dtype)
 
 
-def _load_float(opened: Opened, dtype: torch.dtype) -> Model:
+def _load_float(opened: Opened, dtype: torch.dtype, lazy: bool = False) -> Model:
     config, checked = opened.config, opened.checked
 
     def tensor(name: str) -> Tensor:
@@ -88,7 +96,7 @@ def _load_float(opened: Opened, dtype: torch.dtype) -> Model:
 
     return Model(
         config=config,
-        decoder=build_decoder(config, tensor, linear, checked.__contains__, dtype),
+        decoder=build_decoder(config, tensor, linear, checked.__contains__, dtype, lazy),
         schemes=opened.schemes,
         max_position=opened.max_position,
     )

@@ -30,32 +30,40 @@ class Chunk:
     position: int = 0
 
 
-def run_chunks(decoder: Decoder, pages: Sequence[Pages], chunks: Sequence[Chunk]) -> Tensor:
-    """Append every chunk to the cache and return the hidden states of all their tokens: [Σ n, hidden]."""
-    numbers = [torch.arange(chunk.start, chunk.start + len(chunk.tokens)) for chunk in chunks]
-    tables = [
-        chunk.rope.tables(number + chunk.position, decoder.dtype) for chunk, number in zip(chunks, numbers, strict=True)
-    ]
-    size = pages[0].page_size
-    slots = torch.cat(
-        [
-            chunk.block_table[number // size] * size + number % size
-            for chunk, number in zip(chunks, numbers, strict=True)
-        ]
-    )
-    positions = torch.cat(numbers)
-    ends = torch.tensor([len(chunk.tokens) for chunk in chunks]).cumsum(0).tolist()
+class Batch:
+    """Chunks side by side: all their tokens in one row, and what each layer's attention does with them."""
 
-    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache = pages[layer]
-        cache.append(k, v, slots, positions)
-        window = decoder.config.sliding_windows[layer]
+    def __init__(self, chunks: Sequence[Chunk], page_size: int, dtype: torch.dtype = torch.float32) -> None:
+        numbers = [torch.arange(chunk.start, chunk.start + len(chunk.tokens)) for chunk in chunks]
+        pairs = list(zip(chunks, numbers, strict=True))
+        tables = [chunk.rope.tables(number + chunk.position, dtype) for chunk, number in pairs]
+        cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        self.tables = cos, sin
+        self.tokens = torch.cat([chunk.tokens for chunk in chunks])
+        self._chunks = chunks
+        self._slots = torch.cat(
+            [chunk.block_table[number // page_size] * page_size + number % page_size for chunk, number in pairs]
+        )
+        self._positions = torch.cat(numbers)
+        self._ends = torch.tensor([len(chunk.tokens) for chunk in chunks]).cumsum(0).tolist()
+
+    def attend(self, pages: Pages, window: int | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Append k and v [tokens, Hkv, D] to a layer's pages; q's attention [tokens, Hq, D] there."""
+        pages.append(k, v, self._slots, self._positions)
         return torch.cat(
             [
-                cache.attend(q[end - len(chunk.tokens) : end], chunk.block_table, chunk.start, window)
-                for chunk, end in zip(chunks, ends, strict=True)
+                pages.attend(q[end - len(chunk.tokens) : end], chunk.block_table, chunk.start, window)
+                for chunk, end in zip(self._chunks, self._ends, strict=True)
             ]
         )
 
-    cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-    return decoder.hidden(torch.cat([chunk.tokens for chunk in chunks]), (cos, sin), attention)
+
+def run_chunks(decoder: Decoder, pages: Sequence[Pages], chunks: Sequence[Chunk]) -> Tensor:
+    """Append every chunk to the cache and return the hidden states of all their tokens: [Σ n, hidden]."""
+    batch = Batch(chunks, pages[0].page_size, decoder.dtype)
+    windows = decoder.config.sliding_windows
+
+    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return batch.attend(pages[layer], windows[layer], q, k, v)
+
+    return decoder.hidden(batch.tokens, batch.tables, attention)

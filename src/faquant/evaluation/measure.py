@@ -1,0 +1,153 @@
+"""Evaluating a directory against its float source: everything in one pass over the layers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+from ..checkpoint.metadata import model_fingerprint
+from ..checkpoint.tensors import TensorFiles
+from ..config import ModelConfig
+from ..engine.tokenizer import Tokenizer
+from ..errors import CheckpointError, UsageError
+from ..kernels.scheme import MAP_BLOCK
+from ..model.inspection import inspect
+from ..model.load import Model, load
+from .divergence import WINDOW, Divergence, cut, variants
+from .needle import needle_result, needle_windows
+from .noise import NoiseMeter
+from .positions import float_drift, long_result, long_windows, offset_windows, offsets_result
+from .report import Report
+from .scores import Heads, score
+from .streaming import Progress, Window, run
+
+MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
+_FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured, in tokens; 0 leaves a part out.
+
+    Attributes:
+        window: of each text at a time, at most.
+        text: of each text; None: all of it.
+        noise: of each text's first window, for what is said by layer; at most MAP_BLOCK.
+        offset: of the text that is moved along the context.
+        long: of the long context, at most.
+        needle, trials: longest haystack, and needles for each length.
+    """
+
+    window: int = WINDOW
+    text: int | None = None
+    noise: int = MAP_BLOCK
+    offset: int = 512
+    long: int = 8192
+    needle: int = 8192
+    trials: int = 3
+
+
+FULL = Effort()
+QUICK = Effort(window=512, text=1024, noise=256, offset=256, long=2048, needle=1024, trials=1)
+"""What takes about as long as quantizing did."""
+
+
+def evaluate(
+    directory: Path,
+    against: Path,
+    texts: Mapping[str, str],
+    effort: Effort = FULL,
+    progress: Progress = lambda done, total: None,
+) -> Report:
+    """Measure the quantized `directory` against the float directory `against`.
+
+    One layer of each is in memory at a time, with the residual streams of all that is measured.
+
+    Args:
+        texts: name → text; each is cut into windows.
+        progress: called with (layers done, layers in all); the head counts as one.
+
+    Raises:
+        UsageError: the directories do not belong together, or there is nothing to measure.
+        CheckpointError, UnsupportedError: one of them cannot be loaded.
+    """
+    model, source = load(directory, lazy=True), load(against, lazy=True)
+    fingerprint = _check_pair(directory, against, model, source)
+    if not texts:
+        raise UsageError("There is no text to measure on.")
+    encode = partial(_encode, Tokenizer.from_directory(against), source.config, against)
+    ids = {name: encode(text) for name, text in texts.items()}
+    models = {_FLOAT: source, **variants(model, source)}
+    whole = "both" if "both" in models else list(models)[-1]
+    moved = frozenset({_FLOAT, whole} | (models.keys() & {"attention"}))
+    context = min(model.max_position, source.max_position)
+    filler = [token for some in ids.values() for token in some]
+    moved_text = next(iter(ids))
+
+    windows: list[Window] = []
+
+    def planned(some: list[Window]) -> slice:
+        windows.extend(some)
+        return slice(len(windows) - len(some), len(windows))
+
+    window = min(effort.window, context)
+    parts = {name: planned(cut(some[: effort.text], window, context)) for name, some in ids.items()}
+    offsets = planned(offset_windows(ids[moved_text][: effort.offset], context, moved))
+    long = planned(long_windows(filler[: min(effort.long, context)], moved))
+    haystacks = needle_windows(encode, filler, min(effort.needle, context), effort.trials, frozenset({_FLOAT, whole}))
+    needles = planned(haystacks)
+
+    layers = source.config.num_layers
+    looked_at = [part.start for part in parts.values()] if effort.noise else []
+    meter = NoiseMeter(models, _FLOAT, windows, looked_at, effort.noise)
+    streams = run(models, windows, meter.look, lambda done, _: progress(done, layers + 1))
+    heads = Heads(models)
+    scores = score(heads, _FLOAT, windows, streams)
+    results = {
+        name: {variant: Divergence.of([scored[variant] for scored in scores[part]]) for variant in scores[part.start]}
+        for name, part in parts.items()
+    }
+    drift = float_drift(heads, _FLOAT, streams[_FLOAT][offsets])
+    report = Report(
+        inspection=inspect(directory),
+        source=inspect(against),
+        model_fingerprint=fingerprint,
+        window=window,
+        texts=results,
+        offsets=offsets_result(moved_text, windows[offsets], scores[offsets], drift),
+        long=long_result(windows[long], scores[long]),
+        layers=meter.layers if looked_at else [],
+        lm_head=meter.head(heads, streams),
+        outliers=meter.channels.largest(),
+        needle=needle_result(windows[needles], scores[needles], effort.trials, whole),
+    )
+    progress(layers + 1, layers + 1)
+    return report
+
+
+def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> str:
+    """Refuse what does not belong together; the fingerprint of the float model."""
+    if model.description is None:
+        raise UsageError(f"{directory} is a float model. Name a quantized directory, and its source with --against.")
+    if source.description is not None:
+        raise UsageError(f"{against} is quantized. Name the float model that {directory} was made from.")
+    fingerprint = model_fingerprint(TensorFiles.open(against))
+    if model.metadata is not None and model.metadata.model != fingerprint:
+        raise UsageError(f"{directory} was not made from {against}: the weights are others. Name its own float model.")
+    for field in fields(ModelConfig):
+        mine, theirs = getattr(model.config, field.name), getattr(source.config, field.name)
+        if mine != theirs and field.name not in MAY_DIFFER:
+            raise UsageError(
+                f"{directory} was not made from {against}: {field.name} is {mine} in the one and {theirs} in the other."
+            )
+    return fingerprint
+
+
+def _encode(tokenizer: Tokenizer, config: ModelConfig, against: Path, text: str) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if ids and max(ids) >= config.vocab_size:
+        raise CheckpointError(
+            f"The tokenizer of {against} yields the id {max(ids)}, but the model's vocabulary has {config.vocab_size} "
+            "entries. Its files do not belong together."
+        )
+    return ids

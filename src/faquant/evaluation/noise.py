@@ -1,0 +1,232 @@
+"""Where the error comes from: signal to noise of each step of a layer by itself, in dB, and channels that stand out.
+
+Every step is given what the float model computes there, so that its noise is its own and not what came before:
+
+- q, k: as they are quantized, centred, equalised and rotated. v: in its own basis.
+- p: the attention's output through the cache, against float attention over the very q, k and v that the cache holds.
+  What is left is the rounding of P.
+- linears: the quantized linear on the exact input, against the float linear's output. The input passes the quantized
+  model's own norm, which holds the equaliser; R1 and R2 turn the float side, which keeps energies. up_proj's outputs
+  are divided by down_proj's equaliser, which is in no file: it is taken from the two outputs, a factor for each
+  channel, and so such a factor is not seen as noise.
+- stream: the residual stream of the quantized model as it runs, so here the noise of all layers before is in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import reference
+from ..kernels.pages import float_attend
+from ..kernels.reference import hadamard
+from ..model.decoder import LINEARS, DecoderLayer, Tables
+from ..model.linear import FloatLinear, Linear
+from ..model.load import Model
+from ..quantization.rotate import rotate_residual
+from .outliers import MEAN_OF_K, Channels
+from .scores import Heads
+from .streaming import PAGE_SIZE, Layers, Streams, Window
+
+_KINDS = tuple(name.rpartition(".")[2] for name in LINEARS)
+
+
+@dataclass
+class Ratio:
+    """Energies of a signal and of what was added to it, summed over tokens."""
+
+    signal: Tensor | float = 0.0
+    noise: Tensor | float = 0.0
+
+    def add(self, wanted: Tensor, got: Tensor, by_head: bool = False) -> None:
+        """Count [tokens, …]; `by_head`: [tokens, heads, D], each head for itself."""
+        axes = (0, 2) if by_head else tuple(range(wanted.ndim))
+        self.signal = self.signal + wanted.double().square().sum(axes)
+        self.noise = self.noise + (got.double() - wanted.double()).square().sum(axes)
+
+    def decibels(self) -> list[float | None]:
+        """By head, or one for all; None where there is no noise or no signal."""
+        ratio = 10 * torch.log10(torch.as_tensor(self.signal) / torch.as_tensor(self.noise))
+        return [value if abs(value) < float("inf") else None for value in ratio.flatten().tolist()]
+
+
+@dataclass
+class LayerNoise:
+    """Signal to noise of one layer in dB; clipped: shares of values beyond calibrated scales."""
+
+    q: Ratio = field(default_factory=Ratio)
+    k: Ratio = field(default_factory=Ratio)
+    v: Ratio = field(default_factory=Ratio)
+    p: Ratio = field(default_factory=Ratio)
+    linears: dict[str, Ratio | None] = field(default_factory=dict)
+    stream: Ratio = field(default_factory=Ratio)
+    clipped: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; a linear that stayed float is null."""
+        parts = {name: getattr(self, name).decibels() for name in ("q", "k", "v", "p") if self._has(name)}
+        linears = {name: None if ratio is None else ratio.decibels()[0] for name, ratio in self.linears.items()}
+        return {**parts, "linears": linears, "stream": self.stream.decibels()[0], "clipped": self.clipped}
+
+    def _has(self, name: str) -> bool:
+        return isinstance(getattr(self, name).signal, Tensor)
+
+
+class _Tap:
+    """A linear that remembers what went in and came out."""
+
+    def __init__(self, linear: Linear) -> None:
+        self.linear = linear
+        self.x = self.y = torch.empty(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.x, self.y = x, self.linear(x)
+        return self.y
+
+    @property
+    def nbytes(self) -> int:
+        return self.linear.nbytes
+
+
+@dataclass
+class _Seen:
+    """One float layer on one window: q, k, v after RoPE, and its linears' inputs and outputs."""
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    linears: dict[str, _Tap]
+    unturned_k: Tensor
+
+    def channels(self) -> dict[str, Tensor]:
+        """What may have outliers, [tokens, channels] or [tokens, heads, D]."""
+        inputs = {f"{name} input": self.linears[name].x for name in ("q_proj", "o_proj", "gate_proj", "down_proj")}
+        return {"k": self.k, MEAN_OF_K: self.unturned_k, "v": self.v, "stream": self.x, **inputs}
+
+
+class NoiseMeter:
+    """Looks at every layer of a streaming pass, on the first `tokens` tokens of some of its windows.
+
+    Args:
+        models: the float model as `source`, and whichever of attention, linears and both there are.
+        numbers: which windows; at most one block of K's maps long each, at position 0.
+    """
+
+    def __init__(
+        self, models: dict[str, Model], source: str, windows: Sequence[Window], numbers: Sequence[int], tokens: int
+    ) -> None:
+        self.models = models
+        self.source = source
+        self.whole = "both" if "both" in models else next(name for name in models if name != source)
+        self.tables = {number: windows[number].batch(models[source]).tables for number in numbers}
+        self.tokens = tokens
+        self.layers: list[LayerNoise] = []
+        self.channels = Channels()
+
+    def look(self, step: Layers) -> None:
+        """Measure a layer that has run."""
+        layer, quantized = step.layers[self.source], step.layers.get("linears")
+        noise = LayerNoise(clipped=step.saturation[self.whole].shares())
+        for number, (cos, sin) in self.tables.items():
+            x = step.before[self.source][number][: self.tokens]
+            seen = _observe(layer, x, (cos[: self.tokens], sin[: self.tokens]), self._sliding(step.index))
+            self.channels.add(step.index, seen.channels())
+            if "attention" in self.models:
+                self._attention(noise, step.index, seen)
+            if quantized is not None:
+                self._linears(noise, quantized, seen)
+            noise.stream.add(self._turned(step.after[self.source][number]), step.after[self.whole][number])
+        self.layers.append(noise)
+
+    def _sliding(self, layer: int) -> int | None:
+        return self.models[self.source].config.sliding_windows[layer]
+
+    def _attention(self, noise: LayerNoise, layer: int, seen: _Seen) -> None:
+        tables = self.models["attention"].schemes[layer]
+        if tables is None:
+            return
+        scheme, count = tables.at(0), len(seen.q)
+        pages = self.models["attention"].make_layer_pages(layer, -(-count // PAGE_SIZE), PAGE_SIZE)
+        slots = torch.arange(count)
+        pages.append(seen.k, seen.v, slots, slots)
+        table = torch.arange(pages.num_pages)
+        k, v = pages.read(table, count)
+        q = reference.dequantize_q(*reference.quantize_q(seen.q, scheme), scheme)
+        noise.q.add(reference.map_q(seen.q, scheme), q, by_head=True)
+        noise.k.add(reference.map_k(seen.k, scheme), reference.map_k(k, scheme), by_head=True)
+        noise.v.add(seen.v, v, by_head=True)
+        exact = float_attend(reference.unmap_q(q, scheme), k, v, 0, self._sliding(layer))
+        noise.p.add(exact, pages.attend(seen.q, table, 0, self._sliding(layer)), by_head=True)
+
+    def _linears(self, noise: LayerNoise, layer: DecoderLayer, seen: _Seen) -> None:
+        metadata = self.models["linears"].metadata
+        block = metadata.v_block if metadata is not None and metadata.v_folded else 0
+
+        def by_head(x: Tensor) -> Tensor:
+            return hadamard(x.view(len(x), -1, layer.head_dim), block).flatten(1) if block else x
+
+        taps = seen.linears
+        h = layer.input_layernorm(self._turned(seen.x))
+        self._linear(noise, layer, "q_proj", h, taps["q_proj"].y)
+        self._linear(noise, layer, "k_proj", h, taps["k_proj"].y)
+        self._linear(noise, layer, "v_proj", h, by_head(taps["v_proj"].y))
+        self._linear(noise, layer, "o_proj", by_head(taps["o_proj"].x), self._turned(taps["o_proj"].y))
+        h = layer.post_attention_layernorm(self._turned(seen.x + taps["o_proj"].y))
+        self._linear(noise, layer, "gate_proj", h, taps["gate_proj"].y)
+        factor = torch.ones(1)
+        if metadata is not None and metadata.recipe.linear is not None and metadata.recipe.linear.equalize:
+            factor = _factors(taps["up_proj"].y, layer.up_proj(h))
+        self._linear(noise, layer, "up_proj", h, taps["up_proj"].y, factor)
+        self._linear(noise, layer, "down_proj", taps["down_proj"].x / factor, self._turned(taps["down_proj"].y))
+
+    @staticmethod
+    def _linear(
+        noise: LayerNoise, layer: DecoderLayer, name: str, x: Tensor, wanted: Tensor, factor: Tensor | None = None
+    ) -> None:
+        linear: Linear = getattr(layer, name)
+        if isinstance(linear, FloatLinear):
+            noise.linears[name] = None
+            return
+        y = linear(x)
+        ratio = noise.linears.setdefault(name, Ratio())
+        assert ratio is not None  # a linear does not change its kind between windows
+        ratio.add(wanted, y if factor is None else y * factor)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """A float residual stream in the basis of the quantized linears."""
+        metadata = self.models[self.whole].metadata
+        return rotate_residual(x) if metadata is not None and metadata.residual_rotation else x
+
+    def head(self, heads: Heads, streams: Streams, rows: int = 128) -> float | None:
+        """Signal to noise of the quantized head on the float model's last stream; None where it is float."""
+        if "linears" not in self.models or not self.tables or heads.is_float("linears"):
+            return None
+        ratio = Ratio()
+        for number in self.tables:
+            x = streams[self.source][number][:rows]
+            ratio.add(heads.logits(self.source, x), heads.logits("linears", self._turned(x)))
+        return ratio.decibels()[0]
+
+
+def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None) -> _Seen:
+    taps = {name: _Tap(getattr(layer, name)) for name in _KINDS}
+    states: tuple[Tensor, ...] = ()
+
+    def attention(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        nonlocal states
+        states = q, k, v
+        return float_attend(q, k, v, 0, sliding)
+
+    replace(layer, **taps)(x, tables, attention)  # type: ignore[arg-type]
+    unturned = taps["k_proj"].y.view(len(x), -1, layer.head_dim)
+    q, k, v = states
+    return _Seen(x, q, k, v, taps, unturned if layer.k_norm is None else layer.k_norm(unturned))
+
+
+def _factors(wanted: Tensor, got: Tensor) -> Tensor:
+    """What each channel of `got` [tokens, n] must be multiplied by; noise in `got` alone does not bend it."""
+    shared = (wanted * got).sum(0)
+    return torch.where(shared == 0, 1.0, wanted.square().sum(0) / shared.masked_fill(shared == 0, 1.0))

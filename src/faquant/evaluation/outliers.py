@@ -1,0 +1,74 @@
+"""Channels that are far larger than their neighbours, in the float model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+THRESHOLD = 8.0
+LISTED = 30
+MEAN_OF_K = "k, mean before RoPE"
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A channel whose root mean square (or mean) is `ratio` times the median root mean square of its head.
+
+    `head` is None where there are no heads: the residual stream and the linears' inputs. The same channel stands out
+    in `layers` layers; `layer` is where it does most.
+    """
+
+    layer: int
+    tensor: str
+    head: int | None
+    channel: int
+    ratio: float
+    layers: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+class Channels:
+    """Sums over tokens of each channel, layer by layer."""
+
+    def __init__(self) -> None:
+        self._layer = -1
+        self._sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+        self._found: dict[tuple[str, int | None, int], Outlier] = {}
+
+    def add(self, layer: int, values: Mapping[str, Tensor]) -> None:
+        """Count one window's values, [tokens, channels] or [tokens, heads, D] by name; layers come in order."""
+        if layer != self._layer:
+            self._close()
+            self._layer = layer
+        for name, x in values.items():
+            total, squares, tokens = self._sums.get(name, (torch.zeros(()), torch.zeros(()), 0))
+            wide = x.double()
+            self._sums[name] = total + wide.sum(0), squares + wide.square().sum(0), tokens + len(x)
+
+    def largest(self) -> list[Outlier]:
+        """Those that stand out most, the largest first."""
+        self._close()
+        return sorted(self._found.values(), key=lambda outlier: -outlier.ratio)[:LISTED]
+
+    def _close(self) -> None:
+        for name, (total, squares, tokens) in self._sums.items():
+            rms = (squares / tokens).sqrt()
+            size = (total / tokens).abs() if name == MEAN_OF_K else rms
+            ratios = size / rms.median(-1, keepdim=True).values.clamp_min(1e-30)
+            for place in (ratios > THRESHOLD).nonzero().tolist():
+                self._note(name, place[0] if len(place) > 1 else None, place[-1], float(ratios[tuple(place)]))
+        self._sums.clear()
+
+    def _note(self, name: str, head: int | None, channel: int, ratio: float) -> None:
+        known = self._found.get((name, head, channel))
+        layers = 1 if known is None else known.layers + 1
+        if known is None or ratio > known.ratio:
+            outlier = Outlier(self._layer, name, head, channel, ratio, layers)
+        else:
+            outlier = Outlier(known.layer, name, head, channel, known.ratio, layers)
+        self._found[name, head, channel] = outlier

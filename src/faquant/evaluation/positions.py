@@ -1,0 +1,99 @@
+"""Whether the error grows with the position: the same text moved along the context, and one long context."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.scheme import MAP_BLOCK
+from .scores import Heads, Scores, divergences
+from .streaming import Window
+
+FLOAT_DRIFT = 1e-4
+"""Nats. RoPE's angles are float32: at position 100,000 they are known to 0.01 radian, and there float moves too."""
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Mean KL in nats of one text whose first token stands at each of `offsets`, by variant.
+
+    `float_drift` is KL(float at the first offset ‖ float there), which has to be next to nothing: what attention sees
+    of RoPE is how far tokens are apart.
+    """
+
+    text: str
+    tokens: int
+    offsets: list[int]
+    variants: dict[str, list[float]]
+    float_drift: list[float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @property
+    def drifts(self) -> bool:
+        """Whether the float model itself depends on the offset."""
+        return max(self.float_drift) > FLOAT_DRIFT
+
+
+@dataclass(frozen=True)
+class Long:
+    """Mean KL in nats of one long context between each two `edges`, by variant."""
+
+    tokens: int
+    edges: list[int]
+    variants: dict[str, list[float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def offset_windows(tokens: Sequence[int], context: int, models: frozenset[str]) -> list[Window]:
+    """`tokens` at 0, ¼, ½ and nearly all of the context, in multiples of MAP_BLOCK; none where only 0 is left."""
+    last = (context - len(tokens)) // MAP_BLOCK * MAP_BLOCK
+    offsets = {min(context * part // 4 // MAP_BLOCK * MAP_BLOCK, last) for part in range(3)} | {last}
+    if last <= 0 or len(tokens) < 2:
+        return []
+    ids = torch.tensor(tokens, dtype=torch.int64)
+    # The same frequencies for all: some kinds of RoPE choose them by the request's length.
+    return [Window(ids, offset, models=models, rope_length=context) for offset in sorted(offsets)]
+
+
+def float_drift(heads: Heads, source: str, streams: Sequence[Tensor]) -> list[float]:
+    """Mean KL in nats between the float model at the first offset and at each of them."""
+    return [
+        float(torch.cat([divergences(p, q) for _, (p, q) in heads.blocks([(source, streams[0]), (source, x)])]).mean())
+        for x in streams
+    ]
+
+
+def offsets_result(
+    text: str, windows: Sequence[Window], scores: Sequence[Mapping[str, Scores]], drift: list[float]
+) -> Offsets | None:
+    """From the scores of offset_windows; None without any."""
+    if not windows:
+        return None
+    variants = {name: [float(at[name].kl.mean()) for at in scores] for name in scores[0]}
+    return Offsets(text, len(windows[0].tokens), [window.position for window in windows], variants, drift)
+
+
+def long_windows(tokens: Sequence[int], models: frozenset[str]) -> list[Window]:
+    """One long window, or none where it would not be long."""
+    return [Window(torch.tensor(tokens), models=models)] if len(tokens) >= 2 * MAP_BLOCK else []
+
+
+def long_result(windows: Sequence[Window], scores: Sequence[Mapping[str, Scores]]) -> Long | None:
+    """The long window's KL in stretches of MAP_BLOCK tokens; a short last one belongs to the one before."""
+    if not windows:
+        return None
+    count = len(windows[0].tokens)
+    edges = [*range(0, count - MAP_BLOCK // 4, MAP_BLOCK), count]
+    variants = {
+        name: [float(scored.kl[low:high].mean()) for low, high in pairwise(edges)] for name, scored in scores[0].items()
+    }
+    return Long(count, edges, variants)

@@ -1,0 +1,125 @@
+"""What the head makes of the residual streams: next-token distributions of each model beside the float one's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..model.decoder import Decoder
+from ..model.lazy import built
+from ..model.linear import FloatLinear, Linear
+from ..model.load import Model
+from .streaming import Streams, Window
+
+_ROWS = 128
+_BLOCK = 1 << 22
+"""Logits that a model has in memory at a time: vocabularies are large, and each step of log-softmax copies them."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A model's next-token distribution beside the float one, at the scored tokens of one window.
+
+    Attributes:
+        kl: KL(float ‖ model) in nats, float64 [n].
+        same: whether the likeliest token is the float model's, bool [n].
+        loss, loss_float: -log p of the tokens that followed in nats, float64 [n - 1].
+        hit, hit_float: whether the token that followed was the likeliest, bool [n - 1].
+    """
+
+    kl: Tensor
+    same: Tensor
+    loss: Tensor
+    loss_float: Tensor
+    hit: Tensor
+    hit_float: Tensor
+
+    @classmethod
+    def of(cls, p: Tensor, q: Tensor, following: Tensor) -> "Scores":
+        """From log-probabilities p (float) and q, float32 [rows, vocab], and the tokens that followed the first of
+        them: as many, or at a window's end one less."""
+        top, top_float = q.argmax(-1), p.argmax(-1)
+        count = len(following)
+        picked = (torch.arange(count), following)
+        return cls(
+            kl=divergences(p, q),
+            same=top == top_float,
+            loss=-q[picked].double(),
+            loss_float=-p[picked].double(),
+            hit=top[:count] == following,
+            hit_float=top_float[:count] == following,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence["Scores"]) -> "Scores":
+        """Parts of a window, or several windows, as one."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def divergences(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) in nats, float64 [rows], of log-probabilities [rows, vocab].
+
+    Raises:
+        CheckpointError: one is not finite.
+    """
+    kl = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
+    if not kl.isfinite().all():
+        raise CheckpointError(
+            "A model's logits are not finite, so there is nothing to compare. Its weights or scales are damaged."
+        )
+    return kl
+
+
+class Heads:
+    """The final norm and the head of each model, read once; models that share a decoder share them."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        vocabulary = next(iter(models.values())).config.vocab_size
+        self._rows = max(1, min(_ROWS, _BLOCK // vocabulary))
+        self._decoders = {name: model.decoder for name, model in models.items()}
+        self._heads = _by_decoder(self._decoders)
+
+    def is_float(self, name: str) -> bool:
+        """Whether the head of that model is float."""
+        return isinstance(self._heads[name], FloatLinear)
+
+    def logits(self, name: str, x: Tensor) -> Tensor:
+        """float32 logits [n, vocab] of a model's last stream [n, hidden]."""
+        return self._heads[name](self._decoders[name].norm(x)).float()
+
+    def blocks(self, streams: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Rows and their log-probabilities, float32 [rows, vocab], of several (model, stream [n, hidden]) at once."""
+        for row in range(0, len(streams[0][1]), self._rows):
+            rows = slice(row, row + self._rows)
+            yield rows, [self.logits(name, x[rows]).log_softmax(-1) for name, x in streams]
+
+
+def _by_decoder(decoders: Mapping[str, Decoder]) -> dict[str, Linear]:
+    heads: dict[int, Linear] = {}
+    for decoder in decoders.values():
+        if id(decoder) not in heads:
+            heads[id(decoder)] = built(decoder.lm_head)
+    return {name: heads[id(decoder)] for name, decoder in decoders.items()}
+
+
+@torch.inference_mode()
+def score(heads: Heads, source: str, windows: Sequence[Window], streams: Streams) -> list[dict[str, Scores]]:
+    """For each window, the scores of each of its models against the float one called `source`.
+
+    Raises:
+        CheckpointError: logits are not finite.
+    """
+    results: list[dict[str, Scores]] = []
+    for number, window in enumerate(windows):
+        count = min(window.last or len(window.tokens), len(window.tokens))
+        following = window.tokens[len(window.tokens) - count + 1 :]
+        names = [source, *(name for name in streams if name != source and window.runs(name))]
+        parts: dict[str, list[Scores]] = {name: [] for name in names[1:]}
+        for rows, (p, *others) in heads.blocks([(name, streams[name][number][-count:]) for name in names]):
+            for name, q in zip(names[1:], others, strict=True):
+                parts[name].append(Scores.of(p, q, following[rows]))
+        results.append({name: Scores.cat(some) for name, some in parts.items()})
+    return results

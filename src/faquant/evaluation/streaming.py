@@ -1,0 +1,111 @@
+"""Windows of text through several models at once, layer by layer: one float and one quantized layer in memory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..kernels.saturation import Saturation
+from ..model.decoder import DecoderLayer
+from ..model.load import Model
+from ..model.paged import Batch, Chunk
+from ..model.rope import Rope
+
+PAGE_SIZE = 128
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+Streams = dict[str, list[Tensor]]
+"""Residual streams [tokens, hidden] by model and window; [0] where the model does not run the window."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens that are run together as one prompt through fresh cache pages.
+
+    Attributes:
+        tokens: int64 [n].
+        position: RoPE position of the first one; 0 or another multiple of MAP_BLOCK.
+        last: how many tokens at its end are scored; None: all.
+        models: which models run it; None: all.
+        rope_length: the request's greatest length, where that is not position + n.
+    """
+
+    tokens: Tensor
+    position: int = 0
+    last: int | None = None
+    models: frozenset[str] | None = None
+    rope_length: int | None = None
+
+    def runs(self, model: str) -> bool:
+        """Whether that model runs it."""
+        return self.models is None or model in self.models
+
+    def batch(self, model: Model) -> Batch:
+        """The window as the one chunk of an empty cache."""
+        length = self.rope_length or min(self.position + len(self.tokens), model.config.max_position)
+        chunk = Chunk(self.tokens, 0, torch.arange(self.pages), Rope(model.config, length), self.position)
+        return Batch([chunk], PAGE_SIZE, model.decoder.dtype)
+
+    @property
+    def pages(self) -> int:
+        """How many pages it takes."""
+        return -(-len(self.tokens) // PAGE_SIZE)
+
+
+@dataclass
+class Layers:
+    """One layer of every model, the streams that enter and leave it, and what its cache could not hold."""
+
+    index: int
+    layers: dict[str, DecoderLayer]
+    before: Streams
+    after: Streams = field(default_factory=dict)
+    saturation: dict[str, Saturation] = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def run(
+    models: Mapping[str, Model],
+    windows: Sequence[Window],
+    look: Callable[[Layers], None] = lambda layers: None,
+    progress: Progress = lambda done, total: None,
+) -> Streams:
+    """The streams of all windows behind the last layer of each model, before its norm.
+
+    Models that share a decoder share its layers. `look` is called after each layer, while it is in memory.
+    """
+    first = next(iter(models.values()))
+    batches = [window.batch(first) for window in windows]
+    streams = {
+        name: [model.decoder.embed(window.tokens) if window.runs(name) else torch.empty(0) for window in windows]
+        for name, model in models.items()
+    }
+    total = first.config.num_layers
+    for index in range(total):
+        progress(index, total)
+        shared = {id(model.decoder): model.decoder.layers[index] for model in models.values()}
+        step = Layers(index, {name: shared[id(model.decoder)] for name, model in models.items()}, streams)
+        for name, model in models.items():
+            step.saturation[name] = Saturation()
+            step.after[name] = [
+                _through(model, step.layers[name], window, batch, x, step.saturation[name]) if window.runs(name) else x
+                for window, batch, x in zip(windows, batches, streams[name], strict=True)
+            ]
+        look(step)
+        streams = step.after
+        # Before the next layer is read, or there would be two of each.
+        del shared, step
+    progress(total, total)
+    return streams
+
+
+def _through(
+    model: Model, layer: DecoderLayer, window: Window, batch: Batch, x: Tensor, saturation: Saturation
+) -> Tensor:
+    pages = model.make_layer_pages(layer.index, window.pages, PAGE_SIZE, window.position)
+    pages.saturation = saturation
+    sliding = model.config.sliding_windows[layer.index]
+    return layer(x, batch.tables, lambda _, q, k, v: batch.attend(pages, sliding, q, k, v))

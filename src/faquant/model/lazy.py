@@ -1,0 +1,67 @@
+"""Parts of a model that are read when they are asked for and forgotten as soon as nobody holds them."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar, overload
+
+from torch import Tensor
+
+from .linear import Linear
+
+T = TypeVar("T")
+
+
+class LazySequence(Sequence[T], Generic[T]):
+    """`count` parts, built by number on access. One that is still held somewhere is not built again."""
+
+    def __init__(self, build: Callable[[int], T], count: int) -> None:
+        self._build = build
+        self._count = count
+        self._held: weakref.WeakValueDictionary[int, T] = weakref.WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            raise TypeError("parts that are built when asked for are given one at a time")
+        number = range(self._count)[index]
+        part = self._held.get(number)
+        if part is None:
+            part = self._held[number] = self._build(number)
+        return part
+
+
+class LazyEmbedding:
+    """Rows of an embedding [vocab, hidden] that is read anew each time."""
+
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, tokens: Tensor) -> Tensor:
+        return self._read()[tokens]
+
+
+class LazyLinear:
+    """A linear that is built at each call; who calls often holds what `built` gives."""
+
+    def __init__(self, build: Callable[[], Linear]) -> None:
+        self.build = build
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.build()(x)
+
+    @property
+    def nbytes(self) -> int:
+        return self.build().nbytes
+
+
+def built(linear: Linear) -> Linear:
+    """The linear itself, read now if it is lazy."""
+    return linear.build() if isinstance(linear, LazyLinear) else linear
