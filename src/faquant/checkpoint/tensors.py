@@ -205,3 +205,29 @@ def _read_into(descriptor: int, flat: torch.Tensor, offset: int) -> None:
         if count == 0:
             raise OSError("the file ends too early")
         done += count
+
+
+class TensorDict:
+    """Tensors in memory, asked for as those of TensorFiles."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def names(self) -> list[str]:
+        """All names."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor."""
+        return self._tensors[name].dtype
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor itself."""
+        return self._tensors[name]

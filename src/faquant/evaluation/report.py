@@ -18,7 +18,6 @@ from .noise import LayerNoise
 from .outliers import Outlier
 from .positions import Long, Offsets
 
-
 NAME = "faquant_report"
 
 

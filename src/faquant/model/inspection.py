@@ -69,7 +69,7 @@ def inspect(directory: Path) -> Inspection:
         CheckpointError, UnsupportedError: as loading it would.
     """
     opened = open_checkpoint(directory)
-    config, files = opened.config, opened.checked.files
+    config, files = opened.config, opened.files
     values = 2 * config.num_kv_heads * config.head_dim
     kinds: dict[str, int] = {}
     for scheme in opened.schemes:

@@ -1,5 +1,6 @@
 """From a directory to a Model: float checkpoints, ours, and the ecosystem's."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ class Model:
 
     config: ModelConfig
     decoder: Decoder
-    schemes: list[AttentionScheme | None]
+    schemes: Sequence[AttentionScheme | None]
     max_position: int
     description: Description | None = None
     metadata: Metadata | None = None
@@ -63,7 +64,7 @@ def load(directory: Path, lazy: bool = False) -> Model:
         decoder=build_decoder(
             opened.config,
             opened.checked.finite,
-            partial(_read_linear, opened),
+            partial(read_linear, opened.checked, opened.config, opened.description.tensor_types, opened.metadata),
             opened.checked.__contains__,
             lazy=lazy,
         ),
@@ -112,9 +113,11 @@ def float_linear(checked: Checked, config: ModelConfig, name: str, dtype: torch.
     return FloatLinear(checked.finite(f"{name}.weight").to(dtype), bias)
 
 
-def _read_linear(opened: Opened, name: str) -> Linear:
-    checked, config, description = opened.checked, opened.config, opened.description
-    kind = description.tensor_types.get(f"{name}.weight", "FLOAT") if description else "FLOAT"
+def read_linear(
+    checked: Checked, config: ModelConfig, types: Mapping[str, str], metadata: Metadata | None, name: str
+) -> Linear:
+    """The linear `name`, of the type that `types` gives its weight; float ones compute in float32."""
+    kind = types.get(f"{name}.weight", "FLOAT")
     if kind == "FLOAT":
         return float_linear(checked, config, name, torch.float32)
     n, _ = linear_shape(config, name)
@@ -127,6 +130,6 @@ def _read_linear(opened: Opened, name: str) -> Linear:
             checked.get(f"{name}.quant_bias", (n,), torch.int32),
             read_deq_scale(checked, name, n),
         )
-    block = opened.metadata.input_block(name) if opened.metadata and kind == ROTATED_TYPE else 0
+    block = metadata.input_block(name) if metadata and kind == ROTATED_TYPE else 0
     bias = checked.finite(f"{name}.bias", (n,)).float() if has_bias(config, name) else None
     return DynamicLinear(weight, checked.positive(f"{name}.weight_scale", (n, 1))[:, 0].contiguous(), bias, block)

@@ -30,6 +30,7 @@ class Opened:
     directory: Path
     config: ModelConfig
     raw_config: dict[str, Any]
+    files: TensorFiles
     checked: Checked
     description: Description | None
     metadata: Metadata | None
@@ -73,7 +74,7 @@ def open_checkpoint(directory: Path) -> Opened:
                 raise CheckpointError(
                     f"{directory}: the description says fa_quant_type {fa_quant_type!r}, but no layer has fa_* tensors."
                 )
-    return Opened(directory, config, raw_config, checked, description, metadata, schemes)
+    return Opened(directory, config, raw_config, files, checked, description, metadata, schemes)
 
 
 def linear_shape(config: ModelConfig, name: str) -> tuple[int, int]:

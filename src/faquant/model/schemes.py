@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.metadata import Metadata
-from ..checkpoint.tensors import TensorFiles
+from ..checkpoint.tensors import TensorDict, TensorFiles
 from ..config import ModelConfig
 from ..errors import CheckpointError, UnsupportedError
 from ..kernels.scheme import MAP_BLOCK, AttentionScheme
@@ -15,7 +15,7 @@ P_LEVELS = {"int16": 32767, "uint8": 255, "int8": 127}
 class Checked:
     """Tensors of a directory, with their shapes and values checked as they are read."""
 
-    def __init__(self, files: TensorFiles) -> None:
+    def __init__(self, files: TensorFiles | TensorDict) -> None:
         self.files = files
 
     def __contains__(self, name: str) -> bool:

@@ -39,7 +39,7 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False) -> No
             f"{source} cannot be converted for MindIE: {'; '.join(reasons)}. Quantize the float model with "
             "--recipe mindie instead."
         )
-    with output_directory(target, overwrite, checked.files.total_bytes, keep=source) as directory:
+    with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
         types: dict[str, str] = {}
         with ShardWriter(directory, "quant_model_weight_w8a8") as writer:
             for name, kind, tensor in _tensors(config, checked, description, schemes):

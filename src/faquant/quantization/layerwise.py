@@ -35,12 +35,14 @@ _GROUPS = (
 """The linears of a layer; those of a group read the same."""
 
 
-class _Seen(NamedTuple):
-    """q [tokens, Hq, D], k and v [tokens, Hkv, D] of one layer after RoPE, for each prompt."""
+class Observed(NamedTuple):
+    """q [tokens, Hq, D], k and v [tokens, Hkv, D] of one float layer after RoPE, for each prompt, and the Gram matrices
+    of its linears' inputs by the name of each group's first."""
 
     q: list[Tensor]
     k: list[Tensor]
     v: list[Tensor]
+    grams: dict[str, Gram]
 
 
 class _Watched:
@@ -79,8 +81,8 @@ class LayerQuantizer:
 
     def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
         """The tensors of one layer, and the streams that leave it."""
-        seen, grams, streams = self._observe(index, streams)
-        return list(self._layer_tensors(index, seen, grams)), streams
+        observed, streams = self.observe(index, streams)
+        return list(self.tensors(index, observed)), streams
 
     def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
         """What stands behind the last layer."""
@@ -96,10 +98,10 @@ class LayerQuantizer:
             tensors += self._linear_tensors("lm_head", self._seen_by(("lm_head",), gram, equalizer), equalizer, None)
         return tensors
 
-    def _observe(self, index: int, streams: list[Tensor]) -> tuple[_Seen, dict[str, Gram], list[Tensor]]:
-        """Run one float layer over all prompts: what its attention saw, the Gram matrices of its linears' inputs by
-        the name of each group's first, and the streams after it."""
-        grams: dict[str, Gram] = {}
+    def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
+        """Run one float layer over all prompts: what it saw, and the streams after it."""
+        observed = Observed([], [], [], {})
+        grams = observed.grams
 
         def linear(name: str) -> Linear:
             plain = float_linear(self.checked, self.config, name, torch.float32)
@@ -109,11 +111,10 @@ class LayerQuantizer:
             return _Watched(plain, grams[name], lambda x: self._folded_input(name, x))
 
         layer = build_layer(self.config, index, self._float_tensor, linear, self.checked.__contains__)
-        seen = _Seen([], [], [])
         window = self.config.sliding_windows[index]
 
         def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            for states, x in zip(seen, (q, k, v), strict=True):
+            for states, x in zip(observed[:3], (q, k, v), strict=True):
                 states.append(x)
             return float_attend(q, k, v, 0, window)
 
@@ -121,15 +122,17 @@ class LayerQuantizer:
             layer(stream, Rope(self.config, len(stream)).tables(torch.arange(len(stream))), attend)
             for stream in streams
         ]
-        return seen, grams, after
+        return observed, after
 
-    def _layer_tensors(self, index: int, seen: _Seen, grams: dict[str, Gram]) -> Iterator[NamedTensor]:
-        prefix = f"model.layers.{index}."
+    def tensors(self, index: int, observed: Observed) -> Iterator[NamedTensor]:
+        """The tensors of one layer. What was observed is used up."""
+        prefix, grams = f"model.layers.{index}.", observed.grams
         if self.recipe.attention is not None:
-            scheme = attention.calibrate(self.config, self.recipe.attention, *seen, self.metadata.v_folded)
+            states = observed.q, observed.k, observed.v
+            scheme = attention.calibrate(self.config, self.recipe.attention, *states, self.metadata.v_folded)
             yield from self._scheme_tensors(f"{prefix}self_attn.", scheme)
-        for states in seen:
-            states.clear()
+        for kept in observed[:3]:
+            kept.clear()
         names = {group[0]: tuple(prefix + name for name in group) for group in _GROUPS}
         equalizers = {first: self._equalizer(group, grams.get(prefix + first)) for first, group in names.items()}
         for first, group in names.items():

@@ -4,7 +4,7 @@ Only one layer's weights are in memory at a time, with the calibration prompts' 
 That stream and what was written are saved after each layer: a run that was cut off goes on there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from torch import Tensor
 from ..checkpoint.description import Description
 from ..checkpoint.metadata import Metadata, model_fingerprint
 from ..checkpoint.shards import ShardWriter, write_json
-from ..checkpoint.tensors import TensorFiles
 from ..checkpoint.unfinished import Unfinished, unfinished_directory
 from ..checkpoint.write import check_storable, copy_side_files, side_files
 from ..config import ModelConfig
@@ -52,6 +51,7 @@ def quantize(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress = lambda done, total: None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Quantize the float directory `source` into the new directory `target`.
 
@@ -59,6 +59,7 @@ def quantize(
         calibration: token ids of each prompt.
         overwrite: replace `target` if it is a model directory already.
         restart: throw away what an interrupted run has left, in place of going on with it.
+        notes: JSON values by the name of the file in `target` that they are written to.
 
     Raises:
         CheckpointError, UnsupportedError: the source cannot be read, or not with this recipe.
@@ -66,7 +67,7 @@ def quantize(
             calibration has left its work there.
     """
     opened = open_checkpoint(source)
-    config, checked, files = opened.config, opened.checked, opened.checked.files
+    config, checked, files = opened.config, opened.checked, opened.files
     if opened.description is not None:
         raise UsageError(f"{source} is quantized already. Name the float model that it was made from.")
     _check_recipe(recipe, config, checked)
@@ -79,7 +80,7 @@ def quantize(
             f"A calibration prompt has {longest} tokens, but the model's context is {config.max_position} tokens."
         )
     side_files(source)  # what cannot be copied is told before the long work
-    metadata = _metadata(config, recipe, files, calibration)
+    metadata = metadata_of(config, recipe, model_fingerprint(files), fingerprint([list(ids) for ids in calibration]))
     quantizer: Quantizer = (
         MindieQuantizer(config, checked, recipe)
         if recipe.is_mindie
@@ -104,6 +105,8 @@ def quantize(
         )
         write_json(work.output / "quant_model_description.json", description.to_json())
         copy_side_files(source, work.output)
+        for name, value in (notes or {}).items():
+            write_json(work.output / name, value)
         raw_config = dict(opened.raw_config)
         if "lm_head.weight" in types and "lm_head.weight" not in checked:
             raw_config["tie_word_embeddings"] = False
@@ -167,12 +170,8 @@ def _save(work: Unfinished, layers: int, streams: list[Tensor], writer: ShardWri
     work.save(values, waiting | {f"stream {number}": stream for number, stream in enumerate(streams)})
 
 
-def _metadata(
-    config: ModelConfig,
-    recipe: Recipe,
-    files: TensorFiles,
-    calibration: Sequence[Sequence[int]],
-) -> Metadata:
+def metadata_of(config: ModelConfig, recipe: Recipe, model: str, calibration: str) -> Metadata:
+    """What a checkpoint of this recipe will say of itself; the last two are fingerprints."""
     attention_recipe, linear = recipe.attention, recipe.linear
     block = hadamard_block(config.head_dim)
     rotate_inputs = linear is not None and linear.rotate == "inputs"
@@ -185,8 +184,8 @@ def _metadata(
         down_block=hadamard_block(config.intermediate_size, MAX_INPUT_BLOCK) if rotate_inputs else 0,
         residual_rotation=linear is not None and linear.rotate == "folded",
         max_position=config.max_position,
-        model=model_fingerprint(files),
-        calibration=fingerprint([list(ids) for ids in calibration]),
+        model=model,
+        calibration=calibration,
     )
 
 
