@@ -18,7 +18,6 @@ from .noise import LayerNoise
 from .outliers import Outlier
 from .positions import Long, Offsets
 
-
 NAME = "faquant_report"
 
 
@@ -99,7 +98,7 @@ class Report:
         }
 
     def write(self, directory: Path) -> Path:
-        """Write faquant_report.json and faquant_report.html into `directory`, each whole or not at all; the page's path.
+        """Write faquant_report.json and .html into `directory`, each whole or not at all, and return the page's path.
 
         Raises:
             OutputError: they cannot be written.
