@@ -43,8 +43,8 @@ class Effort:
     noise: int = MAP_BLOCK
     offset: int = 512
     long: int = 8192
-    needle: int = 8192
-    trials: int = 3
+    needle: int = 4096
+    trials: int = 2
 
 
 FULL = Effort()
