@@ -28,6 +28,7 @@ def test_quantize_evaluate_and_generate(source: Path, tmp_path: Path) -> None:
     assert steps[-1] == (4, 4)
     report = faquant.evaluate(tmp_path / "out", source, {"own": "Measure on this. " * 10}, max_tokens=64)
     assert report.texts["own"]["both"].tokens == 64
+    assert report.saturation == {}
     llm = faquant.LLM(tmp_path / "out")
     params = faquant.SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
     alone = [llm.generate(prompt, params)[0] for prompt in ("Hello", "A longer prompt than that")]
@@ -43,6 +44,25 @@ def test_quantize_evaluate_and_generate(source: Path, tmp_path: Path) -> None:
         llm.chat([{"role": "user", "content": "Hi"}], params).prompt_token_ids[0]
         == llm.tokenizer.encode("<|im_start|>")[0]
     )
+
+
+def test_serving_counts_what_the_calibration_does_not_fit(source: Path, tmp_path: Path) -> None:
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text("Calibrate on this. " * 20)
+    faquant.quantize(source, tmp_path / "out", "static", calibration)
+    llm = faquant.LLM(tmp_path / "out")
+    params = faquant.SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+    llm.generate("Calibrate on this. " * 4, params)
+    fitting = llm.saturation()
+    assert fitting.keys() == {"k", "v"}
+    assert max(fitting.values()) < 0.01
+    for scheme in llm.model.schemes:
+        assert scheme is not None
+        assert scheme.k_scale is not None
+        scheme.k_scale.mul_(0.5)
+    llm.generate("Calibrate on this. " * 4, params)
+    assert llm.saturation()["k"] > 0.01
+    assert llm.saturation()["v"] == pytest.approx(fitting["v"], abs=0.01)
 
 
 def test_long_prompts_are_fed_in_chunks_to_the_same_effect(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from . import search
 from .config import load_config
 from .engine.tokenizer import Tokenizer
+from .errors import UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
 from .quantization import calibration as calibrating
@@ -13,6 +15,8 @@ from .quantization import pipeline
 from .recipe import Recipe, load_recipe
 
 MAX_PROMPT_TOKENS = 2048
+SEARCH_TOKENS = 512
+"""Of each evaluation text, to measure a candidate recipe on."""
 
 
 def quantize(
@@ -23,16 +27,22 @@ def quantize(
     *,
     overwrite: bool = False,
     restart: bool = False,
+    max_kl: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    search_progress: search.Progress = lambda what, done, total: None,
 ) -> int:
     """Quantize the Hugging Face directory `model` into the new directory `output`.
 
     Args:
-        recipe: a name (default, static, mindie, attention-only), a JSON file, or a Recipe.
+        recipe: a name (default, static, mindie, attention-only), a JSON file, a Recipe, or `auto`: what search.find
+            chooses by measuring on the built-in evaluation texts.
         calibration: `builtin`, or a .txt or .jsonl file.
         overwrite: replace `output` if it is a model directory already.
         restart: throw away what an interrupted run has left, in place of going on with it.
+        max_kl: `auto` takes the cheapest recipe whose mean KL, in nats, stays within this bound; None: the recipe that
+            loses least at full speed.
         progress: called with (steps done, steps in all).
+        search_progress: called with (what is tried, steps done, steps in all).
 
     Returns:
         How many tokens it was calibrated on.
@@ -43,14 +53,28 @@ def quantize(
         OutputError: `output` exists or cannot be written, or an interrupted run of another kind has left work there.
     """
     source = Path(model)
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    automatic = recipe == "auto"
+    if max_kl is not None and not automatic:
+        raise UsageError("A bound on KL goes with the recipe 'auto', which looks for a recipe that keeps it.")
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe("default" if automatic else recipe)
     config = load_config(source)
     builtin = str(calibration) == "builtin"
     records = calibrating.builtin_records() if builtin else calibrating.read_records(Path(calibration))
     tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
     limit = min(MAX_PROMPT_TOKENS, config.max_position)
     ids = calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit, config.max_position)
-    pipeline.quantize(source, Path(output), chosen, ids, overwrite=overwrite, restart=restart, progress=progress)
+    notes = {}
+    if automatic:
+        if tokenizer is None:
+            raise UsageError(f"{source} has no tokenizer.json, and without one there is no text to measure recipes on.")
+        held_out = [
+            tokenizer.encode(text, add_special_tokens=False)[:SEARCH_TOKENS] for text in texts.builtin_texts().values()
+        ]
+        found = search.find(source, ids, held_out, max_kl, search_progress)
+        chosen, notes = found.recipe, {search.SEARCH_FILE: found.to_json()}
+    pipeline.quantize(
+        source, Path(output), chosen, ids, overwrite=overwrite, restart=restart, progress=progress, notes=notes
+    )
     return sum(len(prompt) for prompt in ids)
 
 

@@ -12,7 +12,6 @@ from .errors import FaquantError
 
 OUTPUT = "smollm2-fa8"
 PROMPT = "What is the capital of France, and what is it known for?"
-EVALUATION_TOKENS = "1024"
 
 
 def main() -> int:
@@ -27,7 +26,6 @@ def main() -> int:
     for command in (
         ["quantize", str(model), "-o", str(output), "--overwrite"],
         ["inspect", str(output)],
-        ["evaluate", str(output), "--against", str(model), "--max-tokens", EVALUATION_TOKENS],
         ["generate", str(output), PROMPT, "--chat", "--max-tokens", "64"],
     ):
         print(f"\n$ faquant {shlex.join(command)}", flush=True)

@@ -14,6 +14,7 @@ import torch
 
 from .errors import UsageError
 from .evaluation.divergence import Divergence
+from .evaluation.measure import SEARCH_FILE
 from .evaluation.scores import Heads, score
 from .evaluation.streaming import Window, run
 from .model.lazy import LazySequence
@@ -27,13 +28,13 @@ from .recipe import AttentionRecipe, LinearRecipe, Recipe
 Progress = Callable[[str, int, int], None]
 """Called with (what is measured, steps done, steps in all)."""
 
-SEARCH_FILE = "faquant_search.json"
 CALIBRATION_TOKENS = 4096
 CONTEXT = 4096
 """Tokens of context for which costs are compared."""
 _P16, _ROTATED = 1.1, 1.01
 """What 16 bits of P cost the attention, and a rotation at run time the linears, in this comparison."""
 _FLOAT = "float"
+__all__ = ["SEARCH_FILE", "Found", "Measured", "Progress", "find"]
 
 _PLAIN = AttentionRecipe(kv_scale="head", center=False, equalize=False, rotate=False, rotate_v=False, p="uint8")
 ATTENTION = {

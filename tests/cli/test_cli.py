@@ -37,13 +37,42 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def quantized(source: Path, text: Path) -> Path:
     out = source.parent / "out"
-    assert run(["quantize", str(source), "-o", str(out), "--calibration", str(text)]) == 0
+    assert run(["quantize", str(source), "-o", str(out), "--calibration", str(text), "--no-evaluate"]) == 0
     return out
 
 
-def test_quantize_with_the_builtin_calibration(source: Path, tmp_path: Path) -> None:
-    assert run(["quantize", str(source), "-o", str(tmp_path / "out"), "--recipe", "attention-only"]) == 0
-    assert (tmp_path / "out" / "tokenizer.json").is_file()
+def test_quantize_with_the_builtin_calibration_measures_at_its_end(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(["quantize", str(source), "-o", str(out), "--recipe", "attention-only"]) == 0
+    assert (out / "tokenizer.json").is_file()
+    shown = capsys.readouterr()
+    assert "attention" in shown.out
+    assert str(out / "faquant_report.html") in shown.err
+    assert "KL" in (out / "faquant_report.html").read_text()
+    report = json.loads((out / "faquant_report.json").read_text())
+    assert {"prose", "chinese", "code", "tools"} <= report["texts"].keys()
+    assert report["offsets"]["offsets"] == [0, 1024, 2048, 3072]
+    assert len(report["layers"]) == report["model"]["layers"]
+    assert report["texts"]["prose"]["variants"]["attention"]["kl_error"] > 0
+    # A report does not keep the directory from being replaced, nor is one needed.
+    again = ["quantize", str(source), "-o", str(out), "--recipe", "attention-only", "--overwrite", "--no-evaluate"]
+    assert run(again) == 0
+    assert not (out / "faquant_report.html").exists()
+    assert f"faquant evaluate {out}" in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_measured_is_complete_all_the_same(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, out, calibration = tmp_path / "bare", tmp_path / "out", tmp_path / "own.jsonl"
+    shutil.copytree(source, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    calibration.write_text(json.dumps({"token_ids": list(range(60))}) + "\n")
+    assert run(["quantize", str(bare), "-o", str(out), "--calibration", str(calibration)]) == 0
+    assert "could not be measured" in capsys.readouterr().err
+    assert (out / "config.json").is_file()
+    assert not (out / "faquant_report.html").exists()
 
 
 def test_evaluate_prints_a_table_and_writes_json(
@@ -54,12 +83,30 @@ def test_evaluate_prints_a_table_and_writes_json(
     assert run([*command, "--max-tokens", "100"]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("attention", "linears", "both", "own"))
-    figures = json.loads(report.read_text())["texts"]["own"]
+    figures = json.loads(report.read_text())["texts"]["own"]["variants"]
     assert set(figures) == {"attention", "linears", "both"}
     assert figures["both"]["tokens"] == 100
     assert 0 < figures["both"]["kl_mean"] < 0.1
-    assert run([*command[:-1], "-"]) == 0
+    assert json.loads((quantized / "faquant_report.json").read_text()) == json.loads(report.read_text())
+    assert (quantized / "faquant_report.html").read_text().startswith("<!DOCTYPE html>")
+    assert run([*command[:-1], "-", "--quick", "--no-report"]) == 0
     assert "texts" in json.loads(capsys.readouterr().out)
+
+
+def test_a_report_that_cannot_be_left_in_the_directory_is_told(
+    quantized: Path, source: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *args: object, **options: object) -> int:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    command = ["evaluate", str(quantized), "--against", str(source), "--text", str(text), "--quick"]
+    assert run(command) == 0
+    shown = capsys.readouterr()
+    assert "Read-only file system" in shown.err
+    assert "--no-report" in shown.err
+    assert "both" in shown.out
+    assert not [path for path in quantized.iterdir() if "partial" in path.name]
 
 
 def test_generate_is_the_same_twice_and_stops(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +206,7 @@ def test_a_gguf_file_becomes_a_directory_that_quantize_takes(
     assert {tensor.dtype for tensor in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.bfloat16}
     assert run(["convert", str(gguf_file), "--to", "hf", "-o", source]) == 1
     assert run(["convert", str(gguf_file), "--to", "hf", "-o", source, "--overwrite"]) == 0
-    assert run(["quantize", source, "-o", out, "--calibration", str(text)]) == 0
+    assert run(["quantize", source, "-o", out, "--calibration", str(text), "--no-evaluate"]) == 0
     assert run(["generate", out, "Hello", "--max-tokens", "3", "--temperature", "0"]) == 0
 
 

@@ -249,3 +249,28 @@ def test_bytes_per_token_count_what_is_stored(kind: str, expected: int) -> None:
 def test_float_bytes_per_token_count_what_is_stored() -> None:
     pages = make_pages("float", 3, 16)
     assert pages.bytes_per_token * 3 * 16 == sum(store.numel() * store.element_size() for store in stores(pages))
+
+
+def test_values_beyond_a_calibrated_range_are_counted() -> None:
+    scheme = AttentionScheme(
+        HEADS,
+        KV_HEADS,
+        DIM,
+        q_scale=torch.full((HEADS, 1), 0.01),
+        k_scale=torch.full((KV_HEADS, DIM), 0.01),
+        v_scale=torch.full((KV_HEADS, 1), 0.01),
+        v_offset=torch.full((KV_HEADS, 1), 20.0),
+    )
+    pages = Int8Pages(scheme, 1, 16)
+    numbers = torch.arange(4)
+    k = torch.zeros(4, KV_HEADS, DIM)
+    k[0, 0, :3] = torch.tensor([1.27, 1.28, -1.29])  # 128 and -129 steps are clamped, 127 are not
+    v = torch.full_like(k, 1.07)
+    v[2] = 1.09
+    pages.append(k, v, numbers, numbers)
+    q = torch.zeros(4, HEADS, DIM)
+    q[3] = 2.0
+    pages.attend(q, torch.tensor([0]), 0)
+    found = pages.saturation
+    assert found.written == {"k": k.numel(), "v": v.numel(), "q": q.numel()}
+    assert found.saturated == {"k": 2, "v": KV_HEADS * DIM, "q": HEADS * DIM}

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..config import load_config
 from ..errors import OutputError, UsageError
-from ..evaluation.html import CLIPPED_NOTABLY
+from ..evaluation.limits import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts
 from .console import progress_bar, write_json_file
 
@@ -68,16 +68,15 @@ def print_report(report: "Report") -> None:
         title=f"recipe {report.recipe} against float",
         caption=f"KL in 10⁻³ nats (mean ± standard error, p99), windows of {report.window} tokens",
     )
-    table.add_column("text", overflow="fold")
+    table.add_column("text, tokens", overflow="fold", min_width=7)
     table.add_column("quantized", no_wrap=True)
-    for heading in ("tokens", "KL", "p99", "top-1", "PPL float", "PPL"):
+    for heading in ("KL", "p99", "top-1", "PPL float", "PPL"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, results in report.texts.items():
-        for variant, result in results.items():
+        for row, (variant, result) in enumerate(results.items()):
             table.add_row(
-                name,
+                (name, f"{result.tokens:,}")[row] if row < 2 else "",
                 variant,
-                f"{result.tokens:,}",
                 f"{result.kl_mean * 1e3:.3f}{_error(result.kl_error, 1e3)}",
                 f"{result.kl_p99 * 1e3:.2f}",
                 f"{result.top1:.2%}",
@@ -102,7 +101,7 @@ def _lines(report: "Report") -> Iterator[str]:
             )
             yield f"KL of the same {report.offsets.tokens} tokens, {variant}: {moved}."
         if report.offsets.drifts:
-            yield f"The float model itself changes with the position, by up to {max(report.offsets.float_drift):.1g} nats."
+            yield f"The float model itself changes with the position: {max(report.offsets.float_drift):.1g} nats."
     for tensor, share in report.saturation.items():
         if share > CLIPPED_NOTABLY:
-            yield f"Up to {share:.2%} of {tensor} in a layer is beyond the calibrated range: the calibration does not fit."
+            yield f"Up to {share:.2%} of {tensor} in a layer is beyond the calibrated range; calibrate on such texts."

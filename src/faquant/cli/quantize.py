@@ -19,11 +19,15 @@ def quantize(
     model: Annotated[Path, typer.Argument(help="Hugging Face directory of the float model.", metavar="MODEL")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="OUT")],
     recipe: Annotated[
-        str, typer.Option(help="default, static, mindie, attention-only, or a JSON file.", metavar="RECIPE")
+        str, typer.Option(help="default, static, mindie, attention-only, auto, or a JSON file.", metavar="RECIPE")
     ] = "default",
     calibration: Annotated[
         str, typer.Option(help="builtin, or a .txt or .jsonl file.", metavar="FILE|builtin")
     ] = "builtin",
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help="Look for the cheapest recipe whose mean KL, in nats, stays within X.", metavar="X"),
+    ] = None,
     measure: Annotated[
         bool,
         typer.Option("--evaluate/--no-evaluate", help="Measure at the end what it cost, and leave a report in OUT."),
@@ -38,9 +42,23 @@ def quantize(
     load_config(model)
     from .. import api  # loads torch: a wrong directory or option is told before that
 
+    if max_kl is not None and recipe == "default":
+        recipe = "auto"
     with progress_bar("quantizing layers") as progress:
+
+        def show(what: str, done: int, total: int) -> None:
+            progress(done, total, f"trying recipes: {what}")
+
         tokens = api.quantize(
-            model, output, recipe, calibration, overwrite=overwrite, restart=restart, progress=progress
+            model,
+            output,
+            recipe,
+            calibration,
+            overwrite=overwrite,
+            restart=restart,
+            max_kl=max_kl,
+            progress=progress,
+            search_progress=show,
         )
     if tokens < FEW_TOKENS:
         print(f"Only {tokens:,} tokens of calibration: thousands, of every kind you serve, do better.", file=sys.stderr)

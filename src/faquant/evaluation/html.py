@@ -12,9 +12,9 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
 
 from . import charts
+from .limits import CLIPPED_NOTABLY, FLOAT_DRIFT
 
 OUTLIERS_SHOWN = 12
-CLIPPED_NOTABLY = 1e-3
 _TENSORS = {"q": "queries", "k": "keys", "v": "values", "p": "probabilities"}
 
 
@@ -175,6 +175,9 @@ def _positions(report: Mapping[str, Any]) -> Iterator[_Figure]:
     offsets = _mapping(report.get("offsets"))
     places = [_value(offset) or 0.0 for offset in offsets.get("offsets") or ()]
     note = f"{_num(offsets.get('tokens'))} tokens of {offsets.get('text') or 'a text'}, read at several positions."
+    drift = max((_value(value) or 0.0 for value in offsets.get("float_drift") or ()), default=0.0)
+    if drift > FLOAT_DRIFT:
+        note += f" The float model itself moves by {_num(drift, 2, 1e3)} there."
     yield from _position_figure("The same text, moved", "position of the first token", offsets, places, places, note)
     long = _mapping(report.get("long"))
     edges = [_value(edge) or 0.0 for edge in long.get("edges") or ()]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
+from ..checkpoint.files import read_object
 from ..checkpoint.metadata import model_fingerprint
 from ..checkpoint.tensors import TensorFiles
 from ..config import ModelConfig
@@ -22,6 +23,8 @@ from .scores import Heads, score
 from .streaming import Progress, Window, run
 
 MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
+SEARCH_FILE = "faquant_search.json"
+"""What a search of recipes leaves in the directory."""
 _FLOAT = "float"
 
 
@@ -43,12 +46,12 @@ class Effort:
     noise: int = MAP_BLOCK
     offset: int = 512
     long: int = 8192
-    needle: int = 8192
-    trials: int = 3
+    needle: int = 4096
+    trials: int = 2
 
 
 FULL = Effort()
-QUICK = Effort(window=512, text=1024, noise=256, offset=256, long=2048, needle=1024, trials=1)
+QUICK = Effort(window=256, text=1024, noise=256, offset=256, long=0, needle=1024, trials=1)
 """What takes about as long as quantizing did."""
 
 
@@ -82,7 +85,7 @@ def evaluate(
     moved = frozenset({_FLOAT, whole} | (models.keys() & {"attention"}))
     context = min(model.max_position, source.max_position)
     filler = [token for some in ids.values() for token in some]
-    moved_text = next(iter(ids))
+    moved_text = max(ids, key=lambda name: len(ids[name]))
 
     windows: list[Window] = []
 
@@ -120,6 +123,7 @@ def evaluate(
         lm_head=meter.head(heads, streams),
         outliers=meter.channels.largest(),
         needle=needle_result(windows[needles], scores[needles], effort.trials, whole),
+        search=read_object(directory, SEARCH_FILE) if (directory / SEARCH_FILE).is_file() else None,
     )
     progress(layers + 1, layers + 1)
     return report

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.scheme import MAP_BLOCK
+from .limits import FLOAT_DRIFT
 from .scores import Heads, Scores, divergences
 from .streaming import Window
-
-FLOAT_DRIFT = 1e-4
-"""Nats. RoPE's angles are float32: at position 100,000 they are known to 0.01 radian, and there float moves too."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Report:
     lm_head: float | None = None
     outliers: list[Outlier] = field(default_factory=list)
     needle: Needle | None = None
+    search: dict[str, Any] | None = None
 
     @property
     def recipe(self) -> str:
@@ -95,10 +96,11 @@ class Report:
             "lm_head": self.lm_head,
             "outliers": [outlier.to_json() for outlier in self.outliers],
             "needle": self.needle.to_json() if self.needle else None,
+            "search": self.search,
         }
 
     def write(self, directory: Path) -> Path:
-        """Write faquant_report.json and faquant_report.html into `directory`, each whole or not at all; the page's path.
+        """Write faquant_report.json and .html into `directory`, each whole or not at all, and return the page's path.
 
         Raises:
             OutputError: they cannot be written.

@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 Streams = dict[str, list[Tensor]]
-"""Residual streams [tokens, hidden] by model and window; [0] where the model does not run the window."""
+"""Residual streams [tokens, hidden] by model and window; no tokens where the model does not run the window."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,7 @@ def run(
     """
     first = next(iter(models.values()))
     batches = [window.batch(first) for window in windows]
-    streams = {
-        name: [model.decoder.embed(window.tokens) if window.runs(name) else torch.empty(0) for window in windows]
-        for name, model in models.items()
-    }
+    streams = _embedded(models, windows)
     total = first.config.num_layers
     for index in range(total):
         progress(index, total)
@@ -100,6 +97,20 @@ def run(
         del shared, step
     progress(total, total)
     return streams
+
+
+def _embedded(models: Mapping[str, Model], windows: Sequence[Window]) -> Streams:
+    """The streams that enter the first layer; each embedding is read once."""
+    tokens = torch.cat([window.tokens for window in windows])
+    sizes = [len(window.tokens) for window in windows]
+    rows = {
+        key: torch.split(decoder.embed(tokens), sizes)
+        for key, decoder in {id(model.decoder): model.decoder for model in models.values()}.items()
+    }
+    return {
+        name: [x if window.runs(name) else x[:0] for window, x in zip(windows, rows[id(model.decoder)], strict=True)]
+        for name, model in models.items()
+    }
 
 
 def _through(
