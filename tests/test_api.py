@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import faquant
+from faquant.errors import UsageError
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 
@@ -87,3 +88,26 @@ def test_a_stop_string_ends_the_answer_before_it(source: Path) -> None:
 def test_what_does_not_exist_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="quantise"):
         faquant.quantise  # noqa: B018
+
+
+def test_auto_looks_for_a_recipe_and_leaves_what_it_tried_in_the_report(source: Path, tmp_path: Path) -> None:
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text("Calibrate on this. " * 20)
+    tried: list[str] = []
+    faquant.quantize(
+        source,
+        tmp_path / "out",
+        "auto",
+        calibration,
+        max_kl=0.5,
+        search_progress=lambda what, done, total: tried.append(what),
+    )
+    assert {"attention", "linears", "the whole"} <= set(tried)
+    report = faquant.evaluate(tmp_path / "out", source, {"own": "Measure on this. " * 10}, max_tokens=64)
+    assert report.recipe == "auto"
+    assert report.search is not None
+    assert report.search["max_kl"] == 0.5
+    assert sum(row["chosen"] for row in report.search["candidates"]) == 1
+    assert "both together" in report.write(tmp_path / "out").read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="recipe 'auto'"):
+        faquant.quantize(source, tmp_path / "other", "static", calibration, max_kl=0.5)
