@@ -128,6 +128,31 @@ def test_any_length_through_pages_of_128(kind: str, length: int) -> None:
     assert same_bits(pages.attend(q[-2:], block_table, max(0, length - 2)), contiguous_answer(kind, q, k, v)[-2:])
 
 
+@pytest.mark.parametrize("cuts", [(), (1000, 1024, 1025), (1, 1500, 2048, 2049), (2090,)])
+def test_a_map_of_each_block_of_positions_in_any_chunks(cuts: tuple[int, ...]) -> None:
+    """Keys are stored by the map of their own position, and read back and scored by it, wherever a chunk begins."""
+    length = 2100
+    q, k, v = random_qkv(length)
+    centers = torch.randn(2, KV_HEADS, DIM, generator=torch.Generator().manual_seed(7)) * 3
+    equalizers = torch.stack([torch.linspace(0.5, 2, DIM), torch.linspace(3, 0.2, DIM)])[:, None].repeat(1, KV_HEADS, 1)
+    scheme = AttentionScheme(HEADS, KV_HEADS, DIM, k_center=centers, k_equalizer=equalizers, rotation_block=DIM)
+    pages = Int8Pages(scheme, 18, 128)
+    poison(pages)
+    block_table = torch.arange(17, -1, -1)
+    start, parts = 0, []
+    for end in (*cuts, length):
+        pages.append(k[start:end], v[start:end], slots_of(block_table, 128, start, end), torch.arange(start, end))
+        parts.append(pages.attend(q[start:end], block_table, start))
+        start = end
+    whole = Int8Pages(scheme, 18, 128)
+    whole.append(k, v, torch.arange(length), torch.arange(length))
+    out = torch.cat(parts)
+    assert same_bits(out, whole.attend(q, torch.arange(18), 0))
+    read, _ = pages.read(block_table, length)
+    assert (read - k).abs().max() < 0.1 * k.abs().max()
+    torch.testing.assert_close(out, float_attend(q, k, v, 0), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pages_before_the_window_may_be_freed(kind: str) -> None:
     q, k, v = random_qkv(100)
