@@ -14,7 +14,7 @@ from markupsafe import Markup
 from . import charts
 from .limits import CLIPPED_NOTABLY, FLOAT_DRIFT
 
-OUTLIERS_SHOWN = 14
+OUTLIERS_SHOWN = 16
 _TENSORS = {"q": "queries", "k": "keys", "v": "values", "p": "probabilities"}
 
 

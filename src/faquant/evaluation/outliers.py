@@ -10,7 +10,7 @@ from torch import Tensor
 
 THRESHOLD = 8.0
 LISTED = 30
-LISTED_OF_EACH = 5
+LISTED_OF_EACH = 3
 MEAN_OF_K = "k, mean before RoPE"
 
 
