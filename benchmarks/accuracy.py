@@ -9,7 +9,7 @@ from pathlib import Path
 
 from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.divergence import compare, variants
-from faquant.model.load import load, load_float
+from faquant.model.load import load
 
 
 def main() -> None:
@@ -19,16 +19,16 @@ def main() -> None:
     parser.add_argument("quantized", type=Path, nargs="+")
     parser.add_argument("--max-tokens", type=int)
     arguments = parser.parse_args()
-    source = load_float(arguments.model)
+    source = load(arguments.model, lazy=True)
     candidates = {
         f"{path.name} {part}": model
         for path in arguments.quantized
-        for part, model in variants(load(path), source).items()
+        for part, model in variants(load(path, lazy=True), source).items()
     }
     text = arguments.text.read_text(encoding="utf-8")
     ids = Tokenizer.from_directory(arguments.model).encode(text, add_special_tokens=False)[: arguments.max_tokens]
     results = compare(
-        source, candidates, ids, progress=lambda done, total: print(f"window {done} of {total}", file=sys.stderr)
+        source, candidates, ids, progress=lambda done, total: print(f"layer {done} of {total}", file=sys.stderr)
     )
     print(f"{arguments.text.name}, {len(ids)} tokens: KL mean and p99 in 10⁻³ nats, top-1, PPL, PPL float")
     for name, result in results.items():

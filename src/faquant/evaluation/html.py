@@ -14,7 +14,7 @@ from markupsafe import Markup
 from . import charts
 from .limits import CLIPPED_NOTABLY, FLOAT_DRIFT
 
-OUTLIERS_SHOWN = 12
+OUTLIERS_SHOWN = 16
 _TENSORS = {"q": "queries", "k": "keys", "v": "values", "p": "probabilities"}
 
 
@@ -29,7 +29,10 @@ def render(report: Mapping[str, Any]) -> str:
     candidates = _rows(search.get("candidates"))
     layers = [_mapping(layer) for layer in report.get("layers") or ()]
     clipped = _clipped(layers)
-    outliers = sorted(_rows(report.get("outliers")), key=lambda row: -(_value(row.get("ratio")) or 0.0))
+    # Channels of heads first: the attention's own.
+    outliers = sorted(
+        _rows(report.get("outliers")), key=lambda row: (row.get("head") is None, -(_value(row.get("ratio")) or 0.0))
+    )
     return _template().render(
         report=report,
         verdict=_verdict(texts),

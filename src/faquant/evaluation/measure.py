@@ -81,6 +81,8 @@ def evaluate(
     encode = partial(_encode, Tokenizer.from_directory(against), source.config, against)
     ids = {name: encode(text) for name, text in texts.items()}
     models = {_FLOAT: source, **variants(model, source)}
+    if len(models) == 1:
+        raise UsageError(f"Nothing in {directory} is quantized, so there is nothing to measure.")
     whole = "both" if "both" in models else list(models)[-1]
     moved = frozenset({_FLOAT, whole} | (models.keys() & {"attention"}))
     context = min(model.max_position, source.max_position)

@@ -9,7 +9,8 @@ Every step is given what the float model computes there, so that its noise is it
   model's own norm, which holds the equaliser; R1 and R2 turn the float side, which keeps energies. up_proj's outputs
   are divided by down_proj's equaliser, which is in no file: it is taken from the two outputs, a factor for each
   channel, and so such a factor is not seen as noise.
-- stream: the residual stream of the quantized model as it runs, so here the noise of all layers before is in it.
+- stream: the residual stream of the quantized model as it runs, so here the noise of all layers before is in it. Each
+  token counts by its own size: one with enormous activations, which there often is, would hide all others.
 """
 
 from collections.abc import Sequence
@@ -45,6 +46,13 @@ class Ratio:
         axes = (0, 2) if by_head else tuple(range(wanted.ndim))
         self.signal = self.signal + wanted.double().square().sum(axes)
         self.noise = self.noise + (got.double() - wanted.double()).square().sum(axes)
+
+    def add_by_token(self, wanted: Tensor, got: Tensor) -> None:
+        """Count [tokens, n], every token as much as any other whatever its size, as a norm that follows sees them."""
+        energies = wanted.double().square().sum(-1)
+        errors = (got.double() - wanted.double()).square().sum(-1)
+        self.signal = self.signal + torch.tensor(float(len(wanted)), dtype=torch.float64)
+        self.noise = self.noise + (errors / energies.clamp_min(1e-300)).sum()
 
     def decibels(self) -> list[float | None]:
         """By head, or one for all; None where there is no noise or no signal."""
@@ -138,7 +146,7 @@ class NoiseMeter:
                 self._attention(noise, step.index, seen)
             if quantized is not None:
                 self._linears(noise, quantized, seen)
-            noise.stream.add(self._turned(step.after[self.source][number]), step.after[self.whole][number])
+            noise.stream.add_by_token(self._turned(step.after[self.source][number]), step.after[self.whole][number])
         self.layers.append(noise)
 
     def _sliding(self, layer: int) -> int | None:

@@ -1,5 +1,6 @@
 """Channels that are far larger than their neighbours, in the float model."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 THRESHOLD = 8.0
 LISTED = 30
+LISTED_OF_EACH = 3
 MEAN_OF_K = "k, mean before RoPE"
 
 
@@ -51,9 +53,16 @@ class Channels:
             self._sums[name] = total + wide.sum(0), squares + wide.square().sum(0), tokens + len(x)
 
     def largest(self) -> list[Outlier]:
-        """Those that stand out most, the largest first."""
+        """Those that stand out most, the largest first; a few of each tensor, as some have hundreds."""
         self._close()
-        return sorted(self._found.values(), key=lambda outlier: -outlier.ratio)[:LISTED]
+        ordered = sorted(self._found.values(), key=lambda outlier: -outlier.ratio)
+        kinds: Counter[str] = Counter()
+        listed = []
+        for outlier in ordered:
+            kinds[outlier.tensor] += 1
+            if kinds[outlier.tensor] <= LISTED_OF_EACH:
+                listed.append(outlier)
+        return listed[:LISTED]
 
     def _close(self) -> None:
         for name, (total, squares, tokens) in self._sums.items():

@@ -37,24 +37,28 @@ class Scores:
     hit_float: Tensor
 
     @classmethod
-    def of(cls, p: Tensor, q: Tensor, following: Tensor) -> "Scores":
-        """From log-probabilities p (float) and q, float32 [rows, vocab], and the tokens that followed the first of
-        them: as many, or at a window's end one less."""
+    def empty(cls, count: int) -> "Scores":
+        """Room for `count` tokens, to be filled in."""
+        kl, loss, loss_float = (torch.zeros(size, dtype=torch.float64) for size in (count, count - 1, count - 1))
+        same, hit, hit_float = (torch.zeros(size, dtype=torch.bool) for size in (count, count - 1, count - 1))
+        return cls(kl, same, loss, loss_float, hit, hit_float)
+
+    def put(self, rows: slice, p: Tensor, q: Tensor, following: Tensor) -> None:
+        """Fill in some rows from log-probabilities p (float) and q, float32 [rows, vocab], and the tokens that followed
+        the first of them: as many, or at a window's end one less."""
         top, top_float = q.argmax(-1), p.argmax(-1)
         count = len(following)
         picked = (torch.arange(count), following)
-        return cls(
-            kl=divergences(p, q),
-            same=top == top_float,
-            loss=-q[picked].double(),
-            loss_float=-p[picked].double(),
-            hit=top[:count] == following,
-            hit_float=top_float[:count] == following,
-        )
+        self.kl[rows] = divergences(p, q)
+        self.same[rows] = top == top_float
+        self.loss[rows] = -q[picked].double()
+        self.loss_float[rows] = -p[picked].double()
+        self.hit[rows] = top[:count] == following
+        self.hit_float[rows] = top_float[:count] == following
 
     @classmethod
     def cat(cls, parts: Sequence["Scores"]) -> "Scores":
-        """Parts of a window, or several windows, as one."""
+        """Several windows as one."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
@@ -112,14 +116,14 @@ def score(heads: Heads, source: str, windows: Sequence[Window], streams: Streams
     Raises:
         CheckpointError: logits are not finite.
     """
-    results: list[dict[str, Scores]] = []
-    for number, window in enumerate(windows):
-        count = min(window.last or len(window.tokens), len(window.tokens))
+    names = [[source, *(name for name in streams if name != source and window.runs(name))] for window in windows]
+    counts = [min(window.last or len(window.tokens), len(window.tokens)) for window in windows]
+    # All room is taken before the first logits: what is small and stays, between large blocks that come and go, keeps
+    # malloc from reusing their places, and memory grows by gigabytes.
+    results = [{name: Scores.empty(count) for name in some[1:]} for some, count in zip(names, counts, strict=True)]
+    for number, (window, some, count) in enumerate(zip(windows, names, counts, strict=True)):
         following = window.tokens[len(window.tokens) - count + 1 :]
-        names = [source, *(name for name in streams if name != source and window.runs(name))]
-        parts: dict[str, list[Scores]] = {name: [] for name in names[1:]}
-        for rows, (p, *others) in heads.blocks([(name, streams[name][number][-count:]) for name in names]):
-            for name, q in zip(names[1:], others, strict=True):
-                parts[name].append(Scores.of(p, q, following[rows]))
-        results.append({name: Scores.cat(some) for name, some in parts.items()})
+        for rows, (p, *others) in heads.blocks([(name, streams[name][number][-count:]) for name in some]):
+            for name, q in zip(some[1:], others, strict=True):
+                results[number][name].put(rows, p, q, following[rows])
     return results

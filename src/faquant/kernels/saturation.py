@@ -22,7 +22,7 @@ class Saturation:
         self.written[name] += steps.numel()
         if steps.numel() == 0:
             return
-        low, high = steps.aminmax()
+        low, high = (end.item() for end in steps.aminmax())
         if low < _LOW or high > _HIGH:
             self.saturated[name] += int(((steps < _LOW) | (steps > _HIGH)).sum())
 
