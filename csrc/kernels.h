@@ -21,16 +21,16 @@ struct Attention {
     int32_t p_levels;
     bool quantized_sum;
     int64_t maps, map_block;  // q comes as each map of K wants it; map m is that of the keys from m · map_block on
-    const int8_t* q;         // [maps, tokens, heads, dim]
-    const float* q_scale;    // [maps, tokens, heads], in log2 units
-    const float* q_bias;     // as q_scale; added to every score
-    const int8_t* k;         // [start + tokens, kv_heads, dim]
-    const int8_t* v;         // [start + tokens, kv_heads, dim]
-    const float* k_scale;    // [start + tokens, kv_heads], or null: 1
-    const float* v_scale;    // [start + tokens, kv_heads], or null: static
-    const float* v_step;     // [kv_heads, dim], where v_scale is null
-    const float* v_offset;   // [kv_heads, dim], or null: 0; where v_scale is null
-    float* out;              // [tokens, heads, dim]
+    const int8_t* q;          // [maps, tokens, heads, dim]
+    const float* q_scale;     // [maps, tokens, heads], in log2 units
+    const float* q_bias;      // as q_scale; added to every score
+    const int8_t* k;          // [start + tokens, kv_heads, dim]
+    const int8_t* v;          // [start + tokens, kv_heads, dim]
+    const float* k_scale;     // [start + tokens, kv_heads], or null: 1
+    const float* v_scale;     // [start + tokens, kv_heads], or null: static
+    const float* v_step;      // [kv_heads, dim], where v_scale is null
+    const float* v_offset;    // [kv_heads, dim], or null: 0; where v_scale is null
+    float* out;               // [tokens, heads, dim]
 };
 
 // Softmax over some of the keys, for each row of a block.

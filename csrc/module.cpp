@@ -109,7 +109,8 @@ void require(bool condition, const char* message) {
 void attend(const nb::ndarray<nb::device::cpu>& out, const Array& q, const Array& q_scale, const Array& q_bias,
             const Array& k, const Array& v, const std::optional<Array>& k_scale, const std::optional<Array>& v_scale,
             const std::optional<Array>& v_step, const std::optional<Array>& v_offset, int64_t start,
-            const std::optional<int64_t>& window, int64_t split, int64_t map_block, int32_t p_levels, bool quantized_sum, int64_t threads, const std::optional<std::string>& isa) {
+            const std::optional<int64_t>& window, int64_t split, int64_t map_block, int32_t p_levels,
+            bool quantized_sum, int64_t threads, const std::optional<std::string>& isa) {
     require(q.ndim() == 4 && k.ndim() == 3, "q must have four dimensions and k three.");
     faquant::Attention a{};
     a.maps = static_cast<int64_t>(q.shape(0));
@@ -205,6 +206,6 @@ NB_MODULE(_C, m) {
     m.def("dot_s8s8", &dot_s8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.attr("TILE") = faquant::kTile;
     m.def("attend", &attend, nb::kw_only(), "out"_a, "q"_a, "q_scale"_a, "q_bias"_a, "k"_a, "v"_a, "k_scale"_a.none(),
-          "v_scale"_a.none(), "v_step"_a.none(), "v_offset"_a.none(), "start"_a,
-          "window"_a.none(), "split"_a, "map_block"_a, "p_levels"_a, "quantized_sum"_a, "threads"_a, "isa"_a.none());
+          "v_scale"_a.none(), "v_step"_a.none(), "v_offset"_a.none(), "start"_a, "window"_a.none(), "split"_a,
+          "map_block"_a, "p_levels"_a, "quantized_sum"_a, "threads"_a, "isa"_a.none());
 }
