@@ -34,8 +34,8 @@ def quantize(
     """Quantize the Hugging Face directory `model` into the new directory `output`.
 
     Args:
-        recipe: a name (default, static, mindie, attention-only), a JSON file, a Recipe, or `auto`: what search.find
-            chooses by measuring on the built-in evaluation texts.
+        recipe: a name (default, static, mindie, mindie-plain, attention-only), a JSON file, a Recipe, or `auto`: what
+            search.find chooses by measuring on the built-in evaluation texts.
         calibration: `builtin`, or a .txt or .jsonl file.
         overwrite: replace `output` if it is a model directory already.
         restart: throw away what an interrupted run has left, in place of going on with it.

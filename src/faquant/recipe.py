@@ -75,8 +75,9 @@ class Recipe(_Frozen):
         if static_linear != self.is_mindie:
             raise ValueError(
                 "calibrated activations (linear.activation 'tensor') are offered in the ecosystem's format only: "
-                "with attention {kv_scale: head, q_scale: head, p: int8, and center, equalize, rotate and rotate_v "
-                "false}, linears {rotate: none, equalize: false}, and rounding nearest"
+                "with attention {kv_scale: head, q_scale: head, p: int8, and center, equalize and rotate false} and "
+                "linears {rotate: none}; with outlier suppression, attention.rotate_v and linear.equalize are true, "
+                "without it both are false and rounding is nearest"
             )
         if self.attention and self.attention.q_scale == "head" and not self.is_mindie:
             raise ValueError("attention.q_scale 'head' is offered in the ecosystem's format only; use 'token'")
@@ -86,13 +87,15 @@ class Recipe(_Frozen):
 
     @property
     def is_mindie(self) -> bool:
-        """Whether the result is in the ecosystem's own format, tensor for tensor."""
-        return self.attention == _MINDIE_ATTENTION and (
-            self.linear is not None
+        """Whether the result is in the ecosystem's own format."""
+        if self.attention is None or self.linear is None:
+            return False
+        smooth = self.linear.equalize
+        return (
+            self.attention == _MINDIE_ATTENTION.model_copy(update={"rotate_v": smooth})
             and self.linear.activation == "tensor"
             and self.linear.rotate == "none"
-            and not self.linear.equalize
-            and self.linear.rounding == "nearest"
+            and (smooth or self.linear.rounding == "nearest")
         )
 
 
@@ -106,6 +109,8 @@ _MINDIE_ATTENTION = AttentionRecipe(
     p="int8",
 )
 
+_MINDIE_FLOAT = ("*.mlp.down_proj", "lm_head")
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -114,13 +119,14 @@ RECIPES = {
         Recipe(name="attention-only", linear=None),
         Recipe(
             name="mindie",
+            attention=_MINDIE_ATTENTION.model_copy(update={"rotate_v": True}),
+            linear=LinearRecipe(activation="tensor", rotate="none", float_layers=_MINDIE_FLOAT),
+        ),
+        Recipe(
+            name="mindie-plain",
             attention=_MINDIE_ATTENTION,
             linear=LinearRecipe(
-                activation="tensor",
-                rotate="none",
-                equalize=False,
-                rounding="nearest",
-                float_layers=("*.mlp.down_proj", "lm_head"),
+                activation="tensor", rotate="none", equalize=False, rounding="nearest", float_layers=_MINDIE_FLOAT
             ),
         ),
     )

@@ -14,7 +14,7 @@ from faquant.recipe import RECIPES, LinearRecipe, Recipe
 def calibrate(directory: Path, prompts: Sequence[Sequence[int]], float_layers: Sequence[str]) -> list[NamedTensor]:
     """Every tensor of the quantized checkpoint, in order; `float_layers` are patterns of linears that stay float."""
     opened = open_checkpoint(directory)
-    mindie = RECIPES["mindie"]
+    mindie = RECIPES["mindie-plain"]
     linear = LinearRecipe(**{**mindie.linear.model_dump(), "float_layers": tuple(float_layers)})
     quantizer = MindieQuantizer(opened.config, opened.checked, Recipe(**{**mindie.model_dump(), "linear": linear}))
     result, streams = quantizer.start([torch.tensor(ids) for ids in prompts])

@@ -19,7 +19,8 @@ def quantize(
     model: Annotated[Path, typer.Argument(help="Hugging Face directory of the float model.", metavar="MODEL")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="OUT")],
     recipe: Annotated[
-        str, typer.Option(help="default, static, mindie, attention-only, auto, or a JSON file.", metavar="RECIPE")
+        str,
+        typer.Option(help="default, static, mindie[-plain], attention-only, auto, or a JSON file.", metavar="RECIPE"),
     ] = "default",
     calibration: Annotated[
         str, typer.Option(help="builtin, or a .txt or .jsonl file.", metavar="FILE|builtin")

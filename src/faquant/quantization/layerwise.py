@@ -26,7 +26,7 @@ NamedTensor = tuple[str, str, Tensor]
 ROWS = 4096
 """Outputs of a linear that are worked on at a time in float64."""
 
-_GROUPS = (
+GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
     ("mlp.gate_proj", "mlp.up_proj"),
@@ -105,7 +105,7 @@ class LayerQuantizer:
 
         def linear(name: str) -> Linear:
             plain = float_linear(self.checked, self.config, name, torch.float32)
-            if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in _GROUPS)):
+            if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
             grams[name] = Gram(plain.weight.shape[1])
             return _Watched(plain, grams[name], lambda x: self._folded_input(name, x))
@@ -133,7 +133,7 @@ class LayerQuantizer:
             yield from self._scheme_tensors(f"{prefix}self_attn.", scheme)
         for kept in observed[:3]:
             kept.clear()
-        names = {group[0]: tuple(prefix + name for name in group) for group in _GROUPS}
+        names = {group[0]: tuple(prefix + name for name in group) for group in GROUPS}
         equalizers = {first: self._equalizer(group, grams.get(prefix + first)) for first, group in names.items()}
         for first, group in names.items():
             gram = self._seen_by(group, grams.pop(prefix + first, None), equalizers[first])

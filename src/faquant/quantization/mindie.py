@@ -15,16 +15,19 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..model.decoder import LINEARS, DecoderLayer, RMSNorm, build_layer
+from ..kernels.pages import float_attend
+from ..model.decoder import LINEARS, Attention, DecoderLayer, RMSNorm, build_layer
 from ..model.linear import FloatLinear, Linear
 from ..model.load import float_linear
-from ..model.opening import DTYPES
+from ..model.opening import DTYPES, has_bias
 from ..model.rope import Rope
 from ..model.schemes import Checked
 from ..recipe import Recipe
 from . import w8a8
-from .layerwise import NamedTensor
+from .layerwise import GROUPS, NamedTensor
 from .percentile import K_RATIO, Q_RATIO, V_RATIO, HeadObserver
+from .rounding import Gram, round_to_nearest, round_with_compensation
+from .smoothing import Span, fold
 
 
 class MindieLinear:
@@ -64,6 +67,47 @@ class MindieLinear:
         return w8a8.input_scale_offset(*self._observer.range())
 
 
+class SmoothedLinear:
+    """A folded float linear under calibration: it counts its inputs for the error compensation, and their range."""
+
+    def __init__(self, linear: FloatLinear, gram: Gram, span: Span, dtype: torch.dtype, compensate: bool) -> None:
+        self._linear = linear
+        self._gram = gram
+        self._span = span
+        self._dtype = dtype
+        self._compensate = compensate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._linear(x)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self._linear.nbytes
+
+    def tensors(self, name: str, has_bias: bool) -> Iterator[NamedTensor]:
+        """What the checkpoint holds of it under `name`; a bias that the model has not stands in quant_bias alone."""
+        weight, bias, dtype = self._linear.weight, self._linear.bias, self._dtype
+        if self._compensate:
+            rounded = round_with_compensation(weight.double(), self._gram.transformed(None, 0))
+        else:
+            rounded = round_to_nearest(weight)
+        low, high = self._span.ends()
+        input_scale, input_offset = w8a8.input_scale_offset(low.amin().to(dtype), high.amax().to(dtype))
+        # Not rounded to the dtype as the tool's: the runtime reads this one, and not weight_scale.
+        scale = input_scale.float() * rounded.scale.squeeze(1)
+        weight_scale = rounded.scale.to(dtype)
+        yield f"{name}.weight", "W8A8", rounded.weight
+        if has_bias and bias is not None:
+            yield f"{name}.bias", "FLOAT", bias.to(dtype)
+        yield f"{name}.weight_scale", "W8A8", weight_scale
+        yield f"{name}.weight_offset", "W8A8", torch.zeros_like(weight_scale)
+        yield f"{name}.input_scale", "W8A8", input_scale
+        yield f"{name}.input_offset", "W8A8", input_offset
+        yield f"{name}.quant_bias", "W8A8", w8a8.quant_bias(rounded.weight, input_offset, scale, bias)
+        yield f"{name}.deq_scale", "W8A8", w8a8.pack_deq_scale(scale, dtype)
+
+
 class MindieAttention:
     """Float attention over one prompt, whose q, k and v are observed: what Decoder calls with each layer's."""
 
@@ -76,9 +120,9 @@ class MindieAttention:
             observer.update(states)
         return eager_attention(q, k, v, self._window)
 
-    def tensors(self, name: str) -> Iterator[NamedTensor]:
-        """Scales and (zero) offsets of the attention module `name`."""
-        scales = {kind: observer.scale() for kind, observer in self._observers.items()}
+    def tensors(self, name: str, dtype: torch.dtype | None = None) -> Iterator[NamedTensor]:
+        """Scales and (zero) offsets of the attention module `name`; dtype: None for that of the states."""
+        scales = {kind: observer.scale().to(dtype) for kind, observer in self._observers.items()}
         for kind, scale in scales.items():
             yield f"{name}.fa_{kind}.scale", "FAQuant", scale
         for kind, scale in scales.items():
@@ -135,7 +179,7 @@ class MindieQuantizer:
             for x in streams:
                 rope = Rope(self.config, len(x))
                 after.append(calibrating(x, rope.tables(torch.arange(len(x)), self.dtype), attention))
-            return [*attention.tensors(f"{name}.self_attn"), *_layer_tensors(calibrating, name)], after
+            return [*attention.tensors(f"{name}.self_attn"), *_layer_tensors(calibrating, name, self.config)], after
 
     def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
         """What stands behind the last layer."""
@@ -160,6 +204,126 @@ class MindieQuantizer:
         return float_linear(self.checked, self.config, name, self.dtype)
 
 
+class SmoothingQuantizer(MindieQuantizer):
+    """Writes the same tensors, with outlier suppression folded in (smoothing.py). Streams are float32, those of the
+    float model; nothing depends on the order of the prompts."""
+
+    def __init__(self, config: ModelConfig, checked: Checked, recipe: Recipe) -> None:
+        super().__init__(config, checked, recipe)
+        self.compensate = recipe.linear is not None and recipe.linear.rounding == "gptq"
+
+    def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
+        """As MindieQuantizer's."""
+        tensors, streams = super().start(prompts)
+        return tensors, [stream.float() for stream in streams]
+
+    def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
+        """The tensors of one layer, and the streams that leave it.
+
+        Raises:
+            CheckpointError: a weight or an activation is not finite.
+        """
+        name = f"model.layers.{index}"
+        with _located(name):
+            folded = self.folded(index, streams)
+            watched, groups = self._watched(folded, name)
+            attention = MindieAttention(self.config.sliding_windows[index])
+            after = [self._run(watched, x, attention) for x in streams]
+            layer = self._smoothed(folded, name, groups)
+            return [*attention.tensors(f"{name}.self_attn", self.dtype), *self._tensors(layer, name)], after
+
+    def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
+        """As MindieQuantizer's."""
+        return super().finish([stream.to(self.dtype) for stream in streams])
+
+    def folded(self, index: int, streams: list[Tensor]) -> DecoderLayer:
+        """The float layer with everything folded into it that can be, from what it does to the streams."""
+        layer = build_layer(
+            self.config,
+            index,
+            self._tensor,
+            lambda name: float_linear(self.checked, self.config, name, torch.float32),
+            self.checked.__contains__,
+        )
+        spans = Span(), Span()
+        values: list[Tensor] = []
+        outputs: list[Tensor] = []
+        window = self.config.sliding_windows[index]
+
+        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            values.append(v)
+            outputs.append(float_attend(q, k, v, 0, window))
+            return outputs[-1]
+
+        seen = replace(layer, q_proj=_Seen(layer.q_proj, spans[0]), gate_proj=_Seen(layer.gate_proj, spans[1]))
+        for x in streams:
+            self._run(seen, x, attend)
+
+        def can_shift(*kinds: str) -> bool:
+            names = {module.rpartition(".")[2]: f"model.layers.{index}.{module}" for module in LINEARS}
+            return all(not self.is_float(names[kind]) or has_bias(self.config, names[kind]) for kind in kinds)
+
+        return fold(layer, spans, values, outputs, self.dtype, can_shift)
+
+    def _run(self, layer: DecoderLayer, x: Tensor, attention: Attention) -> Tensor:
+        return layer(x, Rope(self.config, len(x)).tables(torch.arange(len(x))), attention)
+
+    def _watched(self, layer: DecoderLayer, name: str) -> tuple[DecoderLayer, dict[str, tuple[Gram, Span]]]:
+        """The layer with the first linear of each group observed, and what is observed by the names of all."""
+        groups: dict[str, tuple[Gram, Span]] = {}
+        chosen: dict[str, Any] = {}
+        for group in GROUPS:
+            if all(self.is_float(f"{name}.{module}") for module in group):
+                continue
+            kinds = [module.rpartition(".")[2] for module in group]
+            first = _float_linear(getattr(layer, kinds[0]))
+            found = Gram(first.weight.shape[1]), Span()
+            chosen[kinds[0]] = _Seen(first, found[1], found[0])
+            groups |= dict.fromkeys(kinds, found)
+        return replace(layer, **chosen), groups
+
+    def _smoothed(self, layer: DecoderLayer, name: str, groups: dict[str, tuple[Gram, Span]]) -> DecoderLayer:
+        """The layer with those linears replaced that do not stay float."""
+        chosen: dict[str, Any] = {
+            module.rpartition(".")[2]: SmoothedLinear(
+                _float_linear(getattr(layer, module.rpartition(".")[2])),
+                *groups[module.rpartition(".")[2]],
+                self.dtype,
+                self.compensate,
+            )
+            for module in LINEARS
+            if not self.is_float(f"{name}.{module}")
+        }
+        return replace(layer, **chosen)
+
+    def _tensors(self, layer: DecoderLayer, name: str) -> Iterator[NamedTensor]:
+        for key, kind, tensor in _layer_tensors(layer, name, self.config):
+            # Norms' biases are float32 in every checkpoint of the tool.
+            keep = kind != "FLOAT" or key.endswith("layernorm.bias")
+            yield key, kind, tensor if keep else tensor.to(self.dtype)
+
+
+class _Seen:
+    """A float linear that shows its inputs."""
+
+    def __init__(self, linear: Linear, span: Span, gram: Gram | None = None) -> None:
+        self.linear = linear
+        self.span = span
+        self.gram = gram
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not x.isfinite().all():
+            raise CheckpointError("Calibration overflowed: activations are not finite. Are the weights damaged?")
+        self.span.add(x)
+        if self.gram is not None:
+            self.gram.add(x)
+        return self.linear(x)
+
+    @property
+    def nbytes(self) -> int:
+        return self.linear.nbytes
+
+
 def _calibrating(layer: DecoderLayer, name: str, is_float: Callable[[str], bool]) -> DecoderLayer:
     """The layer, with those linears replaced that do not stay float."""
     names = {module.rpartition(".")[2]: f"{name}.{module}" for module in LINEARS}
@@ -169,10 +333,14 @@ def _calibrating(layer: DecoderLayer, name: str, is_float: Callable[[str], bool]
     return replace(layer, **chosen)
 
 
-def _layer_tensors(layer: DecoderLayer, name: str) -> Iterator[NamedTensor]:
+def _layer_tensors(layer: DecoderLayer, name: str, config: ModelConfig) -> Iterator[NamedTensor]:
     for module in LINEARS:
         short = module.rpartition(".")[2]
-        yield from _linear_tensors(getattr(layer, short), f"{name}.{module}")
+        linear = getattr(layer, short)
+        if isinstance(linear, SmoothedLinear):
+            yield from linear.tensors(f"{name}.{module}", has_bias(config, f"{name}.{module}"))
+        else:
+            yield from _linear_tensors(linear, f"{name}.{module}")
         if short == "o_proj" and layer.q_norm is not None and layer.k_norm is not None:
             yield from _norm_tensors(layer.q_norm, f"{name}.self_attn.q_norm")
             yield from _norm_tensors(layer.k_norm, f"{name}.self_attn.k_norm")

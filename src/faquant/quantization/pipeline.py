@@ -26,7 +26,7 @@ from ..model.schemes import Checked
 from ..recipe import Recipe
 from .calibration import fingerprint
 from .layerwise import LayerQuantizer, NamedTensor
-from .mindie import MindieQuantizer
+from .mindie import MindieQuantizer, SmoothingQuantizer
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -81,11 +81,12 @@ def quantize(
         )
     side_files(source)  # what cannot be copied is told before the long work
     metadata = metadata_of(config, recipe, model_fingerprint(files), fingerprint([list(ids) for ids in calibration]))
-    quantizer: Quantizer = (
-        MindieQuantizer(config, checked, recipe)
-        if recipe.is_mindie
-        else LayerQuantizer(config, checked, recipe, metadata)
-    )
+    quantizer: Quantizer
+    if recipe.is_mindie:
+        smooth = recipe.linear is not None and recipe.linear.equalize
+        quantizer = (SmoothingQuantizer if smooth else MindieQuantizer)(config, checked, recipe)
+    else:
+        quantizer = LayerQuantizer(config, checked, recipe, metadata)
     stem = "quant_model_weights" if recipe.linear is None else "quant_model_weight_w8a8"
     identity = {
         "model": metadata.model,
