@@ -39,14 +39,14 @@ def _measure(models: dict[str, Model]) -> tuple[NoiseMeter, float | None]:
 
 @pytest.mark.parametrize("kind", ["smollm", "qwen3-bias"])
 @pytest.mark.parametrize(
-    "recipe", [RECIPES["default"], RECIPES["static"], RECIPES["mindie"], FOLDED, MIXED], ids=lambda recipe: recipe.name
+    "recipe", [RECIPES["default"], RECIPES["static"], RECIPES["mindie-plain"], FOLDED, MIXED], ids=lambda recipe: recipe.name
 )
 def test_every_part_has_the_noise_of_eight_bits(kind: str, recipe: Recipe, tmp_path: Path) -> None:
     # In a wrong basis the noise would be as large as the signal.
     models = _models(kind, recipe, tmp_path)
     meter, head = _measure(models)
     config = models["float"].config
-    least = 12 if recipe.name == "mindie" else 24
+    least = 12 if recipe.name == "mindie-plain" else 24
     for number, layer in enumerate(meter.layers):
         values = layer.to_json()
         for name, heads in (("q", config.num_heads), ("k", config.num_kv_heads), ("v", config.num_kv_heads)):
@@ -58,8 +58,21 @@ def test_every_part_has_the_noise_of_eight_bits(kind: str, recipe: Recipe, tmp_p
             stays = models["both"].decoder.layers[number].__dict__[name].__class__.__name__ == "FloatLinear"
             assert (value is None) == stays, name
             assert stays or least < value < 60, (number, name, value)
-    assert (head is None) == (recipe.name == "mindie")
+    assert (head is None) == (recipe.name == "mindie-plain")
     assert head is None or 24 < head < 60
+
+
+def test_what_is_folded_into_v_is_not_taken_for_noise(tmp_path: Path) -> None:
+    """The recipe `mindie` changes v_proj and o_proj so that no one can say what its attention alone would cost."""
+    models = _models("smollm", RECIPES["mindie"], tmp_path)
+    assert models.keys() == {"float", "linears", "both"}
+    meter, _ = _measure(models)
+    for layer in meter.layers:
+        values = layer.to_json()
+        assert values.keys() & {"q", "k", "v", "p"} == set()
+        assert values["linears"]["v_proj"] is None
+        assert values["linears"]["o_proj"] is None
+        assert all(values["linears"][name] > 12 for name in ("q_proj", "k_proj", "gate_proj", "up_proj"))
 
 
 def test_figures_are_the_ratio_of_energies(tmp_path: Path) -> None:

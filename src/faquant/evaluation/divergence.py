@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..kernels.scheme import AttentionScheme
+from ..model.linear import DynamicLinear, FloatLinear, StaticLinear
 from ..model.load import Model
 from .scores import Heads, Scores, score
 from .streaming import Progress, Window, run
@@ -79,17 +80,35 @@ def standard_error(windows: Sequence[Tensor]) -> float | None:
 
 
 def variants(model: Model, source: Model) -> dict[str, Model]:
-    """The quantized `model` split into what its attention and its linears each cost against the float `source`."""
+    """The quantized `model` split into what its attention and its linears each cost against the float `source`.
+
+    Where another tool, or the recipe `mindie`, folded something into v_proj, the scales of the attention are not those
+    of the float weights: there is no `attention` then.
+    """
     parts: dict[str, Model] = {}
     quantized_attention = any(scheme is not None for scheme in model.schemes)
     quantized_linears = model.description is not None and model.description.model_quant_type != "FLOAT"
-    if quantized_attention:
+    if quantized_attention and not (quantized_linears and model.metadata is None and _values_are_folded(model, source)):
         parts["attention"] = Model(source.config, source.decoder, _unfolded(model), model.max_position)
     if quantized_linears:
         parts["linears"] = replace(model, schemes=[None] * model.config.num_layers)
     if quantized_attention and quantized_linears:
         parts["both"] = model
     return parts
+
+
+def _values_are_folded(model: Model, source: Model) -> bool:
+    """Whether the first layer's v_proj is another linear than the float one, beyond what 8 bits round."""
+    ours, plain = model.decoder.layers[0].v_proj, source.decoder.layers[0].v_proj
+    if not isinstance(plain, FloatLinear):
+        raise TypeError(f"the source must be a float model, not one with a {type(plain).__name__}")
+    if isinstance(ours, StaticLinear):
+        weight = ours.weight.float() * (ours.deq_scale / ours.input_scale)[:, None]
+    elif isinstance(ours, DynamicLinear):
+        weight = ours.weight.float() * ours.scale[:, None]
+    else:
+        weight = ours.weight if isinstance(ours, FloatLinear) else plain.weight
+    return bool((weight - plain.weight).norm() > 0.05 * plain.weight.norm())
 
 
 def _unfolded(model: Model) -> list[AttentionScheme | None]:

@@ -180,8 +180,12 @@ class NoiseMeter:
         h = layer.input_layernorm(self._turned(seen.x))
         self._linear(noise, layer, "q_proj", h, taps["q_proj"].y)
         self._linear(noise, layer, "k_proj", h, taps["k_proj"].y)
-        self._linear(noise, layer, "v_proj", h, by_head(taps["v_proj"].y))
-        self._linear(noise, layer, "o_proj", by_head(taps["o_proj"].x), self._turned(taps["o_proj"].y))
+        if "attention" in self.models or "both" not in self.models:
+            self._linear(noise, layer, "v_proj", h, by_head(taps["v_proj"].y))
+            self._linear(noise, layer, "o_proj", by_head(taps["o_proj"].x), self._turned(taps["o_proj"].y))
+        else:
+            # Something unknown is folded into both (see divergence.variants).
+            noise.linears["v_proj"] = noise.linears["o_proj"] = None
         h = layer.post_attention_layernorm(self._turned(seen.x + taps["o_proj"].y))
         self._linear(noise, layer, "gate_proj", h, taps["gate_proj"].y)
         factor = torch.ones(1)

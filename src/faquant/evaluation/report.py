@@ -43,8 +43,8 @@ class Report:
 
     @property
     def recipe(self) -> str:
-        """The recipe's name."""
-        return self.inspection.metadata.recipe.name if self.inspection.metadata else "mindie"
+        """The recipe's name, which a checkpoint in the ecosystem's format does not tell."""
+        return self.inspection.metadata.recipe.name if self.inspection.metadata else "in MindIE's format"
 
     @property
     def saturation(self) -> dict[str, float]:
