@@ -37,10 +37,11 @@ def _measure(models: dict[str, Model]) -> tuple[NoiseMeter, float | None]:
     return meter, meter.head(Heads(models), streams)
 
 
+RECIPES_AND_OTHERS = [RECIPES["default"], RECIPES["static"], RECIPES["mindie-plain"], FOLDED, MIXED]
+
+
 @pytest.mark.parametrize("kind", ["smollm", "qwen3-bias"])
-@pytest.mark.parametrize(
-    "recipe", [RECIPES["default"], RECIPES["static"], RECIPES["mindie-plain"], FOLDED, MIXED], ids=lambda recipe: recipe.name
-)
+@pytest.mark.parametrize("recipe", RECIPES_AND_OTHERS, ids=lambda recipe: recipe.name)
 def test_every_part_has_the_noise_of_eight_bits(kind: str, recipe: Recipe, tmp_path: Path) -> None:
     # In a wrong basis the noise would be as large as the signal.
     models = _models(kind, recipe, tmp_path)
