@@ -203,8 +203,8 @@ class NoiseMeter:
             noise.linears[name] = None
             return
         y = linear(x)
-        ratio = noise.linears.setdefault(name, Ratio())
-        assert ratio is not None  # a linear does not change its kind between windows
+        ratio = noise.linears.get(name) or Ratio()
+        noise.linears[name] = ratio
         ratio.add(wanted, y if factor is None else y * factor)
 
     def _turned(self, x: Tensor) -> Tensor:
