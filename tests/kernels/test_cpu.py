@@ -187,6 +187,7 @@ def test_an_unknown_name_is_refused_in_a_call() -> None:
         cpu.dot_s8s8(np.zeros(1, np.int8), np.zeros(1, np.int8), isa="sse9")
 
 
+# Nothing to refuse, and skipped, where the CPU has them all.
 @pytest.mark.parametrize("isa", sorted({"avx2", "avx512vnni"} - set(cpu.available_isas())))
 def test_a_lacking_isa_is_refused(isa: str) -> None:
     with pytest.raises(UsageError, match=isa):

@@ -130,6 +130,7 @@ def float_chunks(
         try:
             values = package.quants.dequantize(np.ascontiguousarray(chunk), kind)
         except NotImplementedError:
+            # The package says which packings it undoes only by trying; plan_tensors tries each before the work.
             raise UnsupportedError(
                 f"{gguf.source}: tensor {tensor.name!r} is {kind.name}, which the package gguf cannot dequantize."
             ) from None
