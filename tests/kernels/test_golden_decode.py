@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from faquant.kernels import reference
+from faquant.kernels import quantizers, reference
 from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import AttentionScheme
 
@@ -41,7 +41,7 @@ def decode(layer: int, pages_of: int = 128) -> tuple[torch.Tensor, dict[str, tor
 def decode_by_reference(layer: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The same without pages: the kernels' tile is compiled in, the reference's may be set."""
     scheme, golden = sample(layer)
-    (k8, _), (v8, _) = reference.quantize_k(golden["k"], scheme), reference.quantize_v(golden["v"], scheme)
+    (k8, _), (v8, _) = quantizers.quantize_k(golden["k"], scheme), quantizers.quantize_v(golden["v"], scheme)
     return reference.attend(golden["q"][None], k8, v8, None, None, scheme, len(k8) - 1)[0], golden
 
 

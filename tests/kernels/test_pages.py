@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant.kernels import reference
+from faquant.kernels import quantizers, reference
 from faquant.kernels.pages import FloatPages, Int8Pages, Pages, float_attend
 from faquant.kernels.scheme import AttentionScheme
 from oracles import attention as oracle
@@ -87,8 +87,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def contiguous_answer(kind: str, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
     scheme = make_scheme(kind)
-    k8, k_scale = reference.quantize_k(k, scheme)
-    v8, v_scale = reference.quantize_v(v, scheme)
+    k8, k_scale = quantizers.quantize_k(k, scheme)
+    v8, v_scale = quantizers.quantize_v(v, scheme)
     return reference.attend(q, k8, v8, k_scale, v_scale, scheme, 0, window)
 
 
@@ -222,7 +222,7 @@ def test_read_is_within_half_a_step_of_each_rotated_channel(kind: str, length: i
     k_read, v_read = pages.read(block_table, length)
     assert k_read.shape == v_read.shape == (length, KV_HEADS, DIM)
     for read, x, scale in (
-        (reference.map_k(k_read, scheme), reference.map_k(k[:length], scheme), scheme.k_scale),
+        (quantizers.map_k(k_read, scheme), quantizers.map_k(k[:length], scheme), scheme.k_scale),
         (v_read, v[:length], scheme.v_scale),
     ):
         step = x.abs().amax(-1, keepdim=True) / 127 * (1 + 2**-10) if scale is None else scale

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant.kernels import matmul, reference
+from faquant.kernels import matmul, quantizers, reference
 from faquant.kernels.scheme import AttentionScheme
 from oracles import attention as oracle
 
@@ -50,7 +50,7 @@ def make_scheme(kind: str, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Atte
         base["rotation_sign"] = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(dim)[:dim]
     if kind.startswith("token"):
         return AttentionScheme(**base, **more)
-    mapped = reference.map_k(k, AttentionScheme(**base))
+    mapped = quantizers.map_k(k, AttentionScheme(**base))
     if kind == "channel, zero points":
         # Zero points of K on purpose where the centre has left none to need.
         for part, x in (("k", mapped + 0.3), ("v", v)):
@@ -62,13 +62,13 @@ def make_scheme(kind: str, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Atte
         for part, x in (("k", mapped), ("v", v)):
             base[f"{part}_scale"] = (x.abs().amax(over, keepdim=True)[0].clamp_min(0.1) / 127).expand(kv_heads, -1)
     if kind == "q static":
-        base["q_scale"] = reference.map_q(q, AttentionScheme(**base)).abs().amax((0, 2))[:, None] / 120
+        base["q_scale"] = quantizers.map_q(q, AttentionScheme(**base)).abs().amax((0, 2))[:, None] / 120
     return AttentionScheme(**base, **more)
 
 
 def run(scheme: AttentionScheme, q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None = None) -> Tensor:
-    k8, k_scale = reference.quantize_k(k, scheme)
-    v8, v_scale = reference.quantize_v(v, scheme)
+    k8, k_scale = quantizers.quantize_k(k, scheme)
+    v8, v_scale = quantizers.quantize_v(v, scheme)
     return reference.attend(q, k8, v8, k_scale, v_scale, scheme, start, window)
 
 
@@ -80,9 +80,9 @@ def expect(scheme: AttentionScheme, q: Tensor, k: Tensor, v: Tensor, start: int,
     """The oracle's attention of the reference's integers, which other tests compare with the oracle's own."""
     integers = []
     for (values, step), static_heads in (
-        (reference.quantize_q(q, scheme), scheme.num_heads),
-        (reference.quantize_k(k, scheme), 0),
-        (reference.quantize_v(v, scheme), 0),
+        (quantizers.quantize_q(q, scheme), scheme.num_heads),
+        (quantizers.quantize_k(k, scheme), 0),
+        (quantizers.quantize_v(v, scheme), 0),
     ):
         if static_heads and scheme.k_scale is not None and scheme.k_scale.shape[1] == 1:
             # The reference holds K's scale per head in q's; the oracle applies it by itself.
@@ -110,9 +110,9 @@ def test_the_integers_are_the_formulas(kind: str, dim: int) -> None:
     q, k, v = random_qkv(40, 40, 6, 2, dim)
     scheme = make_scheme(kind, q, k, v)
     for values, step, expected in (
-        (*reference.quantize_k(k, scheme), oracle.quantized_k(float64(k), scheme)),
-        (*reference.quantize_v(v, scheme), oracle.quantized_v(float64(v), scheme)),
-        (reference.quantize_q(q, scheme)[0], None, oracle.quantized_q(float64(q), scheme)),
+        (*quantizers.quantize_k(k, scheme), oracle.quantized_k(float64(k), scheme)),
+        (*quantizers.quantize_v(v, scheme), oracle.quantized_v(float64(v), scheme)),
+        (quantizers.quantize_q(q, scheme)[0], None, oracle.quantized_q(float64(q), scheme)),
     ):
         difference = np.abs(float64(values) - expected.values)
         assert difference.max() <= 1
@@ -164,9 +164,9 @@ def test_windows_within_a_tile_and_across_tiles(kind: str, window: int, start: i
 @pytest.mark.parametrize("kind", ["token", "channel"])
 def test_a_scale_of_q_per_channel_is_a_grid_before_folding(kind: str) -> None:
     q, k, v = random_qkv(6, 90, 6, 2, 64)
-    q_scale = reference.map_q(q, make_scheme(kind.replace("channel", "token, centred"), q, k, v)).abs().amax(0) / 100
+    q_scale = quantizers.map_q(q, make_scheme(kind.replace("channel", "token, centred"), q, k, v)).abs().amax(0) / 100
     scheme = make_scheme(kind, q, k, v, q_scale=q_scale)
-    difference = np.abs(float64(reference.quantize_q(q, scheme)[0]) - oracle.quantized_q(float64(q), scheme).values)
+    difference = np.abs(float64(quantizers.quantize_q(q, scheme)[0]) - oracle.quantized_q(float64(q), scheme).values)
     assert difference.max() <= 1
     assert difference.mean() <= 1e-2
     assert_same_but_ties(run(scheme, q, k, v, 84), expect(scheme, q, k, v, 84), v, 32767)
@@ -238,8 +238,8 @@ def test_what_no_query_sees_may_be_poison(kind: str, window: int | None) -> None
     tokens, start, length = 10, 190, 300
     q, k, v = random_qkv(tokens, length, 3, 1, 16)
     scheme = make_scheme(kind, q, k, v)
-    k8, k_scale = reference.quantize_k(k, scheme)
-    v8, v_scale = reference.quantize_v(v, scheme)
+    k8, k_scale = quantizers.quantize_k(k, scheme)
+    v8, v_scale = quantizers.quantize_v(v, scheme)
     expected = reference.attend(q, k8, v8, k_scale, v_scale, scheme, start, window)
     unseen = torch.ones(length, dtype=torch.bool)
     unseen[0 if window is None else start - window + 1 : start + tokens] = False
@@ -276,8 +276,8 @@ def test_a_centre_of_k_cancels(kind: str) -> None:
     shift = torch.linspace(-30, 30, 32).view(2, 16)
     center = shift if scheme.k_center is None else scheme.k_center + shift
     moved = AttentionScheme(**{**scheme.__dict__, "k_center": center})
-    k8, k_scale = reference.quantize_k(k, scheme)
-    v8, v_scale = reference.quantize_v(v, scheme)
+    k8, k_scale = quantizers.quantize_k(k, scheme)
+    v8, v_scale = quantizers.quantize_v(v, scheme)
     args = (q, k8, v8, k_scale, v_scale)
     assert same_bits(reference.attend(*args, moved, 95), reference.attend(*args, scheme, 95))
 
@@ -369,8 +369,8 @@ def test_a_dominating_key_gives_its_value_exactly() -> None:
     k[...] = 0.0
     k[17, :, 0] = 400.0  # a score of 1e4
     scheme = AttentionScheme(3, 1, 16)
-    v8, v_scale = reference.quantize_v(v, scheme)
-    expected = reference.dequantize_v(v8, v_scale, scheme)[17].expand(3, 16)
+    v8, v_scale = quantizers.quantize_v(v, scheme)
+    expected = quantizers.dequantize_v(v8, v_scale, scheme)[17].expand(3, 16)
     torch.testing.assert_close(run(scheme, q, k, v, 299)[0], expected, rtol=1e-6, atol=0)
 
 
@@ -385,8 +385,8 @@ def test_finite_values_of_any_size_give_finite_results(kind: str, size: float, o
     out = run(scheme, q, k, v, 146)
     assert out.isfinite().all()
     # A convex combination of what the cache holds.
-    v8, v_scale = reference.quantize_v(v, scheme)
-    held = reference.dequantize_v(v8, v_scale, scheme).abs().max()
+    v8, v_scale = quantizers.quantize_v(v, scheme)
+    held = quantizers.dequantize_v(v8, v_scale, scheme).abs().max()
     slack = 2.0 if scheme.v_offset is not None else 1.001
     assert out.abs().max() <= held * slack
 
@@ -400,11 +400,11 @@ def test_hadamard_is_sylvesters_matrix(block: int) -> None:
     torch.testing.assert_close(matrix @ matrix, torch.eye(block, dtype=torch.float64), rtol=0, atol=1e-12)
     x = torch.randn(5, 3 * block, generator=torch.Generator().manual_seed(block))
     expected = (x.double().view(5, 3, block) @ matrix).view(5, 3 * block)
-    out = reference.hadamard(x, block)
+    out = quantizers.hadamard(x, block)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
-    torch.testing.assert_close(reference.hadamard(out, block), x, rtol=0, atol=4e-6)
-    torch.testing.assert_close(reference.hadamard(torch.eye(block), block).double(), matrix, rtol=0, atol=1e-7)
-    assert same_bits(reference.hadamard(x[2:3], block), out[2:3])
+    torch.testing.assert_close(quantizers.hadamard(out, block), x, rtol=0, atol=4e-6)
+    torch.testing.assert_close(quantizers.hadamard(torch.eye(block), block).double(), matrix, rtol=0, atol=1e-7)
+    assert same_bits(quantizers.hadamard(x[2:3], block), out[2:3])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -412,14 +412,14 @@ def test_hadamard_is_sylvesters_matrix(block: int) -> None:
 def test_the_maps_keep_the_products_and_unmap_inverts(kind: str, dim: int) -> None:
     q, k, v = random_qkv(30, 30, 4, 2, dim)
     scheme = make_scheme(kind, q, k, v)
-    mapped = reference.map_k(k, scheme)
-    torch.testing.assert_close(reference.unmap_k(mapped, scheme), k, rtol=1e-5, atol=2e-5)
+    mapped = quantizers.map_k(k, scheme)
+    torch.testing.assert_close(quantizers.unmap_k(mapped, scheme), k, rtol=1e-5, atol=2e-5)
     if scheme.k_scale is not None and scheme.k_scale.shape[1] > 1:
         mapped = mapped / scheme.k_scale
     centred = k if scheme.k_center is None else k - scheme.k_center
     for head in range(4):
         expected = q[:, head].double() @ centred[:, head // 2].double().T
-        product = reference.map_q(q, scheme)[:, head].double() @ mapped[:, head // 2].double().T
+        product = quantizers.map_q(q, scheme)[:, head].double() @ mapped[:, head // 2].double().T
         torch.testing.assert_close(product, expected, rtol=0, atol=1e-4)
 
 
@@ -430,7 +430,7 @@ def test_the_maps_keep_the_products_and_unmap_inverts(kind: str, dim: int) -> No
 )
 def test_fp16_scales_are_rounded_up_by_one_step_at_most(values: list[float], size: float) -> None:
     x = torch.tensor(values, dtype=torch.float32) * size
-    x8, scale = reference.quantize_rows_fp16(x[None])
+    x8, scale = quantizers.quantize_rows_fp16(x[None])
     exact = (x.abs().max() / 127).item()
     got = float(scale)
     assert got > 0
@@ -449,7 +449,7 @@ def test_fp16_scales_are_rounded_up_by_one_step_at_most(values: list[float], siz
 @given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=8))
 def test_quantize_rows_reaches_127_and_loses_half_a_step(values: list[float]) -> None:
     x = torch.tensor(values, dtype=torch.float32)
-    x8, scale = reference.quantize_rows(x[None])
+    x8, scale = quantizers.quantize_rows(x[None])
     assert scale.isfinite().all()
     assert float((x8 * scale.double() - x.double()).abs().max()) <= float(scale) * 0.5001
     if float(x.abs().max()) > 1e-29:
@@ -463,7 +463,7 @@ def test_int8_products_are_exact(rows: int, depth: int) -> None:
     x, weight = (rng.integers(-128, 128, (n, depth), np.int8) for n in (rows, 24))
     x[0], weight[0], weight[1] = -128, -128, 127
     expected = x.astype(np.int64) @ weight.astype(np.int64).T
-    for product in (reference.int8_matmul, matmul.int8_matmul):
+    for product in (quantizers.int8_matmul, matmul.int8_matmul):
         out = product(torch.from_numpy(x), torch.from_numpy(weight))
         assert out.dtype == torch.int32
         np.testing.assert_array_equal(out.numpy(), expected)

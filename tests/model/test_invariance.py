@@ -15,7 +15,8 @@ from torch import Tensor
 from faquant.config import ModelConfig, parse_config
 from faquant.kernels import reference
 from faquant.kernels.pages import Int8Pages
-from faquant.kernels.reference import exp2, hadamard, quantize_rows, quantize_rows_fp16
+from faquant.kernels.quantizers import hadamard, quantize_rows, quantize_rows_fp16
+from faquant.kernels.reference import exp2
 from faquant.kernels.scheme import AttentionScheme
 from faquant.model.decoder import Decoder, RMSNorm, build_decoder, silu
 from faquant.model.linear import DynamicLinear

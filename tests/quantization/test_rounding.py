@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from faquant.kernels.reference import hadamard
+from faquant.kernels.quantizers import hadamard
 from faquant.quantization import rounding
 from faquant.quantization.rounding import Gram, balance, round_to_nearest, round_with_compensation
 

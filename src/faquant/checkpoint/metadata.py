@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from ..kernels.reference import MAX_INPUT_BLOCK, hadamard_block
+from ..kernels.quantizers import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
 from .tensors import TensorFiles
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import reference
+from ..kernels import quantizers
 from ..kernels.pages import float_attend
-from ..kernels.reference import hadamard
+from ..kernels.quantizers import hadamard
 from ..model.decoder import LINEARS, DecoderLayer, Tables
 from ..model.linear import FloatLinear, Linear
 from ..model.load import Model
@@ -162,11 +162,11 @@ class NoiseMeter:
         pages.append(seen.k, seen.v, slots, slots)
         table = torch.arange(pages.num_pages)
         k, v = pages.read(table, count)
-        q = reference.dequantize_q(*reference.quantize_q(seen.q, scheme), scheme)
-        noise.q.add(reference.map_q(seen.q, scheme), q, by_head=True)
-        noise.k.add(reference.map_k(seen.k, scheme), reference.map_k(k, scheme), by_head=True)
+        q = quantizers.dequantize_q(*quantizers.quantize_q(seen.q, scheme), scheme)
+        noise.q.add(quantizers.map_q(seen.q, scheme), q, by_head=True)
+        noise.k.add(quantizers.map_k(seen.k, scheme), quantizers.map_k(k, scheme), by_head=True)
         noise.v.add(seen.v, v, by_head=True)
-        exact = float_attend(reference.unmap_q(q, scheme), k, v, 0, self._sliding(layer))
+        exact = float_attend(quantizers.unmap_q(q, scheme), k, v, 0, self._sliding(layer))
         noise.p.add(exact, pages.attend(seen.q, table, 0, self._sliding(layer)), by_head=True)
 
     def _linears(self, noise: LayerNoise, layer: DecoderLayer, seen: _Seen) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from . import reference
+from . import quantizers
 
 
 def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
@@ -14,7 +14,7 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     # For k = 1 torch 2.13 leaves its result uninitialised, without an error.
     if x.shape[1] > 1 and matmul_backend() == "onednn":
         return torch._int_mm(x, weight.t())
-    return reference.int8_matmul(x, weight)
+    return quantizers.int8_matmul(x, weight)
 
 
 @cache
@@ -40,6 +40,6 @@ def _is_exact() -> bool:
         x = torch.randint(-128, 128, (rows, depth), dtype=torch.int8, generator=generator)
         weight = torch.randint(-128, 128, (columns, depth), dtype=torch.int8, generator=generator)
         x[0], weight[0], weight[1] = -128, -128, 127
-        if not torch.equal(torch._int_mm(x, weight.t()), reference.int8_matmul(x, weight)):
+        if not torch.equal(torch._int_mm(x, weight.t()), quantizers.int8_matmul(x, weight)):
             return False
     return True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from . import cpu, reference
+from . import cpu, quantizers, reference
 from .saturation import Saturation
 from .scheme import MAP_BLOCK, AttentionScheme
 
@@ -65,9 +65,9 @@ class Int8Pages:
         blocks = (positions // MAP_BLOCK).clamp_max(self.scheme.num_maps - 1)
         for block in range(int(blocks.min()), int(blocks.max()) + 1):
             there = blocks == block
-            values, scale = reference.quantize_k(k[there], self.scheme.at(block), self.saturation)
+            values, scale = quantizers.quantize_k(k[there], self.scheme.at(block), self.saturation)
             _store(self.k, self.k_scale, slots[there], values, scale)
-        _store(self.v, self.v_scale, slots, *reference.quantize_v(v, self.scheme, self.saturation))
+        _store(self.v, self.v_scale, slots, *quantizers.quantize_v(v, self.scheme, self.saturation))
 
     def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
         k, v, k_scale, v_scale = self._gather(block_table, start + q.shape[0])
@@ -84,12 +84,12 @@ class Int8Pages:
     def read(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
         k8, v8, k_scale, v_scale = self._gather(block_table, length)
         k = [
-            reference.dequantize_k(
+            quantizers.dequantize_k(
                 k8[some], None if k_scale is None else k_scale[some], self.scheme.at(some.start // MAP_BLOCK)
             )
             for some in (slice(start, start + MAP_BLOCK) for start in range(0, length, MAP_BLOCK))
         ]
-        return torch.cat(k), reference.dequantize_v(v8, v_scale, self.scheme)
+        return torch.cat(k), quantizers.dequantize_v(v8, v_scale, self.scheme)
 
     def _gather(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         k, v = (_gather(store, block_table, length) for store in (self.k, self.v))

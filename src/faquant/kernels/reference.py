@@ -1,4 +1,4 @@
-"""The oracle: quantizers, Hadamard transform and int8 attention in plain torch.
+"""The oracle: int8 attention in plain torch.
 
 Integers are exact and floats are computed row by row in a fixed order, so a row's result depends neither on
 its neighbours nor on how a prompt was cut into chunks. README.md beside this file has the mathematics.
@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .quantizers import SMALLEST_SCALE, hadamard, per_query_head, quantize_q
 from .saturation import Saturation
 from .scheme import MAP_BLOCK, AttentionScheme
 
@@ -24,14 +25,7 @@ of MAP_BLOCK."""
 _ROWS = 256
 _BATCH = 2**18
 
-MAX_INPUT_BLOCK = 512
-"""The largest Hadamard block on a linear's input, so that it divides a rank's share under tensor parallelism."""
-
 _LOG2E = math.log2(math.e)
-_MIN_SCALE = 2.0**-24
-"""The smallest positive float16, so that no stored scale is zero."""
-
-
 # 2^f on [-1/2, 1/2] by least relative error, 1.9e-7, with 1 at f = 0 exactly.
 _EXP2 = (0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253, 0.6931470036506653, 1.0)
 
@@ -52,162 +46,6 @@ def exp2(x: Tensor) -> Tensor:
     # The bits of 2^n; of 0 for n = -127.
     power = n.add_(127.0).mul_(2.0**23).to(torch.int32).view(torch.float32)
     return p.mul_(power)
-
-
-def hadamard_block(size: int, limit: int = 1 << 30) -> int:
-    """The largest power of two that divides `size` and is at most `limit`: the block that `size` channels get."""
-    return min(size & -size, 1 << (limit.bit_length() - 1))
-
-
-def hadamard(x: Tensor, block: int) -> Tensor:
-    """Orthonormal Walsh-Hadamard transform of each `block` consecutive elements of the last dimension.
-
-    `block` is a power of two that divides the last dimension. The transform is its own inverse.
-    Butterflies instead of a matrix product: their rounding does not depend on the number of rows.
-    """
-    shape = x.shape
-    half = 1
-    while half < block:
-        pairs = x.reshape(-1, shape[-1] // (2 * half), 2, half)
-        a, b = pairs[:, :, 0], pairs[:, :, 1]
-        x = torch.empty_like(pairs)
-        torch.add(a, b, out=x[:, :, 0])
-        torch.sub(a, b, out=x[:, :, 1])
-        half *= 2
-    return x.reshape(shape) * (1.0 / math.sqrt(block))
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with one scale for each row of the last dimension: x ≈ int8 · scale.
-
-    Returns int8 [..., n] in [-127, 127] and float32 scales [...].
-    """
-    scale = x.abs().amax(-1).clamp_min(1e-30) / 127.0
-    return (x / scale[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
-
-
-def quantize_rows_fp16(x: Tensor) -> tuple[Tensor, Tensor]:
-    """As quantize_rows, with float16 scales rounded up, so that no value leaves the range."""
-    exact = (x.abs().amax(-1) / 127.0).clamp(_MIN_SCALE, 65504.0)
-    scale = exact.half()
-    bits = scale.view(torch.int16)
-    scale = torch.where(scale.float() < exact, (bits + 1).view(torch.float16), scale)
-    return (x / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
-
-
-def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """Exact integer product x · weightᵀ: int8 [m, k] and int8 [n, k] give int32 [m, n]."""
-    # A float32 holds sums of 1,024 products of two bytes exactly: 1024 · 128 · 128 = 2^24.
-    total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32)
-    for k in range(0, x.shape[1], 1024):
-        total += (x[:, k : k + 1024].float() @ weight[:, k : k + 1024].float().T).to(torch.int32)
-    return total
-
-
-def map_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
-    """K's map before quantization: Hᵀ((k - c) ⊘ e), on [tokens, Hkv, D] after RoPE."""
-    if scheme.k_center is not None:
-        k = k - scheme.k_center
-    if scheme.k_equalizer is not None:
-        k = k / scheme.k_equalizer
-    return _rotate(k, scheme)
-
-
-def unmap_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
-    """The inverse of map_k."""
-    if scheme.rotation_block:
-        k = hadamard(k, scheme.rotation_block)
-        if scheme.rotation_sign is not None:
-            k = k * scheme.rotation_sign
-    if scheme.k_equalizer is not None:
-        k = k * scheme.k_equalizer
-    if scheme.k_center is not None:
-        k = k + scheme.k_center
-    return k
-
-
-def map_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None) -> Tensor:
-    """The inverse transpose of K's map (without the centre, which softmax cancels), on [tokens, Hq, D].
-
-    A per-channel scale of K is folded in as well, so that q'·k8 needs no scale per channel.
-    """
-    if scheme.k_equalizer is not None:
-        q = q * _per_query_head(scheme.k_equalizer, scheme)
-    q = _rotate(q, scheme)
-    if scheme.q_scale is not None and scheme.q_scale.shape[-1] > 1:
-        # A scale per channel of q has no place in an integer product: round to its grid, then as a dynamic q.
-        q = _quantize_static("q", q, scheme.q_scale, None, saturation) * scheme.q_scale
-    if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
-        q = q * _per_query_head(scheme.k_scale, scheme)
-    return q
-
-
-def unmap_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
-    """The inverse of map_q, but for its rounding."""
-    if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
-        q = q / _per_query_head(scheme.k_scale, scheme)
-    if scheme.rotation_block:
-        q = hadamard(q, scheme.rotation_block)
-        if scheme.rotation_sign is not None:
-            q = q * scheme.rotation_sign
-    if scheme.k_equalizer is not None:
-        q = q / _per_query_head(scheme.k_equalizer, scheme)
-    return q
-
-
-def dequantize_q(q8: Tensor, scale: Tensor, scheme: AttentionScheme) -> Tensor:
-    """What quantize_q rounded, as map_q gave it: float32 [tokens, Hq, D]."""
-    if scheme.k_scale is not None and scheme.k_scale.shape[-1] == 1:
-        scale = scale / _per_query_head(scheme.k_scale, scheme)[:, 0]
-    return q8.float() * scale[..., None]
-
-
-def quantize_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None) -> tuple[Tensor, Tensor]:
-    """q [tokens, Hq, D] after RoPE to int8 and a float32 scale [tokens, Hq] that holds K's static scale per head.
-
-    As in quantize_k and quantize_v, what is beyond a calibrated scale is counted in `saturation`.
-    """
-    q = map_q(q, scheme, saturation)
-    if scheme.q_scale is not None and scheme.q_scale.shape[-1] == 1:
-        q8 = _quantize_static("q", q, scheme.q_scale, None, saturation)
-        scale = scheme.q_scale[:, 0].expand(q.shape[0], -1)
-    else:
-        q8, scale = quantize_rows(q)
-    if scheme.k_scale is not None and scheme.k_scale.shape[-1] == 1:
-        scale = scale * _per_query_head(scheme.k_scale, scheme)[:, 0]
-    return q8, scale
-
-
-def quantize_k(
-    k: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """K [tokens, Hkv, D] after RoPE to int8, with float16 scales [tokens, Hkv] where they are per token."""
-    mapped = map_k(k, scheme)
-    if scheme.k_scale is None:
-        return quantize_rows_fp16(mapped)
-    return _quantize_static("k", mapped, scheme.k_scale, scheme.k_offset, saturation), None
-
-
-def quantize_v(
-    v: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """V [tokens, Hkv, D] to int8, with float16 scales [tokens, Hkv] where they are per token."""
-    if scheme.v_rotation_block:
-        v = hadamard(v, scheme.v_rotation_block)
-    if scheme.v_scale is None:
-        return quantize_rows_fp16(v)
-    return _quantize_static("v", v, scheme.v_scale, scheme.v_offset, saturation), None
-
-
-def dequantize_k(k8: Tensor, scale: Tensor | None, scheme: AttentionScheme) -> Tensor:
-    """K [tokens, Hkv, D] float32 in its own basis, as the attention sees it."""
-    return unmap_k(_dequantize(k8, scale, scheme.k_scale, scheme.k_offset), scheme)
-
-
-def dequantize_v(v8: Tensor, scale: Tensor | None, scheme: AttentionScheme) -> Tensor:
-    """V [tokens, Hkv, D] float32, as the attention sees it."""
-    v = _dequantize(v8, scale, scheme.v_scale, scheme.v_offset)
-    return hadamard(v, scheme.v_rotation_block) if scheme.v_rotation_block else v
 
 
 def attend(
@@ -288,7 +126,7 @@ def map_queries(q: Tensor, scheme: AttentionScheme, maps: int, saturation: Satur
     biases = [torch.zeros_like(scales[0])] * maps
     if maps > 1 and scheme.k_center is not None:
         shifts = scheme.k_center[:maps] - scheme.k_center[0]
-        biases = [_tree_sum(_padded(q * _per_query_head(shift, scheme))) for shift in shifts]
+        biases = [_tree_sum(_padded(q * per_query_head(shift, scheme))) for shift in shifts]
     return MappedQueries(torch.stack(values), torch.stack(scales) * unit, torch.stack(biases) * unit)
 
 
@@ -407,7 +245,7 @@ def _softmax_tiles(scores: Tensor, cache: _Cache, scheme: AttentionScheme) -> _P
     levels = scheme.p_levels
     if cache.v_scale is not None:
         p_int = p * cache.v_scale[:, :, None]
-        peak = p_int.amax(-1, keepdim=True).clamp_min(_MIN_SCALE)
+        peak = p_int.amax(-1, keepdim=True).clamp_min(SMALLEST_SCALE)
         # `levels / peak` with a Python number is two roundings in torch.
         p_int = _round_p(p_int * (torch.tensor(float(levels)) / peak), levels)
         out = _weighted_sum(p_int, cache.v) * (peak / levels)
@@ -463,35 +301,3 @@ def _token_scales(scale: Tensor | None, oldest: int, end: int) -> Tensor | None:
     clean = scale[:end].float()
     clean[:oldest] = 0.0
     return _tiles(clean, end)
-
-
-def _rotate(x: Tensor, scheme: AttentionScheme) -> Tensor:
-    if not scheme.rotation_block:
-        return x
-    if scheme.rotation_sign is not None:
-        x = x * scheme.rotation_sign
-    return hadamard(x, scheme.rotation_block)
-
-
-def _per_query_head(table: Tensor, scheme: AttentionScheme) -> Tensor:
-    return table.repeat_interleave(scheme.num_heads // scheme.num_kv_heads, dim=0)
-
-
-def _quantize_static(
-    name: str, x: Tensor, scale: Tensor, offset: Tensor | None, saturation: Saturation | None
-) -> Tensor:
-    steps = x / scale
-    if offset is not None:
-        steps = steps + offset
-    if saturation is not None:
-        saturation.count(name, steps)
-    return steps.round().clamp(-128, 127).to(torch.int8)
-
-
-def _dequantize(x8: Tensor, token_scale: Tensor | None, scale: Tensor | None, offset: Tensor | None) -> Tensor:
-    x = x8.float()
-    if token_scale is not None:
-        return x * token_scale.float()[..., None]
-    if scale is None:
-        raise ValueError("a page without token scales needs the scheme's static scale")
-    return (x if offset is None else x - offset) * scale

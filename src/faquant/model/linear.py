@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.matmul import int8_matmul
-from ..kernels.reference import hadamard, quantize_rows
+from ..kernels.quantizers import hadamard, quantize_rows
 
 
 class Linear(Protocol):

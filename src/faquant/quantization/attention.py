@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..kernels.reference import hadamard, hadamard_block, map_k
+from ..kernels.quantizers import hadamard, hadamard_block, map_k
 from ..kernels.scheme import MAP_BLOCK, AttentionScheme
 from ..model.rope import Rope, apply_rope
 from ..model.schemes import P_LEVELS

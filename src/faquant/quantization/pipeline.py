@@ -20,7 +20,7 @@ from ..checkpoint.unfinished import Unfinished, unfinished_directory
 from ..checkpoint.write import check_storable, copy_side_files, side_files
 from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
-from ..kernels.reference import MAX_INPUT_BLOCK, hadamard_block
+from ..kernels.quantizers import MAX_INPUT_BLOCK, hadamard_block
 from ..model.opening import layer_linears, open_checkpoint
 from ..model.schemes import Checked
 from ..recipe import Recipe

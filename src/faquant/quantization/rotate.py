@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..kernels.reference import hadamard, hadamard_block
+from ..kernels.quantizers import hadamard, hadamard_block
 
 
 def rotate_residual(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..kernels.reference import hadamard, hadamard_block
+from ..kernels.quantizers import hadamard, hadamard_block
 
 GRAM_BLOCK = 2048
 """Inputs whose correlations are used together. It bounds memory and time for wide linears."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..kernels.reference import hadamard, hadamard_block
+from ..kernels.quantizers import hadamard, hadamard_block
 from ..model.decoder import DecoderLayer, RMSNorm
 from ..model.linear import FloatLinear
 from .rounding import balance
