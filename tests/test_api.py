@@ -1,11 +1,12 @@
 """What `import faquant` offers, as the README shows it."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import faquant
-from faquant.errors import UsageError
+from faquant.errors import OutputError, UsageError
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 
@@ -111,3 +112,37 @@ def test_auto_looks_for_a_recipe_and_leaves_what_it_tried_in_the_report(source: 
     assert "both together" in report.write(tmp_path / "out").read_text(encoding="utf-8")
     with pytest.raises(UsageError, match="recipe 'auto'"):
         faquant.quantize(source, tmp_path / "other", "static", calibration, max_kl=0.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.txt", "out"]
+
+
+def test_a_search_that_was_cut_off_goes_on_with_the_same_command(source: Path, tmp_path: Path) -> None:
+    calibration = tmp_path / "calibration.txt"
+    calibration.write_text("Calibrate on this. " * 20)
+
+    def run(stop_at: str, **options: bool) -> list[str]:
+        tried: list[str] = []
+
+        def progress(what: str, done: int, total: int) -> None:
+            tried.append(what)
+            if what == stop_at:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            faquant.quantize(source, tmp_path / "out", "auto", calibration, search_progress=progress, **options)
+        return tried
+
+    assert run("linears")[-1] == "linears"
+    assert run("the whole")[0] == "linears"
+    assert run("attention", restart=True) == ["attention"]
+    assert run("linears")[0] == "attention"
+    assert run("")[0] == "linears"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.txt", "out"]
+
+
+def test_a_search_is_not_begun_where_nothing_can_be_written(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(OutputError, match="not empty"):
+        faquant.quantize(
+            source, tmp_path / "out", "auto", search_progress=lambda what, done, total: pytest.fail("searched")
+        )

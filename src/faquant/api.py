@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import search
+from .checkpoint.write import prepared
 from .config import load_config
 from .engine.tokenizer import Tokenizer
 from .errors import UsageError
@@ -63,18 +64,24 @@ def quantize(
     tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
     limit = min(MAX_PROMPT_TOKENS, config.max_position)
     ids = calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit, config.max_position)
-    notes = {}
+    notes, journal = {}, None
     if automatic:
         if tokenizer is None:
             raise UsageError(f"{source} has no tokenizer.json, and without one there is no text to measure recipes on.")
         held_out = [
             tokenizer.encode(text, add_special_tokens=False)[:SEARCH_TOKENS] for text in texts.builtin_texts().values()
         ]
-        found = search.find(source, ids, held_out, max_kl, search_progress)
+        place = prepared(Path(output), overwrite, keep=source)  # what cannot be written is told before the long work
+        journal = place.with_name(f".{place.name[:64]}.search.json")
+        if restart:
+            journal.unlink(missing_ok=True)
+        found = search.find(source, ids, held_out, max_kl, search_progress, journal)
         chosen, notes = found.recipe, {search.SEARCH_FILE: found.to_json()}
     pipeline.quantize(
         source, Path(output), chosen, ids, overwrite=overwrite, restart=restart, progress=progress, notes=notes
     )
+    if journal is not None:
+        journal.unlink(missing_ok=True)
     return sum(len(prompt) for prompt in ids)
 
 

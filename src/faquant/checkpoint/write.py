@@ -113,12 +113,20 @@ def check_storable(name: str, tensor: torch.Tensor) -> None:
 
 
 def prepared(target: Path, overwrite: bool, keep: Path | None) -> Path:
-    """The target's real path, after checks, with its parent made."""
-    shown, target = target, target.resolve()
-    if keep is not None and keep.resolve().is_relative_to(target):
-        raise OutputError(f"{shown} is, or holds, the source {keep}. Write to another place.")
-    _check_target(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """The target's real path, after checks, with its parent made.
+
+    Raises:
+        OutputError: `target` cannot be written, or may not be replaced.
+    """
+    shown = target
+    try:
+        target = target.resolve()
+        if keep is not None and keep.resolve().is_relative_to(target):
+            raise OutputError(f"{shown} is, or holds, the source {keep}. Write to another place.")
+        _check_target(target, overwrite)
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(f"{shown} cannot be written: {error}. Choose another place.") from None
     return target
 
 

@@ -75,7 +75,8 @@ def run(
 ) -> Streams:
     """The streams of all windows behind the last layer of each model, before its norm.
 
-    Models that share a decoder share its layers. `look` is called after each layer, while it is in memory.
+    Models that share a layer share what it and float attention make of the same stream. `look` is called after each
+    layer, while it is in memory.
     """
     first = next(iter(models.values()))
     batches = [window.batch(first) for window in windows]
@@ -85,12 +86,21 @@ def run(
         progress(index, total)
         shared = {id(model.decoder): model.decoder.layers[index] for model in models.values()}
         step = Layers(index, {name: shared[id(model.decoder)] for name, model in models.items()}, streams)
+        known: dict[tuple[int, int], Tensor] = {}
         for name, model in models.items():
-            step.saturation[name] = Saturation()
-            step.after[name] = [
-                _through(model, step.layers[name], window, batch, x, step.saturation[name]) if window.runs(name) else x
-                for window, batch, x in zip(windows, batches, streams[name], strict=True)
-            ]
+            saturation = step.saturation[name] = Saturation()
+            layer, is_float = step.layers[name], model.schemes[index] is None
+            step.after[name] = []
+            for window, batch, x in zip(windows, batches, streams[name], strict=True):
+                if not window.runs(name):
+                    after = x
+                elif is_float and (id(layer), id(x)) in known:
+                    after = known[id(layer), id(x)]
+                else:
+                    after = _through(model, layer, window, batch, x, saturation)
+                    if is_float:
+                        known[id(layer), id(x)] = after
+                step.after[name].append(after)
         look(step)
         streams = step.after
         # Before the next layer is read, or there would be two of each.
@@ -105,10 +115,13 @@ def _embedded(models: Mapping[str, Model], windows: Sequence[Window]) -> Streams
     sizes = [len(window.tokens) for window in windows]
     rows = {
         key: torch.split(decoder.embed(tokens), sizes)
-        for key, decoder in {id(model.decoder): model.decoder for model in models.values()}.items()
+        for key, decoder in {id(model.decoder.embedding): model.decoder for model in models.values()}.items()
     }
     return {
-        name: [x if window.runs(name) else x[:0] for window, x in zip(windows, rows[id(model.decoder)], strict=True)]
+        name: [
+            x if window.runs(name) else x[:0]
+            for window, x in zip(windows, rows[id(model.decoder.embedding)], strict=True)
+        ]
         for name, model in models.items()
     }
 

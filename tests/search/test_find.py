@@ -1,5 +1,6 @@
 """The search measures what a recipe would cost, and takes the cheapest that is good enough."""
 
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants
 from faquant.model.load import load
+from faquant.model.opening import layer_linears, linear_shape
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
-from faquant.search import ATTENTION, LINEAR, Found, Measured, find
+from faquant.search import Found, find
+from faquant.search.space import ATTENTION, LINEAR, Measured
 from oracles.tiny_models import tiny_model
 
 
@@ -76,18 +79,81 @@ def test_a_loose_bound_buys_the_cheapest(source: Path, best: Found) -> None:
     assert found.max_kl == 0.02
 
 
-def test_a_tight_bound_leaves_the_layers_float_that_lose_most(source: Path, best: Found) -> None:
+def test_a_tight_bound_leaves_the_linears_float_that_lose_most_for_their_bytes(source: Path, best: Found) -> None:
     attention = min(row.kl for row in best.candidates if row.part == "attention")
     bound = attention + 0.6 * (chosen(best).kl - attention)
     found = find(source, PROMPTS, TEXTS, max_kl=bound)
     assert chosen(found).kl <= bound
     assert found.recipe.linear is not None
-    layers = {row.name: row.kl for row in found.candidates if row.part == "layer"}
-    assert len(layers) == 4  # three layers and the head
-    left = {pattern.removesuffix(".*") for pattern in found.recipe.linear.float_layers}
-    assert left
-    assert left < layers.keys()
-    assert min(layers[name] for name in left) >= max(kl for name, kl in layers.items() if name not in left)
+    groups = {row.name: row.kl for row in found.candidates if row.part == "group"}
+    assert len(groups) == 13  # four groups in each of three layers, and the head
+    assert all(kl > 0 for kl in groups.values())
+    everything = next(row.kl for row in found.candidates if (row.part, row.name) == ("linears", "rotated"))
+    assert sum(groups.values()) == pytest.approx(everything, rel=0.3)
+    left = found.recipe.linear.float_layers
+    names = chosen(found).change.removeprefix("float: ").split("; ")
+    assert 0 < len(names) < 13
+    config = load(source).config
+
+    def loss(name: str) -> float:
+        """For each parameter of the group."""
+        layer, _, kinds = name.removeprefix("layer ").rpartition(": ")
+        modules = (
+            ["lm_head"]
+            if name == "lm_head"
+            else [
+                module
+                for module in layer_linears(config)
+                if module.startswith(f"model.layers.{layer}.") and module.rpartition(".")[2] in kinds.split(", ")
+            ]
+        )
+        assert all((module in left) == (name in names) for module in modules)
+        return groups[name] / sum(prod(linear_shape(config, module)) for module in modules)
+
+    assert min(loss(name) for name in names) >= max(loss(name) for name in groups.keys() - names)
+
+
+def test_a_search_that_was_cut_off_goes_on(source: Path, best: Found, tmp_path: Path) -> None:
+    """Cut off behind each measurement; what was measured is not measured again, and the table comes out the same."""
+    journal = tmp_path / "journal.json"
+    measured: list[str] = []
+    while True:
+        steps: list[str] = []
+
+        def progress(what: str, done: int, total: int, steps: list[str] = steps) -> None:
+            steps.append(what)
+            if len(set(steps)) == 2:
+                raise KeyboardInterrupt
+
+        try:
+            found = find(source, PROMPTS, TEXTS, progress=progress, journal=journal)
+        except KeyboardInterrupt:
+            measured.append(steps[0])
+            continue
+        break
+    assert found == best
+    assert measured == ["attention", "linears"]
+    assert steps[0] == "the whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.json"]
+
+
+@pytest.mark.parametrize("change", ["calibration", "text", "damaged"])
+def test_the_journal_of_another_search_is_begun_anew(source: Path, best: Found, tmp_path: Path, change: str) -> None:
+    journal = tmp_path / "journal.json"
+    find(source, PROMPTS, TEXTS, journal=journal)
+    before = journal.read_text()
+    if change == "damaged":
+        journal.write_text(before[:100])
+    steps: set[str] = set()
+    find(
+        source,
+        [*PROMPTS, ids(9, 77)] if change == "calibration" else PROMPTS,
+        [ids(50, 97)] if change == "text" else TEXTS,
+        progress=lambda what, done, total: steps.add(what),
+        journal=journal,
+    )
+    assert steps == {"attention", "linears", "the whole"}
+    assert (journal.read_text() == before) == (change == "damaged")
 
 
 def test_what_cannot_be_had_is_refused(source: Path) -> None:

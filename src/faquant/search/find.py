@@ -1,0 +1,301 @@
+"""Finding a recipe by measuring: the cheapest within a bound on KL, or the one that loses least at full speed.
+
+Attention and linears are measured apart, each candidate quantizing the layers as they are run and never written; the
+parts' KL adds up to nearly that of the whole, which is measured before it is chosen. Where no recipe of int8 linears
+stays within the bound, those linears are left float that lose most for their bytes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.metadata import model_fingerprint
+from ..errors import UsageError
+from ..evaluation.divergence import Divergence
+from ..evaluation.scores import Heads, score
+from ..evaluation.streaming import Window, run
+from ..model.lazy import LazySequence
+from ..model.load import Model, load
+from ..model.opening import linear_shape, open_checkpoint
+from ..quantization.calibration import fingerprint
+from ..quantization.candidate import Calibration, Candidate, with_attention
+from ..quantization.layerwise import GROUPS, LayerQuantizer
+from ..quantization.pipeline import metadata_of
+from ..recipe import AttentionRecipe, LinearRecipe, Recipe
+from .journal import Journal, Part
+from .space import ATTENTION, LINEAR, Measured
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is measured, steps done, steps in all)."""
+
+CALIBRATION_TOKENS = 4096
+_FLOAT = "float"
+_HEAD = ("lm_head",)
+_Group = tuple[str, ...]
+"""Linears that read the same, by their names in the checkpoint."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The chosen recipe, and the table of what was measured on `tokens` tokens."""
+
+    recipe: Recipe
+    max_kl: float | None
+    tokens: int
+    candidates: list[Measured]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        rows = [asdict(row) for row in self.candidates]
+        return {"max_kl": self.max_kl, "tokens": self.tokens, "candidates": rows}
+
+
+def find(
+    source: Path,
+    calibration: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    max_kl: float | None = None,
+    progress: Progress = lambda what, done, total: None,
+    journal: Path | None = None,
+) -> Found:
+    """Choose a recipe for the float directory `source`.
+
+    Args:
+        calibration: token ids of each prompt; about CALIBRATION_TOKENS of them are used.
+        texts: token ids of held-out texts, each measured as one window.
+        max_kl: bound on the mean KL of the whole in nats; None: the least at full speed.
+        journal: a file that what was measured is kept in, so that a search that was cut off goes on there; one of
+            another model, calibration, texts or version is begun anew.
+
+    Raises:
+        UsageError: nothing stays within the bound, or there is nothing to measure.
+        OutputError: the journal cannot be written.
+    """
+    return _Search(source, calibration, texts, max_kl, progress, journal).find()
+
+
+class _Search:
+    def __init__(
+        self,
+        source: Path,
+        calibration: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        max_kl: float | None,
+        progress: Progress,
+        journal: Path | None,
+    ) -> None:
+        if max_kl is not None and not max_kl > 0:
+            raise UsageError(f"The bound on KL must be above 0, not {max_kl}.")
+        opened = open_checkpoint(source)
+        if opened.description is not None:
+            raise UsageError(f"{source} is quantized already. Name the float model that it was made from.")
+        self._config, self._checked = opened.config, opened.checked
+        self._source = load(source, lazy=True)
+        context = self._config.max_position
+        self._windows = [Window(torch.tensor(ids[:context])) for ids in texts if len(ids) > 1]
+        if not self._windows:
+            raise UsageError("There is no text to measure on.")
+        every = max(1, sum(map(len, calibration)) // CALIBRATION_TOKENS)
+        self._prompts = [torch.tensor(ids) for ids in calibration[::every] if ids]
+        self._max_kl, self._progress = max_kl, progress
+        self._rows: list[Measured] = []
+        identity = [
+            model_fingerprint(opened.files),
+            fingerprint([prompt.tolist() for prompt in self._prompts]),
+            fingerprint([window.tokens.tolist() for window in self._windows]),
+            version("faquant"),
+        ]
+        self._journal = Journal(journal, " ".join(identity))
+
+    def find(self) -> Found:
+        attentions, linears = self._attention(), self._linears()
+        pairs = [(one, other) for one in attentions for other in linears]
+        bound = self._max_kl
+
+        def order(pair: tuple[tuple[object, Measured], tuple[object, Measured]]) -> tuple[float, float]:
+            kl = sum(row.kl for _, row in pair)
+            return (kl, 0.0) if bound is None else (sum(row.cost for _, row in pair), kl)
+
+        pairs.sort(key=order)
+        excess = 1.0
+        for (attention, first), (linear, second) in pairs:
+            expected = first.kl + second.kl
+            if bound is not None and expected * excess > bound:
+                continue
+            recipe = Recipe(name="auto", attention=attention, linear=linear)
+            row = self._whole(recipe, f"{first.name}; {second.name}", "both together")
+            if bound is None or row.kl <= bound:
+                return self._found(recipe)
+            excess = max(excess, row.kl / expected)
+        return self._with_float_linears(*min(attentions, key=lambda pair: pair[1].kl), bound or 0.0)
+
+    def _attention(self) -> list[tuple[AttentionRecipe, Measured]]:
+        recipes = {name: recipe for name, (_, recipe) in ATTENTION.items()}
+
+        def measure() -> list[Measured]:
+            quantizers = {
+                name: self._quantizer(Recipe(name="auto", attention=recipe, linear=None))
+                for name, recipe in recipes.items()
+            }
+            seen = Calibration(next(iter(quantizers.values())), self._prompts)
+            models = {name: with_attention(self._source, quantizer, seen) for name, quantizer in quantizers.items()}
+            results = self._divergences("attention", models)
+            return [
+                Measured.of(
+                    "attention", name, ATTENTION[name][0], results[name], _bytes_per_token(models[name]), 0, recipe
+                )
+                for name, recipe in recipes.items()
+            ]
+
+        return list(zip(recipes.values(), self._measured("attention", recipes, measure), strict=True))
+
+    def _linears(self) -> list[tuple[LinearRecipe, Measured]]:
+        found: list[tuple[LinearRecipe, Measured]] = []
+        for folded in (False, True):
+            # R1 changes what the Gram matrices are of, so those with it are run by themselves.
+            recipes = {name: recipe for name, (_, recipe) in LINEAR.items() if (recipe.rotate == "folded") == folded}
+            rows = self._measured("linears", recipes, partial(self._linear_rows, recipes))
+            found += zip(recipes.values(), rows, strict=True)
+        return found
+
+    def _linear_rows(self, recipes: Mapping[str, LinearRecipe]) -> list[Measured]:
+        whole = {name: Recipe(name="auto", linear=recipe) for name, recipe in recipes.items()}
+        candidates = self._candidates(whole, attention=False)
+        results = self._divergences("linears", {name: made.model for name, made in candidates.items()}, candidates)
+        return [
+            Measured.of("linears", name, LINEAR[name][0], results[name], 0, candidates[name].weight_bytes, recipe)
+            for name, recipe in recipes.items()
+        ]
+
+    def _whole(self, recipe: Recipe, name: str, change: str) -> Measured:
+        def measure() -> list[Measured]:
+            candidates = self._candidates({name: recipe})
+            made = candidates[name]
+            result = self._divergences("the whole", {name: made.model}, candidates)[name]
+            return [Measured.of("both", name, change, result, _bytes_per_token(made.model), made.weight_bytes)]
+
+        return self._measured("both", {name: recipe}, measure)[0]
+
+    def _with_float_linears(self, attention: AttentionRecipe, alone: Measured, bound: float) -> Found:
+        """Leave those groups of linears float that lose most for their bytes, as few as will do."""
+        linear = LinearRecipe()
+        losses = self._by_group(attention, linear)
+        order = sorted(losses, key=lambda group: losses[group] / self._parameters(group), reverse=True)
+        left, excess = alone.kl + sum(losses.values()), 1.0
+        for count, group in enumerate(order[:-1], 1):
+            left -= losses[group]
+            if left * excess > bound:
+                continue
+            names = tuple(name for group in sorted(order[:count], key=_place) for name in group)
+            recipe = Recipe(name="auto", attention=attention, linear=linear.model_copy(update={"float_layers": names}))
+            change = f"float: {'; '.join(map(_group_name, sorted(order[:count], key=_place)))}"
+            measured = self._whole(recipe, f"{alone.name}; {count} of {len(order)} groups float", change)
+            if measured.kl <= bound:
+                return self._found(recipe)
+            excess = max(excess, measured.kl / left)
+        raise UsageError(
+            f"No recipe stays within a KL of {bound:g}; the attention alone costs {alone.kl:.2g}. Allow more, or keep "
+            "the float model."
+        )
+
+    def _by_group(self, attention: AttentionRecipe, linear: LinearRecipe) -> dict[_Group, float]:
+        """KL of each group of linears, and of the head, quantized alone."""
+        losses: dict[_Group, float] = {}
+        for kind in (*GROUPS, _HEAD):
+            others = [module for group in (*GROUPS, _HEAD) if group != kind for module in group]
+            patterns = tuple(module if module == "lm_head" else f"*.{module}" for module in others)
+            recipe = Recipe(
+                name="auto", attention=attention, linear=linear.model_copy(update={"float_layers": patterns})
+            )
+            groups = self._groups(kind)
+            rows = self._measured("group", {"": recipe}, partial(self._alone, recipe, groups))
+            losses |= {group: row.kl for group, row in zip(groups, rows, strict=True)}
+        return losses
+
+    def _groups(self, kind: _Group) -> list[_Group]:
+        """The groups of that kind, one in each layer; of the head there is one."""
+        if kind == _HEAD:
+            return [kind]
+        return [tuple(f"model.layers.{n}.{module}" for module in kind) for n in range(self._config.num_layers)]
+
+    def _alone(self, recipe: Recipe, groups: Sequence[_Group]) -> list[Measured]:
+        """Each of the groups, which are all that the recipe quantizes, in the float model."""
+        quantizer = self._quantizer(recipe)
+        candidate = Candidate(quantizer, Calibration(quantizer, self._prompts), attention=False)
+        made, plain = candidate.model.decoder, self._source.decoder
+        layers = self._config.num_layers
+
+        def alone(number: int) -> Model:
+            chosen = LazySequence(lambda index: (made if index == number else plain).layers[index], layers)
+            return Model(self._config, replace(plain, layers=chosen), [None] * layers, self._config.max_position)
+
+        if groups == [_HEAD]:
+            models, heads = {"lm_head": candidate.model}, {"lm_head": candidate}
+        else:
+            models, heads = {_group_name(group): alone(number) for number, group in enumerate(groups)}, {}
+        results = self._divergences(f"linears by layer: {_kind_name(groups[0])}", models, heads)
+        return [Measured.of("group", name, "quantized alone", result, 0, 0) for name, result in results.items()]
+
+    def _parameters(self, group: _Group) -> int:
+        return sum(prod(linear_shape(self._config, name)) for name in group)
+
+    def _measured(
+        self, what: str, recipes: Mapping[str, Part], measure: Callable[[], list[Measured]]
+    ) -> list[Measured]:
+        rows = self._journal.measured(what, recipes, measure)
+        self._rows += rows
+        return rows
+
+    def _quantizer(self, recipe: Recipe) -> LayerQuantizer:
+        return LayerQuantizer(self._config, self._checked, recipe, metadata_of(self._config, recipe, "", ""))
+
+    def _candidates(self, recipes: Mapping[str, Recipe], attention: bool = True) -> dict[str, Candidate]:
+        """Candidates to be run together, sharing what calibration sees."""
+        quantizers = {name: self._quantizer(recipe) for name, recipe in recipes.items()}
+        seen = Calibration(next(iter(quantizers.values())), self._prompts)
+        return {name: Candidate(quantizer, seen, attention) for name, quantizer in quantizers.items()}
+
+    def _divergences(
+        self, what: str, models: Mapping[str, Model], heads: Mapping[str, Candidate] | None = None
+    ) -> dict[str, Divergence]:
+        """KL of each model; those named in `heads` get the head that their candidate makes."""
+        everything = {_FLOAT: self._source, **models}
+        streams = run(everything, self._windows, progress=lambda done, total: self._progress(what, done, total))
+        for name, candidate in (heads or {}).items():
+            candidate.finish()
+            decoder, made = models[name].decoder, candidate.model.decoder
+            decoder.norm, decoder.lm_head = made.norm, made.lm_head
+        scores = score(Heads(everything), _FLOAT, self._windows, streams)
+        return {name: Divergence.of([window[name] for window in scores]) for name in models}
+
+    def _found(self, recipe: Recipe) -> Found:
+        rows = [*self._rows[:-1], replace(self._rows[-1], chosen=True)]
+        return Found(recipe, self._max_kl, sum(len(window.tokens) for window in self._windows), rows)
+
+
+def _bytes_per_token(model: Model) -> int:
+    return sum(scheme.bytes_per_token for scheme in model.schemes if scheme is not None)
+
+
+def _kind_name(group: _Group) -> str:
+    """Such as `q_proj, k_proj, v_proj`."""
+    return ", ".join(name.rpartition(".")[2] for name in group)
+
+
+def _group_name(group: _Group) -> str:
+    """Such as `layer 3: q_proj, k_proj, v_proj`."""
+    return _kind_name(group) if group == _HEAD else f"layer {_place(group)[0]}: {_kind_name(group)}"
+
+
+def _place(group: _Group) -> tuple[int, int]:
+    """Layer and place in it, to sort by; the head is last."""
+    if group == _HEAD:
+        return 1 << 30, 0
+    _, _, number, module = group[0].split(".", 3)
+    return int(number), [kind[0] for kind in GROUPS].index(module)

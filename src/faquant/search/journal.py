@@ -1,0 +1,52 @@
+"""What a search has measured, kept in a file: one that was cut off goes on there."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.files import read_object
+from ..checkpoint.shards import write_json
+from ..errors import CheckpointError, OutputError
+from ..recipe import AttentionRecipe, LinearRecipe, Recipe
+from .space import Measured
+
+Part = AttentionRecipe | LinearRecipe | Recipe
+
+
+class Journal:
+    """Rows of the table by what was measured, in a file that is replaced as a whole; path None: kept nowhere."""
+
+    def __init__(self, path: Path | None, identity: str) -> None:
+        self._path, self._identity = path, identity
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        if path is not None and path.is_file():
+            try:
+                kept = read_object(path.parent, path.name)
+            except CheckpointError:
+                return
+            if kept.get("identity") == identity:
+                self._rows = kept["rows"]
+
+    def measured(self, what: str, recipes: Mapping[str, Part], measure: Callable[[], list[Measured]]) -> list[Measured]:
+        """The rows of these recipes: those kept, or else what `measure` gives."""
+        described = json.dumps([what, {name: recipe.model_dump() for name, recipe in recipes.items()}])
+        key = hashlib.sha256(described.encode()).hexdigest()
+        if key not in self._rows:
+            self._rows[key] = [asdict(row) for row in measure()]
+            self._write()
+        return [Measured(**row) for row in self._rows[key]]
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            write_json(partial, {"identity": self._identity, "rows": self._rows})
+            partial.replace(self._path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"{self._path} cannot be written: {error}. Make room, or write elsewhere.") from None
