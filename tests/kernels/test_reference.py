@@ -1,7 +1,6 @@
 """The reference kernel against the float64 oracle, and the properties that it promises."""
 
 import math
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant.kernels import matmul, quantizers, reference
+from faquant.kernels import quantizers, reference
 from faquant.kernels.scheme import AttentionScheme
 from oracles import attention as oracle
 
@@ -394,19 +393,6 @@ def test_finite_values_of_any_size_give_finite_results(kind: str, size: float, o
 # The pieces
 
 
-@pytest.mark.parametrize("block", [2**i for i in range(10)])
-def test_hadamard_is_sylvesters_matrix(block: int) -> None:
-    matrix = torch.from_numpy(oracle.sylvester(block))
-    torch.testing.assert_close(matrix @ matrix, torch.eye(block, dtype=torch.float64), rtol=0, atol=1e-12)
-    x = torch.randn(5, 3 * block, generator=torch.Generator().manual_seed(block))
-    expected = (x.double().view(5, 3, block) @ matrix).view(5, 3 * block)
-    out = quantizers.hadamard(x, block)
-    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
-    torch.testing.assert_close(quantizers.hadamard(out, block), x, rtol=0, atol=4e-6)
-    torch.testing.assert_close(quantizers.hadamard(torch.eye(block), block).double(), matrix, rtol=0, atol=1e-7)
-    assert same_bits(quantizers.hadamard(x[2:3], block), out[2:3])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [64, 80])
 def test_the_maps_keep_the_products_and_unmap_inverts(kind: str, dim: int) -> None:
@@ -421,81 +407,6 @@ def test_the_maps_keep_the_products_and_unmap_inverts(kind: str, dim: int) -> No
         expected = q[:, head].double() @ centred[:, head // 2].double().T
         product = quantizers.map_q(q, scheme)[:, head].double() @ mapped[:, head // 2].double().T
         torch.testing.assert_close(product, expected, rtol=0, atol=1e-4)
-
-
-@settings(max_examples=200, derandomize=True)
-@given(
-    st.lists(st.floats(-(2.0**40), 2.0**40, width=32), min_size=1, max_size=8),
-    st.sampled_from([1.0, 1e-8, 1e-38, 1e-3]),
-)
-def test_fp16_scales_are_rounded_up_by_one_step_at_most(values: list[float], size: float) -> None:
-    x = torch.tensor(values, dtype=torch.float32) * size
-    x8, scale = quantizers.quantize_rows_fp16(x[None])
-    exact = (x.abs().max() / 127).item()
-    got = float(scale)
-    assert got > 0
-    if exact > 65504:
-        assert got == 65504
-    else:
-        assert got >= exact
-        below = float(np.nextafter(np.float16(got), np.float16(0)))
-        assert below < exact or got == 2.0**-24
-        # Nothing is clipped, and rounding is all that is lost.
-        assert float((x / got).abs().max()) < 127.5
-        assert float((x8.float() * got - x).abs().max()) <= got * 0.5001
-
-
-@settings(max_examples=100, derandomize=True)
-@given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=8))
-def test_quantize_rows_reaches_127_and_loses_half_a_step(values: list[float]) -> None:
-    x = torch.tensor(values, dtype=torch.float32)
-    x8, scale = quantizers.quantize_rows(x[None])
-    assert scale.isfinite().all()
-    assert float((x8 * scale.double() - x.double()).abs().max()) <= float(scale) * 0.5001
-    if float(x.abs().max()) > 1e-29:
-        assert int(x8.abs().max()) == 127
-
-
-@pytest.mark.parametrize("rows", [1, 2, 17])
-@pytest.mark.parametrize("depth", [1, 64, 576, 1024, 1025, 28672])
-def test_int8_products_are_exact(rows: int, depth: int) -> None:
-    rng = np.random.default_rng(depth)
-    x, weight = (rng.integers(-128, 128, (n, depth), np.int8) for n in (rows, 24))
-    x[0], weight[0], weight[1] = -128, -128, 127
-    expected = x.astype(np.int64) @ weight.astype(np.int64).T
-    for product in (quantizers.int8_matmul, matmul.int8_matmul):
-        out = product(torch.from_numpy(x), torch.from_numpy(weight))
-        assert out.dtype == torch.int32
-        np.testing.assert_array_equal(out.numpy(), expected)
-
-
-def missing(*_: Tensor) -> Tensor:
-    raise RuntimeError("not implemented for this machine")
-
-
-def saturating(x: Tensor, weight: Tensor) -> Tensor:
-    pairs = x.int()[:, None] * weight.t().int()[None]
-    pairs = pairs[..., : pairs.shape[-1] // 2 * 2].unflatten(-1, (-1, 2)).sum(-1).clamp(-32768, 32767)
-    return pairs.sum(-1).int()
-
-
-@pytest.mark.parametrize("broken", [missing, saturating])
-def test_a_missing_or_saturating_product_of_torch_is_replaced_with_a_warning(
-    broken: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "_int_mm", broken)
-    matmul.matmul_backend.cache_clear()
-    try:
-        x = torch.full((3, 3000), -128, dtype=torch.int8)
-        with pytest.warns(RuntimeWarning, match="not exact"):
-            out = matmul.int8_matmul(x, x)
-        assert (out == 3000 * 128 * 128).all()
-        assert matmul.matmul_backend() == "reference"
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            matmul.int8_matmul(x, x)
-    finally:
-        matmul.matmul_backend.cache_clear()
 
 
 @pytest.mark.parametrize(
