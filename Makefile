@@ -11,7 +11,7 @@ CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -71,11 +71,23 @@ test-resume: venv ## Kill quantizing at every single step (minutes; `make test` 
 test-browser: $(VENV)/.browser ## Look at the HTML report in chromium, which must be there with its chromedriver
 	$(BIN)/python -m pytest -q -m browser
 
+SANITIZED = .venv-sanitizers
+SANITIZED_TESTS = tests/kernels/test_attend_cpu.py tests/kernels/test_cpu.py tests/kernels/test_pages.py tests/model/test_linear.py
+
+test-sanitizers: venv ## The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PYTHON) -m venv --without-pip $(SANITIZED)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $(SANITIZED)/base.txt
+	$(SANITIZED)/bin/python -c 'import site; print(open("$(SANITIZED)/base.txt").read(), file=open(site.getsitepackages()[0] + "/base.pth", "w"))'
+	$(BIN)/python -m pip --python $(SANITIZED)/bin/python install --no-build-isolation --no-deps --force-reinstall \
+		--config-settings=cmake.define.FAQUANT_SANITIZE=ON .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(SANITIZED)/bin/python -m pytest -q $(SANITIZED_TESTS)
+
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python -m faquant.demo
 
 clean: ## Remove everything that make and the tools have made
-	rm -rf $(VENV) $(INTEROP_VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(INTEROP_VENV) $(SANITIZED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## Show this

@@ -3,96 +3,163 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <system_error>
-#include <thread>
+#include <cstring>
+#include <memory>
 #include <vector>
+
+#include "pool.h"
 
 namespace faquant {
 namespace {
 
-// Rows that share the unpacking of a tile of K and V.
+// Rows that share the reading of K and V, as many as the second-level cache holds.
 constexpr int64_t kBlockRows = 256;
-// Products that take about ten times as long as starting a thread does.
-constexpr int64_t kWorkPerThread = int64_t{1} << 24;
+// With more rows than that, a split is not worth a job of its own: there are blocks of rows enough.
+constexpr int64_t kFewRows = 64;
+// Products that take longer than waking a thread does.
+constexpr int64_t kWorkPerThread = int64_t{1} << 18;
+constexpr int64_t kTokensPerJob = 16;
+constexpr int64_t kLine = 64;
 
 int64_t round_up(int64_t x, int64_t step) {
     return (x + step - 1) / step * step;
 }
 
+// Memory of one thread that grows and is kept.
 class Room {
   public:
-    Room(int64_t rows, int64_t padded) {
-        const int64_t floats = rows * (padded + 2);
-        const int64_t sizes[] = {rows * padded * 2,  kTile * padded * 2,
-                                 kTile * padded * 2, kStrip * std::max(kTile, padded) * 4,
-                                 floats * 4,         floats * 4};
+    // Cut into parts of so many bytes.
+    template <size_t count>
+    void cut(const int64_t (&sizes)[count], char* (&parts)[count]) {
         int64_t total = kLine;
         for (const int64_t size : sizes) {
             total += round_up(size, kLine);
         }
-        bytes_.resize(static_cast<size_t>(total));
-        const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
-        char* next = bytes_.data() + (kLine - address % kLine);
-        char* parts[6];
-        for (int i = 0; i < 6; ++i) {
+        if (static_cast<int64_t>(bytes_.size()) < total) {
+            bytes_.assign(static_cast<size_t>(total), 0);
+        }
+        char* next = bytes_.data() + (kLine - reinterpret_cast<uintptr_t>(bytes_.data()) % kLine);
+        for (size_t i = 0; i < count; ++i) {
             parts[i] = next;
             next += round_up(sizes[i], kLine);
         }
-        scratch_.q = reinterpret_cast<int16_t*>(parts[0]);
-        scratch_.k = reinterpret_cast<int16_t*>(parts[1]);
-        scratch_.v = reinterpret_cast<int16_t*>(parts[2]);
-        scratch_.products = reinterpret_cast<int32_t*>(parts[3]);
-        scratch_.split = partial(reinterpret_cast<float*>(parts[4]), rows, padded);
-        scratch_.total = partial(reinterpret_cast<float*>(parts[5]), rows, padded);
     }
-
-    const Scratch& scratch() const { return scratch_; }
 
   private:
-    static constexpr int64_t kLine = 64;
-
-    static Partial partial(float* start, int64_t rows, int64_t padded) {
-        return {start + rows * padded, start + rows * (padded + 1), start};
-    }
-
     std::vector<char> bytes_;
-    Scratch scratch_{};
+};
+
+Partial partial(char* start, int64_t rows, int64_t padded) {
+    auto* floats = reinterpret_cast<float*>(start);
+    return {floats + rows * padded, floats + rows * (padded + 1), floats};
+}
+
+int64_t partial_bytes(int64_t rows, int64_t padded) {
+    return rows * (padded + 2) * static_cast<int64_t>(sizeof(float));
+}
+
+// Rows of one span in one key/value head. Its keys are cut into `parts` parts of `keys` keys, each of them a job.
+struct Block {
+    const Span* span;
+    int64_t kv_head, first, last, begin, keys, parts;
+    int64_t job;      // the first of its jobs
+    int64_t partial;  // where its parts' results are kept, if there are several
 };
 
 }  // namespace
 
-void attend(const KernelTable& table, const Attention& a, int64_t threads) {
-    const int64_t group = a.heads / a.kv_heads;
-    const int64_t block = std::max<int64_t>(1, std::min(a.tokens, kBlockRows / group));
-    const int64_t blocks = (a.tokens + block - 1) / block;
-    const int64_t jobs = blocks * a.kv_heads;
-    const int64_t work = a.tokens * a.heads * a.dim * std::min(a.window, a.start + a.tokens);
-    const int64_t count = std::max<int64_t>(1, std::min({threads, jobs, work / kWorkPerThread}));
+void append(const KernelTable& table, const Scheme& scheme, const Cache& cache, const float* k, const float* v,
+            const int64_t* slots, const int64_t* positions, int64_t tokens, int64_t threads, int64_t saturated[2]) {
+    std::atomic<int64_t> k_beyond{0}, v_beyond{0};
+    parallel((tokens + kTokensPerJob - 1) / kTokensPerJob, threads, [&](int64_t job) {
+        int64_t counts[2] = {};
+        const int64_t first = job * kTokensPerJob;
+        table.append(scheme, cache, k, v, slots, positions, first, std::min(first + kTokensPerJob, tokens), counts);
+        k_beyond += counts[0];
+        v_beyond += counts[1];
+    });
+    saturated[0] = k_beyond;
+    saturated[1] = v_beyond;
+}
 
-    std::vector<Room> rooms;
+int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, int64_t count, int64_t threads) {
+    const Scheme& s = *a.scheme;
+    const int64_t group = s.heads / s.kv_heads;
+    const int64_t padded = padded_dim(s.dim);
+
+    std::vector<Block> blocks;
+    std::vector<int64_t> owners;  // of each job
+    int64_t work = 0, kept = 0, most_rows = 0;
     for (int64_t i = 0; i < count; ++i) {
-        rooms.emplace_back(round_up(block * group, kStrip), round_up(a.dim, kPadding));
-    }
-    std::atomic<int64_t> next{0};
-    const auto work_off = [&](const Room& room) {
-        for (int64_t job = next++; job < jobs; job = next++) {
-            // The last blocks see the most keys: they go first, so that no thread ends up alone with one.
-            const int64_t first = (blocks - 1 - job / a.kv_heads) * block;
-            table.attend_rows(a, job % a.kv_heads, first, std::min(first + block, a.tokens), room.scratch());
+        const Span& span = spans[i];
+        const int64_t block = std::max<int64_t>(1, std::min(span.tokens, kBlockRows / group));
+        // The last blocks see the most keys: they go first, so that no thread ends up alone with one.
+        for (int64_t first = (span.tokens - 1) / block * block; first >= 0; first -= block) {
+            const int64_t last = std::min(first + block, span.tokens);
+            const int64_t oldest = std::max<int64_t>(0, span.start + first - a.window + 1);
+            const int64_t begin = oldest / a.split * a.split, end = span.start + last;
+            const int64_t rows = (last - first) * group;
+            const bool few = rows <= kFewRows;
+            const int64_t keys = few ? a.split : round_up(end - begin, a.split);
+            const int64_t parts = (end - begin + keys - 1) / keys;
+            for (int64_t head = 0; head < s.kv_heads; ++head) {
+                blocks.push_back(
+                    {&span, head, first, last, begin, keys, parts, static_cast<int64_t>(owners.size()), kept});
+                owners.insert(owners.end(), static_cast<size_t>(parts), static_cast<int64_t>(blocks.size()) - 1);
+                kept += parts > 1 ? parts * partial_bytes(rows, padded) : 0;
+            }
+            work += (last - first) * s.heads * s.dim * std::min(a.window, end);
+            most_rows = std::max(most_rows, rows);
         }
-    };
-    std::vector<std::thread> helpers;
-    try {
-        for (size_t i = 1; i < rooms.size(); ++i) {
-            helpers.emplace_back(work_off, std::cref(rooms[i]));
-        }
-    } catch (const std::system_error&) {
-        // The threads that there are do the work.
     }
-    work_off(rooms[0]);
-    for (std::thread& helper : helpers) {
-        helper.join();
+
+    const std::unique_ptr<char[]> partials(new char[static_cast<size_t>(kept)]);
+    const std::unique_ptr<std::atomic<int64_t>[]> left(new std::atomic<int64_t>[blocks.size()]);
+    for (size_t i = 0; i < blocks.size(); ++i) {
+        left[i] = blocks[i].parts;
     }
+    std::atomic<int64_t> saturated{0};
+    parallel(static_cast<int64_t>(owners.size()), std::max<int64_t>(1, std::min(threads, work / kWorkPerThread)),
+             [&](int64_t job) {
+                 const int64_t number = owners[static_cast<size_t>(job)];
+                 const Block& b = blocks[static_cast<size_t>(number)];
+                 const int64_t rows = (b.last - b.first) * group;
+                 thread_local Room room;
+                 char* p[8];
+                 room.cut({most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4, 2 * kStrip * kTile,
+                           2 * kStrip * std::max(kTile, padded) * 4, partial_bytes(most_rows, padded),
+                           partial_bytes(most_rows, padded)},
+                          p);
+                 const Scratch scratch = {reinterpret_cast<int8_t*>(p[0]),  reinterpret_cast<float*>(p[1]),
+                                          reinterpret_cast<float*>(p[2]),   reinterpret_cast<int32_t*>(p[3]),
+                                          reinterpret_cast<uint8_t*>(p[4]), reinterpret_cast<int32_t*>(p[5]),
+                                          partial(p[6], rows, padded)};
+                 Partial total = partial(p[7], rows, padded);
+                 const auto part = [&](int64_t i) {
+                     return partial(partials.get() + b.partial + i * partial_bytes(rows, padded), rows, padded);
+                 };
+                 const int64_t mine = job - b.job;
+                 const int64_t begin = b.begin + mine * b.keys;
+                 saturated += table.attend(a, *b.span, b.kv_head, b.first, b.last, begin, begin + b.keys, scratch,
+                                           b.parts > 1 ? part(mine) : total);
+                 if (left[static_cast<size_t>(number)].fetch_sub(1) > 1) {
+                     return;
+                 }
+                 std::vector<Partial> others;
+                 if (b.parts > 1) {
+                     total = part(0);
+                     for (int64_t i = 1; i < b.parts; ++i) {
+                         others.push_back(part(i));
+                     }
+                 }
+                 table.finish(others.data(), static_cast<int64_t>(others.size()), rows, s, total);
+                 for (int64_t r = 0; r < rows; ++r) {
+                     const int64_t token = b.span->first + b.first + r / group;
+                     std::memcpy(a.out + (token * s.heads + b.kv_head * group + r % group) * s.dim,
+                                 total.out + r * padded, static_cast<size_t>(s.dim) * sizeof(float));
+                 }
+             });
+    return saturated;
 }
 
 }  // namespace faquant

@@ -1,46 +1,15 @@
 // The attention of a block of rows, for one instruction set. Each unit includes this text in its anonymous namespace,
-// so that its compiler flags apply; float operations stand in reference.py's order, one rounding each. The unit
-// defines before it:
+// behind quantize_rows.h, so that its compiler flags apply; float operations stand in reference.py's order, one
+// rounding each. The unit defines before it:
 //
-//   kLanes       columns of one panel of a packed matrix, a divisor of kPadding
-//   kMostPanels  panels that multiply_panels is best given at once
-//   multiply_panels<panels>(a, a_stride, b, depth, c, c_stride)
-//       c = a · b, exactly, for four rows of a, int16 [4, depth], and `panels` panels of b; depth is even
-//
-// A packed matrix [depth, columns] is int16 [columns / kLanes, depth / 2, kLanes, 2].
+//   kColumns     packed columns that multiply_block takes at a time, a divisor of kPadding
+//   kMostBlocks  how many blocks of them it is best given at once
+//   multiply_block<packed_unsigned, rows, blocks>(a, a_stride, b, b_stride, depth, c, c_stride, ahead)
+//       c[r][j] = ∑ a[r][4i + n] · b[i][j][n], exactly, for `rows` (1 to 4) rows of bytes a and blocks · kColumns
+//       columns of b [depth, b_stride / 4, 4]. One side is signed, the other not. Calls ahead.fetch() for each i.
 
-constexpr float kInfinity = __builtin_inff();
-constexpr float kMinScale = 1.0f / (1 << 24);
-// Adding 1.5 · 2^23 rounds to an integer, halves to even, and leaves it in the lowest bits.
-constexpr float kRounder = 12582912.0f;
-
-uint32_t bits_of(float x) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-float float_of(uint32_t bits) {
-    float x;
-    __builtin_memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-float greater(float a, float b) {
-    return a > b ? a : b;
-}
-
-int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
-// 2^x for x <= 0, as reference.exp2.
+// 2^x for -127 <= x <= 0, as reference.exp2. Clamping stands apart: in one loop with it, GCC computes both branches.
 float exp2_of(float x) {
-    x = x < -127.0f ? -127.0f : x;
     const float shifted = x + kRounder;
     const float f = x - (shifted - kRounder);
     float p = f * 0.001326472731307149f;
@@ -50,6 +19,18 @@ float exp2_of(float x) {
     p = (p + 0.6931470036506653f) * f;
     p = p + 1.0f;
     return p * float_of((bits_of(shifted) - bits_of(kRounder) + 127) << 23);
+}
+
+// 2^(x - top) for `count` values, in place; top is the greatest of them, and where that is -infinity, all become 0.
+template <int64_t count>
+void exponentials(float* x, float top) {
+    const float finite = top == -kInfinity ? 0.0f : top;
+    for (int64_t i = 0; i < count; ++i) {
+        x[i] = greater(x[i] - finite, -127.0f);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        x[i] = exp2_of(x[i]);
+    }
 }
 
 // To float16's precision, for what is at most 65504 and, if less than 2^-14, rounds to the integer 0 anyway.
@@ -86,17 +67,6 @@ float max_by_halves(const float* x) {
     }
 }
 
-// How a running (max, sum, out) and another one merge: the same for a tile and for a split.
-struct Weights {
-    float max, old_weight, new_weight;
-};
-
-Weights merged(float old_max, float new_max) {
-    const float max = greater(old_max, new_max);
-    const float finite = max == -kInfinity ? 0.0f : max;
-    return {max, exp2_of(old_max - finite), exp2_of(new_max - finite)};
-}
-
 void clear(const Partial& partial, int64_t rows, int64_t padded) {
     for (int64_t r = 0; r < rows; ++r) {
         partial.max[r] = -kInfinity;
@@ -107,248 +77,362 @@ void clear(const Partial& partial, int64_t rows, int64_t padded) {
     }
 }
 
-// `count` bytes as int16, zeros up to `padded`.
-void widen(const int8_t* bytes, int64_t count, int64_t padded, int16_t* __restrict wide) {
-    for (int64_t i = 0; i < count; ++i) {
-        wide[i] = bytes[i];
+template <bool packed_unsigned, int rows>
+void multiply_panel(const uint8_t* a, const uint8_t* b, int64_t depth, int64_t width, int32_t* c, int64_t c_stride,
+                    Ahead ahead) {
+    int64_t j = 0;
+    for (; j + kMostBlocks * kColumns <= width; j += kMostBlocks * kColumns) {
+        multiply_block<packed_unsigned, rows, kMostBlocks>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride,
+                                                           ahead);
     }
-    for (int64_t i = count; i < padded; ++i) {
-        wide[i] = 0;
+    for (; j < width; j += kColumns) {
+        multiply_block<packed_unsigned, rows, 1>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride, ahead);
     }
 }
 
-// K [keys, dim] becomes the packed matrix [padded, kTile], zeros elsewhere.
-void pack_keys(const int8_t* k, int64_t stride, int64_t keys, int64_t dim, int64_t padded, int16_t* packed) {
-    int16_t wide[kLanes * kMaxHeadDim];
-    for (int64_t key = 0; key < kTile; key += kLanes) {
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-            const bool there = key + lane < keys;
-            widen(there ? k + (key + lane) * stride : nullptr, there ? dim : 0, padded, wide + lane * padded);
-        }
-        for (int64_t i = 0; i < padded; i += 2) {
-            for (int64_t lane = 0; lane < kLanes; ++lane) {
-                __builtin_memcpy(packed, wide + lane * padded + i, 2 * sizeof *packed);
-                packed += 2;
+// c = a · b for any number of rows of bytes a [rows, 4 · depth] and the packed b [4 · depth, columns]. Meanwhile as
+// much as b is fetched from `ahead` on, unless that is null.
+template <bool packed_unsigned>
+void multiply(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t columns, int32_t* c,
+              const char* ahead) {
+    const int64_t groups = (rows + 3) / 4;
+    for (int64_t j = 0; j < columns; j += kPanel) {
+        const int64_t width = smaller(kPanel, columns - j);
+        const int64_t lines = (width * 4 + groups * kCacheLine - 1) / (groups * kCacheLine);
+        const uint8_t* panel = b + j * 4 * depth;
+        for (int64_t r = 0; r < rows; r += 4) {
+            const int64_t fetched = (j * 4 + r / 4 * lines * kCacheLine) * depth;
+            const bool wanted = ahead != nullptr && r / 4 * lines * kCacheLine < width * 4;
+            const Ahead share = {wanted ? ahead + fetched : nullptr, wanted ? lines : 0};
+            const uint8_t* some = a + r * 4 * depth;
+            int32_t* out = c + r * columns + j;
+            switch (smaller(rows - r, 4)) {
+                case 4:
+                    multiply_panel<packed_unsigned, 4>(some, panel, depth, width, out, columns, share);
+                    break;
+                case 3:
+                    multiply_panel<packed_unsigned, 3>(some, panel, depth, width, out, columns, share);
+                    break;
+                case 2:
+                    multiply_panel<packed_unsigned, 2>(some, panel, depth, width, out, columns, share);
+                    break;
+                default:
+                    multiply_panel<packed_unsigned, 1>(some, panel, depth, width, out, columns, share);
             }
         }
     }
 }
 
-// V [keys, dim] becomes the packed matrix [kTile, padded], zeros elsewhere.
-void pack_values(const int8_t* v, int64_t stride, int64_t keys, int64_t dim, int64_t padded, int16_t* packed) {
-    int16_t wide[2 * kMaxHeadDim];
-    for (int64_t key = 0; key < kTile; key += 2) {
-        for (int64_t i = 0; i < 2; ++i) {
-            const bool there = key + i < keys;
-            widen(there ? v + (key + i) * stride : nullptr, there ? dim : 0, padded, wide + i * padded);
-        }
-        for (int64_t channel = 0; channel < padded; channel += kLanes) {
-            int16_t* place = packed + channel * kTile + key * kLanes;
-            for (int64_t lane = 0; lane < kLanes; ++lane) {
-                place[2 * lane] = wide[channel + lane];
-                place[2 * lane + 1] = wide[padded + channel + lane];
-            }
-        }
-    }
-}
-
-// c = a · b for four rows.
-void multiply(const int16_t* a, int64_t a_stride, const int16_t* b, int64_t depth, int64_t columns, int32_t* c,
-              int64_t c_stride) {
-    int64_t i = 0;
-    for (; i + kMostPanels * kLanes <= columns; i += kMostPanels * kLanes) {
-        multiply_panels<kMostPanels>(a, a_stride, b + i * depth, depth, c + i, c_stride);
-    }
-    for (; i < columns; i += kLanes) {
-        multiply_panels<1>(a, a_stride, b + i * depth, depth, c + i, c_stride);
-    }
-}
-
-// What the rows of a strip share at one tile.
+// What the rows of a block share at one tile.
 struct Tile {
-    const int16_t* k;
-    const int16_t* v;
+    const uint8_t* k;
+    const int8_t* v;
     float k_scale[kTile];
     float v_scale[kTile];
 };
 
-// One row at one tile: the keys [low, high) of the tile that it sees, and its part of the softmax.
-struct Row {
-    int64_t low, high;
-    float top, sum;
-    float step;   // what one step of P is worth, where V's scales are per token
-    float p_sum;  // the sum of the integers, where V's are static
+// The rows of a strip at one tile: which of its keys each sees, from low to before high, and its part of the softmax.
+struct Strip {
+    int64_t low[kStrip], high[kStrip];
+    float top[kStrip], sum[kStrip];
+    float peak[kStrip];    // of P with V's scales in, where they are per token
+    float factor[kStrip];  // what P is multiplied by before rounding
+    float step[kStrip];    // what one step of P is worth, where V's scales are per token
+    float p_sum[kStrip];   // the sum of the integers, where V's are static
+    float p[kStrip][kTile];
+
+    bool sees(int64_t r) const { return low[r] < high[r]; }
 };
 
-// Integer P of one row, from its int32 scores.
-void softmax(const Attention& a, const Tile& tile, const int32_t* sums, float scale, float bias, Row& row,
-             int16_t* p_int) {
-    float p[kTile], weighted[kTile];
+// P of one row before rounding, from the products with K + 128.
+template <bool token_v>
+void weigh(const Scheme& s, const Tile& tile, const int32_t* sums, int32_t excess, float scale, float bias,
+           Strip& strip, int64_t r) {
+    float* __restrict p = strip.p[r];
     for (int64_t j = 0; j < kTile; ++j) {
-        p[j] = static_cast<float>(sums[j]) * scale * tile.k_scale[j] + bias;
+        p[j] = static_cast<float>(sums[j] - excess) * scale * tile.k_scale[j] + bias;
     }
-    for (int64_t j = 0; j < row.low; ++j) {
+    for (int64_t j = 0; j < strip.low[r]; ++j) {
         p[j] = -kInfinity;
     }
-    for (int64_t j = row.high; j < kTile; ++j) {
+    for (int64_t j = strip.high[r]; j < kTile; ++j) {
         p[j] = -kInfinity;
     }
-    row.top = max_by_halves<kTile>(p);
-    const float finite = row.top == -kInfinity ? 0.0f : row.top;
-    for (int64_t j = 0; j < kTile; ++j) {
-        p[j] = exp2_of(p[j] - finite);
+    strip.top[r] = max_by_halves<kTile>(p);
+    exponentials<kTile>(p, strip.top[r]);
+    if (!s.quantized_sum) {
+        strip.sum[r] = sum_by_halves<kTile>(p);
     }
-    const float levels = static_cast<float>(a.p_levels);
-    float factor = levels;
-    if (a.v_scale != nullptr) {
+    if constexpr (token_v) {
         for (int64_t j = 0; j < kTile; ++j) {
-            weighted[j] = p[j] * tile.v_scale[j];
+            p[j] *= tile.v_scale[j];
         }
-        const float peak = greater(max_by_halves<kTile>(weighted), kMinScale);
-        factor = levels / peak;
-        row.step = peak / levels;
+        strip.peak[r] = max_by_halves<kTile>(p);
     }
-    const float* source = a.v_scale != nullptr ? weighted : p;
-    if (a.p_levels == 127) {
+}
+
+// Integer P of one row: a row of bytes, or where P has 16 bits one of the high and one of the low bytes.
+template <bool wide, bool token_v>
+void round_p(const Scheme& s, Strip& strip, int64_t r, uint8_t* p_bytes) {
+    const float* p = strip.p[r];
+    const float factor = strip.factor[r];
+    uint32_t p_int[kTile];
+    if (s.p_levels == 127) {
         // The ecosystem's kernel rounds through float16.
         for (int64_t j = 0; j < kTile; ++j) {
-            p_int[j] = static_cast<int16_t>(bits_of(through_half(source[j] * factor) + kRounder));
+            p_int[j] = bits_of(through_half(p[j] * factor) + kRounder) & 0x7fffu;
         }
     } else {
         for (int64_t j = 0; j < kTile; ++j) {
-            p_int[j] = static_cast<int16_t>(bits_of(source[j] * factor + kRounder));
+            p_int[j] = bits_of(p[j] * factor + kRounder) & 0x7fffu;
         }
     }
-    if (a.v_scale == nullptr) {
-        int32_t total = 0;
+    if constexpr (!token_v) {
+        uint32_t total = 0;
         for (int64_t j = 0; j < kTile; ++j) {
             total += p_int[j];
         }
-        row.p_sum = static_cast<float>(total);
+        strip.p_sum[r] = static_cast<float>(total);
+        if (s.quantized_sum) {
+            strip.sum[r] = strip.p_sum[r] / static_cast<float>(s.p_levels);
+        }
     }
-    row.sum = a.quantized_sum ? row.p_sum / levels : sum_by_halves<kTile>(p);
+    if constexpr (wide) {
+        for (int64_t j = 0; j < kTile; ++j) {
+            p_bytes[j] = static_cast<uint8_t>(p_int[j] >> 8);
+        }
+        p_bytes += kTile;
+    }
+    for (int64_t j = 0; j < kTile; ++j) {
+        p_bytes[j] = static_cast<uint8_t>(p_int[j]);
+    }
 }
 
-// One row's tile into its split: out = out · old_weight + (∑ P·V in V's units) · new_weight.
-void merge_tile(const Attention& a, int64_t kv_head, const Row& row, const int32_t* sums, const Partial& split,
-                int64_t r, int64_t padded) {
-    const Weights w = merged(split.max[r], row.top);
-    split.max[r] = w.max;
-    split.sum[r] = split.sum[r] * w.old_weight + row.sum * w.new_weight;
-    float* __restrict out = split.out + r * padded;
-    if (a.v_scale != nullptr) {
-        for (int64_t c = 0; c < a.dim; ++c) {
-            out[c] = out[c] * w.old_weight + static_cast<float>(sums[c]) * row.step * w.new_weight;
+// Merge more (max, sum) into running ones, kStrip at a time: what the running outputs and the new ones are multiplied
+// by.
+struct Weights {
+    float old[kStrip], added[kStrip];
+
+    Weights(const float* more_max, const float* more_sum, float* max, float* sum, int64_t count) {
+        float finite[kStrip] = {};
+        for (int64_t r = 0; r < kStrip; ++r) {
+            old[r] = added[r] = 0.0f;
+        }
+        for (int64_t r = 0; r < count; ++r) {
+            const float greatest = greater(max[r], more_max[r]);
+            finite[r] = greatest == -kInfinity ? 0.0f : greatest;
+            old[r] = max[r];
+            added[r] = more_max[r];
+            max[r] = greatest;
+        }
+        for (int64_t r = 0; r < kStrip; ++r) {
+            old[r] = greater(old[r] - finite[r], -127.0f);
+            added[r] = greater(added[r] - finite[r], -127.0f);
+        }
+        for (int64_t r = 0; r < kStrip; ++r) {
+            old[r] = exp2_of(old[r]);
+            added[r] = exp2_of(added[r]);
+        }
+        for (int64_t r = 0; r < count; ++r) {
+            sum[r] = sum[r] * old[r] + more_sum[r] * added[r];
+        }
+    }
+};
+
+// out = out · old + (∑ P·V in V's units) · added, for one row.
+template <bool wide, bool token_v>
+void add_tile(const Scheme& s, int64_t kv_head, const Strip& strip, int64_t r, const int32_t* sums, float old,
+              float added, float* __restrict out, int64_t padded) {
+    const auto products = [&](int64_t c) {
+        return static_cast<float>(wide ? sums[c] * 256 + sums[padded + c] : sums[c]);
+    };
+    if constexpr (token_v) {
+        const float step = strip.step[r];
+        for (int64_t c = 0; c < padded; ++c) {
+            out[c] = out[c] * old + products(c) * step * added;
         }
         return;
     }
-    const float* v_step = a.v_step + kv_head * a.dim;
-    const float unit = static_cast<float>(1.0 / a.p_levels);
-    if (a.v_offset != nullptr) {
-        const float* v_offset = a.v_offset + kv_head * a.dim;
-        for (int64_t c = 0; c < a.dim; ++c) {
-            const float shifted = static_cast<float>(sums[c]) - row.p_sum * v_offset[c];
-            out[c] = out[c] * w.old_weight + shifted * unit * v_step[c] * w.new_weight;
+    const float* v_scale = s.v_scale + kv_head * s.dim;
+    const float unit = static_cast<float>(1.0 / s.p_levels);
+    if (s.v_offset != nullptr) {
+        const float* v_offset = s.v_offset + kv_head * s.dim;
+        const float p_sum = strip.p_sum[r];
+        for (int64_t c = 0; c < s.dim; ++c) {
+            out[c] = out[c] * old + (products(c) - p_sum * v_offset[c]) * unit * v_scale[c] * added;
         }
     } else {
-        for (int64_t c = 0; c < a.dim; ++c) {
-            out[c] = out[c] * w.old_weight + static_cast<float>(sums[c]) * unit * v_step[c] * w.new_weight;
+        for (int64_t c = 0; c < s.dim; ++c) {
+            out[c] = out[c] * old + products(c) * unit * v_scale[c] * added;
         }
     }
 }
 
-void merge_split(const Partial& split, const Partial& total, int64_t r, int64_t padded) {
-    const Weights w = merged(total.max[r], split.max[r]);
-    total.max[r] = w.max;
-    total.sum[r] = total.sum[r] * w.old_weight + split.sum[r] * w.new_weight;
-    float* __restrict out = total.out + r * padded;
-    const float* more = split.out + r * padded;
-    for (int64_t c = 0; c < padded; ++c) {
-        out[c] = out[c] * w.old_weight + more[c] * w.new_weight;
+void merge(const Partial& part, const Partial& total, int64_t rows, int64_t padded) {
+    for (int64_t r = 0; r < rows; r += kStrip) {
+        const int64_t count = smaller(kStrip, rows - r);
+        const Weights w(part.max + r, part.sum + r, total.max + r, total.sum + r, count);
+        for (int64_t i = 0; i < count; ++i) {
+            float* __restrict out = total.out + (r + i) * padded;
+            const float* more = part.out + (r + i) * padded;
+            const float old = w.old[i], added = w.added[i];
+            for (int64_t c = 0; c < padded; ++c) {
+                out[c] = out[c] * old + more[c] * added;
+            }
+        }
     }
 }
 
-void attend_rows(const Attention& a, int64_t kv_head, int64_t first, int64_t last, const Scratch& scratch) {
-    const int64_t group = a.heads / a.kv_heads;
+void finish(const Partial* parts, int64_t count, int64_t rows, const Scheme& s, const Partial& total) {
+    const int64_t padded = padded_dim(s.dim);
+    for (int64_t i = 0; i < count; ++i) {
+        merge(parts[i], total, rows, padded);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        float* out = total.out + r * padded;
+        for (int64_t c = 0; c < s.dim; ++c) {
+            out[c] /= total.sum[r];
+        }
+        if (s.v_rotation_block != 0) {
+            hadamard(out, s.dim, s.v_rotation_block);
+        }
+    }
+}
+
+void read_scales(const uint16_t* halves, int64_t at, int64_t low, int64_t high, float* scales) {
+    if (halves == nullptr) {
+        for (int64_t j = 0; j < kTile; ++j) {
+            scales[j] = 1.0f;
+        }
+        return;
+    }
+    for (int64_t j = 0; j < kTile; ++j) {
+        scales[j] = half_to_float(halves[at + j]);
+    }
+    // What nobody sees may be NaN.
+    for (int64_t j = 0; j < low; ++j) {
+        scales[j] = 0.0f;
+    }
+    for (int64_t j = high; j < kTile; ++j) {
+        scales[j] = 0.0f;
+    }
+}
+
+template <bool wide, bool token_v>
+int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
+                     int64_t end, const Scratch& scratch, const Partial& total) {
+    const Scheme& s = *a.scheme;
+    const Cache& cache = *a.cache;
+    constexpr int64_t kPlanes = wide ? 2 : 1;
+    const int64_t group = s.heads / s.kv_heads;
     const int64_t rows = (last - first) * group;
-    const int64_t padded = (a.dim + kPadding - 1) / kPadding * kPadding;
-    const int64_t end = a.start + last;
-    const int64_t oldest = larger(0, a.start + first - a.window + 1);
-    const int64_t key_stride = a.kv_heads * a.dim;
+    const int64_t padded = padded_dim(s.dim);
+    const int64_t seen_to = span.start + last;
+    const int64_t oldest = larger(0, span.start + first - a.window + 1);
+    const int64_t stop = smaller(end, seen_to);
+    // Whether centres of more than one map take part in the sequence, as reference.attend says.
+    const bool shifted = smaller(s.maps, (span.start + span.tokens + s.map_block - 1) / s.map_block) > 1;
+    const int64_t last_map = map_of(s, seen_to - 1);
 
-    // Where row r stands in [tokens, heads].
-    const auto place = [&](int64_t r) { return (first + r / group) * a.heads + kv_head * group + r % group; };
+    const auto page_row = [&](int64_t key) {
+        return (span.block_table[key / cache.page_size] * s.kv_heads + kv_head) * cache.page_size +
+               key % cache.page_size;
+    };
 
-    int64_t map = -1;
+    int64_t map = -1, saturated = 0;
     Tile tile;
-    tile.k = scratch.k;
-    tile.v = scratch.v;
-    Row strip[kStrip];
-    int16_t p_int[kStrip * kTile] = {};
-    clear(scratch.total, rows, padded);
-    for (int64_t split = oldest / a.split * a.split; split < end; split += a.split) {
+    Strip strip;
+    for (int64_t r = 0; r < kStrip; ++r) {
+        strip.peak[r] = strip.factor[r] = 1.0f;
+    }
+    const float levels = static_cast<float>(s.p_levels);
+    clear(total, rows, padded);
+    for (int64_t split = larger(begin, oldest / a.split * a.split); split < stop; split += a.split) {
         clear(scratch.split, rows, padded);
-        const int64_t stop = smaller(split + a.split, end);
-        for (int64_t key = larger(split, oldest / kTile * kTile); key < stop; key += kTile) {
-            if (map != smaller(key / a.map_block, a.maps - 1)) {
-                map = smaller(key / a.map_block, a.maps - 1);
-                const int8_t* q = a.q + map * a.tokens * a.heads * a.dim;
-                for (int64_t r = 0; r < (rows + 3) / 4 * 4; ++r) {
-                    widen(q + place(r < rows ? r : 0) * a.dim, a.dim, padded, scratch.q + r * padded);
+        const int64_t split_end = smaller(split + a.split, stop);
+        for (int64_t key = larger(split, oldest / kTile * kTile); key < split_end; key += kTile) {
+            if (map != map_of(s, key)) {
+                map = map_of(s, key);
+                for (int64_t r = 0; r < rows; ++r) {
+                    const int64_t head = kv_head * group + r % group;
+                    const int64_t token = span.first + first + r / group;
+                    const Query query = map_query(s, map, head, a.q + (token * s.heads + head) * s.dim, shifted,
+                                                  scratch.q + r * padded);
+                    scratch.scale[r] = query.scale;
+                    scratch.bias[r] = query.bias;
+                    scratch.excess[r] = query.excess;
+                    // Each query is counted once, whatever maps and whichever threads want it.
+                    saturated += map == last_map && end >= seen_to ? query.saturated : 0;
                 }
             }
-            const int64_t keys = smaller(kTile, end - key);
-            pack_keys(a.k + key * key_stride + kv_head * a.dim, key_stride, keys, a.dim, padded, scratch.k);
-            pack_values(a.v + key * key_stride + kv_head * a.dim, key_stride, keys, a.dim, padded, scratch.v);
-            for (int64_t j = 0; j < kTile; ++j) {
-                // What nobody sees may be NaN, which times 0 is NaN.
-                const bool seen = key + j >= oldest && j < keys;
-                const int64_t at = (key + j) * a.kv_heads + kv_head;
-                tile.k_scale[j] = a.k_scale == nullptr ? 1.0f : seen ? a.k_scale[at] : 0.0f;
-                tile.v_scale[j] = a.v_scale != nullptr && seen ? a.v_scale[at] : 0.0f;
+            const int64_t at = page_row(key);
+            tile.k = cache.k + at * padded;
+            tile.v = cache.v + at * padded;
+            const int64_t low = larger(0, oldest - key), high = smaller(kTile, seen_to - key);
+            read_scales(cache.k_scale, at, low, high, tile.k_scale);
+            if constexpr (token_v) {
+                read_scales(cache.v_scale, at, low, high, tile.v_scale);
             }
+            const char* next_k =
+                key + kTile < stop ? reinterpret_cast<const char*>(cache.k + page_row(key + kTile) * padded) : nullptr;
+            const char* this_v = reinterpret_cast<const char*>(tile.v);
             for (int64_t r = 0; r < rows; r += kStrip) {
                 const int64_t count = smaller(kStrip, rows - r);
                 bool any = false;
                 for (int64_t i = 0; i < count; ++i) {
-                    const int64_t position = a.start + first + (r + i) / group;
-                    strip[i].low = smaller(kTile, larger(0, position - a.window + 1 - key));
-                    strip[i].high = smaller(kTile, larger(0, position + 1 - key));
-                    any = any || strip[i].low < strip[i].high;
+                    const int64_t position = span.start + first + (r + i) / group;
+                    strip.low[i] = smaller(kTile, larger(0, position - a.window + 1 - key));
+                    strip.high[i] = smaller(kTile, larger(0, position + 1 - key));
+                    // A row that sees no key of a tile keeps its bits.
+                    strip.top[i] = -kInfinity;
+                    strip.sum[i] = 0.0f;
+                    any = any || strip.sees(i);
                 }
-                // A row that sees no key of a tile keeps its bits.
                 if (!any) {
                     continue;
                 }
-                for (int64_t i = 0; i < count; i += 4) {
-                    multiply(scratch.q + (r + i) * padded, padded, scratch.k, padded, kTile,
-                             scratch.products + i * kTile, kTile);
-                }
+                multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), count, tile.k, padded / 4,
+                               kTile, scratch.products, this_v);
                 for (int64_t i = 0; i < count; ++i) {
-                    if (strip[i].low < strip[i].high) {
-                        const int64_t at = map * a.tokens * a.heads + place(r + i);
-                        softmax(a, tile, scratch.products + i * kTile, a.q_scale[at], a.q_bias[at], strip[i],
-                                p_int + i * kTile);
+                    if (strip.sees(i)) {
+                        weigh<token_v>(s, tile, scratch.products + i * kTile, scratch.excess[r + i],
+                                       scratch.scale[r + i], scratch.bias[r + i], strip, i);
                     }
                 }
-                for (int64_t i = 0; i < count; i += 4) {
-                    multiply(p_int + i * kTile, kTile, scratch.v, kTile, padded, scratch.products + i * padded, padded);
+                for (int64_t i = 0; i < kStrip; ++i) {
+                    const float peak = greater(strip.peak[i], kSmallestScale);
+                    strip.factor[i] = token_v ? levels / peak : levels;
+                    strip.step[i] = peak / levels;
                 }
                 for (int64_t i = 0; i < count; ++i) {
-                    if (strip[i].low < strip[i].high) {
-                        merge_tile(a, kv_head, strip[i], scratch.products + i * padded, scratch.split, r + i, padded);
+                    if (strip.sees(i)) {
+                        round_p<wide, token_v>(s, strip, i, scratch.p + i * kPlanes * kTile);
                     }
                 }
+                multiply<false>(scratch.p, count * kPlanes, reinterpret_cast<const uint8_t*>(tile.v), kTile / 4, padded,
+                                scratch.products, next_k);
+                const Weights w(strip.top, strip.sum, scratch.split.max + r, scratch.split.sum + r, count);
+                for (int64_t i = 0; i < count; ++i) {
+                    if (strip.sees(i)) {
+                        add_tile<wide, token_v>(s, kv_head, strip, i, scratch.products + i * kPlanes * padded, w.old[i],
+                                                w.added[i], scratch.split.out + (r + i) * padded, padded);
+                    }
+                }
+                this_v = next_k = nullptr;
             }
         }
-        for (int64_t r = 0; r < rows; ++r) {
-            merge_split(scratch.split, scratch.total, r, padded);
-        }
+        merge(scratch.split, total, rows, padded);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-        float* out = a.out + place(r) * a.dim;
-        for (int64_t c = 0; c < a.dim; ++c) {
-            out[c] = scratch.total.out[r * padded + c] / scratch.total.sum[r];
-        }
+    return saturated;
+}
+
+int64_t attend(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
+               int64_t end, const Scratch& scratch, const Partial& total) {
+    const bool token_v = a.scheme->v_scale == nullptr;
+    if (a.scheme->p_levels > 255) {
+        return (token_v ? attend_block<true, true> : attend_block<true, false>)(a, span, kv_head, first, last, begin,
+                                                                                end, scratch, total);
     }
+    return (token_v ? attend_block<false, true> : attend_block<false, false>)(a, span, kv_head, first, last, begin, end,
+                                                                              scratch, total);
 }

@@ -7,30 +7,71 @@ namespace faquant {
 // A dot product of this many full-range 8-bit values is the longest that is sure to fit into int32.
 constexpr int64_t kMaxDotLength = 65536;
 
-// Keys that share one scale of P. Tiles start at multiples of it.
+// Keys that share one scale of P. Tiles start at multiples of it, and pages hold whole tiles.
 constexpr int64_t kTile = 128;
 // Sums of this many products of two bytes are the longest that float32 is sure to hold.
 constexpr int64_t kMaxHeadDim = 1024;
+// Channels of a head are filled up to a multiple of it in the cache.
+constexpr int64_t kPadding = 16;
+// Columns of a packed matrix that stand together.
+constexpr int64_t kPanel = 64;
+// Query rows that go through a tile together.
+constexpr int64_t kStrip = 16;
 
-// Causal int8 attention of `tokens` queries, the first at position `start`, over the keys up to their own.
-// README.md in faquant/kernels has the mathematics. Arrays are contiguous; what no query sees may hold anything.
-struct Attention {
-    int64_t tokens, heads, kv_heads, dim, start;
-    int64_t window;  // keys that a query sees, itself included
-    int64_t split;   // keys whose tiles are merged in one run; a multiple of kTile
+constexpr int64_t padded_dim(int64_t dim) {
+    return (dim + kPadding - 1) / kPadding * kPadding;
+}
+
+// How one layer's q, k and v become int8: kernels/scheme.py. Tables are float32; null: there is none.
+struct Scheme {
+    int64_t heads, kv_heads, dim;
+    int64_t maps, map_block;  // map m of K is that of the positions from m · map_block on
+    const float* k_center;    // [maps, kv_heads, dim]
+    const float* k_equalizer;
+    int64_t rotation_block;
+    const float* rotation_sign;  // [dim]
+    int64_t v_rotation_block;
+    const float* q_scale;  // [heads, dim]; null: dynamic
+    bool q_by_channel;     // else a row of q_scale holds one number
+    const float* k_scale;  // [kv_heads, dim]; null: per token
+    bool k_by_channel;
+    const float* k_offset;  // [kv_heads, dim]
+    const float* v_scale;
+    const float* v_offset;
     int32_t p_levels;
     bool quantized_sum;
-    int64_t maps, map_block;  // q comes as each map of K wants it; map m is that of the keys from m · map_block on
-    const int8_t* q;          // [maps, tokens, heads, dim]
-    const float* q_scale;     // [maps, tokens, heads], in log2 units
-    const float* q_bias;      // as q_scale; added to every score
-    const int8_t* k;          // [start + tokens, kv_heads, dim]
-    const int8_t* v;          // [start + tokens, kv_heads, dim]
-    const float* k_scale;     // [start + tokens, kv_heads], or null: 1
-    const float* v_scale;     // [start + tokens, kv_heads], or null: static
-    const float* v_step;      // [kv_heads, dim], where v_scale is null
-    const float* v_offset;    // [kv_heads, dim], or null: 0; where v_scale is null
-    float* out;               // [tokens, heads, dim]
+};
+
+// The cache pages of one layer. Slot s is key s % page_size of page s / page_size. What no query sees may hold
+// anything.
+//
+// A tile of one head is contiguous, a packed matrix of K [channels, keys] or V [keys, channels]: panels of kPanel
+// columns, the last one narrower, in each of them four rows after four, and of those column after column.
+struct Cache {
+    int64_t pages, page_size;
+    uint8_t* k;         // [pages, kv_heads, page_size / kTile, packed (padded_dim, kTile)]: K + 128
+    int8_t* v;          // [pages, kv_heads, page_size / kTile, packed (kTile, padded_dim)]
+    uint16_t* k_scale;  // float16 [pages, kv_heads, page_size], where the scheme has none
+    uint16_t* v_scale;
+};
+
+// Some of one sequence's tokens, with the cache pages of the whole sequence.
+struct Span {
+    int64_t first;  // of its rows in q and out
+    int64_t tokens;
+    int64_t start;  // the first token's number in its sequence
+    const int64_t* block_table;
+};
+
+// Causal int8 attention of each span's queries over the keys of its sequence up to their own.
+// README.md in faquant/kernels has the mathematics.
+struct Attention {
+    const Scheme* scheme;
+    const Cache* cache;
+    int64_t window;  // keys that a query sees, itself included
+    int64_t split;   // keys whose tiles are merged in one run; a multiple of kTile
+    const float* q;  // [tokens, heads, dim], after RoPE
+    float* out;      // [tokens, heads, dim]
 };
 
 // Softmax over some of the keys, for each row of a block.
@@ -40,18 +81,39 @@ struct Partial {
     float* out;  // [rows, padded dim]
 };
 
-// Room to work in, for blocks of up to some number of rows, which is a multiple of kStrip. `padded` is dim rounded
-// up to a multiple of kPadding.
+// Room to work in, for blocks of up to some number of rows.
 struct Scratch {
-    int16_t* q;         // [rows, padded]
-    int16_t* k;         // [kTile, padded]
-    int16_t* v;         // [kTile, padded]
-    int32_t* products;  // [kStrip, max(kTile, padded)]
-    Partial split, total;
+    int8_t* q;          // [rows, padded dim]
+    float* scale;       // [rows], of q and the softmax, in log2 units
+    float* bias;        // [rows], added to every score
+    int32_t* excess;    // [rows]: 128 · ∑ q
+    uint8_t* p;         // [2 · kStrip, kTile]
+    int32_t* products;  // [2 · kStrip, max(kTile, padded dim)]
+    Partial split;
 };
 
-constexpr int64_t kStrip = 16;
-constexpr int64_t kPadding = 16;
+// A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are rounded with a scale per row, or with the given
+// one.
+struct Linear {
+    int64_t inputs, outputs;
+    int64_t hadamard_block;  // of the inputs, before they are rounded; 0: none
+    const int8_t* weight;    // packed (padded_inputs, padded_outputs), zeros where there is nothing
+    const int32_t* excess;   // [outputs]: 128 · ∑ of a column, because the inputs are bytes + 128
+    const float* scale;      // [outputs]
+    const float* bias;       // [outputs], or null
+    // Where the scale is given:
+    const float* input_scale;  // [1], or null
+    const float* input_offset;
+    const int32_t* quant_bias;  // [outputs]: the bias, and what the offset adds
+};
+
+constexpr int64_t padded_inputs(int64_t inputs) {
+    return (inputs + 3) / 4 * 4;
+}
+
+constexpr int64_t padded_outputs(int64_t outputs) {
+    return (outputs + kPadding - 1) / kPadding * kPadding;
+}
 
 // What one instruction set offers. Every function gives the same bits in every table.
 //
@@ -62,8 +124,24 @@ struct KernelTable {
     // sum of a[i]·b[i], exact for n <= kMaxDotLength; no alignment needed, nothing outside [0, n) is read
     int32_t (*dot_u8s8)(const uint8_t* a, const int8_t* b, int64_t n);
     int32_t (*dot_s8s8)(const int8_t* a, const int8_t* b, int64_t n);
-    // the attention of the tokens from `first` to before `last`, in the query heads of one key/value head
-    void (*attend_rows)(const Attention& a, int64_t kv_head, int64_t first, int64_t last, const Scratch& scratch);
+    // Quantize and store the tokens [first, last) of k and v [tokens, kv_heads, dim]; `saturated` counts what was
+    // beyond k's and v's static scales.
+    void (*append)(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
+                   const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]);
+    // The softmax of the tokens [first, last) of a span over the keys [begin, end), both multiples of the split but
+    // for the sequence's end, in the query heads of one key/value head; each split's is merged into `total`.
+    // Returns how many values of q were beyond its static scale.
+    int64_t (*attend)(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
+                      int64_t end, const Scratch& scratch, const Partial& total);
+    // Rows [first, last) of x [rows, inputs] as bytes + 128 [rows, padded_inputs], and their scales; `room` holds a
+    // row.
+    void (*quantize_inputs)(const Linear& linear, const float* x, int64_t first, int64_t last, float* room,
+                            uint8_t* bytes, float* scales);
+    // The outputs of one panel of the weight, of all rows, in out [rows, outputs].
+    void (*linear_panel)(const Linear& linear, const uint8_t* bytes, const float* scales, int64_t rows, int64_t panel,
+                         float* out);
+    // Merge `count` more partials of `rows` rows into `total`, in order, divide by the sums and turn V back.
+    void (*finish)(const Partial* parts, int64_t count, int64_t rows, const Scheme& scheme, const Partial& total);
 };
 
 extern const KernelTable kPortableKernels;

@@ -43,47 +43,49 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-int32_t pair(const int16_t* x) {
-    int32_t both;
-    __builtin_memcpy(&both, x, sizeof both);
-    return both;
+#include "quantize_rows.h"
+
+constexpr int64_t kColumns = 8;
+constexpr int kMostBlocks = 1;
+
+template <bool is_unsigned>
+__m256i widened(__m128i bytes) {
+    return is_unsigned ? _mm256_cvtepu8_epi16(bytes) : _mm256_cvtepi8_epi16(bytes);
 }
 
-constexpr int64_t kLanes = 8;
-constexpr int kMostPanels = 2;
-
-template <int panels>
-void multiply_panels(const int16_t* a, int64_t a_stride, const int16_t* b, int64_t depth, int32_t* c,
-                     int64_t c_stride) {
-    __m256i sums[4][panels];
-    for (int r = 0; r < 4; ++r) {
-        for (int p = 0; p < panels; ++p) {
-            sums[r][p] = _mm256_setzero_si256();
+template <bool packed_unsigned, int rows, int blocks>
+void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
+                    int64_t c_stride, Ahead ahead) {
+    static_assert(blocks == 1);
+    // Four columns each, with two sums for a column.
+    __m256i low[rows], high[rows];
+    for (int r = 0; r < rows; ++r) {
+        low[r] = high[r] = _mm256_setzero_si256();
+    }
+    for (int64_t i = 0; i < depth; ++i) {
+        ahead.fetch();
+        const auto* columns = reinterpret_cast<const __m128i*>(b + i * b_stride);
+        const __m256i first = widened<packed_unsigned>(_mm_loadu_si128(columns));
+        const __m256i second = widened<packed_unsigned>(_mm_loadu_si128(columns + 1));
+        for (int r = 0; r < rows; ++r) {
+            int32_t bytes;
+            __builtin_memcpy(&bytes, a + r * a_stride + 4 * i, sizeof bytes);
+            const __m256i row = widened<!packed_unsigned>(_mm_set1_epi32(bytes));
+            low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(first, row));
+            high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(second, row));
         }
     }
-    for (int64_t i = 0; i < depth; i += 2) {
-        __m256i columns[panels];
-        for (int p = 0; p < panels; ++p) {
-            columns[p] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + (p * depth + i) * kLanes));
-        }
-        for (int r = 0; r < 4; ++r) {
-            const __m256i row = _mm256_set1_epi32(pair(a + r * a_stride + i));
-            for (int p = 0; p < panels; ++p) {
-                sums[r][p] = _mm256_add_epi32(sums[r][p], _mm256_madd_epi16(row, columns[p]));
-            }
-        }
-    }
-    for (int r = 0; r < 4; ++r) {
-        for (int p = 0; p < panels; ++p) {
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + r * c_stride + p * kLanes), sums[r][p]);
-        }
+    for (int r = 0; r < rows; ++r) {
+        const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[r], high[r]), 0xd8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + r * c_stride), sums);
     }
 }
 
 #include "attend_rows.h"
+#include "linear_rows.h"
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2", dot_u8s8, dot_s8s8, attend_rows};
+const KernelTable kAvx2Kernels = {"avx2", dot_u8s8, dot_s8s8, append, attend, quantize_inputs, linear_panel, finish};
 
 }  // namespace faquant

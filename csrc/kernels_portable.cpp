@@ -19,29 +19,37 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-constexpr int64_t kLanes = 1;
-constexpr int kMostPanels = 1;
+#include "quantize_rows.h"
 
-// Compilers turn a sum of products of two int16 into the machine's instruction for it, if it has one.
-template <int panels>
-void multiply_panels(const int16_t* a, int64_t a_stride, const int16_t* b, int64_t depth, int32_t* c,
-                     int64_t c_stride) {
-    static_assert(panels == 1);
-    int32_t sums[4] = {};
-    for (int64_t i = 0; i < depth; ++i) {
-        for (int r = 0; r < 4; ++r) {
-            sums[r] += static_cast<int32_t>(a[r * a_stride + i]) * static_cast<int32_t>(b[i]);
+constexpr int64_t kColumns = kPadding;
+constexpr int kMostBlocks = 1;
+
+template <bool packed_unsigned, int rows, int blocks>
+void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
+                    int64_t c_stride, Ahead) {
+    static_assert(blocks == 1);
+    const auto* signed_a = reinterpret_cast<const int8_t*>(a);
+    const auto* signed_b = reinterpret_cast<const int8_t*>(b);
+    for (int r = 0; r < rows; ++r) {
+        int32_t sums[4 * kColumns] = {};
+        for (int64_t i = 0; i < depth; ++i) {
+            for (int64_t j = 0; j < 4 * kColumns; ++j) {
+                const int64_t at = r * a_stride + 4 * i + j % 4;
+                sums[j] += packed_unsigned ? signed_a[at] * b[i * b_stride + j] : a[at] * signed_b[i * b_stride + j];
+            }
         }
-    }
-    for (int r = 0; r < 4; ++r) {
-        c[r * c_stride] = sums[r];
+        for (int64_t j = 0; j < kColumns; ++j) {
+            c[r * c_stride + j] = sums[4 * j] + sums[4 * j + 1] + sums[4 * j + 2] + sums[4 * j + 3];
+        }
     }
 }
 
 #include "attend_rows.h"
+#include "linear_rows.h"
 
 }  // namespace
 
-const KernelTable kPortableKernels = {"portable", dot_u8s8, dot_s8s8, attend_rows};
+const KernelTable kPortableKernels = {"portable", dot_u8s8,        dot_s8s8,     append,
+                                      attend,     quantize_inputs, linear_panel, finish};
 
 }  // namespace faquant

@@ -4,6 +4,8 @@ from .kernels.cpu import ByteVector
 
 MAX_DOT_LENGTH: int
 TILE: int
+PADDING: int
+PANEL: int
 
 def cpu_features() -> dict[str, bool]: ...
 def cpu_brand() -> str: ...
@@ -14,24 +16,66 @@ def self_test() -> dict[str, bool]: ...
 def self_test_notices_saturation() -> bool: ...
 def dot_u8s8(a: ByteVector, b: ByteVector, isa: str | None = None) -> int: ...
 def dot_s8s8(a: ByteVector, b: ByteVector, isa: str | None = None) -> int: ...
-def attend(
-    *,
-    out: torch.Tensor,
-    q: torch.Tensor,
-    q_scale: torch.Tensor,
-    q_bias: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_scale: torch.Tensor | None,
-    v_scale: torch.Tensor | None,
-    v_step: torch.Tensor | None,
-    v_offset: torch.Tensor | None,
-    start: int,
-    window: int | None,
-    split: int,
-    map_block: int,
-    p_levels: int,
-    quantized_sum: bool,
-    threads: int,
-    isa: str | None,
-) -> None: ...
+def pack_weight(weight: torch.Tensor, packed: torch.Tensor, excess: torch.Tensor) -> None: ...
+def read_all(words: torch.Tensor, *, threads: int) -> int: ...
+
+class LayerCache:
+    def __init__(
+        self,
+        *,
+        heads: int,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        k_scales: torch.Tensor | None,
+        v_scales: torch.Tensor | None,
+        dim: int,
+        map_block: int,
+        k_center: torch.Tensor | None,
+        k_equalizer: torch.Tensor | None,
+        rotation_block: int,
+        rotation_sign: torch.Tensor | None,
+        v_rotation_block: int,
+        q_scale: torch.Tensor | None,
+        q_by_channel: bool,
+        k_scale: torch.Tensor | None,
+        k_by_channel: bool,
+        k_offset: torch.Tensor | None,
+        v_scale: torch.Tensor | None,
+        v_offset: torch.Tensor | None,
+        p_levels: int,
+        quantized_sum: bool,
+    ) -> None: ...
+    def append(
+        self, k: int, v: int, slots: int, positions: int, tokens: int, threads: int, isa: str | None
+    ) -> tuple[int, int]: ...
+    def attend(
+        self,
+        out: int,
+        q: int,
+        tokens: int,
+        spans: int,
+        block_tables: int,
+        count: int,
+        width: int,
+        window: int | None,
+        split: int,
+        threads: int,
+        isa: str | None,
+    ) -> int: ...
+
+class Linear:
+    def __init__(
+        self,
+        *,
+        inputs: int,
+        outputs: int,
+        weight: torch.Tensor,
+        excess: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        hadamard_block: int,
+        input_scale: torch.Tensor | None,
+        input_offset: torch.Tensor | None,
+        quant_bias: torch.Tensor | None,
+    ) -> None: ...
+    def apply(self, x: int, out: int, rows: int, threads: int, isa: str | None) -> None: ...

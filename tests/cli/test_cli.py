@@ -132,7 +132,8 @@ def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.Capture
     assert run(["inspect", str(quantized), "--json", "--memory", "1GiB"]) == 0
     seen = json.loads(capsys.readouterr().out)
     layers, (_, kv_heads, dim) = seen["layers"], seen["heads"]
-    assert seen["kv_bytes_per_token"] == layers * kv_heads * (2 * dim + 4)
+    assert dim == 8
+    assert seen["kv_bytes_per_token"] == layers * kv_heads * (2 * 16 + 4), "channels are padded to 16"
     assert seen["kv_bytes_per_token_bf16"] == layers * kv_heads * 4 * dim
     weights = sum(seen["bytes_by_part"].values())
     assert weights < (quantized / "quant_model_weight_w8a8.safetensors").stat().st_size

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant import _C
-from faquant.kernels import cpu, reference
+from faquant.kernels import cpu, quantizers, reference
+from faquant.kernels.pages import Int8Pages, Spans
 from faquant.kernels.scheme import MAP_BLOCK, AttentionScheme
+from oracles.packing import store
 
 ISAS = cpu.available_isas()
 SCALES = ["token", "head", "channel", "channel, zero points"]
+TILE = 128
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000, 2049, 4200]
 
 
@@ -54,24 +55,38 @@ class Sample:
             if token_scales is not None:
                 token_scales[unseen] = math.nan
 
-    def attend(self, kernel: reference.Kernel | None = None) -> Tensor:
+    def expected(self) -> Tensor:
         return reference.attend(
-            self.q, self.k8, self.v8, self.k_scale, self.v_scale, self.scheme, self.start, self.window, kernel
+            self.q, self.k8, self.v8, self.k_scale, self.v_scale, self.scheme, self.start, self.window
         )
 
+    def attend(self, isa: str, threads: int = 1) -> Tensor:
+        """Through a cache of shuffled pages that was poison before."""
+        pages = poisoned(self.scheme, -(-len(self.k8) // 256) + 2, 256, isa)
+        table = torch.randperm(pages.num_pages, generator=torch.Generator().manual_seed(1))
+        store(pages, table, self.k8, self.v8, self.k_scale, self.v_scale)
+        torch.set_num_threads(threads)
+        return pages.attend(self.q, Spans.of([(len(self.q), self.start, table)]), self.window)
+
     def assert_same_bits(self, isas: list[str] = ISAS, threads: int = 1) -> None:
-        expected = self.attend()
+        expected = self.expected()
         assert expected.isfinite().all()
         for isa in isas:
-            assert torch.equal(self.attend(kernel(isa, threads)), expected), isa
+            assert torch.equal(self.attend(isa, threads), expected), isa
 
 
-def kernel(isa: str, threads: int = 1, split: int = reference.SPLIT) -> reference.Kernel:
-    return partial(cpu.attend, split=split, threads=threads, isa=isa)
+def poisoned(scheme: AttentionScheme, num_pages: int, page_size: int, isa: str) -> Int8Pages:
+    pages = Int8Pages(scheme, num_pages, page_size, isa)
+    for values in (pages.k, pages.v):
+        values.fill_(0x7F)
+    for scales in (pages.k_scale, pages.v_scale):
+        if scales is not None:
+            scales.fill_(math.nan)
+    return pages
 
 
 def test_the_tile_is_the_reference_s() -> None:
-    assert cpu.TILE == reference.TILE
+    assert reference.TILE == TILE
 
 
 @pytest.mark.parametrize("scales", SCALES)
@@ -110,25 +125,27 @@ def test_a_map_of_each_block(scales: str, window: int | None, start: int) -> Non
     sample = Sample(scheme, 140, start, window)
     sample.assert_same_bits()
     other = Sample(replace(scheme, k_center=center[:1], k_equalizer=equalizer[:1]), 140, start, window)
-    assert torch.equal(sample.attend(), other.attend()) == (start + 140 <= MAP_BLOCK)
+    assert torch.equal(sample.expected(), other.expected()) == (start + 140 <= MAP_BLOCK)
 
 
 @pytest.mark.parametrize("levels", [127, 255, 32767])
-@pytest.mark.parametrize("scales", ["token", "channel, zero points"])
+@pytest.mark.parametrize("scales", ["token", "head"])
 @pytest.mark.parametrize("q8", [-128, 127])
 @pytest.mark.parametrize("k8", [-128, 127])
 @pytest.mark.parametrize("v8", [-128, 127])
 def test_extreme_integers(levels: int, scales: str, q8: int, k8: int, v8: int) -> None:
     """Equal scores make all P the largest, too: each sum is as far from zero as it can be."""
     for dim in (16, 1024):
-        scheme = make_scheme(scales, 2, 1, dim, p_levels=levels)
-        q, k, v = (torch.full((n, h, dim), x, dtype=torch.int8) for n, h, x in ((2, 2, q8), (129, 1, k8), (129, 1, v8)))
-        scale = torch.full((129, 1), 0.01).half() if scales == "token" else None
-        queries = reference.MappedQueries(q[None], torch.full((1, 2, 2), 1e-3), torch.zeros(1, 2, 2))
-        args = (queries, k, v, scale, scale, scheme, 127, None)
-        expected = reference.attend_int8(*args)
-        for isa in ISAS:
-            assert torch.equal(kernel(isa)(*args), expected)
+        scheme = make_scheme(scales, 2, 1, dim, p_levels=levels, q_scale=torch.full((2, 1), 1e-3))
+        sample = Sample(scheme, 2, 127)
+        sample.q.fill_(q8 * 1e-3)
+        sample.k8[:129], sample.v8[:129] = k8, v8
+        for token_scales in (sample.k_scale, sample.v_scale):
+            if token_scales is not None:
+                token_scales[:129] = 0.01
+        quantized, _ = quantizers.quantize_q(sample.q, scheme)
+        assert (quantized == q8).all()
+        sample.assert_same_bits()
 
 
 @settings(max_examples=60)
@@ -151,12 +168,13 @@ def test_any_small_shape(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_threads_change_no_bit(isa: str) -> None:
-    """Enough work for three threads, in blocks that do not divide the tokens."""
-    sample = Sample(make_scheme("token", 9, 3, 64), 300, 100)
-    expected = sample.attend()
+@pytest.mark.parametrize(("tokens", "start"), [(300, 100), (1, 9000), (3, 6100)])
+def test_threads_change_no_bit(isa: str, tokens: int, start: int) -> None:
+    """Enough work for three threads: blocks that do not divide the tokens, and splits that several threads take."""
+    sample = Sample(make_scheme("token", 9, 3, 64), tokens, start)
+    expected = sample.expected()
     for threads in (1, 2, 3):
-        assert torch.equal(sample.attend(kernel(isa, threads)), expected)
+        assert torch.equal(sample.attend(isa, threads), expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -167,79 +185,137 @@ def test_more_heads_in_a_group_than_rows_in_a_block(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_splits_of_another_size(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = Sample(make_scheme("token", 3, 1, 16), 10, 600)
-    whole = sample.attend()
+    whole = sample.expected()
     monkeypatch.setattr(reference, "SPLIT", 256)
     monkeypatch.setattr(reference, "MAP_BLOCK", 128)
-    expected = sample.attend()
-    assert not torch.equal(expected, whole)
-    assert torch.equal(sample.attend(kernel(isa, split=256)), expected)
+    assert not torch.equal(sample.expected(), whole)
+    sample.assert_same_bits([isa])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scales", ["token", "channel, zero points"])
+def test_sequences_of_any_length_together_as_alone(isa: str, scales: str) -> None:
+    scheme = make_scheme(scales, 6, 2, 24)
+    generator = torch.Generator().manual_seed(3)
+    pages = poisoned(scheme, 60, 128, isa)
+    free = torch.randperm(60, generator=generator).tolist()
+    parts, queries, alone = [], [], []
+    for tokens, start in ((1, 0), (1, 2500), (70, 0), (1, 127), (5, 300), (1, 1)):
+        sample = Sample(scheme, tokens, start, seed=start)
+        table = torch.tensor([free.pop() for _ in range(-(-len(sample.k8) // 128))])
+        store(pages, table, sample.k8, sample.v8, sample.k_scale, sample.v_scale)
+        parts.append((tokens, start, table))
+        queries.append(sample.q)
+        alone.append(sample.expected())
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(pages.attend(torch.cat(queries), Spans.of(parts)), torch.cat(alone))
 
 
 def test_exp2_and_the_rounding_of_p_at_every_magnitude() -> None:
     """One key of a tile far below the other: all exponents of p down to those that are zero."""
-    scheme = make_scheme("head", 1, 1, 1, p_levels=127, quantized_sum=False)
-    k8 = torch.zeros(129, 1, 1, dtype=torch.int8)
-    k8[:128, 0, 0] = torch.arange(128)
-    q8 = torch.full((1, 1, 1), 127, dtype=torch.int8)
-    v8 = torch.randint(-128, 128, (129, 1, 1), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    for scale in torch.logspace(-6, 0, 150):
-        queries = reference.MappedQueries(q8[None], scale.view(1, 1, 1), torch.zeros(1, 1, 1))
-        args = (queries, k8, v8, None, None, scheme, 128, None)
-        expected = reference.attend_int8(*args)
-        for isa in ISAS:
-            assert torch.equal(kernel(isa)(*args), expected)
+    sample = Sample(make_scheme("head", 1, 1, 1, p_levels=127), 1, 128)
+    sample.k8[:129] = 0
+    sample.k8[:128, 0, 0] = torch.arange(128)
+    for scale in torch.logspace(-4, 2, 100):
+        sample.scheme = replace(sample.scheme, q_scale=scale.view(1, 1))
+        sample.q.fill_(float(127 * scale))
+        sample.assert_same_bits()
 
 
-GOOD = {
-    "out": torch.empty(2, 4, 8),
-    "q": torch.zeros(1, 2, 4, 8, dtype=torch.int8),
-    "q_scale": torch.zeros(1, 2, 4),
-    "q_bias": torch.zeros(1, 2, 4),
-    "k": torch.zeros(5, 2, 8, dtype=torch.int8),
-    "v": torch.zeros(5, 2, 8, dtype=torch.int8),
-    "k_scale": torch.zeros(5, 2),
-    "v_scale": torch.zeros(5, 2),
-    "v_step": None,
-    "v_offset": None,
-    "start": 3,
-    "window": None,
-    "split": 2048,
-    "map_block": 1024,
-    "p_levels": 255,
-    "quantized_sum": False,
-    "threads": 1,
-    "isa": None,
-}
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("dim", [7, 12, 16, 64, 80, 96, 128, 256])
+def test_append_stores_what_the_quantizers_say(isa: str, scales: str, dim: int) -> None:
+    """Any slots, any positions; neighbours keep their bytes."""
+    generator = torch.Generator().manual_seed(dim)
+    more: dict[str, Any] = {
+        "k_center": torch.randn(3, 2, dim, generator=generator),
+        "k_equalizer": torch.rand(3, 2, dim, generator=generator) + 0.5,
+        "rotation_block": dim & -dim,
+        "rotation_sign": torch.randint(2, (dim,), generator=generator) * 2.0 - 1,
+        "v_rotation_block": dim & -dim,
+    }
+    if scales == "channel, zero points":
+        more["k_offset"] = torch.full((2, dim), 3.0)
+    scheme = make_scheme(scales, 4, 2, dim, **more)
+    k, v = (torch.randn(40, 2, dim, generator=generator) * 10.0 ** torch.randint(-9, 7, (40, 2, 1)) for _ in range(2))
+    k[3], v[3] = 0.0, 0.0
+    k[4, 0], v[4, 1] = 1e9, -1e9
+    positions = torch.randint(5000, (40,), generator=generator)
+    slots = torch.randperm(3 * 256, generator=generator)[:40]
+    pages, untouched = poisoned(scheme, 3, 256, isa), poisoned(scheme, 3, 256, isa)
+    pages.append(k, v, slots, positions)
+    found = pages.read_bytes(torch.arange(3), 3 * 256)
+    blank = untouched.read_bytes(torch.arange(3), 3 * 256)
+    expected_k = [quantizers.quantize_k(k[i : i + 1], scheme.at(int(positions[i]) // MAP_BLOCK)) for i in range(40)]
+    v8, v_scale = quantizers.quantize_v(v, scheme)
+    k8 = torch.cat([values for values, _ in expected_k])
+    k_scale = None if scheme.k_scale is not None else torch.cat([s for _, s in expected_k if s is not None])
+    for store_, old, values in zip(found, blank, (k8, v8, k_scale, v_scale), strict=True):
+        if store_ is None or old is None or values is None:
+            assert store_ is values is None
+            continue
+        assert torch.equal(store_[slots], values)
+        others = torch.ones(3 * 256, dtype=torch.bool).index_fill(0, slots, False)
+        assert torch.equal(store_[others].nan_to_num(), old[others].nan_to_num())
+
+
+@pytest.mark.parametrize("page_size", [0, -128, 64, 100, 129])
+def test_a_page_holds_whole_tiles(page_size: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 128"):
+        Int8Pages(make_scheme("token", 2, 1, 16), 2, page_size)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"q": torch.zeros(1, 2, 4, 8)}, "q must be a contiguous array of int8"),
-        ({"q": torch.zeros(2, 4, 8, dtype=torch.int8)}, "four dimensions"),
-        ({"q": torch.zeros(1, 2, 8, 4, dtype=torch.int8).mT}, "q must be a contiguous"),
-        ({"q": torch.zeros(1, 2, 3, 8, dtype=torch.int8)}, "multiple"),
-        ({"q_scale": torch.zeros(1, 2, 3)}, r"q_scale must be a contiguous array of float32 \[1, 2, 4\]"),
-        ({"k": torch.zeros(4, 2, 8, dtype=torch.int8)}, "start"),
-        ({"v": torch.zeros(4, 2, 8, dtype=torch.int8)}, r"v must be .* \[5, 2, 8\] or longer"),
-        ({"v": torch.zeros(5, 2, 9, dtype=torch.int8)}, "v must be"),
-        ({"k_scale": torch.zeros(5, 2).half()}, "k_scale must be"),
-        ({"v_scale": torch.zeros(2, 5).T}, "v_scale must be"),
-        ({"v_scale": None}, "v_step"),
-        ({"v_scale": None, "v_step": torch.zeros(2, 1)}, "v_step must be"),
-        ({"v_offset": torch.zeros(2, 8)}, "v_step"),
-        ({"quantized_sum": True}, "v_step"),
-        ({"q_bias": torch.zeros(2, 2, 4)}, "q_bias must be"),
-        ({"map_block": 100}, "map_block"),
-        ({"out": torch.empty(2, 4, 9)}, "out must be"),
-        ({"start": -1}, "start"),
-        ({"start": 2**62}, "start"),
+        ({"q": torch.zeros(2, 4, 9)}, r"q must be a contiguous tensor of float32 \[2, 4, 8\]"),
+        ({"q": torch.zeros(2, 4, 8).double()}, "q must be a contiguous"),
+        ({"q": torch.zeros(3, 4, 8)}, "as many tokens"),
+        ({"spans": Spans(torch.tensor([[2, 127]]), torch.tensor([[1]]))}, "block_table is too short"),
+        ({"spans": Spans(torch.tensor([[0, 3]]), torch.tensor([[1]]))}, "must have tokens"),
+        ({"spans": Spans(torch.tensor([[2, -1]]), torch.tensor([[1]]))}, "must have tokens"),
+        ({"spans": Spans(torch.tensor([[2, 2**62]]), torch.tensor([[1]]))}, "too short"),
+        ({"spans": Spans(torch.tensor([[2**62, 3]]), torch.tensor([[1]]))}, "too short"),
+        ({"spans": Spans(torch.tensor([[2, 3]]), torch.tensor([[2]]))}, "page is not in the cache"),
+        ({"spans": Spans(torch.tensor([[2, 3]]), torch.tensor([[-1]]))}, "page is not in the cache"),
+        ({"spans": Spans(torch.tensor([[2, 3]]), torch.tensor([[1.0]]))}, "block_tables must be"),
         ({"window": 0}, "window"),
-        ({"split": 100}, "split"),
-        ({"p_levels": 256}, "p_levels"),
     ],
 )
-def test_wrong_operands_are_refused(wrong: dict[str, Any], message: str) -> None:
-    _C.attend(**GOOD)
+def test_wrong_operands_of_attend_are_refused(wrong: dict[str, Any], message: str) -> None:
+    pages = Int8Pages(make_scheme("token", 4, 2, 8), 2, 128)
+    good: dict[str, Any] = {
+        "q": torch.zeros(2, 4, 8),
+        "spans": Spans(torch.tensor([[2, 3]]), torch.tensor([[1]])),
+        "window": None,
+    }
+    pages.attend(**good)
     with pytest.raises(ValueError, match=message):
-        _C.attend(**{**GOOD, **wrong})
+        pages.attend(**{**good, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"k": torch.zeros(3, 2, 8)}, "v must be"),
+        ({"k": torch.zeros(2, 2, 9)}, "k must be"),
+        ({"v": torch.zeros(2, 2, 8).half()}, "v must be"),
+        ({"slots": torch.tensor([0, 256])}, "slot is not in the cache"),
+        ({"slots": torch.tensor([-1, 0])}, "slot is not in the cache"),
+        ({"positions": torch.tensor([0, -1])}, "position is negative"),
+        ({"positions": torch.tensor([0])}, "positions must be"),
+    ],
+)
+def test_wrong_operands_of_append_are_refused(wrong: dict[str, Any], message: str) -> None:
+    pages = Int8Pages(make_scheme("token", 4, 2, 8), 2, 128)
+    good: dict[str, Any] = {
+        "k": torch.zeros(2, 2, 8),
+        "v": torch.zeros(2, 2, 8),
+        "slots": torch.tensor([0, 200]),
+        "positions": torch.tensor([0, 1]),
+    }
+    pages.append(**good)
+    with pytest.raises(ValueError, match=message):
+        pages.append(**{**good, **wrong})

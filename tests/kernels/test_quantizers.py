@@ -1,8 +1,5 @@
 """Row quantizers, the Hadamard transform and integer products are exact, or round as little as can be."""
 
-import warnings
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant.kernels import matmul, quantizers
+from faquant.kernels import quantizers
 from oracles import attention as oracle
 
 
@@ -71,36 +68,6 @@ def test_int8_products_are_exact(rows: int, depth: int) -> None:
     x, weight = (rng.integers(-128, 128, (n, depth), np.int8) for n in (rows, 24))
     x[0], weight[0], weight[1] = -128, -128, 127
     expected = x.astype(np.int64) @ weight.astype(np.int64).T
-    for product in (quantizers.int8_matmul, matmul.int8_matmul):
-        out = product(torch.from_numpy(x), torch.from_numpy(weight))
-        assert out.dtype == torch.int32
-        np.testing.assert_array_equal(out.numpy(), expected)
-
-
-def missing(*_: Tensor) -> Tensor:
-    raise RuntimeError("not implemented for this machine")
-
-
-def saturating(x: Tensor, weight: Tensor) -> Tensor:
-    pairs = x.int()[:, None] * weight.t().int()[None]
-    pairs = pairs[..., : pairs.shape[-1] // 2 * 2].unflatten(-1, (-1, 2)).sum(-1).clamp(-32768, 32767)
-    return pairs.sum(-1).int()
-
-
-@pytest.mark.parametrize("broken", [missing, saturating])
-def test_a_missing_or_saturating_product_of_torch_is_replaced_with_a_warning(
-    broken: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "_int_mm", broken)
-    matmul.matmul_backend.cache_clear()
-    try:
-        x = torch.full((3, 3000), -128, dtype=torch.int8)
-        with pytest.warns(RuntimeWarning, match="not exact"):
-            out = matmul.int8_matmul(x, x)
-        assert (out == 3000 * 128 * 128).all()
-        assert matmul.matmul_backend() == "reference"
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            matmul.int8_matmul(x, x)
-    finally:
-        matmul.matmul_backend.cache_clear()
+    out = quantizers.int8_matmul(torch.from_numpy(x), torch.from_numpy(weight))
+    assert out.dtype == torch.int32
+    np.testing.assert_array_equal(out.numpy(), expected)

@@ -147,7 +147,7 @@ class Cache:
         return list(logits.split([len(chunk.tokens) for chunk in chunks]))
 
 
-def in_chunks(made: Parts, ids: Tensor, sizes: list[int], page_size: int = 16) -> Tensor:
+def in_chunks(made: Parts, ids: Tensor, sizes: list[int], page_size: int = 128) -> Tensor:
     """Logits [tokens, vocab] of `ids` alone, computed in chunks of those sizes, the last one repeated."""
     cache = Cache(made, page_size, len(ids))
     rope, table = Rope(made[0].config), cache.table(len(ids))
@@ -194,7 +194,7 @@ def test_a_prompt_s_logits_are_those_of_a_longer_one(model: str, scheme: str, co
     scheme=st.sampled_from(SCHEMES),
     sizes=st.lists(st.integers(1, LONGEST), min_size=1, max_size=6),
     length=st.integers(1, LONGEST),
-    page_size=st.sampled_from([16, 64, 128]),
+    page_size=st.sampled_from([128, 256]),
     count=st.sampled_from(THREADS),
 )
 def test_chunks_of_any_size_as_in_one(
@@ -214,7 +214,7 @@ def test_chunks_of_any_size_as_in_one(
         min_size=1,
         max_size=6,
     ),
-    page_size=st.sampled_from([16, 64, 128]),
+    page_size=st.sampled_from([128, 256]),
     count=st.sampled_from(THREADS),
 )
 def test_among_other_sequences_as_alone(
@@ -251,7 +251,7 @@ def test_across_splits_of_the_keys_as_in_one_chunk(monkeypatch: pytest.MonkeyPat
     made, ids = parts("odd"), tokens(LONGEST)
     whole = in_chunks(made, ids, [LONGEST], 128)
     torch.set_num_threads(2)
-    assert torch.equal(in_chunks(made, ids, [120, *[1] * 12, 61], 64), whole)
+    assert torch.equal(in_chunks(made, ids, [120, *[1] * 12, 61], 256), whole)
 
 
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -66,7 +66,7 @@ def test_the_tools_checkpoint_loads_and_answers_like_its_float_source(golden: Pa
     layer = model.decoder.layers[0]
     assert isinstance(layer.q_proj, StaticLinear)
     assert isinstance(layer.down_proj, FloatLinear)
-    assert all(isinstance(pages, Int8Pages) for pages in model.make_pages(1, 16))
+    assert all(isinstance(pages, Int8Pages) for pages in model.make_pages(1, 128))
     expected = window_logits(load_float(GOLDEN / "float_float32"), _ids())
     agreement = torch.nn.functional.cosine_similarity(_logits(golden), expected).mean()
     assert agreement > 0.98
@@ -130,7 +130,7 @@ def test_a_layer_without_tables_has_float_attention(golden: Path) -> None:
 
     _edit(golden, strip)
     model = load(golden)
-    kinds = [type(pages) for pages in model.make_pages(1, 16)]
+    kinds = [type(pages) for pages in model.make_pages(1, 128)]
     assert kinds == [Int8Pages, FloatPages, Int8Pages]
     assert _logits(golden).isfinite().all()
 

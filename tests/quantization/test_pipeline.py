@@ -103,9 +103,9 @@ def test_default_writes_the_tensors_and_types_of_the_format(source: Path, tmp_pa
 def test_static_keeps_exactly_eight_bits_a_value(source: Path, tmp_path: Path) -> None:
     model = load(_quantize(source, tmp_path / "out", RECIPES["static"]))
     config = model.config
-    for pages in model.make_pages(1, 16):
+    for pages in model.make_pages(1, 128):
         assert isinstance(pages, Int8Pages)
-        assert pages.bytes_per_token == 2 * config.num_kv_heads * config.head_dim
+        assert pages.bytes_per_token == 2 * config.num_kv_heads * -(-config.head_dim // 16) * 16
         assert pages.k_scale is None
         assert pages.v_scale is None
 
@@ -145,12 +145,12 @@ def _add_k_outliers(source: Path) -> None:
 
 def _k_error(model: object, original: object, ids: torch.Tensor, position: int) -> float:
     """Mean squared error of the first layer's K as the cache gives it back, over the mean square of K's variation."""
-    table = torch.arange(-(-len(ids) // 16))
+    table = torch.arange(-(-len(ids) // 128))
     keys = []
     moved = [scheme.starting_at(position) for scheme in model.schemes]  # type: ignore[attr-defined]
     for schemes in (moved, [None] * len(moved)):
         original.schemes = schemes  # type: ignore[attr-defined]
-        pages = original.make_pages(len(table), 16)  # type: ignore[attr-defined]
+        pages = original.make_pages(len(table), 128)  # type: ignore[attr-defined]
         chunk = Chunk(ids, 0, table, Rope(original.config, original.config.max_position), position)  # type: ignore[attr-defined]
         run_chunks(original.decoder, pages, [chunk])  # type: ignore[attr-defined]
         keys.append(pages[0].read(table, len(ids))[0])

@@ -1,6 +1,7 @@
 """LLM: a directory that answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from ..errors import UsageError
 from ..kernels.pages import Pages
 from ..kernels.saturation import Saturation
+from ..kernels.threads import torch_on_one
 from ..model.load import Model, load
 from ..model.paged import Chunk, run_chunks
 from ..model.rope import Rope
@@ -117,11 +119,20 @@ class LLM:
             layer.saturation = self._saturation
         for request in requests:
             while request.pending > PREFILL_CHUNK:
-                self._step(pages, [request], PREFILL_CHUNK)
-            yield request, request.accept(self._step(pages, [request])[0])
+                with self._threads():
+                    self._step(pages, [request], PREFILL_CHUNK)
+            yield from self._advance(pages, [request])
         while active := [request for request in requests if request.finish_reason is None]:
-            for request, logits in zip(active, self._step(pages, active), strict=True):
-                yield request, request.accept(logits)
+            yield from self._advance(pages, active)
+
+    def _advance(self, pages: list[Pages], requests: list["_Request"]) -> list[tuple["_Request", str]]:
+        """One more token for each request."""
+        with self._threads():
+            logits = self._step(pages, requests)
+            return [(request, request.accept(row)) for request, row in zip(requests, logits, strict=True)]
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return torch_on_one() if self.model.is_int8 else nullcontext()
 
     def _step(self, pages: list[Pages], requests: list["_Request"], limit: int = PREFILL_CHUNK) -> torch.Tensor:
         """Run the next tokens of each request; logits [requests, vocab] of its last one."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import quantizers
-from ..kernels.pages import float_attend
+from ..kernels.pages import Spans, float_attend
 from ..kernels.quantizers import hadamard
 from ..model.decoder import LINEARS, DecoderLayer, Tables
 from ..model.linear import FloatLinear, Linear
@@ -167,7 +167,7 @@ class NoiseMeter:
         noise.k.add(quantizers.map_k(seen.k, scheme), quantizers.map_k(k, scheme), by_head=True)
         noise.v.add(seen.v, v, by_head=True)
         exact = float_attend(quantizers.unmap_q(q, scheme), k, v, 0, self._sliding(layer))
-        noise.p.add(exact, pages.attend(seen.q, table, 0, self._sliding(layer)), by_head=True)
+        noise.p.add(exact, pages.attend(seen.q, Spans.of([(count, 0, table)]), self._sliding(layer)), by_head=True)
 
     def _linears(self, noise: LayerNoise, layer: DecoderLayer, seen: _Seen) -> None:
         metadata = self.models["linears"].metadata

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..errors import OutputError
 from ..kernels import cpu
-from ..kernels.matmul import matmul_backend
 from ..model.inspection import Inspection
 from .divergence import Divergence
 from .html import render
@@ -60,7 +59,6 @@ class Report:
             "program": {
                 "version": metadata.version("faquant"),
                 "kernel": cpu.selected_isa(),
-                "matmul": matmul_backend(),
                 "torch": metadata.version("torch"),
             },
             "model": {

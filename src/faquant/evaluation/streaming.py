@@ -104,7 +104,7 @@ def run(
         look(step)
         streams = step.after
         # Before the next layer is read, or there would be two of each.
-        del shared, step
+        del shared, step, layer
     progress(total, total)
     return streams
 

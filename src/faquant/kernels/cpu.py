@@ -9,21 +9,14 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _C
-from .scheme import MAP_BLOCK
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from .reference import MappedQueries
-    from .scheme import AttentionScheme
-
     ByteVector: TypeAlias = NDArray[Any] | torch.Tensor
 
 MAX_DOT_LENGTH: int = _C.MAX_DOT_LENGTH
-
-TILE: int = _C.TILE
-"""reference.TILE, which is compiled in."""
 
 
 def cpu_features() -> dict[str, bool]:
@@ -78,53 +71,3 @@ def dot_u8s8(a: "ByteVector", b: "ByteVector", isa: str | None = None) -> int:
 def dot_s8s8(a: "ByteVector", b: "ByteVector", isa: str | None = None) -> int:
     """As `dot_u8s8`, for int8 `a` [n] and int8 `b` [n]."""
     return _C.dot_s8s8(a, b, isa)
-
-
-def attend(
-    queries: "MappedQueries",
-    k8: "torch.Tensor",
-    v8: "torch.Tensor",
-    k_scale: "torch.Tensor | None",
-    v_scale: "torch.Tensor | None",
-    scheme: "AttentionScheme",
-    start: int,
-    window: int | None,
-    *,
-    split: int,
-    threads: int,
-    isa: str | None = None,
-) -> "torch.Tensor":
-    """reference.attend_int8, bit for bit, with up to `threads` threads; `split` is reference.SPLIT.
-
-    Raises:
-        ValueError: an operand has another dtype or shape or is not contiguous, D exceeds 1024, or a number is
-            outside its range.
-        UsageError: as for `dot_u8s8`.
-    """
-
-    def by_channel(table: "torch.Tensor | None") -> "torch.Tensor | None":
-        return None if table is None else table.expand(-1, scheme.head_dim).contiguous()
-
-    static = v_scale is None
-    out = queries.scale.new_empty(queries.values.shape[1:])
-    _C.attend(
-        out=out,
-        q=queries.values,
-        q_scale=queries.scale,
-        q_bias=queries.bias,
-        k=k8,
-        v=v8,
-        k_scale=None if k_scale is None else k_scale.float(),
-        v_scale=None if v_scale is None else v_scale.float(),
-        v_step=by_channel(scheme.v_scale) if static else None,
-        v_offset=by_channel(scheme.v_offset) if static else None,
-        start=start,
-        window=window,
-        split=split,
-        map_block=MAP_BLOCK,
-        p_levels=scheme.p_levels,
-        quantized_sum=scheme.quantized_sum,
-        threads=threads,
-        isa=isa,
-    )
-    return out

@@ -4,16 +4,54 @@ A slot is page · page_size + offset. A block table lists the pages of one seque
 """
 
 import math
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from . import cpu, quantizers, reference
+from .. import _C
+from . import quantizers, reference, threads
+from .addresses import address
+from .packing import unpacked
 from .saturation import Saturation
 from .scheme import MAP_BLOCK, AttentionScheme
+
+TILE: int = _C.TILE
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Tokens of several sequences, one sequence's behind the other's.
+
+    Attributes:
+        tokens_starts: int64 [sequences, 2]: how many tokens, and the first one's number in its sequence.
+        block_tables: int64 [sequences, pages], each sequence's pages in order; what lies behind its end is not read.
+    """
+
+    tokens_starts: Tensor
+    block_tables: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, int, Tensor]]) -> "Spans":
+        """Of each sequence its tokens, start and block table."""
+        numbers = torch.tensor([[tokens, start] for tokens, start, _ in parts], dtype=torch.int64)
+        tables = torch.zeros(len(parts), max(len(table) for *_, table in parts), dtype=torch.int64)
+        for row, (*_, table) in zip(tables, parts, strict=True):
+            row[: len(table)] = table
+        return cls(numbers, tables)
+
+    @cached_property
+    def parts(self) -> list[tuple[slice, int, Tensor]]:
+        """Of each sequence its rows, start and block table."""
+        counts, starts = self.tokens_starts.T.tolist()
+        ends = accumulate(counts)
+        rows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        return list(zip(rows, starts, self.block_tables, strict=True))
 
 
 class Pages(Protocol):
@@ -32,9 +70,9 @@ class Pages(Protocol):
         """Store k and v, float32 [tokens, Hkv, D] after RoPE, in the slots, int64 [tokens]; `positions`, int64
         [tokens], says which number each token has in its sequence."""
 
-    def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
-        """Causal attention of q, float32 [tokens, Hq, D] after RoPE, whose first token is number `start` of its
-        sequence. Returns float32 [tokens, Hq, D]."""
+    def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
+        """Causal attention of q, float32 [tokens, Hq, D] after RoPE, of the spans' tokens over their sequences up to
+        themselves. Returns float32 [tokens, Hq, D]."""
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` an exact copy of page `source`."""
@@ -44,37 +82,70 @@ class Pages(Protocol):
 
 
 class Int8Pages:
-    """int8 K and V [pages, page_size, Hkv, D], with float16 scales [pages, page_size, Hkv] where they are dynamic."""
+    """int8 K and V, packed as csrc/kernels.h says, with float16 scales [pages, Hkv, page_size] where they are dynamic.
 
-    def __init__(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> None:
+    Raises:
+        ValueError: a page does not hold whole tiles.
+    """
+
+    def __init__(self, scheme: AttentionScheme, num_pages: int, page_size: int, isa: str | None = None) -> None:
+        if page_size <= 0 or page_size % TILE:
+            raise ValueError(f"a page holds a multiple of {TILE} tokens, not {page_size}")
         self.scheme = scheme
         self.num_pages = num_pages
         self.page_size = page_size
         self.saturation = Saturation()
-        shape = (num_pages, page_size, scheme.num_kv_heads)
-        self.k = torch.zeros(*shape, scheme.head_dim, dtype=torch.int8)
-        self.v = torch.zeros(*shape, scheme.head_dim, dtype=torch.int8)
+        self._isa = isa
+        heads = scheme.num_kv_heads
+        tiles = (num_pages, heads, page_size // TILE, TILE * scheme.padded_dim)
+        self.k, self.v = torch.zeros(tiles, dtype=torch.uint8), torch.zeros(tiles, dtype=torch.int8)
+        shape = (num_pages, heads, page_size)
         self.k_scale = torch.zeros(shape, dtype=torch.float16) if scheme.k_scale is None else None
         self.v_scale = torch.zeros(shape, dtype=torch.float16) if scheme.v_scale is None else None
+        self._cache = _layer_cache(self)
 
     @property
     def bytes_per_token(self) -> int:
         return self.scheme.bytes_per_token
 
     def append(self, k: Tensor, v: Tensor, slots: Tensor, positions: Tensor) -> None:
-        blocks = (positions // MAP_BLOCK).clamp_max(self.scheme.num_maps - 1)
-        for block in range(int(blocks.min()), int(blocks.max()) + 1):
-            there = blocks == block
-            values, scale = quantizers.quantize_k(k[there], self.scheme.at(block), self.saturation)
-            _store(self.k, self.k_scale, slots[there], values, scale)
-        _store(self.v, self.v_scale, slots, *quantizers.quantize_v(v, self.scheme, self.saturation))
-
-    def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
-        k, v, k_scale, v_scale = self._gather(block_table, start + q.shape[0])
-        kernel = partial(cpu.attend, split=reference.SPLIT, threads=torch.get_num_threads())
-        return reference.attend(
-            q, k, v, k_scale, v_scale, self.scheme, start, window, kernel=kernel, saturation=self.saturation
+        tokens, heads, dim = k.shape[0], self.scheme.num_kv_heads, self.scheme.head_dim
+        k, v = k.contiguous(), v.contiguous()
+        beyond = self._cache.append(
+            address("k", k, torch.float32, tokens, heads, dim),
+            address("v", v, torch.float32, tokens, heads, dim),
+            address("slots", slots, torch.int64, tokens),
+            address("positions", positions, torch.int64, tokens),
+            tokens,
+            threads.count(),
+            self._isa,
         )
+        for name, x, static, count in zip(
+            "kv", (k, v), (self.scheme.k_scale, self.scheme.v_scale), beyond, strict=True
+        ):
+            if static is not None:
+                self.saturation.count(name, x.numel(), count)
+
+    def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        tokens, count, width = q.shape[0], *spans.block_tables.shape
+        beyond = self._cache.attend(
+            out.data_ptr(),
+            address("q", q, torch.float32, tokens, self.scheme.num_heads, self.scheme.head_dim),
+            tokens,
+            address("tokens_starts", spans.tokens_starts, torch.int64, count, 2),
+            address("block_tables", spans.block_tables, torch.int64, count, width),
+            count,
+            width,
+            window,
+            reference.SPLIT,
+            threads.count(),
+            self._isa,
+        )
+        if self.scheme.q_scale is not None:
+            self.saturation.count("q", q.numel(), beyond)
+        return out
 
     def copy_page(self, source: int, target: int) -> None:
         for store in (self.k, self.v, self.k_scale, self.v_scale):
@@ -82,7 +153,7 @@ class Int8Pages:
                 store[target] = store[source]
 
     def read(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        k8, v8, k_scale, v_scale = self._gather(block_table, length)
+        k8, v8, k_scale, v_scale = self.read_bytes(block_table, length)
         k = [
             quantizers.dequantize_k(
                 k8[some], None if k_scale is None else k_scale[some], self.scheme.at(some.start // MAP_BLOCK)
@@ -91,12 +162,59 @@ class Int8Pages:
         ]
         return torch.cat(k), quantizers.dequantize_v(v8, v_scale, self.scheme)
 
-    def _gather(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        k, v = (_gather(store, block_table, length) for store in (self.k, self.v))
-        k_scale, v_scale = (
-            None if store is None else _gather(store, block_table, length) for store in (self.k_scale, self.v_scale)
+    def read_bytes(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """int8 K and V [length, Hkv, D] and their scales float16 [length, Hkv], as reference.attend takes them."""
+        some = block_table[: -(-length // self.page_size)]
+        padded = self.scheme.padded_dim
+        k = unpacked(self.k[some], padded, TILE).transpose(3, 4) ^ 0x80
+        v = unpacked(self.v[some], TILE, padded)
+        k8, v8 = (
+            x.view(torch.int8).permute(0, 2, 3, 1, 4).flatten(0, 2)[:length, :, : self.scheme.head_dim].contiguous()
+            for x in (k.contiguous(), v)
         )
-        return k, v, k_scale, v_scale
+        k_scale, v_scale = (
+            None if scales is None else scales[some].transpose(1, 2).flatten(0, 1)[:length]
+            for scales in (self.k_scale, self.v_scale)
+        )
+        return k8, v8, k_scale, v_scale
+
+
+def _layer_cache(pages: Int8Pages) -> _C.LayerCache:
+    scheme = pages.scheme
+
+    def table(x: Tensor | None, dimensions: int = 2) -> Tensor | None:
+        """[…, heads, D], with the maps in front where there are three dimensions."""
+        if x is None:
+            return None
+        x = x.expand(*x.shape[:-1], scheme.head_dim)
+        return (x[None] if x.dim() < dimensions else x).contiguous()
+
+    def by_channel(x: Tensor | None) -> bool:
+        return x is not None and x.shape[-1] > 1
+
+    return _C.LayerCache(
+        heads=scheme.num_heads,
+        k=pages.k,
+        v=pages.v,
+        k_scales=None if pages.k_scale is None else pages.k_scale.view(torch.int16),
+        v_scales=None if pages.v_scale is None else pages.v_scale.view(torch.int16),
+        dim=scheme.head_dim,
+        map_block=MAP_BLOCK,
+        k_center=table(scheme.k_center, 3),
+        k_equalizer=table(scheme.k_equalizer, 3),
+        rotation_block=scheme.rotation_block,
+        rotation_sign=scheme.rotation_sign,
+        v_rotation_block=scheme.v_rotation_block,
+        q_scale=table(scheme.q_scale),
+        q_by_channel=by_channel(scheme.q_scale),
+        k_scale=table(scheme.k_scale),
+        k_by_channel=by_channel(scheme.k_scale),
+        k_offset=table(scheme.k_offset),
+        v_scale=table(scheme.v_scale),
+        v_offset=table(scheme.v_offset),
+        p_levels=scheme.p_levels,
+        quantized_sum=scheme.quantized_sum,
+    )
 
 
 class FloatPages:
@@ -118,9 +236,12 @@ class FloatPages:
         self.k.flatten(0, 1)[slots] = k
         self.v.flatten(0, 1)[slots] = v
 
-    def attend(self, q: Tensor, block_table: Tensor, start: int, window: int | None = None) -> Tensor:
-        k, v = self.read(block_table, start + q.shape[0])
-        return float_attend(q, k, v, start, window)
+    def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
+        outs = []
+        for rows, start, block_table in spans.parts:
+            k, v = self.read(block_table, start + rows.stop - rows.start)
+            outs.append(float_attend(q[rows], k, v, start, window))
+        return torch.cat(outs)
 
     def copy_page(self, source: int, target: int) -> None:
         self.k[target] = self.k[source]
@@ -151,12 +272,6 @@ def float_attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None
     p = scores.masked_fill(~visible[:, None, :], -math.inf).softmax(-1)
     out = p.flatten(1, 2) @ v.transpose(0, 1)
     return out.view(kv_heads, tokens, group, dim).permute(1, 0, 2, 3).reshape(tokens, heads, dim)
-
-
-def _store(store: Tensor, scales: Tensor | None, slots: Tensor, values: Tensor, scale: Tensor | None) -> None:
-    store.flatten(0, 1)[slots] = values
-    if scales is not None and scale is not None:
-        scales.flatten(0, 1)[slots] = scale
 
 
 def _gather(store: Tensor, block_table: Tensor, length: int) -> Tensor:

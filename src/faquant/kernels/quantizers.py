@@ -9,7 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-from .saturation import Saturation
 from .scheme import AttentionScheme
 
 MAX_INPUT_BLOCK = 512
@@ -91,7 +90,7 @@ def unmap_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
     return k
 
 
-def map_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None) -> Tensor:
+def map_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
     """The inverse transpose of K's map (without the centre, which softmax cancels), on [tokens, Hq, D].
 
     A per-channel scale of K is folded in as well, so that q'·k8 needs no scale per channel.
@@ -101,7 +100,7 @@ def map_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = No
     q = _rotate(q, scheme)
     if scheme.q_scale is not None and scheme.q_scale.shape[-1] > 1:
         # A scale per channel of q has no place in an integer product: round to its grid, then as a dynamic q.
-        q = _quantize_static("q", q, scheme.q_scale, None, saturation) * scheme.q_scale
+        q = _quantize_static(q, scheme.q_scale, None) * scheme.q_scale
     if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
         q = q * per_query_head(scheme.k_scale, scheme)
     return q
@@ -127,14 +126,11 @@ def dequantize_q(q8: Tensor, scale: Tensor, scheme: AttentionScheme) -> Tensor:
     return q8.float() * scale[..., None]
 
 
-def quantize_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None) -> tuple[Tensor, Tensor]:
-    """q [tokens, Hq, D] after RoPE to int8 and a float32 scale [tokens, Hq] that holds K's static scale per head.
-
-    As in quantize_k and quantize_v, what is beyond a calibrated scale is counted in `saturation`.
-    """
-    q = map_q(q, scheme, saturation)
+def quantize_q(q: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
+    """q [tokens, Hq, D] after RoPE to int8 and a float32 scale [tokens, Hq] that holds K's static scale per head."""
+    q = map_q(q, scheme)
     if scheme.q_scale is not None and scheme.q_scale.shape[-1] == 1:
-        q8 = _quantize_static("q", q, scheme.q_scale, None, saturation)
+        q8 = _quantize_static(q, scheme.q_scale, None)
         scale = scheme.q_scale[:, 0].expand(q.shape[0], -1)
     else:
         q8, scale = quantize_rows(q)
@@ -143,25 +139,21 @@ def quantize_q(q: Tensor, scheme: AttentionScheme, saturation: Saturation | None
     return q8, scale
 
 
-def quantize_k(
-    k: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None
-) -> tuple[Tensor, Tensor | None]:
+def quantize_k(k: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | None]:
     """K [tokens, Hkv, D] after RoPE to int8, with float16 scales [tokens, Hkv] where they are per token."""
     mapped = map_k(k, scheme)
     if scheme.k_scale is None:
         return quantize_rows_fp16(mapped)
-    return _quantize_static("k", mapped, scheme.k_scale, scheme.k_offset, saturation), None
+    return _quantize_static(mapped, scheme.k_scale, scheme.k_offset), None
 
 
-def quantize_v(
-    v: Tensor, scheme: AttentionScheme, saturation: Saturation | None = None
-) -> tuple[Tensor, Tensor | None]:
+def quantize_v(v: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | None]:
     """V [tokens, Hkv, D] to int8, with float16 scales [tokens, Hkv] where they are per token."""
     if scheme.v_rotation_block:
         v = hadamard(v, scheme.v_rotation_block)
     if scheme.v_scale is None:
         return quantize_rows_fp16(v)
-    return _quantize_static("v", v, scheme.v_scale, scheme.v_offset, saturation), None
+    return _quantize_static(v, scheme.v_scale, scheme.v_offset), None
 
 
 def dequantize_k(k8: Tensor, scale: Tensor | None, scheme: AttentionScheme) -> Tensor:
@@ -187,14 +179,10 @@ def per_query_head(table: Tensor, scheme: AttentionScheme) -> Tensor:
     return table.repeat_interleave(scheme.num_heads // scheme.num_kv_heads, dim=0)
 
 
-def _quantize_static(
-    name: str, x: Tensor, scale: Tensor, offset: Tensor | None, saturation: Saturation | None
-) -> Tensor:
+def _quantize_static(x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
     steps = x / scale
     if offset is not None:
         steps = steps + offset
-    if saturation is not None:
-        saturation.count(name, steps)
     return steps.round().clamp(-128, 127).to(torch.int8)
 
 

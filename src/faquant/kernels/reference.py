@@ -1,17 +1,16 @@
-"""The oracle: int8 attention in plain torch.
+"""The oracle: int8 attention and linears in plain torch.
 
 Integers are exact and floats are computed row by row in a fixed order, so a row's result depends neither on
 its neighbours nor on how a prompt was cut into chunks. README.md beside this file has the mathematics.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .quantizers import SMALLEST_SCALE, hadamard, per_query_head, quantize_q
-from .saturation import Saturation
+from .quantizers import SMALLEST_SCALE, hadamard, int8_matmul, per_query_head, quantize_q, quantize_rows
 from .scheme import MAP_BLOCK, AttentionScheme
 
 TILE = 128
@@ -57,8 +56,6 @@ def attend(
     scheme: AttentionScheme,
     start: int,
     window: int | None = None,
-    kernel: "Kernel | None" = None,
-    saturation: Saturation | None = None,
 ) -> Tensor:
     """Causal int8 attention of the queries at `start`, `start` + 1, … over all keys up to their own.
 
@@ -67,33 +64,14 @@ def attend(
         k8, v8: int8 [length, Hkv, D] with length ≥ start + tokens; later keys are not seen.
         k_scale, v_scale: float16 [length, Hkv], or None where the scheme's scales are static.
         window: a query sees this many keys, itself included; None: all. What no query sees may hold anything.
-        kernel: what computes the integers' attention; None: attend_int8.
-        saturation: counts the values of q beyond a calibrated scale.
 
     Returns:
         float32 [tokens, Hq, D].
     """
     maps = min(scheme.num_maps, -(-(start + q.shape[0]) // MAP_BLOCK))
-    queries = map_queries(q, scheme, maps, saturation)
-    out = (kernel or attend_int8)(queries, k8, v8, k_scale, v_scale, scheme, start, window)
+    queries = map_queries(q, scheme, maps)
+    out = attend_int8(queries, k8, v8, k_scale, v_scale, scheme, start, window)
     return hadamard(out, scheme.v_rotation_block) if scheme.v_rotation_block else out
-
-
-class Kernel(Protocol):
-    """attend_int8, or what gives the same bits."""
-
-    def __call__(
-        self,
-        queries: "MappedQueries",
-        k8: Tensor,
-        v8: Tensor,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-        scheme: AttentionScheme,
-        start: int,
-        window: int | None,
-        /,
-    ) -> Tensor: ...
 
 
 class MappedQueries(NamedTuple):
@@ -114,7 +92,7 @@ class MappedQueries(NamedTuple):
         return MappedQueries(by_kv_head(self.values).float(), by_kv_head(self.scale), by_kv_head(self.bias))
 
 
-def map_queries(q: Tensor, scheme: AttentionScheme, maps: int, saturation: Saturation | None = None) -> MappedQueries:
+def map_queries(q: Tensor, scheme: AttentionScheme, maps: int) -> MappedQueries:
     """q [tokens, Hq, D] after RoPE as the first `maps` maps of K want it.
 
     A centre is the same for all keys of a map, and so cancels in the softmax; that the centres differ does not. What
@@ -122,7 +100,7 @@ def map_queries(q: Tensor, scheme: AttentionScheme, maps: int, saturation: Satur
     """
     unit = _LOG2E / math.sqrt(scheme.head_dim)
     schemes = [scheme.at(number) for number in range(maps)]
-    values, scales = zip(*(quantize_q(q, here, saturation) for here in schemes), strict=True)
+    values, scales = zip(*(quantize_q(q, here) for here in schemes), strict=True)
     biases = [torch.zeros_like(scales[0])] * maps
     if maps > 1 and scheme.k_center is not None:
         shifts = scheme.k_center[:maps] - scheme.k_center[0]
@@ -301,3 +279,22 @@ def _token_scales(scale: Tensor | None, oldest: int, end: int) -> Tensor | None:
     clean = scale[:end].float()
     clean[:oldest] = 0.0
     return _tiles(clean, end)
+
+
+def dynamic_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, hadamard_block: int = 0
+) -> Tensor:
+    """x [tokens, k] through int8 weight [n, k] with scales [n], each row of x rounded with a scale of its own."""
+    if hadamard_block:
+        x = hadamard(x, hadamard_block)
+    x8, x_scale = quantize_rows(x)
+    y = int8_matmul(x8, weight).float() * scale * x_scale[:, None]
+    return y if bias is None else y + bias
+
+
+def static_linear(
+    x: Tensor, weight: Tensor, input_scale: Tensor, input_offset: Tensor, quant_bias: Tensor, deq_scale: Tensor
+) -> Tensor:
+    """x [tokens, k] through int8 weight [n, k], rounded with a given scale and zero point [1]."""
+    x8 = ((x / input_scale).round() + input_offset).clamp(-128, 127).to(torch.int8)
+    return (int8_matmul(x8, weight) + quant_bias).float() * deq_scale

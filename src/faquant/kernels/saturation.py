@@ -2,10 +2,6 @@
 
 from collections import Counter
 
-from torch import Tensor
-
-_LOW, _HIGH = -128.5, 127.5
-
 
 class Saturation:
     """How many values of q, k and v were quantized with calibrated scales, and how many of them were beyond the range.
@@ -17,14 +13,10 @@ class Saturation:
         self.written: Counter[str] = Counter()
         self.saturated: Counter[str] = Counter()
 
-    def count(self, name: str, steps: Tensor) -> None:
-        """Count values of q, k or v in steps of their scale, with the zero point in."""
-        self.written[name] += steps.numel()
-        if steps.numel() == 0:
-            return
-        low, high = (end.item() for end in steps.aminmax())
-        if low < _LOW or high > _HIGH:
-            self.saturated[name] += int(((steps < _LOW) | (steps > _HIGH)).sum())
+    def count(self, name: str, written: int, saturated: int) -> None:
+        """Count values of q, k or v, and how many of them were beyond the range."""
+        self.written[name] += written
+        self.saturated[name] += saturated
 
     def add(self, other: "Saturation") -> None:
         """Add what another one counted."""

@@ -5,8 +5,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from .. import _C
+
 MAP_BLOCK = 1024
 """Keys that share one map where the map follows the position: block b holds the positions from b · MAP_BLOCK on."""
+
+
+PADDING: int = _C.PADDING
+"""A head's channels are filled up to a multiple of it in the cache; those of the models in use are one."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,12 @@ class AttentionScheme:
     def bytes_per_token(self) -> int:
         """Bytes that one token takes in this layer's cache."""
         scales = (self.k_scale is None) + (self.v_scale is None)
-        return self.num_kv_heads * (2 * self.head_dim + 2 * scales)
+        return self.num_kv_heads * (2 * self.padded_dim + 2 * scales)
+
+    @property
+    def padded_dim(self) -> int:
+        """Channels that a head takes in the cache."""
+        return -(-self.head_dim // PADDING) * PADDING
 
     @property
     def summary(self) -> str:

@@ -5,8 +5,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.matmul import int8_matmul
-from ..kernels.quantizers import hadamard, quantize_rows
+from .. import _C
+from ..kernels import threads
+from ..kernels.addresses import address
+from ..kernels.packing import PackedWeight
 
 
 class Linear(Protocol):
@@ -38,46 +40,98 @@ class DynamicLinear:
     """int8 weight [n, k] with a float32 scale [n]; each token's input is quantized with its own scale.
 
     `hadamard_block` > 0: the input is first transformed in blocks of that size (the weight already is).
+    The oracle is reference.dynamic_linear.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, hadamard_block: int = 0) -> None:
-        self.weight = weight
         self.scale = scale
         self.bias = bias
         self.hadamard_block = hadamard_block
+        self._packed = PackedWeight(weight)
+        self._sizes = weight.shape[1], weight.shape[0]
+        self._kernel = _kernel(self._packed, scale, bias=bias, hadamard_block=hadamard_block)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.hadamard_block:
-            x = hadamard(x, self.hadamard_block)
-        x8, x_scale = quantize_rows(x)
-        y = int8_matmul(x8, self.weight).float() * self.scale * x_scale[:, None]
-        return y if self.bias is None else y + self.bias
+        return _apply(self._kernel, x, *self._sizes)
+
+    @property
+    def weight(self) -> Tensor:
+        """int8 [n, k], unpacked anew."""
+        return self._packed.unpack()
 
     @property
     def nbytes(self) -> int:
-        return _nbytes(self.weight, self.scale, self.bias)
+        return self._packed.nbytes + _nbytes(self.scale, self.bias)
 
 
 class StaticLinear:
     """The ecosystem's W8A8: int8 weight [n, k], input scale and zero point [1], int32 quant_bias [n] that holds the
-    bias and the zero point's part, float32 deq_scale [n]. y = (x8 · W8ᵀ + quant_bias) · deq_scale."""
+    bias and the zero point's part, float32 deq_scale [n]. y = (x8 · W8ᵀ + quant_bias) · deq_scale.
+
+    The oracle is reference.static_linear.
+    """
 
     def __init__(
         self, weight: Tensor, input_scale: Tensor, input_offset: Tensor, quant_bias: Tensor, deq_scale: Tensor
     ) -> None:
-        self.weight = weight
         self.input_scale = input_scale
         self.input_offset = input_offset
         self.quant_bias = quant_bias
         self.deq_scale = deq_scale
+        self._packed = PackedWeight(weight)
+        self._sizes = weight.shape[1], weight.shape[0]
+        self._kernel = _kernel(
+            self._packed,
+            deq_scale,
+            input_scale=input_scale.float().view(1),
+            input_offset=input_offset.float().view(1),
+            quant_bias=quant_bias,
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
-        x8 = ((x / self.input_scale).round() + self.input_offset).clamp(-128, 127).to(torch.int8)
-        return (int8_matmul(x8, self.weight) + self.quant_bias).float() * self.deq_scale
+        return _apply(self._kernel, x, *self._sizes)
+
+    @property
+    def weight(self) -> Tensor:
+        """int8 [n, k], unpacked anew."""
+        return self._packed.unpack()
 
     @property
     def nbytes(self) -> int:
-        return _nbytes(self.weight, self.input_scale, self.input_offset, self.quant_bias, self.deq_scale)
+        return self._packed.nbytes + _nbytes(self.input_scale, self.input_offset, self.quant_bias, self.deq_scale)
+
+
+def _kernel(
+    packed: PackedWeight,
+    scale: Tensor,
+    *,
+    bias: Tensor | None = None,
+    hadamard_block: int = 0,
+    input_scale: Tensor | None = None,
+    input_offset: Tensor | None = None,
+    quant_bias: Tensor | None = None,
+) -> _C.Linear:
+    outputs, inputs = packed.shape
+    return _C.Linear(
+        inputs=inputs,
+        outputs=outputs,
+        weight=packed.values,
+        excess=packed.excess,
+        scale=scale,
+        bias=bias,
+        hadamard_block=hadamard_block,
+        input_scale=input_scale,
+        input_offset=input_offset,
+        quant_bias=quant_bias,
+    )
+
+
+def _apply(kernel: _C.Linear, x: Tensor, inputs: int, outputs: int) -> Tensor:
+    x = x.contiguous()
+    rows = x.shape[0]
+    out = x.new_empty(rows, outputs)
+    kernel.apply(address("x", x, torch.float32, rows, inputs), out.data_ptr(), rows, threads.count(), None)
+    return out
 
 
 def _nbytes(*tensors: Tensor | None) -> int:

@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..errors import UsageError
 from ..kernels.pages import FloatPages, Int8Pages, Pages
 from ..kernels.scheme import AttentionScheme
-from .decoder import Decoder, build_decoder
+from .decoder import LINEARS, Decoder, build_decoder
 from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
 from .opening import Opened, has_bias, linear_shape, open_checkpoint, read_deq_scale
 from .schemes import Checked
@@ -33,6 +33,13 @@ class Model:
     max_position: int
     description: Description | None = None
     metadata: Metadata | None = None
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether all that takes time is int8, linears and attention, by the look of the first layer."""
+        layer = self.decoder.layers[0]
+        linears = [getattr(layer, name.rpartition(".")[2]) for name in LINEARS]
+        return self.schemes[0] is not None and not any(isinstance(linear, FloatLinear) for linear in linears)
 
     def make_pages(self, num_pages: int, page_size: int) -> list[Pages]:
         """Empty cache pages for every layer."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.pages import Pages
+from ..kernels.pages import Pages, Spans
 from .decoder import Decoder
 from .rope import Rope
 
@@ -40,22 +40,16 @@ class Batch:
         cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
         self.tables = cos, sin
         self.tokens = torch.cat([chunk.tokens for chunk in chunks])
-        self._chunks = chunks
+        self._spans = Spans.of([(len(chunk.tokens), chunk.start, chunk.block_table) for chunk in chunks])
         self._slots = torch.cat(
             [chunk.block_table[number // page_size] * page_size + number % page_size for chunk, number in pairs]
         )
         self._positions = torch.cat(numbers)
-        self._ends = torch.tensor([len(chunk.tokens) for chunk in chunks]).cumsum(0).tolist()
 
     def attend(self, pages: Pages, window: int | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Append k and v [tokens, Hkv, D] to a layer's pages; q's attention [tokens, Hq, D] there."""
         pages.append(k, v, self._slots, self._positions)
-        return torch.cat(
-            [
-                pages.attend(q[end - len(chunk.tokens) : end], chunk.block_table, chunk.start, window)
-                for chunk, end in zip(self._chunks, self._ends, strict=True)
-            ]
-        )
+        return pages.attend(q, self._spans, window)
 
 
 def run_chunks(decoder: Decoder, pages: Sequence[Pages], chunks: Sequence[Chunk]) -> Tensor:

@@ -1,0 +1,98 @@
+"""int8 linears: ours beside torch's oneDNN int8 product with its epilogue, and torch's float linears, in one run.
+
+python benchmarks/linears.py [--rows 1 8 128 1024] [--threads N] [--json FILE]
+
+Times are of the whole linear, rounding of the inputs (no rotation) and dequantization in. "×" is the peer's time over
+ours.
+A fraction is the weight's bytes / time / the rate at which the same threads read memory in the same run. Results are
+checked against the oracle first.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timing import seconds
+from torch import Tensor
+
+from faquant import _C
+from faquant.kernels import cpu, reference
+from faquant.kernels.quantizers import quantize_rows
+from faquant.model.linear import DynamicLinear
+
+# SmolLM2-135M's q and up, Llama-3.1-8B's q and up: outputs, inputs.
+SHAPES = ((576, 576), (1536, 576), (4096, 4096), (14336, 4096))
+STREAM_BYTES = 256 << 20
+COLD_BYTES = 128 << 20
+"""So much weight is gone through in turn that no cache holds it, as in a decode step."""
+
+
+def one_dnn(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """The same through torch. Its product wants 17 rows at least."""
+    x8, x_scale = quantize_rows(x)
+    rows = len(x8)
+    padded = torch.nn.functional.pad(x8, (0, 0, 0, max(0, 17 - rows)))
+    return torch._int_mm(padded, weight.t())[:rows].float() * scale * x_scale[:, None]
+
+
+def measure(outputs: int, inputs: int, rows: int, threads: int) -> dict[str, float]:
+    """Times in seconds for one linear, and `limit` in bytes a second."""
+    copies = max(1, COLD_BYTES // (outputs * inputs))
+    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    scale, x = torch.rand(outputs) * 0.01, torch.randn(rows, inputs)
+    ours = [DynamicLinear(weight, scale) for _ in range(copies)]
+    if not torch.equal(ours[0](x), reference.dynamic_linear(x, weight, scale)):
+        raise SystemExit("The kernel does not give the oracle's result.")
+    ints = [weight.clone() for _ in range(copies)]
+    halves = [weight.bfloat16() for _ in range(max(1, copies // 2))]
+    floats = [weight.float() for _ in range(max(1, copies // 4))]
+    x16, turn = x.bfloat16(), [0]
+
+    def each(call: Callable[[int], object]) -> Callable[[], None]:
+        def run() -> None:
+            turn[0] += 1
+            call(turn[0])
+
+        return run
+
+    words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
+    calls: dict[str, Callable[[], object]] = {
+        "ours": each(lambda i: ours[i % len(ours)](x)),
+        "oneDNN int8": each(lambda i: one_dnn(x, ints[i % len(ints)], scale)),
+        "bf16": each(lambda i: torch.nn.functional.linear(x16, halves[i % len(halves)])),
+        "fp32": each(lambda i: torch.nn.functional.linear(x, floats[i % len(floats)])),
+        "stream": lambda: _C.read_all(words, threads=threads),
+    }
+    times = seconds(calls, 30 if rows <= 8 else 10)
+    return {**times, "limit": STREAM_BYTES / times.pop("stream")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 128, 1024])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(f"{cpu.cpu_name()}, {cpu.selected_isa()}, {arguments.threads} threads")
+    print("outputs inputs   rows   ours µs    GOPS  fraction   oneDNN int8     bf16     fp32")
+    found = []
+    for outputs, inputs in SHAPES:
+        for rows in arguments.rows:
+            row = measure(outputs, inputs, rows, arguments.threads)
+            found.append({"outputs": outputs, "inputs": inputs, "rows": rows, **row})
+            operations = 2 * rows * outputs * inputs / row["ours"] / 1e9
+            share = outputs * inputs / row["ours"] / row["limit"]
+            peers = "  ".join(f"{row[kind] / row['ours']:6.1f}×" for kind in ("oneDNN int8", "bf16", "fp32"))
+            mine = f"{row['ours'] * 1e6:9.0f} {operations:7.0f} {share:9.2f}"
+            print(f"{outputs:7} {inputs:6} {rows:6} {mine}        {peers}", flush=True)
+    if arguments.json is not None:
+        machine = {"cpu": cpu.cpu_name(), "isa": cpu.selected_isa(), "threads": arguments.threads}
+        arguments.json.write_text(json.dumps({**machine, "rows": found}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+#include "pool.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#ifdef FAQUANT_X86
+#include <immintrin.h>
+#endif
+
+namespace faquant {
+namespace {
+
+// Longer than what lies between two kernels of a step, shorter than anyone notices.
+constexpr std::chrono::microseconds kActiveWait{1000};
+
+void pause() {
+#ifdef FAQUANT_X86
+    _mm_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
+class Pool {
+  public:
+    // Calls from several threads go one after the other.
+    void run(int64_t jobs, int64_t threads, const std::function<void(int64_t)>& work) {
+        const std::lock_guard<std::mutex> one_at_a_time(calls_);
+        grow(threads - 1);
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            work_ = &work;
+            jobs_ = jobs;
+            next_ = 0;
+            error_ = nullptr;
+            wanted_ = threads - 1;
+            // All of them, lest one that is late takes this call for the next.
+            busy_ = static_cast<int64_t>(threads_.size());
+            generation_.fetch_add(1, std::memory_order_release);
+        }
+        if (sleeping_.load() > 0) {
+            wake_.notify_all();
+        }
+        work_off();
+        while (busy_.load(std::memory_order_acquire) > 0) {
+            pause();
+        }
+        if (error_) {
+            std::rethrow_exception(error_);
+        }
+    }
+
+  private:
+    void grow(int64_t count) {
+        while (static_cast<int64_t>(threads_.size()) < count) {
+            try {
+                const int64_t mine = static_cast<int64_t>(threads_.size()) + 1;
+                const uint64_t generation = generation_.load();
+                threads_.emplace_back([this, mine, generation] { loop(mine, generation); });
+            } catch (const std::system_error&) {
+                // The threads that there are do the work.
+                return;
+            }
+        }
+    }
+
+    [[noreturn]] void loop(int64_t mine, uint64_t seen) {
+        while (true) {
+            seen = next_generation(seen);
+            if (mine <= wanted_) {
+                work_off();
+            }
+            busy_.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    uint64_t next_generation(uint64_t seen) {
+        const auto until = std::chrono::steady_clock::now() + kActiveWait;
+        while (std::chrono::steady_clock::now() < until) {
+            for (int i = 0; i < 64; ++i) {
+                if (const uint64_t now = generation_.load(std::memory_order_acquire); now != seen) {
+                    return now;
+                }
+                pause();
+            }
+        }
+        std::unique_lock<std::mutex> lock(mutex_);
+        sleeping_.fetch_add(1);
+        wake_.wait(lock, [&] { return generation_.load() != seen; });
+        sleeping_.fetch_sub(1);
+        return generation_.load();
+    }
+
+    void work_off() {
+        try {
+            for (int64_t job = next_++; job < jobs_; job = next_++) {
+                (*work_)(job);
+            }
+        } catch (...) {
+            next_ = jobs_;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            error_ = std::current_exception();
+        }
+    }
+
+    std::mutex calls_, mutex_;
+    std::condition_variable wake_;
+    std::vector<std::thread> threads_;
+    std::atomic<uint64_t> generation_{0};
+    std::atomic<int64_t> next_{0}, busy_{0}, sleeping_{0};
+    const std::function<void(int64_t)>* work_ = nullptr;
+    int64_t jobs_ = 0, wanted_ = 0;
+    std::exception_ptr error_;
+};
+
+// Threads do not survive a fork, and nothing waits for them at exit: a pool is never destroyed.
+Pool& pool() {
+    static std::mutex mutex;
+    static Pool* current = nullptr;
+    static pid_t owner = 0;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (current == nullptr || owner != getpid()) {
+        current = new Pool;
+        owner = getpid();
+    }
+    return *current;
+}
+
+}  // namespace
+
+void parallel(int64_t jobs, int64_t threads, const std::function<void(int64_t)>& work) {
+    if (jobs <= 1 || threads <= 1) {
+        for (int64_t job = 0; job < jobs; ++job) {
+            work(job);
+        }
+        return;
+    }
+    pool().run(jobs, std::min(threads, jobs), work);
+}
+
+}  // namespace faquant

@@ -1,0 +1,303 @@
+// Rows of q, k and v become int8, for one instruction set: what kernels/quantizers.py does, operation by operation.
+// Each unit includes this text in its anonymous namespace, so that its compiler flags apply.
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kSmallestScale = 1.0f / (1 << 24);
+// Adding 1.5 · 2^23 rounds to an integer, halves to even, and leaves it in the lowest bits.
+constexpr float kRounder = 12582912.0f;
+
+uint32_t bits_of(float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+float float_of(uint32_t bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+float greater(float a, float b) {
+    return a > b ? a : b;
+}
+
+float lesser(float a, float b) {
+    return a < b ? a : b;
+}
+
+int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+// A finite float16.
+float half_to_float(uint16_t half) {
+    const uint32_t bits = half;
+    return float_of((bits & 0x8000u) << 16 | (bits & 0x7fffu) << 13) * 0x1p112f;
+}
+
+// The least float16 that is not below x, which is in [2^-24, 65504].
+uint16_t half_above(float x) {
+    if (x < 0x1p-14f) {
+        const float steps = x * 0x1p24f;
+        const auto whole = static_cast<int32_t>(steps);
+        return static_cast<uint16_t>(whole + (static_cast<float>(whole) < steps));
+    }
+    return static_cast<uint16_t>((bits_of(x) + 0x1fffu - (112u << 23)) >> 13);
+}
+
+float sqrt_of(int64_t x) {
+    return static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(x)));
+}
+
+// quantizers.hadamard of x [dim], in place.
+void hadamard(float* x, int64_t dim, int64_t block) {
+    for (int64_t half = 1; half < block; half *= 2) {
+        if (half < 8) {
+            for (int64_t i = 0; i < dim; i += 2 * half) {
+                for (int64_t j = i; j < i + half; ++j) {
+                    const float a = x[j], b = x[j + half];
+                    x[j] = a + b;
+                    x[j + half] = a - b;
+                }
+            }
+            continue;
+        }
+        for (int64_t i = 0; i < dim; i += 2 * half) {
+            float* __restrict low = x + i;
+            float* __restrict high = x + i + half;
+            for (int64_t j = 0; j < half; ++j) {
+                const float a = low[j], b = high[j];
+                low[j] = a + b;
+                high[j] = a - b;
+            }
+        }
+    }
+    const float unit = sqrt_of(block);
+    for (int64_t i = 0; i < dim; ++i) {
+        x[i] *= unit;
+    }
+}
+
+void rotate(const Scheme& s, float* x) {
+    if (s.rotation_block == 0) {
+        return;
+    }
+    if (s.rotation_sign != nullptr) {
+        for (int64_t i = 0; i < s.dim; ++i) {
+            x[i] *= s.rotation_sign[i];
+        }
+    }
+    hadamard(x, s.dim, s.rotation_block);
+}
+
+float absolute_peak(const float* x, int64_t dim) {
+    float lanes[16] = {};
+    int64_t i = 0;
+    for (; i + 16 <= dim; i += 16) {
+        for (int64_t j = 0; j < 16; ++j) {
+            lanes[j] = greater(__builtin_fabsf(x[i + j]), lanes[j]);
+        }
+    }
+    for (; i < dim; ++i) {
+        lanes[0] = greater(__builtin_fabsf(x[i]), lanes[0]);
+    }
+    float peak = 0.0f;
+    for (const float lane : lanes) {
+        peak = greater(lane, peak);
+    }
+    return peak;
+}
+
+int8_t byte_of(float rounded_by_adding) {
+    return static_cast<int8_t>(static_cast<int32_t>(bits_of(rounded_by_adding)));
+}
+
+// x / scale to the nearest integer in [-127, 127].
+void round_row(const float* x, float scale, int64_t dim, int8_t* out) {
+    for (int64_t i = 0; i < dim; ++i) {
+        out[i] = byte_of(greater(lesser(x[i] / scale, 127.0f), -127.0f) + kRounder);
+    }
+}
+
+// x / scale + offset in [-128, 127]; how many were beyond that. The tables advance by `step` for each channel.
+int64_t round_static(const float* x, const float* scale, int64_t step, const float* offset, int64_t dim, int8_t* out) {
+    int32_t beyond = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+        float steps = x[i] / scale[i * step];
+        if (offset != nullptr) {
+            steps += offset[i];
+        }
+        beyond += steps < -128.5f || steps > 127.5f;
+        out[i] = byte_of(greater(lesser(steps, 127.0f), -128.0f) + kRounder);
+    }
+    return beyond;
+}
+
+int64_t map_of(const Scheme& s, int64_t position) {
+    return smaller(position / s.map_block, s.maps - 1);
+}
+
+// K's map: Hᵀ((k - c) ⊘ e).
+void map_key(const Scheme& s, int64_t map, int64_t head, const float* k, float* mapped) {
+    const int64_t at = (map * s.kv_heads + head) * s.dim;
+    for (int64_t i = 0; i < s.dim; ++i) {
+        mapped[i] = s.k_center == nullptr ? k[i] : k[i] - s.k_center[at + i];
+    }
+    if (s.k_equalizer != nullptr) {
+        for (int64_t i = 0; i < s.dim; ++i) {
+            mapped[i] /= s.k_equalizer[at + i];
+        }
+    }
+    rotate(s, mapped);
+}
+
+// Where row and column of a packed matrix [rows, columns] stand.
+int64_t packed_at(int64_t row, int64_t column, int64_t rows, int64_t columns) {
+    const int64_t panel = column / kPanel * kPanel;
+    return panel * rows + row / 4 * 4 * smaller(kPanel, columns - panel) + (column - panel) * 4 + row % 4;
+}
+
+void append(const Scheme& s, const Cache& c, const float* k, const float* v, const int64_t* slots,
+            const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
+    float mapped[kMaxHeadDim];
+    int8_t bytes[kMaxHeadDim];
+    const int64_t padded = padded_dim(s.dim);
+    for (int64_t token = first; token < last; ++token) {
+        for (int64_t head = 0; head < s.kv_heads; ++head) {
+            const int64_t at = (token * s.kv_heads + head) * s.dim;
+            const int64_t key = slots[token] % c.page_size;
+            const int64_t row = (slots[token] / c.page_size * s.kv_heads + head) * c.page_size;
+            const int64_t tile = (row + key / kTile * kTile) * padded;
+            map_key(s, map_of(s, positions[token]), head, k + at, mapped);
+            if (s.k_scale == nullptr) {
+                const float peak = absolute_peak(mapped, s.dim) / 127.0f;
+                const uint16_t scale = half_above(lesser(greater(peak, kSmallestScale), 65504.0f));
+                c.k_scale[row + key] = scale;
+                round_row(mapped, half_to_float(scale), s.dim, bytes);
+            } else {
+                saturated[0] += round_static(mapped, s.k_scale + head * s.dim, 1,
+                                             s.k_offset == nullptr ? nullptr : s.k_offset + head * s.dim, s.dim, bytes);
+            }
+            for (int64_t i = 0; i < s.dim; ++i) {
+                c.k[tile + packed_at(i, key % kTile, padded, kTile)] = static_cast<uint8_t>(bytes[i]) ^ 0x80;
+            }
+            for (int64_t i = 0; i < s.dim; ++i) {
+                mapped[i] = v[at + i];
+            }
+            if (s.v_rotation_block != 0) {
+                hadamard(mapped, s.dim, s.v_rotation_block);
+            }
+            if (s.v_scale == nullptr) {
+                const float peak = absolute_peak(mapped, s.dim) / 127.0f;
+                const uint16_t scale = half_above(lesser(greater(peak, kSmallestScale), 65504.0f));
+                c.v_scale[row + key] = scale;
+                round_row(mapped, half_to_float(scale), s.dim, bytes);
+            } else {
+                saturated[1] += round_static(mapped, s.v_scale + head * s.dim, 1,
+                                             s.v_offset == nullptr ? nullptr : s.v_offset + head * s.dim, s.dim, bytes);
+            }
+            for (int64_t i = 0; i < s.dim; ++i) {
+                c.v[tile + packed_at(key % kTile, i, kTile, padded)] = bytes[i];
+            }
+        }
+    }
+}
+
+// The sum of x [dim], filled up with zeros to a power of two, by halves; x is overwritten.
+float tree_sum(float* x, int64_t dim) {
+    int64_t width = 1;
+    while (width < dim) {
+        width *= 2;
+    }
+    for (int64_t i = dim; i < width; ++i) {
+        x[i] = 0.0f;
+    }
+    while (width > 1) {
+        width /= 2;
+        for (int64_t i = 0; i < width; ++i) {
+            x[i] += x[i + width];
+        }
+    }
+    return x[0];
+}
+
+// A query as one map of K wants it.
+struct Query {
+    float scale, bias;
+    int32_t excess;
+    int64_t saturated;
+};
+
+// reference.map_queries of one row under one map, into q8 [padded dim]. `shifted`: whether keys of other maps are seen.
+Query map_query(const Scheme& s, int64_t map, int64_t head, const float* q, bool shifted, int8_t* q8) {
+    const int64_t kv_head = head / (s.heads / s.kv_heads);
+    const int64_t at = (map * s.kv_heads + kv_head) * s.dim;
+    const float unit = static_cast<float>(1.4426950408889634 / __builtin_sqrt(static_cast<double>(s.dim)));
+    Query query{};
+    float x[2 * kMaxHeadDim];
+    if (shifted && s.k_center != nullptr) {
+        const float* center = s.k_center + at;
+        const float* origin = s.k_center + kv_head * s.dim;
+        for (int64_t i = 0; i < s.dim; ++i) {
+            x[i] = q[i] * (center[i] - origin[i]);
+        }
+        query.bias = tree_sum(x, s.dim) * unit;
+    }
+    for (int64_t i = 0; i < s.dim; ++i) {
+        x[i] = s.k_equalizer == nullptr ? q[i] : q[i] * s.k_equalizer[at + i];
+    }
+    rotate(s, x);
+    if (s.q_scale != nullptr && s.q_by_channel) {
+        // A scale per channel of q has no place in an integer product: round to its grid, then as a dynamic q.
+        const float* grid = s.q_scale + head * s.dim;
+        query.saturated += round_static(x, grid, 1, nullptr, s.dim, q8);
+        for (int64_t i = 0; i < s.dim; ++i) {
+            x[i] = static_cast<float>(q8[i]) * grid[i];
+        }
+    }
+    if (s.k_scale != nullptr && s.k_by_channel) {
+        for (int64_t i = 0; i < s.dim; ++i) {
+            x[i] *= s.k_scale[kv_head * s.dim + i];
+        }
+    }
+    if (s.q_scale != nullptr && !s.q_by_channel) {
+        query.scale = s.q_scale[head * s.dim];
+        query.saturated += round_static(x, &query.scale, 0, nullptr, s.dim, q8);
+    } else {
+        query.scale = greater(absolute_peak(x, s.dim), 1e-30f) / 127.0f;
+        round_row(x, query.scale, s.dim, q8);
+    }
+    if (s.k_scale != nullptr && !s.k_by_channel) {
+        query.scale *= s.k_scale[kv_head * s.dim];
+    }
+    query.scale *= unit;
+    for (int64_t i = s.dim; i < padded_dim(s.dim); ++i) {
+        q8[i] = 0;
+    }
+    int32_t sum = 0;
+    for (int64_t i = 0; i < s.dim; ++i) {
+        sum += q8[i];
+    }
+    query.excess = 128 * sum;
+    return query;
+}
+
+constexpr int64_t kCacheLine = 64;
+
+// What will be read next, to be fetched from memory while there is something to compute.
+struct Ahead {
+    const char* next;
+    int64_t lines;  // at a time
+
+    void fetch() {
+        for (int64_t i = 0; i < lines; ++i) {
+            __builtin_prefetch(next);
+            next += kCacheLine;
+        }
+    }
+};
