@@ -11,7 +11,7 @@ CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers bench demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -82,6 +82,12 @@ test-sanitizers: venv ## The kernels' tests with AddressSanitizer and UndefinedB
 		--config-settings=cmake.define.FAQUANT_SANITIZE=ON .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest -q $(SANITIZED_TESTS)
+
+bench: venv ## Attention and linears beside torch's, and what memory gives (8 minutes)
+	$(BIN)/python benchmarks/attention_decode.py
+	$(BIN)/python benchmarks/attention_decode.py --contexts 4096 --batch 8
+	$(BIN)/python benchmarks/attention_prefill.py
+	$(BIN)/python benchmarks/linears.py
 
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python -m faquant.demo

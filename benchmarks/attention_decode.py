@@ -9,17 +9,15 @@ its fastest way. Results are checked against the oracle first.
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from timing import seconds
+from timing import finish, seconds, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from faquant import _C
-from faquant.kernels import cpu, reference
+from faquant.kernels import reference
 from faquant.kernels.pages import Int8Pages, Spans
 from faquant.kernels.scheme import AttentionScheme
 
@@ -86,14 +84,9 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--page-size", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    print(f"{cpu.cpu_name()}, {cpu.selected_isa()}, {arguments.threads} threads, batch {arguments.batch}")
+    arguments = start(parser)
     print("Hq/Hkv/D    context  limit GB/s  fraction: P 16   P 8   shuffled pages   SDPA bf16   SDPA fp32")
-    rows = []
+    rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for context in arguments.contexts:
             found = measure(shape, context, arguments.batch, arguments.page_size, arguments.threads)
@@ -106,9 +99,7 @@ def main() -> None:
                 f"{shares[2]:16.2f}  {peers[0]:9.1f}× {peers[1]:9.1f}×",
                 flush=True,
             )
-    if arguments.json is not None:
-        machine = {"cpu": cpu.cpu_name(), "isa": cpu.selected_isa(), "threads": arguments.threads}
-        arguments.json.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    finish(arguments, rows)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,13 @@ GOPS counts two operations for each product that the causal mask leaves. "×" is
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from timing import seconds
+from timing import finish, seconds, start
 from torch.nn.functional import scaled_dot_product_attention
 
-from faquant.kernels import cpu, reference
+from faquant.kernels import reference
 from faquant.kernels.pages import Int8Pages, Spans
 from faquant.kernels.scheme import AttentionScheme
 
@@ -51,14 +49,9 @@ def measure(shape: tuple[int, int, int], length: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    print(f"{cpu.cpu_name()}, {cpu.selected_isa()}, {arguments.threads} threads")
+    arguments = start(parser)
     print("Hq/Hkv/D    length  GOPS: P 16    P 8   int8 GEMM   SDPA bf16   SDPA fp32")
-    rows = []
+    rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for length in arguments.lengths:
             found = measure(shape, length)
@@ -71,9 +64,7 @@ def main() -> None:
                 f"{peers[0]:9.1f}× {peers[1]:9.1f}×",
                 flush=True,
             )
-    if arguments.json is not None:
-        machine = {"cpu": cpu.cpu_name(), "isa": cpu.selected_isa(), "threads": arguments.threads}
-        arguments.json.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    finish(arguments, rows)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ checked against the oracle first.
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from timing import seconds
+from timing import finish, seconds, start
 from torch import Tensor
 
 from faquant import _C
-from faquant.kernels import cpu, reference
+from faquant.kernels import reference
 from faquant.kernels.quantizers import quantize_rows
 from faquant.model.linear import DynamicLinear
 
@@ -72,14 +70,9 @@ def measure(outputs: int, inputs: int, rows: int, threads: int) -> dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 128, 1024])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    print(f"{cpu.cpu_name()}, {cpu.selected_isa()}, {arguments.threads} threads")
+    arguments = start(parser)
     print("outputs inputs   rows   ours µs    GOPS  fraction   oneDNN int8     bf16     fp32")
-    found = []
+    found: list[dict[str, object]] = []
     for outputs, inputs in SHAPES:
         for rows in arguments.rows:
             row = measure(outputs, inputs, rows, arguments.threads)
@@ -89,9 +82,7 @@ def main() -> None:
             peers = "  ".join(f"{row[kind] / row['ours']:6.1f}×" for kind in ("oneDNN int8", "bf16", "fp32"))
             mine = f"{row['ours'] * 1e6:9.0f} {operations:7.0f} {share:9.2f}"
             print(f"{outputs:7} {inputs:6} {rows:6} {mine}        {peers}", flush=True)
-    if arguments.json is not None:
-        machine = {"cpu": cpu.cpu_name(), "isa": cpu.selected_isa(), "threads": arguments.threads}
-        arguments.json.write_text(json.dumps({**machine, "rows": found}, indent=2) + "\n", encoding="utf-8")
+    finish(arguments, found)
 
 
 if __name__ == "__main__":

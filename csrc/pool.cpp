@@ -23,6 +23,9 @@ namespace {
 // Longer than what lies between two kernels of a step, shorter than anyone notices.
 constexpr std::chrono::microseconds kActiveWait{1000};
 
+// How often to look before the core is given to others.
+constexpr int64_t kPatience = 4096;
+
 void pause() {
 #ifdef FAQUANT_X86
     _mm_pause();
@@ -44,16 +47,25 @@ class Pool {
             next_ = 0;
             error_ = nullptr;
             wanted_ = threads - 1;
-            // All of them, lest one that is late takes this call for the next.
-            busy_ = static_cast<int64_t>(threads_.size());
+            open_ = true;
             generation_.fetch_add(1, std::memory_order_release);
         }
         if (sleeping_.load() > 0) {
             wake_.notify_all();
         }
         work_off();
-        while (busy_.load(std::memory_order_acquire) > 0) {
-            pause();
+        {
+            // Who has not come by now is not waited for.
+            const std::lock_guard<std::mutex> lock(mutex_);
+            open_ = false;
+        }
+        for (int64_t i = 0; active_.load(std::memory_order_acquire) > 0; ++i) {
+            if (i < kPatience) {
+                pause();
+            } else {
+                // There may be fewer cores than threads that wait actively, torch's among them.
+                std::this_thread::yield();
+            }
         }
         if (error_) {
             std::rethrow_exception(error_);
@@ -77,10 +89,15 @@ class Pool {
     [[noreturn]] void loop(int64_t mine, uint64_t seen) {
         while (true) {
             seen = next_generation(seen);
-            if (mine <= wanted_) {
-                work_off();
+            {
+                const std::lock_guard<std::mutex> lock(mutex_);
+                if (!open_ || mine > wanted_) {
+                    continue;
+                }
+                active_.fetch_add(1);
             }
-            busy_.fetch_sub(1, std::memory_order_release);
+            work_off();
+            active_.fetch_sub(1, std::memory_order_release);
         }
     }
 
@@ -117,9 +134,10 @@ class Pool {
     std::condition_variable wake_;
     std::vector<std::thread> threads_;
     std::atomic<uint64_t> generation_{0};
-    std::atomic<int64_t> next_{0}, busy_{0}, sleeping_{0};
+    std::atomic<int64_t> next_{0}, active_{0}, sleeping_{0};
     const std::function<void(int64_t)>* work_ = nullptr;
     int64_t jobs_ = 0, wanted_ = 0;
+    bool open_ = false;
     std::exception_ptr error_;
 };
 
