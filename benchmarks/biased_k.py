@@ -22,6 +22,7 @@ from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.positions import offset_windows
 from faquant.evaluation.scores import Heads, score
 from faquant.evaluation.streaming import run
+from faquant.kernels.pages import Spans
 from faquant.model.load import Model, load
 from faquant.model.rope import Rope
 from faquant.recipe import AttentionRecipe, Recipe
@@ -44,7 +45,7 @@ def median_sizes(model: Model, ids: torch.Tensor) -> list[torch.Tensor]:
         sizes.append(k.square().mean(0).sqrt().median(-1).values)
         pages = model.make_layer_pages(layer, 1, len(ids))
         pages.append(k, v, torch.arange(len(ids)), torch.arange(len(ids)))
-        return pages.attend(q, torch.zeros(1, dtype=torch.int64), 0)
+        return pages.attend(q, Spans.of([(len(ids), 0, torch.zeros(1, dtype=torch.int64))]))
 
     decoder.hidden(ids, Rope(model.config).tables(torch.arange(len(ids))), attention)
     return sizes
