@@ -140,6 +140,11 @@ struct KernelTable {
     // The outputs of one panel of the weight, of all rows, in out [rows, outputs].
     void (*linear_panel)(const Linear& linear, const uint8_t* bytes, const float* scales, int64_t rows, int64_t panel,
                          float* out);
+    // What stands between the products: elementwise_rows.h.
+    void (*rms_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t size,
+                     float* out);
+    void (*rope)(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t dim);
+    void (*silu_times)(const float* gate, const float* up, int64_t count, float* out);
     // Merge `count` more partials of `rows` rows into `total`, in order, divide by the sums and turn V back.
     void (*finish)(const Partial* parts, int64_t count, int64_t rows, const Scheme& scheme, const Partial& total);
 };

@@ -45,11 +45,12 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
 }
 
 #include "attend_rows.h"
+#include "elementwise_rows.h"
 #include "linear_rows.h"
 
 }  // namespace
 
-const KernelTable kPortableKernels = {"portable", dot_u8s8,        dot_s8s8,     append,
-                                      attend,     quantize_inputs, linear_panel, finish};
+const KernelTable kPortableKernels = {"portable",   dot_u8s8, dot_s8s8, append,     attend, quantize_inputs,
+                                      linear_panel, rms_norm, rope,     silu_times, finish};
 
 }  // namespace faquant

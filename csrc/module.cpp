@@ -16,6 +16,7 @@
 #include "attend.h"
 #include "cpu_features.h"
 #include "dispatch.h"
+#include "elementwise.h"
 #include "linear.h"
 #include "self_test.h"
 #include "stream.h"
@@ -295,6 +296,25 @@ class Linear {
     faquant::Linear linear_{};
 };
 
+// All arrays by address, checked in Python.
+void rms_norm(uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, int64_t rows, int64_t size, uintptr_t out,
+              int64_t threads, const std::optional<std::string>& isa) {
+    faquant::rms_norm(kernels(isa), reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(weight),
+                      reinterpret_cast<const float*>(bias), eps, rows, size, reinterpret_cast<float*>(out), threads);
+}
+
+void rope(uintptr_t x, uintptr_t cos, uintptr_t sin, int64_t tokens, int64_t heads, int64_t dim, int64_t threads,
+          const std::optional<std::string>& isa) {
+    faquant::rope(kernels(isa), reinterpret_cast<float*>(x), reinterpret_cast<const float*>(cos),
+                  reinterpret_cast<const float*>(sin), tokens, heads, dim, threads);
+}
+
+void silu_times(uintptr_t gate, uintptr_t up, int64_t count, uintptr_t out, int64_t threads,
+                const std::optional<std::string>& isa) {
+    faquant::silu_times(kernels(isa), reinterpret_cast<const float*>(gate), reinterpret_cast<const float*>(up), count,
+                        reinterpret_cast<float*>(out), threads);
+}
+
 uint64_t read_all(const Array& words, int64_t threads) {
     const auto* data = reinterpret_cast<const uint64_t*>(vector_data<int64_t>(words, "words", "int64"));
     nb::gil_scoped_release unlocked;
@@ -359,6 +379,12 @@ NB_MODULE(_C, m) {
     m.attr("PADDING") = faquant::kPadding;
     m.attr("PANEL") = faquant::kPanel;
     m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);
+    const nb::call_guard<nb::gil_scoped_release> unlocked;
+    m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "bias"_a, "eps"_a, "rows"_a, "size"_a, "out"_a, "threads"_a,
+          "isa"_a.none(), unlocked);
+    m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "heads"_a, "dim"_a, "threads"_a, "isa"_a.none(),
+          unlocked);
+    m.def("silu_times", &silu_times, "gate"_a, "up"_a, "count"_a, "out"_a, "threads"_a, "isa"_a.none(), unlocked);
     m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a);
     nb::class_<Linear>(m, "Linear")
         .def(nb::init<int64_t, int64_t, const Array&, const Array&, const Array&, const OptionalArray&, int64_t,

@@ -5,15 +5,16 @@ step is done as transformers does it, in the model's dtype, so that calibration 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..kernels import elementwise
 from .lazy import LazyEmbedding, LazyLinear, LazySequence
-from .linear import FloatLinear, Linear
+from .linear import DynamicLinear, Linear, StaticLinear
 from .rope import apply_rope
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -23,24 +24,26 @@ Tables = tuple[Tensor, Tensor]
 """Cosine and sine of the tokens' positions, [tokens, 1, D] each, in the model's dtype."""
 
 
-def silu(x: Tensor) -> Tensor:
-    """x / (1 + e^-x), float32, with the same bits for an element wherever it stands.
-
-    torch.nn.functional.silu, sigmoid and exp2 give other bits in a vector's tail than in its body, and where the tails
-    are depends on the size and on the number of threads. torch.exp, cos, sin and rsqrt have one function for both.
-    """
-    return x / torch.exp(-x).add_(1.0)
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU's product, as transformers computes it."""
+    return torch.nn.functional.silu(gate) * up
 
 
 @dataclass
 class RMSNorm:
-    """x / rms(x) · weight (+ bias, which outlier suppression can leave), over the last dimension."""
+    """x / rms(x) · weight (+ bias, which outlier suppression can leave), over the last dimension.
+
+    `fused`: by our kernel, in float32, where no other tool's roundings are to be repeated.
+    """
 
     weight: Tensor
     eps: float
     bias: Tensor | None = None
+    fused: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return elementwise.rms_norm(x, self.weight, self.eps, self.bias)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         y = self.weight * wide.to(x.dtype)
@@ -64,7 +67,8 @@ class DecoderLayer:
     gate_proj: Linear
     up_proj: Linear
     down_proj: Linear
-    activation: Callable[[Tensor], Tensor]
+    turn: Callable[[Tensor, Tensor, Tensor], Tensor] = apply_rope
+    gated: Callable[[Tensor, Tensor], Tensor] = gated
 
     def __call__(self, x: Tensor, tables: Tables, attention: Attention) -> Tensor:
         """The residual stream x [tokens, hidden] after this block."""
@@ -73,10 +77,10 @@ class DecoderLayer:
         q, k, v = self.q_proj(h).view(shape), self.k_proj(h).view(shape), self.v_proj(h).view(shape)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rope(q, *tables), apply_rope(k, *tables)
+        q, k = self.turn(q, *tables), self.turn(k, *tables)
         x = x + self.o_proj(attention(self.index, q, k, v).reshape(x.shape[0], -1))
         h = self.post_attention_layernorm(x)
-        return x + self.down_proj(self.activation(self.gate_proj(h)) * self.up_proj(h))
+        return x + self.down_proj(self.gated(self.gate_proj(h), self.up_proj(h)))
 
 
 @dataclass
@@ -129,10 +133,13 @@ def build_layer(
     """Put one layer together from parts by their checkpoint names; arguments as build_decoder's."""
     prefix = f"model.layers.{index}."
 
-    def norm(name: str) -> RMSNorm:
-        return _norm(prefix + name, config, tensor, has, dtype)
-
     linears = {name.rpartition(".")[2]: linear(prefix + name) for name in LINEARS}
+    # A float layer repeats what other tools compute; in an int8 one no token may depend on its neighbours.
+    fused = isinstance(linears["gate_proj"], DynamicLinear | StaticLinear)
+
+    def norm(name: str) -> RMSNorm:
+        return replace(_norm(prefix + name, config, tensor, has, dtype), fused=fused)
+
     return DecoderLayer(
         index=index,
         head_dim=config.head_dim,
@@ -140,8 +147,8 @@ def build_layer(
         q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
         k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
         post_attention_layernorm=norm("post_attention_layernorm"),
-        # A float layer repeats what other tools compute; in an int8 one no token may depend on its neighbours.
-        activation=torch.nn.functional.silu if isinstance(linears["gate_proj"], FloatLinear) else silu,
+        turn=elementwise.rope if fused else apply_rope,
+        gated=elementwise.silu_times if fused else gated,
         **linears,
     )
 
