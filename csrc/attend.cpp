@@ -14,8 +14,8 @@ namespace {
 
 // Rows that share the reading of K and V, as many as the second-level cache holds.
 constexpr int64_t kBlockRows = 256;
-// With more rows than that, a split is not worth a job of its own: there are blocks of rows enough.
-constexpr int64_t kFewRows = 64;
+// Where there are fewer blocks of rows than that for each thread, every split of the keys is a job of its own.
+constexpr int64_t kBlocksPerThread = 4;
 // Products that take longer than waking a thread does.
 constexpr int64_t kWorkPerThread = int64_t{1} << 18;
 constexpr int64_t kTokensPerJob = 16;
@@ -87,19 +87,27 @@ int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, 
     const int64_t group = s.heads / s.kv_heads;
     const int64_t padded = padded_dim(s.dim);
 
+    const auto rows_at_once = [&](const Span& span) {
+        return std::max<int64_t>(1, std::min(span.tokens, kBlockRows / group));
+    };
+    int64_t whole = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        whole += (spans[i].tokens + rows_at_once(spans[i]) - 1) / rows_at_once(spans[i]) * s.kv_heads;
+    }
+    const bool few = whole < kBlocksPerThread * threads;
+
     std::vector<Block> blocks;
     std::vector<int64_t> owners;  // of each job
     int64_t work = 0, kept = 0, most_rows = 0;
     for (int64_t i = 0; i < count; ++i) {
         const Span& span = spans[i];
-        const int64_t block = std::max<int64_t>(1, std::min(span.tokens, kBlockRows / group));
+        const int64_t block = rows_at_once(span);
         // The last blocks see the most keys: they go first, so that no thread ends up alone with one.
         for (int64_t first = (span.tokens - 1) / block * block; first >= 0; first -= block) {
             const int64_t last = std::min(first + block, span.tokens);
             const int64_t oldest = std::max<int64_t>(0, span.start + first - a.window + 1);
             const int64_t begin = oldest / a.split * a.split, end = span.start + last;
             const int64_t rows = (last - first) * group;
-            const bool few = rows <= kFewRows;
             const int64_t keys = few ? a.split : round_up(end - begin, a.split);
             const int64_t parts = (end - begin + keys - 1) / keys;
             for (int64_t head = 0; head < s.kv_heads; ++head) {

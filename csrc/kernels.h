@@ -18,7 +18,7 @@ constexpr int64_t kPanel = 64;
 // Query rows that go through a tile together.
 constexpr int64_t kStrip = 16;
 
-constexpr int64_t padded_dim(int64_t dim) {
+static constexpr int64_t padded_dim(int64_t dim) {
     return (dim + kPadding - 1) / kPadding * kPadding;
 }
 
@@ -107,11 +107,11 @@ struct Linear {
     const int32_t* quant_bias;  // [outputs]: the bias, and what the offset adds
 };
 
-constexpr int64_t padded_inputs(int64_t inputs) {
+static constexpr int64_t padded_inputs(int64_t inputs) {
     return (inputs + 3) / 4 * 4;
 }
 
-constexpr int64_t padded_outputs(int64_t outputs) {
+static constexpr int64_t padded_outputs(int64_t outputs) {
     return (outputs + kPadding - 1) / kPadding * kPadding;
 }
 

@@ -22,7 +22,7 @@ void quantize_inputs(const Linear& linear, const float* x, int64_t first, int64_
             if (linear.hadamard_block != 0) {
                 hadamard(room, k, linear.hadamard_block);
             }
-            scales[r] = greater(absolute_peak(room, k), 1e-30f) / 127.0f;
+            scales[r] = step_of(absolute_peak(room, k));
             round_row(room, scales[r], k, out);
         }
         for (int64_t i = 0; i < k; ++i) {
@@ -49,22 +49,22 @@ void linear_panel(const Linear& linear, const uint8_t* bytes, const float* scale
         ahead = nullptr;
         for (int64_t i = 0; i < count; ++i) {
             float* y = out + (r + i) * n;
-            const int32_t* sums = products + i * width - first;
+            const int32_t* sums = products + i * width;
             if (linear.input_scale != nullptr) {
                 for (int64_t c = first; c < end; ++c) {
                     // Unsigned, because any quant_bias may stand in a file.
-                    const uint32_t sum = static_cast<uint32_t>(sums[c] - linear.excess[c]);
+                    const uint32_t sum = static_cast<uint32_t>(sums[c - first] - linear.excess[c]);
                     const auto biased = static_cast<int32_t>(sum + static_cast<uint32_t>(linear.quant_bias[c]));
                     y[c] = static_cast<float>(biased) * linear.scale[c];
                 }
             } else if (linear.bias != nullptr) {
                 for (int64_t c = first; c < end; ++c) {
-                    y[c] = static_cast<float>(sums[c] - linear.excess[c]) * linear.scale[c] * scales[r + i] +
+                    y[c] = static_cast<float>(sums[c - first] - linear.excess[c]) * linear.scale[c] * scales[r + i] +
                            linear.bias[c];
                 }
             } else {
                 for (int64_t c = first; c < end; ++c) {
-                    y[c] = static_cast<float>(sums[c] - linear.excess[c]) * linear.scale[c] * scales[r + i];
+                    y[c] = static_cast<float>(sums[c - first] - linear.excess[c]) * linear.scale[c] * scales[r + i];
                 }
             }
         }

@@ -81,28 +81,25 @@ std::string shape_text(const std::vector<int64_t>& shape) {
     return "[" + text + "]";
 }
 
-// The array's data after checks. A first dimension of at least `shape[0]` will do where `or_longer`.
+// The array's data after checks.
 template <typename T, typename AnyArray>
-T* data_of(const AnyArray& array, const char* name, const char* dtype, const std::vector<int64_t>& shape,
-           bool or_longer = false) {
+T* data_of(const AnyArray& array, const char* name, const char* dtype, const std::vector<int64_t>& shape) {
     bool good = array.dtype() == nb::dtype<std::remove_const_t<T>>() && array.ndim() == shape.size();
     int64_t stride = 1;
     for (size_t i = shape.size(); good && i-- > 0;) {
         const int64_t size = static_cast<int64_t>(array.shape(i));
-        good =
-            (size == shape[i] || (or_longer && i == 0 && size > shape[i])) && (size <= 1 || array.stride(i) == stride);
+        good = size == shape[i] && (size <= 1 || array.stride(i) == stride);
         stride *= size;
     }
     if (!good) {
         throw std::invalid_argument(std::string(name) + " must be a contiguous array of " + dtype + " " +
-                                    shape_text(shape) + (or_longer ? " or longer." : "."));
+                                    shape_text(shape) + ".");
     }
     return static_cast<T*>(array.data());
 }
 
-const float* floats(const std::optional<Array>& array, const char* name, const std::vector<int64_t>& shape,
-                    bool or_longer = false) {
-    return array ? data_of<const float>(*array, name, "float32", shape, or_longer) : nullptr;
+const float* floats(const std::optional<Array>& array, const char* name, const std::vector<int64_t>& shape) {
+    return array ? data_of<const float>(*array, name, "float32", shape) : nullptr;
 }
 
 void require(bool condition, const char* message) {
@@ -376,6 +373,7 @@ NB_MODULE(_C, m) {
     m.def("dot_u8s8", &dot_u8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.def("dot_s8s8", &dot_s8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.attr("TILE") = faquant::kTile;
+    m.attr("MAX_HEAD_DIM") = faquant::kMaxHeadDim;
     m.attr("PADDING") = faquant::kPadding;
     m.attr("PANEL") = faquant::kPanel;
     m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);

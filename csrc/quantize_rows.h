@@ -34,10 +34,11 @@ int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-// A finite float16.
+// A float16 that is positive and finite. Small ones apart, because a float of their size may be taken for 0.
 float half_to_float(uint16_t half) {
     const uint32_t bits = half;
-    return float_of((bits & 0x8000u) << 16 | (bits & 0x7fffu) << 13) * 0x1p112f;
+    const float steps = static_cast<float>(static_cast<int32_t>(bits & 0x3ffu)) * 0x1p-24f;
+    return (bits & 0x7c00u) == 0 ? steps : float_of(((bits & 0x7fffu) << 13) + (112u << 23));
 }
 
 // The least float16 that is not below x, which is in [2^-24, 65504].
@@ -95,22 +96,19 @@ void rotate(const Scheme& s, float* x) {
     hadamard(x, s.dim, s.rotation_block);
 }
 
+// The greatest absolute value, by its bits, because a comparison of floats would lose NaN.
 float absolute_peak(const float* x, int64_t dim) {
-    float lanes[16] = {};
-    int64_t i = 0;
-    for (; i + 16 <= dim; i += 16) {
-        for (int64_t j = 0; j < 16; ++j) {
-            lanes[j] = greater(__builtin_fabsf(x[i + j]), lanes[j]);
-        }
+    uint32_t peak = 0;
+    for (int64_t i = 0; i < dim; ++i) {
+        const uint32_t size = bits_of(x[i]) & 0x7fffffffu;
+        peak = size > peak ? size : peak;
     }
-    for (; i < dim; ++i) {
-        lanes[0] = greater(__builtin_fabsf(x[i]), lanes[0]);
-    }
-    float peak = 0.0f;
-    for (const float lane : lanes) {
-        peak = greater(lane, peak);
-    }
-    return peak;
+    return float_of(peak);
+}
+
+// What one step of a row with that peak is worth.
+float step_of(float peak) {
+    return (peak < 1e-30f ? 1e-30f : peak) / 127.0f;
 }
 
 int8_t byte_of(float rounded_by_adding) {
@@ -269,7 +267,7 @@ Query map_query(const Scheme& s, int64_t map, int64_t head, const float* q, bool
         query.scale = s.q_scale[head * s.dim];
         query.saturated += round_static(x, &query.scale, 0, nullptr, s.dim, q8);
     } else {
-        query.scale = greater(absolute_peak(x, s.dim), 1e-30f) / 127.0f;
+        query.scale = step_of(absolute_peak(x, s.dim));
         round_row(x, query.scale, s.dim, q8);
     }
     if (s.k_scale != nullptr && !s.k_by_channel) {
@@ -293,9 +291,10 @@ constexpr int64_t kCacheLine = 64;
 struct Ahead {
     const char* next;
     int64_t lines;  // at a time
+    int64_t left;
 
     void fetch() {
-        for (int64_t i = 0; i < lines; ++i) {
+        for (int64_t i = 0; i < lines && left > 0; ++i, --left) {
             __builtin_prefetch(next);
             next += kCacheLine;
         }

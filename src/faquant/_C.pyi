@@ -4,6 +4,7 @@ from .kernels.cpu import ByteVector
 
 MAX_DOT_LENGTH: int
 TILE: int
+MAX_HEAD_DIM: int
 PADDING: int
 PANEL: int
 

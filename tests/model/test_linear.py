@@ -90,6 +90,17 @@ def test_rows_of_any_size(isa: str, special: float) -> None:
     check(x, 20, 0, biased=True)
 
 
+@pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, special: float) -> None:
+    weight, scale, bias = parts(20, 64)
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(4))
+    expected = DynamicLinear(weight, scale, bias)(x)
+    x[2, 5] = special
+    y = DynamicLinear(weight, scale, bias)(x)
+    assert not y[2].isfinite().any()
+    assert torch.equal(y[[0, 1, 3]], expected[[0, 1, 3]])
+
+
 def test_halves_round_to_even_before_the_offset(isa: str) -> None:
     x = (torch.arange(-20, 20) * 0.5 * 0.02)[None]
     check(x, 16, 0, biased=False)

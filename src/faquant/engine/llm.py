@@ -50,6 +50,7 @@ class LLM:
         self.model: Model = load(path)
         self.tokenizer = Tokenizer.from_directory(path)
         self._saturation = Saturation()
+        self._is_int8 = self.model.is_int8()
 
     def generate(
         self, prompts: str | Sequence[str | Sequence[int]], params: SamplingParams | None = None
@@ -103,7 +104,7 @@ class LLM:
         if not ids:
             raise UsageError("The prompt has no tokens; give it some text.")
         vocabulary = self.model.config.vocab_size
-        if not all(isinstance(item, int) and 0 <= item < vocabulary for item in ids):
+        if not all(type(item) is int and 0 <= item < vocabulary for item in ids):
             raise UsageError(f"The prompt has a token id outside the vocabulary of {vocabulary} tokens.")
         limit = self.model.max_position
         if len(ids) + params.max_tokens > limit:
@@ -132,7 +133,7 @@ class LLM:
             return [(request, request.accept(row)) for request, row in zip(requests, logits, strict=True)]
 
     def _threads(self) -> AbstractContextManager[None]:
-        return torch_on_one() if self.model.is_int8 else nullcontext()
+        return torch_on_one() if self._is_int8 else nullcontext()
 
     def _step(self, pages: list[Pages], requests: list["_Request"], limit: int = PREFILL_CHUNK) -> torch.Tensor:
         """Run the next tokens of each request; logits [requests, vocab] of its last one."""

@@ -10,7 +10,7 @@ def address(name: str, x: Tensor, dtype: torch.dtype, *shape: int) -> int:
     Raises:
         ValueError: x is no contiguous tensor on the CPU of that dtype and shape.
     """
-    if x.dtype != dtype or x.shape != shape or not x.is_contiguous() or x.is_meta or not x.is_cpu:
+    if x.dtype != dtype or x.shape != shape or not x.is_contiguous() or not x.is_cpu or x.is_neg():
         raise ValueError(
             f"{name} must be a contiguous tensor of {str(dtype).removeprefix('torch.')} {list(shape)} on the CPU, not "
             f"of {str(x.dtype).removeprefix('torch.')} {list(x.shape)}."

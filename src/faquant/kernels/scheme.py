@@ -11,6 +11,7 @@ MAP_BLOCK = 1024
 """Keys that share one map where the map follows the position: block b holds the positions from b · MAP_BLOCK on."""
 
 
+MAX_HEAD_DIM: int = _C.MAX_HEAD_DIM
 PADDING: int = _C.PADDING
 """A head's channels are filled up to a multiple of it in the cache; those of the models in use are one."""
 
@@ -57,6 +58,8 @@ class AttentionScheme:
         block = self.rotation_block
         if block and (block & (block - 1) or self.head_dim % block):
             raise ValueError(f"a rotation block is a power of two that divides {self.head_dim}, not {block}")
+        if self.head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"the kernels take heads of up to {MAX_HEAD_DIM} channels, not {self.head_dim}")
         if self.p_levels not in (127, 255, 32767):
             raise ValueError(f"P has 127, 255 or 32767 levels, not {self.p_levels}")
         if self.quantized_sum and self.v_scale is None:

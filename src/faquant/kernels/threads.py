@@ -4,30 +4,37 @@ torch's threads go on waiting actively for a moment when they are done, on cores
 decode step has next to nothing for torch to do, and took two to three times as long with both.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-_kernels: int | None = None
+_lock = threading.Lock()
+_held = 0
+_kernels = 0
+"""Threads for the kernels while _held > 0."""
 
 
 def count() -> int:
     """Threads for a kernel."""
-    return torch.get_num_threads() if _kernels is None else _kernels
+    return _kernels if _held else torch.get_num_threads()
 
 
 @contextmanager
 def torch_on_one() -> Iterator[None]:
-    """Hold torch to one thread, and leave the kernels theirs."""
-    global _kernels  # as torch's own number, it holds for the process
-    if _kernels is not None:
-        yield
-        return
-    _kernels = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Hold torch to one thread in this thread, and leave the kernels theirs. Not to be nested."""
+    global _held, _kernels
+    with _lock:
+        # Torch's number is one for each thread, but new threads begin with what was set last anywhere: only what was
+        # there before the first of us is to be trusted.
+        if _held == 0:
+            _kernels = torch.get_num_threads()
+        _held += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(_kernels)
-        _kernels = None
+        with _lock:
+            _held -= 1
+            torch.set_num_threads(_kernels)

@@ -34,12 +34,13 @@ class Model:
     description: Description | None = None
     metadata: Metadata | None = None
 
-    @property
     def is_int8(self) -> bool:
-        """Whether all that takes time is int8, linears and attention, by the look of the first layer."""
-        layer = self.decoder.layers[0]
-        linears = [getattr(layer, name.rpartition(".")[2]) for name in LINEARS]
-        return self.schemes[0] is not None and not any(isinstance(linear, FloatLinear) for linear in linears)
+        """Whether all that takes time is int8: every layer's linears and attention, and the head."""
+        names = [name.rpartition(".")[2] for name in LINEARS]
+        linears = [getattr(layer, name) for layer in self.decoder.layers for name in names]
+        return None not in self.schemes and not any(
+            isinstance(linear, FloatLinear) for linear in (*linears, self.decoder.lm_head)
+        )
 
     def make_pages(self, num_pages: int, page_size: int) -> list[Pages]:
         """Empty cache pages for every layer."""

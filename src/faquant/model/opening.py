@@ -12,6 +12,7 @@ from ..checkpoint.metadata import ROTATED_TYPE, Metadata, parse_metadata
 from ..checkpoint.tensors import TensorFiles
 from ..config import ModelConfig, load_config, read_json
 from ..errors import CheckpointError, UnsupportedError
+from ..kernels.cpu import MAX_DOT_LENGTH
 from ..kernels.scheme import AttentionScheme
 from .decoder import LINEARS
 from .schemes import Checked, read_scheme
@@ -180,6 +181,8 @@ def _check_linear(
     if kind not in ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE):
         raise CheckpointError(f"{name}.weight has type {kind} in the description, which is no type of a linear.")
     n, k = linear_shape(config, name)
+    if k > MAX_DOT_LENGTH:
+        raise UnsupportedError(f"{name} has {k} inputs; an int32 sum is sure to hold {MAX_DOT_LENGTH} products.")
     offset = f"{name}.weight_offset"
     if offset in checked and checked.get(offset, (n, 1)).any():
         raise CheckpointError(f"{offset} is not zero everywhere; weights must be quantized symmetrically.")

@@ -132,7 +132,7 @@ class _Search:
             row = self._whole(recipe, f"{first.name}; {second.name}", "both together")
             if bound is None or row.kl <= bound:
                 return self._found(recipe)
-            excess = max(excess, row.kl / expected)
+            excess = max(excess, row.kl / max(expected, 1e-12))
         return self._with_float_linears(*min(attentions, key=lambda pair: pair[1].kl), bound or 0.0)
 
     def _attention(self) -> list[tuple[AttentionRecipe, Measured]]:
@@ -198,7 +198,7 @@ class _Search:
             measured = self._whole(recipe, f"{alone.name}; {count} of {len(order)} groups float", change)
             if measured.kl <= bound:
                 return self._found(recipe)
-            excess = max(excess, measured.kl / left)
+            excess = max(excess, measured.kl / max(left, 1e-12))
         raise UsageError(
             f"No recipe stays within a KL of {bound:g}; the attention alone costs {alone.kl:.2g}. Allow more, or keep "
             "the float model."
