@@ -123,7 +123,7 @@ def measure(
         folded = float_directory(out)
         parts = variants(load(out), load(folded) if folded.exists() else source)
         if name == f"ours ({FOLDED})":
-            del parts["attention"]  # which would need the folded floats
+            parts.pop("attention", None)  # which would need the folded floats
         results = {path.stem: compare(source, parts, ids[path][:max_tokens]) for path in texts}
         for part in parts:
             yield f"{name} {part}", {stem: result[part] for stem, result in results.items()}
