@@ -79,14 +79,16 @@ void clear(const Partial& partial, int64_t rows, int64_t padded) {
 
 template <bool packed_unsigned, int rows>
 void multiply_panel(const uint8_t* a, const uint8_t* b, int64_t depth, int64_t width, int32_t* c, int64_t c_stride,
-                    Ahead& ahead) {
+                    Ahead ahead) {
     int64_t j = 0;
     for (; j + kMostBlocks * kColumns <= width; j += kMostBlocks * kColumns) {
         multiply_block<packed_unsigned, rows, kMostBlocks>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride,
                                                            ahead);
+        ahead.lines = 0;  // once is enough
     }
     for (; j < width; j += kColumns) {
         multiply_block<packed_unsigned, rows, 1>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride, ahead);
+        ahead.lines = 0;
     }
 }
 
@@ -102,11 +104,8 @@ void multiply(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, i
         const uint8_t* panel = b + j * 4 * depth;
         for (int64_t r = 0; r < rows; r += 4) {
             const int64_t fetched = (j * 4 + r / 4 * lines * kCacheLine) * depth;
-            Ahead share = {ahead, lines, 0};
-            if (ahead != nullptr) {
-                share.next += fetched;
-                share.left = smaller(lines, larger(0, width * 4 / kCacheLine - r / 4 * lines)) * depth;
-            }
+            const bool wanted = ahead != nullptr && r / 4 * lines * kCacheLine < width * 4;
+            const Ahead share = {wanted ? ahead + fetched : nullptr, wanted ? lines : 0};
             const uint8_t* some = a + r * 4 * depth;
             int32_t* out = c + r * columns + j;
             switch (smaller(rows - r, 4)) {

@@ -55,7 +55,7 @@ constexpr int kMostBlocks = 4;
 
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, Ahead& ahead) {
+                    int64_t c_stride, Ahead ahead) {
     __m512i sums[rows][blocks];
     for (int r = 0; r < rows; ++r) {
         for (int p = 0; p < blocks; ++p) {

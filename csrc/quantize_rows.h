@@ -34,11 +34,10 @@ int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-// A float16 that is positive and finite. Small ones apart, because a float of their size may be taken for 0.
+// A finite float16. The product keeps small ones, unless the process flushes subnormal floats.
 float half_to_float(uint16_t half) {
     const uint32_t bits = half;
-    const float steps = static_cast<float>(static_cast<int32_t>(bits & 0x3ffu)) * 0x1p-24f;
-    return (bits & 0x7c00u) == 0 ? steps : float_of(((bits & 0x7fffu) << 13) + (112u << 23));
+    return float_of((bits & 0x8000u) << 16 | (bits & 0x7fffu) << 13) * 0x1p112f;
 }
 
 // The least float16 that is not below x, which is in [2^-24, 65504].
@@ -291,10 +290,9 @@ constexpr int64_t kCacheLine = 64;
 struct Ahead {
     const char* next;
     int64_t lines;  // at a time
-    int64_t left;
 
     void fetch() {
-        for (int64_t i = 0; i < lines && left > 0; ++i, --left) {
+        for (int64_t i = 0; i < lines; ++i) {
             __builtin_prefetch(next);
             next += kCacheLine;
         }
