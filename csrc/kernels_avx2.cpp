@@ -48,6 +48,8 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
 constexpr int64_t kColumns = 8;
 constexpr int kMostBlocks = 1;
 
+#include "multiply_rows.h"
+
 template <bool is_unsigned>
 __m256i widened(__m128i bytes) {
     return is_unsigned ? _mm256_cvtepu8_epi16(bytes) : _mm256_cvtepi8_epi16(bytes);

@@ -41,8 +41,6 @@ int32_t four_bytes(const uint8_t* x) {
     return bytes;
 }
 
-#include "quantize_rows.h"
-
 // sum += a · b, four bytes in each lane. GCC 12 copies the sums of _mm512_dpbusd_epi32 around in a loop, which takes as
 // long as the products.
 __attribute__((always_inline)) inline __m512i add_products(__m512i sum, __m512i unsigned_a, __m512i signed_b) {
@@ -50,8 +48,12 @@ __attribute__((always_inline)) inline __m512i add_products(__m512i sum, __m512i 
     return sum;
 }
 
+#include "quantize_rows.h"
+
 constexpr int64_t kColumns = 16;
 constexpr int kMostBlocks = 4;
+
+#include "multiply_rows.h"
 
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,

@@ -24,6 +24,8 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
 constexpr int64_t kColumns = kPadding;
 constexpr int kMostBlocks = 1;
 
+#include "multiply_rows.h"
+
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
                     int64_t c_stride, Ahead) {

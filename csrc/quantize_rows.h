@@ -159,6 +159,19 @@ int64_t packed_at(int64_t row, int64_t column, int64_t rows, int64_t columns) {
     return panel * rows + row / 4 * 4 * smaller(kPanel, columns - panel) + (column - panel) * 4 + row % 4;
 }
 
+// One head of a key or a value: with a scale of its own, which is stored in scales[at], or the static one [heads, dim].
+// Returns how many were beyond the latter.
+int64_t round_head(const float* x, const float* table, const float* offset, int64_t head, int64_t dim, uint16_t* scales,
+                   int64_t at, int8_t* out) {
+    if (table != nullptr) {
+        return round_static(x, table + head * dim, 1, offset == nullptr ? nullptr : offset + head * dim, dim, out);
+    }
+    const float peak = absolute_peak(x, dim) / 127.0f;
+    scales[at] = half_above(lesser(greater(peak, kSmallestScale), 65504.0f));
+    round_row(x, half_to_float(scales[at]), dim, out);
+    return 0;
+}
+
 void append(const Scheme& s, const Cache& c, const float* k, const float* v, const int64_t* slots,
             const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
     float mapped[kMaxHeadDim];
@@ -171,15 +184,7 @@ void append(const Scheme& s, const Cache& c, const float* k, const float* v, con
             const int64_t row = (slots[token] / c.page_size * s.kv_heads + head) * c.page_size;
             const int64_t tile = (row + key / kTile * kTile) * padded;
             map_key(s, map_of(s, positions[token]), head, k + at, mapped);
-            if (s.k_scale == nullptr) {
-                const float peak = absolute_peak(mapped, s.dim) / 127.0f;
-                const uint16_t scale = half_above(lesser(greater(peak, kSmallestScale), 65504.0f));
-                c.k_scale[row + key] = scale;
-                round_row(mapped, half_to_float(scale), s.dim, bytes);
-            } else {
-                saturated[0] += round_static(mapped, s.k_scale + head * s.dim, 1,
-                                             s.k_offset == nullptr ? nullptr : s.k_offset + head * s.dim, s.dim, bytes);
-            }
+            saturated[0] += round_head(mapped, s.k_scale, s.k_offset, head, s.dim, c.k_scale, row + key, bytes);
             for (int64_t i = 0; i < s.dim; ++i) {
                 c.k[tile + packed_at(i, key % kTile, padded, kTile)] = static_cast<uint8_t>(bytes[i]) ^ 0x80;
             }
@@ -189,15 +194,7 @@ void append(const Scheme& s, const Cache& c, const float* k, const float* v, con
             if (s.v_rotation_block != 0) {
                 hadamard(mapped, s.dim, s.v_rotation_block);
             }
-            if (s.v_scale == nullptr) {
-                const float peak = absolute_peak(mapped, s.dim) / 127.0f;
-                const uint16_t scale = half_above(lesser(greater(peak, kSmallestScale), 65504.0f));
-                c.v_scale[row + key] = scale;
-                round_row(mapped, half_to_float(scale), s.dim, bytes);
-            } else {
-                saturated[1] += round_static(mapped, s.v_scale + head * s.dim, 1,
-                                             s.v_offset == nullptr ? nullptr : s.v_offset + head * s.dim, s.dim, bytes);
-            }
+            saturated[1] += round_head(mapped, s.v_scale, s.v_offset, head, s.dim, c.v_scale, row + key, bytes);
             for (int64_t i = 0; i < s.dim; ++i) {
                 c.v[tile + packed_at(key % kTile, i, kTile, padded)] = bytes[i];
             }
@@ -283,18 +280,3 @@ Query map_query(const Scheme& s, int64_t map, int64_t head, const float* q, bool
     query.excess = 128 * sum;
     return query;
 }
-
-constexpr int64_t kCacheLine = 64;
-
-// What will be read next, to be fetched from memory while there is something to compute.
-struct Ahead {
-    const char* next;
-    int64_t lines;  // at a time
-
-    void fetch() {
-        for (int64_t i = 0; i < lines; ++i) {
-            __builtin_prefetch(next);
-            next += kCacheLine;
-        }
-    }
-};

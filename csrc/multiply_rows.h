@@ -1,0 +1,76 @@
+// Rows of bytes times a packed matrix of bytes (kernels.h), for QKᵀ, PV and the linears. Each unit includes this text
+// in its anonymous namespace. It defines before it:
+//
+//   kColumns     packed columns that multiply_block takes at a time, a divisor of kPadding
+//   kMostBlocks  how many blocks of them it is best given at once
+//
+// and behind it multiply_block.
+
+constexpr int64_t kCacheLine = 64;
+
+// What will be read next, to be fetched from memory while there is something to compute.
+struct Ahead {
+    const char* next;
+    int64_t lines;  // at a time
+
+    void fetch() {
+        for (int64_t i = 0; i < lines; ++i) {
+            __builtin_prefetch(next);
+            next += kCacheLine;
+        }
+    }
+};
+
+// c[r][j] = ∑ a[r][4i + n] · b[i][j][n], exactly, for `rows` (1 to 4) rows of bytes a and blocks · kColumns columns of
+// b [depth, b_stride / 4, 4]. One side is signed, the other not. Calls ahead.fetch() for each i.
+template <bool packed_unsigned, int rows, int blocks>
+void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
+                    int64_t c_stride, Ahead ahead);
+
+template <bool packed_unsigned, int rows>
+void multiply_panel(const uint8_t* a, const uint8_t* b, int64_t depth, int64_t width, int32_t* c, int64_t c_stride,
+                    Ahead ahead) {
+    int64_t j = 0;
+    for (; j + kMostBlocks * kColumns <= width; j += kMostBlocks * kColumns) {
+        multiply_block<packed_unsigned, rows, kMostBlocks>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride,
+                                                           ahead);
+        ahead.lines = 0;  // once is enough
+    }
+    for (; j < width; j += kColumns) {
+        multiply_block<packed_unsigned, rows, 1>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride, ahead);
+        ahead.lines = 0;
+    }
+}
+
+// c = a · b for any number of rows of bytes a [rows, 4 · depth] and the packed b [4 · depth, columns]. Meanwhile as
+// much as b is fetched from `ahead` on, unless that is null.
+template <bool packed_unsigned>
+void multiply(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t columns, int32_t* c,
+              const char* ahead) {
+    const int64_t groups = (rows + 3) / 4;
+    for (int64_t j = 0; j < columns; j += kPanel) {
+        const int64_t width = smaller(kPanel, columns - j);
+        const int64_t lines = (width * 4 + groups * kCacheLine - 1) / (groups * kCacheLine);
+        const uint8_t* panel = b + j * 4 * depth;
+        for (int64_t r = 0; r < rows; r += 4) {
+            const int64_t fetched = (j * 4 + r / 4 * lines * kCacheLine) * depth;
+            const bool wanted = ahead != nullptr && r / 4 * lines * kCacheLine < width * 4;
+            const Ahead share = {wanted ? ahead + fetched : nullptr, wanted ? lines : 0};
+            const uint8_t* some = a + r * 4 * depth;
+            int32_t* out = c + r * columns + j;
+            switch (smaller(rows - r, 4)) {
+                case 4:
+                    multiply_panel<packed_unsigned, 4>(some, panel, depth, width, out, columns, share);
+                    break;
+                case 3:
+                    multiply_panel<packed_unsigned, 3>(some, panel, depth, width, out, columns, share);
+                    break;
+                case 2:
+                    multiply_panel<packed_unsigned, 2>(some, panel, depth, width, out, columns, share);
+                    break;
+                default:
+                    multiply_panel<packed_unsigned, 1>(some, panel, depth, width, out, columns, share);
+            }
+        }
+    }
+}
