@@ -9,10 +9,10 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "arrays.h"
 #include "attend.h"
 #include "cpu_features.h"
 #include "dispatch.h"
@@ -21,21 +21,9 @@
 #include "self_test.h"
 #include "stream.h"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-using Array = nb::ndarray<nb::ro, nb::device::cpu>;
-
-template <typename T>
-const T* vector_data(const Array& array, const char* name, const char* dtype) {
-    if (array.dtype() != nb::dtype<T>() || array.ndim() != 1 || (array.shape(0) > 1 && array.stride(0) != 1)) {
-        throw std::invalid_argument(std::string(name) + " must be a contiguous one-dimensional array of " + dtype +
-                                    ".");
-    }
-    return static_cast<const T*>(array.data());
-}
 
 int64_t common_length(const Array& a, const Array& b) {
     if (a.shape(0) != b.shape(0)) {
@@ -71,41 +59,6 @@ int32_t dot_s8s8(const Array& a, const Array& b, const std::optional<std::string
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
     return table.dot_s8s8(x, y, n);
-}
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-    std::string text;
-    for (const int64_t size : shape) {
-        text += (text.empty() ? "" : ", ") + std::to_string(size);
-    }
-    return "[" + text + "]";
-}
-
-// The array's data after checks.
-template <typename T, typename AnyArray>
-T* data_of(const AnyArray& array, const char* name, const char* dtype, const std::vector<int64_t>& shape) {
-    bool good = array.dtype() == nb::dtype<std::remove_const_t<T>>() && array.ndim() == shape.size();
-    int64_t stride = 1;
-    for (size_t i = shape.size(); good && i-- > 0;) {
-        const int64_t size = static_cast<int64_t>(array.shape(i));
-        good = size == shape[i] && (size <= 1 || array.stride(i) == stride);
-        stride *= size;
-    }
-    if (!good) {
-        throw std::invalid_argument(std::string(name) + " must be a contiguous array of " + dtype + " " +
-                                    shape_text(shape) + ".");
-    }
-    return static_cast<T*>(array.data());
-}
-
-const float* floats(const std::optional<Array>& array, const char* name, const std::vector<int64_t>& shape) {
-    return array ? data_of<const float>(*array, name, "float32", shape) : nullptr;
-}
-
-void require(bool condition, const char* message) {
-    if (!condition) {
-        throw std::invalid_argument(message);
-    }
 }
 
 // As good as none, and far from overflow.

@@ -1,0 +1,60 @@
+#pragma once
+
+// What Python gives, checked before its address is taken.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace nb = nanobind;
+
+using Array = nb::ndarray<nb::ro, nb::device::cpu>;
+
+template <typename T>
+const T* vector_data(const Array& array, const char* name, const char* dtype) {
+    if (array.dtype() != nb::dtype<T>() || array.ndim() != 1 || (array.shape(0) > 1 && array.stride(0) != 1)) {
+        throw std::invalid_argument(std::string(name) + " must be a contiguous one-dimensional array of " + dtype +
+                                    ".");
+    }
+    return static_cast<const T*>(array.data());
+}
+
+inline std::string shape_text(const std::vector<int64_t>& shape) {
+    std::string text;
+    for (const int64_t size : shape) {
+        text += (text.empty() ? "" : ", ") + std::to_string(size);
+    }
+    return "[" + text + "]";
+}
+
+// The array's data after checks.
+template <typename T, typename AnyArray>
+T* data_of(const AnyArray& array, const char* name, const char* dtype, const std::vector<int64_t>& shape) {
+    bool good = array.dtype() == nb::dtype<std::remove_const_t<T>>() && array.ndim() == shape.size();
+    int64_t stride = 1;
+    for (size_t i = shape.size(); good && i-- > 0;) {
+        const int64_t size = static_cast<int64_t>(array.shape(i));
+        good = size == shape[i] && (size <= 1 || array.stride(i) == stride);
+        stride *= size;
+    }
+    if (!good) {
+        throw std::invalid_argument(std::string(name) + " must be a contiguous array of " + dtype + " " +
+                                    shape_text(shape) + ".");
+    }
+    return static_cast<T*>(array.data());
+}
+
+inline const float* floats(const std::optional<Array>& array, const char* name, const std::vector<int64_t>& shape) {
+    return array ? data_of<const float>(*array, name, "float32", shape) : nullptr;
+}
+
+inline void require(bool condition, const char* message) {
+    if (!condition) {
+        throw std::invalid_argument(message);
+    }
+}
