@@ -7,7 +7,7 @@ BUILD_TOOLS = cmake ninja nanobind scikit-build-core
 VENV = .venv
 INTEROP_VENV = .venv-msmodelslim
 BIN = $(VENV)/bin
-CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h)
+CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/python/*)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv

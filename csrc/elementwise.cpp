@@ -16,12 +16,12 @@ int64_t rows_per_job(int64_t size) {
 
 }  // namespace
 
-void rms_norm(const KernelTable& table, const float* x, const float* weight, const float* bias, float eps, int64_t rows,
-              int64_t size, float* out, int64_t threads) {
+void rms_norm(const KernelTable& table, const Norm& norm, const float* x, int64_t rows, int64_t size, float* out,
+              int64_t threads) {
     const int64_t some = rows_per_job(size);
     parallel((rows + some - 1) / some, threads, [&](int64_t job) {
         const int64_t first = job * some;
-        table.rms_norm(x + first * size, weight, bias, eps, std::min(some, rows - first), size, out + first * size);
+        table.rms_norm(norm, x + first * size, std::min(some, rows - first), size, out + first * size);
     });
 }
 

@@ -2,8 +2,7 @@
 // anonymous namespace, behind attend_rows.h. A row's bits depend on nothing but the row.
 
 // out = x / rms(x) ⊙ weight (+ bias) for rows of `size`. Squares are summed in 16 lanes, and those by halves.
-void rms_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t size,
-              float* out) {
+void rms_norm(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out) {
     constexpr int64_t kLanes = 16;
     for (int64_t r = 0; r < rows; ++r, x += size, out += size) {
         float sums[kLanes] = {};
@@ -17,13 +16,13 @@ void rms_norm(const float* x, const float* weight, const float* bias, float eps,
             sums[j] += x[i + j] * x[i + j];
         }
         const float mean = sum_by_halves<kLanes>(sums) / static_cast<float>(size);
-        const float scale = 1.0f / __builtin_sqrtf(mean + eps);
+        const float scale = 1.0f / __builtin_sqrtf(mean + norm.eps);
         for (int64_t c = 0; c < size; ++c) {
-            out[c] = weight[c] * (x[c] * scale);
+            out[c] = norm.weight[c] * (x[c] * scale);
         }
-        if (bias != nullptr) {
+        if (norm.bias != nullptr) {
             for (int64_t c = 0; c < size; ++c) {
-                out[c] += bias[c];
+                out[c] += norm.bias[c];
             }
         }
     }

@@ -107,6 +107,26 @@ struct Linear {
     const int32_t* quant_bias;  // [outputs]: the bias, and what the offset adds
 };
 
+// Rows of inputs as a linear takes them: bytes + 128 [count, padded_inputs], and what one step of each is worth.
+struct Rounded {
+    int64_t count;
+    uint8_t* bytes;
+    float* scales;
+};
+
+// y = x / rms(x) ⊙ weight (+ bias).
+struct Norm {
+    const float* weight;  // null: there is no norm
+    const float* bias;
+    float eps;
+};
+
+// One transformer block whose linears are all int8, named as the checkpoint's modules.
+struct DecoderLayer {
+    Norm input_layernorm, q_norm, k_norm, post_attention_layernorm;
+    const Linear *q_proj, *k_proj, *v_proj, *o_proj, *gate_proj, *up_proj, *down_proj;
+};
+
 static constexpr int64_t padded_inputs(int64_t inputs) {
     return (inputs + 3) / 4 * 4;
 }
@@ -133,16 +153,15 @@ struct KernelTable {
     // Returns how many values of q were beyond its static scale.
     int64_t (*attend)(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
                       int64_t end, const Scratch& scratch, const Partial& total);
-    // Rows [first, last) of x [rows, inputs] as bytes + 128 [rows, padded_inputs], and their scales; `room` holds a
-    // row.
-    void (*quantize_inputs)(const Linear& linear, const float* x, int64_t first, int64_t last, float* room,
-                            uint8_t* bytes, float* scales);
-    // The outputs of one panel of the weight, of all rows, in out [rows, outputs].
-    void (*linear_panel)(const Linear& linear, const uint8_t* bytes, const float* scales, int64_t rows, int64_t panel,
-                         float* out);
+    // Rows x [count, inputs] as the linear takes them; `room` holds a row.
+    void (*quantize_inputs)(const Linear& linear, const float* x, float* room, const Rounded& rows);
+    // Some panels of the weight, of all rows, stored in out [rows, outputs] or added to it.
+    void (*linear_panels)(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out);
+    // The same of silu(gate) · up, where both have their own rounding of the same rows.
+    void (*gated_panels)(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
+                         int64_t first, int64_t last, float* out);
     // What stands between the products: elementwise_rows.h.
-    void (*rms_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t size,
-                     float* out);
+    void (*rms_norm)(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out);
     void (*rope)(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t dim);
     void (*silu_times)(const float* gate, const float* up, int64_t count, float* out);
     // Merge `count` more partials of `rows` rows into `total`, in order, divide by the sums and turn V back.

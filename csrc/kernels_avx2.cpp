@@ -89,7 +89,7 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2",       dot_u8s8, dot_s8s8, append,     attend, quantize_inputs,
-                                  linear_panel, rms_norm, rope,     silu_times, finish};
+const KernelTable kAvx2Kernels = {"avx2",        dot_u8s8,     dot_s8s8, append, attend,     quantize_inputs,
+                                  linear_panels, gated_panels, rms_norm, rope,   silu_times, finish};
 
 }  // namespace faquant

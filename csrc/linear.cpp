@@ -3,15 +3,82 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "pool.h"
 
 namespace faquant {
 namespace {
 
-// Products that take longer than waking a thread does.
-constexpr int64_t kWorkPerThread = int64_t{1} << 18;
+// Products that take longer than it takes a waiting thread to come.
+constexpr int64_t kWorkPerThread = int64_t{1} << 16;
 constexpr int64_t kRowsPerJob = 16;
+// So that no thread waits long for the last one.
+constexpr int64_t kJobsPerThread = 4;
+
+int64_t panels(const Linear& linear) {
+    return (linear.outputs + kPanel - 1) / kPanel;
+}
+
+bool rounds_alike(const Linear& a, const Linear& b) {
+    if (a.input_scale != nullptr && b.input_scale != nullptr) {
+        return *a.input_scale == *b.input_scale && *a.input_offset == *b.input_offset;
+    }
+    return a.input_scale == b.input_scale && a.hadamard_block == b.hadamard_block;
+}
+
+int64_t threads_for(int64_t products, int64_t threads) {
+    return std::max<int64_t>(1, std::min(threads, products / kWorkPerThread));
+}
+
+// The same inputs for several linears; those that round alike share the bytes.
+class RoundedInputs {
+  public:
+    RoundedInputs(const KernelTable& table, const Inputs& inputs, const std::vector<const Linear*>& linears,
+                  int64_t threads) {
+        const int64_t size = linears[0]->inputs, depth = padded_inputs(size);
+        std::vector<const Linear*> kinds;
+        for (const Linear* linear : linears) {
+            const auto same = std::find_if(kinds.begin(), kinds.end(),
+                                           [&](const Linear* kind) { return rounds_alike(*kind, *linear); });
+            kind_.push_back(same - kinds.begin());
+            if (same == kinds.end()) {
+                kinds.push_back(linear);
+            }
+        }
+        const auto count = static_cast<int64_t>(kinds.size());
+        bytes_.reset(new uint8_t[static_cast<size_t>(count * inputs.rows * depth)]);
+        scales_.reset(new float[static_cast<size_t>(count * inputs.rows)]);
+        for (int64_t kind = 0; kind < count; ++kind) {
+            rounded_.push_back(
+                {inputs.rows, bytes_.get() + kind * inputs.rows * depth, scales_.get() + kind * inputs.rows});
+        }
+        parallel((inputs.rows + kRowsPerJob - 1) / kRowsPerJob, threads, [&](int64_t job) {
+            const int64_t first = job * kRowsPerJob, rows = std::min(kRowsPerJob, inputs.rows - first);
+            const bool normed = inputs.norm.weight != nullptr;
+            const std::unique_ptr<float[]> room(new float[static_cast<size_t>(size * (normed ? rows + 1 : 1))]);
+            const float* x = inputs.x + first * size;
+            if (normed) {
+                table.rms_norm(inputs.norm, x, rows, size, room.get() + size);
+                x = room.get() + size;
+            }
+            for (int64_t kind = 0; kind < count; ++kind) {
+                const Rounded& all = rounded_[static_cast<size_t>(kind)];
+                table.quantize_inputs(*kinds[static_cast<size_t>(kind)], x, room.get(),
+                                      {rows, all.bytes + first * depth, all.scales + first});
+            }
+        });
+    }
+
+    // As the linear of that number takes them.
+    const Rounded& of(size_t linear) const { return rounded_[static_cast<size_t>(kind_[linear])]; }
+
+  private:
+    std::vector<int64_t> kind_;  // of each linear
+    std::vector<Rounded> rounded_;
+    std::unique_ptr<uint8_t[]> bytes_;
+    std::unique_ptr<float[]> scales_;
+};
 
 }  // namespace
 
@@ -31,18 +98,43 @@ void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* 
     }
 }
 
-void apply(const KernelTable& table, const Linear& linear, const float* x, int64_t rows, float* out, int64_t threads) {
-    const int64_t depth = padded_inputs(linear.inputs);
-    const int64_t wanted = std::max<int64_t>(1, std::min(threads, rows * depth * linear.outputs / kWorkPerThread));
-    const std::unique_ptr<uint8_t[]> bytes(new uint8_t[static_cast<size_t>(rows * depth)]);
-    const std::unique_ptr<float[]> scales(new float[static_cast<size_t>(rows)]);
-    parallel((rows + kRowsPerJob - 1) / kRowsPerJob, wanted, [&](int64_t job) {
-        const std::unique_ptr<float[]> room(new float[static_cast<size_t>(linear.inputs)]);
-        table.quantize_inputs(linear, x, job * kRowsPerJob, std::min(rows, (job + 1) * kRowsPerJob), room.get(),
-                              bytes.get(), scales.get());
+void apply(const KernelTable& table, const Inputs& inputs, const Product* products, int64_t count, int64_t threads) {
+    int64_t outputs = 0, total = 0;
+    std::vector<const Linear*> linears;
+    for (int64_t i = 0; i < count; ++i) {
+        linears.push_back(products[i].linear);
+        outputs += products[i].linear->outputs;
+        total += panels(*products[i].linear);
+    }
+    const int64_t wanted = threads_for(inputs.rows * linears[0]->inputs * outputs, threads);
+    const RoundedInputs rounded(table, inputs, linears, wanted);
+    struct Job {
+        int64_t product, first, last;
+    };
+    std::vector<Job> jobs;
+    const int64_t some = std::max<int64_t>(1, total / (wanted * kJobsPerThread));
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t last = panels(*products[i].linear);
+        for (int64_t first = 0; first < last; first += some) {
+            jobs.push_back({i, first, std::min(first + some, last)});
+        }
+    }
+    parallel(static_cast<int64_t>(jobs.size()), wanted, [&](int64_t number) {
+        const Job& job = jobs[static_cast<size_t>(number)];
+        const Product& product = products[job.product];
+        table.linear_panels(*product.linear, rounded.of(static_cast<size_t>(job.product)), job.first, job.last,
+                            product.add, product.out);
     });
-    parallel((linear.outputs + kPanel - 1) / kPanel, wanted,
-             [&](int64_t panel) { table.linear_panel(linear, bytes.get(), scales.get(), rows, panel, out); });
+}
+
+void apply_gated(const KernelTable& table, const Inputs& inputs, const Linear& gate, const Linear& up, float* out,
+                 int64_t threads) {
+    const int64_t wanted = threads_for(2 * inputs.rows * gate.inputs * gate.outputs, threads);
+    const RoundedInputs rounded(table, inputs, {&gate, &up}, wanted);
+    const int64_t total = panels(gate), some = std::max<int64_t>(1, total / (wanted * kJobsPerThread));
+    parallel((total + some - 1) / some, wanted, [&](int64_t job) {
+        table.gated_panels(gate, rounded.of(0), up, rounded.of(1), job * some, std::min((job + 1) * some, total), out);
+    });
 }
 
 }  // namespace faquant

@@ -1,11 +1,10 @@
-// int8 linears, for one instruction set. Each unit includes this text in its anonymous namespace, behind attend_rows.h.
+// int8 linears, for one instruction set. Each unit includes this text in its anonymous namespace, behind
+// elementwise_rows.h.
 
-// Rows [first, last) of x as bytes + 128, with what one step is worth.
-void quantize_inputs(const Linear& linear, const float* x, int64_t first, int64_t last, float* room, uint8_t* bytes,
-                     float* scales) {
+void quantize_inputs(const Linear& linear, const float* x, float* room, const Rounded& rows) {
     const int64_t k = linear.inputs, padded = padded_inputs(k);
-    for (int64_t r = first; r < last; ++r) {
-        auto* out = reinterpret_cast<int8_t*>(bytes + r * padded);
+    for (int64_t r = 0; r < rows.count; ++r) {
+        auto* out = reinterpret_cast<int8_t*>(rows.bytes + r * padded);
         const float* row = x + r * k;
         if (linear.input_scale != nullptr) {
             const float scale = *linear.input_scale, offset = *linear.input_offset;
@@ -22,8 +21,8 @@ void quantize_inputs(const Linear& linear, const float* x, int64_t first, int64_
             if (linear.hadamard_block != 0) {
                 hadamard(room, k, linear.hadamard_block);
             }
-            scales[r] = step_of(absolute_peak(room, k));
-            round_row(room, scales[r], k, out);
+            rows.scales[r] = step_of(absolute_peak(room, k));
+            round_row(room, rows.scales[r], k, out);
         }
         for (int64_t i = 0; i < k; ++i) {
             out[i] = static_cast<int8_t>(out[i] ^ -128);
@@ -34,38 +33,96 @@ void quantize_inputs(const Linear& linear, const float* x, int64_t first, int64_
     }
 }
 
-// The outputs of one panel of the packed weight, for all rows.
-void linear_panel(const Linear& linear, const uint8_t* bytes, const float* scales, int64_t rows, int64_t panel,
-                  float* out) {
-    const int64_t n = linear.outputs, depth = padded_inputs(linear.inputs), columns = padded_outputs(n);
-    const int64_t first = panel * kPanel, width = smaller(kPanel, columns - first), end = smaller(n, first + width);
-    const auto* weight = reinterpret_cast<const uint8_t*>(linear.weight) + first * depth;
+// One panel of a packed weight.
+struct Panel {
+    const Linear& linear;
+    int64_t first, count;  // outputs
+    int64_t depth, width;  // of the packed matrix
+    const uint8_t* weight;
+
+    Panel(const Linear& l, int64_t number)
+        : linear(l),
+          first(number * kPanel),
+          count(smaller(kPanel, l.outputs - first)),
+          depth(padded_inputs(l.inputs)),
+          width(smaller(kPanel, padded_outputs(l.outputs) - first)),
+          weight(reinterpret_cast<const uint8_t*>(l.weight) + first * depth) {}
+
     // What comes behind the panel is the next one.
-    const char* ahead = first + width < columns ? reinterpret_cast<const char*>(weight) + width * depth : nullptr;
+    const char* next() const { return reinterpret_cast<const char*>(weight + width * depth); }
+
+    // The products of up to kStrip rows with the panel, [rows, width].
+    void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, const char* ahead) const {
+        multiply<false>(rows.bytes + row * depth, smaller(kStrip, rows.count - row), weight, depth / 4, width, products,
+                        ahead);
+    }
+
+    // The outputs of one row from its products.
+    void scale(const int32_t* sums, const Rounded& rows, int64_t row, float* y) const {
+        const int32_t* excess = linear.excess + first;
+        const float* unit = linear.scale + first;
+        if (linear.input_scale != nullptr) {
+            const int32_t* bias = linear.quant_bias + first;
+            for (int64_t c = 0; c < count; ++c) {
+                // Unsigned, because any quant_bias may stand in a file.
+                const uint32_t sum = static_cast<uint32_t>(sums[c] - excess[c]) + static_cast<uint32_t>(bias[c]);
+                y[c] = static_cast<float>(static_cast<int32_t>(sum)) * unit[c];
+            }
+            return;
+        }
+        const float step = rows.scales[row];
+        for (int64_t c = 0; c < count; ++c) {
+            y[c] = static_cast<float>(sums[c] - excess[c]) * unit[c] * step;
+        }
+        if (linear.bias != nullptr) {
+            for (int64_t c = 0; c < count; ++c) {
+                y[c] += linear.bias[first + c];
+            }
+        }
+    }
+};
+
+void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
     int32_t products[kStrip * kPanel];
-    for (int64_t r = 0; r < rows; r += kStrip) {
-        const int64_t count = smaller(kStrip, rows - r);
-        multiply<false>(bytes + r * depth, count, weight, depth / 4, width, products, ahead);
-        ahead = nullptr;
-        for (int64_t i = 0; i < count; ++i) {
-            float* y = out + (r + i) * n;
-            const int32_t* sums = products + i * width;
-            if (linear.input_scale != nullptr) {
-                for (int64_t c = first; c < end; ++c) {
-                    // Unsigned, because any quant_bias may stand in a file.
-                    const uint32_t sum = static_cast<uint32_t>(sums[c - first] - linear.excess[c]);
-                    const auto biased = static_cast<int32_t>(sum + static_cast<uint32_t>(linear.quant_bias[c]));
-                    y[c] = static_cast<float>(biased) * linear.scale[c];
+    float sums[kPanel];
+    for (int64_t number = first; number < last; ++number) {
+        const Panel panel(linear, number);
+        const char* ahead = number + 1 < last ? panel.next() : nullptr;
+        for (int64_t r = 0; r < rows.count; r += kStrip) {
+            panel.multiply_rows(rows, r, products, ahead);
+            ahead = nullptr;
+            for (int64_t i = 0; i < smaller(kStrip, rows.count - r); ++i) {
+                float* __restrict y = out + (r + i) * linear.outputs + panel.first;
+                panel.scale(products + i * panel.width, rows, r + i, add ? sums : y);
+                if (add) {
+                    for (int64_t c = 0; c < panel.count; ++c) {
+                        y[c] += sums[c];
+                    }
                 }
-            } else if (linear.bias != nullptr) {
-                for (int64_t c = first; c < end; ++c) {
-                    y[c] = static_cast<float>(sums[c - first] - linear.excess[c]) * linear.scale[c] * scales[r + i] +
-                           linear.bias[c];
-                }
-            } else {
-                for (int64_t c = first; c < end; ++c) {
-                    y[c] = static_cast<float>(sums[c - first] - linear.excess[c]) * linear.scale[c] * scales[r + i];
-                }
+            }
+        }
+    }
+}
+
+void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows, int64_t first,
+                  int64_t last, float* out) {
+    int32_t products[kStrip * kPanel];
+    float gates[kStrip][kPanel], ups[kPanel];
+    for (int64_t number = first; number < last; ++number) {
+        const Panel gate_panel(gate, number), up_panel(up, number);
+        const bool more = number + 1 < last;
+        const char *next_gate = more ? gate_panel.next() : nullptr, *next_up = more ? up_panel.next() : nullptr;
+        for (int64_t r = 0; r < gate_rows.count; r += kStrip) {
+            const int64_t count = smaller(kStrip, gate_rows.count - r);
+            gate_panel.multiply_rows(gate_rows, r, products, next_gate);
+            for (int64_t i = 0; i < count; ++i) {
+                gate_panel.scale(products + i * gate_panel.width, gate_rows, r + i, gates[i]);
+            }
+            up_panel.multiply_rows(up_rows, r, products, next_up);
+            next_gate = next_up = nullptr;
+            for (int64_t i = 0; i < count; ++i) {
+                up_panel.scale(products + i * up_panel.width, up_rows, r + i, ups);
+                silu_times(gates[i], ups, up_panel.count, out + (r + i) * up.outputs + up_panel.first);
             }
         }
     }

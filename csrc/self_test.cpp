@@ -160,7 +160,8 @@ bool multiplies(const KernelTable& table) {
     linear.weight = packed.data();
     linear.excess = excess.data();
     linear.scale = scale.data();
-    apply(table, linear, x.data(), kRows, out.data(), 1);
+    const Product product = {&linear, out.data(), false};
+    apply(table, {x.data(), kRows, {}}, &product, 1, 1);
     for (int64_t row = 0; row < kRows; ++row) {
         for (int64_t n = 0; n < kOutputs; ++n) {
             int64_t sum = 0;

@@ -22,20 +22,19 @@ def test_rms_norm(size: int, biased: bool) -> None:
     bias = normal(size, seed=2) if biased else None
     exact = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
     exact = exact if bias is None else exact + bias.double()
-    outs = [elementwise.rms_norm(x, weight, 1e-5, bias, isa) for isa in ISAS]
+    kernel = RMSNorm(weight, 1e-5, bias).kernel
+    outs = [elementwise.rms_norm(kernel, x, isa) for isa in ISAS]
     torch.testing.assert_close(outs[0].double(), exact, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(outs[0], RMSNorm(weight, 1e-5, bias)(x), rtol=1e-6, atol=1e-6)
     assert all(torch.equal(out, outs[0]) for out in outs)
 
 
 def test_rms_norm_of_heads_and_of_zeros() -> None:
-    x, weight = normal(3, 4, 20), normal(20)
-    rows = elementwise.rms_norm(x.view(12, 20), weight, 1e-6)
-    assert torch.equal(elementwise.rms_norm(x, weight, 1e-6).view(12, 20), rows)
-    assert torch.equal(
-        elementwise.rms_norm(x.transpose(0, 1), weight, 1e-6), elementwise.rms_norm(x, weight, 1e-6).transpose(0, 1)
-    )
-    assert not elementwise.rms_norm(torch.zeros(2, 20), weight, 1e-6).any()
+    x, norm = normal(3, 4, 20), RMSNorm(normal(20), 1e-6).kernel
+    rows = elementwise.rms_norm(norm, x.view(12, 20))
+    assert torch.equal(elementwise.rms_norm(norm, x).view(12, 20), rows)
+    assert torch.equal(elementwise.rms_norm(norm, x.transpose(0, 1)), elementwise.rms_norm(norm, x).transpose(0, 1))
+    assert not elementwise.rms_norm(norm, torch.zeros(2, 20)).any()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -62,10 +61,14 @@ def test_silu_is_accurate_everywhere() -> None:
 
 def test_other_tensors_are_refused() -> None:
     x = normal(3, 8)
-    with pytest.raises(ValueError, match="weight must be"):
-        elementwise.rms_norm(x, normal(7), 1e-5)
-    with pytest.raises(ValueError, match="x must be"):
-        elementwise.rms_norm(x.double(), normal(8), 1e-5)
+    norm = RMSNorm(normal(8), 1e-5)
+    for wrong in (x.double(), normal(3, 7)):
+        with pytest.raises(ValueError, match="x must be"):
+            elementwise.rms_norm(norm.kernel, wrong)
+    with pytest.raises(ValueError, match="weight must"):
+        _ = RMSNorm(normal(8).double(), 1e-5).kernel
+    with pytest.raises(ValueError, match="bias must"):
+        _ = RMSNorm(normal(8), 1e-5, normal(7)).kernel
     with pytest.raises(ValueError, match="cos must be"):
         elementwise.rope(normal(3, 2, 8), normal(2, 1, 8), normal(3, 1, 8))
     with pytest.raises(ValueError, match="gate must be"):

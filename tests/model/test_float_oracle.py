@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from faquant.config import load_config
 from faquant.model.load import Model, load_float
 from faquant.model.opening import DTYPES
-from faquant.model.paged import Chunk, run_chunks
+from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
 from oracles.tiny_models import COMMON, KINDS, spell_as_before_v5, tiny_model
 
@@ -53,7 +53,7 @@ class Run:
                 rope = Rope(self.model.config, len(ids))
                 chunks.append(Chunk(some, self.done[i], self.tables[i], rope, self.position))
                 owners.append(i)
-        logits = self.model.decoder.logits(run_chunks(self.model.decoder, self.pages, chunks))
+        logits = self.model.decoder.logits(PagedDecoder(self.model.decoder, self.pages).run(chunks))
         for i, chunk, part in zip(owners, chunks, logits.split([len(c.tokens) for c in chunks]), strict=True):
             self.logits[i] = torch.cat((self.logits[i], part))
             self.done[i] += len(chunk.tokens)

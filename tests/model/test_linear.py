@@ -21,12 +21,12 @@ ISAS = cpu.available_isas()
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All linears are applied with that instruction set."""
     chosen = str(request.param)
-    apply = _C.Linear.apply
+    apply = _C.Int8Linear.apply
 
-    def forced(self: _C.Linear, x: int, out: int, rows: int, threads: int, isa: str | None) -> None:
+    def forced(self: _C.Int8Linear, x: int, out: int, rows: int, threads: int, isa: str | None) -> None:
         apply(self, x, out, rows, threads, chosen)
 
-    monkeypatch.setattr(_C.Linear, "apply", forced)
+    monkeypatch.setattr(_C.Int8Linear, "apply", forced)
     return chosen
 
 
@@ -147,9 +147,9 @@ GOOD: dict[str, Any] = {
     ],
 )
 def test_wrong_tables_are_refused(wrong: dict[str, Any], message: str) -> None:
-    _C.Linear(**GOOD)
+    _C.Int8Linear(**GOOD)
     with pytest.raises(ValueError, match=message):
-        _C.Linear(**{**GOOD, **wrong})
+        _C.Int8Linear(**{**GOOD, **wrong})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from faquant.evaluation.divergence import window_logits
 from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import MAP_BLOCK
 from faquant.model.load import load, load_float
-from faquant.model.paged import Chunk, run_chunks
+from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
@@ -152,7 +152,7 @@ def _k_error(model: object, original: object, ids: torch.Tensor, position: int) 
         original.schemes = schemes  # type: ignore[attr-defined]
         pages = original.make_pages(len(table), 128)  # type: ignore[attr-defined]
         chunk = Chunk(ids, 0, table, Rope(original.config, original.config.max_position), position)  # type: ignore[attr-defined]
-        run_chunks(original.decoder, pages, [chunk])  # type: ignore[attr-defined]
+        PagedDecoder(original.decoder, pages).run([chunk])  # type: ignore[attr-defined]
         keys.append(pages[0].read(table, len(ids))[0])
     return float((keys[0] - keys[1]).pow(2).mean())
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..kernels.pages import Pages
 from ..kernels.saturation import Saturation
 from ..kernels.threads import torch_on_one
 from ..model.load import Model, load
-from ..model.paged import Chunk, run_chunks
+from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
 from .detokenizer import IncrementalDecoder
 from .sampling import Sampler, SamplingParams, log_probabilities
@@ -118,29 +117,30 @@ class LLM:
         pages = self.model.make_pages(sum(len(request.block_table) for request in requests), PAGE_SIZE)
         for layer in pages:
             layer.saturation = self._saturation
+        decoder = PagedDecoder(self.model.decoder, pages)
         for request in requests:
             while request.pending > PREFILL_CHUNK:
                 with self._threads():
-                    self._step(pages, [request], PREFILL_CHUNK)
-            yield from self._advance(pages, [request])
+                    self._step(decoder, [request], PREFILL_CHUNK)
+            yield from self._advance(decoder, [request])
         while active := [request for request in requests if request.finish_reason is None]:
-            yield from self._advance(pages, active)
+            yield from self._advance(decoder, active)
 
-    def _advance(self, pages: list[Pages], requests: list["_Request"]) -> list[tuple["_Request", str]]:
+    def _advance(self, decoder: PagedDecoder, requests: list["_Request"]) -> list[tuple["_Request", str]]:
         """One more token for each request."""
         with self._threads():
-            logits = self._step(pages, requests)
+            logits = self._step(decoder, requests)
             return [(request, request.accept(row)) for request, row in zip(requests, logits, strict=True)]
 
     def _threads(self) -> AbstractContextManager[None]:
         return torch_on_one() if self._is_int8 else nullcontext()
 
-    def _step(self, pages: list[Pages], requests: list["_Request"], limit: int = PREFILL_CHUNK) -> torch.Tensor:
+    def _step(self, decoder: PagedDecoder, requests: list["_Request"], limit: int = PREFILL_CHUNK) -> torch.Tensor:
         """Run the next tokens of each request; logits [requests, vocab] of its last one."""
         chunks = [request.next_chunk(limit) for request in requests]
-        hidden = run_chunks(self.model.decoder, pages, chunks)
+        hidden = decoder.run(chunks)
         last = torch.tensor([len(chunk.tokens) for chunk in chunks]).cumsum(0) - 1
-        return self.model.decoder.logits(hidden[last])
+        return decoder.decoder.logits(hidden[last])
 
 
 class _Request:

@@ -23,7 +23,7 @@ from ..engine.llm import LLM, PAGE_SIZE, PREFILL_CHUNK
 from ..engine.sampling import SamplingParams
 from ..errors import CheckpointError, FaquantError, UsageError
 from ..model.load import Model
-from ..model.paged import Chunk, run_chunks
+from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
 
 try:
@@ -275,7 +275,7 @@ class _SequenceCache:
     def __init__(self, model: Model, capacity: int) -> None:
         self._model = model
         count = -(-capacity // PAGE_SIZE)
-        self._pages = model.make_pages(count, PAGE_SIZE)
+        self._decoder = PagedDecoder(model.decoder, model.make_pages(count, PAGE_SIZE))
         self._table = torch.arange(count)
         self._held: list[int] = []
 
@@ -288,7 +288,7 @@ class _SequenceCache:
         states = []
         for at in range(start, len(tokens), PREFILL_CHUNK):
             part = torch.tensor(tokens[at : at + PREFILL_CHUNK])
-            state = run_chunks(self._model.decoder, self._pages, [Chunk(part, at, self._table, rope)])
+            state = self._decoder.run([Chunk(part, at, self._table, rope)])
             states.append(state[max(0, first - at) :])
         self._held = tokens
         return torch.cat(states)

@@ -11,21 +11,13 @@ from . import threads
 from .addresses import address
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None, isa: str | None = None) -> Tensor:
+def rms_norm(norm: _C.RmsNorm, x: Tensor, isa: str | None = None) -> Tensor:
     """x / rms(x) · weight (+ bias) over the last dimension of float32 x."""
     x = x.contiguous()
-    size, out = x.shape[-1], torch.empty_like(x)
-    _C.rms_norm(
-        address("x", x, torch.float32, *x.shape),
-        address("weight", weight, torch.float32, size),
-        0 if bias is None else address("bias", bias, torch.float32, size),
-        eps,
-        x.numel() // size,
-        size,
-        out.data_ptr(),
-        threads.count(),
-        isa,
-    )
+    out = torch.empty_like(x)
+    rows = x.numel() // norm.size
+    source = address("x", x, torch.float32, *x.shape[:-1], norm.size)
+    norm.apply(source, out.data_ptr(), rows, threads.count(), isa)
     return out
 
 

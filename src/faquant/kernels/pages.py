@@ -102,7 +102,8 @@ class Int8Pages:
         shape = (num_pages, heads, page_size)
         self.k_scale = torch.zeros(shape, dtype=torch.float16) if scheme.k_scale is None else None
         self.v_scale = torch.zeros(shape, dtype=torch.float16) if scheme.v_scale is None else None
-        self._cache = _layer_cache(self)
+        self._static = frozenset(name for name in "qkv" if getattr(scheme, f"{name}_scale") is not None)
+        self.cache = _layer_cache(self)
 
     @property
     def bytes_per_token(self) -> int:
@@ -111,7 +112,7 @@ class Int8Pages:
     def append(self, k: Tensor, v: Tensor, slots: Tensor, positions: Tensor) -> None:
         tokens, heads, dim = k.shape[0], self.scheme.num_kv_heads, self.scheme.head_dim
         k, v = k.contiguous(), v.contiguous()
-        beyond = self._cache.append(
+        beyond = self.cache.append(
             address("k", k, torch.float32, tokens, heads, dim),
             address("v", v, torch.float32, tokens, heads, dim),
             address("slots", slots, torch.int64, tokens),
@@ -120,17 +121,13 @@ class Int8Pages:
             threads.count(),
             self._isa,
         )
-        for name, x, static, count in zip(
-            "kv", (k, v), (self.scheme.k_scale, self.scheme.v_scale), beyond, strict=True
-        ):
-            if static is not None:
-                self.saturation.count(name, x.numel(), count)
+        self.count_saturated(tokens, k=beyond[0], v=beyond[1])
 
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
         q = q.contiguous()
         out = torch.empty_like(q)
         tokens, count, width = q.shape[0], *spans.block_tables.shape
-        beyond = self._cache.attend(
+        beyond = self.cache.attend(
             out.data_ptr(),
             address("q", q, torch.float32, tokens, self.scheme.num_heads, self.scheme.head_dim),
             tokens,
@@ -143,9 +140,14 @@ class Int8Pages:
             threads.count(),
             self._isa,
         )
-        if self.scheme.q_scale is not None:
-            self.saturation.count("q", q.numel(), beyond)
+        self.count_saturated(tokens, q=beyond)
         return out
+
+    def count_saturated(self, tokens: int, **beyond: int) -> None:
+        """Count how many values of so many tokens' q, k or v were beyond their static scales, where they have such."""
+        for name in self._static.intersection(beyond):
+            heads = self.scheme.num_heads if name == "q" else self.scheme.num_kv_heads
+            self.saturation.count(name, tokens * heads * self.scheme.head_dim, beyond[name])
 
     def copy_page(self, source: int, target: int) -> None:
         for store in (self.k, self.v, self.k_scale, self.v_scale):

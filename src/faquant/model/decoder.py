@@ -6,11 +6,13 @@ step is done as transformers does it, in the model's dtype, so that calibration 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from .. import _C
 from ..config import ModelConfig
 from ..kernels import elementwise
 from .lazy import LazyEmbedding, LazyLinear, LazySequence
@@ -41,9 +43,14 @@ class RMSNorm:
     bias: Tensor | None = None
     fused: bool = False
 
+    @cached_property
+    def kernel(self) -> _C.RmsNorm:
+        """For the kernels, which take float32 only."""
+        return _C.RmsNorm(weight=self.weight, bias=self.bias, eps=self.eps)
+
     def __call__(self, x: Tensor) -> Tensor:
         if self.fused:
-            return elementwise.rms_norm(x, self.weight, self.eps, self.bias)
+            return elementwise.rms_norm(self.kernel, x)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         y = self.weight * wide.to(x.dtype)
@@ -81,6 +88,22 @@ class DecoderLayer:
         x = x + self.o_proj(attention(self.index, q, k, v).reshape(x.shape[0], -1))
         h = self.post_attention_layernorm(x)
         return x + self.down_proj(self.gated(self.gate_proj(h), self.up_proj(h)))
+
+    @property
+    def linears(self) -> list[Linear]:
+        """In LINEARS' order."""
+        return [getattr(self, name.rpartition(".")[2]) for name in LINEARS]
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether all linears are int8, so that the layer can run in the kernels as a whole."""
+        return all(isinstance(linear, DynamicLinear | StaticLinear) for linear in self.linears)
+
+    def kernels(self) -> tuple[list[_C.Int8Linear], list[_C.RmsNorm | None]]:
+        """Linears and norms of an int8 layer as _C.DecoderLayers takes them."""
+        linears = [linear.kernel for linear in self.linears if isinstance(linear, DynamicLinear | StaticLinear)]
+        norms = (self.input_layernorm, self.post_attention_layernorm, self.q_norm, self.k_norm)
+        return linears, [None if norm is None else norm.kernel for norm in norms]
 
 
 @dataclass

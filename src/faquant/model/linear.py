@@ -49,10 +49,10 @@ class DynamicLinear:
         self.hadamard_block = hadamard_block
         self._packed = PackedWeight(weight)
         self._sizes = weight.shape[1], weight.shape[0]
-        self._kernel = _kernel(self._packed, scale, bias=bias, hadamard_block=hadamard_block)
+        self.kernel = _kernel(self._packed, scale, bias=bias, hadamard_block=hadamard_block)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _apply(self._kernel, x, *self._sizes)
+        return _apply(self.kernel, x, *self._sizes)
 
     @property
     def weight(self) -> Tensor:
@@ -80,7 +80,7 @@ class StaticLinear:
         self.deq_scale = deq_scale
         self._packed = PackedWeight(weight)
         self._sizes = weight.shape[1], weight.shape[0]
-        self._kernel = _kernel(
+        self.kernel = _kernel(
             self._packed,
             deq_scale,
             input_scale=input_scale.float().view(1),
@@ -89,7 +89,7 @@ class StaticLinear:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _apply(self._kernel, x, *self._sizes)
+        return _apply(self.kernel, x, *self._sizes)
 
     @property
     def weight(self) -> Tensor:
@@ -110,9 +110,9 @@ def _kernel(
     input_scale: Tensor | None = None,
     input_offset: Tensor | None = None,
     quant_bias: Tensor | None = None,
-) -> _C.Linear:
+) -> _C.Int8Linear:
     outputs, inputs = packed.shape
-    return _C.Linear(
+    return _C.Int8Linear(
         inputs=inputs,
         outputs=outputs,
         weight=packed.values,
@@ -126,7 +126,7 @@ def _kernel(
     )
 
 
-def _apply(kernel: _C.Linear, x: Tensor, inputs: int, outputs: int) -> Tensor:
+def _apply(kernel: _C.Int8Linear, x: Tensor, inputs: int, outputs: int) -> Tensor:
     x = x.contiguous()
     rows = x.shape[0]
     out = x.new_empty(rows, outputs)

@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..errors import UsageError
 from ..kernels.pages import FloatPages, Int8Pages, Pages
 from ..kernels.scheme import AttentionScheme
-from .decoder import LINEARS, Decoder, build_decoder
+from .decoder import Decoder, build_decoder
 from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
 from .opening import Opened, has_bias, linear_shape, open_checkpoint, read_deq_scale
 from .schemes import Checked
@@ -36,10 +36,10 @@ class Model:
 
     def is_int8(self) -> bool:
         """Whether all that takes time is int8: every layer's linears and attention, and the head."""
-        names = [name.rpartition(".")[2] for name in LINEARS]
-        linears = [getattr(layer, name) for layer in self.decoder.layers for name in names]
-        return None not in self.schemes and not any(
-            isinstance(linear, FloatLinear) for linear in (*linears, self.decoder.lm_head)
+        return (
+            None not in self.schemes
+            and all(layer.is_int8 for layer in self.decoder.layers)
+            and not isinstance(self.decoder.lm_head, FloatLinear)
         )
 
     def make_pages(self, num_pages: int, page_size: int) -> list[Pages]:

@@ -11,9 +11,13 @@
 #include <type_traits>
 #include <vector>
 
+#include "dispatch.h"
+
 namespace nb = nanobind;
 
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
+using WritableArray = nb::ndarray<nb::device::cpu>;
+using OptionalArray = std::optional<Array>;
 
 template <typename T>
 const T* vector_data(const Array& array, const char* name, const char* dtype) {
@@ -49,8 +53,12 @@ T* data_of(const AnyArray& array, const char* name, const char* dtype, const std
     return static_cast<T*>(array.data());
 }
 
-inline const float* floats(const std::optional<Array>& array, const char* name, const std::vector<int64_t>& shape) {
+inline const float* floats(const OptionalArray& array, const char* name, const std::vector<int64_t>& shape) {
     return array ? data_of<const float>(*array, name, "float32", shape) : nullptr;
+}
+
+inline const faquant::KernelTable& kernels(const std::optional<std::string>& isa) {
+    return isa ? faquant::find_kernels(*isa) : *faquant::selected_kernels().kernels;
 }
 
 inline void require(bool condition, const char* message) {

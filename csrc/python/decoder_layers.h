@@ -1,0 +1,119 @@
+#pragma once
+
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "decoder_layer.h"
+#include "elementwise_functions.h"
+#include "int8_linear.h"
+#include "layer_cache.h"
+
+// Some layers of one model, one behind the other, with the caches that they append to.
+class DecoderLayers {
+  public:
+    // Of each layer its linears [q, k, v, o, gate, up, down], its norms [input, post_attention, q, k], of which the
+    // latter two may be None, its cache and its window.
+    void add(const std::vector<nb::object>& linears, const std::vector<nb::object>& norms, const nb::object& cache,
+             const std::optional<int64_t>& window) {
+        require(linears.size() == 7 && norms.size() == 4, "A layer has seven linears and four norms.");
+        std::vector<const faquant::Linear*> l;
+        for (const nb::object& linear : linears) {
+            l.push_back(&nb::cast<const Int8Linear&>(linear).linear());
+        }
+        const auto& of_layer = nb::cast<const LayerCache&>(cache);
+        const faquant::Scheme& s = of_layer.scheme();
+        const int64_t hidden = l[0]->inputs, inner = l[4]->outputs, q = s.heads * s.dim, kv = s.kv_heads * s.dim;
+        const int64_t sizes[7][2] = {{hidden, q},     {hidden, kv},    {hidden, kv},   {q, hidden},
+                                     {hidden, inner}, {hidden, inner}, {inner, hidden}};
+        for (size_t i = 0; i < l.size(); ++i) {
+            require(l[i]->inputs == sizes[i][0] && l[i]->outputs == sizes[i][1], "The linears do not fit together.");
+        }
+        require(s.dim % 2 == 0, "RoPE needs an even number of channels.");
+        require(norms[2].is_none() == norms[3].is_none(), "Norms of q and k go together.");
+        faquant::Norm n[4] = {};
+        for (size_t i = 0; i < norms.size(); ++i) {
+            if (i < 2 || !norms[i].is_none()) {
+                const auto& norm = nb::cast<const RmsNorm&>(norms[i]);
+                require(norm.size() == (i < 2 ? hidden : s.dim), "A norm has another size than what it is for.");
+                n[i] = norm.norm();
+            }
+        }
+        require(layers_.empty() || (layers_[0].layer.q_proj->inputs == hidden && layers_[0].scheme->dim == s.dim &&
+                                    layers_[0].cache->page_size == of_layer.cache().page_size),
+                "The layers do not fit together.");
+        layers_.push_back({{n[0], n[2], n[3], n[1], l[0], l[1], l[2], l[3], l[4], l[5], l[6]},
+                           &s,
+                           &of_layer.cache(),
+                           checked_window(window)});
+        kept_.insert(kept_.end(), linears.begin(), linears.end());
+        kept_.insert(kept_.end(), norms.begin(), norms.end());
+        kept_.push_back(cache);
+    }
+
+    // x [tokens, hidden], in place; cos and sin [tokens, dim], spans and block_tables as LayerCache.attend's: all by
+    // address, checked in Python. For each layer how many values of q, k and v were beyond their static scales.
+    std::vector<std::array<int64_t, 3>> run(uintptr_t x, uintptr_t cos, uintptr_t sin, int64_t tokens, uintptr_t spans,
+                                            uintptr_t block_tables, int64_t count, int64_t width, int64_t split,
+                                            int64_t threads, const std::optional<std::string>& isa) const {
+        require(split > 0 && split % faquant::kTile == 0, "split must be a multiple of a tile.");
+        require(!layers_.empty(), "There are no layers.");
+        faquant::Cache smallest = *layers_[0].cache;
+        int64_t window = 0;
+        for (const faquant::CachedLayer& layer : layers_) {
+            smallest.pages = std::min(smallest.pages, layer.cache->pages);
+            window = std::max(window, layer.window);
+        }
+        const std::vector<faquant::Span> all =
+            checked_spans(smallest, spans, block_tables, count, width, tokens, window);
+        std::vector<int64_t> slots, positions;
+        for (const faquant::Span& span : all) {
+            for (int64_t position = span.start; position < span.start + span.tokens; ++position) {
+                const int64_t page = span.block_table[position / smallest.page_size];
+                slots.push_back(page * smallest.page_size + position % smallest.page_size);
+                positions.push_back(position);
+            }
+        }
+        const faquant::Batch batch = {tokens,
+                                      reinterpret_cast<const float*>(cos),
+                                      reinterpret_cast<const float*>(sin),
+                                      slots.data(),
+                                      positions.data(),
+                                      all.data(),
+                                      count,
+                                      split};
+        std::vector<faquant::Saturated> saturated(layers_.size());
+        {
+            const faquant::KernelTable& table = kernels(isa);
+            nb::gil_scoped_release unlocked;
+            faquant::run_layers(table, layers_.data(), static_cast<int64_t>(layers_.size()), batch,
+                                reinterpret_cast<float*>(x), threads, saturated.data());
+        }
+        std::vector<std::array<int64_t, 3>> counts;
+        for (const faquant::Saturated& some : saturated) {
+            counts.push_back({some.q, some.k, some.v});
+        }
+        return counts;
+    }
+
+    static void bind(nb::module_& m) {
+        using namespace nb::literals;
+        nb::class_<DecoderLayers>(m, "DecoderLayers")
+            .def(nb::init<>())
+            .def("add", &DecoderLayers::add, nb::kw_only(), "linears"_a, "norms"_a, "cache"_a, "window"_a.none())
+            .def("run", &DecoderLayers::run, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "spans"_a, "block_tables"_a,
+                 "count"_a, "width"_a, "split"_a, "threads"_a, "isa"_a.none());
+    }
+
+  private:
+    std::vector<nb::object> kept_;
+    std::vector<faquant::CachedLayer> layers_;
+};

@@ -1,0 +1,131 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "cpu_features.h"
+#include "decoder_layers.h"
+#include "dispatch.h"
+#include "elementwise_functions.h"
+#include "int8_linear.h"
+#include "layer_cache.h"
+#include "self_test.h"
+#include "stream.h"
+
+using namespace nb::literals;
+
+namespace {
+
+int64_t common_length(const Array& a, const Array& b) {
+    if (a.shape(0) != b.shape(0)) {
+        throw std::invalid_argument("a and b must be equally long, not " + std::to_string(a.shape(0)) + " and " +
+                                    std::to_string(b.shape(0)) + ".");
+    }
+    const int64_t n = static_cast<int64_t>(a.shape(0));
+    if (n > faquant::kMaxDotLength) {
+        throw std::invalid_argument("a and b have " + std::to_string(n) +
+                                    " elements; the sum is sure to fit only up to " +
+                                    std::to_string(faquant::kMaxDotLength) + ".");
+    }
+    return n;
+}
+
+int32_t dot_u8s8(const Array& a, const Array& b, const std::optional<std::string>& isa) {
+    const uint8_t* x = vector_data<uint8_t>(a, "a", "uint8");
+    const int8_t* y = vector_data<int8_t>(b, "b", "int8");
+    const int64_t n = common_length(a, b);
+    const faquant::KernelTable& table = kernels(isa);
+    nb::gil_scoped_release unlocked;
+    return table.dot_u8s8(x, y, n);
+}
+
+int32_t dot_s8s8(const Array& a, const Array& b, const std::optional<std::string>& isa) {
+    const int8_t* x = vector_data<int8_t>(a, "a", "int8");
+    const int8_t* y = vector_data<int8_t>(b, "b", "int8");
+    const int64_t n = common_length(a, b);
+    const faquant::KernelTable& table = kernels(isa);
+    nb::gil_scoped_release unlocked;
+    return table.dot_s8s8(x, y, n);
+}
+
+uint64_t read_all(const Array& words, int64_t threads) {
+    const auto* data = reinterpret_cast<const uint64_t*>(vector_data<int64_t>(words, "words", "int64"));
+    nb::gil_scoped_release unlocked;
+    return faquant::read_all(data, static_cast<int64_t>(words.shape(0)), threads);
+}
+
+nb::dict cpu_features() {
+    const faquant::CpuFeatures f = faquant::detect_cpu_features();
+    nb::dict d;
+    d["avx2"] = f.avx2;
+    d["fma"] = f.fma;
+    d["f16c"] = f.f16c;
+    d["avx_vnni"] = f.avx_vnni;
+    d["avx512f"] = f.avx512f;
+    d["avx512bw"] = f.avx512bw;
+    d["avx512vl"] = f.avx512vl;
+    d["avx512_vnni"] = f.avx512_vnni;
+    d["avx512_bf16"] = f.avx512_bf16;
+    d["amx_int8"] = f.amx_int8;
+    return d;
+}
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> names;
+    for (const faquant::KernelTable* table : faquant::available_kernels()) {
+        names.emplace_back(table->name);
+    }
+    return names;
+}
+
+nb::dict self_test() {
+    nb::dict results;
+    for (const faquant::KernelTable* table : faquant::available_kernels()) {
+        results[table->name] = faquant::first_wrong_kernel(*table) == nullptr;
+    }
+    return results;
+}
+
+}  // namespace
+
+NB_MODULE(_C, m) {
+    nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+        try {
+            std::rethrow_exception(pointer);
+        } catch (const faquant::UsageError& error) {
+            PyErr_SetString(nb::module_::import_("faquant.errors").attr("UsageError").ptr(), error.what());
+        }
+    });
+
+    m.attr("MAX_DOT_LENGTH") = faquant::kMaxDotLength;
+    m.def("cpu_features", &cpu_features);
+    m.def("cpu_brand", &faquant::cpu_brand);
+    m.def("available_isas", &available_isas);
+    m.def("selected_isa", [] { return faquant::selected_kernels().kernels->name; });
+    m.def("selection_warning", [] { return faquant::selected_kernels().warning; });
+    m.def("self_test", &self_test);
+    m.def("self_test_notices_saturation", &faquant::self_test_notices_saturation,
+          nb::call_guard<nb::gil_scoped_release>());
+    m.def("dot_u8s8", &dot_u8s8, "a"_a, "b"_a, "isa"_a = nb::none());
+    m.def("dot_s8s8", &dot_s8s8, "a"_a, "b"_a, "isa"_a = nb::none());
+    m.attr("TILE") = faquant::kTile;
+    m.attr("MAX_HEAD_DIM") = faquant::kMaxHeadDim;
+    m.attr("PADDING") = faquant::kPadding;
+    m.attr("PANEL") = faquant::kPanel;
+    m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);
+    const nb::call_guard<nb::gil_scoped_release> unlocked;
+    m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "heads"_a, "dim"_a, "threads"_a, "isa"_a.none(),
+          unlocked);
+    m.def("silu_times", &silu_times, "gate"_a, "up"_a, "count"_a, "out"_a, "threads"_a, "isa"_a.none(), unlocked);
+    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a);
+    RmsNorm::bind(m);
+    Int8Linear::bind(m);
+    LayerCache::bind(m);
+    DecoderLayers::bind(m);
+}

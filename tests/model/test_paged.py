@@ -1,0 +1,128 @@
+"""Layers in one call of C++ have the bits of the decoder's own steps, and what does not fit is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from faquant.kernels import cpu
+from faquant.kernels.pages import FloatPages
+from faquant.model.decoder import Decoder, DecoderLayer, RMSNorm
+from faquant.model.linear import DynamicLinear, FloatLinear, Linear, StaticLinear
+from faquant.model.paged import Batch, Chunk, PagedDecoder
+from faquant.model.rope import Rope
+from oracles.random_decoder import MODELS, SCHEMES, Cache, Parts, parts, tokens
+
+LENGTHS = (1, 150, 40)
+
+
+def step_by_step(decoder: Decoder, cache: Cache, chunks: list[Chunk]) -> Tensor:
+    batch = Batch(chunks, cache.page_size)
+    windows = decoder.config.sliding_windows
+    return decoder.hidden(
+        batch.tokens, batch.tables, lambda i, q, k, v: batch.attend(cache.pages[i], windows[i], q, k, v)
+    )
+
+
+def steps(cache: Cache, rope: Rope) -> list[list[Chunk]]:
+    """Prompts of three sequences, then some tokens of each."""
+    tables = [cache.table(length + 8) for length in LENGTHS]
+    at = list(zip(LENGTHS, tables, strict=True))
+    return [
+        [Chunk(tokens(length, seed=1), 0, table, rope) for length, table in at],
+        [Chunk(tokens(1, seed=2), length, table, rope) for length, table in at],
+        [Chunk(tokens(7, seed=3), length + 1, table, rope) for length, table in at[1:]],
+    ]
+
+
+def same_both_ways(made: Parts, prepare: Callable[[Cache], None] = lambda cache: None, isa: str | None = None) -> None:
+    rope = Rope(made[0].config)
+    fused, plain = Cache(made, 128, 600), Cache(made, 128, 600)
+    for cache in (fused, plain):
+        prepare(cache)
+    paged = PagedDecoder(made[0], fused.pages, isa)
+    for some, same in zip(steps(fused, rope), steps(plain, rope), strict=True):
+        assert torch.equal(paged.run(some), step_by_step(made[0], plain, same))
+    for a, b in zip(fused.pages, plain.pages, strict=True):
+        assert a.saturation.written == b.saturation.written
+        assert a.saturation.saturated == b.saturation.saturated
+        assert torch.equal(a.k, b.k)
+        assert torch.equal(a.v, b.v)
+
+
+@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("model", MODELS)
+def test_fused_as_step_by_step(model: str, scheme: str, isa: str) -> None:
+    torch.set_num_threads(2)
+    same_both_ways(parts(model, scheme), isa=isa)
+
+
+def static(linear: Linear, scale: float, offset: float) -> StaticLinear:
+    assert isinstance(linear, DynamicLinear)
+    bias = torch.randint(-999, 999, (len(linear.scale),), dtype=torch.int32)
+    return StaticLinear(linear.weight, torch.tensor([scale]), torch.tensor([offset]), bias, linear.scale * scale)
+
+
+def with_layer(made: Parts, number: int, **changes: object) -> Parts:
+    decoder, schemes = made
+    layers = list(decoder.layers)
+    layers[number] = replace(layers[number], **changes)  # type: ignore[arg-type]
+    return replace(decoder, layers=layers), schemes
+
+
+def with_scales(made: Parts, scales: dict[str, float]) -> Parts:
+    layer = made[0].layers[0]
+    linears = {name: static(getattr(layer, name), scale, scale) for name, scale in scales.items()}
+    return with_layer(made, 0, **linears)
+
+
+def test_static_linears_with_scales_of_their_own() -> None:
+    made = with_scales(parts("llama"), {"q_proj": 0.02, "k_proj": 0.02, "v_proj": 0.03, "gate_proj": 0.02})
+    same_both_ways(made)
+    same_both_ways(with_scales(made, {"o_proj": 0.05, "up_proj": 0.03, "down_proj": 0.1}))
+
+
+def test_norms_with_biases() -> None:
+    layer: DecoderLayer = parts("odd")[0].layers[1]
+    norm = layer.input_layernorm
+    biased = RMSNorm(norm.weight, norm.eps, torch.linspace(-1, 1, len(norm.weight)), fused=True)
+    same_both_ways(with_layer(parts("odd"), 1, input_layernorm=biased, post_attention_layernorm=biased))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_layer_that_is_not_int8_runs_by_itself(number: int) -> None:
+    made = parts("odd-qwen3", "static")
+    linear = made[0].layers[number].down_proj
+    assert isinstance(linear, DynamicLinear)
+    float_linear = FloatLinear(linear.weight.float() * 1e-3)
+    same_both_ways(with_layer(made, number, down_proj=float_linear))
+
+    def with_float_pages(cache: Cache) -> None:
+        c = made[0].config
+        cache.pages[number] = FloatPages(c.num_heads, c.num_kv_heads, c.head_dim, cache.pages[0].num_pages, 128)  # type: ignore[call-overload]
+
+    same_both_ways(made, with_float_pages)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    made = parts("llama")
+    other = parts("odd")[0].layers[0]
+    cache = Cache(made, 128, 300)
+    with pytest.raises(ValueError, match="linears do not fit"):
+        PagedDecoder(with_layer(made, 1, o_proj=other.o_proj)[0], cache.pages)
+    with pytest.raises(ValueError, match="norm has another size"):
+        PagedDecoder(with_layer(made, 1, input_layernorm=other.input_layernorm)[0], cache.pages)
+    with pytest.raises(ValueError, match="do not fit together"):
+        PagedDecoder(made[0], [cache.pages[0], Cache(made, 256, 300).pages[1]])
+    paged, rope = PagedDecoder(made[0], cache.pages), Rope(made[0].config)
+    for table, start, message in (
+        (torch.tensor([0, -1]), 127, "page is not in the cache"),
+        (torch.tensor([0, 99]), 127, "page is not in the cache"),
+        (torch.tensor([0]), 127, "too short"),
+        (torch.tensor([0]), -1, "start at 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paged.run([Chunk(tokens(2), start, table, rope)])

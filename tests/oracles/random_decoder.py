@@ -1,0 +1,133 @@
+"""Random int8 decoders of several kinds, too small to say anything."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from faquant.config import ModelConfig, parse_config
+from faquant.kernels.pages import Int8Pages
+from faquant.kernels.scheme import AttentionScheme
+from faquant.model.decoder import Decoder, build_decoder
+from faquant.model.linear import DynamicLinear
+from faquant.model.load import has_bias, linear_shape
+from faquant.model.paged import Chunk, PagedDecoder
+
+VOCABULARY = 50
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 4096,
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+# Rows whose sizes are no multiples of a vector's 16 floats put each row's elements elsewhere in a vector.
+ODD = {**LLAMA, "hidden_size": 100, "intermediate_size": 200, "num_attention_heads": 5, "num_key_value_heads": 1}
+MODELS = {
+    "llama": LLAMA,
+    "odd": ODD,
+    "odd-qwen2-window": {
+        **ODD,
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 70,
+        "max_window_layers": 1,
+    },
+    "odd-qwen3": {
+        **ODD,
+        "model_type": "qwen3",
+        "hidden_size": 72,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 12,
+    },
+}
+SCHEMES = ("default", "static")
+
+
+class Random:
+    """Random parts of a model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.generator = torch.Generator().manual_seed(0)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def tensor(self, name: str) -> Tensor:
+        if name.endswith("embed_tokens.weight"):
+            return self.normal(self.config.vocab_size, self.config.hidden_size)
+        size = self.config.head_dim if name.endswith(("q_norm.weight", "k_norm.weight")) else self.config.hidden_size
+        return 1 + 0.3 * self.normal(size)
+
+    def linear(self, name: str) -> DynamicLinear:
+        n, k = linear_shape(self.config, name)
+        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=self.generator)
+        scale = self.normal(n).abs().add(0.5) / (73 * k**0.5)
+        block = {192: 64, 200: 8}[k] if name.endswith("down_proj") else 0
+        return DynamicLinear(weight, scale, self.normal(n) if has_bias(self.config, name) else None, block)
+
+    def scheme(self, name: str) -> AttentionScheme:
+        c = self.config
+        heads, dim = c.num_kv_heads, c.head_dim
+        block = dim & -dim
+        common = {
+            "num_heads": c.num_heads,
+            "num_kv_heads": heads,
+            "head_dim": dim,
+            "k_center": self.normal(heads, dim),
+            "k_equalizer": self.normal(heads, dim).abs() + 0.5,
+            "rotation_block": block,
+        }
+        if name == "default":
+            return AttentionScheme(**common)
+        return AttentionScheme(
+            **common,
+            k_scale=(self.normal(heads, dim).abs() + 1) / 50,
+            v_scale=(self.normal(heads, dim).abs() + 1) / 50,
+            v_offset=self.normal(heads, dim).round(),
+            quantized_sum=True,
+        )
+
+
+Parts = tuple[Decoder, list[AttentionScheme]]
+
+
+@cache
+def parts(model: str, scheme: str = "default") -> Parts:
+    config = parse_config(MODELS[model])
+    random = Random(config)
+    decoder = build_decoder(config, random.tensor, random.linear, lambda name: False)
+    return decoder, [random.scheme(scheme) for _ in range(config.num_layers)]
+
+
+def tokens(count: int, seed: int = 0) -> Tensor:
+    return torch.randint(VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+class Cache:
+    """Int8 pages that sequences take in random order, poisoned where nothing was written."""
+
+    def __init__(self, made: Parts, page_size: int, room: int) -> None:
+        self.decoder, schemes = made
+        count = -(-room // page_size) + 8
+        self.page_size = page_size
+        self.pages = [Int8Pages(scheme, count, page_size) for scheme in schemes]
+        for pages in self.pages:
+            for store in (pages.k, pages.v):
+                store.fill_(0x7F)
+            for scales in (pages.k_scale, pages.v_scale):
+                if scales is not None:
+                    scales.fill_(float("nan"))
+        self.free = torch.randperm(count, generator=torch.Generator().manual_seed(5)).tolist()
+
+    def table(self, length: int) -> Tensor:
+        return torch.tensor([self.free.pop() for _ in range(-(-length // self.page_size))])
+
+    def logits(self, chunks: list[Chunk]) -> list[Tensor]:
+        logits = self.decoder.logits(PagedDecoder(self.decoder, self.pages).run(chunks))
+        return list(logits.split([len(chunk.tokens) for chunk in chunks]))
