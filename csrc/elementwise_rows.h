@@ -1,9 +1,8 @@
 // What stands between the integer products of a layer, for one instruction set. Each unit includes this text in its
 // anonymous namespace, behind attend_rows.h. A row's bits depend on nothing but the row.
 
-// out = x / rms(x) ⊙ weight (+ bias) for rows of `size`. Squares are summed in 16 lanes, and those by halves.
+// out = x / rms(x) ⊙ weight (+ bias) for rows of `size`. Squares are summed in kLanes lanes, and those by halves.
 void rms_norm(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out) {
-    constexpr int64_t kLanes = 16;
     for (int64_t r = 0; r < rows; ++r, x += size, out += size) {
         float sums[kLanes] = {};
         int64_t i = 0;

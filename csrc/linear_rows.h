@@ -48,8 +48,10 @@ struct Panel {
           width(smaller(kPanel, padded_outputs(l.outputs) - first)),
           weight(reinterpret_cast<const uint8_t*>(l.weight) + first * depth) {}
 
-    // What comes behind the panel is the next one.
-    const char* next() const { return reinterpret_cast<const char*>(weight + width * depth); }
+    // What comes behind the panel is the next one, if there is one.
+    const char* next() const {
+        return first + kPanel < linear.outputs ? reinterpret_cast<const char*>(weight + width * depth) : nullptr;
+    }
 
     // The products of up to kStrip rows with the panel, [rows, width].
     void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, const char* ahead) const {
@@ -83,11 +85,11 @@ struct Panel {
 };
 
 void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
-    int32_t products[kStrip * kPanel];
+    alignas(64) int32_t products[kStrip * kPanel];
     float sums[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel panel(linear, number);
-        const char* ahead = number + 1 < last ? panel.next() : nullptr;
+        const char* ahead = panel.next();
         for (int64_t r = 0; r < rows.count; r += kStrip) {
             panel.multiply_rows(rows, r, products, ahead);
             ahead = nullptr;
@@ -106,12 +108,11 @@ void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int
 
 void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows, int64_t first,
                   int64_t last, float* out) {
-    int32_t products[kStrip * kPanel];
+    alignas(64) int32_t products[kStrip * kPanel];
     float gates[kStrip][kPanel], ups[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel gate_panel(gate, number), up_panel(up, number);
-        const bool more = number + 1 < last;
-        const char *next_gate = more ? gate_panel.next() : nullptr, *next_up = more ? up_panel.next() : nullptr;
+        const char *next_gate = gate_panel.next(), *next_up = up_panel.next();
         for (int64_t r = 0; r < gate_rows.count; r += kStrip) {
             const int64_t count = smaller(kStrip, gate_rows.count - r);
             gate_panel.multiply_rows(gate_rows, r, products, next_gate);

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -43,17 +44,19 @@ class Pool {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             work_ = &work;
-            jobs_ = jobs;
-            next_ = 0;
             error_ = nullptr;
             wanted_ = threads - 1;
+            for (int64_t i = 0; i < threads; ++i) {
+                ranges_[static_cast<size_t>(i)].next = jobs * i / threads;
+                ranges_[static_cast<size_t>(i)].end = jobs * (i + 1) / threads;
+            }
             open_ = true;
             generation_.fetch_add(1, std::memory_order_release);
         }
         if (sleeping_.load() > 0) {
             wake_.notify_all();
         }
-        work_off();
+        work_off(0);
         {
             // Who has not come by now is not waited for.
             const std::lock_guard<std::mutex> lock(mutex_);
@@ -74,6 +77,9 @@ class Pool {
 
   private:
     void grow(int64_t count) {
+        while (static_cast<int64_t>(ranges_.size()) <= count) {
+            ranges_.emplace_back();
+        }
         while (static_cast<int64_t>(threads_.size()) < count) {
             try {
                 const int64_t mine = static_cast<int64_t>(threads_.size()) + 1;
@@ -96,7 +102,7 @@ class Pool {
                 }
                 active_.fetch_add(1);
             }
-            work_off();
+            work_off(mine);
             active_.fetch_sub(1, std::memory_order_release);
         }
     }
@@ -118,25 +124,40 @@ class Pool {
         return generation_.load();
     }
 
-    void work_off() {
+    // A thread begins with jobs of its own, one behind the other, because their data often stand so; then it helps the
+    // others.
+    void work_off(int64_t mine) {
+        const int64_t threads = wanted_ + 1;
         try {
-            for (int64_t job = next_++; job < jobs_; job = next_++) {
-                (*work_)(job);
+            for (int64_t i = 0; i < threads; ++i) {
+                Range& range = ranges_[static_cast<size_t>((mine + i) % threads)];
+                for (int64_t job = range.next++; job < range.end; job = range.next++) {
+                    (*work_)(job);
+                }
             }
         } catch (...) {
-            next_ = jobs_;
             const std::lock_guard<std::mutex> lock(mutex_);
             error_ = std::current_exception();
+            for (int64_t i = 0; i < threads; ++i) {
+                ranges_[static_cast<size_t>(i)].next = ranges_[static_cast<size_t>(i)].end;
+            }
         }
     }
+
+    // Jobs, on a cache line of their own.
+    struct alignas(64) Range {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
 
     std::mutex calls_, mutex_;
     std::condition_variable wake_;
     std::vector<std::thread> threads_;
+    std::deque<Range> ranges_;  // of the calling thread and of those
     std::atomic<uint64_t> generation_{0};
-    std::atomic<int64_t> next_{0}, active_{0}, sleeping_{0};
+    std::atomic<int64_t> active_{0}, sleeping_{0};
     const std::function<void(int64_t)>* work_ = nullptr;
-    int64_t jobs_ = 0, wanted_ = 0;
+    int64_t wanted_ = 0;
     bool open_ = false;
     std::exception_ptr error_;
 };

@@ -54,27 +54,51 @@ float sqrt_of(int64_t x) {
     return static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(x)));
 }
 
-// quantizers.hadamard of x [dim], in place.
-void hadamard(float* x, int64_t dim, int64_t block) {
-    for (int64_t half = 1; half < block; half *= 2) {
-        if (half < 8) {
-            for (int64_t i = 0; i < dim; i += 2 * half) {
-                for (int64_t j = i; j < i + half; ++j) {
-                    const float a = x[j], b = x[j + half];
-                    x[j] = a + b;
-                    x[j + half] = a - b;
-                }
-            }
-            continue;
+constexpr int64_t kLanes = 16;
+
+// (a, b) → (a + b, a - b) for all pairs `half` apart within kLanes elements, which takes vector instructions.
+template <int64_t half>
+void butterflies(float* x, int64_t dim) {
+    for (int64_t i = 0; i < dim; i += kLanes) {
+        float y[kLanes];
+        for (int64_t j = 0; j < kLanes; ++j) {
+            y[j] = x[i + (j ^ half)] + ((j & half) != 0 ? -x[i + j] : x[i + j]);
         }
-        for (int64_t i = 0; i < dim; i += 2 * half) {
-            float* __restrict low = x + i;
-            float* __restrict high = x + i + half;
-            for (int64_t j = 0; j < half; ++j) {
+        for (int64_t j = 0; j < kLanes; ++j) {
+            x[i + j] = y[j];
+        }
+    }
+}
+
+// The same for pairs `half` apart, `together` of them at a time.
+template <int64_t together>
+void butterflies(float* x, int64_t dim, int64_t half) {
+    for (int64_t i = 0; i < dim; i += 2 * half) {
+        for (int64_t k = i; k < i + half; k += together) {
+            float* __restrict low = x + k;
+            float* __restrict high = x + k + half;
+            for (int64_t j = 0; j < together; ++j) {
                 const float a = low[j], b = high[j];
                 low[j] = a + b;
                 high[j] = a - b;
             }
+        }
+    }
+}
+
+// quantizers.hadamard of x [dim], in place.
+void hadamard(float* x, int64_t dim, int64_t block) {
+    if (block < kLanes) {
+        for (int64_t half = 1; half < block; half *= 2) {
+            butterflies<1>(x, dim, half);
+        }
+    } else {
+        butterflies<1>(x, dim);
+        butterflies<2>(x, dim);
+        butterflies<4>(x, dim);
+        butterflies<8>(x, dim);
+        for (int64_t half = kLanes; half < block; half *= 2) {
+            butterflies<kLanes>(x, dim, half);
         }
     }
     const float unit = sqrt_of(block);
