@@ -321,9 +321,11 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
             if constexpr (token_v) {
                 read_scales(cache.v_scale, at, low, high, tile.v_scale);
             }
-            const char* next_k =
-                key + kTile < stop ? reinterpret_cast<const char*>(cache.k + page_row(key + kTile) * padded) : nullptr;
-            const char* this_v = reinterpret_cast<const char*>(tile.v);
+            const int64_t lines = kTile * padded / kCacheLine;
+            Ahead this_v = {reinterpret_cast<const char*>(tile.v), lines}, next_k = {};
+            if (key + kTile < stop) {
+                next_k = {reinterpret_cast<const char*>(cache.k + page_row(key + kTile) * padded), lines};
+            }
             for (int64_t r = 0; r < rows; r += kStrip) {
                 const int64_t count = smaller(kStrip, rows - r);
                 bool any = false;
@@ -341,7 +343,9 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 }
                 multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), count, tile.k, padded / 4,
                                kTile, scratch.products, this_v);
+                const int64_t meanwhile = next_k.lines / (2 * count);
                 for (int64_t i = 0; i < count; ++i) {
+                    next_k.fetch(meanwhile);
                     if (strip.sees(i)) {
                         weigh<token_v>(s, tile, scratch.products + i * kTile, scratch.excess[r + i],
                                        scratch.scale[r + i], scratch.bias[r + i], strip, i);
@@ -366,7 +370,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                                                 w.added[i], scratch.split.out + (r + i) * padded, padded);
                     }
                 }
-                this_v = next_k = nullptr;
+                this_v.lines = next_k.lines = 0;
             }
         }
         merge(scratch.split, total, rows, padded);

@@ -57,7 +57,7 @@ __m256i widened(__m128i bytes) {
 
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, Ahead ahead) {
+                    int64_t c_stride, Share ahead) {
     static_assert(blocks == 1);
     // Four columns each, with two sums for a column.
     __m256i low[rows], high[rows];

@@ -55,34 +55,79 @@ constexpr int kMostBlocks = 4;
 
 #include "multiply_rows.h"
 
+// Sums of products, and the columns that they are made of. They nest, because GCC 12 keeps arrays of vectors in memory.
+#define FAQUANT_INLINE __attribute__((always_inline)) inline
+
+template <int blocks>
+struct Columns : Columns<blocks - 1> {
+    __m512i bytes;
+
+    FAQUANT_INLINE explicit Columns(const uint8_t* b)
+        : Columns<blocks - 1>(b), bytes(_mm512_loadu_si512(b + (blocks - 1) * 64)) {
+        // Else they are loaded anew for every row.
+        __asm__("" : "+v"(bytes));
+    }
+};
+
+template <>
+struct Columns<0> {
+    FAQUANT_INLINE explicit Columns(const uint8_t*) {}
+};
+
+template <bool packed_unsigned, int blocks>
+struct RowSums : RowSums<packed_unsigned, blocks - 1> {
+    using Others = RowSums<packed_unsigned, blocks - 1>;
+    __m512i sums = _mm512_setzero_si512();
+
+    FAQUANT_INLINE void add(__m512i row, const Columns<blocks>& columns) {
+        Others::add(row, columns);
+        sums = packed_unsigned ? add_products(sums, columns.bytes, row) : add_products(sums, row, columns.bytes);
+    }
+
+    FAQUANT_INLINE void store(int32_t* c) const {
+        Others::store(c);
+        _mm512_storeu_si512(c + (blocks - 1) * kColumns, sums);
+    }
+};
+
+template <bool packed_unsigned>
+struct RowSums<packed_unsigned, 0> {
+    FAQUANT_INLINE void add(__m512i, const Columns<0>&) {}
+    FAQUANT_INLINE void store(int32_t*) const {}
+};
+
 template <bool packed_unsigned, int rows, int blocks>
-void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, Ahead ahead) {
-    __m512i sums[rows][blocks];
-    for (int r = 0; r < rows; ++r) {
-        for (int p = 0; p < blocks; ++p) {
-            sums[r][p] = _mm512_setzero_si512();
-        }
+struct BlockSums : BlockSums<packed_unsigned, rows - 1, blocks> {
+    using Others = BlockSums<packed_unsigned, rows - 1, blocks>;
+    RowSums<packed_unsigned, blocks> row;
+
+    FAQUANT_INLINE void add(const uint8_t* a, int64_t a_stride, const Columns<blocks>& columns) {
+        Others::add(a, a_stride, columns);
+        row.add(_mm512_set1_epi32(four_bytes(a + (rows - 1) * a_stride)), columns);
     }
-    for (int64_t i = 0; i < depth; ++i) {
+
+    FAQUANT_INLINE void store(int32_t* c, int64_t c_stride) const {
+        Others::store(c, c_stride);
+        row.store(c + (rows - 1) * c_stride);
+    }
+};
+
+template <bool packed_unsigned, int blocks>
+struct BlockSums<packed_unsigned, 0, blocks> {
+    FAQUANT_INLINE void add(const uint8_t*, int64_t, const Columns<blocks>&) {}
+    FAQUANT_INLINE void store(int32_t*, int64_t) const {}
+};
+
+// Not inlined, because GCC then runs out of registers in its loop.
+template <bool packed_unsigned, int rows, int blocks>
+__attribute__((noinline)) void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride,
+                                              int64_t depth, int32_t* c, int64_t c_stride, Share ahead) {
+    BlockSums<packed_unsigned, rows, blocks> sums;
+    for (const uint8_t* end = a + 4 * depth; a != end; a += 4, b += b_stride) {
         ahead.fetch();
-        __m512i columns[blocks];
-        for (int p = 0; p < blocks; ++p) {
-            columns[p] = _mm512_loadu_si512(b + i * b_stride + p * 64);
-        }
-        for (int r = 0; r < rows; ++r) {
-            const __m512i row = _mm512_set1_epi32(four_bytes(a + r * a_stride + 4 * i));
-            for (int p = 0; p < blocks; ++p) {
-                sums[r][p] = packed_unsigned ? add_products(sums[r][p], columns[p], row)
-                                             : add_products(sums[r][p], row, columns[p]);
-            }
-        }
+        sums.add(a, a_stride, Columns<blocks>(b));
     }
-    for (int r = 0; r < rows; ++r) {
-        for (int p = 0; p < blocks; ++p) {
-            _mm512_storeu_si512(c + r * c_stride + p * kColumns, sums[r][p]);
-        }
-    }
+    sums.store(c, c_stride);
 }
 
 #include "attend_rows.h"

@@ -28,7 +28,7 @@ constexpr int kMostBlocks = 1;
 
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, Ahead) {
+                    int64_t c_stride, Share) {
     static_assert(blocks == 1);
     const auto* signed_a = reinterpret_cast<const int8_t*>(a);
     const auto* signed_b = reinterpret_cast<const int8_t*>(b);

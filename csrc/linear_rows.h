@@ -49,12 +49,13 @@ struct Panel {
           weight(reinterpret_cast<const uint8_t*>(l.weight) + first * depth) {}
 
     // What comes behind the panel is the next one, if there is one.
-    const char* next() const {
-        return first + kPanel < linear.outputs ? reinterpret_cast<const char*>(weight + width * depth) : nullptr;
+    Ahead next() const {
+        const int64_t columns = smaller(kPanel, padded_outputs(linear.outputs) - first - width);
+        return {reinterpret_cast<const char*>(weight + width * depth), columns * depth / kCacheLine};
     }
 
     // The products of up to kStrip rows with the panel, [rows, width].
-    void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, const char* ahead) const {
+    void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, Ahead ahead) const {
         multiply<false>(rows.bytes + row * depth, smaller(kStrip, rows.count - row), weight, depth / 4, width, products,
                         ahead);
     }
@@ -89,10 +90,10 @@ void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int
     float sums[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel panel(linear, number);
-        const char* ahead = panel.next();
+        Ahead ahead = panel.next();
         for (int64_t r = 0; r < rows.count; r += kStrip) {
             panel.multiply_rows(rows, r, products, ahead);
-            ahead = nullptr;
+            ahead.lines = 0;
             for (int64_t i = 0; i < smaller(kStrip, rows.count - r); ++i) {
                 float* __restrict y = out + (r + i) * linear.outputs + panel.first;
                 panel.scale(products + i * panel.width, rows, r + i, add ? sums : y);
@@ -112,7 +113,7 @@ void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up
     float gates[kStrip][kPanel], ups[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel gate_panel(gate, number), up_panel(up, number);
-        const char *next_gate = gate_panel.next(), *next_up = up_panel.next();
+        Ahead next_gate = gate_panel.next(), next_up = up_panel.next();
         for (int64_t r = 0; r < gate_rows.count; r += kStrip) {
             const int64_t count = smaller(kStrip, gate_rows.count - r);
             gate_panel.multiply_rows(gate_rows, r, products, next_gate);
@@ -120,7 +121,7 @@ void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up
                 gate_panel.scale(products + i * gate_panel.width, gate_rows, r + i, gates[i]);
             }
             up_panel.multiply_rows(up_rows, r, products, next_up);
-            next_gate = next_up = nullptr;
+            next_gate.lines = next_up.lines = 0;
             for (int64_t i = 0; i < count; ++i) {
                 up_panel.scale(products + i * up_panel.width, up_rows, r + i, ups);
                 silu_times(gates[i], ups, up_panel.count, out + (r + i) * up.outputs + up_panel.first);

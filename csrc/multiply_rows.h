@@ -11,7 +11,22 @@ constexpr int64_t kCacheLine = 64;
 // What will be read next, to be fetched from memory while there is something to compute.
 struct Ahead {
     const char* next;
-    int64_t lines;  // at a time
+    int64_t lines;
+
+    // Fetch some more lines, as far as there are any.
+    void fetch(int64_t some) {
+        for (int64_t i = 0; i < smaller(some, lines); ++i) {
+            __builtin_prefetch(next + i * kCacheLine);
+        }
+        next += some * kCacheLine;
+        lines -= some;
+    }
+};
+
+// A part of it for one step of a loop, whose every turn fetches so many lines.
+struct Share {
+    const char* next;
+    int64_t lines;
 
     void fetch() {
         for (int64_t i = 0; i < lines; ++i) {
@@ -25,11 +40,11 @@ struct Ahead {
 // b [depth, b_stride / 4, 4]. One side is signed, the other not. Calls ahead.fetch() for each i.
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, Ahead ahead);
+                    int64_t c_stride, Share ahead);
 
 template <bool packed_unsigned, int rows>
 void multiply_panel(const uint8_t* a, const uint8_t* b, int64_t depth, int64_t width, int32_t* c, int64_t c_stride,
-                    Ahead ahead) {
+                    Share ahead) {
     int64_t j = 0;
     for (; j + kMostBlocks * kColumns <= width; j += kMostBlocks * kColumns) {
         multiply_block<packed_unsigned, rows, kMostBlocks>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride,
@@ -42,20 +57,20 @@ void multiply_panel(const uint8_t* a, const uint8_t* b, int64_t depth, int64_t w
     }
 }
 
-// c = a · b for any number of rows of bytes a [rows, 4 · depth] and the packed b [4 · depth, columns]. Meanwhile as
-// much as b is fetched from `ahead` on, unless that is null.
+// c = a · b for any number of rows of bytes a [rows, 4 · depth] and the packed b [4 · depth, columns]. What is ahead is
+// fetched meanwhile.
 template <bool packed_unsigned>
 void multiply(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t columns, int32_t* c,
-              const char* ahead) {
-    const int64_t groups = (rows + 3) / 4;
+              Ahead ahead) {
+    const int64_t steps = (columns + kPanel - 1) / kPanel * ((rows + 3) / 4) * depth;
+    const int64_t lines = (ahead.lines + steps - 1) / steps;
     for (int64_t j = 0; j < columns; j += kPanel) {
         const int64_t width = smaller(kPanel, columns - j);
-        const int64_t lines = (width * 4 + groups * kCacheLine - 1) / (groups * kCacheLine);
         const uint8_t* panel = b + j * 4 * depth;
         for (int64_t r = 0; r < rows; r += 4) {
-            const int64_t fetched = (j * 4 + r / 4 * lines * kCacheLine) * depth;
-            const bool wanted = ahead != nullptr && r / 4 * lines * kCacheLine < width * 4;
-            const Ahead share = {wanted ? ahead + fetched : nullptr, wanted ? lines : 0};
+            const Share share = {ahead.next, smaller(lines, ahead.lines / depth)};
+            ahead.next += share.lines * depth * kCacheLine;
+            ahead.lines -= share.lines * depth;
             const uint8_t* some = a + r * 4 * depth;
             int32_t* out = c + r * columns + j;
             switch (smaller(rows - r, 4)) {
@@ -73,4 +88,5 @@ void multiply(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, i
             }
         }
     }
+    ahead.fetch(ahead.lines);
 }
