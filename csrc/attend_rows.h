@@ -254,9 +254,7 @@ void read_scales(const uint16_t* halves, int64_t at, int64_t low, int64_t high, 
         }
         return;
     }
-    for (int64_t j = 0; j < kTile; ++j) {
-        scales[j] = half_to_float(halves[at + j]);
-    }
+    halves_to_floats(halves + at, scales);
     // What nobody sees may be NaN.
     for (int64_t j = 0; j < low; ++j) {
         scales[j] = 0.0f;

@@ -45,6 +45,13 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
 
 #include "quantize_rows.h"
 
+void halves_to_floats(const uint16_t* halves, float* floats) {
+    for (int64_t i = 0; i < kTile; i += 8) {
+        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i));
+        _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(some));
+    }
+}
+
 constexpr int64_t kColumns = 8;
 constexpr int kMostBlocks = 1;
 

@@ -50,6 +50,13 @@ __attribute__((always_inline)) inline __m512i add_products(__m512i sum, __m512i 
 
 #include "quantize_rows.h"
 
+void halves_to_floats(const uint16_t* halves, float* floats) {
+    for (int64_t i = 0; i < kTile; i += 16) {
+        const __m256i some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves + i));
+        _mm512_storeu_ps(floats + i, _mm512_cvtph_ps(some));
+    }
+}
+
 constexpr int64_t kColumns = 16;
 constexpr int kMostBlocks = 4;
 

@@ -21,6 +21,12 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
 
 #include "quantize_rows.h"
 
+void halves_to_floats(const uint16_t* halves, float* floats) {
+    for (int64_t i = 0; i < kTile; ++i) {
+        floats[i] = half_to_float(halves[i]);
+    }
+}
+
 constexpr int64_t kColumns = kPadding;
 constexpr int kMostBlocks = 1;
 

@@ -95,6 +95,9 @@ class Pool {
     [[noreturn]] void loop(int64_t mine, uint64_t seen) {
         while (true) {
             seen = next_generation(seen);
+            if (mine > wanted_) {
+                continue;
+            }
             {
                 const std::lock_guard<std::mutex> lock(mutex_);
                 if (!open_ || mine > wanted_) {
@@ -155,9 +158,8 @@ class Pool {
     std::vector<std::thread> threads_;
     std::deque<Range> ranges_;  // of the calling thread and of those
     std::atomic<uint64_t> generation_{0};
-    std::atomic<int64_t> active_{0}, sleeping_{0};
+    std::atomic<int64_t> active_{0}, sleeping_{0}, wanted_{0};
     const std::function<void(int64_t)>* work_ = nullptr;
-    int64_t wanted_ = 0;
     bool open_ = false;
     std::exception_ptr error_;
 };

@@ -75,9 +75,9 @@ int32_t saturating_dot(const A* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-// A small attention through a page, with scales per token: near a plain loop in float64 over what was stored, and the
-// portable kernel bit for bit.
-bool attends(const KernelTable& table) {
+// A small attention through a page, with scales per token or static ones: near a plain loop in float64 over what was
+// stored, and the portable kernel bit for bit.
+bool attends(const KernelTable& table, bool is_static, int32_t p_levels) {
     constexpr int64_t kTokens = 7, kHeads = 3, kDim = 20, kPadded = padded_dim(kDim), kStart = 140;
     constexpr int64_t kEnd = kStart + kTokens, kPage = 2 * kTile;
     Random random;
@@ -96,7 +96,15 @@ bool attends(const KernelTable& table) {
     scheme.dim = kDim;
     scheme.maps = 1;
     scheme.map_block = kTile;
-    scheme.p_levels = 32767;
+    scheme.p_levels = p_levels;
+    // As large as the values' own steps, so that static scales round nothing.
+    const std::vector<float> k_steps(kDim, 0.05f), v_steps(kDim, 0.02f);
+    if (is_static) {
+        scheme.k_scale = k_steps.data();
+        scheme.k_by_channel = true;
+        scheme.v_scale = v_steps.data();
+        scheme.quantized_sum = true;
+    }
     const int64_t page = 0;
     const Span span = {0, kTokens, kStart, &page};
     std::vector<float> outs[2];
@@ -105,13 +113,18 @@ bool attends(const KernelTable& table) {
     const KernelTable* tables[] = {&kPortableKernels, &table};
     for (int i = 0; i < 2; ++i) {
         outs[i].resize(kTokens * kHeads * kDim);
-        const Cache cache = {
-            1, kPage, k_store.data(), reinterpret_cast<int8_t*>(v_store.data()), k_scale.data(), v_scale.data()};
+        const Cache cache = {1,
+                             kPage,
+                             k_store.data(),
+                             reinterpret_cast<int8_t*>(v_store.data()),
+                             is_static ? nullptr : k_scale.data(),
+                             is_static ? nullptr : v_scale.data()};
         int64_t saturated[2];
         append(*tables[i], scheme, cache, k.data(), v.data(), places.data(), places.data(), kEnd, 1, saturated);
         const Attention attention = {&scheme, &cache, kEnd, kTile, q.data(), outs[i].data()};
         attend(*tables[i], attention, &span, 1, 1);
     }
+    const double tolerance = 0.02 + 6.0 / p_levels;
     for (int64_t row = 0; row < kTokens * kHeads; ++row) {
         double sum = 0, expected[kDim] = {};
         for (int64_t j = 0; j <= kStart + row / kHeads; ++j) {
@@ -127,8 +140,8 @@ bool attends(const KernelTable& table) {
         }
         for (int64_t c = 0; c < kDim; ++c) {
             const float got = outs[1][row * kDim + c];
-            // Eight bits lose about 1e-3 here. Written so that NaN fails.
-            if (!(std::abs(got - expected[c] / sum) < 0.02) || got != outs[0][row * kDim + c]) {
+            // K and V in eight bits lose about 1e-3 here. Written so that NaN fails.
+            if (!(std::abs(got - expected[c] / sum) < tolerance) || got != outs[0][row * kDim + c]) {
                 return false;
             }
         }
@@ -205,7 +218,12 @@ const char* first_wrong_kernel(const KernelTable& table) {
     if (!multiplies(table)) {
         return "linear";
     }
-    return attends(table) ? nullptr : "attend";
+    for (const int32_t p_levels : {127, 255, 32767}) {
+        if (!attends(table, false, p_levels) || !attends(table, true, p_levels)) {
+            return "attend";
+        }
+    }
+    return nullptr;
 }
 
 bool self_test_notices_saturation() {

@@ -177,6 +177,34 @@ def test_threads_change_no_bit(isa: str, tokens: int, start: int) -> None:
         assert torch.equal(sample.attend(isa, threads), expected)
 
 
+@pytest.mark.parametrize("scales", ["token", "channel, zero points"])
+def test_at_128k_positions(scales: str) -> None:
+    """A decode step and a chunk at the end of the longest contexts."""
+    scheme = make_scheme(scales, 2, 1, 16)
+    for tokens in (1, 20):
+        Sample(scheme, tokens, 131_072 - tokens).assert_same_bits([ISAS[0]], threads=2)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_scales_below_the_normal_halves_where_the_process_flushes_subnormals(isa: str) -> None:
+    """Some applications set that for their threads; V with scales of 1e-6 became zero."""
+    scheme = AttentionScheme(4, 2, 16)
+    k, v = (torch.randn(200, 2, 16, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    q, places = torch.randn(1, 4, 16), torch.arange(200)
+    torch.set_num_threads(1)
+    outs = []
+    for flush in (False, True):
+        pages = Int8Pages(scheme, 2, 128, isa)
+        torch.set_flush_denormal(flush)
+        try:
+            pages.append(k * 1e-4, v * 1e-4, places, places)
+            outs.append(pages.attend(q, Spans.of([(1, 199, torch.arange(2))])))
+        finally:
+            torch.set_flush_denormal(False)
+    assert outs[0].abs().max() > 1e-5
+    assert torch.equal(*outs)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_more_heads_in_a_group_than_rows_in_a_block(isa: str) -> None:
     Sample(make_scheme("token", 300, 1, 16), 3, 130).assert_same_bits([isa])

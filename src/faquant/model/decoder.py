@@ -183,6 +183,7 @@ def build_decoder(
     has: Callable[[str], bool],
     dtype: torch.dtype = torch.float32,
     lazy: bool = False,
+    fused_norm: bool = False,
 ) -> Decoder:
     """Put a decoder together from parts by their checkpoint names.
 
@@ -192,6 +193,7 @@ def build_decoder(
         has: whether there is a tensor of that name.
         dtype: in which everything but int8 parts computes.
         lazy: embedding, layers and head are read when they are used, and not kept.
+        fused_norm: the last norm is our kernel's, as is right before an int8 head.
     """
 
     def layer(index: int) -> DecoderLayer:
@@ -204,7 +206,7 @@ def build_decoder(
         config=config,
         embedding=cast(Tensor, LazyEmbedding(embedding)) if lazy else embedding(),
         layers=LazySequence(layer, config.num_layers) if lazy else [layer(i) for i in range(config.num_layers)],
-        norm=_norm("model.norm", config, tensor, has, dtype),
+        norm=replace(_norm("model.norm", config, tensor, has, dtype), fused=fused_norm),
         lm_head=LazyLinear(lambda: linear("lm_head")) if lazy else linear("lm_head"),
         dtype=dtype,
     )

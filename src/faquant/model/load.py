@@ -75,6 +75,7 @@ def load(directory: Path, lazy: bool = False) -> Model:
             partial(read_linear, opened.checked, opened.config, opened.description.tensor_types, opened.metadata),
             opened.checked.__contains__,
             lazy=lazy,
+            fused_norm=opened.description.tensor_types.get("lm_head.weight", "FLOAT") != "FLOAT",
         ),
         schemes=opened.schemes,
         max_position=opened.max_position,
