@@ -1,9 +1,6 @@
 """config.json: what is read from it, and that whatever else it may hold is one clear error."""
 
-import json
-import os
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from faquant.config import MAX_CONFIG_BYTES, ModelConfig, RopeConfig, load_config, parse_config
+from faquant.config import ModelConfig, RopeConfig, parse_config
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
 from faquant.model.rope import Rope
 
@@ -450,53 +447,3 @@ def assert_has_rope_tables(config: ModelConfig) -> None:
 def test_any_object_is_read_or_is_one_error(raw: dict[str, Any]) -> None:
     with pytest.raises(FaquantError):
         parse_config(raw)
-
-
-def write(directory: Path, data: bytes) -> Path:
-    (directory / "config.json").write_bytes(data)
-    return directory
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"{",
-        b"[1]",
-        b"null",
-        b"3",
-        b"\xff\xfe{}",
-        b'{"a": 1' + b"0" * 5000 + b"}",
-        b"[" * 100_000,
-        b'{"model_type": "llama", "rms_norm_eps": NaN}',
-        b'{"model_type": "\\ud800"}',
-        b" " * (MAX_CONFIG_BYTES + 1),
-    ],
-    ids=["empty", "cut", "list", "null", "number", "utf-16", "digits", "deep", "nan", "surrogate", "large"],
-)
-def test_a_file_that_is_no_configuration_is_one_error(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(FaquantError) as caught:
-        load_config(write(tmp_path, data))
-    assert str(tmp_path / "config.json") in str(caught.value)
-    str(caught.value).encode("utf-8")
-
-
-def test_a_file_is_read_as_its_object(tmp_path: Path) -> None:
-    assert load_config(write(tmp_path, json.dumps(LLAMA).encode())) == parse_config(LLAMA)
-
-
-def test_a_missing_directory_or_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
-        load_config(tmp_path)
-    with pytest.raises(CheckpointError, match="is not a directory"):
-        load_config(tmp_path / "x")
-
-
-def test_a_pipe_or_a_directory_in_its_place_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(CheckpointError, match="not a regular file"):
-        load_config(tmp_path)
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "config.json").mkdir()
-    with pytest.raises(CheckpointError, match="not a regular file"):
-        load_config(tmp_path)

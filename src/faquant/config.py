@@ -1,12 +1,12 @@
 """ModelConfig: what config.json says about a model, checked once, as plain data."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, UnsupportedError, UsageError
+from .json_object import LARGEST_INTEGER, JsonObject, read_json, shown
 
 MODEL_TYPES = {
     "llama": "LlamaForCausalLM",
@@ -16,11 +16,7 @@ MODEL_TYPES = {
 }
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 DTYPES = ("float32", "float16", "bfloat16")
-MAX_CONFIG_BYTES = 4 << 20
 MAX_LAYERS = 4096
-_LARGEST_INTEGER = (1 << 31) - 1
-_LARGEST_NUMBER = 1e18
-_SMALLEST_NUMBER = 1e-18  # between these, no product or quotient of RoPE's parameters overflows
 
 
 @dataclass(frozen=True)
@@ -75,29 +71,6 @@ class ModelConfig:
         return self.num_heads // self.num_kv_heads
 
 
-def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """Read a JSON object from `path`.
-
-    Raises:
-        CheckpointError: the file is missing, larger than `limit` bytes, or no JSON object.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} is not a regular file. Put the file itself there.")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise CheckpointError(f"{path} is larger than {limit} bytes; that is no file of this kind.")
-        value = json.loads(data.decode("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. Is this a Hugging Face model directory?") from None
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
-    return value
-
-
 def load_config(directory: Path) -> ModelConfig:
     """Read and check `directory`/config.json.
 
@@ -128,7 +101,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
 
     Raises: as load_config.
     """
-    reader = _Reader(raw, source)
+    reader = JsonObject(raw, source)
     model_type = _model_type(reader)
     heads = reader.integer("num_attention_heads")
     known = model_type == "llama" or "num_key_value_heads" in raw
@@ -167,7 +140,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     )
 
 
-def _model_type(reader: "_Reader") -> str:
+def _model_type(reader: JsonObject) -> str:
     """The model type, if it and all that the configuration asks for beside it are supported."""
     raw, source = reader.raw, reader.source
     if raw.get("auto_map"):
@@ -178,7 +151,7 @@ def _model_type(reader: "_Reader") -> str:
     model_type = reader.text("model_type")
     if model_type not in MODEL_TYPES:
         raise UnsupportedError(
-            f"{source}: model_type {_shown(model_type)} is not supported; these are: {', '.join(MODEL_TYPES)}."
+            f"{source}: model_type {shown(model_type)} is not supported; these are: {', '.join(MODEL_TYPES)}."
         )
     architectures = raw.get("architectures")
     if architectures is not None:
@@ -186,23 +159,23 @@ def _model_type(reader: "_Reader") -> str:
             raise reader.wrong("architectures", architectures, "a list of class names")
         if MODEL_TYPES[model_type] not in architectures:
             raise UnsupportedError(
-                f"{source}: architectures {_shown(architectures)} does not name {MODEL_TYPES[model_type]}, "
+                f"{source}: architectures {shown(architectures)} does not name {MODEL_TYPES[model_type]}, "
                 f"the causal language model of model_type {model_type!r}."
             )
     method = raw.get("quantization_config")
     if isinstance(method, Mapping) and "quant_method" in method:
         raise UnsupportedError(
-            f"{source}: the model is quantized already, by {_shown(method['quant_method'])}. "
+            f"{source}: the model is quantized already, by {shown(method['quant_method'])}. "
             "Start from the checkpoint in bfloat16, float16 or float32."
         )
     activation = reader.text("hidden_act", "silu")
     if activation != "silu":
-        raise UnsupportedError(f"{source}: hidden_act {_shown(activation)} is not supported; only silu is.")
-    reader.refuse_partial_rotary_factor()
+        raise UnsupportedError(f"{source}: hidden_act {shown(activation)} is not supported; only silu is.")
+    _refuse_partial_rotary_factor(reader)
     return model_type
 
 
-def _head_dim(reader: "_Reader", model_type: str, hidden: int, heads: int) -> int:
+def _head_dim(reader: JsonObject, model_type: str, hidden: int, heads: int) -> int:
     if reader.raw.get("head_dim") is not None or model_type == "qwen3":
         head_dim = reader.integer("head_dim")
     elif hidden % heads == 0:
@@ -219,16 +192,16 @@ def _head_dim(reader: "_Reader", model_type: str, hidden: int, heads: int) -> in
     return head_dim
 
 
-def _dtype(reader: "_Reader") -> str:
+def _dtype(reader: JsonObject) -> str:
     name = (reader.text("dtype", "") or reader.text("torch_dtype", "float32")).removeprefix("torch.")
     if name not in DTYPES:
         raise UnsupportedError(
-            f"{reader.source}: dtype {_shown(name)} is not supported; these are: {', '.join(DTYPES)}."
+            f"{reader.source}: dtype {shown(name)} is not supported; these are: {', '.join(DTYPES)}."
         )
     return name
 
 
-def _sliding_windows(reader: "_Reader", model_type: str, layers: int) -> tuple[int | None, ...]:
+def _sliding_windows(reader: JsonObject, model_type: str, layers: int) -> tuple[int | None, ...]:
     """Each layer's window. Llama has none, whatever the keys say, as in transformers."""
     window: int | None = None
     if model_type == "mistral" or (model_type != "llama" and reader.flag("use_sliding_window", False)):
@@ -244,7 +217,7 @@ def _sliding_windows(reader: "_Reader", model_type: str, layers: int) -> tuple[i
 
 
 def _windows_of_kinds(
-    reader: "_Reader", model_type: str, layers: int, window: int | None, kinds: Any
+    reader: JsonObject, model_type: str, layers: int, window: int | None, kinds: Any
 ) -> tuple[int | None, ...]:
     known = ("full_attention", "sliding_attention")
     if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
@@ -270,12 +243,12 @@ def _scaled_context(rope: RopeConfig, max_position: int, source: str) -> int:
     scaled = max_position
     if rope.rope_type in ("linear", "dynamic", "yarn"):
         scaled = max(max_position, int(rope.original_max_position * rope.factor))
-    if scaled > _LARGEST_INTEGER:
+    if scaled > LARGEST_INTEGER:
         raise CheckpointError(f"{source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is impossible.")
     return scaled
 
 
-def _rope(reader: "_Reader", max_position: int, head_dim: int) -> RopeConfig:
+def _rope(reader: JsonObject, max_position: int, head_dim: int) -> RopeConfig:
     """What the table of either name says; transformers 5 writes `rope_parameters`, older ones `rope_scaling`."""
     found = []
     for key in ("rope_parameters", "rope_scaling"):
@@ -283,9 +256,9 @@ def _rope(reader: "_Reader", max_position: int, head_dim: int) -> RopeConfig:
         if table is not None and not isinstance(table, Mapping):
             raise reader.wrong(key, table, "an object")
         if table:
-            found.append(_rope_of_table(reader, _Reader(table, f"{reader.source}, {key}"), max_position))
+            found.append(_rope_of_table(reader, JsonObject(table, f"{reader.source}, {key}"), max_position))
     if not found:
-        found.append(_rope_of_table(reader, _Reader({}, reader.source), max_position))
+        found.append(_rope_of_table(reader, JsonObject({}, reader.source), max_position))
     if found[0] != found[-1]:
         raise CheckpointError(f"{reader.source}: rope_parameters and rope_scaling differ. Remove the wrong one.")
     if found[0].rope_type == "dynamic" and head_dim < 4:
@@ -293,15 +266,20 @@ def _rope(reader: "_Reader", max_position: int, head_dim: int) -> RopeConfig:
     return found[0]
 
 
-def _rope_of_table(reader: "_Reader", table: "_Reader", max_position: int) -> RopeConfig:
+def _refuse_partial_rotary_factor(reader: JsonObject) -> None:
+    if reader.number("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError(f"{reader.source}: partial_rotary_factor other than 1 is not supported.")
+
+
+def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int) -> RopeConfig:
     if any(isinstance(value, Mapping) for value in table.raw.values()):
         raise UnsupportedError(f"{table.source}: parameters that differ between kinds of layers are not supported.")
     rope_type = table.text("rope_type", "") or table.text("type", "default")
     if rope_type not in ROPE_TYPES:
         raise UnsupportedError(
-            f"{table.source}: RoPE type {_shown(rope_type)} is not supported; these are: {', '.join(ROPE_TYPES)}."
+            f"{table.source}: RoPE type {shown(rope_type)} is not supported; these are: {', '.join(ROPE_TYPES)}."
         )
-    table.refuse_partial_rotary_factor()
+    _refuse_partial_rotary_factor(table)
     theta = table.number("rope_theta", 0.0) or reader.number("rope_theta", 10000.0)
     if theta <= 1.0:
         raise CheckpointError(f"{table.source}: rope_theta must be greater than 1, not {theta}.")
@@ -337,73 +315,3 @@ def _rope_of_table(reader: "_Reader", table: "_Reader", max_position: int) -> Ro
             raise CheckpointError(f"{table.source}: low_freq_factor must be positive and below high_freq_factor.")
         return replace(rope, low_freq_factor=low, high_freq_factor=high)
     return rope
-
-
-def _shown(value: object) -> str:
-    """The value as it stands in an error, which is one paragraph whatever the file holds."""
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-class _Reader:
-    """Typed access to a JSON object; a wrong value is an error that names file, key and value."""
-
-    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
-        self.raw = raw
-        self.source = source
-
-    def _value(self, key: str, default: Any) -> Any:
-        value = self.raw.get(key)
-        if value is not None:
-            return value
-        if default is None:
-            raise CheckpointError(f"{self.source} has no {key}.")
-        return default
-
-    def wrong(self, key: str, value: object, wanted: str) -> CheckpointError:
-        return CheckpointError(f"{self.source}: {key} must be {wanted}, not {_shown(value)}.")
-
-    def refuse_partial_rotary_factor(self) -> None:
-        if self.number("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedError(f"{self.source}: partial_rotary_factor other than 1 is not supported.")
-
-    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = _LARGEST_INTEGER) -> int:
-        value = self._value(key, default)
-        if self.raw.get(key) is None:
-            return int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.wrong(key, value, f"a whole number between {low} and {high}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._value(key, default)
-        sound = not isinstance(value, bool) and isinstance(value, int | float)
-        if not sound or not (value == 0 or _SMALLEST_NUMBER <= value <= _LARGEST_NUMBER):
-            raise self.wrong(
-                key, value, f"a number that is 0 or lies between {_SMALLEST_NUMBER:g} and {_LARGEST_NUMBER:g}"
-            )
-        return float(value)
-
-    def optional_number(self, key: str) -> float | None:
-        return None if self.raw.get(key) is None else self.number(key)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            raise self.wrong(key, value, "true or false")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._value(key, default)
-        if not isinstance(value, str):
-            raise self.wrong(key, value, "a string")
-        return value
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        value = self.raw.get(key)
-        values = [] if value is None else value if isinstance(value, list) else [value]
-        if any(
-            isinstance(item, bool) or not isinstance(item, int) or not 0 <= item <= _LARGEST_INTEGER for item in values
-        ):
-            raise self.wrong(key, value, "a token id or a list of them")
-        return tuple(values)

@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
-from ..config import read_json
 from ..errors import CheckpointError, UnsupportedError, UsageError
+from ..json_object import read_json
 from .template_limits import Budget
 from .template_sandbox import TemplateEnvironment, TemplateRefusalError
 

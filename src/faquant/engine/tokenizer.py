@@ -8,8 +8,8 @@ from typing import Any
 
 import tokenizers
 
-from ..config import read_json
 from ..errors import CheckpointError, UsageError
+from ..json_object import read_json
 from .chat_template import ChatTemplates, load_chat_templates
 from .detokenizer import IncrementalDecoder as IncrementalDecoder
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..checkpoint.description import Description, effective_fa_quant_type, read_description
 from ..checkpoint.metadata import ROTATED_TYPE, Metadata, parse_metadata
 from ..checkpoint.tensors import TensorFiles
-from ..config import ModelConfig, load_config, read_json
+from ..config import ModelConfig, load_config
 from ..errors import CheckpointError, UnsupportedError
+from ..json_object import read_json
 from ..kernels.cpu import MAX_DOT_LENGTH
 from ..kernels.scheme import AttentionScheme
 from .decoder import LINEARS
