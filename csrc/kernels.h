@@ -171,6 +171,8 @@ struct KernelTable {
 extern const KernelTable kPortableKernels;
 #ifdef FAQUANT_X86
 extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvxVnniKernels;
+extern const KernelTable kAvxVnniEvexKernels;
 extern const KernelTable kAvx512VnniKernels;
 #endif
 

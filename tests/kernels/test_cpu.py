@@ -132,6 +132,8 @@ def test_features_and_names() -> None:
     assert isas[-1] == "portable"
     assert ("avx2" in isas) == (features["avx2"] and features["f16c"])
     assert not ("avx512vnni" in isas and not features["avx512_vnni"])
+    assert ("avxvnni-evex" in isas) == ("avx512vnni" in isas)
+    assert not ("avxvnni" in isas and not features["avx_vnni"])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/cpuinfo")
@@ -188,7 +190,7 @@ def test_an_unknown_name_is_refused_in_a_call() -> None:
 
 
 # Nothing to refuse, and skipped, where the CPU has them all.
-@pytest.mark.parametrize("isa", sorted({"avx2", "avx512vnni"} - set(cpu.available_isas())))
+@pytest.mark.parametrize("isa", sorted({"avx2", "avxvnni", "avx512vnni"} - set(cpu.available_isas())))
 def test_a_lacking_isa_is_refused(isa: str) -> None:
     with pytest.raises(UsageError, match=isa):
         cpu.dot_s8s8(np.zeros(1, np.int8), np.zeros(1, np.int8), isa=isa)
