@@ -92,10 +92,8 @@ struct Strip {
     bool sees(int64_t r) const { return low[r] < high[r]; }
 };
 
-// P of one row before rounding, from the products with K + 128.
-template <bool token_v>
-void weigh(const Scheme& s, const Tile& tile, const int32_t* sums, int32_t excess, float scale, float bias,
-           Strip& strip, int64_t r) {
+// Scores of one row, from the products with K + 128.
+void score(const Tile& tile, const int32_t* sums, int32_t excess, float scale, float bias, Strip& strip, int64_t r) {
     float* __restrict p = strip.p[r];
     for (int64_t j = 0; j < kTile; ++j) {
         p[j] = static_cast<float>(sums[j] - excess) * scale * tile.k_scale[j] + bias;
@@ -107,6 +105,12 @@ void weigh(const Scheme& s, const Tile& tile, const int32_t* sums, int32_t exces
         p[j] = -kInfinity;
     }
     strip.top[r] = max_by_halves<kTile>(p);
+}
+
+// P of one row before rounding, from its scores.
+template <bool token_v>
+void weigh(const Scheme& s, const Tile& tile, Strip& strip, int64_t r) {
+    float* __restrict p = strip.p[r];
     exponentials<kTile>(p, strip.top[r]);
     if (!s.quantized_sum) {
         strip.sum[r] = sum_by_halves<kTile>(p);
@@ -342,11 +346,17 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), count, tile.k, padded / 4,
                                kTile, scratch.products, this_v);
                 const int64_t meanwhile = next_k.lines / (2 * count);
+                // All rows' scores, then all rows' P: each waits long for its greatest score, meanwhile others go on.
+                for (int64_t i = 0; i < count; ++i) {
+                    if (strip.sees(i)) {
+                        score(tile, scratch.products + i * kTile, scratch.excess[r + i], scratch.scale[r + i],
+                              scratch.bias[r + i], strip, i);
+                    }
+                }
                 for (int64_t i = 0; i < count; ++i) {
                     next_k.fetch(meanwhile);
                     if (strip.sees(i)) {
-                        weigh<token_v>(s, tile, scratch.products + i * kTile, scratch.excess[r + i],
-                                       scratch.scale[r + i], scratch.bias[r + i], strip, i);
+                        weigh<token_v>(s, tile, strip, i);
                     }
                 }
                 for (int64_t i = 0; i < kStrip; ++i) {
