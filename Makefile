@@ -6,12 +6,14 @@ BUILD_TOOLS = cmake ninja nanobind scikit-build-core
 
 VENV = .venv
 INTEROP_VENV = .venv-msmodelslim
+PEERS_VENV = .venv-peers
+PEERS_JOBS ?= 2
 BIN = $(VENV)/bin
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/python/*)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers bench demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers bench bench-peers demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -89,11 +91,20 @@ bench: venv ## Attention and linears beside torch's, and what memory gives (8 mi
 	$(BIN)/python benchmarks/attention_prefill.py
 	$(BIN)/python benchmarks/linears.py
 
+$(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
+	$(call make_venv,$(PEERS_VENV))
+	CMAKE_ARGS='-DGGML_NATIVE=ON' CMAKE_BUILD_PARALLEL_LEVEL=$(PEERS_JOBS) \
+		$(PEERS_VENV)/bin/python -m pip install -r benchmarks/peers/requirements.txt
+	touch $@
+
+bench-peers: venv $(PEERS_VENV)/.installed ## Beside llama.cpp, OpenVINO and onnxruntime, in an environment of theirs
+	$(BIN)/python benchmarks/attention_peers.py
+
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python -m faquant.demo
 
 clean: ## Remove everything that make and the tools have made
-	rm -rf $(VENV) $(INTEROP_VENV) $(SANITIZED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(INTEROP_VENV) $(PEERS_VENV) $(SANITIZED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## Show this

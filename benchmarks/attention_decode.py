@@ -26,19 +26,23 @@ STREAM_BYTES = 512 << 20
 
 
 def pages_of(
-    scheme: AttentionScheme, context: int, batch: int, page_size: int, shuffled: bool
-) -> tuple[Int8Pages, Spans]:
-    """A full cache, and the batch's last tokens."""
+    scheme: AttentionScheme, k: Tensor, v: Tensor, batch: int, page_size: int, shuffled: bool
+) -> tuple[Int8Pages, Tensor]:
+    """A cache that is full of sequences, each with the same k and v [context, Hkv, D], and their block tables."""
+    context = len(k)
     per_sequence = -(-context // page_size)
     pages = Int8Pages(scheme, batch * per_sequence, page_size)
     order = torch.randperm(pages.num_pages) if shuffled else torch.arange(pages.num_pages)
     tables = order.view(batch, per_sequence)
-    shape = (context, scheme.num_kv_heads, scheme.head_dim)
-    k, v = torch.randn(shape), torch.randn(shape)
     positions = torch.arange(context)
     for table in tables:
         pages.append(k, v, table[positions // page_size] * page_size + positions % page_size, positions)
-    return pages, Spans.of([(1, context - 1, table) for table in tables])
+    return pages, tables
+
+
+def last_tokens(context: int, tables: Tensor) -> Spans:
+    """The last token of each sequence."""
+    return Spans.of([(1, context - 1, table) for table in tables])
 
 
 def check(pages: Int8Pages, spans: Spans, q: Tensor) -> None:
@@ -59,13 +63,13 @@ def folded(q: Tensor, kv_heads: int, context: int, dtype: torch.dtype) -> tuple[
 def measure(shape: tuple[int, int, int], context: int, batch: int, page_size: int, threads: int) -> dict[str, float]:
     """Times in seconds, `bytes` of the cache and `limit` in bytes a second."""
     heads, kv_heads, dim = shape
-    q = torch.randn(batch, heads, dim)
+    q, k, v = torch.randn(batch, heads, dim), *torch.randn(2, context, kv_heads, dim)
     calls: dict[str, Callable[[], object]] = {}
     size = 0
     for name, levels, shuffled in (("P 16", 32767, False), ("P 8", 255, False), ("P 16, shuffled", 32767, True)):
-        pages, spans = pages_of(
-            AttentionScheme(heads, kv_heads, dim, p_levels=levels), context, batch, page_size, shuffled
-        )
+        scheme = AttentionScheme(heads, kv_heads, dim, p_levels=levels)
+        pages, tables = pages_of(scheme, k, v, batch, page_size, shuffled)
+        spans = last_tokens(context, tables)
         check(pages, spans, q)
         calls[name] = lambda pages=pages, spans=spans: pages.attend(q, spans)  # type: ignore[misc]
         size = batch * context * pages.bytes_per_token

@@ -15,17 +15,23 @@ from faquant.kernels import cpu
 WARM_UP = 2
 
 
-def seconds(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def seconds(calls: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0) -> dict[str, float]:
     """Median time of each; every round makes all calls in a random order, so that none always comes behind the same
-    one: what is timed behind a read of all memory finds nothing in the caches."""
+    one: what is timed behind a read of all memory finds nothing in the caches.
+
+    A call that returns a float says so how long it took itself. `pause` seconds in front of each call let the threads
+    of the one before it fall asleep, where they spin for a while first.
+    """
     names, order = list(calls), Random(0)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + WARM_UP):
         for name in order.sample(names, len(names)):
+            time.sleep(pause)
             begin = time.perf_counter()
-            calls[name]()
+            own = calls[name]()
+            taken = time.perf_counter() - begin
             if number >= WARM_UP:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(own if isinstance(own, float) else taken)
     return {name: median(some) for name, some in times.items()}
 
 
@@ -40,8 +46,8 @@ def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def finish(arguments: argparse.Namespace, rows: list[dict[str, object]]) -> None:
-    """Write the rows where the command line says."""
+def finish(arguments: argparse.Namespace, rows: list[dict[str, object]], **more: object) -> None:
+    """Write the rows, and what else there is to say, where the command line says."""
     if arguments.json is not None:
         machine = {"cpu": cpu.cpu_name(), "isa": cpu.selected_isa(), "threads": arguments.threads}
-        arguments.json.write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps({**machine, **more, "rows": rows}, indent=2) + "\n", encoding="utf-8")

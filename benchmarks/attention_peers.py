@@ -1,0 +1,110 @@
+"""Decode attention, one new token: ours beside ggml's and onnxruntime's, and what memory gives, interleaved in one run.
+
+python benchmarks/attention_peers.py [--contexts 1024 4096 16384 32768] [--batches 1 8] [--threads N] [--json FILE]
+                                     [--peers-python PYTHON]
+
+A repetition goes through as many caches as no processor's cache holds, as a step does through a model's layers; times
+are of one of them. A fraction is the bytes of our int8 cache / time / the rate at which the same threads read memory in
+the same run; "×" is the peer's time over that of ours with 16 bits of P. Before anything is timed, each result is
+compared with float attention: the error's rms over the result's. `make bench-peers` makes the peers' environment.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from attention_decode import SHAPES, STREAM_BYTES, check, last_tokens, pages_of
+from peers.client import Peer, PeerError, add_python, start_peers
+from peers.inputs import attention_inputs
+from timing import finish, seconds, start
+from torch import Tensor
+
+from faquant import _C
+from faquant.kernels.pages import float_attend
+from faquant.kernels.scheme import AttentionScheme
+
+PAGE_SIZE, SPREAD, ROUNDS, PAUSE = 128, 128 << 20, 7, 0.05
+OURS = {"P 16": 32767, "P 8": 255}
+PEERS = {
+    "ggml f16": ("ggml", {"kind": "f16"}),
+    "ggml q8_0": ("ggml", {"kind": "q8_0"}),
+    "onnxruntime int8": ("onnxruntime", {}),
+}
+MOST_ERROR = {"P 16": 0.02, "P 8": 0.03, "ggml f16": 0.03, "ggml q8_0": 0.02, "onnxruntime int8": 0.04}
+"""Twice what rounding normal values to that format does; ggml sums f16 values in f16, and onnxruntime has one scale."""
+
+
+def error_of(out: Tensor, exact: Tensor) -> float:
+    return ((out - exact).square().mean() / exact.square().mean()).sqrt().item()
+
+
+def measure(
+    shape: tuple[int, int, int], context: int, batch: int, threads: int, peers: dict[str, Peer]
+) -> tuple[dict[str, object], dict[str, float]]:
+    """What is to be reported, and of it the times in seconds of what gave a right result."""
+    heads, kv_heads, dim = shape
+    q, k, v = (torch.from_numpy(x) for x in attention_inputs(shape, context, batch))
+    exact = float_attend(q[:1], k, v, context - 1)
+    calls: dict[str, Callable[[], object]] = {}
+    errors: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    size = batch * context * AttentionScheme(heads, kv_heads, dim).bytes_per_token
+    copies = -(-SPREAD // size)
+    for name, levels in OURS.items():
+        scheme = AttentionScheme(heads, kv_heads, dim, p_levels=levels)
+        pages, tables = pages_of(scheme, k, v, batch * copies, PAGE_SIZE, shuffled=False)
+        every = [last_tokens(context, some) for some in tables.split(batch)]
+        check(pages, every[-1], q)
+        errors[name] = error_of(pages.attend(q, every[-1])[:1], exact)
+        calls[name] = lambda pages=pages, every=every: [pages.attend(q, spans) for spans in every]  # type: ignore[misc]
+    case = {"shape": shape, "context": context, "batch": batch, "copies": copies, "threads": threads}
+    for name, peer in peers.items():
+        try:
+            peer.call("prepare", **PEERS[name][1], **case)
+            errors[name] = error_of(torch.tensor(peer.call("output")).view(exact.shape), exact)
+            if errors[name] > MOST_ERROR[name]:
+                raise PeerError(f"its error is {errors[name]:.4f} of the result")
+            calls[name] = lambda peer=peer: peer.call("run")  # type: ignore[misc]
+        except PeerError as error:
+            failures[name] = str(error)
+    words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
+    calls["stream"] = lambda: _C.read_all(words, threads=threads)
+    times = seconds(calls, ROUNDS, PAUSE)
+    limit = STREAM_BYTES / times.pop("stream")
+    times = {name: taken / copies for name, taken in times.items()}
+    return {**case, "bytes": size, "limit": limit, "errors": errors, "failures": failures, **times}, times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 16384, 32768])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    add_python(parser)
+    arguments = start(parser)
+    peers, versions = start_peers({name: worker for name, (worker, _) in PEERS.items()}, arguments.peers_python)
+    columns = "".join(f"{name:>18}" for name in PEERS)
+    print(f"Hq/Hkv/D    context  batch  limit GB/s  P 16, µs  fraction: P 16   P 8{columns}")
+    rows: list[dict[str, object]] = []
+    for shape in SHAPES:
+        for batch in arguments.batches:
+            for context in arguments.contexts:
+                row, times = measure(shape, context, batch, arguments.threads, peers)
+                rows.append(row)
+                limit, size = row["limit"], row["bytes"]
+                shares = [size / times[kind] / limit for kind in OURS]
+                ratios = "".join(
+                    f"{times[name] / times['P 16']:17.1f}×" if name in times else f"{'-':>18}" for name in PEERS
+                )
+                print(
+                    f"{'/'.join(map(str, shape)):10} {context:8}  {batch:5}  {limit / 1e9:10.1f}  "
+                    f"{times['P 16'] * 1e6:8.0f}  {shares[0]:14.2f} {shares[1]:5.2f}{ratios}",
+                    flush=True,
+                )
+    for peer in peers.values():
+        peer.close()
+    finish(arguments, rows, peers=versions)
+
+
+if __name__ == "__main__":
+    main()

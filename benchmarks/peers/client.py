@@ -1,0 +1,80 @@
+"""A peer, seen from our side: a process of the peers' environment that does what it is told, and reports its times."""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ENVIRONMENT = HERE.parent.parent / ".venv-peers"
+
+
+class PeerError(Exception):
+    """A peer could not do it; the message is its own."""
+
+
+class Peer:
+    """A worker process: benchmarks/peers/`worker`_worker.py, running until it is closed."""
+
+    def __init__(self, worker: str, python: Path) -> None:
+        self._log = tempfile.TemporaryFile("w+", errors="replace")
+        try:
+            self._process = subprocess.Popen(
+                [python, HERE / f"{worker}_worker.py"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
+        except OSError as error:
+            raise PeerError(f"{error}; `make bench-peers` makes the peers' environment") from error
+
+    def call(self, command: str, **arguments: object) -> Any:
+        """The answer to a command.
+
+        Raises:
+            PeerError: it failed, or the process has died.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps({"command": command, **arguments}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._log.seek(0)
+            said = [text.strip() for text in self._log if text.strip()]
+            raise PeerError(f"exit status {self._process.wait()}: {' / '.join(said[-2:])[-300:]}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise PeerError(answer["error"])
+        return answer["result"]
+
+    def close(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def add_python(parser: argparse.ArgumentParser) -> None:
+    """Add --peers-python, the interpreter of the peers' environment."""
+    parser.add_argument("--peers-python", type=Path, default=ENVIRONMENT / "bin" / "python", metavar="PYTHON")
+
+
+def start_peers(workers: Mapping[str, str], python: Path) -> tuple[dict[str, Peer], dict[str, str]]:
+    """For each name its worker's process, and its version, or why it did not start; the latter is printed as well."""
+    peers, versions = {}, {}
+    for name, worker in workers.items():
+        try:
+            peer = Peer(worker, python)
+            versions[name] = peer.call("version")
+            peers[name] = peer
+        except PeerError as error:
+            versions[name] = f"left out: {error}"
+        print(f"{name}: {versions[name]}", flush=True)
+    return peers, versions

@@ -1,0 +1,30 @@
+"""The loop of a worker process: commands come in on stdin and answers go out on stdout, a line of JSON each.
+
+It runs in the peers' environment and waits in a read of stdin, so that nothing of it runs while others are timed.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+
+def serve(commands: Mapping[str, Callable[..., object]]) -> None:
+    """Answer `{"command": name, **arguments}` with `{"result": …}` or `{"error": …}` until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"result": commands[request.pop("command")](**request)}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
