@@ -12,7 +12,6 @@ compared with float attention: the error's rms over the result's. `make bench-pe
 import argparse
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from attention_decode import SHAPES, STREAM_BYTES, check, last_tokens, pages_of
 from peers.client import Peer, PeerError, add_python, start_peers

@@ -20,7 +20,7 @@ class Peer:
     """A worker process: benchmarks/peers/`worker`_worker.py, running until it is closed."""
 
     def __init__(self, worker: str, python: Path) -> None:
-        self._log = tempfile.TemporaryFile("w+", errors="replace")
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
                 [python, HERE / f"{worker}_worker.py"],

@@ -1,7 +1,7 @@
 """ggml's flash attention, called through the C interface of the libraries that llama-cpp-python builds.
 
-K and V have the tokens of a head together. llama.cpp has the heads of a token together, with which the same kernel takes
-1.2 to 3 times as long; a group's query heads as rows of one head, or a batch's sequences each in a node, change nothing.
+K and V have the tokens of a head together. llama.cpp has the heads of a token together, with which the same kernel
+takes up to three times as long; a group's query heads as the rows of one head change nothing.
 """
 
 import ctypes
@@ -36,22 +36,22 @@ def function(library: ctypes.CDLL, name: str, result: object, *arguments: object
     return found
 
 
-P, N, I, F, S = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_size_t
+P, N, E, F, S = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_size_t
 base = ctypes.CDLL(str(LIBRARIES / "libggml-base.so"))
 cpu = ctypes.CDLL(str(LIBRARIES / "libggml-cpu.so"))
 ggml_version = function(base, "ggml_version", ctypes.c_char_p)
 ggml_init = function(base, "ggml_init", P, InitParams)
 ggml_free = function(base, "ggml_free", None, P)
-ggml_new_tensor_4d = function(base, "ggml_new_tensor_4d", P, P, I, N, N, N, N)
+ggml_new_tensor_4d = function(base, "ggml_new_tensor_4d", P, P, E, N, N, N, N)
 ggml_get_data = function(base, "ggml_get_data", P, P)
 ggml_flash_attn_ext = function(base, "ggml_flash_attn_ext", P, P, P, P, P, P, F, F, F)
 ggml_graph_overhead_custom = function(base, "ggml_graph_overhead_custom", S, S, ctypes.c_bool)
 ggml_new_graph_custom = function(base, "ggml_new_graph_custom", P, P, S, ctypes.c_bool)
 ggml_build_forward_expand = function(base, "ggml_build_forward_expand", None, P, P)
-ggml_quantize_chunk = function(base, "ggml_quantize_chunk", S, I, P, P, N, N, N, P)
-ggml_backend_graph_compute = function(base, "ggml_backend_graph_compute", I, P, P)
+ggml_quantize_chunk = function(base, "ggml_quantize_chunk", S, E, P, P, N, N, N, P)
+ggml_backend_graph_compute = function(base, "ggml_backend_graph_compute", E, P, P)
 ggml_backend_cpu_init = function(cpu, "ggml_backend_cpu_init", P)
-ggml_backend_cpu_set_n_threads = function(cpu, "ggml_backend_cpu_set_n_threads", None, P, I)
+ggml_backend_cpu_set_n_threads = function(cpu, "ggml_backend_cpu_set_n_threads", None, P, E)
 
 
 def stored(x: Array, kind: int) -> Array:

@@ -4,7 +4,6 @@ The cache has one scale, which is faster there than a scale per channel.
 """
 
 import numpy as np
-import onnx
 import onnxruntime
 from inputs import Array, attention_inputs
 from onnx import TensorProto, helper
