@@ -99,6 +99,7 @@ $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
 
 bench-peers: venv $(PEERS_VENV)/.installed ## Beside llama.cpp, OpenVINO and onnxruntime, in an environment of theirs
 	$(BIN)/python benchmarks/attention_peers.py
+	$(BIN)/python benchmarks/end_to_end.py
 
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python -m faquant.demo

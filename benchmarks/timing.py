@@ -15,7 +15,9 @@ from faquant.kernels import cpu
 WARM_UP = 2
 
 
-def seconds(calls: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0) -> dict[str, float]:
+def seconds(
+    calls: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0, warm_up: int = WARM_UP
+) -> dict[str, float]:
     """Median time of each; every round makes all calls in a random order, so that none always comes behind the same
     one: what is timed behind a read of all memory finds nothing in the caches.
 
@@ -24,13 +26,13 @@ def seconds(calls: Mapping[str, Callable[[], object]], rounds: int, pause: float
     """
     names, order = list(calls), Random(0)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + WARM_UP):
+    for number in range(rounds + warm_up):
         for name in order.sample(names, len(names)):
             time.sleep(pause)
             begin = time.perf_counter()
             own = calls[name]()
             taken = time.perf_counter() - begin
-            if number >= WARM_UP:
+            if number >= warm_up:
                 times[name].append(own if isinstance(own, float) else taken)
     return {name: median(some) for name, some in times.items()}
 
