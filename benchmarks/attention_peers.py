@@ -67,6 +67,7 @@ def measure(
             calls[name] = lambda peer=peer: peer.call("run")  # type: ignore[misc]
         except PeerError as error:
             failures[name] = str(error)
+            print(f"{name}: left out: {error}")
     words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
     calls["stream"] = lambda: _C.read_all(words, threads=threads)
     times = seconds(calls, ROUNDS, PAUSE)

@@ -151,7 +151,12 @@ def main() -> None:
     ours, judge = Ours(int8), Ours(source)
     systems: dict[str, System] = {INT8: ours, FLOAT: judge}
     peers, versions = start_peers({name: worker for name, (worker, _) in PEERS.items()}, arguments.peers_python)
-    systems |= {name: Theirs(peer, gguf, PEERS[name][1], arguments.threads) for name, peer in peers.items()}
+    for name, peer in peers.items():
+        try:
+            systems[name] = Theirs(peer, gguf, PEERS[name][1], arguments.threads)
+        except PeerError as error:
+            versions[name] += f", left out: {error}"
+            print(f"{name}: left out: {error}")
     config = judge.config
     tokenizer = Tokenizer.from_directory(source)
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
