@@ -14,7 +14,7 @@ from torch import Tensor
 from faquant import LLM, SamplingParams
 from faquant.engine.sampling import Sampler
 from faquant.kernels.threads import torch_on_one
-from faquant.model.paged import Chunk, run_chunks
+from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
 
 PAGE_SIZE, PREFILL_CHUNK = 128, 1024
@@ -84,6 +84,7 @@ class Ours:
     def _make_pages(self, length: int, sequences: int) -> None:
         each = -(-length // PAGE_SIZE)
         self._pages = self._model.make_pages(sequences * each, PAGE_SIZE)
+        self._decoder = PagedDecoder(self._model.decoder, self._pages)
         self._tables = torch.arange(sequences * each).view(sequences, each)
 
     def _fill(self, tokens: list[int]) -> Tensor:
@@ -98,7 +99,7 @@ class Ours:
             Chunk(torch.tensor(row), start, table, self._rope) for row, table in zip(rows, self._tables, strict=False)
         ]
         with self._threads():
-            hidden = run_chunks(self._model.decoder, self._pages, chunks)
+            hidden = self._decoder.run(chunks)
             return self._model.decoder.logits(hidden[-1:] if last_only else hidden)
 
     def _threads(self) -> AbstractContextManager[None]:
