@@ -127,46 +127,47 @@ int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, 
         left[i] = blocks[i].parts;
     }
     std::atomic<int64_t> saturated{0};
-    parallel(static_cast<int64_t>(owners.size()), std::max<int64_t>(1, std::min(threads, work / kWorkPerThread)),
-             [&](int64_t job) {
-                 const int64_t number = owners[static_cast<size_t>(job)];
-                 const Block& b = blocks[static_cast<size_t>(number)];
-                 const int64_t rows = (b.last - b.first) * group;
-                 thread_local Room room;
-                 char* p[8];
-                 room.cut({most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4, 2 * kStrip * kTile,
-                           2 * kStrip * std::max(kTile, padded) * 4, partial_bytes(most_rows, padded),
-                           partial_bytes(most_rows, padded)},
-                          p);
-                 const Scratch scratch = {reinterpret_cast<int8_t*>(p[0]),  reinterpret_cast<float*>(p[1]),
-                                          reinterpret_cast<float*>(p[2]),   reinterpret_cast<int32_t*>(p[3]),
-                                          reinterpret_cast<uint8_t*>(p[4]), reinterpret_cast<int32_t*>(p[5]),
-                                          partial(p[6], rows, padded)};
-                 Partial total = partial(p[7], rows, padded);
-                 const auto part = [&](int64_t i) {
-                     return partial(partials.get() + b.partial + i * partial_bytes(rows, padded), rows, padded);
-                 };
-                 const int64_t mine = job - b.job;
-                 const int64_t begin = b.begin + mine * b.keys;
-                 saturated += table.attend(a, *b.span, b.kv_head, b.first, b.last, begin, begin + b.keys, scratch,
-                                           b.parts > 1 ? part(mine) : total);
-                 if (left[static_cast<size_t>(number)].fetch_sub(1) > 1) {
-                     return;
-                 }
-                 std::vector<Partial> others;
-                 if (b.parts > 1) {
-                     total = part(0);
-                     for (int64_t i = 1; i < b.parts; ++i) {
-                         others.push_back(part(i));
-                     }
-                 }
-                 table.finish(others.data(), static_cast<int64_t>(others.size()), rows, s, total);
-                 for (int64_t r = 0; r < rows; ++r) {
-                     const int64_t token = b.span->first + b.first + r / group;
-                     std::memcpy(a.out + (token * s.heads + b.kv_head * group + r % group) * s.dim,
-                                 total.out + r * padded, static_cast<size_t>(s.dim) * sizeof(float));
-                 }
-             });
+    const auto all = few ? parallel : parallel_in_order;
+    all(static_cast<int64_t>(owners.size()), std::max<int64_t>(1, std::min(threads, work / kWorkPerThread)),
+        [&](int64_t job) {
+            const int64_t number = owners[static_cast<size_t>(job)];
+            const Block& b = blocks[static_cast<size_t>(number)];
+            const int64_t rows = (b.last - b.first) * group;
+            thread_local Room room;
+            char* p[8];
+            room.cut({most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4, 2 * kStrip * kTile,
+                      2 * kStrip * std::max(kTile, padded) * 4, partial_bytes(most_rows, padded),
+                      partial_bytes(most_rows, padded)},
+                     p);
+            const Scratch scratch = {reinterpret_cast<int8_t*>(p[0]),  reinterpret_cast<float*>(p[1]),
+                                     reinterpret_cast<float*>(p[2]),   reinterpret_cast<int32_t*>(p[3]),
+                                     reinterpret_cast<uint8_t*>(p[4]), reinterpret_cast<int32_t*>(p[5]),
+                                     partial(p[6], rows, padded)};
+            Partial total = partial(p[7], rows, padded);
+            const auto part = [&](int64_t i) {
+                return partial(partials.get() + b.partial + i * partial_bytes(rows, padded), rows, padded);
+            };
+            const int64_t mine = job - b.job;
+            const int64_t begin = b.begin + mine * b.keys;
+            saturated += table.attend(a, *b.span, b.kv_head, b.first, b.last, begin, begin + b.keys, scratch,
+                                      b.parts > 1 ? part(mine) : total);
+            if (left[static_cast<size_t>(number)].fetch_sub(1) > 1) {
+                return;
+            }
+            std::vector<Partial> others;
+            if (b.parts > 1) {
+                total = part(0);
+                for (int64_t i = 1; i < b.parts; ++i) {
+                    others.push_back(part(i));
+                }
+            }
+            table.finish(others.data(), static_cast<int64_t>(others.size()), rows, s, total);
+            for (int64_t r = 0; r < rows; ++r) {
+                const int64_t token = b.span->first + b.first + r / group;
+                std::memcpy(a.out + (token * s.heads + b.kv_head * group + r % group) * s.dim, total.out + r * padded,
+                            static_cast<size_t>(s.dim) * sizeof(float));
+            }
+        });
     return saturated;
 }
 

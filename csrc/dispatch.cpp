@@ -22,7 +22,7 @@ std::vector<Candidate> candidates() {
     list.push_back({&kAvx512VnniKernels, avx512vnni});
     list.push_back({&kAvxVnniKernels, cpu.avx2 && cpu.f16c && cpu.avx_vnni});
     // Only there to be tested: the same instructions otherwise encoded.
-    list.push_back({&kAvxVnniEvexKernels, avx512vnni});
+    list.push_back({&kAvxVnniEvexKernels, avx512vnni && cpu.f16c});
     list.push_back({&kAvx2Kernels, cpu.avx2 && cpu.f16c});
 #endif
     list.push_back({&kPortableKernels, true});

@@ -38,7 +38,7 @@ void pause() {
 class Pool {
   public:
     // Calls from several threads go one after the other.
-    void run(int64_t jobs, int64_t threads, const std::function<void(int64_t)>& work) {
+    void run(int64_t jobs, int64_t threads, bool in_order, const std::function<void(int64_t)>& work) {
         const std::lock_guard<std::mutex> one_at_a_time(calls_);
         grow(threads - 1);
         {
@@ -47,8 +47,9 @@ class Pool {
             error_ = nullptr;
             wanted_ = threads - 1;
             for (int64_t i = 0; i < threads; ++i) {
-                ranges_[static_cast<size_t>(i)].next = jobs * i / threads;
-                ranges_[static_cast<size_t>(i)].end = jobs * (i + 1) / threads;
+                Range& range = ranges_[static_cast<size_t>(i)];
+                range.next = in_order ? (i == 0 ? 0 : jobs) : jobs * i / threads;
+                range.end = in_order ? jobs : jobs * (i + 1) / threads;
             }
             open_ = true;
             generation_.fetch_add(1, std::memory_order_release);
@@ -127,8 +128,7 @@ class Pool {
         return generation_.load();
     }
 
-    // A thread begins with jobs of its own, one behind the other, because their data often stand so; then it helps the
-    // others.
+    // A thread begins with its own range of jobs; then it helps the others.
     void work_off(int64_t mine) {
         const int64_t threads = wanted_ + 1;
         try {
@@ -156,7 +156,7 @@ class Pool {
     std::mutex calls_, mutex_;
     std::condition_variable wake_;
     std::vector<std::thread> threads_;
-    std::deque<Range> ranges_;  // of the calling thread and of those
+    std::deque<Range> ranges_;  // the first is the calling thread's
     std::atomic<uint64_t> generation_{0};
     std::atomic<int64_t> active_{0}, sleeping_{0}, wanted_{0};
     const std::function<void(int64_t)>* work_ = nullptr;
@@ -186,7 +186,15 @@ void parallel(int64_t jobs, int64_t threads, const std::function<void(int64_t)>&
         }
         return;
     }
-    pool().run(jobs, std::min(threads, jobs), work);
+    pool().run(jobs, std::min(threads, jobs), false, work);
+}
+
+void parallel_in_order(int64_t jobs, int64_t threads, const std::function<void(int64_t)>& work) {
+    if (jobs <= 1 || threads <= 1) {
+        parallel(jobs, threads, work);
+        return;
+    }
+    pool().run(jobs, std::min(threads, jobs), true, work);
 }
 
 }  // namespace faquant

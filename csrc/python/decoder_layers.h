@@ -27,8 +27,10 @@ class DecoderLayers {
         require(linears.size() == 7 && norms.size() == 4, "A layer has seven linears and four norms.");
         std::vector<const faquant::Linear*> l;
         for (const nb::object& linear : linears) {
+            require(nb::isinstance<Int8Linear>(linear), "linears must be Int8Linears.");
             l.push_back(&nb::cast<const Int8Linear&>(linear).linear());
         }
+        require(nb::isinstance<LayerCache>(cache), "cache must be a LayerCache.");
         const auto& of_layer = nb::cast<const LayerCache&>(cache);
         const faquant::Scheme& s = of_layer.scheme();
         const int64_t hidden = l[0]->inputs, inner = l[4]->outputs, q = s.heads * s.dim, kv = s.kv_heads * s.dim;
@@ -42,6 +44,8 @@ class DecoderLayers {
         faquant::Norm n[4] = {};
         for (size_t i = 0; i < norms.size(); ++i) {
             if (i < 2 || !norms[i].is_none()) {
+                require(nb::isinstance<RmsNorm>(norms[i]),
+                        "norms must be RmsNorms; only those of q and k may be None.");
                 const auto& norm = nb::cast<const RmsNorm&>(norms[i]);
                 require(norm.size() == (i < 2 ? hidden : s.dim), "A norm has another size than what it is for.");
                 n[i] = norm.norm();
@@ -50,13 +54,13 @@ class DecoderLayers {
         require(layers_.empty() || (layers_[0].layer.q_proj->inputs == hidden && layers_[0].scheme->dim == s.dim &&
                                     layers_[0].cache->page_size == of_layer.cache().page_size),
                 "The layers do not fit together.");
+        kept_.insert(kept_.end(), linears.begin(), linears.end());
+        kept_.insert(kept_.end(), norms.begin(), norms.end());
+        kept_.push_back(cache);
         layers_.push_back({{n[0], n[2], n[3], n[1], l[0], l[1], l[2], l[3], l[4], l[5], l[6]},
                            &s,
                            &of_layer.cache(),
                            checked_window(window)});
-        kept_.insert(kept_.end(), linears.begin(), linears.end());
-        kept_.insert(kept_.end(), norms.begin(), norms.end());
-        kept_.push_back(cache);
     }
 
     // x [tokens, hidden], in place; cos and sin [tokens, dim], spans and block_tables as LayerCache.attend's: all by
@@ -104,10 +108,15 @@ class DecoderLayers {
         return counts;
     }
 
+    int64_t hidden_size() const { return layers_.empty() ? 0 : layers_[0].layer.q_proj->inputs; }
+    int64_t head_dim() const { return layers_.empty() ? 0 : layers_[0].scheme->dim; }
+
     static void bind(nb::module_& m) {
         using namespace nb::literals;
         nb::class_<DecoderLayers>(m, "DecoderLayers")
             .def(nb::init<>())
+            .def_prop_ro("hidden_size", &DecoderLayers::hidden_size)
+            .def_prop_ro("head_dim", &DecoderLayers::head_dim)
             .def("add", &DecoderLayers::add, nb::kw_only(), "linears"_a, "norms"_a, "cache"_a, "window"_a.none())
             .def("run", &DecoderLayers::run, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "spans"_a, "block_tables"_a,
                  "count"_a, "width"_a, "split"_a, "threads"_a, "isa"_a.none());

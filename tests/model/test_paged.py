@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from faquant import _C
 from faquant.kernels import cpu
 from faquant.kernels.pages import FloatPages
 from faquant.model.decoder import Decoder, DecoderLayer, RMSNorm
@@ -126,3 +127,23 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             paged.run([Chunk(tokens(2), start, table, rope)])
+    short, long = torch.tensor([0]), torch.tensor([1, 2])
+    with pytest.raises(ValueError, match="page is not in the cache"):
+        paged.run([Chunk(tokens(200), 0, short, rope), Chunk(tokens(200), 0, long, rope)])
+    with pytest.raises(ValueError, match="too short"):
+        step_by_step(made[0], cache, [Chunk(tokens(200), 0, short, rope), Chunk(tokens(200), 0, long, rope)])
+    with pytest.raises(ValueError, match="no chunks"):
+        paged.run([])
+    with pytest.raises(ValueError, match="2 layers need"):
+        PagedDecoder(made[0], cache.pages[:1])
+    narrow = replace(made[0], config=replace(made[0].config, hidden_size=48), embedding=made[0].embedding[:, :48])
+    with pytest.raises(ValueError, match=r"x must be .* \[2, 96\]"):
+        PagedDecoder(narrow, cache.pages).run([Chunk(tokens(2), 0, torch.tensor([0]), rope)])
+
+
+def test_other_objects_are_refused() -> None:
+    linears, norms = parts("llama")[0].layers[0].kernels()
+    cache = Cache(parts("llama"), 128, 300).pages[0].cache
+    for wrong in ({"linears": [1] * 7}, {"linears": linears[:6]}, {"norms": [None] * 4}, {"cache": 3}):
+        with pytest.raises(ValueError, match=r"linears|norms|cache"):
+            _C.DecoderLayers().add(**{"linears": linears, "norms": norms, "cache": cache, "window": None, **wrong})

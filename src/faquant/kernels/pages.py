@@ -40,7 +40,8 @@ class Spans:
     def of(cls, parts: Sequence[tuple[int, int, Tensor]]) -> "Spans":
         """Of each sequence its tokens, start and block table."""
         numbers = torch.tensor([[tokens, start] for tokens, start, _ in parts], dtype=torch.int64)
-        tables = torch.zeros(len(parts), max(len(table) for *_, table in parts), dtype=torch.int64)
+        # -1 is no page, so that a table that is too short is noticed beside a longer one.
+        tables = torch.full((len(parts), max(len(table) for *_, table in parts)), -1, dtype=torch.int64)
         for row, (*_, table) in zip(tables, parts, strict=True):
             row[: len(table)] = table
         return cls(numbers, tables)

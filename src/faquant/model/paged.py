@@ -40,6 +40,8 @@ class Batch:
     """Chunks side by side: all their tokens in one row, and what each layer's attention does with them."""
 
     def __init__(self, chunks: Sequence[Chunk], page_size: int, dtype: torch.dtype = torch.float32) -> None:
+        if not chunks:
+            raise ValueError("There is nothing to run: no chunks.")
         self._chunks = chunks
         self._page_size = page_size
         self._dtype = dtype
@@ -65,6 +67,8 @@ class Batch:
     def slots(self) -> Tensor:
         """int64 [tokens]: where its key and value go."""
         pages = torch.cat([table[self.positions[rows] // self._page_size] for rows, _, table in self.spans.parts])
+        if int(pages.min()) < 0:
+            raise ValueError("A span's block_table is too short.")
         return pages * self._page_size + self.positions % self._page_size
 
     def attend(self, pages: Pages, window: int | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,8 +82,10 @@ class PagedDecoder:
     the other, with the bits of DecoderLayer's own steps; others step by step."""
 
     def __init__(self, decoder: Decoder, pages: Sequence[Pages], isa: str | None = None) -> None:
+        if len(pages) != len(decoder.layers):
+            raise ValueError(f"{len(decoder.layers)} layers need the cache pages of as many, not of {len(pages)}.")
         self.decoder = decoder
-        self.pages = pages
+        self.pages = tuple(pages)
         self._isa = isa
         self._windows = decoder.config.sliding_windows
         # What runs at once: numbers of layers, and their kernels if they are int8.
@@ -114,11 +120,11 @@ class PagedDecoder:
 
     def _run_kernels(self, kernels: _C.DecoderLayers, numbers: range, batch: Batch, x: Tensor) -> None:
         cos, sin = batch.tables
-        tokens, dim, (count, width) = len(x), self.decoder.config.head_dim, batch.spans.block_tables.shape
+        tokens, (count, width) = len(x), batch.spans.block_tables.shape
         beyond = kernels.run(
-            address("x", x, torch.float32, tokens, self.decoder.config.hidden_size),
-            address("cos", cos, torch.float32, tokens, 1, dim),
-            address("sin", sin, torch.float32, tokens, 1, dim),
+            address("x", x, torch.float32, tokens, kernels.hidden_size),
+            address("cos", cos, torch.float32, tokens, 1, kernels.head_dim),
+            address("sin", sin, torch.float32, tokens, 1, kernels.head_dim),
             tokens,
             address("tokens_starts", batch.spans.tokens_starts, torch.int64, count, 2),
             address("block_tables", batch.spans.block_tables, torch.int64, count, width),
