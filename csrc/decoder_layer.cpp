@@ -14,11 +14,11 @@ namespace {
 
 constexpr int64_t kTokensPerJob = 16;
 
-// What one layer computes on its way, with room for the largest of several.
-struct Room {
+// What one layer computes on its way, as large as the largest of several layers needs it.
+struct Activations {
     std::unique_ptr<float[]> q, k, v, attention, inner;
 
-    Room(const CachedLayer* layers, int64_t count, int64_t tokens) {
+    Activations(const CachedLayer* layers, int64_t count, int64_t tokens) {
         int64_t q_size = 0, kv_size = 0, inner_size = 0;
         for (int64_t i = 0; i < count; ++i) {
             q_size = std::max(q_size, layers[i].layer.q_proj->outputs);
@@ -35,7 +35,7 @@ struct Room {
 };
 
 // Norms of heads, RoPE, and k and v into the cache. How many of k and v were beyond their static scales.
-Saturated turn_and_append(const KernelTable& table, const CachedLayer& cached, const Batch& batch, const Room& room,
+Saturated turn_and_append(const KernelTable& table, const CachedLayer& cached, const Batch& batch, const Activations& a,
                           int64_t threads) {
     const Scheme& s = *cached.scheme;
     const Norm &q_norm = cached.layer.q_norm, &k_norm = cached.layer.k_norm;
@@ -43,7 +43,7 @@ Saturated turn_and_append(const KernelTable& table, const CachedLayer& cached, c
     parallel((batch.tokens + kTokensPerJob - 1) / kTokensPerJob, threads, [&](int64_t job) {
         const int64_t first = job * kTokensPerJob, tokens = std::min(kTokensPerJob, batch.tokens - first);
         const float *cos = batch.cos + first * s.dim, *sin = batch.sin + first * s.dim;
-        float *q = room.q.get() + first * s.heads * s.dim, *k = room.k.get() + first * s.kv_heads * s.dim;
+        float *q = a.q.get() + first * s.heads * s.dim, *k = a.k.get() + first * s.kv_heads * s.dim;
         if (q_norm.weight != nullptr) {
             table.rms_norm(q_norm, q, tokens * s.heads, s.dim, q);
             table.rms_norm(k_norm, k, tokens * s.kv_heads, s.dim, k);
@@ -51,7 +51,7 @@ Saturated turn_and_append(const KernelTable& table, const CachedLayer& cached, c
         table.rope(q, cos, sin, tokens, s.heads, s.dim);
         table.rope(k, cos, sin, tokens, s.kv_heads, s.dim);
         int64_t counts[2] = {};
-        table.append(s, *cached.cache, room.k.get(), room.v.get(), batch.slots, batch.positions, first, first + tokens,
+        table.append(s, *cached.cache, a.k.get(), a.v.get(), batch.slots, batch.positions, first, first + tokens,
                      counts);
         k_beyond += counts[0];
         v_beyond += counts[1];
@@ -63,24 +63,23 @@ Saturated turn_and_append(const KernelTable& table, const CachedLayer& cached, c
 
 void run_layers(const KernelTable& table, const CachedLayer* layers, int64_t count, const Batch& batch, float* x,
                 int64_t threads, Saturated* saturated) {
-    const Room room(layers, count, batch.tokens);
+    const Activations a(layers, count, batch.tokens);
     const Norm none{};
     for (int64_t i = 0; i < count; ++i) {
         const DecoderLayer& layer = layers[i].layer;
-        const Product qkv[] = {{layer.q_proj, room.q.get(), false},
-                               {layer.k_proj, room.k.get(), false},
-                               {layer.v_proj, room.v.get(), false}};
+        const Product qkv[] = {
+            {layer.q_proj, a.q.get(), false}, {layer.k_proj, a.k.get(), false}, {layer.v_proj, a.v.get(), false}};
         apply(table, {x, batch.tokens, layer.input_layernorm}, qkv, 3, threads);
-        saturated[i] = turn_and_append(table, layers[i], batch, room, threads);
+        saturated[i] = turn_and_append(table, layers[i], batch, a, threads);
         const Attention attention = {layers[i].scheme, layers[i].cache, layers[i].window,
-                                     batch.split,      room.q.get(),    room.attention.get()};
+                                     batch.split,      a.q.get(),       a.attention.get()};
         saturated[i].q = attend(table, attention, batch.spans, batch.count, threads);
         const Product o = {layer.o_proj, x, true};
-        apply(table, {room.attention.get(), batch.tokens, none}, &o, 1, threads);
+        apply(table, {a.attention.get(), batch.tokens, none}, &o, 1, threads);
         apply_gated(table, {x, batch.tokens, layer.post_attention_layernorm}, *layer.gate_proj, *layer.up_proj,
-                    room.inner.get(), threads);
+                    a.inner.get(), threads);
         const Product down = {layer.down_proj, x, true};
-        apply(table, {room.inner.get(), batch.tokens, none}, &down, 1, threads);
+        apply(table, {a.inner.get(), batch.tokens, none}, &down, 1, threads);
     }
 }
 

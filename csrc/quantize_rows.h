@@ -53,7 +53,7 @@ uint16_t half_above(float x) {
     return static_cast<uint16_t>((bits_of(x) + 0x1fffu - (112u << 23)) >> 13);
 }
 
-float sqrt_of(int64_t x) {
+float inverse_sqrt_of(int64_t x) {
     return static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(x)));
 }
 
@@ -104,7 +104,7 @@ void hadamard(float* x, int64_t dim, int64_t block) {
             butterflies<kLanes>(x, dim, half);
         }
     }
-    const float unit = sqrt_of(block);
+    const float unit = inverse_sqrt_of(block);
     for (int64_t i = 0; i < dim; ++i) {
         x[i] *= unit;
     }
