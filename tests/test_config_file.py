@@ -9,17 +9,7 @@ import pytest
 from faquant.config import load_config, parse_config
 from faquant.errors import CheckpointError, FaquantError
 from faquant.json_object import MAX_JSON_BYTES
-
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 256,
-    "intermediate_size": 704,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-}
+from oracles.configs import LLAMA
 
 
 def write(directory: Path, data: bytes) -> Path:

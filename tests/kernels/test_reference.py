@@ -407,22 +407,3 @@ def test_the_maps_keep_the_products_and_unmap_inverts(kind: str, dim: int) -> No
         expected = q[:, head].double() @ centred[:, head // 2].double().T
         product = quantizers.map_q(q, scheme)[:, head].double() @ mapped[:, head // 2].double().T
         torch.testing.assert_close(product, expected, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        ({"rotation_block": 12}, "power of two"),
-        ({"rotation_block": 32}, "divides 16"),
-        ({"p_levels": 100}, "levels"),
-        ({"quantized_sum": True}, "V's scale per token"),
-        ({"k_offset": torch.zeros(2, 1)}, "k_offset counts steps"),
-        ({"v_offset": torch.zeros(2, 1)}, "v_offset counts steps"),
-        ({"k_scale": torch.ones(4, 1)}, r"k_scale must be \[2, 1\] or \[2, 16\]"),
-        ({"q_scale": torch.ones(4)}, r"q_scale must be \[4, 1\]"),
-        ({"num_heads": 5}, "no multiple"),
-    ],
-)
-def test_an_impossible_scheme_is_refused(tables: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AttentionScheme(**{"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, **tables})
