@@ -79,7 +79,14 @@ class Batch:
 
 class PagedDecoder:
     """A decoder and the cache pages of its layers. Layers that are int8 throughout run in one call of C++, one behind
-    the other, with the bits of DecoderLayer's own steps; others step by step."""
+    the other, with the bits of DecoderLayer's own steps; others step by step.
+
+    Weights and pages are looked at once, here: what replaces one later is not seen. `isa` forces the instruction set of
+    the layers that run in one call.
+
+    Raises:
+        ValueError: layers and pages do not fit together.
+    """
 
     def __init__(self, decoder: Decoder, pages: Sequence[Pages], isa: str | None = None) -> None:
         if len(pages) != len(decoder.layers):
