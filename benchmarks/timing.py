@@ -1,40 +1,14 @@
-"""What the benchmarks of kernels share: timing calls beside each other on a shared machine, and their command line."""
+"""What the benchmarks share: timing calls beside each other on a shared machine, and their command line."""
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from random import Random
-from statistics import median
 
 import torch
 
+from faquant.engine.bench import WARM_UP as WARM_UP
+from faquant.engine.bench import seconds as seconds
 from faquant.kernels import cpu
-
-WARM_UP = 2
-
-
-def seconds(
-    calls: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0, warm_up: int = WARM_UP
-) -> dict[str, float]:
-    """Median time of each; every round makes all calls in a random order, so that none always comes behind the same
-    one: what is timed behind a read of all memory finds nothing in the caches.
-
-    A call that returns a float says so how long it took itself. `pause` seconds in front of each call let the threads
-    of the one before it fall asleep, where they spin for a while first.
-    """
-    names, order = list(calls), Random(0)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + warm_up):
-        for name in order.sample(names, len(names)):
-            time.sleep(pause)
-            begin = time.perf_counter()
-            own = calls[name]()
-            taken = time.perf_counter() - begin
-            if number >= warm_up:
-                times[name].append(own if isinstance(own, float) else taken)
-    return {name: median(some) for name, some in times.items()}
 
 
 def start(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -67,14 +67,10 @@ def test_serving_counts_what_the_calibration_does_not_fit(source: Path, tmp_path
     assert llm.saturation()["v"] == pytest.approx(fitting["v"], abs=0.01)
 
 
-def test_long_prompts_are_fed_in_chunks_to_the_same_effect(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from faquant.engine import llm as engine
-
-    llm = faquant.LLM(source)
+def test_long_prompts_are_fed_in_chunks_to_the_same_effect(source: Path) -> None:
     params = faquant.SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
-    whole = llm.generate([list(range(100))], params)
-    monkeypatch.setattr(engine, "PREFILL_CHUNK", 7)
-    assert llm.generate([list(range(100))], params) == whole
+    whole = faquant.LLM(source).generate([list(range(100))], params)
+    assert faquant.LLM(source, max_num_seqs=2, max_num_batched_tokens=7).generate([list(range(100))], params) == whole
 
 
 def test_a_stop_string_ends_the_answer_before_it(source: Path) -> None:

@@ -4,17 +4,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import evaluate, quantize
-    from .engine.llm import LLM, Completion
+    from .engine.async_engine import AsyncEngine
+    from .engine.engine import Engine
+    from .engine.engine_config import EngineConfig
+    from .engine.llm import LLM
+    from .engine.request import Completion
     from .engine.sampling import SamplingParams
     from .errors import FaquantError
     from .evaluation.report import Report
     from .recipe import Recipe
 
-__all__ = ["LLM", "Completion", "FaquantError", "Recipe", "Report", "SamplingParams", "evaluate", "quantize"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "Completion",
+    "Engine",
+    "EngineConfig",
+    "FaquantError",
+    "Recipe",
+    "Report",
+    "SamplingParams",
+    "evaluate",
+    "quantize",
+]
 
 _HOMES = {
     "LLM": "engine.llm",
-    "Completion": "engine.llm",
+    "AsyncEngine": "engine.async_engine",
+    "Completion": "engine.request",
+    "Engine": "engine.engine",
+    "EngineConfig": "engine.engine_config",
     "SamplingParams": "engine.sampling",
     "FaquantError": "errors",
     "Recipe": "recipe",

@@ -46,9 +46,10 @@ def chat(
         messages.append({"role": "user", "content": line})
         answer = ""
         ids = llm.tokenizer.encode_chat(messages)
-        room = llm.model.max_position - len(ids)
+        context = llm.engine.max_model_len
+        room = context - len(ids)
         if room < 1:
-            raise UsageError(f"The conversation has filled the context of {llm.model.max_position} tokens; start anew.")
+            raise UsageError(f"The conversation has filled the context of {context} tokens; start anew.")
         for piece in llm.stream(ids, replace(params, max_tokens=min(params.max_tokens, room))):
             answer += piece
             print(piece, end="", flush=True)

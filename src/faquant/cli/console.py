@@ -1,24 +1,13 @@
-"""What every command prints with: progress on stderr, errors as one paragraph, JSON to a file."""
+"""What every command prints with: errors as one paragraph, JSON to a file."""
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import Any
 
 from ..errors import OutputError, UsageError
 
 MAX_STDIN = 1 << 20
-
-
-class Update(Protocol):
-    """Moves a progress bar."""
-
-    def __call__(self, done: int, total: int, label: str = ...) -> None: ...
 
 
 def print_error(message: str) -> None:
@@ -42,27 +31,6 @@ def read_stdin(line: bool = False) -> str:
     if len(text) > MAX_STDIN:
         raise UsageError(f"The standard input has more than {MAX_STDIN:,} characters.")
     return text
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Update]:
-    """Yield a function (done, total, label) that moves a bar on stderr; it draws nothing where that is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(label, total=None)
-
-        def update(done: int, total: int, label: str = label) -> None:
-            bar.update(task, completed=done, total=total, description=label)
-
-        yield update
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ..config import load_config
 from ..errors import UsageError
-from .console import progress_bar
+from ..progress import progress_bar
 
 
 class Target(str, Enum):

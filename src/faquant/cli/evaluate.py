@@ -13,7 +13,8 @@ from ..config import load_config
 from ..errors import OutputError, UsageError
 from ..evaluation.limits import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts
-from .console import progress_bar, write_json_file
+from ..progress import progress_bar
+from .console import write_json_file
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import FaquantError
+from .bench import bench
 from .chat import chat
 from .console import print_error
 from .convert import convert
@@ -36,7 +37,7 @@ def _options(
         raise typer.Exit
 
 
-for command in (quantize, evaluate, generate, chat, inspect, convert, doctor):
+for command in (quantize, evaluate, generate, chat, bench, inspect, convert, doctor):
     app.command()(command)
 
 

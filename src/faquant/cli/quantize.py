@@ -9,7 +9,7 @@ import typer
 
 from ..config import load_config
 from ..errors import FaquantError
-from .console import progress_bar
+from ..progress import progress_bar
 from .evaluate import print_report, write_report
 
 FEW_TOKENS = 1000

@@ -54,6 +54,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    n: int = 1
 
     def __post_init__(self) -> None:
         self._check_number("temperature", 0.0, sys.float_info.max, "a finite number of at least 0 (0 is greedy)")
@@ -62,6 +63,7 @@ class SamplingParams:
         self._check_number("repetition_penalty", 0.01, 100.0, "a number from 0.01 to 100")
         self._check_integer("top_k", -1, 2**31 - 1, "a whole number of at least 1, or 0 or -1 for all tokens")
         self._check_integer("max_tokens", 1, 2**31 - 1, "a whole number of at least 1")
+        self._check_integer("n", 1, 128, "a whole number from 1 to 128")
         if self.seed is not None:
             self._check_integer("seed", -(2**63), 2**64 - 1, "a whole number from -2^63 to 2^64 - 1, or None")
         if self.logprobs is not None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engine.llm import LLM, PAGE_SIZE, PREFILL_CHUNK
+from ..engine.engine import PAGE_SIZE
+from ..engine.llm import LLM
 from ..engine.sampling import SamplingParams
 from ..errors import CheckpointError, FaquantError, UsageError
 from ..model.load import Model
@@ -44,6 +45,7 @@ except ImportError as error:
 MAX_GEN_TOKS = 256  # where a task does not say, as the harness's own models have it
 AUTO_BATCH = 16
 _ROWS = 128
+_CHUNK = 1024
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
 _NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}  # in some tasks; SamplingParams has no words for other values
 
@@ -286,8 +288,8 @@ class _SequenceCache:
         if self._model.config.rope.rope_type == "dynamic":
             start = 0  # its keys depend on the sequence's length
         states = []
-        for at in range(start, len(tokens), PREFILL_CHUNK):
-            part = torch.tensor(tokens[at : at + PREFILL_CHUNK])
+        for at in range(start, len(tokens), _CHUNK):
+            part = torch.tensor(tokens[at : at + _CHUNK])
             state = self._decoder.run([Chunk(part, at, self._table, rope)])
             states.append(state[max(0, first - at) :])
         self._held = tokens

@@ -1,0 +1,172 @@
+"""faquant bench"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..config import load_config
+from ..errors import UsageError
+from ..progress import progress_bar
+from .console import write_json_file
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..engine.replay import Arrival, Served
+
+MOST_TOKENS = 65_536
+"""In one cache."""
+MOST_FLOAT_DEPTH = 2048
+"""A float model's own attention is there to be right, and takes one sequence behind the other."""
+ROOM = 128
+INT8, BFLOAT16, FLOAT = "int8 cache", "bfloat16 cache", "float model"
+
+
+def bench(
+    directory: Annotated[Path, typer.Argument(help="Quantized or float directory.", metavar="OUT")],
+    against: Annotated[
+        Path | None, typer.Option(help="Beside it, the float directory that it was made from.", metavar="MODEL")
+    ] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt to read.")] = 2000,
+    depths: Annotated[str, typer.Option(help="Tokens that stand in the cache when decoding.")] = "16,1024,4096",
+    batches: Annotated[str, typer.Option(help="Sequences that decode together.")] = "1,8,32",
+    requests: Annotated[int, typer.Option(min=0, help="Requests to serve; 0: none.")] = 32,
+    request_rate: Annotated[float, typer.Option(min=0, help="How many come in a second; 0: all at once.")] = 0.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; medians are shown.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures as JSON, to stdout if '-'.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Measure the speed: reading a prompt, decoding by depth and batch, serving requests; int8 beside float caches."""
+    load_config(directory)
+    if against is not None:
+        load_config(against)
+    chosen_depths, chosen_batches = _numbers("--depths", depths), _numbers("--batches", batches)
+    from ..engine.bench import Sequences, measure_decode, measure_prefill
+    from ..engine.engine import Engine
+    from ..engine.engine_config import EngineConfig
+    from ..engine.replay import trace
+    from ..engine.tokenizer import Tokenizer
+    from ..evaluation.texts import builtin_texts
+    from ..kernels import cpu, threads
+    from ..model.load import load
+
+    model, tokenizer = load(directory), Tokenizer.from_directory(directory)
+    own = FLOAT if model.description is None else INT8
+    systems = {own: Sequences(model), BFLOAT16: Sequences(model, "bfloat16")}
+    engines = {
+        name: Engine(model, tokenizer, EngineConfig(kv_cache_dtype=system.kv_cache_dtype))
+        for name, system in systems.items()
+    }
+    if against is not None:
+        systems[FLOAT] = Sequences(load(against))
+    texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
+    text = list(islice(cycle(chain.from_iterable(texts)), model.max_position))
+    deep = [depth for depth in chosen_depths if depth + ROOM <= model.max_position]
+    found: dict[str, Any] = {
+        "directory": str(directory),
+        "cpu": cpu.cpu_name(),
+        "kernels": cpu.selected_isa(),
+        "threads": threads.count(),
+        "cache_bytes_per_token": {name: system.cache_bytes for name, system in systems.items()},
+    }
+    with progress_bar("reading a prompt") as update:
+        total = 1 + len(deep) + bool(requests) * rounds * len(engines)
+        found["prefill"] = {
+            "tokens": min(prompt, model.max_position),
+            "tokens_per_second": measure_prefill(systems, text[:prompt], rounds),
+        }
+        update(1, total, "decoding")
+        found["decode"] = []
+        for done, depth in enumerate(deep):
+            fitting = [count for count in chosen_batches if count * depth <= MOST_TOKENS]
+            some = {name: system for name, system in systems.items() if name != FLOAT or depth <= MOST_FLOAT_DEPTH}
+            for count, rates in measure_decode(some, text[:depth], fitting, rounds).items() if fitting else ():
+                found["decode"].append({"depth": depth, "sequences": count, "tokens_per_second": rates})
+            update(2 + done, total)
+        if requests:
+            asked = trace(texts, requests, request_rate, min(2048, model.max_position - 128))
+            found["serve"] = _serve(engines, asked, rounds, lambda done: update(1 + len(deep) + done, total, "serving"))
+    if str(json_file) != "-":
+        _print(found, own)
+    if json_file is not None:
+        write_json_file(json_file, found)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    """Whole numbers between commas. Raises: UsageError: they are not."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and 0 < int(part) < 2**31 for part in parts):
+        raise UsageError(f"{option} takes whole numbers of at least 1 with commas between them, not {text!r:.80}.")
+    return sorted({int(part) for part in parts})
+
+
+def _serve(
+    engines: Mapping[str, "Engine"], asked: Sequence["Arrival"], rounds: int, tell: Callable[[int], None]
+) -> dict[str, dict[str, float]]:
+    """Serve the trace with each engine in turn; the round of median throughput of each."""
+    from ..engine.replay import percentile, replay
+
+    served: dict[str, list[Served]] = {name: [] for name in engines}
+    for number in range(rounds * len(engines)):
+        name = list(engines)[number % len(engines)]
+        engines[name].forget_prefixes()
+        served[name].append(replay(engines[name], asked))
+        tell(number + 1)
+    found = {}
+    for name, some in served.items():
+        one = sorted(some, key=lambda each: each.tokens_per_second)[len(some) // 2]
+        found[name] = {
+            "requests_per_second": len(asked) / one.seconds,
+            "tokens_per_second": one.tokens_per_second,
+            "first_token_p50": percentile(one.first_token, 50),
+            "first_token_p99": percentile(one.first_token, 99),
+            "per_token_p50": percentile(one.per_token, 50),
+            "per_token_p99": percentile(one.per_token, 99),
+            "overhead": one.overhead or 0.0,
+        }
+    return found
+
+
+def _print(found: Mapping[str, Any], own: str) -> None:
+    names = list(found["cache_bytes_per_token"])
+    title = f"{Path(found['directory']).name}: {found['cpu']}, {found['kernels']}, {found['threads']} threads"
+    table = Table(title=title, caption="tokens a second; medians")
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column(f"{names[0]} / {names[1]}", justify="right")
+
+    def row(label: str, rates: Mapping[str, float]) -> None:
+        cells = [f"{rates[name]:,.0f}" if name in rates else "" for name in names]
+        both = names[0] in rates and names[1] in rates
+        table.add_row(label, *cells, f"{rates[names[0]] / rates[names[1]]:.2f}×" if both else "")
+
+    row(f"prefill {found['prefill']['tokens']:,}", found["prefill"]["tokens_per_second"])
+    for case in found["decode"]:
+        row(f"decode at {case['depth']:,} × {case['sequences']}", case["tokens_per_second"])
+    Console().print(table)
+    sizes = found["cache_bytes_per_token"]
+    print("Cache, bytes a token: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()) + ".")
+    if own == INT8:
+        print(_pays(found["decode"], sizes[BFLOAT16] / sizes[INT8]))
+    for name, figures in found.get("serve", {}).items():
+        print(
+            f"Serving, {name}: {figures['requests_per_second']:.2f} requests/s, {figures['tokens_per_second']:.0f} "
+            f"tokens/s; first token {figures['first_token_p50']:.2f} s (p99 {figures['first_token_p99']:.2f}), each "
+            f"further one {figures['per_token_p50'] * 1e3:.0f} ms (p99 {figures['per_token_p99'] * 1e3:.0f}); "
+            f"{figures['overhead']:.1%} of the time outside the model."
+        )
+
+
+def _pays(cases: Sequence[Mapping[str, Any]], more: float) -> str:
+    """From which context on the int8 cache is faster, of the depths that were measured with one sequence."""
+    rates = {case["depth"]: case["tokens_per_second"] for case in cases if case["sequences"] == 1}
+    slower = [depth for depth, some in rates.items() if some[INT8] < some[BFLOAT16]]
+    faster = [depth for depth in rates if depth > max(slower, default=0)]
+    speed = "at no depth measured" if not faster else f"from {faster[0]:,} tokens of context on"
+    return f"The int8 cache holds {more:.2f} times the tokens in the same memory, and decodes faster {speed}."

@@ -1,0 +1,165 @@
+"""The engine in a thread of its own, for callers in event loops."""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from ..errors import FaquantError
+from .engine import Engine
+from .request import Output, Request
+from .sampling import SamplingParams
+
+log = logging.getLogger(__name__)
+
+
+class EngineStoppedError(FaquantError):
+    """The engine was shut down, or failed, before the answer was finished."""
+
+
+class AsyncEngine:
+    """Answers for any number of tasks in any number of event loops. The thread runs from `start` to `shutdown`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._todo: deque[Callable[[], object]] = deque()  # for the thread, which alone touches the engine
+        self._streams: dict[Request, _Stream] = {}
+        self._wake = threading.Condition()
+        self._draining = False
+        self._thread = threading.Thread(target=self._run, name="faquant-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def generate(self, prompt: Sequence[int], params: SamplingParams) -> AsyncIterator[Output]:
+        """What each step brings for a prompt of token ids, until its params.n answers have ended.
+
+        A caller that leaves (closes the iterator, or is cancelled) frees what the answers hold before the next step.
+
+        Raises:
+            UsageError: the request cannot be answered.
+            EngineStoppedError: the engine was shut down or failed.
+            FaquantError: an answer could not be finished.
+        """
+        self.engine.check(prompt, params)
+        if self._draining:
+            raise EngineStoppedError("The engine is shutting down.")
+        stream = _Stream(asyncio.get_running_loop())
+        self._tell(lambda: self._begin(stream, prompt, params))
+        try:
+            unfinished = params.n
+            while unfinished:
+                output = await stream.next()
+                if output.request.error is not None:
+                    raise output.request.error
+                unfinished -= output.finish_reason is not None
+                yield output
+        finally:
+            self._tell(lambda: self._leave(stream))
+
+    def shutdown(self, drain: bool = False, timeout: float | None = None) -> bool:
+        """End the thread: at once, or with `drain` when all requests have been answered. Nobody may join any more.
+
+        Returns:
+            Whether it ended within so many seconds.
+        """
+        with self._wake:
+            self._draining = True
+            if not drain:
+                self._todo.append(self._abandon)
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        """Let the thread do something before its next step."""
+        with self._wake:
+            self._todo.append(what)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._todo or self._draining or self.engine.has_work):
+                    self._wake.wait()
+                todo = list(self._todo)
+                self._todo.clear()
+                if not todo and self._draining and not self.engine.has_work:
+                    return
+            for what in todo:
+                what()
+            try:
+                outputs = self.engine.step()
+            except Exception as error:
+                log.exception("A step of the engine failed")
+                self._fail(error)
+            else:
+                self._deliver([(self._streams.get(output.request), output) for output in outputs])
+                for output in outputs:
+                    if output.finish_reason is not None:
+                        self._streams.pop(output.request, None)
+
+    def _begin(self, stream: "_Stream", prompt: Sequence[int], params: SamplingParams) -> None:
+        if stream.left:
+            return
+        try:
+            requests = self.engine.add(prompt, params)
+        except Exception as error:
+            self._deliver([(stream, error)])
+            return
+        self._streams.update(dict.fromkeys(requests, stream))
+
+    def _leave(self, stream: "_Stream") -> None:
+        stream.left = True
+        for request in [request for request, some in self._streams.items() if some is stream]:
+            self.engine.abort(request)
+            del self._streams[request]
+
+    def _fail(self, error: Exception) -> None:
+        """What ran in a step that failed cannot go on; what waits can."""
+        stopped = EngineStoppedError(f"The engine failed: {error}")
+        requests = self.engine.abort_running()
+        self._deliver([(self._streams.pop(request, None), stopped) for request in requests])
+
+    def _abandon(self) -> None:
+        stopped = EngineStoppedError("The engine was shut down before the answer was finished.")
+        self._deliver([(stream, stopped) for stream in set(self._streams.values())])
+        for request in list(self._streams):
+            self.engine.abort(request)
+        self._streams.clear()
+
+    def _deliver(self, items: Sequence[tuple["_Stream | None", Output | Exception]]) -> None:
+        """Give each stream what is its own, in one call for each event loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Output | Exception]]] = {}
+        for stream, item in items:
+            if stream is not None:
+                by_loop.setdefault(stream.loop, []).append((stream, item))
+        for loop, parts in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_put, parts)
+            except RuntimeError:  # the loop is closed, and with it whoever waited there
+                for stream, _ in parts:
+                    self._leave(stream)
+
+
+class _Stream:
+    """What one caller has not yet read."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.left = False
+        self.queue: asyncio.Queue[Output | Exception] = asyncio.Queue()
+
+    async def next(self) -> Output:
+        item = await self.queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+def _put(parts: Sequence[tuple[_Stream, Any]]) -> None:
+    for stream, item in parts:
+        stream.queue.put_nowait(item)

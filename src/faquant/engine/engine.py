@@ -1,0 +1,244 @@
+"""The engine: requests in, one step after the other, tokens out."""
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from ..errors import FaquantError, UsageError
+from ..kernels.saturation import Saturation
+from ..kernels.threads import torch_on_one
+from ..model.load import Model
+from ..model.paged import PagedDecoder
+from ..model.rope import Rope
+from .engine_config import EngineConfig
+from .page_pool import PagePool, page_digest
+from .request import Output, Request
+from .sampling import Sampler, SamplingParams
+from .scheduler import Scheduler, Work
+from .stats import State, Stats
+from .tokenizer import Tokenizer
+
+PAGE_SIZE = 128
+"""Tokens of a page: one tile of the arithmetic, and what prompts share. Larger pages measured no faster."""
+MOST_CACHE_BYTES = 4 << 30
+"""Unless kv_cache_memory says otherwise."""
+
+
+class Engine:
+    """Answers many requests at once. Not for several threads at the same time; AsyncEngine is.
+
+    Attributes:
+        max_model_len: tokens that a prompt and its answer may have: the model's context, or what the cache holds.
+        bytes_per_token: of the cache, in all layers.
+
+    Raises:
+        UsageError: the configuration does not fit the model or the memory.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+        config = config or EngineConfig()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.bytes_per_token = sum(layer.bytes_per_token for layer in model.make_pages(1, PAGE_SIZE))
+        num_pages, self.max_model_len = _fitting(config, model.max_position, PAGE_SIZE * self.bytes_per_token)
+        pages = model.make_pages(num_pages, PAGE_SIZE)
+        self._saturation = Saturation()
+        for layer in pages:
+            layer.saturation = self._saturation
+        self._decoder = PagedDecoder(model.decoder, pages)
+        self._is_int8 = model.is_int8()
+        self._rope = Rope(model.config, self.max_model_len)
+        self._numbers = count()
+        self._stats = Stats()
+        self._scheduler = Scheduler(
+            PagePool(num_pages),
+            PAGE_SIZE,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.enable_prefix_caching,
+            self._guess,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Whether the request can be answered. Raises: UsageError: not."""
+        if not prompt:
+            raise UsageError("The prompt has no tokens; give it some text.")
+        vocabulary = self.model.config.vocab_size
+        if not all(type(item) is int and 0 <= item < vocabulary for item in prompt):
+            raise UsageError(f"The prompt has a token id outside the vocabulary of {vocabulary} tokens.")
+        length = len(prompt) + params.max_tokens
+        if length > self.max_model_len:
+            raise UsageError(
+                f"The prompt's {len(prompt)} tokens and max_tokens ({params.max_tokens}) together exceed the context "
+                f"of {self.max_model_len} tokens. Shorten the prompt or lower max_tokens."
+            )
+
+    def add(self, prompt: Sequence[int], params: SamplingParams) -> list[Request]:
+        """Let a prompt of token ids wait for its params.n answers, one request each. Raises: UsageError, as check."""
+        self.check(prompt, params)
+        rope, root = self._rope, b""
+        if self.model.config.rope.rope_type == "dynamic":  # its keys depend on how long the request may become
+            length = len(prompt) + params.max_tokens
+            rope, root = Rope(self.model.config, length), page_digest(b"", [length])
+        requests = []
+        for index in range(params.n):
+            sampler = Sampler(params, prompt)
+            request = Request(next(self._numbers), prompt, params, self.tokenizer, sampler, rope, root, index)
+            self._scheduler.add(request)
+            requests.append(request)
+            self._stats.prompt_tokens += len(prompt)
+        return requests
+
+    def abort(self, request: Request) -> None:
+        """Forget a request and free its pages; nothing if it has ended already."""
+        if request.finish_reason is None:
+            request.finish("abort")
+            self._end(request)
+
+    def abort_running(self) -> list[Request]:
+        """Forget all requests that take part in steps; those that wait stay. Returns them."""
+        requests = list(self._scheduler.running)
+        for request in requests:
+            self.abort(request)
+        return requests
+
+    @torch.inference_mode()
+    def step(self) -> list[Output]:
+        """Run the next tokens of some requests, and say what that brought. Nothing where there is no work."""
+        begin = time.perf_counter()
+        work = self._scheduler.schedule()
+        if not work:
+            return []
+        with torch_on_one() if self._is_int8 else nullcontext():
+            logits = self._run(work)
+        model_end = time.perf_counter()
+        outputs = []
+        for item, rows in zip(work, logits, strict=True):
+            self._count(item)
+            if rows is None:
+                self._scheduler.computed(item)
+            else:
+                outputs.append(self._advance(item, rows))
+        self._stats.steps += 1
+        self._stats.model_seconds += model_end - begin
+        self._stats.step_seconds += time.perf_counter() - begin
+        return outputs
+
+    def state(self) -> State:
+        pool = self._scheduler.pool
+        return State(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            used_pages=pool.num_pages - pool.available,
+            cached_pages=pool.cached,
+            num_pages=pool.num_pages,
+            page_size=PAGE_SIZE,
+            cache_bytes=pool.num_pages * PAGE_SIZE * self.bytes_per_token,
+        )
+
+    def stats(self) -> Stats:
+        """A copy."""
+        return replace(self._stats, preemptions=self._scheduler.preemptions, finished=dict(self._stats.finished))
+
+    def saturation(self) -> dict[str, float]:
+        """The share of values of q, k and v beyond their calibrated scales, over all that was answered so far."""
+        return self._saturation.shares()
+
+    def forget_prefixes(self) -> None:
+        """Empty the prefix cache."""
+        self._scheduler.pool.forget_all()
+
+    def check_integrity(self) -> None:
+        """Raises: RuntimeError: the engine's state contradicts itself."""
+        self._scheduler.check_integrity()
+
+    def _run(self, work: Sequence[Work]) -> list[Tensor | None]:
+        """Logits [1 + guessed, vocab] of each that decodes, from its last token on."""
+        hidden = self._decoder.run([item.request.chunk(item.count, item.guessed) for item in work])
+        wanted: list[int] = []
+        end = 0
+        for item in work:
+            end += item.count + len(item.guessed)
+            if item.decodes:
+                wanted += range(end - len(item.guessed) - 1, end)
+        if not wanted:
+            return [None] * len(work)
+        sizes = [1 + len(item.guessed) for item in work if item.decodes]
+        logits = iter(torch.split(self.model.decoder.logits(hidden[wanted]), sizes))
+        return [next(logits) if item.decodes else None for item in work]
+
+    def _advance(self, item: Work, logits: Tensor) -> Output:
+        """Draw the next token, and where it is the guessed one, those behind it."""
+        request = item.request
+        try:
+            tokens: list[int] = []
+            for row, guessed in zip(logits, [*item.guessed, None], strict=True):
+                tokens.append(request.sampler.sample(row))
+                if tokens[-1] != guessed:
+                    break
+        except FaquantError as error:
+            output = request.fail(error)
+        else:
+            if not request.answer_ids:
+                self._stats.cached_tokens += request.cached_tokens
+            output = request.accept(tokens, logits[: len(tokens)])
+            accepted = min(len(tokens) - 1, len(output.token_ids))
+            self._scheduler.computed(item, accepted)
+            self._stats.accepted_tokens += accepted
+            self._stats.generated_tokens += len(output.token_ids)
+        if request.finish_reason is not None:
+            self._end(request)
+        return output
+
+    def _end(self, request: Request) -> None:
+        self._scheduler.remove(request)
+        reason = request.finish_reason or ""
+        self._stats.finished[reason] = self._stats.finished.get(reason, 0) + 1
+
+    def _count(self, item: Work) -> None:
+        self._stats.guessed_tokens += len(item.guessed)
+        if item.count > 1 or not item.request.answer_ids:
+            self._stats.prefilled_tokens += item.count
+
+    def _guess(self, request: Request, most: int) -> list[int]:
+        most = min(most, self.config.speculative_tokens)
+        return request.lookup.guess(request.ids, most) if most else []
+
+
+def _fitting(config: EngineConfig, max_position: int, bytes_per_page: int) -> tuple[int, int]:
+    """How many pages kv_cache_memory holds, but no more than can ever be used; and how long a request may become."""
+    length = config.max_model_len or max_position
+    if length > max_position:
+        raise UsageError(f"max_model_len ({length}) exceeds the model's context of {max_position} tokens.")
+    memory = config.kv_cache_memory
+    if memory is None:
+        memory = min(MOST_CACHE_BYTES, available_memory() // 2)
+    pages = min(memory // bytes_per_page, config.max_num_seqs * -(-length // PAGE_SIZE))
+    room = pages * PAGE_SIZE
+    if room == 0 or (config.max_model_len is not None and room < length):
+        raise UsageError(
+            f"The cache of {memory:,} bytes holds {room:,} tokens, fewer than the {max(length, PAGE_SIZE):,} of one "
+            f"request, which take {-(-length // PAGE_SIZE) * bytes_per_page:,}. Raise kv_cache_memory or lower "
+            "max_model_len."
+        )
+    return pages, min(length, room)
+
+
+def available_memory() -> int:
+    """Bytes that could be used now without swapping."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux: all there is

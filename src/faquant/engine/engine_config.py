@@ -1,0 +1,57 @@
+"""What an engine is made with: the one source of LLM's arguments and of the commands' flags."""
+
+from dataclasses import dataclass
+
+from ..errors import UsageError
+
+KV_CACHE_DTYPES = ("auto", "bfloat16")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits and switches, named as vLLM's. Checked when it is made.
+
+    max_model_len: tokens of a prompt and its answer; None: what the model may be used for and the cache holds.
+    max_num_seqs: sequences that are answered at the same time; more wait.
+    max_num_batched_tokens: tokens that go through the model in one step; long prompts are cut into chunks of it.
+    kv_cache_memory: bytes for the cache of keys and values; None: what max_num_seqs sequences of max_model_len can use,
+        but at most 4 GiB and half of the memory that is available. Taken when it is first written to.
+    kv_cache_dtype: `auto` is int8 as the checkpoint says; `bfloat16` is there to compare with.
+    enable_prefix_caching: keep the pages of what was answered, and find them when a prompt begins alike.
+    speculative_tokens: guess so many tokens at once by looking them up in the prompt and the answer; 0: none. The
+        answer is the same.
+
+    Raises:
+        UsageError: a value is outside its range.
+    """
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    kv_cache_memory: int | None = None
+    kv_cache_dtype: str = "auto"
+    enable_prefix_caching: bool = True
+    speculative_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high, optional in (
+            ("max_model_len", 1, 2**31 - 1, True),
+            ("max_num_seqs", 1, 4096, False),
+            ("max_num_batched_tokens", 1, 2**20, False),
+            ("kv_cache_memory", 1, 2**63 - 1, True),
+            ("speculative_tokens", 0, 64, False),
+        ):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+            if not whole and not (optional and value is None):
+                raise UsageError(f"{name} must be a whole number from {low} to {high}, not {value!r:.80}.")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise UsageError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}), so that every sequence gets on in every step."
+            )
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            names = ", ".join(KV_CACHE_DTYPES)
+            raise UsageError(f"kv_cache_dtype must be one of {names}, not {self.kv_cache_dtype!r:.80}.")
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise UsageError(f"enable_prefix_caching must be true or false, not {self.enable_prefix_caching!r:.80}.")

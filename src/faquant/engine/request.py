@@ -1,0 +1,203 @@
+"""One sequence on its way from prompt to answer."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import FaquantError
+from ..model.paged import Chunk
+from ..model.rope import Rope
+from .detokenizer import IncrementalDecoder
+from .page_pool import page_digest
+from .sampling import Sampler, SamplingParams, log_probabilities
+from .speculation import PromptLookup
+from .stopping import StopChecker
+from .tokenizer import Tokenizer
+
+TokenLogprobs = tuple[float, list[tuple[int, float]]]
+"""A token's log-probability, and (id, log-probability) of the likeliest."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    `finish_reason` is `stop` (an end token, a stop token or a stop string), `length` (max_tokens reached), `abort`, or
+    `error`; `stop_reason` is the stop string or token, and None for the model's own end token. `index` counts a
+    request's answers where it asked for several. `cached_tokens` is how many tokens of the prompt were found in the
+    prefix cache. `logprobs`, where asked for, has for each token its own log-probability and (id, log-probability) of
+    the likeliest.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: str
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    stop_reason: str | int | None = None
+    index: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one step brought for a request: text that became final, tokens, their logprobs where asked for."""
+
+    request: "Request"
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: str | None
+
+
+class Request:
+    """The tokens of one sequence, the pages that hold them, and its answer.
+
+    Attributes:
+        number: which arrived first; also its priority.
+        ids: tokens of prompt and answer.
+        computed: how many of them stand in the pages.
+        pages: cache pages, in order; empty while it waits.
+        known_pages: how many of them the prefix cache knows.
+        error: why it ended, where finish_reason is `error`.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        sampler: Sampler,
+        rope: Rope,
+        root: bytes = b"",
+        index: int = 0,
+    ) -> None:
+        self.number = number
+        self.ids = list(prompt)
+        self.prompt_length = len(prompt)
+        self.params = params
+        self.index = index
+        self.rope = rope
+        self.computed = 0
+        self.pages: list[int] = []
+        self.known_pages = 0
+        self.cached_tokens = 0
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.error: FaquantError | None = None
+        self.sampler = sampler
+        self.lookup = PromptLookup()
+        self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
+        self._tokenizer = tokenizer
+        self._digests: list[bytes] = []
+        self._root = root
+        self._end_ids = frozenset(() if params.ignore_eos else tokenizer.eos_token_ids)
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._stop = StopChecker(params.stop)
+        self._text: list[str] = []
+        self._told = 0
+        self._logprobs: list[TokenLogprobs] = []
+        self._table = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the pages do not hold yet; 1 when the next token can be decoded."""
+        return len(self.ids) - self.computed
+
+    @property
+    def answer_ids(self) -> list[int]:
+        return self.ids[self.prompt_length :]
+
+    @property
+    def room(self) -> int:
+        """Tokens that the answer may still get."""
+        return self.params.max_tokens - (len(self.ids) - self.prompt_length)
+
+    def digests(self, page_size: int, count: int) -> list[bytes]:
+        """Of its first `count` pages, all of them full."""
+        while len(self._digests) < count:
+            begin = len(self._digests) * page_size
+            before = self._digests[-1] if self._digests else self._root
+            self._digests.append(page_digest(before, self.ids[begin : begin + page_size]))
+        return self._digests[:count]
+
+    def chunk(self, count: int, guessed: Sequence[int] = ()) -> Chunk:
+        """Its next `count` tokens and the guessed ones behind its last."""
+        if len(self._table) != len(self.pages):
+            self._table = torch.tensor(self.pages, dtype=torch.int64)
+        tokens = torch.tensor([*self.ids[self.computed : self.computed + count], *guessed], dtype=torch.int64)
+        return Chunk(tokens, self.computed, self._table, self.rope)
+
+    def hold(self, pages: list[int], known: int, page_size: int) -> None:
+        """It runs from now on, in these pages; the prefix cache has filled the first `known` of them."""
+        self.pages, self.known_pages, self.computed = pages, known, known * page_size
+        if len(self.ids) == self.prompt_length:
+            self.cached_tokens = self.computed
+
+    def release(self) -> list[int]:
+        """It waits again, or has ended: the pages that it held."""
+        pages = self.pages
+        self.pages, self.known_pages, self.computed = [], 0, 0
+        self._table = torch.empty(0, dtype=torch.int64)
+        return pages
+
+    def accept(self, tokens: Sequence[int], logits: Tensor) -> Output:
+        """Take the answer's next tokens, each drawn from its row of logits [tokens, vocab], up to where it ends."""
+        if not self.first_token:
+            self.first_token = time.monotonic()
+        texts: list[str] = []
+        accepted: list[int] = []
+        logprobs: list[TokenLogprobs] = []
+        for token, row in zip(tokens, logits, strict=True):
+            if token in self._end_ids:
+                self.finish("stop")
+                break
+            self.ids.append(token)
+            accepted.append(token)
+            if self.params.logprobs is not None:
+                logprobs.append(log_probabilities(row, token, self.params.logprobs))
+            texts.append(self._stop.push(self._decoder.push(token)))
+            if self._stop.stopped:
+                self.finish("stop", self._stop.matched)
+            elif self.room == 0:
+                self.finish("length")
+            if self.finish_reason is not None:
+                break
+        if self.finish_reason is not None and not self._stop.stopped:
+            texts.append(self._stop.push(self._decoder.flush()))
+            if not self._stop.stopped:
+                texts.append(self._stop.flush())
+        text = "".join(texts)
+        self._text.append(text)
+        self._logprobs += logprobs
+        return Output(self, text, tuple(accepted), tuple(logprobs), self.finish_reason)
+
+    def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
+        self.finish_reason, self.stop_reason, self.finished = reason, stop_reason, time.monotonic()
+
+    def fail(self, error: FaquantError) -> Output:
+        """It cannot go on."""
+        self.error = error
+        self.finish("error")
+        return Output(self, "", (), (), self.finish_reason)
+
+    def new_text(self) -> str:
+        """What became final since the last call."""
+        told, self._told = self._told, len(self._text)
+        return "".join(self._text[told:])
+
+    def completion(self) -> Completion:
+        return Completion(
+            text="".join(self._text),
+            token_ids=tuple(self.answer_ids),
+            prompt_token_ids=tuple(self.ids[: self.prompt_length]),
+            finish_reason=self.finish_reason or "abort",
+            logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
+            stop_reason=self.stop_reason,
+            index=self.index,
+            cached_tokens=self.cached_tokens,
+        )

@@ -1,0 +1,186 @@
+"""Which tokens of which sequences go through the model in the next step.
+
+Who came first is served first. Sequences that have read their prompt get one token each; what is left of the step's
+tokens goes to prompts, the oldest of which leaves younger ones what they need, but never more than half. Where the
+pages run out, the youngest sequence gives back its own and later computes them again.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from .page_pool import PagePool
+from .request import Request
+
+MAX_PREFILLS = 4
+"""Prompts that are read at the same time, so that a short one does not wait for all of a long one."""
+MAX_LOOKS = 16
+"""Waiting sequences that one step looks at."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """`count` next tokens of a sequence and guessed ones behind them; `decodes` if its next token follows."""
+
+    request: Request
+    count: int
+    guessed: Sequence[int] = ()
+
+    @property
+    def decodes(self) -> bool:
+        return self.count == self.request.pending
+
+
+class Scheduler:
+    """Sequences that wait, sequences that run, and the pages that they hold.
+
+    `guess` gives up to so many tokens that may follow a sequence.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        page_size: int,
+        max_running: int,
+        max_tokens: int,
+        reuse_pages: bool = True,
+        guess: Callable[[Request, int], Sequence[int]] = lambda request, count: (),
+    ) -> None:
+        self.pool = pool
+        self.waiting: list[Request] = []  # both by age, the oldest first
+        self.running: list[Request] = []
+        self.preemptions = 0
+        self._page_size = page_size
+        self._max_running = max_running
+        self._max_tokens = max_tokens
+        self._reuse_pages = reuse_pages
+        self._guess = guess
+
+    def add(self, request: Request) -> None:
+        """Let a new request wait for its turn. Raises: ValueError: the pool is too small for it alone."""
+        if self._pages_of(request.prompt_length + request.params.max_tokens) > self.pool.num_pages:
+            raise ValueError("The pool has fewer pages than the request may need.")
+        insort(self.waiting, request, key=_number)
+
+    def remove(self, request: Request) -> None:
+        """A request has ended, or nobody wants its answer any more."""
+        if request in self.running:
+            self.running.remove(request)
+            self.pool.give_back(request.release())
+        else:
+            self.waiting.remove(request)
+
+    def schedule(self) -> list[Work]:
+        """The next step's work, with pages for all of it; empty only if there are no requests."""
+        before = self.preemptions
+        work: list[Work] = []
+        decoding = [request for request in self.running if request.pending == 1]
+        prefills = [request for request in self.running if request.pending > 1]
+        budget = self._max_tokens - len(decoding)
+        for request in decoding:
+            if request.pages and self._grow(request):
+                guessed = self._guesses(request, budget)
+                budget -= len(guessed)
+                work.append(Work(request, 1, guessed))
+        prefills = [request for request in prefills if request.pages]
+        if self.preemptions == before:
+            self._admit(prefills, budget)
+        return work + _shares(prefills, budget)
+
+    def computed(self, work: Work, accepted: int = 0) -> None:
+        """A step has put the work's tokens, and so many of the guessed ones, into the pages."""
+        request = work.request
+        request.computed += work.count + accepted
+        if self._reuse_pages:
+            digests = request.digests(self._page_size, request.computed // self._page_size)
+            for page in range(request.known_pages, len(digests)):
+                self.pool.remember(request.pages[page], digests[page])
+            request.known_pages = len(digests)
+
+    def _grow(self, request: Request) -> bool:
+        """Give a running sequence room for one more token; False if that took its own pages."""
+        while len(request.pages) < self._pages_of(request.computed + 1):
+            if self.pool.available:
+                request.pages += self.pool.take(1)
+            else:
+                youngest = self.running.pop()
+                self.pool.give_back(youngest.release())
+                insort(self.waiting, youngest, key=_number)
+                self.preemptions += 1
+                if youngest is request:
+                    return False
+        return True
+
+    def _guesses(self, request: Request, budget: int) -> Sequence[int]:
+        """For them no other sequence loses its pages."""
+        room = len(request.pages) * self._page_size - request.computed - 1
+        count = min(budget, room, request.room - 1)
+        return self._guess(request, count) if count > 0 else ()
+
+    def _admit(self, prefills: list[Request], budget: int) -> None:
+        """Let waiting sequences run while there are tokens and pages for them; they join `prefills`."""
+        for request in self.waiting[:MAX_LOOKS]:
+            enough = len(prefills) >= MAX_PREFILLS and sum(some.pending for some in prefills) >= budget
+            if budget <= 0 or enough or len(self.running) == self._max_running:
+                return
+            digests = self._known_digests(request)
+            pages = self.pool.find(digests)
+            if len(pages) < len(digests) and self._is_coming(digests[len(pages)], prefills):
+                self.pool.give_back(pages)
+                continue
+            needed = self._pages_of(len(request.ids)) - len(pages)
+            # A page more for each that runs: who is let in should not be put out again at once.
+            if needed + len(self.running) > self.pool.available:
+                self.pool.give_back(pages)
+                return
+            request.hold(pages + self.pool.take(needed), len(pages), self._page_size)
+            self.waiting.remove(request)
+            insort(self.running, request, key=_number)
+            insort(prefills, request, key=_number)
+
+    def _known_digests(self, request: Request) -> list[bytes]:
+        """Of the pages that it may find; its last token always runs, because its logits are wanted."""
+        return request.digests(self._page_size, (len(request.ids) - 1) // self._page_size) if self._reuse_pages else []
+
+    def _is_coming(self, digest: bytes, prefills: Iterable[Request]) -> bool:
+        """Whether a prompt that is being read will fill this page, so that waiting a little saves all of it."""
+        return any(digest in self._known_digests(some)[some.computed // self._page_size :] for some in prefills)
+
+    def _pages_of(self, tokens: int) -> int:
+        return -(-tokens // self._page_size)
+
+    def check_integrity(self) -> None:
+        """Raises: RuntimeError: the state contradicts itself."""
+        self.pool.check_integrity(request.pages for request in self.running)
+        for queue in (self.waiting, self.running):
+            numbers = [request.number for request in queue]
+            if numbers != sorted(set(numbers)):
+                raise RuntimeError(f"Requests are not in order of their arrival: {numbers[:16]}.")
+        if len(self.running) > self._max_running:
+            raise RuntimeError(f"{len(self.running)} sequences run, and only {self._max_running} may.")
+        for request in self.waiting:
+            if request.pages or request.computed or request.finish_reason:
+                raise RuntimeError(f"Request {request.number} waits and holds pages, or has ended.")
+        for request in self.running:
+            if request.finish_reason or request.pending < 1:
+                raise RuntimeError(f"Request {request.number} runs, and there is nothing to do for it.")
+            pages = request.pages
+            if len(pages) < self._pages_of(request.computed) or len(set(pages)) < len(pages):
+                raise RuntimeError(f"Request {request.number} has {request.computed} tokens in pages {pages[:8]}.")
+
+
+def _shares(prefills: Sequence[Request], budget: int) -> list[Work]:
+    """How the prompts, the oldest first, share the tokens that a step has left."""
+    younger = sum(request.pending for request in prefills)
+    work = []
+    for request in prefills:
+        younger -= request.pending
+        count = min(request.pending, max(-(-budget // 2), budget - younger))
+        if count > 0:
+            work.append(Work(request, count))
+        budget -= count
+    return work
+
+
+def _number(request: Request) -> int:
+    return request.number

@@ -1,0 +1,142 @@
+"""Many tasks at once, some of which leave; each gets the answer that it would get alone."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from faquant.engine.async_engine import AsyncEngine, EngineStoppedError
+from faquant.engine.sampling import SamplingParams
+from faquant.errors import UsageError
+from oracles.random_decoder import tokens
+from oracles.tiny_engine import Asked, TinyEngine
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+
+
+@pytest.fixture
+def engine() -> Iterator[AsyncEngine]:
+    engine = AsyncEngine(TinyEngine(pages=20))
+    engine.start()
+    yield engine
+    assert engine.shutdown(timeout=30)
+
+
+def prompt(number: int, length: int = 50) -> tuple[int, ...]:
+    return tuple(tokens(length, seed=number).tolist())
+
+
+async def answer(engine: AsyncEngine, ids: tuple[int, ...], params: SamplingParams = GREEDY) -> tuple[list[int], str]:
+    outputs = [output async for output in engine.generate(ids, params)]
+    assert [output.finish_reason is not None for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    return [token for output in outputs for token in output.token_ids], "".join(output.text for output in outputs)
+
+
+async def nothing_held(engine: AsyncEngine) -> None:
+    for _ in range(1000):
+        if not engine.engine.has_work and engine.engine.state().used_pages == 0:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("pages are still held")
+
+
+def test_many_tasks_get_their_own_answers(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        got = await asyncio.gather(*[answer(engine, prompt(number, 10 + 9 * number)) for number in range(20)])
+        for number, (ids, text) in enumerate(got):
+            alone = Asked(prompt(number, 10 + 9 * number), GREEDY).alone()
+            assert (tuple(ids), text) == (alone.token_ids, alone.text)
+
+    asyncio.run(main())
+
+
+def test_who_leaves_frees_what_was_held(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        endless = replace(GREEDY, max_tokens=2000)
+        for _ in range(3):
+            tasks = [asyncio.create_task(answer(engine, prompt(number), endless)) for number in range(6)]
+            await asyncio.sleep(0.05)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await nothing_held(engine)
+        stream = engine.generate(prompt(1), endless)
+        await anext(stream)
+        await stream.aclose()
+        await nothing_held(engine)
+        await answer(engine, prompt(0))
+
+    asyncio.run(main())
+
+
+def test_several_event_loops(engine: AsyncEngine) -> None:
+    got: dict[int, list[int]] = {}
+
+    def run(number: int) -> None:
+        got[number] = asyncio.run(answer(engine, prompt(number)))[0]
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(3):
+        assert tuple(got[number]) == Asked(prompt(number), GREEDY).alone().token_ids
+
+
+def test_an_event_loop_that_was_closed_frees_what_was_held(engine: AsyncEngine) -> None:
+    loop = asyncio.new_event_loop()
+    stream = engine.generate(prompt(1), replace(GREEDY, max_tokens=2000))
+    loop.run_until_complete(anext(stream))
+    loop.close()
+    asyncio.run(nothing_held(engine))
+
+
+def test_a_request_that_cannot_be_answered_is_refused_at_once(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        with pytest.raises(UsageError, match="no tokens"):
+            await answer(engine, ())
+
+    asyncio.run(main())
+
+
+def test_a_step_that_fails_ends_what_ran_and_nothing_else(
+    engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, failures = engine.engine._decoder.run, iter([True])
+
+    def failing(chunks: object) -> object:
+        if next(failures, False):
+            raise RuntimeError("out of luck")
+        return run(chunks)  # type: ignore[arg-type]
+
+    engine.engine._decoder.run = failing  # type: ignore[assignment, method-assign]
+
+    async def main() -> None:
+        with pytest.raises(EngineStoppedError, match="out of luck"):
+            await answer(engine, prompt(0))
+        ids, _ = await answer(engine, prompt(1))
+        assert tuple(ids) == Asked(prompt(1), GREEDY).alone().token_ids
+
+    asyncio.run(main())
+    assert "A step of the engine failed" in caplog.text
+
+
+def test_shutting_down_ends_or_drains() -> None:
+    async def main(drain: bool) -> list[object]:
+        engine = AsyncEngine(TinyEngine())
+        engine.start()
+        tasks = [asyncio.create_task(answer(engine, prompt(number))) for number in range(3)]
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(engine.shutdown, drain, 30)
+        with pytest.raises(EngineStoppedError, match="shutting down"):
+            await answer(engine, prompt(5))
+        return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+    for got in asyncio.run(main(drain=True)):
+        assert isinstance(got, tuple)
+        assert len(got[0]) == 20
+    for got in asyncio.run(main(drain=False)):
+        assert isinstance(got, EngineStoppedError | tuple)

@@ -1,0 +1,289 @@
+"""Promise 4: an answer is bitwise the one that the request would get alone, whatever else the engine does."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faquant.engine.engine import PAGE_SIZE
+from faquant.engine.engine_config import EngineConfig
+from faquant.engine.request import Completion
+from faquant.engine.sampling import SamplingParams
+from faquant.errors import FaquantError, UsageError
+from oracles.random_decoder import tokens
+from oracles.tiny_engine import END, Asked, TinyEngine
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+def prompt(length: int, seed: int = 0, shared: int = 0) -> tuple[int, ...]:
+    """Random tokens, the first `shared` of which are those of every other prompt."""
+    return (*tokens(shared, seed=7).tolist(), *tokens(length, seed=100 + seed).tolist())[:length]
+
+
+def same(got: Completion, expected: Completion) -> None:
+    """Equal but for what the prefix cache had; logprobs to the last bit."""
+    assert replace(got, cached_tokens=0) == replace(expected, cached_tokens=0)
+
+
+@cache
+def alone(asked: Asked, kind: str = "llama", scheme: str = "default") -> Completion:
+    return asked.alone(kind, scheme)
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.0, 0.8]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    repetition_penalty=st.sampled_from([1.0, 1.2]),
+    seed=st.integers(0, 2),
+    max_tokens=st.sampled_from([1, 2, 20, 60]),
+    stop=st.sampled_from([(), ("BA",)]),
+    ignore_eos=st.booleans(),
+    logprobs=st.just(3),
+)
+REQUESTS = st.lists(
+    st.tuples(
+        st.builds(
+            prompt, st.sampled_from([1, 2, 100, 127, 128, 129, 256, 300]), st.integers(0, 2), st.sampled_from([0, 140])
+        ),
+        PARAMS,
+        st.integers(0, 30),  # the step in which it arrives
+        st.sampled_from([None, None, None, 0, 3, 20]),  # how many steps later nobody wants it any more
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@settings(max_examples=40)
+@given(
+    kind=st.sampled_from(["llama", "odd-qwen2-window", "odd-qwen3"]),
+    scheme=st.sampled_from(["default", "static"]),
+    mix=REQUESTS,
+    threads=st.sampled_from([1, 2]),
+    pages=st.sampled_from([3, 4, 6, 100]),
+    max_num_seqs=st.sampled_from([1, 3, 8]),
+    max_num_batched_tokens=st.sampled_from([8, 40, 500]),
+    enable_prefix_caching=st.booleans(),
+    speculative_tokens=st.sampled_from([0, 3]),
+)
+def test_any_mix_as_alone(
+    kind: str,
+    scheme: str,
+    mix: list[tuple[tuple[int, ...], SamplingParams, int, int | None]],
+    threads: int,
+    **options: Any,
+) -> None:
+    torch.set_num_threads(threads)
+    engine = TinyEngine(kind, scheme, **options)
+    requests = {}
+    for step in range(400):
+        for number, (ids, params, arrival, _) in enumerate(mix):
+            if arrival == step:
+                (requests[number],) = engine.add(ids, params)
+        for number, (*_, arrival, patience) in enumerate(mix):
+            if patience is not None and step == arrival + patience:
+                held = engine.state().used_pages
+                was_running = bool(requests[number].pages)
+                engine.abort(requests[number])
+                assert not was_running or engine.state().used_pages < held or engine.config.enable_prefix_caching
+                engine.check_integrity()
+        engine.step()
+        if step > 30 and not engine.has_work:
+            break
+    engine.run()
+    assert engine.state().used_pages == 0
+    for number, (ids, params, *_) in enumerate(mix):
+        got = requests[number].completion()
+        expected = alone(Asked(ids, params), kind, scheme)
+        if got.finish_reason == "abort":
+            assert expected.token_ids[: len(got.token_ids)] == got.token_ids
+        else:
+            same(got, expected)
+
+
+def test_a_full_pool_with_hits_and_preemptions_changes_no_answer() -> None:
+    """vLLM #50702: an int8 cache with prefix hits in a full pool gave other answers."""
+    engine = TinyEngine(pages=6, max_num_seqs=6, max_num_batched_tokens=200)
+    params = replace(GREEDY, max_tokens=150, logprobs=2)
+    mix = [Asked(prompt(200 + number, number, 140), params) for number in range(6)]
+    requests = [engine.add(asked.prompt, params)[0] for asked in mix]
+    engine.run()
+    assert engine.stats().preemptions > 0
+    assert engine.stats().cached_tokens > 0
+    for asked, request in zip(mix, requests, strict=True):
+        same(request.completion(), alone(asked))
+
+
+def test_an_answer_is_found_as_the_beginning_of_the_next_prompt() -> None:
+    engine = TinyEngine()
+    params = replace(GREEDY, max_tokens=100)
+    (first,) = engine.add(prompt(200), params)
+    engine.run()
+    (second,) = engine.add(first.ids, params)
+    engine.run()
+    assert second.completion().cached_tokens == 2 * PAGE_SIZE
+    assert (engine.stats().prompt_tokens, engine.stats().cached_tokens) == (500, 256)
+    same(second.completion(), alone(Asked(tuple(first.ids), params)))
+    engine.forget_prefixes()
+    (third,) = engine.add(first.ids, params)
+    engine.run()
+    assert third.completion().cached_tokens == 0
+
+
+def test_prompts_that_arrive_together_read_what_they_share_once() -> None:
+    engine = TinyEngine(max_num_batched_tokens=500)
+    for number in range(4):
+        engine.add(prompt(300, number, 256), GREEDY)
+    engine.run()
+    assert engine.stats().cached_tokens == 3 * 256
+    assert engine.stats().prefilled_tokens == 300 + 3 * 44
+
+
+def test_a_prompt_that_is_all_there_still_runs_its_last_token() -> None:
+    engine = TinyEngine()
+    answers = []
+    for _ in range(2):
+        (request,) = engine.add(prompt(256), GREEDY)
+        engine.run()
+        answers.append(request.completion())
+    assert [answer.cached_tokens for answer in answers] == [0, 128]
+    same(*answers)
+
+
+def test_guessing_changes_nothing_and_saves_steps() -> None:
+    steps = []
+    for count in (0, 6):
+        engine = TinyEngine(speculative_tokens=count)
+        asked = Asked(prompt(40) * 3, replace(GREEDY, max_tokens=80, logprobs=1))
+        (request,) = engine.add(asked.prompt, asked.params)
+        engine.run()
+        same(request.completion(), alone(asked))
+        steps.append(engine.stats().steps)
+        assert (engine.stats().accepted_tokens > 0) == (count > 0)
+        assert engine.stats().generated_tokens == 80
+    assert steps[1] < steps[0]
+
+
+def test_the_oldest_is_served_first_and_nobody_starves_behind_long_prompts() -> None:
+    engine = TinyEngine(max_num_seqs=4, max_num_batched_tokens=64)
+    long = [engine.add(prompt(2000, number), GREEDY)[0] for number in range(2)]
+    engine.step()
+    (short,) = engine.add(prompt(20, 9), GREEDY)
+    later = [engine.add(prompt(2000, 5 + number), GREEDY)[0] for number in range(4)]
+    steps = 0
+    while short.finish_reason is None:
+        engine.step()
+        steps += 1
+    assert steps <= 20, "the prompt shares each step with the long ones before it"
+    engine.run()
+    ended = sorted([*long, *later], key=lambda request: request.first_token)
+    assert ended == [*long, *later], "equal prompts begin to answer in the order in which they came"
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_read() -> None:
+    engine = TinyEngine(max_num_batched_tokens=32)
+    (short,) = engine.add(prompt(5), replace(GREEDY, max_tokens=40))
+    engine.step()
+    engine.add(prompt(1500), GREEDY)
+    for _ in range(20):
+        before = len(short.answer_ids)
+        engine.step()
+        assert len(short.answer_ids) == before + 1
+
+
+def test_ending_early_frees_pages_in_the_same_step() -> None:
+    engine = TinyEngine(enable_prefix_caching=False)
+    (request,) = engine.add(prompt(300), GREEDY)
+    engine.step()
+    assert engine.state().used_pages == 3
+    engine.abort(request)
+    assert engine.state().used_pages == 0
+    assert request.completion().finish_reason == "abort"
+    engine.abort(request)
+    assert not engine.has_work
+    assert engine.stats().finished == {"abort": 1}
+
+
+def test_what_cannot_be_answered_is_refused() -> None:
+    engine = TinyEngine(pages=2)
+    for ids, params, message in (
+        ([], GREEDY, "no tokens"),
+        ([0, 50], GREEDY, "outside the vocabulary of 50"),
+        ([0, True], GREEDY, "outside the vocabulary"),
+        (prompt(249), GREEDY, "exceed the context of 256"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            engine.add(ids, params)
+    assert not engine.has_work
+
+
+def test_logits_that_are_no_numbers_end_their_own_request_only() -> None:
+    engine = TinyEngine()
+    (broken,) = engine.add(prompt(20), GREEDY)
+    (sound,) = engine.add(prompt(30, 1), GREEDY)
+    logits = engine.model.decoder.logits
+
+    def first_is_nan(hidden: torch.Tensor) -> torch.Tensor:
+        rows = logits(hidden)
+        if broken.finish_reason is None:
+            rows[0] = float("nan")
+        return rows
+
+    engine.model.decoder.logits = first_is_nan  # type: ignore[method-assign]
+    try:
+        engine.run()
+    finally:
+        del engine.model.decoder.logits
+    assert broken.completion().finish_reason == "error"
+    assert isinstance(broken.error, FaquantError)
+    same(sound.completion(), alone(Asked(prompt(30, 1), GREEDY)))
+
+
+def test_ends() -> None:
+    """The model's own end token, which is no part of the answer."""
+    for seed in range(40):
+        params = SamplingParams(temperature=1.5, seed=seed, max_tokens=60)
+        engine = TinyEngine()
+        (request,) = engine.add(prompt(5), params)
+        engine.run()
+        answer = request.completion()
+        if answer.finish_reason == "stop":
+            assert answer.stop_reason is None
+            assert END not in answer.token_ids
+            assert len(answer.text) == len(answer.token_ids) < 60
+            return
+    raise AssertionError("no answer ended by itself")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs must be a whole number from 1"),
+        ({"max_num_seqs": True}, "max_num_seqs"),
+        ({"max_model_len": 2.5}, "max_model_len"),
+        ({"kv_cache_memory": -1}, "kv_cache_memory"),
+        ({"speculative_tokens": 65}, "speculative_tokens"),
+        ({"max_num_seqs": 16, "max_num_batched_tokens": 8}, "at least max_num_seqs"),
+        ({"kv_cache_dtype": "int4"}, "one of auto, bfloat16, not 'int4'"),
+        ({"enable_prefix_caching": 1}, "true or false"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EngineConfig(**options)
+
+
+def test_a_configuration_that_the_model_cannot_have_is_refused() -> None:
+    with pytest.raises(UsageError, match="exceeds the model's context of 4096"):
+        TinyEngine(max_model_len=5000)
+    with pytest.raises(UsageError, match="cache of 100 bytes holds 0 tokens"):
+        TinyEngine(kv_cache_memory=100)
+    with pytest.raises(UsageError, match=r"holds 256 tokens, fewer than the 300 of one.*kv_cache_memory"):
+        TinyEngine(pages=2, max_model_len=300)
+    assert TinyEngine(pages=2, max_model_len=256).max_model_len == TinyEngine(pages=2).max_model_len == 256

@@ -1,0 +1,90 @@
+"""An engine over a random int8 decoder, whose cache pages are poisoned whenever somebody takes them."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+
+from faquant.engine.chat_template import ChatTemplates
+from faquant.engine.engine import PAGE_SIZE, Engine
+from faquant.engine.engine_config import EngineConfig
+from faquant.engine.request import Completion
+from faquant.engine.sampling import SamplingParams
+from faquant.engine.tokenizer import Tokenizer
+from faquant.kernels.pages import Int8Pages, Pages
+from faquant.model.load import Model
+from oracles.random_decoder import VOCABULARY, parts
+
+END = VOCABULARY - 1
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Each token is a letter, the last one ends an answer."""
+    letters = [chr(ord("A") + number) for number in range(VOCABULARY - 1)]
+    backend = Backend(models.WordLevel({letter: index for index, letter in enumerate([*letters, "<end>"])}, "A"))
+    backend.decoder = decoders.Fuse()
+    return Tokenizer(backend, {"eos_token": "<end>"}, [END], None, ChatTemplates({}, Path()))
+
+
+def tiny_model(kind: str = "llama", scheme: str = "default") -> Model:
+    decoder, schemes = parts(kind, scheme)
+    return Model(decoder.config, decoder, schemes, decoder.config.max_position)
+
+
+class TinyEngine(Engine):
+    """Takes how many pages it has, and checks itself after every step."""
+
+    def __init__(
+        self, kind: str = "llama", scheme: str = "default", pages: int | None = None, **options: object
+    ) -> None:
+        model = tiny_model(kind, scheme)
+        if pages is not None:
+            each = sum(layer.bytes_per_token for layer in model.make_pages(1, PAGE_SIZE))
+            options["kv_cache_memory"] = pages * PAGE_SIZE * each
+        options.setdefault("max_num_seqs", 8)
+        super().__init__(model, tiny_tokenizer(), EngineConfig(**options))  # type: ignore[arg-type]
+        pool = self._scheduler.pool
+        take, stores = pool.take, self._decoder.pages
+
+        def take_poisoned(count: int) -> list[int]:
+            pages = take(count)
+            for store in stores:
+                poison(store, pages)
+            return pages
+
+        pool.take = take_poisoned  # type: ignore[method-assign]
+
+    def step(self) -> list[object]:  # type: ignore[override]
+        outputs = super().step()
+        self.check_integrity()
+        return outputs  # type: ignore[return-value]
+
+    def run(self) -> None:
+        while self.has_work:
+            self.step()
+
+
+def poison(pages: Pages, chosen: list[int]) -> None:
+    assert isinstance(pages, Int8Pages)
+    for store in (pages.k, pages.v, pages.k_scale, pages.v_scale):
+        if store is not None:
+            store[chosen] = math.nan if store.dtype.is_floating_point else 0x7F
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as tests compare it."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+
+    def alone(self, kind: str = "llama", scheme: str = "default") -> Completion:
+        """Answered with nothing beside it, no page used twice, and the prompt in one piece, by one thread."""
+        torch.set_num_threads(1)
+        engine = TinyEngine(kind, scheme, max_num_seqs=1, max_num_batched_tokens=4096, enable_prefix_caching=False)
+        (request,) = engine.add(self.prompt, self.params)
+        engine.run()
+        return request.completion()
