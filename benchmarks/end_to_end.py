@@ -129,16 +129,15 @@ def print_row(name: str, found: Mapping[str, float], limit: float | None) -> Non
     print(f"{name:22}{cells}{of_limit}" + (f"{found[INT8] / best:11.2f}×" if best else ""), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the models."""
     parser.add_argument("--float", type=Path, metavar="DIR", dest="source")
     parser.add_argument("--int8", type=Path, metavar="DIR")
     parser.add_argument("--gguf", type=Path, metavar="FILE")
-    parser.add_argument("--prompt", type=int, default=2000)
-    parser.add_argument("--depths", type=int, nargs="+", default=[16, 2000, 7900])
-    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 32])
-    add_python(parser)
-    arguments = start(parser)
+
+
+def models(arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """The float directory, the int8 one and the GGUF file, made where they are not named and not there."""
     source = arguments.source or fetch_demo_model()
     int8 = arguments.int8 or WORK / f"{source.name}-int8"
     gguf = arguments.gguf or WORK / f"{source.name}-Q8_0.gguf"
@@ -147,7 +146,18 @@ def main() -> None:
         quantize(source, int8)
     if not gguf.exists():
         write_q8_0(source, gguf)
+    return source, int8, gguf
 
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_models(parser)
+    parser.add_argument("--prompt", type=int, default=2000)
+    parser.add_argument("--depths", type=int, nargs="+", default=[16, 2000, 7900])
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 32])
+    add_python(parser)
+    arguments = start(parser)
+    source, int8, gguf = models(arguments)
     ours, judge = Ours(int8), Ours(source)
     systems: dict[str, System] = {INT8: ours, FLOAT: judge}
     peers, versions = start_peers({name: worker for name, (worker, _) in PEERS.items()}, arguments.peers_python)

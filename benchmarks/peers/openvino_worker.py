@@ -1,5 +1,7 @@
 """OpenVINO GenAI's continuous batching, step by step; takes and gives token ids."""
 
+import time
+
 import numpy as np
 import openvino
 import openvino_genai as genai
@@ -7,6 +9,7 @@ from worker import seconds, serve
 
 MAX_BATCHED_TOKENS = 2048
 ENDLESS = 1 << 20
+CACHE_GIB = 4
 
 
 class Worker:
@@ -20,10 +23,13 @@ class Worker:
     def version(self) -> str:
         return f"openvino-genai {genai.__version__}"
 
-    def load(self, model: str, kv: str, threads: int) -> bool:
-        """Whether it gives logits."""
+    def load(self, model: str, kv: str, threads: int, serving: bool = False) -> bool:
+        """Whether it gives logits. `serving`: with the prefix cache, and prompts cut into chunks as ours are."""
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = MAX_BATCHED_TOKENS
+        if serving:
+            scheduler.enable_prefix_caching, scheduler.dynamic_split_fuse = True, True
+            scheduler.cache_size = CACHE_GIB
         properties = {"KV_CACHE_PRECISION": kv, "INFERENCE_NUM_THREADS": threads}
         self._pipeline = genai.ContinuousBatchingPipeline(model, scheduler, "CPU", properties)
         return False
@@ -54,13 +60,41 @@ class Worker:
             found += self._read(self._requests[0])
         return found
 
+    def serve(self, requests: list[tuple[float, list[int], int]]) -> dict[str, object]:
+        """Requests (at, prompt, tokens): seconds in all, and for each its first token's and its last one's."""
+        self._drop()
+        begin = time.monotonic()
+        waiting = list(reversed(list(enumerate(requests))))
+        times: list[list[float]] = [[0.0, 0.0, 0] for _ in requests]
+        running: dict[int, genai.GenerationHandle] = {}
+        while waiting or running:
+            now = time.monotonic() - begin
+            while waiting and waiting[-1][1][0] <= now:
+                number, (_, prompt, tokens) = waiting.pop()
+                running[number] = self._ask(prompt, tokens)
+            if not running:
+                time.sleep(max(0.0, waiting[-1][1][0] - now))
+                continue
+            self._pipeline.step()
+            now = time.monotonic() - begin
+            for number, request in list(running.items()):
+                at, _, tokens = requests[number]
+                if count := len(self._read(request)):
+                    times[number][0] = times[number][0] or now - at
+                    times[number][2] += count
+                if times[number][2] == tokens:
+                    times[number][1] = now - at
+                    del running[number]
+        return {"seconds": time.monotonic() - begin, "times": times}
+
     def _add(self, tokens: list[int], sequences: int) -> None:
+        self._requests += [self._ask(tokens, ENDLESS) for _ in range(sequences)]
+
+    def _ask(self, prompt: list[int], tokens: int) -> "genai.GenerationHandle":
         wanted = genai.GenerationConfig()
-        wanted.max_new_tokens, wanted.ignore_eos, wanted.do_sample = ENDLESS, True, False
-        for _ in range(sequences):
-            self._number += 1
-            prompt = openvino.Tensor(np.array([tokens], np.int64))
-            self._requests.append(self._pipeline.add_request(self._number, prompt, wanted))
+        wanted.max_new_tokens, wanted.ignore_eos, wanted.do_sample = tokens, True, False
+        self._number += 1
+        return self._pipeline.add_request(self._number, openvino.Tensor(np.array([prompt], np.int64)), wanted)
 
     def _read_first(self) -> None:
         """Step until every prompt is read, and forget what was generated meanwhile."""
@@ -89,4 +123,6 @@ class Worker:
 
 if __name__ == "__main__":
     worker = Worker()
-    serve({name: getattr(worker, name) for name in ("version", "load", "prepare", "decode", "prefill", "greedy")})
+    serve(
+        {name: getattr(worker, name) for name in ("version", "load", "prepare", "decode", "prefill", "greedy", "serve")}
+    )

@@ -76,7 +76,7 @@ class Sequences:
         self._depth, self._next = len(tokens), last.argmax(-1).repeat(count)
 
     def decode(self, steps: int, count: int | None = None) -> None:
-        """So many more tokens of the first `count` sequences (None: of all), greedily, from the same place each time."""
+        """So many more tokens of the first `count` sequences (None: of all), greedily, from one place each time."""
         tokens = self._next[:count]
         for step in range(steps):
             tokens = self._logits(tokens[:, None], self._depth + step).argmax(-1)

@@ -29,13 +29,15 @@ def trace(
     of all have in common, answers of 16 to 128. They come at `rate` a second as a Poisson process; 0: all at once.
     """
     random, at, requests = Random(seed), 0.0, []
-    common = list(texts[0][: min(300, longest // 4)])
+    size = min(300, longest // 4)
+    begin = random.randrange(max(1, len(texts[0]) - size))
+    common = texts[0][begin : begin + size]
     for _ in range(count):
         at += random.expovariate(rate) if rate else 0.0
         text = random.choice(texts)
         length = max(1, min(int(random.lognormvariate(5.3, 0.9)), longest - len(common)))
         begin = random.randrange(max(1, len(text) - length))
-        beginning = common if random.random() < 0.25 else []
+        beginning = common if random.random() < 0.25 else ()
         requests.append(Arrival(at, (*beginning, *text[begin : begin + length]), random.randint(16, 128)))
     return requests
 
