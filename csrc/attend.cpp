@@ -134,16 +134,31 @@ int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, 
             const Block& b = blocks[static_cast<size_t>(number)];
             const int64_t rows = (b.last - b.first) * group;
             thread_local Room room;
-            char* p[8];
-            room.cut({most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4, 2 * kStrip * kTile,
-                      2 * kStrip * std::max(kTile, padded) * 4, partial_bytes(most_rows, padded),
-                      partial_bytes(most_rows, padded)},
-                     p);
-            const Scratch scratch = {reinterpret_cast<int8_t*>(p[0]),  reinterpret_cast<float*>(p[1]),
-                                     reinterpret_cast<float*>(p[2]),   reinterpret_cast<int32_t*>(p[3]),
-                                     reinterpret_cast<uint8_t*>(p[4]), reinterpret_cast<int32_t*>(p[5]),
-                                     partial(p[6], rows, padded)};
-            Partial total = partial(p[7], rows, padded);
+            Scratch scratch{};
+            Partial total;
+            const int64_t outs = partial_bytes(most_rows, padded);
+            if (a.cache->bfloat16_k != nullptr) {
+                char* p[5];
+                room.cut({outs, outs, most_rows * padded * 4, kStrip * padded * 4, kTile * padded * 2}, p);
+                scratch.split = partial(p[0], rows, padded);
+                total = partial(p[1], rows, padded);
+                scratch.factors = reinterpret_cast<float*>(p[2]);
+                scratch.sums = reinterpret_cast<float*>(p[3]);
+                scratch.v = reinterpret_cast<uint16_t*>(p[4]);
+            } else {
+                char* p[8];
+                room.cut({outs, outs, most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4,
+                          2 * kStrip * kTile, 2 * kStrip * std::max(kTile, padded) * 4},
+                         p);
+                scratch.split = partial(p[0], rows, padded);
+                total = partial(p[1], rows, padded);
+                scratch.q = reinterpret_cast<int8_t*>(p[2]);
+                scratch.scale = reinterpret_cast<float*>(p[3]);
+                scratch.bias = reinterpret_cast<float*>(p[4]);
+                scratch.excess = reinterpret_cast<int32_t*>(p[5]);
+                scratch.p = reinterpret_cast<uint8_t*>(p[6]);
+                scratch.products = reinterpret_cast<int32_t*>(p[7]);
+            }
             const auto part = [&](int64_t i) {
                 return partial(partials.get() + b.partial + i * partial_bytes(rows, padded), rows, padded);
             };

@@ -92,12 +92,25 @@ struct Strip {
     bool sees(int64_t r) const { return low[r] < high[r]; }
 };
 
-// Scores of one row, from the products with K + 128.
-void score(const Tile& tile, const int32_t* sums, int32_t excess, float scale, float bias, Strip& strip, int64_t r) {
-    float* __restrict p = strip.p[r];
-    for (int64_t j = 0; j < kTile; ++j) {
-        p[j] = static_cast<float>(sums[j] - excess) * scale * tile.k_scale[j] + bias;
+// Which keys of the tile at `key` a strip sees, whose rows are those of a block from r on; whether it sees any.
+bool look(const Attention& a, const Span& span, int64_t first, int64_t r, int64_t count, int64_t key, Strip& strip) {
+    const int64_t group = a.scheme->heads / a.scheme->kv_heads;
+    bool any = false;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t position = span.start + first + (r + i) / group;
+        strip.low[i] = smaller(kTile, larger(0, position - a.window + 1 - key));
+        strip.high[i] = smaller(kTile, larger(0, position + 1 - key));
+        // A row that sees no key of a tile keeps its bits.
+        strip.top[i] = -kInfinity;
+        strip.sum[i] = 0.0f;
+        any = any || strip.sees(i);
     }
+    return any;
+}
+
+// Takes out the scores of what a row does not see, and finds the greatest of the others.
+void hide(Strip& strip, int64_t r) {
+    float* p = strip.p[r];
     for (int64_t j = 0; j < strip.low[r]; ++j) {
         p[j] = -kInfinity;
     }
@@ -105,6 +118,15 @@ void score(const Tile& tile, const int32_t* sums, int32_t excess, float scale, f
         p[j] = -kInfinity;
     }
     strip.top[r] = max_by_halves<kTile>(p);
+}
+
+// Scores of one row, from the products with K + 128.
+void score(const Tile& tile, const int32_t* sums, int32_t excess, float scale, float bias, Strip& strip, int64_t r) {
+    float* __restrict p = strip.p[r];
+    for (int64_t j = 0; j < kTile; ++j) {
+        p[j] = static_cast<float>(sums[j] - excess) * scale * tile.k_scale[j] + bias;
+    }
+    hide(strip, r);
 }
 
 // P of one row before rounding, from its scores.
@@ -330,17 +352,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
             }
             for (int64_t r = 0; r < rows; r += kStrip) {
                 const int64_t count = smaller(kStrip, rows - r);
-                bool any = false;
-                for (int64_t i = 0; i < count; ++i) {
-                    const int64_t position = span.start + first + (r + i) / group;
-                    strip.low[i] = smaller(kTile, larger(0, position - a.window + 1 - key));
-                    strip.high[i] = smaller(kTile, larger(0, position + 1 - key));
-                    // A row that sees no key of a tile keeps its bits.
-                    strip.top[i] = -kInfinity;
-                    strip.sum[i] = 0.0f;
-                    any = any || strip.sees(i);
-                }
-                if (!any) {
+                if (!look(a, span, first, r, count, key, strip)) {
                     continue;
                 }
                 multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), count, tile.k, padded / 4,
@@ -386,8 +398,8 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
     return saturated;
 }
 
-int64_t attend(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
-               int64_t end, const Scratch& scratch, const Partial& total) {
+int64_t attend_int8(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
+                    int64_t end, const Scratch& scratch, const Partial& total) {
     const bool token_v = a.scheme->v_scale == nullptr;
     if (a.scheme->p_levels > 255) {
         return (token_v ? attend_block<true, true> : attend_block<true, false>)(a, span, kv_head, first, last, begin,

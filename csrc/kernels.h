@@ -22,7 +22,8 @@ static constexpr int64_t padded_dim(int64_t dim) {
     return (dim + kPadding - 1) / kPadding * kPadding;
 }
 
-// How one layer's q, k and v become int8: kernels/scheme.py. Tables are float32; null: there is none.
+// How one layer's q, k and v become int8: kernels/scheme.py. Tables are float32; null: there is none. A bfloat16 cache
+// looks at the sizes only.
 struct Scheme {
     int64_t heads, kv_heads, dim;
     int64_t maps, map_block;  // map m of K is that of the positions from m · map_block on
@@ -42,17 +43,20 @@ struct Scheme {
     bool quantized_sum;
 };
 
-// The cache pages of one layer. Slot s is key s % page_size of page s / page_size. What no query sees may hold
-// anything.
+// The cache pages of one layer, int8 or bfloat16. Slot s is key s % page_size of page s / page_size. What no query sees
+// may hold anything.
 //
 // A tile of one head is contiguous, a packed matrix of K [channels, keys] or V [keys, channels]: panels of kPanel
-// columns, the last one narrower, in each of them four rows after four, and of those column after column.
+// columns, the last one narrower, in each of them a word's rows (four of int8, two of bfloat16) after a word's rows,
+// and of those column after column.
 struct Cache {
     int64_t pages, page_size;
     uint8_t* k;         // [pages, kv_heads, page_size / kTile, packed (padded_dim, kTile)]: K + 128
     int8_t* v;          // [pages, kv_heads, page_size / kTile, packed (kTile, padded_dim)]
     uint16_t* k_scale;  // float16 [pages, kv_heads, page_size], where the scheme has none
     uint16_t* v_scale;
+    uint16_t* bfloat16_k = nullptr;  // in place of all these, in the same shapes as k and v
+    uint16_t* bfloat16_v = nullptr;
 };
 
 // Some of one sequence's tokens, with the cache pages of the whole sequence.
@@ -63,7 +67,7 @@ struct Span {
     const int64_t* block_table;
 };
 
-// Causal int8 attention of each span's queries over the keys of its sequence up to their own.
+// Causal attention of each span's queries over the keys of its sequence up to their own.
 // README.md in faquant/kernels has the mathematics.
 struct Attention {
     const Scheme* scheme;
@@ -83,13 +87,18 @@ struct Partial {
 
 // Room to work in, for blocks of up to some number of rows.
 struct Scratch {
+    Partial split;
+    // For int8:
     int8_t* q;          // [rows, padded dim]
     float* scale;       // [rows], of q and the softmax, in log2 units
     float* bias;        // [rows], added to every score
     int32_t* excess;    // [rows]: 128 · ∑ q
     uint8_t* p;         // [2 · kStrip, kTile]
     int32_t* products;  // [2 · kStrip, max(kTile, padded dim)]
-    Partial split;
+    // For bfloat16:
+    float* factors;  // [rows, padded dim]: q
+    float* sums;     // [kStrip, padded dim]
+    uint16_t* v;     // a tile
 };
 
 // A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are rounded with a scale per row, or with the given
@@ -144,7 +153,7 @@ struct KernelTable {
     // sum of a[i]·b[i], exact for n <= kMaxDotLength; no alignment needed, nothing outside [0, n) is read
     int32_t (*dot_u8s8)(const uint8_t* a, const int8_t* b, int64_t n);
     int32_t (*dot_s8s8)(const int8_t* a, const int8_t* b, int64_t n);
-    // Quantize and store the tokens [first, last) of k and v [tokens, kv_heads, dim]; `saturated` counts what was
+    // Round and store the tokens [first, last) of k and v [tokens, kv_heads, dim]; `saturated` counts what was
     // beyond k's and v's static scales.
     void (*append)(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
                    const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]);

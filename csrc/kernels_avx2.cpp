@@ -53,7 +53,7 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
 }
 
 constexpr int64_t kColumns = 8;
-constexpr int kMostBlocks = 1;
+constexpr int kMostBlocks = 1, kMostFloatBlocks = 2;
 
 #include "multiply_rows.h"
 
@@ -90,9 +90,14 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
     }
 }
 
+#define FAQUANT_REGISTER(x) "+x"(x)
+
 #include "attend_rows.h"
+#include "bfloat16_rows.h"
 #include "elementwise_rows.h"
+#include "floats_256.h"
 #include "linear_rows.h"
+#include "multiply_floats.h"
 
 }  // namespace
 

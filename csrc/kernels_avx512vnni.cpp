@@ -61,10 +61,34 @@ __attribute__((always_inline)) inline Vector add_products(Vector sum, Vector uns
 #define FAQUANT_REGISTER(x) "+v"(x)
 
 constexpr int64_t kColumns = 16;
-constexpr int kMostBlocks = 4;
+constexpr int kMostBlocks = 4, kMostFloatBlocks = 4;
 
 #include "multiply_rows.h"
 #include "multiply_vnni.h"
+
+using Floats = __m512;
+
+Floats first_rows(const uint8_t* b) {
+    const __m512i words = _mm512_loadu_si512(b);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+
+Floats second_rows(const uint8_t* b) {
+    const __m512i words = _mm512_loadu_si512(b);
+    return _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-0x10000)));
+}
+
+Floats all_lanes(float x) {
+    return _mm512_set1_ps(x);
+}
+
+Floats add_product(Floats sum, Floats a, Floats b) {
+    return _mm512_fmadd_ps(a, b, sum);
+}
+
+void store(float* to, Floats x) {
+    _mm512_storeu_ps(to, x);
+}
 
 void halves_to_floats(const uint16_t* halves, float* floats) {
     for (int64_t i = 0; i < kTile; i += 16) {
@@ -74,8 +98,10 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
 }
 
 #include "attend_rows.h"
+#include "bfloat16_rows.h"
 #include "elementwise_rows.h"
 #include "linear_rows.h"
+#include "multiply_floats.h"
 
 }  // namespace
 

@@ -81,7 +81,7 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
 #include "quantize_rows.h"
 
 constexpr int64_t kColumns = 8;
-constexpr int kMostBlocks = 2;
+constexpr int kMostBlocks = 2, kMostFloatBlocks = 2;
 
 #include "multiply_rows.h"
 #include "multiply_vnni.h"
@@ -94,8 +94,11 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
 }
 
 #include "attend_rows.h"
+#include "bfloat16_rows.h"
 #include "elementwise_rows.h"
+#include "floats_256.h"
 #include "linear_rows.h"
+#include "multiply_floats.h"
 
 }  // namespace
 

@@ -28,7 +28,7 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
 }
 
 constexpr int64_t kColumns = kPadding;
-constexpr int kMostBlocks = 1;
+constexpr int kMostBlocks = 1, kMostFloatBlocks = 1;
 
 #include "multiply_rows.h"
 
@@ -52,7 +52,31 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
     }
 }
 
+template <bool packed_unsigned, int rows, int blocks>
+void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, float* c,
+                    int64_t c_stride, Share) {
+    static_assert(blocks == 1);
+    for (int r = 0; r < rows; ++r) {
+        float sums[kColumns] = {};
+        for (int64_t i = 0; i < depth; ++i) {
+            uint16_t halves[2 * kColumns];
+            __builtin_memcpy(halves, b + i * b_stride, sizeof halves);
+            const float first = a[r * a_stride + 2 * i], second = a[r * a_stride + 2 * i + 1];
+            for (int64_t j = 0; j < kColumns; ++j) {
+                sums[j] += first * float_of(uint32_t{halves[2 * j]} << 16);
+            }
+            for (int64_t j = 0; j < kColumns; ++j) {
+                sums[j] += second * float_of(uint32_t{halves[2 * j + 1]} << 16);
+            }
+        }
+        for (int64_t j = 0; j < kColumns; ++j) {
+            c[r * c_stride + j] = sums[j];
+        }
+    }
+}
+
 #include "attend_rows.h"
+#include "bfloat16_rows.h"
 #include "elementwise_rows.h"
 #include "linear_rows.h"
 

@@ -1,12 +1,15 @@
-// Rows of bytes times a packed matrix of bytes (kernels.h), for QKᵀ, PV and the linears. Each unit includes this text
-// in its anonymous namespace. It defines before it:
+// Rows of bytes times a packed matrix of bytes, and rows of floats times one of bfloat16 (kernels.h), for QKᵀ, PV and
+// the linears. Each unit includes this text in its anonymous namespace. It defines before it:
 //
-//   kColumns     packed columns that multiply_block takes at a time, a divisor of kPadding
-//   kMostBlocks  how many blocks of them it is best given at once
+//   kColumns          packed columns that multiply_block takes at a time, a divisor of kPadding
+//   kMostBlocks       how many blocks of them it is best given at once
+//   kMostFloatBlocks  the same for floats
 //
-// and behind it multiply_block.
+// and behind it both kinds of multiply_block.
 
 constexpr int64_t kCacheLine = 64;
+
+#define FAQUANT_INLINE __attribute__((always_inline)) inline
 
 // What will be read next, to be fetched from memory while there is something to compute.
 struct Ahead {
@@ -42,26 +45,35 @@ template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
                     int64_t c_stride, Share ahead);
 
-template <bool packed_unsigned, int rows>
-void multiply_panel(const uint8_t* a, const uint8_t* b, int64_t depth, int64_t width, int32_t* c, int64_t c_stride,
-                    Share ahead) {
+// The same of floats and bfloat16, b [depth, b_stride / 4, 2]: c[r][j] = ∑ a[r][2i + n] · b[i][j][n], added one after
+// the other. Where the products are exact, it does not matter whether each is fused with its addition.
+template <bool packed_unsigned, int rows, int blocks>
+void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, float* c,
+                    int64_t c_stride, Share ahead);
+
+// Rows of b that stand in a word, for rows of a of this type.
+template <typename A>
+constexpr int64_t kInWord = sizeof(A) == 1 ? 4 : 2;
+
+template <bool packed_unsigned, int rows, typename A, typename C>
+void multiply_panel(const A* a, const uint8_t* b, int64_t depth, int64_t width, C* c, int64_t c_stride, Share ahead) {
+    constexpr int blocks = sizeof(A) == 1 ? kMostBlocks : kMostFloatBlocks;
+    const int64_t a_stride = kInWord<A> * depth;
     int64_t j = 0;
-    for (; j + kMostBlocks * kColumns <= width; j += kMostBlocks * kColumns) {
-        multiply_block<packed_unsigned, rows, kMostBlocks>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride,
-                                                           ahead);
+    for (; j + blocks * kColumns <= width; j += blocks * kColumns) {
+        multiply_block<packed_unsigned, rows, blocks>(a, a_stride, b + 4 * j, 4 * width, depth, c + j, c_stride, ahead);
         ahead.lines = 0;  // once is enough
     }
     for (; j < width; j += kColumns) {
-        multiply_block<packed_unsigned, rows, 1>(a, 4 * depth, b + 4 * j, 4 * width, depth, c + j, c_stride, ahead);
+        multiply_block<packed_unsigned, rows, 1>(a, a_stride, b + 4 * j, 4 * width, depth, c + j, c_stride, ahead);
         ahead.lines = 0;
     }
 }
 
-// c = a · b for any number of rows of bytes a [rows, 4 · depth] and the packed b [4 · depth, columns]. What is ahead is
-// fetched meanwhile.
-template <bool packed_unsigned>
-void multiply(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t columns, int32_t* c,
-              Ahead ahead) {
+// c = a · b for any number of rows a [rows, 4 or 2 · depth] and the packed b [4 or 2 · depth, columns]. What is ahead
+// is fetched meanwhile. The packed side's sign is one of bytes.
+template <bool packed_unsigned = false, typename A, typename C>
+void multiply(const A* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t columns, C* c, Ahead ahead) {
     const int64_t steps = (columns + kPanel - 1) / kPanel * ((rows + 3) / 4) * depth;
     const int64_t lines = (ahead.lines + steps - 1) / steps;
     for (int64_t j = 0; j < columns; j += kPanel) {
@@ -71,8 +83,8 @@ void multiply(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, i
             const Share share = {ahead.next, smaller(lines, ahead.lines / depth)};
             ahead.next += share.lines * depth * kCacheLine;
             ahead.lines -= share.lines * depth;
-            const uint8_t* some = a + r * 4 * depth;
-            int32_t* out = c + r * columns + j;
+            const A* some = a + r * kInWord<A> * depth;
+            C* out = c + r * columns + j;
             switch (smaller(rows - r, 4)) {
                 case 4:
                     multiply_panel<packed_unsigned, 4>(some, panel, depth, width, out, columns, share);

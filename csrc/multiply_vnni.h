@@ -9,8 +9,6 @@ int32_t four_bytes(const uint8_t* x) {
 }
 
 // Sums of products, and the columns that they are made of. They nest, because GCC 12 keeps arrays of vectors in memory.
-#define FAQUANT_INLINE __attribute__((always_inline)) inline
-
 template <int blocks>
 struct Columns : Columns<blocks - 1> {
     Vector bytes;

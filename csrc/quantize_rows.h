@@ -180,10 +180,11 @@ void map_key(const Scheme& s, int64_t map, int64_t head, const float* k, float* 
     rotate(s, mapped);
 }
 
-// Where row and column of a packed matrix [rows, columns] stand.
+// Where row and column of a packed matrix [rows, columns] stand, with so many rows in a word.
+template <int64_t in_word>
 int64_t packed_at(int64_t row, int64_t column, int64_t rows, int64_t columns) {
-    const int64_t panel = column / kPanel * kPanel;
-    return panel * rows + row / 4 * 4 * smaller(kPanel, columns - panel) + (column - panel) * 4 + row % 4;
+    const int64_t panel = column / kPanel * kPanel, width = smaller(kPanel, columns - panel);
+    return panel * rows + row / in_word * in_word * width + (column - panel) * in_word + row % in_word;
 }
 
 // One head of a key or a value: with a scale of its own, which is stored in scales[at], or the static one [heads, dim].
@@ -199,8 +200,8 @@ int64_t round_head(const float* x, const float* table, const float* offset, int6
     return 0;
 }
 
-void append(const Scheme& s, const Cache& c, const float* k, const float* v, const int64_t* slots,
-            const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
+void append_int8(const Scheme& s, const Cache& c, const float* k, const float* v, const int64_t* slots,
+                 const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
     float mapped[kMaxHeadDim];
     int8_t bytes[kMaxHeadDim];
     const int64_t padded = padded_dim(s.dim);
@@ -213,7 +214,7 @@ void append(const Scheme& s, const Cache& c, const float* k, const float* v, con
             map_key(s, map_of(s, positions[token]), head, k + at, mapped);
             saturated[0] += round_head(mapped, s.k_scale, s.k_offset, head, s.dim, c.k_scale, row + key, bytes);
             for (int64_t i = 0; i < s.dim; ++i) {
-                c.k[tile + packed_at(i, key % kTile, padded, kTile)] = static_cast<uint8_t>(bytes[i]) ^ 0x80;
+                c.k[tile + packed_at<4>(i, key % kTile, padded, kTile)] = static_cast<uint8_t>(bytes[i]) ^ 0x80;
             }
             for (int64_t i = 0; i < s.dim; ++i) {
                 mapped[i] = v[at + i];
@@ -223,7 +224,7 @@ void append(const Scheme& s, const Cache& c, const float* k, const float* v, con
             }
             saturated[1] += round_head(mapped, s.v_scale, s.v_offset, head, s.dim, c.v_scale, row + key, bytes);
             for (int64_t i = 0; i < s.dim; ++i) {
-                c.v[tile + packed_at(key % kTile, i, kTile, padded)] = bytes[i];
+                c.v[tile + packed_at<4>(key % kTile, i, kTile, padded)] = bytes[i];
             }
         }
     }

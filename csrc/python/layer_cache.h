@@ -59,11 +59,8 @@ class LayerCache {
                int32_t p_levels, bool quantized_sum)
         : kept_{k_center, k_equalizer, rotation_sign, q_scale, k_scale, k_offset, v_scale, v_offset},
           stores_{k, v, k_scales, v_scales} {
-        require(k.ndim() == 4, "k must have four dimensions.");
-        const int64_t pages = static_cast<int64_t>(k.shape(0)), kv_heads = static_cast<int64_t>(k.shape(1));
-        const int64_t tiles = static_cast<int64_t>(k.shape(2)), padded = faquant::padded_dim(dim);
-        require(kv_heads > 0 && heads > 0 && heads % kv_heads == 0, "heads must be a multiple of k's.");
-        require(dim > 0 && dim <= faquant::kMaxHeadDim, "A head must have 1 to 1024 channels.");
+        const std::vector<int64_t> of_tiles = tiles_shape(heads, k, dim);
+        const int64_t pages = of_tiles[0], kv_heads = of_tiles[1], page_size = of_tiles[2] * faquant::kTile;
         require(map_block > 0 && map_block % faquant::kTile == 0, "map_block must be a multiple of a tile.");
         require(p_levels == 127 || p_levels == 255 || p_levels == 32767, "p_levels must be 127, 255 or 32767.");
         require(k_scales.has_value() != k_scale.has_value(), "k_scales or k_scale must be given, and not both.");
@@ -98,14 +95,25 @@ class LayerCache {
                    floats(v_offset, "v_offset", of_kv),
                    p_levels,
                    quantized_sum};
-        const int64_t page_size = tiles * faquant::kTile;
         const std::vector<int64_t> of_scales = {pages, kv_heads, page_size};
         cache_ = {pages,
                   page_size,
-                  data_of<uint8_t>(k, "k", "uint8", {pages, kv_heads, tiles, faquant::kTile * padded}),
-                  data_of<int8_t>(v, "v", "int8", {pages, kv_heads, tiles, faquant::kTile * padded}),
-                  k_scales ? halves(*k_scales, "k_scales", of_scales) : nullptr,
-                  v_scales ? halves(*v_scales, "v_scales", of_scales) : nullptr};
+                  data_of<uint8_t>(k, "k", "uint8", of_tiles),
+                  data_of<int8_t>(v, "v", "int8", of_tiles),
+                  k_scales ? halves(*k_scales, "k_scales", "float16", of_scales) : nullptr,
+                  v_scales ? halves(*v_scales, "v_scales", "float16", of_scales) : nullptr};
+    }
+
+    // Of bfloat16.
+    LayerCache(int64_t heads, const WritableArray& k, const WritableArray& v, int64_t dim) : stores_{k, v} {
+        const std::vector<int64_t> of_tiles = tiles_shape(heads, k, dim);
+        scheme_.heads = heads;
+        scheme_.kv_heads = of_tiles[1];
+        scheme_.dim = dim;
+        cache_.pages = of_tiles[0];
+        cache_.page_size = of_tiles[2] * faquant::kTile;
+        cache_.bfloat16_k = halves(k, "k", "bfloat16", of_tiles);
+        cache_.bfloat16_v = halves(v, "v", "bfloat16", of_tiles);
     }
 
     // k and v [tokens, kv_heads, dim] by address, checked in Python. How many values of them were beyond their static
@@ -157,6 +165,8 @@ class LayerCache {
                  "rotation_sign"_a.none(), "v_rotation_block"_a, "q_scale"_a.none(), "q_by_channel"_a,
                  "k_scale"_a.none(), "k_by_channel"_a, "k_offset"_a.none(), "v_scale"_a.none(), "v_offset"_a.none(),
                  "p_levels"_a, "quantized_sum"_a)
+            .def(nb::init<int64_t, const WritableArray&, const WritableArray&, int64_t>(), nb::kw_only(), "heads"_a,
+                 "k"_a, "v"_a, "dim"_a)
             .def("append", &LayerCache::append, "k"_a, "v"_a, "slots"_a, "positions"_a, "tokens"_a, "threads"_a,
                  "isa"_a.none())
             .def("attend", &LayerCache::attend, "out"_a, "q"_a, "tokens"_a, "spans"_a, "block_tables"_a, "count"_a,
@@ -164,8 +174,20 @@ class LayerCache {
     }
 
   private:
-    static uint16_t* halves(const WritableArray& array, const char* name, const std::vector<int64_t>& shape) {
-        return reinterpret_cast<uint16_t*>(data_of<int16_t>(array, name, "int16 (a view of float16)", shape));
+    // Of k and v: [pages, kv_heads, tiles, elements of a tile].
+    static std::vector<int64_t> tiles_shape(int64_t heads, const WritableArray& k, int64_t dim) {
+        require(k.ndim() == 4, "k must have four dimensions.");
+        const int64_t kv_heads = static_cast<int64_t>(k.shape(1));
+        require(kv_heads > 0 && heads > 0 && heads % kv_heads == 0, "heads must be a multiple of k's.");
+        require(dim > 0 && dim <= faquant::kMaxHeadDim, "A head must have 1 to 1024 channels.");
+        return {static_cast<int64_t>(k.shape(0)), kv_heads, static_cast<int64_t>(k.shape(2)),
+                faquant::kTile * faquant::padded_dim(dim)};
+    }
+
+    static uint16_t* halves(const WritableArray& array, const char* name, const char* kind,
+                            const std::vector<int64_t>& shape) {
+        const std::string dtype = std::string("int16 (a view of ") + kind + ")";
+        return reinterpret_cast<uint16_t*>(data_of<int16_t>(array, name, dtype.c_str(), shape));
     }
 
     std::vector<OptionalArray> kept_;

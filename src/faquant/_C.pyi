@@ -1,3 +1,5 @@
+from typing import overload
+
 import torch
 
 from .kernels.cpu import ByteVector
@@ -23,6 +25,9 @@ def pack_weight(weight: torch.Tensor, packed: torch.Tensor, excess: torch.Tensor
 def read_all(words: torch.Tensor, *, threads: int) -> int: ...
 
 class LayerCache:
+    @overload
+    def __init__(self, *, heads: int, k: torch.Tensor, v: torch.Tensor, dim: int) -> None: ...
+    @overload
     def __init__(
         self,
         *,

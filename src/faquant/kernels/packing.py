@@ -1,4 +1,5 @@
-"""Packed matrices of bytes (csrc/kernels.h): four rows and one column at a time, as the integer products take them."""
+"""Packed matrices (csrc/kernels.h): one column of four rows of bytes, or of two of bfloat16, at a time, as the products
+take them."""
 
 import torch
 from torch import Tensor
@@ -11,10 +12,10 @@ PANEL: int = _C.PANEL
 
 def unpacked(x: Tensor, rows: int, columns: int) -> Tensor:
     """Matrices [..., rows, columns] that are packed in x [..., rows · columns]."""
-    panels = []
+    panels, in_word = [], 4 // x.element_size()
     for start in range(0, columns, PANEL):
         width = min(PANEL, columns - start)
-        panel = x[..., start * rows : (start + width) * rows].reshape(*x.shape[:-1], rows // 4, width, 4)
+        panel = x[..., start * rows : (start + width) * rows].reshape(*x.shape[:-1], rows // in_word, width, in_word)
         panels.append(panel.transpose(-1, -2).flatten(-3, -2))
     return torch.cat(panels, dim=-1)
 

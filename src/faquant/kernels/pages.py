@@ -19,7 +19,7 @@ from . import quantizers, reference, threads
 from .addresses import address
 from .packing import unpacked
 from .saturation import Saturation
-from .scheme import MAP_BLOCK, AttentionScheme
+from .scheme import MAP_BLOCK, PADDING, AttentionScheme
 
 TILE: int = _C.TILE
 
@@ -82,36 +82,30 @@ class Pages(Protocol):
         """K and V of the first `length` tokens as float32 [length, Hkv, D], for evaluation."""
 
 
-class Int8Pages:
-    """int8 K and V, packed as csrc/kernels.h says, with float16 scales [pages, Hkv, page_size] where they are dynamic.
+class PackedPages:
+    """Pages that the C++ kernels serve; k and v [pages, Hkv, tiles, elements] are packed as csrc/kernels.h says.
 
     Raises:
         ValueError: a page does not hold whole tiles.
     """
 
-    def __init__(self, scheme: AttentionScheme, num_pages: int, page_size: int, isa: str | None = None) -> None:
+    def __init__(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, isa: str | None
+    ) -> None:
         if page_size <= 0 or page_size % TILE:
             raise ValueError(f"a page holds a multiple of {TILE} tokens, not {page_size}")
-        self.scheme = scheme
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.num_pages = num_pages
         self.page_size = page_size
         self.saturation = Saturation()
+        self.cache: _C.LayerCache
+        self._padded_dim = -(-head_dim // PADDING) * PADDING
+        self._tiles = (num_pages, num_kv_heads, page_size // TILE, TILE * self._padded_dim)
+        self._static: frozenset[str] = frozenset()
         self._isa = isa
-        heads = scheme.num_kv_heads
-        tiles = (num_pages, heads, page_size // TILE, TILE * scheme.padded_dim)
-        self.k, self.v = torch.zeros(tiles, dtype=torch.uint8), torch.zeros(tiles, dtype=torch.int8)
-        shape = (num_pages, heads, page_size)
-        self.k_scale = torch.zeros(shape, dtype=torch.float16) if scheme.k_scale is None else None
-        self.v_scale = torch.zeros(shape, dtype=torch.float16) if scheme.v_scale is None else None
-        self._static = frozenset(name for name in "qkv" if getattr(scheme, f"{name}_scale") is not None)
-        self.cache = _layer_cache(self)
-
-    @property
-    def bytes_per_token(self) -> int:
-        return self.scheme.bytes_per_token
 
     def append(self, k: Tensor, v: Tensor, slots: Tensor, positions: Tensor) -> None:
-        tokens, heads, dim = k.shape[0], self.scheme.num_kv_heads, self.scheme.head_dim
+        tokens, heads, dim = k.shape[0], self.num_kv_heads, self.head_dim
         k, v = k.contiguous(), v.contiguous()
         beyond = self.cache.append(
             address("k", k, torch.float32, tokens, heads, dim),
@@ -130,7 +124,7 @@ class Int8Pages:
         tokens, count, width = q.shape[0], *spans.block_tables.shape
         beyond = self.cache.attend(
             out.data_ptr(),
-            address("q", q, torch.float32, tokens, self.scheme.num_heads, self.scheme.head_dim),
+            address("q", q, torch.float32, tokens, self.num_heads, self.head_dim),
             tokens,
             address("tokens_starts", spans.tokens_starts, torch.int64, count, 2),
             address("block_tables", spans.block_tables, torch.int64, count, width),
@@ -147,8 +141,38 @@ class Int8Pages:
     def count_saturated(self, tokens: int, **beyond: int) -> None:
         """Count how many values of so many tokens' q, k or v were beyond their static scales, where they have such."""
         for name in self._static.intersection(beyond):
-            heads = self.scheme.num_heads if name == "q" else self.scheme.num_kv_heads
-            self.saturation.count(name, tokens * heads * self.scheme.head_dim, beyond[name])
+            heads = self.num_heads if name == "q" else self.num_kv_heads
+            self.saturation.count(name, tokens * heads * self.head_dim, beyond[name])
+
+    def _unpacked(self, k: Tensor, v: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """K and V [length, Hkv, D] of some packed pages, in order."""
+        k, v = unpacked(k, self._padded_dim, TILE).transpose(3, 4), unpacked(v, TILE, self._padded_dim)
+        return tuple(  # type: ignore[return-value]
+            x.permute(0, 2, 3, 1, 4).flatten(0, 2)[:length, :, : self.head_dim].contiguous() for x in (k, v)
+        )
+
+
+class Int8Pages(PackedPages):
+    """int8 K and V, with float16 scales [pages, Hkv, page_size] where they are dynamic.
+
+    Raises:
+        ValueError: a page does not hold whole tiles.
+    """
+
+    def __init__(self, scheme: AttentionScheme, num_pages: int, page_size: int, isa: str | None = None) -> None:
+        heads = scheme.num_kv_heads
+        super().__init__(scheme.num_heads, heads, scheme.head_dim, num_pages, page_size, isa)
+        self.scheme = scheme
+        self.k, self.v = torch.zeros(self._tiles, dtype=torch.uint8), torch.zeros(self._tiles, dtype=torch.int8)
+        shape = (num_pages, heads, page_size)
+        self.k_scale = torch.zeros(shape, dtype=torch.float16) if scheme.k_scale is None else None
+        self.v_scale = torch.zeros(shape, dtype=torch.float16) if scheme.v_scale is None else None
+        self._static = frozenset(name for name in "qkv" if getattr(scheme, f"{name}_scale") is not None)
+        self.cache = _layer_cache(self)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.scheme.bytes_per_token
 
     def copy_page(self, source: int, target: int) -> None:
         for store in (self.k, self.v, self.k_scale, self.v_scale):
@@ -168,13 +192,7 @@ class Int8Pages:
     def read_bytes(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """int8 K and V [length, Hkv, D] and their scales float16 [length, Hkv], as reference.attend takes them."""
         some = block_table[: -(-length // self.page_size)]
-        padded = self.scheme.padded_dim
-        k = unpacked(self.k[some], padded, TILE).transpose(3, 4) ^ 0x80
-        v = unpacked(self.v[some], TILE, padded)
-        k8, v8 = (
-            x.view(torch.int8).permute(0, 2, 3, 1, 4).flatten(0, 2)[:length, :, : self.scheme.head_dim].contiguous()
-            for x in (k.contiguous(), v)
-        )
+        k8, v8 = self._unpacked((self.k[some] ^ 0x80).view(torch.int8), self.v[some], length)
         k_scale, v_scale = (
             None if scales is None else scales[some].transpose(1, 2).flatten(0, 1)[:length]
             for scales in (self.k_scale, self.v_scale)
@@ -218,6 +236,43 @@ def _layer_cache(pages: Int8Pages) -> _C.LayerCache:
         p_levels=scheme.p_levels,
         quantized_sum=scheme.quantized_sum,
     )
+
+
+class BFloat16Pages(PackedPages):
+    """K and V rounded to bfloat16, for comparison with int8 by the same code. Attention computes in float32.
+
+    Numbers below 2^-62 are stored as 0.
+
+    Raises:
+        ValueError: a page does not hold whole tiles.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        isa: str | None = None,
+    ) -> None:
+        super().__init__(num_heads, num_kv_heads, head_dim, num_pages, page_size, isa)
+        self.k, self.v = (torch.zeros(self._tiles, dtype=torch.bfloat16) for _ in range(2))
+        k, v = self.k.view(torch.int16), self.v.view(torch.int16)
+        self.cache = _C.LayerCache(heads=num_heads, k=k, v=v, dim=head_dim)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.num_kv_heads * self._padded_dim * self.k.element_size()
+
+    def copy_page(self, source: int, target: int) -> None:
+        self.k[target] = self.k[source]
+        self.v[target] = self.v[source]
+
+    def read(self, block_table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        some = block_table[: -(-length // self.page_size)]
+        k, v = self._unpacked(self.k[some], self.v[some], length)
+        return k.float(), v.float()
 
 
 class FloatPages:

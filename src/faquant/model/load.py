@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from ..checkpoint.description import Description
 from ..checkpoint.metadata import ROTATED_TYPE, Metadata
 from ..config import ModelConfig
 from ..errors import UsageError
-from ..kernels.pages import FloatPages, Int8Pages, Pages
+from ..kernels.pages import BFloat16Pages, FloatPages, Int8Pages, Pages
 from ..kernels.scheme import AttentionScheme
 from .decoder import Decoder, build_decoder
 from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
 from .opening import Opened, has_bias, linear_shape, open_checkpoint, read_deq_scale
 from .schemes import Checked
+
+KvCacheDtype = Literal["auto", "bfloat16"]
 
 
 @dataclass
@@ -42,9 +45,21 @@ class Model:
             and not isinstance(self.decoder.lm_head, FloatLinear)
         )
 
-    def make_pages(self, num_pages: int, page_size: int) -> list[Pages]:
-        """Empty cache pages for every layer."""
-        return [self.make_layer_pages(layer, num_pages, page_size) for layer in range(self.config.num_layers)]
+    def make_pages(self, num_pages: int, page_size: int, kv_cache_dtype: KvCacheDtype = "auto") -> list[Pages]:
+        """Empty cache pages for every layer: "auto" as the checkpoint says, int8 or float; or all "bfloat16".
+
+        Raises:
+            ValueError: kv_cache_dtype is neither.
+        """
+        c = self.config
+        if kv_cache_dtype == "auto":
+            return [self.make_layer_pages(layer, num_pages, page_size) for layer in range(c.num_layers)]
+        if kv_cache_dtype == "bfloat16":
+            return [
+                BFloat16Pages(c.num_heads, c.num_kv_heads, c.head_dim, num_pages, page_size)
+                for _ in range(c.num_layers)
+            ]
+        raise ValueError(f"kv_cache_dtype is 'auto' or 'bfloat16', not {kv_cache_dtype!r}")
 
     def make_layer_pages(self, layer: int, num_pages: int, page_size: int, position: int = 0) -> Pages:
         """Empty cache pages of one layer, for sequences whose first token stands at `position`: 0, or when measuring

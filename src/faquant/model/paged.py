@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import _C
 from ..kernels import reference, threads
 from ..kernels.addresses import address
-from ..kernels.pages import Int8Pages, Pages, Spans
+from ..kernels.pages import PackedPages, Pages, Spans
 from .decoder import Decoder, Tables
 from .rope import Rope
 
@@ -78,8 +78,8 @@ class Batch:
 
 
 class PagedDecoder:
-    """A decoder and the cache pages of its layers. Layers that are int8 throughout run in one call of C++, one behind
-    the other, with the bits of DecoderLayer's own steps; others step by step.
+    """A decoder and the cache pages of its layers. Layers of int8 linears, with an int8 or a bfloat16 cache, run in one
+    call of C++, one behind the other, with the bits of DecoderLayer's own steps; others step by step.
 
     Weights and pages are looked at once, here: what replaces one later is not seen. `isa` forces the instruction set of
     the layers that run in one call.
@@ -115,12 +115,12 @@ class PagedDecoder:
         return self.decoder.norm(x)
 
     def _is_fused(self, number: int) -> bool:
-        return isinstance(self.pages[number], Int8Pages) and self.decoder.layers[number].is_int8
+        return isinstance(self.pages[number], PackedPages) and self.decoder.layers[number].is_int8
 
     def _kernels(self, numbers: range) -> _C.DecoderLayers:
         kernels = _C.DecoderLayers()
         for number in numbers:
-            layer, pages = self.decoder.layers[number], cast(Int8Pages, self.pages[number])
+            layer, pages = self.decoder.layers[number], cast(PackedPages, self.pages[number])
             linears, norms = layer.kernels()
             kernels.add(linears=linears, norms=norms, cache=pages.cache, window=self._windows[number])
         return kernels
@@ -142,7 +142,7 @@ class PagedDecoder:
             self._isa,
         )
         for number, (q, k, v) in zip(numbers, beyond, strict=True):
-            cast(Int8Pages, self.pages[number]).count_saturated(tokens, q=q, k=k, v=v)
+            cast(PackedPages, self.pages[number]).count_saturated(tokens, q=q, k=k, v=v)
 
     def _attend(self, batch: Batch, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return batch.attend(self.pages[layer], self._windows[layer], q, k, v)
