@@ -1,10 +1,11 @@
-"""Decode attention, one new token: ours beside torch's SDPA and what memory gives, interleaved in one run.
+"""Decode attention, one new token: our int8 cache beside our bfloat16 one, torch's SDPA and what memory gives,
+interleaved in one run.
 
 python benchmarks/attention_decode.py [--contexts 1024 4096 16384 32768] [--batch 1] [--page-size 128] [--threads N]
                                       [--json FILE]
 
-A fraction is the bytes of the int8 cache / time / the rate at which the same threads read memory in the same run; "×"
-is the peer's time over that of ours with 16 bits of P. torch's SDPA gets the query heads of a group as rows, which is
+A fraction is the bytes of the cache / time / the rate at which the same threads read memory in the same run; "×" is the
+other's time over that of int8 with 16 bits of P. torch's SDPA gets the query heads of a group as rows, which is
 its fastest way. Results are checked against the oracle first.
 """
 
@@ -18,26 +19,22 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from faquant import _C
 from faquant.kernels import reference
-from faquant.kernels.pages import Int8Pages, Spans
+from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages, Spans, float_attend
 from faquant.kernels.scheme import AttentionScheme
 
 SHAPES = ((9, 3, 64), (32, 8, 128), (8, 8, 128), (64, 8, 128))
 STREAM_BYTES = 512 << 20
 
 
-def pages_of(
-    scheme: AttentionScheme, k: Tensor, v: Tensor, batch: int, page_size: int, shuffled: bool
-) -> tuple[Int8Pages, Tensor]:
-    """A cache that is full of sequences, each with the same k and v [context, Hkv, D], and their block tables."""
-    context = len(k)
-    per_sequence = -(-context // page_size)
-    pages = Int8Pages(scheme, batch * per_sequence, page_size)
+def fill(pages: PackedPages, k: Tensor, v: Tensor, batch: int, shuffled: bool = False) -> Tensor:
+    """Fill a cache with sequences, each with the same k and v [context, Hkv, D]; their block tables."""
+    page_size = pages.page_size
     order = torch.randperm(pages.num_pages) if shuffled else torch.arange(pages.num_pages)
-    tables = order.view(batch, per_sequence)
-    positions = torch.arange(context)
+    tables = order.view(batch, -1)
+    positions = torch.arange(len(k))
     for table in tables:
         pages.append(k, v, table[positions // page_size] * page_size + positions % page_size, positions)
-    return pages, tables
+    return tables
 
 
 def last_tokens(context: int, tables: Tensor) -> Spans:
@@ -45,11 +42,16 @@ def last_tokens(context: int, tables: Tensor) -> Spans:
     return Spans.of([(1, context - 1, table) for table in tables])
 
 
-def check(pages: Int8Pages, spans: Spans, q: Tensor) -> None:
+def check(pages: PackedPages, spans: Spans, q: Tensor) -> None:
     """Refuse to time what is wrong."""
     (_, start, table), *_ = spans.parts
-    expected = reference.attend(q[:1], *pages.read_bytes(table, start + 1), pages.scheme, start)
-    if not torch.equal(pages.attend(q, spans)[:1], expected):
+    out = pages.attend(q, spans)[:1]
+    if isinstance(pages, Int8Pages):
+        expected = reference.attend(q[:1], *pages.read_bytes(table, start + 1), pages.scheme, start)
+        good = torch.equal(out, expected)
+    else:
+        good = torch.allclose(out, float_attend(q[:1], *pages.read(table, start + 1), start), atol=1e-4)
+    if not good:
         raise SystemExit("The kernel does not give the oracle's result.")
 
 
@@ -61,18 +63,22 @@ def folded(q: Tensor, kv_heads: int, context: int, dtype: torch.dtype) -> tuple[
 
 
 def measure(shape: tuple[int, int, int], context: int, batch: int, page_size: int, threads: int) -> dict[str, float]:
-    """Times in seconds, `bytes` of the cache and `limit` in bytes a second."""
+    """Times in seconds, `bytes` of an int8 and a bfloat16 cache and `limit` in bytes a second."""
     heads, kv_heads, dim = shape
     q, k, v = torch.randn(batch, heads, dim), *torch.randn(2, context, kv_heads, dim)
     calls: dict[str, Callable[[], object]] = {}
-    size = 0
-    for name, levels, shuffled in (("P 16", 32767, False), ("P 8", 255, False), ("P 16, shuffled", 32767, True)):
-        scheme = AttentionScheme(heads, kv_heads, dim, p_levels=levels)
-        pages, tables = pages_of(scheme, k, v, batch, page_size, shuffled)
-        spans = last_tokens(context, tables)
+    count = batch * -(-context // page_size)
+    wide, narrow = (AttentionScheme(heads, kv_heads, dim, p_levels=levels) for levels in (32767, 255))
+    caches = {
+        "P 16": Int8Pages(wide, count, page_size),
+        "P 8": Int8Pages(narrow, count, page_size),
+        "P 16, shuffled": Int8Pages(wide, count, page_size),
+        "bfloat16": BFloat16Pages(heads, kv_heads, dim, count, page_size),
+    }
+    for name, pages in caches.items():
+        spans = last_tokens(context, fill(pages, k, v, batch, "shuffled" in name))
         check(pages, spans, q)
         calls[name] = lambda pages=pages, spans=spans: pages.attend(q, spans)  # type: ignore[misc]
-        size = batch * context * pages.bytes_per_token
     for name, dtype in (("SDPA bf16", torch.bfloat16), ("SDPA fp32", torch.float32)):
         operands = folded(q, kv_heads, context, dtype)
         calls[name] = lambda operands=operands: scaled_dot_product_attention(*operands)  # type: ignore[misc]
@@ -80,7 +86,12 @@ def measure(shape: tuple[int, int, int], context: int, batch: int, page_size: in
     calls["stream"] = lambda: _C.read_all(words, threads=threads)
     rounds = 6 if context * batch >= 1 << 16 else 18
     times = seconds(calls, rounds)
-    return {**times, "bytes": size, "limit": STREAM_BYTES / times.pop("stream")}
+    return {
+        **times,
+        "bytes": batch * context * caches["P 16"].bytes_per_token,
+        "bfloat16 bytes": batch * context * caches["bfloat16"].bytes_per_token,
+        "limit": STREAM_BYTES / times.pop("stream"),
+    }
 
 
 def main() -> None:
@@ -89,7 +100,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--page-size", type=int, default=128)
     arguments = start(parser)
-    print("Hq/Hkv/D    context  limit GB/s  fraction: P 16   P 8   shuffled pages   SDPA bf16   SDPA fp32")
+    print("Hq/Hkv/D    context  limit GB/s  fraction: P 16   P 8   shuffled pages   our bf16      SDPA bf16   SDPA fp32")
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for context in arguments.contexts:
@@ -97,10 +108,11 @@ def main() -> None:
             rows.append({"shape": shape, "context": context, "batch": arguments.batch, **found})
             name = "/".join(map(str, shape))
             shares = [found["bytes"] / found[kind] / found["limit"] for kind in ("P 16", "P 8", "P 16, shuffled")]
-            peers = [found[kind] / found["P 16"] for kind in ("SDPA bf16", "SDPA fp32")]
+            share = found["bfloat16 bytes"] / found["bfloat16"] / found["limit"]
+            others = [found[kind] / found["P 16"] for kind in ("bfloat16", "SDPA bf16", "SDPA fp32")]
             print(
                 f"{name:10} {context:8}  {found['limit'] / 1e9:10.1f}  {shares[0]:14.2f} {shares[1]:5.2f} "
-                f"{shares[2]:16.2f}  {peers[0]:9.1f}× {peers[1]:9.1f}×",
+                f"{shares[2]:16.2f}  {share:9.2f} {others[0]:4.2f}× {others[1]:9.1f}× {others[2]:9.1f}×",
                 flush=True,
             )
     finish(arguments, rows)

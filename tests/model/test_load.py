@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
 from faquant.evaluation.divergence import window_logits
-from faquant.kernels.pages import FloatPages, Int8Pages
+from faquant.kernels.pages import BFloat16Pages, FloatPages, Int8Pages
 from faquant.model.linear import FloatLinear, StaticLinear
 from faquant.model.load import load, load_float
+from faquant.model.paged import Chunk, PagedDecoder
+from faquant.model.rope import Rope
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.tiny_models import tiny_model
@@ -70,6 +72,19 @@ def test_the_tools_checkpoint_loads_and_answers_like_its_float_source(golden: Pa
     expected = window_logits(load_float(GOLDEN / "float_float32"), _ids())
     agreement = torch.nn.functional.cosine_similarity(_logits(golden), expected).mean()
     assert agreement > 0.98
+
+
+def test_a_cache_of_bfloat16_can_be_asked_for(golden: Path) -> None:
+    model, ids = load(golden), _ids()
+    c = model.config
+    pages = model.make_pages(-(-len(ids) // 128), 128, kv_cache_dtype="bfloat16")
+    assert [type(some) for some in pages] == [BFloat16Pages] * c.num_layers
+    chunk = Chunk(ids, 0, torch.arange(pages[0].num_pages), Rope(c))
+    logits = model.decoder.logits(PagedDecoder(model.decoder, pages).run([chunk]))
+    expected = window_logits(load_float(GOLDEN / "float_float32"), ids)
+    assert torch.nn.functional.cosine_similarity(logits, expected).mean() > 0.98
+    with pytest.raises(ValueError, match="'auto' or 'bfloat16', not 'int8'"):
+        model.make_pages(2, 128, kv_cache_dtype="int8")  # type: ignore[arg-type]
 
 
 def test_a_static_linear_computes_the_formula_of_the_format(golden: Path) -> None:

@@ -1,4 +1,4 @@
-"""Random int8 decoders of several kinds, too small to say anything."""
+"""Random decoders of int8 linears, of several kinds and with several caches, too small to say anything."""
 
 from functools import cache
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from faquant.config import ModelConfig, parse_config
-from faquant.kernels.pages import Int8Pages
+from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages
 from faquant.kernels.scheme import AttentionScheme
 from faquant.model.decoder import Decoder, build_decoder
 from faquant.model.linear import DynamicLinear
@@ -45,7 +45,7 @@ MODELS = {
         "head_dim": 12,
     },
 }
-SCHEMES = ("default", "static")
+SCHEMES = ("default", "static", "bfloat16")
 
 
 class Random:
@@ -71,7 +71,10 @@ class Random:
         block = {192: 64, 200: 8}[k] if name.endswith("down_proj") else 0
         return DynamicLinear(weight, scale, self.normal(n) if has_bias(self.config, name) else None, block)
 
-    def scheme(self, name: str) -> AttentionScheme:
+    def scheme(self, name: str) -> AttentionScheme | None:
+        """None: the cache is of bfloat16."""
+        if name == "bfloat16":
+            return None
         c = self.config
         heads, dim = c.num_kv_heads, c.head_dim
         block = dim & -dim
@@ -94,7 +97,7 @@ class Random:
         )
 
 
-Parts = tuple[Decoder, list[AttentionScheme]]
+Parts = tuple[Decoder, list[AttentionScheme | None]]
 
 
 @cache
@@ -110,20 +113,24 @@ def tokens(count: int, seed: int = 0) -> Tensor:
 
 
 class Cache:
-    """Int8 pages that sequences take in random order, poisoned where nothing was written."""
+    """Pages that sequences take in random order, poisoned where nothing was written."""
 
     def __init__(self, made: Parts, page_size: int, room: int) -> None:
         self.decoder, schemes = made
         count = -(-room // page_size) + 8
         self.page_size = page_size
-        self.pages = [Int8Pages(scheme, count, page_size) for scheme in schemes]
+        self.pages = [self._layer(scheme, count) for scheme in schemes]
         for pages in self.pages:
-            for store in (pages.k, pages.v):
-                store.fill_(0x7F)
-            for scales in (pages.k_scale, pages.v_scale):
-                if scales is not None:
-                    scales.fill_(float("nan"))
+            for store in vars(pages).values():
+                if isinstance(store, Tensor):
+                    store.fill_(float("nan") if store.is_floating_point() else 0x7F)
         self.free = torch.randperm(count, generator=torch.Generator().manual_seed(5)).tolist()
+
+    def _layer(self, scheme: AttentionScheme | None, count: int) -> PackedPages:
+        c = self.decoder.config
+        if scheme is None:
+            return BFloat16Pages(c.num_heads, c.num_kv_heads, c.head_dim, count, self.page_size)
+        return Int8Pages(scheme, count, self.page_size)
 
     def table(self, length: int) -> Tensor:
         return torch.tensor([self.free.pop() for _ in range(-(-length // self.page_size))])
