@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--page-size", type=int, default=128)
     arguments = start(parser)
-    print("Hq/Hkv/D    context  limit GB/s  fraction: P 16   P 8   shuffled pages   our bf16      SDPA bf16   SDPA fp32")
+    print("Hq/Hkv/D    context  limit GB/s  fraction: P 16   P 8   shuffled pages   our bf16     SDPA bf16   SDPA fp32")
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for context in arguments.contexts:
