@@ -12,6 +12,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifdef FAQUANT_X86
@@ -44,18 +45,19 @@ class Pool {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             work_ = &work;
-            error_ = nullptr;
             wanted_ = threads - 1;
             for (int64_t i = 0; i < threads; ++i) {
-                Range& range = ranges_[static_cast<size_t>(i)];
-                range.next = in_order ? (i == 0 ? 0 : jobs) : jobs * i / threads;
-                range.end = in_order ? jobs : jobs * (i + 1) / threads;
+                Seat& seat = seats_[static_cast<size_t>(i)];
+                seat.next = in_order ? (i == 0 ? 0 : jobs) : jobs * i / threads;
+                seat.end = in_order ? jobs : jobs * (i + 1) / threads;
             }
             open_ = true;
             generation_.fetch_add(1, std::memory_order_release);
         }
-        if (sleeping_.load() > 0) {
-            wake_.notify_all();
+        for (int64_t i = 1; i < threads; ++i) {
+            if (Seat& seat = seats_[static_cast<size_t>(i)]; seat.sleeps) {
+                seat.wake.notify_one();
+            }
         }
         work_off(0);
         {
@@ -72,20 +74,29 @@ class Pool {
             }
         }
         if (error_) {
-            std::rethrow_exception(error_);
+            std::rethrow_exception(std::exchange(error_, nullptr));
         }
     }
 
   private:
+    // A thread's jobs, on a cache line of their own, and what it sleeps on.
+    struct alignas(64) Seat {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+        std::atomic<bool> sleeps{false};
+        std::condition_variable wake;
+    };
+
     void grow(int64_t count) {
-        while (static_cast<int64_t>(ranges_.size()) <= count) {
-            ranges_.emplace_back();
+        while (static_cast<int64_t>(seats_.size()) <= count) {
+            seats_.emplace_back();
         }
         while (static_cast<int64_t>(threads_.size()) < count) {
             try {
                 const int64_t mine = static_cast<int64_t>(threads_.size()) + 1;
+                Seat& seat = seats_[static_cast<size_t>(mine)];
                 const uint64_t generation = generation_.load();
-                threads_.emplace_back([this, mine, generation] { loop(mine, generation); });
+                threads_.emplace_back([this, mine, &seat, generation] { loop(mine, seat, generation); });
             } catch (const std::system_error&) {
                 // The threads that there are do the work.
                 return;
@@ -93,15 +104,16 @@ class Pool {
         }
     }
 
-    [[noreturn]] void loop(int64_t mine, uint64_t seen) {
+    [[noreturn]] void loop(int64_t mine, Seat& seat, uint64_t seen) {
         while (true) {
-            seen = next_generation(seen);
-            if (mine > wanted_) {
-                continue;
-            }
+            wait_actively(mine, seen);
             {
-                const std::lock_guard<std::mutex> lock(mutex_);
-                if (!open_ || mine > wanted_) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                seat.sleeps = true;
+                seat.wake.wait(lock, [&] { return is_wanted(mine, seen); });
+                seat.sleeps = false;
+                seen = generation_;
+                if (!open_) {
                     continue;
                 }
                 active_.fetch_add(1);
@@ -111,30 +123,30 @@ class Pool {
         }
     }
 
-    uint64_t next_generation(uint64_t seen) {
+    // Calls that do not want this thread do not prolong it.
+    void wait_actively(int64_t mine, uint64_t seen) const {
         const auto until = std::chrono::steady_clock::now() + kActiveWait;
         while (std::chrono::steady_clock::now() < until) {
             for (int i = 0; i < 64; ++i) {
-                if (const uint64_t now = generation_.load(std::memory_order_acquire); now != seen) {
-                    return now;
+                if (is_wanted(mine, seen)) {
+                    return;
                 }
                 pause();
             }
         }
-        std::unique_lock<std::mutex> lock(mutex_);
-        sleeping_.fetch_add(1);
-        wake_.wait(lock, [&] { return generation_.load() != seen; });
-        sleeping_.fetch_sub(1);
-        return generation_.load();
     }
 
-    // A thread begins with its own range of jobs; then it helps the others.
+    bool is_wanted(int64_t mine, uint64_t seen) const {
+        return generation_.load(std::memory_order_acquire) != seen && mine <= wanted_;
+    }
+
+    // A thread begins with its own jobs; then it helps the others.
     void work_off(int64_t mine) {
         const int64_t threads = wanted_ + 1;
         try {
             for (int64_t i = 0; i < threads; ++i) {
-                Range& range = ranges_[static_cast<size_t>((mine + i) % threads)];
-                for (int64_t job = range.next++; job < range.end; job = range.next++) {
+                Seat& seat = seats_[static_cast<size_t>((mine + i) % threads)];
+                for (int64_t job = seat.next++; job < seat.end; job = seat.next++) {
                     (*work_)(job);
                 }
             }
@@ -142,23 +154,16 @@ class Pool {
             const std::lock_guard<std::mutex> lock(mutex_);
             error_ = std::current_exception();
             for (int64_t i = 0; i < threads; ++i) {
-                ranges_[static_cast<size_t>(i)].next = ranges_[static_cast<size_t>(i)].end;
+                seats_[static_cast<size_t>(i)].next = seats_[static_cast<size_t>(i)].end;
             }
         }
     }
 
-    // Jobs, on a cache line of their own.
-    struct alignas(64) Range {
-        std::atomic<int64_t> next{0};
-        int64_t end = 0;
-    };
-
     std::mutex calls_, mutex_;
-    std::condition_variable wake_;
     std::vector<std::thread> threads_;
-    std::deque<Range> ranges_;  // the first is the calling thread's
+    std::deque<Seat> seats_;  // the first is the calling thread's
     std::atomic<uint64_t> generation_{0};
-    std::atomic<int64_t> active_{0}, sleeping_{0}, wanted_{0};
+    std::atomic<int64_t> active_{0}, wanted_{0};
     const std::function<void(int64_t)>* work_ = nullptr;
     bool open_ = false;
     std::exception_ptr error_;

@@ -1,11 +1,15 @@
 """Torch is held to one thread while kernels keep theirs, and gets its own back whatever happens."""
 
+from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
 
-from faquant.kernels import threads
+from faquant import _C
+from faquant.kernels import elementwise, threads
+
+TASKS = Path("/proc/self/task")
 
 
 def test_torch_gets_its_threads_back() -> None:
@@ -43,3 +47,29 @@ def test_torch_gets_its_threads_back_behind_an_error() -> None:
     with pytest.raises(KeyError):
         failing()
     assert (torch.get_num_threads(), threads.count()) == (2, 2)
+
+
+def processor_time() -> dict[str, int]:
+    """What each thread of this process has computed, in ticks."""
+    fields = {stat.parent.name: stat.read_text().rpartition(")")[2].split() for stat in TASKS.glob("*/stat")}
+    return {thread: int(values[11]) + int(values[12]) for thread, values in fields.items()}
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="Linux tells what threads do")
+def test_threads_that_no_call_wants_sleep() -> None:
+    gate = torch.ones(1 << 19)
+    out = torch.empty_like(gate)
+
+    def call(threads: int) -> None:
+        _C.silu_times(gate.data_ptr(), gate.data_ptr(), len(gate), out.data_ptr(), threads, None)
+
+    call(8)
+    before = processor_time()
+    spent = [0]
+    while max(spent) < 20:
+        for _ in range(50):
+            call(2)
+        spent = sorted((ticks - before.get(thread, 0) for thread, ticks in processor_time().items()), reverse=True)
+    assert sum(spent[2:]) < spent[0] / 2
+    call(8)
+    assert torch.equal(out, elementwise.silu_times(gate, gate))
