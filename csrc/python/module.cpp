@@ -92,6 +92,15 @@ nb::dict self_test() {
     return results;
 }
 
+// [(kernel, fault, what the self-test reports)]
+nb::list reports_of_faults() {
+    nb::list reports;
+    for (const faquant::FaultReport& report : faquant::reports_of_faults()) {
+        reports.append(nb::make_tuple(report.kernel, report.fault, report.reported));
+    }
+    return reports;
+}
+
 }  // namespace
 
 NB_MODULE(_C, m) {
@@ -110,8 +119,7 @@ NB_MODULE(_C, m) {
     m.def("selected_isa", [] { return faquant::selected_kernels().kernels->name; });
     m.def("selection_warning", [] { return faquant::selected_kernels().warning; });
     m.def("self_test", &self_test);
-    m.def("self_test_notices_saturation", &faquant::self_test_notices_saturation,
-          nb::call_guard<nb::gil_scoped_release>());
+    m.def("reports_of_faults", &reports_of_faults);
     m.def("dot_u8s8", &dot_u8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.def("dot_s8s8", &dot_s8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.attr("TILE") = faquant::kTile;
