@@ -20,9 +20,11 @@ std::vector<Candidate> candidates() {
     const CpuFeatures cpu = detect_cpu_features();
     const bool avx512vnni = cpu.avx2 && cpu.avx512f && cpu.avx512bw && cpu.avx512vl && cpu.avx512_vnni;
     list.push_back({&kAvx512VnniKernels, avx512vnni});
+#ifdef FAQUANT_AVXVNNI
     list.push_back({&kAvxVnniKernels, cpu.avx2 && cpu.fma && cpu.f16c && cpu.avx_vnni});
     // Only there to be tested: the same instructions otherwise encoded.
     list.push_back({&kAvxVnniEvexKernels, avx512vnni && cpu.fma && cpu.f16c});
+#endif
     list.push_back({&kAvx2Kernels, cpu.avx2 && cpu.fma && cpu.f16c});
 #endif
     list.push_back({&kPortableKernels, true});

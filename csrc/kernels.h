@@ -180,9 +180,11 @@ struct KernelTable {
 extern const KernelTable kPortableKernels;
 #ifdef FAQUANT_X86
 extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512VnniKernels;
+#endif
+#ifdef FAQUANT_AVXVNNI
 extern const KernelTable kAvxVnniKernels;
 extern const KernelTable kAvxVnniEvexKernels;
-extern const KernelTable kAvx512VnniKernels;
 #endif
 
 }  // namespace faquant
