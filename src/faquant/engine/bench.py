@@ -10,9 +10,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ..kernels.pages import Pages
 from ..kernels.threads import torch_on_one
-from ..model.load import Model
+from ..model.load import KvCacheDtype, Model
 from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
 from .engine import PAGE_SIZE
@@ -49,7 +48,7 @@ def seconds(
 class Sequences:
     """Some sequences of one length, each in pages of its own, that decode together; nothing schedules them."""
 
-    def __init__(self, model: Model, kv_cache_dtype: str = "auto") -> None:
+    def __init__(self, model: Model, kv_cache_dtype: KvCacheDtype = "auto") -> None:
         self.model = model
         self.kv_cache_dtype = kv_cache_dtype
         self._is_int8 = model.is_int8()
@@ -58,7 +57,7 @@ class Sequences:
     @property
     def cache_bytes(self) -> int:
         """Of one token."""
-        return sum(pages.bytes_per_token for pages in self._new_pages(1))
+        return self.model.cache_bytes_per_token(self.kv_cache_dtype)
 
     def prefill(self, tokens: Sequence[int]) -> Tensor:
         """Read a prompt in an empty cache; logits [1, vocab] of its last token."""
@@ -96,11 +95,10 @@ class Sequences:
 
     def _make_pages(self, length: int, count: int) -> None:
         each = -(-length // PAGE_SIZE)
-        self._decoder = PagedDecoder(self.model.decoder, self._new_pages(count * each))
+        self._decoder = PagedDecoder(
+            self.model.decoder, self.model.make_pages(count * each, PAGE_SIZE, self.kv_cache_dtype)
+        )
         self._tables = torch.arange(count * each).view(count, each)
-
-    def _new_pages(self, count: int) -> list[Pages]:
-        return self.model.make_pages(count, PAGE_SIZE)
 
     def _read(self, tokens: Sequence[int]) -> Tensor:
         for start in range(0, len(tokens), PREFILL_CHUNK):

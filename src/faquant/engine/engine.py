@@ -46,9 +46,9 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
-        self.bytes_per_token = sum(layer.bytes_per_token for layer in model.make_pages(1, PAGE_SIZE))
+        self.bytes_per_token = model.cache_bytes_per_token(config.kv_cache_dtype)
         num_pages, self.max_model_len = _fitting(config, model.max_position, PAGE_SIZE * self.bytes_per_token)
-        pages = model.make_pages(num_pages, PAGE_SIZE)
+        pages = model.make_pages(num_pages, PAGE_SIZE, config.kv_cache_dtype)
         self._saturation = Saturation()
         for layer in pages:
             layer.saturation = self._saturation

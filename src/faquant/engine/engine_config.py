@@ -1,10 +1,10 @@
 """What an engine is made with: the one source of LLM's arguments and of the commands' flags."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from ..errors import UsageError
-
-KV_CACHE_DTYPES = ("auto", "bfloat16")
+from ..model.load import KvCacheDtype
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     kv_cache_memory: int | None = None
-    kv_cache_dtype: str = "auto"
+    kv_cache_dtype: KvCacheDtype = "auto"
     enable_prefix_caching: bool = True
     speculative_tokens: int = 0
 
@@ -50,8 +50,8 @@ class EngineConfig:
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}), so that every sequence gets on in every step."
             )
-        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
-            names = ", ".join(KV_CACHE_DTYPES)
+        if self.kv_cache_dtype not in get_args(KvCacheDtype):
+            names = ", ".join(get_args(KvCacheDtype))
             raise UsageError(f"kv_cache_dtype must be one of {names}, not {self.kv_cache_dtype!r:.80}.")
         if not isinstance(self.enable_prefix_caching, bool):
             raise UsageError(f"enable_prefix_caching must be true or false, not {self.enable_prefix_caching!r:.80}.")

@@ -13,7 +13,7 @@ from ..checkpoint.description import Description
 from ..checkpoint.metadata import ROTATED_TYPE, Metadata
 from ..config import ModelConfig
 from ..errors import UsageError
-from ..kernels.pages import BFloat16Pages, FloatPages, Int8Pages, Pages
+from ..kernels.pages import TILE, BFloat16Pages, FloatPages, Int8Pages, Pages
 from ..kernels.scheme import AttentionScheme
 from .decoder import Decoder, build_decoder
 from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
@@ -60,6 +60,10 @@ class Model:
                 for _ in range(c.num_layers)
             ]
         raise ValueError(f"kv_cache_dtype is 'auto' or 'bfloat16', not {kv_cache_dtype!r}")
+
+    def cache_bytes_per_token(self, kv_cache_dtype: KvCacheDtype = "auto") -> int:
+        """Bytes that one token takes in the cache of all layers. Raises: as make_pages."""
+        return sum(pages.bytes_per_token for pages in self.make_pages(1, TILE, kv_cache_dtype))
 
     def make_layer_pages(self, layer: int, num_pages: int, page_size: int, position: int = 0) -> Pages:
         """Empty cache pages of one layer, for sequences whose first token stands at `position`: 0, or when measuring
