@@ -10,10 +10,11 @@ PEERS_VENV = .venv-peers
 PEERS_JOBS ?= 2
 BIN = $(VENV)/bin
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/python/*)
+FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers bench bench-peers demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -37,12 +38,12 @@ check: venv ## Lint, formatting and types
 	$(BIN)/ruff check $(PYTHON_DIRS)
 	$(BIN)/ruff format --check $(PYTHON_DIRS)
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: venv ## Format Python and C++, and mend what the linter can
 	$(BIN)/ruff check --fix-only $(PYTHON_DIRS)
 	$(BIN)/ruff format $(PYTHON_DIRS)
-	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 test: venv ## All tests but those that need msmodelslim, lm_eval or a browser
 	$(BIN)/python -m pytest -q
@@ -85,6 +86,15 @@ test-sanitizers: venv ## The kernels' tests with AddressSanitizer and UndefinedB
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest -q $(SANITIZED_TESTS)
 
+AARCH64_CXX ?= aarch64-linux-gnu-g++
+AARCH64_RUN ?= qemu-aarch64
+
+test-aarch64: ## The kernels' self-test on AArch64, by a cross compiler and an emulator; no Python
+	mkdir -p build
+	$(AARCH64_CXX) -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -Werror -static -pthread -Icsrc \
+		tests/native/*.cpp $(filter-out csrc/kernels_avx%,$(wildcard csrc/*.cpp)) -o build/self-test-aarch64
+	$(AARCH64_RUN) build/self-test-aarch64
+
 bench: venv ## Attention and linears beside torch's, and what memory gives (8 minutes)
 	$(BIN)/python benchmarks/attention_decode.py
 	$(BIN)/python benchmarks/attention_decode.py --contexts 4096 --batch 8
@@ -109,4 +119,4 @@ clean: ## Remove everything that make and the tools have made
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## Show this
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 16

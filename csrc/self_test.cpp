@@ -18,6 +18,8 @@ constexpr int64_t kLongest = 1000;
 // Operands start here, so that they are unaligned, and end this far before the end of their buffer.
 constexpr int64_t kMargin = 65;
 constexpr uint8_t kPoison = 0x7f;
+// What the first operand is filled with, and the second. 0x80 is 128 or −128, 0x7f is 127, 0xff is 255 or −1.
+constexpr uint8_t kFirst[] = {0x00, 0x7f, 0x80, 0xff}, kEven[] = {0x7f, 0x80, 0x81, 0xff}, kOdd[] = {0x7f, 0x80};
 
 template <typename A>
 bool agrees(int32_t (*dot)(const A*, const int8_t*, int64_t), const std::vector<uint8_t>& a,
@@ -60,10 +62,9 @@ const char* wrong_kernel_in_dots(const KernelTable& table) {
     std::vector<uint8_t> a(kLongest + 2 * kMargin), b(kLongest + 2 * kMargin);
     Random random;
     for (const int64_t n : kLengths) {
-        // 0x80 is 128 or −128, 0x7f is 127, 0xff is 255 or −1.
-        for (const uint8_t x : {0x00, 0x7f, 0x80, 0xff}) {
-            for (const uint8_t even : {0x7f, 0x80, 0x81, 0xff}) {
-                for (const uint8_t odd : {0x7f, 0x80}) {
+        for (const uint8_t x : kFirst) {
+            for (const uint8_t even : kEven) {
+                for (const uint8_t odd : kOdd) {
                     fill(a, n, x, x);
                     fill(b, n, even, odd);
                     if (const char* name = first_wrong_dot(table, a, b, n)) {
