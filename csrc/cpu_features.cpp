@@ -65,7 +65,7 @@ CpuFeatures detect_cpu_features() {
 }
 
 std::string cpu_brand() {
-    if (__get_cpuid_max(0x80000000u, nullptr) < 0x80000004u) {
+    if (static_cast<uint32_t>(__get_cpuid_max(0x80000000u, nullptr)) < 0x80000004u) {
         return {};
     }
     char text[49] = {};

@@ -90,11 +90,14 @@ const char* wrong_norm(const KernelTable& table) {
     const auto x = random.floats(kAll, 0.02f), weight = random.floats(kSize, 0.01f), bias = random.floats(kSize, 0.01f);
     const Norm plain = {weight.data(), nullptr, 0.1f}, biased = {weight.data(), bias.data(), 0.1f};
     std::vector<double> exact;
-    for (int64_t i = 0; i < 2 * kAll; ++i) {
-        const float* row = x.data() + i % kAll / kSize * kSize;
-        const double squares = std::inner_product(row, row + kSize, row, 0.0);
-        const double scale = 1 / std::sqrt(squares / kSize + plain.eps);
-        exact.push_back(row[i % kSize] * scale * weight[i % kSize] + (i < kAll ? 0.0f : bias[i % kSize]));
+    for (const Norm& norm : {plain, biased}) {
+        for (const float* row = x.data(); row != x.data() + kAll; row += kSize) {
+            const double mean = std::inner_product(row, row + kSize, row, 0.0) / kSize;
+            for (int64_t i = 0; i < kSize; ++i) {
+                const double normed = row[i] / std::sqrt(mean + norm.eps) * norm.weight[i];
+                exact.push_back(norm.bias == nullptr ? normed : normed + norm.bias[i]);
+            }
+        }
     }
     const auto run = [&](const KernelTable& kernels) {
         std::vector<float> out(2 * kAll);
@@ -112,9 +115,10 @@ const char* wrong_rope(const KernelTable& table) {
     const auto cos = random.floats(kTokens * kDim, 0x1p-7f), sin = random.floats(kTokens * kDim, 0x1p-7f);
     std::vector<double> exact;
     for (int64_t i = 0; i < kAll; ++i) {
-        const int64_t at = i / (kHeads * kDim) * kDim + i % kDim;
-        const double other = i % kDim < kHalf ? -x[i + kHalf] : x[i - kHalf];
-        exact.push_back(static_cast<double>(x[i]) * cos[at] + other * sin[at]);
+        const float* value = x.data() + i;
+        const int64_t channel = i % kDim, at = i / (kHeads * kDim) * kDim + channel;
+        const double other = channel < kHalf ? -value[kHalf] : value[-kHalf];
+        exact.push_back(static_cast<double>(*value) * cos.data()[at] + other * sin.data()[at]);
     }
     const auto run = [&](const KernelTable& kernels) {
         std::vector<float> out = x;
@@ -133,7 +137,7 @@ const char* wrong_silu(const KernelTable& table) {
     const auto count = static_cast<int64_t>(gate.size());
     const auto up = random.floats(count, 0x1p-7f);
     std::vector<double> exact;
-    for (int64_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < gate.size(); ++i) {
         exact.push_back(exact_silu(gate[i]) * up[i]);
     }
     const auto run = [&](const KernelTable& kernels) {

@@ -18,18 +18,16 @@ const char* wrong_kernel_in_attention(const KernelTable& table) {
     std::vector<double> exact;
     for (int64_t row = 0; row < kTokens * kHeads; ++row) {
         double sum = 0, out[kDim] = {};
-        for (int64_t j = 0; j <= kStart + row / kHeads; ++j) {
-            double score = 0;
-            for (int64_t c = 0; c < kDim; ++c) {
-                score += static_cast<double>(q[row * kDim + c]) * k[j * kDim + c];
-            }
+        const float *query = q.data() + row * kDim, *key = k.data(), *value = v.data();
+        for (int64_t j = 0; j <= kStart + row / kHeads; ++j, key += kDim, value += kDim) {
+            const double score = std::inner_product(query, query + kDim, key, 0.0);
             const double p = std::exp(score / std::sqrt(static_cast<double>(kDim)));
             sum += p;
             for (int64_t c = 0; c < kDim; ++c) {
-                out[c] += p * v[j * kDim + c];
+                out[c] += p * value[c];
             }
         }
-        std::transform(out, out + kDim, std::back_inserter(exact), [sum](double value) { return value / sum; });
+        std::transform(out, out + kDim, std::back_inserter(exact), [sum](double x) { return x / sum; });
     }
 
     std::vector<int64_t> places(kEnd);
