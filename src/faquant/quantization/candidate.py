@@ -10,7 +10,7 @@ from ..checkpoint.tensors import TensorDict
 from ..kernels.scheme import AttentionScheme
 from ..model.decoder import Decoder, DecoderLayer, RMSNorm, build_layer
 from ..model.lazy import LazySequence
-from ..model.linear import Linear
+from ..model.linear import FloatLinear, Linear
 from ..model.load import Model, float_linear, read_linear
 from ..model.schemes import Checked, read_scheme
 from .layerwise import LayerQuantizer, NamedTensor, Observed
@@ -77,9 +77,10 @@ class Candidate:
         """Quantize what stands behind the last layer, once that was run."""
         made, linear = self._made(self._quantizer.finish(self._seen.streams))
         decoder = self.model.decoder
-        decoder.norm = RMSNorm(made.finite("model.norm.weight").float(), decoder.norm.eps)
         if "lm_head.weight" in made:
             decoder.lm_head = linear("lm_head")
+        fused = not isinstance(decoder.lm_head, FloatLinear)
+        decoder.norm = RMSNorm(made.finite("model.norm.weight").float(), decoder.norm.eps, fused=fused)
 
     def _layer(self, index: int) -> DecoderLayer:
         quantizer = self._quantizer
