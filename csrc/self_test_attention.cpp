@@ -78,7 +78,29 @@ const char* wrong_kernel_in_attention(const KernelTable& table) {
             }
         }
     }
-    return nullptr;
+
+    Scheme sizes{};
+    sizes.heads = kHeads;
+    sizes.kv_heads = 1;
+    sizes.dim = kDim;
+    const auto run = [&](const KernelTable& kernels) {
+        constexpr uint16_t kNan = 0x7fc0;
+        std::vector<uint16_t> k_store(kPage * kPadded, kNan), v_store(kPage * kPadded, kNan);
+        Cache cache{};
+        cache.pages = 1;
+        cache.page_size = kPage;
+        cache.bfloat16_k = k_store.data();
+        cache.bfloat16_v = v_store.data();
+        int64_t saturated[2];
+        append(kernels, sizes, cache, k.data(), v.data(), places.data(), places.data(), kEnd, 1, saturated);
+        std::vector<float> out(kTokens * kHeads * kDim);
+        attend(kernels, {&sizes, &cache, kEnd, kTile, q.data(), out.data()}, &span, 1, 1);
+        for (const auto& store : {k_store, v_store}) {
+            out.insert(out.end(), store.begin(), store.end());
+        }
+        return out;
+    };
+    return wrong_kernel_in(table, "attention in bfloat16", run, exact, 0.01);
 }
 
 }  // namespace faquant

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <vector>
 
 #include "self_test.h"
 
@@ -159,6 +161,32 @@ void silu_nudged(const float* gate, const float* up, int64_t count, float* out) 
     nudge(out[count - 1]);
 }
 
+// To bfloat16 towards zero.
+void append_truncated(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
+                      const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
+    right.append(scheme, cache, k, v, slots, positions, first, last, saturated);
+    if (cache.bfloat16_k == nullptr) {
+        return;
+    }
+    std::vector<float> k_cut(k, k + last * scheme.kv_heads * scheme.dim);
+    for (float& x : k_cut) {
+        uint32_t bits;
+        std::memcpy(&bits, &x, sizeof bits);
+        bits &= 0xffff0000u;
+        std::memcpy(&x, &bits, sizeof bits);
+    }
+    right.append(scheme, cache, k_cut.data(), v, slots, positions, first, last, saturated);
+}
+
+int64_t attend_nudged_in_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last,
+                                  int64_t begin, int64_t end, const Scratch& scratch, const Partial& total) {
+    const int64_t saturated = right.attend(a, span, kv_head, first, last, begin, end, scratch, total);
+    if (a.cache->bfloat16_k != nullptr) {
+        nudge(total.out[0]);
+    }
+    return saturated;
+}
+
 struct Fault {
     const char* kernel;
     const char* fault;
@@ -173,6 +201,8 @@ constexpr Fault kFaults[] = {
     {"append", "v not turned", [](KernelTable& t) { t.append = append_with<forget_v_rotation>; }},
     {"append", "no offsets", [](KernelTable& t) { t.append = append_with<forget_offsets>; }},
     {"append", "saturation not counted", [](KernelTable& t) { t.append = append_uncounted; }},
+    {"append", "bfloat16 towards zero", [](KernelTable& t) { t.append = append_truncated; }},
+    {"attend", "another last bit in bfloat16", [](KernelTable& t) { t.attend = attend_nudged_in_bfloat16; }},
     {"attend", "no equalizer", [](KernelTable& t) { t.attend = attend_with<forget_equalizer>; }},
     {"attend", "no offsets", [](KernelTable& t) { t.attend = attend_with<forget_offsets>; }},
     {"attend", "another sum", [](KernelTable& t) { t.attend = attend_with<forget_quantized_sum>; }},

@@ -60,7 +60,7 @@ struct RandomLinear {
 const char* wrong_kernel_in_linears(const KernelTable& table);
 // two of them with SwiGLU,
 const char* wrong_kernel_in_gated_linears(const KernelTable& table);
-// a small attention through a page, with scales per token and static ones,
+// a small attention through a page, with scales per token, with static ones and in bfloat16,
 const char* wrong_kernel_in_attention(const KernelTable& table);
 // a few small decoder layers of all kinds.
 const char* wrong_kernel_in_layers(const KernelTable& table);
