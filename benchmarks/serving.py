@@ -10,6 +10,7 @@ llama.cpp's server is spoken to over HTTP, the others by calls. Models are those
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -92,6 +93,7 @@ def main() -> None:
             for name in list(systems):
                 try:
                     served[name].append(systems[name](requests))
+                    print(f"  {name}: {served[name][-1].seconds:.1f} s", file=sys.stderr, flush=True)
                 except PeerError as error:
                     print(f"{name}: left out: {error}")
                     del systems[name], served[name]

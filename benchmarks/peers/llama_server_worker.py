@@ -66,11 +66,10 @@ class Worker:
         def ask(number: int, at: float, prompt: list[int], tokens: int) -> None:
             time.sleep(max(0.0, begin + at - time.monotonic()))
             wanted = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-            body = json.dumps({**wanted, "return_tokens": True})
             first, count = 0.0, 0
-            for line in self._connect("POST", "/completion", body).getresponse():
+            for line in self._connect("POST", "/completion", json.dumps(wanted)).getresponse():
                 if line.startswith(b"data: "):
-                    count += len(json.loads(line[6:]).get("tokens", ()))
+                    count = json.loads(line[6:]).get("tokens_predicted", count)  # the last event has it
                     first = first or time.monotonic()
             times[number] = (first - begin - at, time.monotonic() - begin - at, count)
 
