@@ -1,6 +1,8 @@
-"""Sampling against the logits processors of transformers, and as a distribution."""
+"""Sampling against the logits processors of transformers, the plain definition, and as a distribution."""
 
 import math
+import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from faquant.engine.sampling import Sampler, SamplingParams, distribution, log_probabilities, penalized, sample, uniform
+from faquant.engine.draw import at_least, distribution, draw
+from faquant.engine.sampling import Sampler, SamplingParams, log_probabilities, sample_rows, uniform
 from faquant.errors import FaquantError, UsageError
+from oracles.sampling import plain_distribution, plain_sample, plain_scores
 
 INF = math.inf
 NAN = math.nan
@@ -39,10 +43,15 @@ def transformers_probabilities(logits: torch.Tensor, params: SamplingParams, his
 
 
 def our_probabilities(logits: torch.Tensor, params: SamplingParams, history: list[int]) -> torch.Tensor:
-    ids, probabilities = distribution(penalized(logits.numpy(), params.repetition_penalty, history), params)
+    sampler = Sampler(params, history)
+    ids, probabilities = distribution(sampler._edited(logits.numpy()) if history else logits.numpy(), params)
     assert ids.tolist() == sorted(ids.tolist())
     everywhere = torch.zeros(logits.numel(), dtype=torch.float64)
     return everywhere.index_copy(0, torch.from_numpy(ids), torch.from_numpy(probabilities))
+
+
+def token_at(logits: torch.Tensor, params: SamplingParams, point: float) -> int:
+    return draw(logits.numpy(), float(logits.max()), params, point)
 
 
 PARAMS = st.builds(
@@ -116,14 +125,14 @@ def test_greedy_takes_the_lowest_of_the_best(values: list[float]) -> None:
         return
     logits = torch.tensor(values)
     params = SamplingParams(temperature=0, top_k=3, top_p=0.5, min_p=0.5)
-    assert sample(logits, params, [], 0.999) == values.index(max(values))
+    assert Sampler(params).sample(logits) == values.index(max(values))
 
 
 def test_greedy_obeys_the_repetition_penalty() -> None:
     logits = torch.tensor([2.0, 1.9, -1.0])
     params = SamplingParams(temperature=0, repetition_penalty=1.5)
-    assert sample(logits, params, [], 0.0) == 0
-    assert sample(logits, params, [0, 0, 2, 99, -1], 0.0) == 1
+    assert Sampler(params).sample(logits) == 0
+    assert Sampler(params, [0, 0, 2]).sample(logits) == 1
     assert logits.tolist() == torch.tensor([2.0, 1.9, -1.0]).tolist()
 
 
@@ -141,7 +150,7 @@ def test_frequencies_match_the_distribution(params: SamplingParams) -> None:
     draws = 5_000
     counts = torch.zeros(12, dtype=torch.float64)
     for step in range(draws):
-        counts[sample(logits, params, [], uniform(11, step))] += 1
+        counts[token_at(logits, params, uniform(11, step))] += 1
     wanted = our_probabilities(logits, params, []) * draws
     assert counts[wanted == 0].sum() == 0
     kept = wanted > 0
@@ -219,32 +228,34 @@ def test_without_a_seed_requests_differ() -> None:
 @pytest.mark.parametrize("point", [0.0, 0.25, 0.5, 1.0 - 2.0**-53])
 def test_a_token_ruled_out_is_never_drawn(point: float) -> None:
     logits = torch.tensor([-INF, 0.0, -INF, -1000.0, 0.0, -INF])
-    assert sample(logits, SamplingParams(), [], point) in (1, 4)
-    assert sample(logits, SamplingParams(temperature=1e-300), [], point) in (1, 4)
+    assert token_at(logits, SamplingParams(), point) in (1, 4)
+    assert token_at(logits, SamplingParams(temperature=1e-300), point) in (1, 4)
+    assert token_at(logits, SamplingParams(temperature=5e-324), point) in (1, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_any_float_dtype_is_taken(dtype: torch.dtype) -> None:
-    assert sample(torch.tensor([0.0, 50.0], dtype=dtype), SamplingParams(), [], 0.5) == 1
+    logits = torch.tensor([0.0, 50.0], dtype=dtype)
+    assert Sampler(SamplingParams()).sample(logits) == 1
+    if dtype != torch.bfloat16:
+        assert Sampler(SamplingParams()).sample(logits.numpy()) == 1
 
 
 @pytest.mark.parametrize("values", [[NAN, 1.0], [1.0, NAN], [INF, 1.0], [-INF, -INF], []])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_distribution_are_refused(values: list[float], temperature: float) -> None:
+    sampler = Sampler(SamplingParams(temperature=temperature))
     with pytest.raises(FaquantError, match="no usable logits"):
-        sample(torch.tensor(values), SamplingParams(temperature=temperature), [], 0.5)
+        sampler.sample(torch.tensor(values))
+    assert sampler.step == 0
 
 
-@pytest.mark.parametrize("logits", [torch.zeros(1, 5), torch.zeros(5, dtype=torch.long)])
-def test_logits_of_the_wrong_kind_are_refused(logits: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    "logits", [torch.zeros(1, 5), torch.zeros(5, dtype=torch.long), torch.tensor(1.0), np.zeros(5, np.int64)]
+)
+def test_logits_of_the_wrong_kind_are_refused(logits: Any) -> None:
     with pytest.raises(UsageError, match="one row of floats"):
-        sample(logits, SamplingParams(), [], 0.5)
-
-
-@pytest.mark.parametrize("point", [1.0, -0.1, NAN])
-def test_a_point_outside_the_interval_is_refused(point: float) -> None:
-    with pytest.raises(UsageError, match="uniform must be"):
-        sample(torch.zeros(5), SamplingParams(), [], point)
+        Sampler(SamplingParams()).sample(logits)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +271,12 @@ def test_a_point_outside_the_interval_is_refused(point: float) -> None:
         *(("logprobs", value) for value in (-1, 21, 1.0, True)),
         *(("stop", value) for value in ("", [""], [1], 5, None, {"a"}, b"x")),
         *(("ignore_eos", value) for value in (1, "no", None)),
+        *((name, value) for name in ("presence_penalty", "frequency_penalty") for value in (-2.1, 2.1, NAN, "1", None)),
+        *(("n", value) for value in (0, 129, 1.0, True, None)),
+        *(("min_tokens", value) for value in (-1, 129, 1.0, None)),
+        *(("stop_token_ids", value) for value in (5, "5", ["5"], [-1], [True], [1.0], [2**32], None, {5})),
+        *(("logit_bias", value) for value in ({"5": 1.0}, {5: 100.1}, {5: NAN}, {5: "1"}, {-1: 1.0}, {True: 1.0})),
+        *(("logit_bias", value) for value in (5, None, [(1, 2.0)], ((1, 2.0), (1, 3.0)), ((1,),), {2**32: 1.0})),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
@@ -270,6 +287,13 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None
 def test_a_number_that_python_does_not_print_is_refused_too() -> None:
     with pytest.raises(UsageError, match="a larger number"):
         SamplingParams(top_k=10**6000)
+    with pytest.raises(UsageError, match="a larger number"):
+        SamplingParams(logit_bias={5: 10**6000})
+
+
+def test_too_many_stop_tokens_are_refused() -> None:
+    with pytest.raises(UsageError, match="at most 1024 tokens"):
+        SamplingParams(stop_token_ids=tuple(range(1025)))
 
 
 @pytest.mark.parametrize("stop", [["x"] * 65, "x" * 1025])
@@ -286,6 +310,17 @@ def test_values_are_normalised() -> None:
     assert hash(SamplingParams()) == hash(SamplingParams())
 
 
+def test_mappings_and_lists_cannot_change_afterwards() -> None:
+    bias = {7: 1, 3: -2.5}
+    params = SamplingParams(logit_bias=bias, stop_token_ids=[4, 2, 4])  # type: ignore[arg-type]
+    bias[7] = 5
+    assert params.logit_bias == ((3, -2.5), (7, 1.0))
+    assert params.stop_token_ids == (4, 2)
+    assert replace(params, n=2).logit_bias == params.logit_bias
+    assert pickle.loads(pickle.dumps(params)) == params
+    assert hash(params) == hash(SamplingParams(logit_bias={3: -2.5, 7: 1.0}, stop_token_ids=(4, 2)))
+
+
 def test_log_probabilities_are_those_of_the_model() -> None:
     logits = torch.tensor([1.0, 3.0, -INF, 3.0, 2.0])
     logs = torch.log_softmax(logits.double(), 0).tolist()
@@ -295,4 +330,174 @@ def test_log_probabilities_are_those_of_the_model() -> None:
     assert [token for token, _ in top] == [1, 3, 4]
     assert [value for _, value in top] == pytest.approx([logs[1], logs[3], logs[4]])
     assert [token for token, _ in log_probabilities(logits, 0, 1)[1]] == [1]
-    assert len(log_probabilities(logits, 0, 20)[1]) == 5
+    assert [token for token, _ in log_probabilities(logits, 0, 20)[1]] == [1, 3, 4, 0]  # nothing that is ruled out
+
+
+@given(size=st.sampled_from([1, 20, 300, 50_000]), count=st.integers(0, 20), seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_the_likeliest_tokens_equal_a_full_sort(size: int, count: int, seed: int) -> None:
+    logits = torch.randint(-9, 10, (size,), generator=torch.Generator().manual_seed(seed)).float() / 3  # many ties
+    logs = torch.log_softmax(logits.double(), 0)
+    values, ids = torch.sort(logs, descending=True, stable=True)
+    top = log_probabilities(logits, size - 1, count)[1]
+    assert [token for token, _ in top] == ids[:count].tolist()
+    assert [value for _, value in top] == pytest.approx(values[:count].tolist(), rel=1e-12)
+
+
+LARGE = st.builds(
+    SamplingParams,
+    temperature=st.one_of(st.sampled_from([1e-300, 1e-30, 0.01, 1.0, 100.0, 1e30, 1e300]), st.floats(0.3, 3.0)),
+    top_k=st.sampled_from([0, 1, 40, 2_000, 20_000]),
+    top_p=st.one_of(st.sampled_from([1.0, 0.95, 0.5, 1e-9, 1.0 - 1e-12]), st.floats(0.01, 1.0)),
+    min_p=st.one_of(st.just(0.0), st.sampled_from([1e-300, 0.05, 1.0])),
+)
+
+
+@given(
+    size=st.integers(2049, 60_000),
+    seed=st.integers(0, 2**32),
+    scale=st.sampled_from([0.0, 0.01, 0.5, 2.0, 5.0, 50.0, 1e30]),
+    tied=st.booleans(),
+    ruled_out=st.sampled_from([0.0, 0.5, 0.999]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    params=LARGE,
+)
+@settings(max_examples=300, deadline=None)
+def test_a_large_vocabulary_equals_the_plain_definition(
+    size: int, seed: int, scale: float, tied: bool, ruled_out: float, dtype: Any, params: SamplingParams
+) -> None:
+    generator = np.random.default_rng(seed)
+    scores = generator.standard_normal(size) * scale
+    if tied:
+        scores = np.round(scores)
+    scores[generator.random(size) < ruled_out] = -INF
+    scores[generator.integers(size)] = 3 * scale
+    scores = scores.astype(np.float32).astype(dtype)
+    ids, probabilities = distribution(scores, params)
+    wanted_ids, wanted = plain_distribution(scores, params)
+    everywhere, wanted_everywhere = np.zeros(size), np.zeros(size)
+    everywhere[ids], wanted_everywhere[wanted_ids] = probabilities, wanted
+    if np.array_equal(everywhere > 0, wanted_everywhere > 0):
+        np.testing.assert_allclose(everywhere, wanted_everywhere, rtol=1e-9, atol=1e-300)
+    else:  # equal weights add up to top_p, but for the last bit of their sums
+        differs = np.flatnonzero((everywhere > 0) != (wanted_everywhere > 0))
+        assert differs.size == 1 or params.min_p == 1.0
+        assert params.top_p < 1.0
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    base=PARAMS,
+    presence=st.sampled_from([0.0, -2.0, 0.7]),
+    frequency=st.sampled_from([0.0, -0.3, 2.0]),
+    bias=st.dictionaries(st.integers(0, 49), st.floats(-100, 100), max_size=5),
+    minimum=st.integers(0, 9),
+    greedy=st.booleans(),
+    prompt=st.lists(st.integers(0, 49), max_size=9),
+)
+@settings(max_examples=200, deadline=None)
+def test_whole_answers_equal_the_plain_definition(
+    seed: int,
+    base: SamplingParams,
+    presence: float,
+    frequency: float,
+    bias: dict[int, float],
+    minimum: int,
+    greedy: bool,
+    prompt: list[int],
+) -> None:
+    params = replace(
+        base,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias=bias,
+        min_tokens=minimum,
+        stop_token_ids=(11, 12),
+        temperature=0.0 if greedy else base.temperature,
+        seed=seed,
+    )
+    rows = np.random.default_rng(seed).standard_normal((12, 50)).astype(np.float32) * 2
+    sampler = Sampler(params, prompt, vocab_size=50, end_token_ids=[3])
+    answer: list[int] = []
+    for row in rows:
+        wanted = plain_sample(row, params, prompt, answer, {3, 11, 12})
+        answer.append(sampler.sample(row))
+        assert answer[-1] == wanted
+
+
+def test_penalties_of_openai_count_the_answer_only() -> None:
+    params = SamplingParams(temperature=0, frequency_penalty=0.5, presence_penalty=1.0)
+    sampler = Sampler(params, [0, 0, 0])
+    logits = torch.tensor([4.0, 2.9, 2.0])
+    # 4 − 1 − 0.5 · n for the n-th repetition: 4, 2.5, then the second's 2.9, 1.4, …
+    assert [sampler.sample(logits) for _ in range(5)] == [0, 1, 0, 0, 2]
+    wanted = plain_scores(logits.numpy(), params, [0, 0, 0], [0, 1, 0, 0, 2], set())
+    assert sampler._edited(logits.numpy()).tolist() == pytest.approx(wanted.tolist())
+
+
+def test_an_end_comes_only_after_min_tokens() -> None:
+    logits = torch.tensor([1.0, 5.0, 6.0, 4.0])
+    sampler = Sampler(SamplingParams(temperature=0, min_tokens=2, stop_token_ids=(2,)), end_token_ids=(1,))
+    assert [sampler.sample(logits) for _ in range(3)] == [3, 3, 2]
+    assert [sampler.is_end(token) for token in range(4)] == [False, True, True, False]
+    going_on = Sampler(SamplingParams(temperature=0, ignore_eos=True, min_tokens=2), end_token_ids=(1, 2))
+    assert going_on.sample(logits) == 2
+    assert not going_on.is_end(2)
+
+
+@pytest.mark.parametrize("params", [SamplingParams(logit_bias={50: 1.0}), SamplingParams(stop_token_ids=(3, 50))])
+def test_tokens_outside_the_vocabulary_are_refused(params: SamplingParams) -> None:
+    with pytest.raises(UsageError, match="the token 50, but the vocabulary has only 50 tokens"):
+        Sampler(params, vocab_size=50)
+    Sampler(params, vocab_size=51)
+
+
+def test_each_of_n_answers_has_draws_of_its_own() -> None:
+    logits = torch.zeros(1000)
+
+    def answer(index: int) -> list[int]:
+        sampler = Sampler(SamplingParams(seed=5, n=3), index=index)
+        return [sampler.sample(logits) for _ in range(6)]
+
+    assert answer(0) == [int(uniform(5, step) * 1000) for step in range(6)]
+    assert len({tuple(answer(index)) for index in range(3)}) == 3
+    assert answer(2) == answer(2)
+
+
+MANY = [
+    SamplingParams(temperature=0),
+    SamplingParams(seed=1),
+    SamplingParams(temperature=0, frequency_penalty=1.0),
+    SamplingParams(seed=2, top_p=0.9),
+    SamplingParams(temperature=0, min_tokens=3, stop_token_ids=(5,)),
+    SamplingParams(seed=3, top_k=5, logit_bias={1: 4.0}),
+]
+
+
+@pytest.mark.parametrize("chosen", [MANY, MANY[:1] * 4, MANY[::-1], [MANY[0], MANY[4]]])
+def test_rows_together_equal_rows_alone(chosen: list[SamplingParams]) -> None:
+    rows = torch.randn(7, len(chosen), 3000, generator=torch.Generator().manual_seed(4))
+    together, alone = [Sampler(params) for params in chosen], [Sampler(params) for params in chosen]
+    for step in rows:
+        assert sample_rows(step, together) == [sampler.sample(row) for sampler, row in zip(alone, step, strict=True)]
+    assert sample_rows(torch.zeros(0, 10), []) == []
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams()])
+def test_a_bad_row_moves_no_sampler(params: SamplingParams) -> None:
+    samplers = [Sampler(params), Sampler(params)]
+    with pytest.raises(FaquantError, match="no usable logits"):
+        sample_rows(torch.tensor([[1.0, 2.0], [NAN, 1.0]]), samplers)
+    assert [sampler.step for sampler in samplers] == [0, 0]
+    with pytest.raises(UsageError, match="one row of floats"):
+        sample_rows(torch.zeros(3, 5), samplers)
+
+
+@given(values=st.lists(st.sampled_from([-INF, 0.0, 1.0, 2.0, 3.5]), min_size=1, max_size=200), count=st.integers(1, 50))
+def test_candidates_hold_the_largest(values: list[float], count: int) -> None:
+    scores = np.array(values, dtype=np.float32)
+    places = at_least(scores, min(count, scores.size)).tolist()
+    assert places == sorted(places)
+    largest = [place for place in np.argsort(-scores, kind="stable")[:count].tolist() if values[place] > -INF]
+    assert set(largest) <= set(places)
+    assert all(values[place] > -INF for place in places)

@@ -1,0 +1,60 @@
+"""Sampling as its definitions say, over the whole vocabulary in float64, with no thought of speed."""
+
+import numpy as np
+import numpy.typing as npt
+
+from faquant.engine.sampling import SamplingParams, uniform
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+def plain_scores(
+    logits: npt.NDArray[np.float32], params: SamplingParams, prompt: list[int], answer: list[int], ends: set[int]
+) -> Floats:
+    """Logits [vocab] after logit_bias, min_tokens and the penalties."""
+    scores = [float(value) for value in logits]
+    for token, bias in tuple(params.logit_bias):
+        scores[token] += bias
+    if len(answer) < params.min_tokens:
+        for token in ends:
+            scores[token] = -np.inf
+    for token in {*prompt, *answer}:
+        penalty = params.repetition_penalty
+        scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+    for token in set(answer):  # platform.openai.com/docs/api-reference: over what was sampled so far
+        scores[token] -= answer.count(token) * params.frequency_penalty + params.presence_penalty
+    return np.array(scores)
+
+
+def plain_distribution(scores: npt.NDArray[np.floating], params: SamplingParams) -> tuple[Integers, Floats]:
+    """Token ids that temperature, top-k, top-p and min-p leave, ascending, and their probabilities."""
+    scores = scores.astype(np.float64)
+    ids = np.arange(scores.size)
+    if 0 < params.top_k < scores.size:
+        ids = np.flatnonzero(scores >= np.sort(scores)[-params.top_k])
+    with np.errstate(over="ignore"):
+        weights = np.exp((scores[ids] - scores.max()) / params.temperature)
+    probabilities = weights / weights.sum()
+    if params.top_p < 1.0:
+        order = np.argsort(-probabilities, kind="stable")
+        before = np.concatenate(([0.0], np.cumsum(probabilities[order])[:-1]))
+        kept = np.sort(order[before < params.top_p])
+        ids, probabilities = ids[kept], probabilities[kept]
+    kept = np.flatnonzero(probabilities >= params.min_p * probabilities.max())
+    ids, probabilities = ids[kept], probabilities[kept]
+    return ids, probabilities / probabilities.sum()
+
+
+def plain_sample(
+    logits: npt.NDArray[np.float32], params: SamplingParams, prompt: list[int], answer: list[int], ends: set[int]
+) -> int:
+    """The token that follows prompt and answer; params has a seed."""
+    assert params.seed is not None
+    scores = plain_scores(logits, params, prompt, answer, ends)
+    if params.temperature == 0.0:
+        return int(np.flatnonzero(scores == scores.max())[0])
+    ids, probabilities = plain_distribution(scores, params)
+    cumulated = np.cumsum(probabilities)
+    point = uniform(params.seed, len(answer)) * cumulated[-1]
+    return int(ids[np.searchsorted(cumulated, point, side="right")])
