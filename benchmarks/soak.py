@@ -20,7 +20,7 @@ from timing import finish, start
 from faquant.engine.engine import PAGE_SIZE, Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Request
-from faquant.engine.sampling import SamplingParams
+from faquant.engine.sampling_params import SamplingParams
 from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.texts import builtin_texts
 from faquant.model.load import load

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .engine.engine_config import EngineConfig
     from .engine.llm import LLM
     from .engine.request import Completion
-    from .engine.sampling import SamplingParams
+    from .engine.sampling_params import SamplingParams
     from .errors import FaquantError
     from .evaluation.report import Report
     from .recipe import Recipe
@@ -34,7 +34,7 @@ _HOMES = {
     "Completion": "engine.request",
     "Engine": "engine.engine",
     "EngineConfig": "engine.engine_config",
-    "SamplingParams": "engine.sampling",
+    "SamplingParams": "engine.sampling_params",
     "FaquantError": "errors",
     "Recipe": "recipe",
     "Report": "evaluation.report",

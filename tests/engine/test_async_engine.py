@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from faquant.engine.async_engine import AsyncEngine, EngineStoppedError
-from faquant.engine.sampling import SamplingParams
+from faquant.engine.sampling_params import SamplingParams
 from faquant.errors import UsageError
 from oracles.random_decoder import tokens
 from oracles.tiny_engine import Asked, TinyEngine

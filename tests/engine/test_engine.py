@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from faquant.engine.engine import PAGE_SIZE
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Completion
-from faquant.engine.sampling import SamplingParams
+from faquant.engine.sampling_params import SamplingParams
 from faquant.errors import FaquantError, UsageError
 from oracles.random_decoder import tokens
 from oracles.tiny_engine import END, Asked, TinyEngine
@@ -40,6 +40,9 @@ PARAMS = st.builds(
     temperature=st.sampled_from([0.0, 0.0, 0.8]),
     top_p=st.sampled_from([1.0, 0.9]),
     repetition_penalty=st.sampled_from([1.0, 1.2]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    min_tokens=st.sampled_from([0, 1]),
+    stop_token_ids=st.sampled_from([(), (3, 5, 8)]),
     seed=st.integers(0, 2),
     max_tokens=st.sampled_from([1, 2, 20, 60]),
     stop=st.sampled_from([(), ("BA",)]),
@@ -243,6 +246,33 @@ def test_logits_that_are_no_numbers_end_their_own_request_only() -> None:
     assert broken.completion().finish_reason == "error"
     assert isinstance(broken.error, FaquantError)
     same(sound.completion(), alone(Asked(prompt(30, 1), GREEDY)))
+
+
+def test_several_answers_read_their_prompt_once_and_differ() -> None:
+    engine = TinyEngine()
+    params = SamplingParams(seed=3, n=3, max_tokens=20, ignore_eos=True, logprobs=1)
+    requests = engine.add(prompt(260), params)
+    engine.run()
+    answers = [request.completion() for request in requests]
+    assert [answer.index for answer in answers] == [0, 1, 2]
+    assert len({answer.token_ids for answer in answers}) == 3
+    assert engine.stats().prefilled_tokens == 260 + 2 * 4
+    same(answers[0], alone(Asked(prompt(260), replace(params, n=1))))
+    again = engine.add(prompt(260), params)
+    engine.run()
+    for first, second in zip(answers, again, strict=True):
+        same(first, second.completion())
+
+
+def test_stop_tokens_end_an_answer_and_say_so() -> None:
+    free = alone(Asked(prompt(30), GREEDY))
+    wanted = free.token_ids[3]
+    engine = TinyEngine()
+    (request,) = engine.add(prompt(30), replace(GREEDY, stop_token_ids=(wanted,)))
+    engine.run()
+    answer = request.completion()
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", wanted)
+    assert answer.token_ids == free.token_ids[: free.token_ids.index(wanted)]
 
 
 def test_ends() -> None:

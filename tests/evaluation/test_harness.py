@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from faquant.engine.sampling import SamplingParams
+from faquant.engine.sampling_params import SamplingParams
 from faquant.errors import CheckpointError, UsageError
 from faquant.evaluation import harness
 from faquant.evaluation.divergence import window_logits

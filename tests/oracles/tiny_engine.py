@@ -12,7 +12,7 @@ from faquant.engine.chat_template import ChatTemplates
 from faquant.engine.engine import PAGE_SIZE, Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Completion
-from faquant.engine.sampling import SamplingParams
+from faquant.engine.sampling_params import SamplingParams
 from faquant.engine.tokenizer import Tokenizer
 from faquant.kernels.pages import Int8Pages, Pages
 from faquant.model.load import Model

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import FaquantError
 from .engine import Engine
 from .request import Output, Request
-from .sampling import SamplingParams
+from .sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
 

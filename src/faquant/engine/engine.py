@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import count
+from itertools import accumulate, count
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from ..model.rope import Rope
 from .engine_config import EngineConfig
 from .page_pool import PagePool, page_digest
 from .request import Output, Request
-from .sampling import Sampler, SamplingParams
+from .sampling import Sampler, sample_rows
+from .sampling_params import SamplingParams
 from .scheduler import Scheduler, Work
 from .stats import State, Stats
 from .tokenizer import Tokenizer
@@ -93,7 +94,13 @@ class Engine:
             rope, root = Rope(self.model.config, length), page_digest(b"", [length])
         requests = []
         for index in range(params.n):
-            sampler = Sampler(params, prompt)
+            sampler = Sampler(
+                params,
+                prompt,
+                vocab_size=self.model.config.vocab_size,
+                end_token_ids=self.tokenizer.eos_token_ids,
+                index=index,
+            )
             request = Request(next(self._numbers), prompt, params, self.tokenizer, sampler, rope, root, index)
             self._scheduler.add(request)
             requests.append(request)
@@ -123,13 +130,11 @@ class Engine:
         with torch_on_one() if self._is_int8 else nullcontext():
             logits = self._run(work)
         model_end = time.perf_counter()
-        outputs = []
-        for item, rows in zip(work, logits, strict=True):
+        for item in work:
             self._count(item)
-            if rows is None:
+            if not item.decodes:
                 self._scheduler.computed(item)
-            else:
-                outputs.append(self._advance(item, rows))
+        outputs = self._advance([item for item in work if item.decodes], logits)
         self._stats.steps += 1
         self._stats.model_seconds += model_end - begin
         self._stats.step_seconds += time.perf_counter() - begin
@@ -163,8 +168,8 @@ class Engine:
         """Raises: RuntimeError: the engine's state contradicts itself."""
         self._scheduler.check_integrity()
 
-    def _run(self, work: Sequence[Work]) -> list[Tensor | None]:
-        """Logits [1 + guessed, vocab] of each that decodes, from its last token on."""
+    def _run(self, work: Sequence[Work]) -> Tensor:
+        """Logits [rows, vocab] of each that decodes: of its last token, and of those guessed behind it."""
         hidden = self._decoder.run([item.request.chunk(item.count, item.guessed) for item in work])
         wanted: list[int] = []
         end = 0
@@ -172,21 +177,30 @@ class Engine:
             end += item.count + len(item.guessed)
             if item.decodes:
                 wanted += range(end - len(item.guessed) - 1, end)
-        if not wanted:
-            return [None] * len(work)
-        sizes = [1 + len(item.guessed) for item in work if item.decodes]
-        logits = iter(torch.split(self.model.decoder.logits(hidden[wanted]), sizes))
-        return [next(logits) if item.decodes else None for item in work]
+        return self.model.decoder.logits(hidden[wanted]) if wanted else hidden
 
-    def _advance(self, item: Work, logits: Tensor) -> Output:
-        """Draw the next token, and where it is the guessed one, those behind it."""
+    def _advance(self, work: Sequence[Work], logits: Tensor) -> list[Output]:
+        """Draw the next token of each, and where it is the guessed one, those behind it."""
+        sizes = [1 + len(item.guessed) for item in work]
+        begins = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        firsts: list[int] | list[None]
+        try:
+            firsts = sample_rows(logits[begins], [item.request.sampler for item in work])
+        except FaquantError:  # of some row; each is told apart below
+            firsts = [None] * len(work)
+        return [
+            self._accept(item, logits[begin : begin + size], first)
+            for item, begin, size, first in zip(work, begins, sizes, firsts, strict=True)
+        ]
+
+    def _accept(self, item: Work, logits: Tensor, first: int | None) -> Output:
         request = item.request
         try:
-            tokens: list[int] = []
-            for row, guessed in zip(logits, [*item.guessed, None], strict=True):
-                tokens.append(request.sampler.sample(row))
-                if tokens[-1] != guessed:
+            tokens = [request.sampler.sample(logits[0]) if first is None else first]
+            for guessed, row in zip(item.guessed, logits[1:], strict=True):
+                if tokens[-1] != guessed or request.sampler.is_end(guessed):
                     break
+                tokens.append(request.sampler.sample(row))
         except FaquantError as error:
             output = request.fail(error)
         else:

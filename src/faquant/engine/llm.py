@@ -12,7 +12,7 @@ from ..progress import Update, progress_bar
 from .engine import Engine
 from .engine_config import EngineConfig
 from .request import Completion, Request
-from .sampling import SamplingParams
+from .sampling_params import SamplingParams
 from .stats import State, Stats
 from .tokenizer import Tokenizer
 

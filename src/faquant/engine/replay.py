@@ -8,7 +8,7 @@ from statistics import quantiles
 
 from .engine import Engine
 from .request import Request
-from .sampling import SamplingParams
+from .sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

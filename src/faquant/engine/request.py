@@ -12,7 +12,8 @@ from ..model.paged import Chunk
 from ..model.rope import Rope
 from .detokenizer import IncrementalDecoder
 from .page_pool import page_digest
-from .sampling import Sampler, SamplingParams, log_probabilities
+from .sampling import Sampler, log_probabilities
+from .sampling_params import SamplingParams
 from .speculation import PromptLookup
 from .stopping import StopChecker
 from .tokenizer import Tokenizer
@@ -92,10 +93,8 @@ class Request:
         self.sampler = sampler
         self.lookup = PromptLookup()
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
-        self._tokenizer = tokenizer
         self._digests: list[bytes] = []
         self._root = root
-        self._end_ids = frozenset(() if params.ignore_eos else tokenizer.eos_token_ids)
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop = StopChecker(params.stop)
         self._text: list[str] = []
@@ -153,8 +152,8 @@ class Request:
         accepted: list[int] = []
         logprobs: list[TokenLogprobs] = []
         for token, row in zip(tokens, logits, strict=True):
-            if token in self._end_ids:
-                self.finish("stop")
+            if self.sampler.is_end(token):
+                self.finish("stop", token if token in self.params.stop_token_ids else None)
                 break
             self.ids.append(token)
             accepted.append(token)

@@ -20,15 +20,13 @@ MAX_LOOKS = 16
 
 @dataclass(frozen=True)
 class Work:
-    """`count` next tokens of a sequence and guessed ones behind them; `decodes` if its next token follows."""
+    """`count` next tokens of a sequence; `decodes` if they are its last, so that the next one follows, and tokens that
+    are guessed to."""
 
     request: Request
     count: int
+    decodes: bool
     guessed: Sequence[int] = ()
-
-    @property
-    def decodes(self) -> bool:
-        return self.count == self.request.pending
 
 
 class Scheduler:
@@ -81,7 +79,7 @@ class Scheduler:
             if request.pages and self._grow(request):
                 guessed = self._guesses(request, budget)
                 budget -= len(guessed)
-                work.append(Work(request, 1, guessed))
+                work.append(Work(request, 1, True, guessed))
         prefills = [request for request in prefills if request.pages]
         if self.preemptions == before:
             self._admit(prefills, budget)
@@ -177,7 +175,7 @@ def _shares(prefills: Sequence[Request], budget: int) -> list[Work]:
         younger -= request.pending
         count = min(request.pending, max(-(-budget // 2), budget - younger))
         if count > 0:
-            work.append(Work(request, count))
+            work.append(Work(request, count, count == request.pending))
         budget -= count
     return work
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..engine.engine import PAGE_SIZE
 from ..engine.llm import LLM
-from ..engine.sampling import SamplingParams
+from ..engine.sampling_params import SamplingParams
 from ..errors import CheckpointError, FaquantError, UsageError
 from ..model.load import Model
 from ..model.paged import Chunk, PagedDecoder
