@@ -78,7 +78,8 @@ class Sequences:
         """So many more tokens of the first `count` sequences (None: of all), greedily, from one place each time."""
         tokens = self._next[:count]
         for step in range(steps):
-            tokens = self._logits(tokens[:, None], self._depth + step).argmax(-1)
+            logits = self._logits(tokens[:, None], self._depth + step)
+            tokens = torch.from_numpy(logits.numpy().argmax(-1))  # torch's threads would go on waiting on our cores
 
     def all_logits(self, tokens: Sequence[int]) -> Tensor:
         """Of every token of a sequence, [tokens, vocab]."""
