@@ -1,20 +1,29 @@
 """From the model's logits to a request's next token.
 
-The order is vLLM's: logit_bias, min_tokens, penalties (repetition, then frequency and presence), temperature, filters
-(`draw`).
+The order is vLLM's: grammar, logit_bias, min_tokens, penalties (repetition, then frequency and presence), temperature,
+filters (`draw`).
 """
 
 import hashlib
 import math
 import os
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..errors import UsageError
-from .draw import UNIFORM_BITS, Floats, at_least, check_maximum, draw
+from .draw import UNIFORM_BITS, Floats, Integers, at_least, check_maximum, draw
 from .sampling_params import SamplingParams as SamplingParams
+
+if TYPE_CHECKING:
+    from .grammar import Bits, Constraint
+
+_TRIES = 4
+# What the bits of a byte leave of eight logits, by np.minimum.
+_LIMITS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), np.inf, -np.inf)
+_LIMITS = _LIMITS.astype(np.float32)
 
 
 class Sampler:
@@ -27,6 +36,7 @@ class Sampler:
         vocab_size: columns of the logits; token ids of `params` must be below it.
         end_token_ids: what ends an answer of this model; not looked at with params.ignore_eos.
         index: which of the n answers of a request this is. Each has draws of its own, number 0 those of n = 1.
+        constraint: what the tokens must form, made with the same end tokens and stop_token_ids as its ends.
 
     Raises:
         UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary.
@@ -40,6 +50,7 @@ class Sampler:
         vocab_size: int | None = None,
         end_token_ids: Iterable[int] = (),
         index: int = 0,
+        constraint: "Constraint | None" = None,
     ) -> None:
         bias: dict[int, float] = dict(params.logit_bias)
         _check_ids("logit_bias", list(bias), vocab_size)
@@ -47,6 +58,7 @@ class Sampler:
         self.params = params
         self.seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         self.index = index
+        self.constraint = constraint
         self.step = 0
         self._ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else end_token_ids)
         self._end_ids = np.array(sorted(self._ends), dtype=np.int64)
@@ -62,6 +74,11 @@ class Sampler:
         """Whether `token` ends the answer: an end token of the model or one of stop_token_ids; it is no text."""
         return token in self._ends
 
+    @property
+    def must_end(self) -> bool:
+        """Whether the constraint lets nothing follow: the answer is complete, though its last token is text."""
+        return self.constraint is not None and self.constraint.must_end
+
     def sample(self, logits: torch.Tensor | Floats) -> int:
         """Choose the next token from logits [vocab] and remember it.
 
@@ -73,24 +90,47 @@ class Sampler:
 
     @property
     def _is_argmax(self) -> bool:
-        return self.params.temperature == 0.0 and not self._edits
+        return self.params.temperature == 0.0 and self.constraint is None and not self._edits
 
     @property
     def _edits(self) -> bool:
-        return bool(self._history or self._bias_ids.size or self.step < self.params.min_tokens)
+        return bool(self._history or self._bias_ids.size or self._ends_are_out)
+
+    @property
+    def _ends_are_out(self) -> bool:
+        return self.step < self.params.min_tokens and not self.must_end
 
     def _choose(self, row: Floats, top: float) -> int:
+        point = uniform(self.seed, self.step, self.index) if self.params.temperature else 0.0
         if self._edits:
             row = self._edited(row)
             top = float(row.max())
-            check_maximum(top)
-        point = uniform(self.seed, self.step, self.index) if self.params.temperature else 0.0
+        if self.constraint is not None:
+            return self._choose_admitted(row, self.constraint, point)
+        check_maximum(top)
         return draw(row, top, self.params, point)
+
+    def _choose_admitted(self, row: Floats, constraint: "Constraint", point: float) -> int:
+        ids, scores = _masked(row, constraint.mask())
+        left = self.params.max_tokens - self.step - 1
+        for _ in range(_TRIES):
+            top = float(scores.max(initial=-math.inf))
+            if top == -math.inf:
+                break
+            place = draw(scores, top, self.params, point)
+            token = place if ids is None else int(ids[place])
+            if constraint.admits(token, left):
+                return token
+            scores[place] = -math.inf
+        # What is likely leads too far for the tokens left.
+        token = constraint.fallback()
+        constraint.admits(token, left)
+        return token
 
     def _edited(self, row: Floats) -> Floats:
         scores = row.astype(np.float64)  # where no penalty can overflow
         scores[self._bias_ids] += self._biases
-        if self.step < self.params.min_tokens:
+        if self._ends_are_out:
             scores[self._end_ids] = -math.inf
         if self._history is not None:
             self._history.penalize(scores, self.params)
@@ -98,6 +138,8 @@ class Sampler:
 
     def _advance(self, token: int) -> None:
         self.step += 1
+        if self.constraint is not None:
+            self.constraint.accept(token)
         if self._history is not None:
             self._history.add(token)
 
@@ -180,6 +222,16 @@ class _History:
         old = scores[ids]
         old = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
         scores[ids] = old - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+
+
+def _masked(row: Floats, bits: "Bits") -> tuple[Integers | None, Floats]:
+    """The logits of the tokens in a mask: ids and theirs if they are few, else None and all, the others at -inf."""
+    allowed = np.unpackbits(bits, bitorder="little", count=row.size)
+    if 8 * np.count_nonzero(allowed) < row.size:
+        ids = np.flatnonzero(allowed)
+        return ids, row[ids]
+    limits = np.take(_LIMITS, bits, axis=0).reshape(-1)
+    return None, np.minimum(row, limits[: row.size])
 
 
 def _as_one_row(logits: torch.Tensor | Floats) -> torch.Tensor | Floats:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from .structured_output import StructuredOutput
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
@@ -25,7 +26,7 @@ class SamplingParams:
     max_tokens: tokens of an answer at most. min_tokens: before so many, nothing that ends the answer can be chosen.
     stop: a string or several; the text ends before the first. stop_token_ids: tokens that end the answer and are no
     part of its text. ignore_eos: go on to max_tokens. logprobs: report the log-probability of each token and of so
-    many of the likeliest.
+    many of the likeliest. structured_output: the form that the answer must have.
 
     Raises:
         UsageError: a value is outside its range.
@@ -47,6 +48,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    structured_output: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
         self._check_number("temperature", 0.0, sys.float_info.max, "a finite number of at least 0 (0 is greedy)")
@@ -67,6 +69,11 @@ class SamplingParams:
             self._check_integer("logprobs", 0, MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}, or None")
         if not isinstance(self.ignore_eos, bool):
             raise self._wrong("ignore_eos", "true or false")
+        if self.structured_output is not None:
+            if not isinstance(self.structured_output, StructuredOutput):
+                raise self._wrong("structured_output", "a StructuredOutput or None")
+            if self.ignore_eos:
+                raise UsageError("ignore_eos and structured_output exclude each other: a structure has an end.")
         object.__setattr__(self, "stop", self._checked_stop(self.stop))
         object.__setattr__(self, "stop_token_ids", self._checked_stop_tokens(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", self._checked_bias(self.logit_bias))

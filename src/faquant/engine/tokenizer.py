@@ -126,6 +126,10 @@ class Tokenizer:
         text: str | None = self._backend.id_to_token(token_id)
         return text
 
+    def to_json(self) -> str:
+        """The tokenizer as tokenizer.json has it, with the named special tokens marked as such."""
+        return str(self._backend.to_str())
+
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """The ids that decoding with skip_special_tokens leaves out."""

@@ -1,0 +1,339 @@
+"""Answers of a given form: which tokens may come next, so that the answer has the form and ends within its tokens.
+
+llguidance says which tokens continue a text of the grammar. That alone would let an answer run into its limit half
+done. So beside the text goes a plan: tokens that end it, never more than are left. A token is admitted only if a plan
+that fits is known after it; the next token of the old plan always is.
+"""
+
+import json
+import re
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer
+
+from ..errors import UnsupportedError, UsageError
+from .regex_example import example
+from .structured_output import StructuredOutput as StructuredOutput
+from .tokenizer import Tokenizer
+
+Bits = npt.NDArray[np.uint8]
+
+# Between the parts of a JSON text: what the usual printers write, but no endless run of it.
+_WHITESPACE = r"\n? {0,16}"
+# What leads out of a JSON text soonest, by its first byte: between strings, where a line may end, the ends of objects
+# and arrays before their beginnings. Within a string "a" is the best where it must go on.
+_BETWEEN = b'}]"0ntf123456789-,:[{'
+_WITHIN = b"a}]0ntf123456789-,:[{"
+# How many steps a search may take, when a grammar is compiled and for each token.
+_COMPILING, _GENERATING = 8192, 256
+_MOST_STATES = 16
+_MOST_PATTERNS, _LONGEST_HINT = 8, 32
+
+
+class Constraint(Protocol):
+    """What one answer may be, token by token."""
+
+    @property
+    def may_end(self) -> bool:
+        """Whether what is there is complete."""
+
+    @property
+    def must_end(self) -> bool:
+        """Whether it is, and nothing can follow; the answer may as well end without an end token."""
+
+    def mask(self) -> Bits:
+        """The tokens that may come next, a bit each: token n is bit n % 8, from the lowest, of byte n // 8."""
+
+    def admits(self, token: int, left: int) -> bool:
+        """Whether an answer that goes on with `token`, of the mask, can be completed with `left` more after it."""
+
+    def fallback(self) -> int:
+        """A token that `admits` accepts, if `left` is one less than it was for the token before."""
+
+    def accept(self, token: int) -> None:
+        """Go on with `token`, one that `admits` accepted."""
+
+
+class Grammars:
+    """The grammars of one model's requests, compiled once for each `StructuredOutput` and kept, the latest used.
+
+    vocab_size: columns of the logits, which may be more than the tokenizer has tokens. Safe to use from many threads.
+
+    Raises:
+        UnsupportedError: the tokens' bytes cannot be told from tokenizer.json.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, capacity: int = 64) -> None:
+        self._vocabulary = _Vocabulary(tokenizer, vocab_size)
+        self._capacity = capacity
+        self._compiled: OrderedDict[StructuredOutput, _Compiled] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def constraint(
+        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
+    ) -> "GrammarConstraint":
+        """The constraint of one new answer of at most `max_tokens` tokens, the end token not counted.
+
+        Raises:
+            UsageError: the grammar or schema cannot be compiled, no answer so short was found, the model has no end
+                token, or one of `end_token_ids` is ordinary text.
+        """
+        if not end_token_ids:
+            raise UsageError("Structured output needs a model with an end token; give one in stop_token_ids.")
+        text = [token for token in end_token_ids if self._vocabulary.is_text(token)]
+        if text:
+            raise UsageError(f"With structured output, stop_token_ids must be special tokens; {text[0]} is text.")
+        compiled = self._compile(wanted)
+        if compiled.plan is None:
+            raise UsageError(
+                "No complete answer of the structure asked for was found; it may have none. Make it simpler."
+            )
+        if len(compiled.plan) > max_tokens:
+            raise UsageError(
+                f"max_tokens ({max_tokens}) is too small for the structure asked for: the shortest answer found has "
+                f"{len(compiled.plan)} tokens."
+            )
+        return GrammarConstraint(self._vocabulary, compiled, end_token_ids)
+
+    def _compile(self, wanted: StructuredOutput) -> "_Compiled":
+        with self._lock:
+            if wanted in self._compiled:
+                self._compiled.move_to_end(wanted)
+                return self._compiled[wanted]
+        compiled = _Compiled(self._vocabulary, wanted)
+        with self._lock:
+            self._compiled[wanted] = compiled
+            while len(self._compiled) > self._capacity:
+                self._compiled.popitem(last=False)
+        return compiled
+
+
+class GrammarConstraint:
+    """`Constraint` by llguidance. Made by `Grammars.constraint`."""
+
+    def __init__(self, vocabulary: "_Vocabulary", compiled: "_Compiled", end_token_ids: Collection[int]) -> None:
+        self._vocabulary = vocabulary
+        self._matcher = compiled.matcher.deep_copy()
+        self._plan = list(compiled.plan or ())
+        self._within = compiled.within
+        self._ends = frozenset(end_token_ids)
+        self._end_bits = _bits(self._ends, vocabulary.size)
+        self._tried: tuple[int, LLMatcher, list[int]] | None = None  # a token that was admitted, and what is after it
+        self._ended = False
+
+    @property
+    def may_end(self) -> bool:
+        return not self._plan if self._matcher.is_error() else bool(self._matcher.is_accepting())
+
+    @property
+    def must_end(self) -> bool:
+        return self._ended or (self._matcher.is_stopped() and self.may_end)
+
+    def mask(self) -> Bits:
+        if self.must_end:
+            return self._end_bits
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: self._end_bits.size]
+        if self._matcher.is_error():  # too much for llguidance's limits: there is the plan
+            return _bits(self._plan[:1], self._vocabulary.size) if self._plan else self._end_bits
+        bits = bits & self._vocabulary.text_bits & ~self._end_bits
+        return bits | self._end_bits if self.may_end else bits
+
+    def admits(self, token: int, left: int) -> bool:
+        self._tried = None
+        if token in self._ends:
+            return self.may_end
+        after = self._matcher.deep_copy()
+        if self._plan and token == self._plan[0]:
+            after.consume_token(token)  # also where that is too much for it
+            plan: list[int] | None = self._plan[1:]
+        else:
+            plan = self._plan_after(token, after, left) if after.consume_token(token) else None
+        if plan is None:
+            return False
+        self._tried = (token, after, plan)
+        return True
+
+    def fallback(self) -> int:
+        return self._plan[0] if self._plan else min(self._ends)
+
+    def accept(self, token: int) -> None:
+        if token in self._ends:
+            self._ended = True
+            return
+        if self._tried is None or self._tried[0] != token:
+            raise UsageError(f"The token {token} was not admitted before it was accepted.")
+        _, self._matcher, self._plan = self._tried
+        self._tried = None
+
+    def _plan_after(self, token: int, matcher: LLMatcher, left: int) -> list[int] | None:
+        """At most `left` tokens that end the text of `matcher`, which has `token` now."""
+        # Within a string the old plan often still is one. Where the token stands in it or begins as it does, what
+        # comes after that may be one.
+        old, new = self._vocabulary.text(self._plan), self._vocabulary.text([token])
+        place = old.find(new, 0, len(new) + 16)
+        done = place + len(new) if place >= 0 else _common(old, new)
+        for plan in (self._plan, self._vocabulary.tokens(old[done:]) if done else []):
+            if len(plan) <= left and self._vocabulary.ends(matcher, plan):
+                return plan
+        plan_found = self._vocabulary.way_out(matcher, self._within, _GENERATING)
+        return plan_found if plan_found is not None and len(plan_found) <= left else None
+
+
+class _Compiled:
+    """A grammar before its first token, and a short answer of it."""
+
+    def __init__(self, vocabulary: "_Vocabulary", wanted: StructuredOutput) -> None:
+        source = _source(wanted)
+        failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
+        if messages:  # a warning tells of something that would not be enforced
+            raise UsageError(f"The structure asked for cannot be enforced: {messages[0][:500]}")
+        self.matcher = LLMatcher(vocabulary.backend, source, log_level=0)
+        if failed or self.matcher.is_error():
+            raise UsageError(f"The structure asked for cannot be enforced: {self.matcher.get_error()[:500]}")
+        hints = [vocabulary.tokens(text.encode()) for text in _hints(wanted)]
+        self.within = [*vocabulary.quote, *hints] if wanted.is_json else [*hints, *vocabulary.quote]
+        self.plan = vocabulary.way_out(self.matcher, self.within, _COMPILING)
+
+
+class _Vocabulary:
+    """llguidance's view of a tokenizer, and the search for ends of a text."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        try:
+            self.backend = LLTokenizer(
+                tokenizer.to_json(), n_vocab=size, eos_token=list(tokenizer.eos_token_ids) or None
+            )
+        except ValueError as error:
+            raise UnsupportedError(f"Structured output is not possible with this tokenizer: {error}.") from None
+        sample = '{"key": [1.5, true], "größe": "\\n😀"}'
+        ids = tokenizer.encode(sample, add_special_tokens=False)
+        if self.text(ids).decode("utf-8", "replace").strip() != tokenizer.decode(ids).strip():
+            raise UnsupportedError(
+                "Structured output is not possible with this tokenizer: its decoder changes the text."
+            )
+        self.size = size
+        known = [token for token in range(min(size, tokenizer.vocab_size)) if tokenizer.token_text(token) is not None]
+        self.text_bits = _bits(set(known) - set(self.backend.eos_tokens), size)
+        self._special = tokenizer.special_token_ids.union(tokenizer.eos_token_ids)
+        first: dict[bytes, int] = {}
+        for token in known:
+            first.setdefault(self.text([token]), token)
+        single = {text[0]: [token] for text, token in first.items() if len(text) == 1}
+        self.quote = [single[byte] for byte in b'"' if byte in single]
+        self._line_end = single.get(ord("\n"))
+        self._between, self._within = ([single[byte] for byte in row if byte in single] for row in (_BETWEEN, _WITHIN))
+
+    def text(self, tokens: Sequence[int]) -> bytes:
+        return bytes(self.backend.decode_bytes(list(tokens)))
+
+    def tokens(self, text: bytes) -> list[int]:
+        return list(self.backend.tokenize_bytes(text))
+
+    def ends(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:
+        """Whether `plan` continues the matcher's text, and the text is complete then."""
+        return bool(matcher.validate_tokens([*plan, self.backend.eos_token]) == len(plan) + 1)
+
+    def is_text(self, token: int) -> bool:
+        """Whether a token is written out in answers."""
+        return token not in self._special
+
+    def way_out(self, matcher: LLMatcher, within: Sequence[list[int]], effort: int) -> list[int] | None:
+        """Tokens, few if not the fewest, that end the matcher's text; None where none were found.
+
+        Straight out, and where that leads nowhere from the states around, breadth first, one token for each first byte.
+        There, states count as the same where the same tokens may come.
+
+        within: what to try first where no line may end.
+        """
+        waiting: deque[tuple[LLMatcher, list[int]]] = deque([(matcher, [])])
+        seen = set()
+        steps = effort
+        for _ in range(_MOST_STATES):
+            if not waiting:
+                break
+            state, before = waiting.popleft()
+            after = self._straight_out(state.deep_copy(), within, steps)
+            steps = effort // _MOST_STATES
+            if after is not None:
+                plan = before + after
+                merged = self.tokens(self.text(plan))
+                return merged if len(merged) < len(plan) and self.ends(matcher, merged) else plan
+            allowed = self._allowed(state)
+            if allowed.tobytes() not in seen:
+                seen.add(allowed.tobytes())
+                for token in self._one_of_each_kind(allowed):
+                    child = state.deep_copy()
+                    if child.consume_token(token):
+                        waiting.append((child, [*before, token]))
+        return None
+
+    def _straight_out(self, matcher: LLMatcher, within: Sequence[list[int]], steps: int) -> list[int] | None:
+        """By what is tried first and may come, again and again."""
+        plan: list[int] = []
+        unused = list(within)
+        for _ in range(steps):
+            if matcher.is_accepting():
+                return plan
+            step = matcher.compute_ff_tokens()
+            if not step:
+                between = self._line_end is not None and matcher.validate_tokens(self._line_end)
+                choices = self._between if between else (*unused, *self._within)
+                step = next((some for some in choices if matcher.validate_tokens(some) == len(some)), [])
+            if not step:
+                step = np.flatnonzero(self._allowed(matcher))[:1].tolist()
+            if not step or not matcher.consume_tokens(step):
+                return None
+            plan += step
+            if step in self.quote:
+                unused = list(within)
+            elif step in unused:
+                unused.remove(step)  # what may stand again and again leads nowhere
+        return None
+
+    def _one_of_each_kind(self, allowed: npt.NDArray[np.bool_]) -> list[int]:
+        kinds: dict[bytes, int] = {}
+        for token in np.flatnonzero(allowed)[:4096].tolist():
+            kinds.setdefault(self.text([token])[:1], token)
+        return list(kinds.values())
+
+    def _allowed(self, matcher: LLMatcher) -> npt.NDArray[np.bool_]:
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)[: self.text_bits.size] & self.text_bits
+        return np.unpackbits(bits, bitorder="little").view(np.bool_)
+
+
+def _hints(wanted: StructuredOutput) -> list[str]:
+    """What may end a string of some pattern, the longest first; the shorter ones for states further on in it."""
+    texts = [text for text in map(example, wanted.patterns()[:_MOST_PATTERNS]) if text]
+    if wanted.is_json:
+        texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts]
+    ends = {text[place:] for text in texts for place in range(min(len(text), _LONGEST_HINT))}
+    return sorted(ends, key=lambda text: (-len(text), text))
+
+
+def _common(one: bytes, other: bytes) -> int:
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def _bits(tokens: Collection[int], size: int) -> Bits:
+    flags = np.zeros(size, np.uint8)
+    flags[[token for token in tokens if token < size]] = 1
+    return np.packbits(flags, bitorder="little")
+
+
+def _source(wanted: StructuredOutput) -> str:
+    if wanted.regex is not None:
+        return LLMatcher.grammar_from_regex(wanted.regex)
+    if wanted.choice is not None:
+        return LLMatcher.grammar_from_regex("|".join(f"({re.escape(text)})" for text in wanted.choice))
+    if wanted.grammar is not None:
+        return LLMatcher.grammar_from_lark(wanted.grammar)
+    schema = wanted.json_schema if wanted.json_schema is not None else {"type": "object"}
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _WHITESPACE, "lenient": False})
