@@ -1,5 +1,6 @@
 """What `import faquant` offers, as the README shows it."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -80,6 +81,28 @@ def test_a_stop_string_ends_the_answer_before_it(source: Path) -> None:
     stopped = llm.generate("Hello", faquant.SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, stop=stop))
     assert stopped[0].text == free.text[: free.text.index(stop)]
     assert stopped[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("speculative_tokens", [0, 3])
+def test_answers_have_the_structure_asked_for(source: Path, speculative_tokens: int) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "warm": {"type": "boolean"}},
+        "required": ["city", "days", "warm"],
+        "additionalProperties": False,
+    }
+    llm = faquant.LLM(source, speculative_tokens=speculative_tokens)
+    for max_tokens in (40, 60, 200):
+        params = faquant.SamplingParams(
+            max_tokens=max_tokens, seed=1, n=4, structured_output=faquant.StructuredOutput(json_schema=schema)
+        )
+        answers = llm.generate("Weather: {city", params)
+        assert {answer.finish_reason for answer in answers} == {"stop"}
+        for answer in answers:
+            assert json.loads(answer.text).keys() == {"city", "days", "warm"}
+            assert len(answer.token_ids) <= max_tokens
+    with pytest.raises(UsageError, match="too small for the structure"):
+        llm.generate("Weather", faquant.SamplingParams(max_tokens=3, structured_output=params.structured_output))
 
 
 def test_what_does_not_exist_is_an_attribute_error() -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .engine.llm import LLM
     from .engine.request import Completion
     from .engine.sampling_params import SamplingParams
+    from .engine.structured_output import StructuredOutput
     from .errors import FaquantError
     from .evaluation.report import Report
     from .recipe import Recipe
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "Report",
     "SamplingParams",
+    "StructuredOutput",
     "evaluate",
     "quantize",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "Engine": "engine.engine",
     "EngineConfig": "engine.engine_config",
     "SamplingParams": "engine.sampling_params",
+    "StructuredOutput": "engine.structured_output",
     "FaquantError": "errors",
     "Recipe": "recipe",
     "Report": "evaluation.report",

@@ -43,7 +43,10 @@ class AsyncEngine:
             EngineStoppedError: the engine was shut down or failed.
             FaquantError: an answer could not be finished.
         """
-        self.engine.check(prompt, params)
+        if params.structured_output is None:
+            self.engine.check(prompt, params)
+        else:  # a large schema takes time to compile
+            await asyncio.to_thread(self.engine.check, prompt, params)
         if self._draining:
             raise EngineStoppedError("The engine is shutting down.")
         stream = _Stream(asyncio.get_running_loop())

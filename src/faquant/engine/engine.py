@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate, count
 
 import torch
@@ -17,6 +18,7 @@ from ..model.load import Model
 from ..model.paged import PagedDecoder
 from ..model.rope import Rope
 from .engine_config import EngineConfig
+from .grammar import Constraint, Grammars
 from .page_pool import PagePool, page_digest
 from .request import Output, Request
 from .sampling import Sampler, sample_rows
@@ -72,7 +74,7 @@ class Engine:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Whether the request can be answered. Raises: UsageError: not."""
+        """Whether the request can be answered; from any thread. Raises: UsageError: not."""
         if not prompt:
             raise UsageError("The prompt has no tokens; give it some text.")
         vocabulary = self.model.config.vocab_size
@@ -84,6 +86,8 @@ class Engine:
                 f"The prompt's {len(prompt)} tokens and max_tokens ({params.max_tokens}) together exceed the context "
                 f"of {self.max_model_len} tokens. Shorten the prompt or lower max_tokens."
             )
+
+        self._constraint(params)
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> list[Request]:
         """Let a prompt of token ids wait for its params.n answers, one request each. Raises: UsageError, as check."""
@@ -100,6 +104,7 @@ class Engine:
                 vocab_size=self.model.config.vocab_size,
                 end_token_ids=self.tokenizer.eos_token_ids,
                 index=index,
+                constraint=self._constraint(params),
             )
             request = Request(next(self._numbers), prompt, params, self.tokenizer, sampler, rope, root, index)
             self._scheduler.add(request)
@@ -168,6 +173,16 @@ class Engine:
         """Raises: RuntimeError: the engine's state contradicts itself."""
         self._scheduler.check_integrity()
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.model.config.vocab_size)
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.structured_output is None:
+            return None
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
+        return self._grammars.constraint(params.structured_output, params.max_tokens, ends)
+
     def _run(self, work: Sequence[Work]) -> Tensor:
         """Logits [rows, vocab] of each that decodes: of its last token, and of those guessed behind it."""
         hidden = self._decoder.run([item.request.chunk(item.count, item.guessed) for item in work])
@@ -198,7 +213,7 @@ class Engine:
         try:
             tokens = [request.sampler.sample(logits[0]) if first is None else first]
             for guessed, row in zip(item.guessed, logits[1:], strict=True):
-                if tokens[-1] != guessed or request.sampler.is_end(guessed):
+                if tokens[-1] != guessed or request.sampler.is_end(guessed) or request.sampler.must_end:
                     break
                 tokens.append(request.sampler.sample(row))
         except FaquantError as error:

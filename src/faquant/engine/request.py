@@ -151,7 +151,7 @@ class Request:
         texts: list[str] = []
         accepted: list[int] = []
         logprobs: list[TokenLogprobs] = []
-        for token, row in zip(tokens, logits, strict=True):
+        for place, (token, row) in enumerate(zip(tokens, logits, strict=True), start=1):
             if self.sampler.is_end(token):
                 self.finish("stop", token if token in self.params.stop_token_ids else None)
                 break
@@ -162,6 +162,8 @@ class Request:
             texts.append(self._stop.push(self._decoder.push(token)))
             if self._stop.stopped:
                 self.finish("stop", self._stop.matched)
+            elif self.sampler.must_end and place == len(tokens):
+                self.finish("stop")
             elif self.room == 0:
                 self.finish("length")
             if self.finish_reason is not None:
