@@ -422,6 +422,8 @@ def test_ends_must_be_there_and_no_text(byte_level_model: Model) -> None:
         model.grammars.constraint(wanted, 9, [])
     with pytest.raises(UsageError, match="must be special tokens"):
         model.grammars.constraint(wanted, 9, [model.texts.index("a")])
+    with pytest.raises(UsageError, match="was given no constraint"):
+        Sampler(SamplingParams(structured_output=wanted))
     with pytest.raises(UsageError, match="exclude each other"):
         SamplingParams(structured_output=wanted, ignore_eos=True)
     with pytest.raises(UsageError, match="structured_output must be"):

@@ -39,7 +39,8 @@ class Sampler:
         constraint: what the tokens must form, made with the same end tokens and stop_token_ids as its ends.
 
     Raises:
-        UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary.
+        UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary, or params want a structure
+            and there is no constraint.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Sampler:
         bias: dict[int, float] = dict(params.logit_bias)
         _check_ids("logit_bias", list(bias), vocab_size)
         _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+        if params.structured_output is not None and constraint is None:
+            raise UsageError("Structured output is not supported here: the sampler was given no constraint.")
         self.params = params
         self.seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         self.index = index
