@@ -17,6 +17,7 @@ from ..kernels.threads import torch_on_one
 from ..model.load import Model
 from ..model.paged import PagedDecoder
 from ..model.rope import Rope
+from .draw import Floats
 from .engine_config import EngineConfig
 from .grammar import Constraint, Grammars
 from .page_pool import PagePool, page_digest
@@ -132,6 +133,7 @@ class Engine:
         work = self._scheduler.schedule()
         if not work:
             return []
+        model_begin = time.perf_counter()
         with torch_on_one() if self._is_int8 else nullcontext():
             logits = self._run(work)
         model_end = time.perf_counter()
@@ -139,9 +141,9 @@ class Engine:
             self._count(item)
             if not item.decodes:
                 self._scheduler.computed(item)
-        outputs = self._advance([item for item in work if item.decodes], logits)
+        outputs = self._advance([item for item in work if item.decodes], logits.numpy())
         self._stats.steps += 1
-        self._stats.model_seconds += model_end - begin
+        self._stats.model_seconds += model_end - model_begin
         self._stats.step_seconds += time.perf_counter() - begin
         return outputs
 
@@ -194,13 +196,14 @@ class Engine:
                 wanted += range(end - len(item.guessed) - 1, end)
         return self.model.decoder.logits(hidden[wanted]) if wanted else hidden
 
-    def _advance(self, work: Sequence[Work], logits: Tensor) -> list[Output]:
+    def _advance(self, work: Sequence[Work], logits: Floats) -> list[Output]:
         """Draw the next token of each, and where it is the guessed one, those behind it."""
         sizes = [1 + len(item.guessed) for item in work]
         begins = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
         firsts: list[int] | list[None]
         try:
-            firsts = sample_rows(logits[begins], [item.request.sampler for item in work])
+            some = logits if len(begins) == len(logits) else logits[begins]  # no copy of megabytes for nothing
+            firsts = sample_rows(some, [item.request.sampler for item in work])
         except FaquantError:  # of some row; each is told apart below
             firsts = [None] * len(work)
         return [
@@ -208,7 +211,7 @@ class Engine:
             for item, begin, size, first in zip(work, begins, sizes, firsts, strict=True)
         ]
 
-    def _accept(self, item: Work, logits: Tensor, first: int | None) -> Output:
+    def _accept(self, item: Work, logits: Floats, first: int | None) -> Output:
         request = item.request
         try:
             tokens = [request.sampler.sample(logits[0]) if first is None else first]
@@ -221,7 +224,7 @@ class Engine:
         else:
             if not request.answer_ids:
                 self._stats.cached_tokens += request.cached_tokens
-            output = request.accept(tokens, logits[: len(tokens)])
+            output = request.accept(tokens, logits)
             accepted = min(len(tokens) - 1, len(output.token_ids))
             self._scheduler.computed(item, accepted)
             self._stats.accepted_tokens += accepted

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..errors import FaquantError
 from ..model.paged import Chunk
 from ..model.rope import Rope
 from .detokenizer import IncrementalDecoder
+from .draw import Floats
 from .page_pool import page_digest
 from .sampling import Sampler, log_probabilities
 from .sampling_params import SamplingParams
@@ -144,25 +144,25 @@ class Request:
         self._table = torch.empty(0, dtype=torch.int64)
         return pages
 
-    def accept(self, tokens: Sequence[int], logits: Tensor) -> Output:
-        """Take the answer's next tokens, each drawn from its row of logits [tokens, vocab], up to where it ends."""
+    def accept(self, tokens: Sequence[int], logits: Floats) -> Output:
+        """Take the answer's next tokens, each drawn from its row of logits [≥ tokens, vocab], up to where it ends."""
         if not self.first_token:
             self.first_token = time.monotonic()
         texts: list[str] = []
         accepted: list[int] = []
         logprobs: list[TokenLogprobs] = []
-        for place, (token, row) in enumerate(zip(tokens, logits, strict=True), start=1):
+        for place, token in enumerate(tokens):
             if self.sampler.is_end(token):
                 self.finish("stop", token if token in self.params.stop_token_ids else None)
                 break
             self.ids.append(token)
             accepted.append(token)
             if self.params.logprobs is not None:
-                logprobs.append(log_probabilities(row, token, self.params.logprobs))
+                logprobs.append(log_probabilities(logits[place], token, self.params.logprobs))
             texts.append(self._stop.push(self._decoder.push(token)))
             if self._stop.stopped:
                 self.finish("stop", self._stop.matched)
-            elif self.sampler.must_end and place == len(tokens):
+            elif self.sampler.must_end and place == len(tokens) - 1:
                 self.finish("stop")
             elif self.room == 0:
                 self.finish("length")
