@@ -14,7 +14,7 @@ FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers bench-serving soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -110,6 +110,25 @@ $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
 bench-peers: venv $(PEERS_VENV)/.installed ## Beside llama.cpp, OpenVINO and onnxruntime, in an environment of theirs
 	$(BIN)/python benchmarks/attention_peers.py
 	$(BIN)/python benchmarks/end_to_end.py
+
+# llama.cpp's own server, of the version whose library the peers use.
+LLAMA_SERVER = $(PEERS_VENV)/bin/llama-server
+$(LLAMA_SERVER): $(PEERS_VENV)/.installed
+	mkdir -p build/llama.cpp
+	$(PYTHON) -m pip download --no-deps --no-binary :all: -d build/llama.cpp \
+		"$$(sed -n '/^llama-cpp-python==/p' benchmarks/peers/requirements.txt)"
+	tar -xzf build/llama.cpp/llama_cpp_python-*.tar.gz -C build/llama.cpp --strip-components 1
+	$(BIN)/cmake -S build/llama.cpp/vendor/llama.cpp -B build/llama.cpp/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+		-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+		-DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF
+	$(BIN)/cmake --build build/llama.cpp/build --target llama-server -j $(PEERS_JOBS)
+	cp build/llama.cpp/build/bin/llama-server $@
+
+bench-serving: venv $(LLAMA_SERVER) ## A trace of requests beside OpenVINO GenAI and llama.cpp's server
+	$(BIN)/python benchmarks/serving.py
+
+soak: venv ## Ten thousand requests, a fifth of them cancelled: no page, no memory lost, no answer changed (half an hour)
+	$(BIN)/python benchmarks/soak.py
 
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python -m faquant.demo
