@@ -14,7 +14,7 @@ FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers bench-serving soak demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers bench-serving bench-long soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -129,6 +129,9 @@ bench-serving: venv $(LLAMA_SERVER) ## A trace of requests beside OpenVINO GenAI
 
 soak: venv ## Ten thousand requests, a fifth of them cancelled: no page, no memory lost, no answer changed (half an hour)
 	$(BIN)/python benchmarks/soak.py
+
+bench-long: venv ## 128K positions, decoding by depth beside a bfloat16 cache, needles in haystacks
+	$(BIN)/python benchmarks/long_context.py
 
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python -m faquant.demo

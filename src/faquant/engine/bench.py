@@ -74,6 +74,17 @@ class Sequences:
                     pages.copy_page(source, target)
         self._depth, self._next = len(tokens), last.argmax(-1).repeat(count)
 
+    def prepare_random(self, depth: int, room: int = PAGE_SIZE) -> None:
+        """Let one sequence hold random keys and values, where reading a prompt would take too long."""
+        self._make_pages(depth + room, 1)
+        heads, dim = self.model.config.num_kv_heads, self.model.config.head_dim
+        for start in range(0, depth, PREFILL_CHUNK):
+            slots = torch.arange(start, min(start + PREFILL_CHUNK, depth))
+            k, v = torch.randn(2, len(slots), heads, dim, generator=torch.Generator().manual_seed(start))
+            for pages in self._decoder.pages:
+                pages.append(k, v, slots, slots)
+        self._depth, self._next = depth, torch.zeros(1, dtype=torch.int64)
+
     def decode(self, steps: int, count: int | None = None) -> None:
         """So many more tokens of the first `count` sequences (None: of all), greedily, from one place each time."""
         tokens = self._next[:count]
