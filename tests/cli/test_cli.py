@@ -128,6 +128,31 @@ def test_chat_ends_with_its_input(
     assert capsys.readouterr().out
 
 
+def test_bench_prints_tables_and_writes_json(
+    quantized: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = tmp_path / "bench.json"
+    small = ["--prompt", "40", "--depths", "8,100,99999", "--batches", "1,3", "--requests", "2", "--rounds", "1"]
+    assert run(["bench", str(quantized), "--against", str(source), *small, "--json", str(figures)]) == 0
+    printed = capsys.readouterr().out
+    assert "int8 cache holds" in printed
+    assert "bfloat16 cache" in printed
+    found = json.loads(figures.read_text())
+    assert [(case["depth"], case["sequences"]) for case in found["decode"]] == [(8, 1), (8, 3), (100, 1), (100, 3)]
+    for case in (found["prefill"], *found["decode"]):
+        assert set(case["tokens_per_second"]) == {"int8 cache", "bfloat16 cache", "float model"}
+        assert min(case["tokens_per_second"].values()) > 0
+    assert set(found["serve"]) == {"int8 cache", "bfloat16 cache"}
+    sizes = found["cache_bytes_per_token"]
+    assert sizes["bfloat16 cache"] == 2 * sizes["int8 cache"] * 16 / 18  # which pads its head_dim of 8, as int8 does
+    assert run(["bench", str(source), *small, "--requests", "0", "--json", "-"]) == 0
+    assert "serve" not in json.loads(capsys.readouterr().out)
+    for option in ("--depths", "--batches"):
+        for wrong in ("", "1,", "0", "x", "-3", "9" * 30):
+            assert run(["bench", str(source), option, wrong]) == 2
+            assert option in capsys.readouterr().err
+
+
 def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(quantized), "--json", "--memory", "1GiB"]) == 0
     seen = json.loads(capsys.readouterr().out)
