@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import CheckpointError, UnsupportedError, UsageError
 from .json_object import LARGEST_INTEGER, JsonObject, read_json, shown
@@ -17,6 +17,9 @@ MODEL_TYPES = {
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_LAYERS = 4096
+
+KvCacheDtype = Literal["auto", "bfloat16"]
+"""`auto` is what the checkpoint says: int8, or float."""
 
 
 @dataclass(frozen=True)

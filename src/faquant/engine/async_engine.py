@@ -4,7 +4,8 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ..errors import FaquantError
@@ -33,7 +34,12 @@ class AsyncEngine:
     def start(self) -> None:
         self._thread.start()
 
-    async def generate(self, prompt: Sequence[int], params: SamplingParams) -> AsyncIterator[Output]:
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs and takes requests."""
+        return self._thread.is_alive() and not self._draining
+
+    async def generate(self, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Output, None]:
         """What each step brings for a prompt of token ids, until its params.n answers have ended.
 
         A caller that leaves (closes the iterator, or is cancelled) frees what the answers hold before the next step.
@@ -43,22 +49,31 @@ class AsyncEngine:
             EngineStoppedError: the engine was shut down or failed.
             FaquantError: an answer could not be finished.
         """
-        if params.structured_output is None:
-            self.engine.check(prompt, params)
-        else:  # a large schema takes time to compile
-            await asyncio.to_thread(self.engine.check, prompt, params)
+        async with aclosing(self.generate_all([prompt], params)) as outputs:
+            async for _, output in outputs:
+                yield output
+
+    async def generate_all(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams
+    ) -> AsyncGenerator[tuple[int, Output], None]:
+        """As generate, for several prompts at once, with the number of the prompt that an output belongs to."""
+        for prompt in prompts:
+            if params.structured_output is None:
+                self.engine.check(prompt, params)
+            else:  # a large schema takes time to compile
+                await asyncio.to_thread(self.engine.check, prompt, params)
         if self._draining:
             raise EngineStoppedError("The engine is shutting down.")
         stream = _Stream(asyncio.get_running_loop())
-        self._tell(lambda: self._begin(stream, prompt, params))
+        self._tell(lambda: self._begin(stream, prompts, params))
         try:
-            unfinished = params.n
+            unfinished = params.n * len(prompts)
             while unfinished:
                 output = await stream.next()
                 if output.request.error is not None:
                     raise output.request.error
                 unfinished -= output.finish_reason is not None
-                yield output
+                yield stream.places[output.request], output
         finally:
             self._tell(lambda: self._leave(stream))
 
@@ -105,15 +120,16 @@ class AsyncEngine:
                     if output.finish_reason is not None:
                         self._streams.pop(output.request, None)
 
-    def _begin(self, stream: "_Stream", prompt: Sequence[int], params: SamplingParams) -> None:
+    def _begin(self, stream: "_Stream", prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
         if stream.left:
             return
         try:
-            requests = self.engine.add(prompt, params)
+            for place, prompt in enumerate(prompts):
+                for request in self.engine.add(prompt, params):
+                    self._streams[request] = stream
+                    stream.places[request] = place
         except Exception as error:
             self._deliver([(stream, error)])
-            return
-        self._streams.update(dict.fromkeys(requests, stream))
 
     def _leave(self, stream: "_Stream") -> None:
         stream.left = True
@@ -149,11 +165,12 @@ class AsyncEngine:
 
 
 class _Stream:
-    """What one caller has not yet read."""
+    """What one caller has not yet read; `places` has the number of the prompt that each request is for."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.left = False
+        self.places: dict[Request, int] = {}
         self.queue: asyncio.Queue[Output | Exception] = asyncio.Queue()
 
     async def next(self) -> Output:

@@ -10,8 +10,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from ..config import KvCacheDtype
 from ..kernels.threads import torch_on_one
-from ..model.load import KvCacheDtype, Model
+from ..model.load import Model
 from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
 from .engine import PAGE_SIZE

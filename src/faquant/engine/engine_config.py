@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import get_args
 
+from ..config import KvCacheDtype
 from ..errors import UsageError
-from ..model.load import KvCacheDtype
 
 
 @dataclass(frozen=True)

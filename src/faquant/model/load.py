@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.description import Description
 from ..checkpoint.metadata import ROTATED_TYPE, Metadata
-from ..config import ModelConfig
+from ..config import KvCacheDtype, ModelConfig
 from ..errors import UsageError
 from ..kernels.pages import TILE, BFloat16Pages, FloatPages, Int8Pages, Pages
 from ..kernels.scheme import AttentionScheme
@@ -19,8 +18,6 @@ from .decoder import Decoder, build_decoder
 from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
 from .opening import Opened, has_bias, linear_shape, open_checkpoint, read_deq_scale
 from .schemes import Checked
-
-KvCacheDtype = Literal["auto", "bfloat16"]
 
 
 @dataclass

@@ -1,0 +1,36 @@
+"""The application, put together."""
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from . import chat, completions, endpoints
+from .errors import ErrorResponse, handle_errors
+from .middleware import Access, Supervisor
+from .service import VERSION, Service
+
+
+def make_app(service: Service) -> FastAPI:
+    """The ASGI application over a service whose engine has been started."""
+    app = FastAPI(
+        title="faquant",
+        version=VERSION,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        # Also keeps FastAPI from documenting 422, which is never sent.
+        responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
+    )
+    app.state.service = service
+    for module in (chat, completions, endpoints):
+        app.include_router(module.router)
+    handle_errors(app)
+    app.add_middleware(Supervisor, service=service)
+    app.add_middleware(Access, service=service)
+    if service.config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.config.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    return app

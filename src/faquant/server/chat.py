@@ -1,0 +1,114 @@
+"""POST /v1/chat/completions"""
+
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from fastapi import APIRouter, Response
+
+from ..engine.request import Output
+from ..engine.sampling import SamplingParams
+from .protocol import ChatRequest
+from .responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, ChatMessage, Delta
+from .route import StrictRoute
+from .sampling import sampling_params
+from .service import Call, CurrentCall
+from .streaming import EventStream
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
+async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Response:
+    """Answer a conversation in the model's chat template."""
+    call.enter(body.model, body.n)
+    prompts = [await call.service.encode_chat(body.messages, body.chat_template_kwargs)]
+    max_tokens = body.max_completion_tokens or body.max_tokens or call.service.room(prompts, "messages")
+    params = sampling_params(body, max_tokens, (body.top_logprobs or 0) if body.logprobs else None)
+    call.check(prompts, params, "messages")
+    call.record.asks(prompts, body.stream)
+    chat = _Chat(call, params)
+    if body.stream:
+        return EventStream(chat.stream(prompts, body.include_usage))
+    answer = await chat.complete(prompts)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+class _Chat:
+    """One answer in the making."""
+
+    def __init__(self, call: Call, params: SamplingParams) -> None:
+        self._call = call
+        self._params = params
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+
+    async def complete(self, prompts: Sequence[Sequence[int]]) -> ChatCompletion:
+        service = self._call.service
+        outputs: list[list[Output]] = [[] for _ in range(self._params.n)]
+        async with aclosing(self._call.answers(prompts, self._params)) as answers:
+            async for index, output in answers:
+                outputs[index].append(output)
+        return ChatCompletion(
+            id=self._id,
+            created=self._call.created,
+            model=service.name,
+            system_fingerprint=service.fingerprint,
+            choices=[self._choice(index, some) for index, some in enumerate(outputs)],
+            usage=self._call.record.usage(),
+        )
+
+    async def stream(self, prompts: Sequence[Sequence[int]], with_usage: bool) -> AsyncGenerator[ChatChunk, None]:
+        begun: set[int] = set()
+        async with aclosing(self._call.answers(prompts, self._params)) as answers:
+            async for index, output in answers:
+                if index not in begun:
+                    begun.add(index)
+                    yield self._chunk([_piece(index, Delta(role="assistant", content=""))], with_usage)
+                logprobs = self._logprobs([output]) if output.token_ids else None
+                if output.text or logprobs is not None or output.finish_reason is not None:
+                    delta = Delta(content=output.text) if output.text or logprobs else Delta()
+                    yield self._chunk([_piece(index, delta, logprobs, output.finish_reason)], with_usage)
+        if with_usage:
+            last = self._chunk([], with_usage)
+            yield last.model_copy(update={"usage": self._call.record.usage()})
+
+    def _choice(self, index: int, outputs: Sequence[Output]) -> ChatChoice:
+        text = "".join(output.text for output in outputs)
+        return ChatChoice.model_validate(
+            {
+                "index": index,
+                "message": ChatMessage(role="assistant", content=text, refusal=None),
+                "logprobs": self._logprobs(outputs),
+                "finish_reason": outputs[-1].finish_reason,
+            }
+        )
+
+    def _logprobs(self, outputs: Sequence[Output]) -> ChatLogprobs | None:
+        if self._params.logprobs is None:
+            return None
+        ids = [token for output in outputs for token in output.token_ids]
+        return self._call.service.texts.chat(ids, [each for output in outputs for each in output.logprobs])
+
+    def _chunk(self, choices: Sequence[ChatChunkChoice], with_usage: bool) -> ChatChunk:
+        service = self._call.service
+        chunk = ChatChunk(
+            id=self._id,
+            object="chat.completion.chunk",
+            created=self._call.created,
+            model=service.name,
+            system_fingerprint=service.fingerprint,
+            choices=list(choices),
+        )
+        return chunk.model_copy(update={"usage": None}) if with_usage else chunk
+
+
+def _piece(
+    index: int, delta: Delta, logprobs: ChatLogprobs | None = None, finish_reason: str | None = None
+) -> ChatChunkChoice:
+    return ChatChunkChoice.model_validate(
+        {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    )

@@ -1,0 +1,51 @@
+"""What a server is made with, and the limits that no flag changes."""
+
+from dataclasses import dataclass
+
+from ..errors import UsageError
+
+MAX_MESSAGES = 2048
+MAX_TEXT = 1 << 20
+"""Characters of one message or prompt."""
+MAX_PROMPTS = 128
+"""Of one request for completions."""
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Checked when it is made.
+
+    served_model_name: what requests call the model.
+    api_key: what clients must show as `Authorization: Bearer …`; None: nothing.
+    allowed_origins: of the web pages that may call the server; `*` is all.
+    max_queue: sequences that may wait beside those that are answered; who comes then is told to come later.
+    request_timeout: seconds from a request to the end of its answer; 0: no limit.
+    max_body_bytes: of a request.
+
+    Raises:
+        UsageError: a value is outside its range.
+    """
+
+    served_model_name: str
+    api_key: str | None = None
+    allowed_origins: tuple[str, ...] = ()
+    max_queue: int = 256
+    request_timeout: float = 600.0
+    max_body_bytes: int = 8 << 20
+
+    def __post_init__(self) -> None:
+        if not self.served_model_name or not self.served_model_name.isprintable():
+            raise UsageError("served_model_name must be a name of printable characters.")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            raise UsageError("api_key must be printable ASCII characters, at least one; leave it out for none.")
+        if not 0 <= self.max_queue <= 2**20:
+            raise UsageError(f"max_queue must be from 0 to {2**20}, not {self.max_queue}.")
+        if not 0 <= self.request_timeout <= 1e9:
+            raise UsageError(f"request_timeout must be a number of seconds from 0 on, not {self.request_timeout}.")
+        if not 1024 <= self.max_body_bytes <= 1 << 30:
+            raise UsageError(f"max_body_bytes must be from 1024 to {1 << 30}, not {self.max_body_bytes}.")
+        for origin in self.allowed_origins:
+            if origin != "*" and not origin.startswith(("http://", "https://")):
+                raise UsageError(f"{origin!r} is no origin; write one such as https://example.org, or * for all.")

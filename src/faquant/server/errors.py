@@ -1,0 +1,108 @@
+"""Errors as OpenAI's clients expect them: an object with message, type, param and code, and the status that fits."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from ..engine.async_engine import EngineStoppedError
+from ..errors import FaquantError, UnsupportedError, UsageError
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_SHOWN_PROBLEMS = 3
+
+
+class ErrorObject(BaseModel):
+    """What went wrong. `param` is the field of the request that is to blame."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: ErrorObject
+
+
+class ApiError(HTTPException):
+    """Ends a request with this status and message."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param = param
+        self.code = code
+
+    @property
+    def body(self) -> ErrorResponse:
+        kind = _TYPES.get(self.status_code, "server_error" if self.status_code >= 500 else "invalid_request_error")
+        return ErrorResponse(error=ErrorObject(message=str(self.detail), type=kind, param=self.param, code=self.code))
+
+    def response(self) -> Response:
+        return Response(self.body.model_dump_json(), self.status_code, self.headers, "application/json")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told about an error of ours. Anything unforeseen is told as no more than that."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error.errors())
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, UsageError | UnsupportedError):
+        return ApiError(400, str(error))
+    if isinstance(error, EngineStoppedError):
+        return ApiError(503, str(error), code="engine_stopped")
+    if isinstance(error, FaquantError):
+        return ApiError(500, str(error))
+    return ApiError(500, "The server failed to answer this request; its log says more.", code="internal_error")
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Let the app answer all foreseen errors with the error object."""
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    for kind in (HTTPException, RequestValidationError, FaquantError):
+        app.add_exception_handler(kind, answer)
+
+
+def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    shown = []
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        where = _place(problem)
+        if problem["type"] == "extra_forbidden":
+            shown.append(f"{where} is not supported by this server.")
+        elif problem["type"] == "value_error":
+            shown.append(f"{str(problem['msg']).removeprefix('Value error, ').capitalize()}.")
+        elif not where:
+            shown.append("The body must be a JSON object, sent with Content-Type: application/json.")
+        else:
+            shown.append(f"{where}: {problem['msg']}.")
+    first = _place(problems[0]) or None
+    unknown = problems[0]["type"] == "extra_forbidden"
+    return ApiError(400, " ".join(dict.fromkeys(shown)), first, "unsupported_parameter" if unknown else None)
+
+
+def _place(problem: Mapping[str, Any]) -> str:
+    """Such as messages.0.content; the branches of a union leave their names out of it."""
+    path = [str(part) for part in problem["loc"][1:]]
+    plain = [part for part in path if part.isdecimal() or part.replace("_", "").isalnum()]
+    text = ".".join(plain)[:200]
+    # A field's name may be anything that a client has sent.
+    return json.dumps(text)[1:-1]

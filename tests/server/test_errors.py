@@ -1,0 +1,132 @@
+"""What is refused, as the exceptions of OpenAI's client and as the error object."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from oracles.tiny_server import NAME, TinyServer
+
+MESSAGES: Any = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture
+def http(server: TinyServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        yield http
+
+
+def check_error(response: httpx.Response, status: int) -> Any:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert response.headers["x-request-id"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+        ({"stream": "yes"}, "stream"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"audio": {}}, "audio"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+    ],
+)
+def test_a_wrong_field_is_named(http: httpx.Client, more: Any, param: str | None) -> None:
+    body = {"model": NAME, "messages": MESSAGES, **more}
+    error = check_error(http.post("/v1/chat/completions", json=body), 400)
+    assert error["type"] == "invalid_request_error"
+    if param is not None:
+        assert error["param"] == param
+        assert param in error["message"]
+
+
+@pytest.mark.parametrize("more", [{"echo": True}, {"suffix": "x"}, {"best_of": 3}, {"prompt": []}, {"prompt": [[]]}])
+def test_what_completions_do_not_do(http: httpx.Client, more: Any) -> None:
+    error = check_error(http.post("/v1/completions", json={"prompt": "x", **more}), 400)
+    assert error["param"].startswith(next(iter(more)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b'{"prompt": "x", "temperature": NaN}',
+        b'{"prompt": "x", "temperature": Infinity}',
+        b'{"prompt": "x", "temperature": 1e999}',
+        b'{"prompt": "x", "seed": 1' + b"0" * 5000 + b"}",
+        b'{"prompt": "x", "n": 1.5}',
+        b'{"prompt": "\xff\xfe"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": ' + b"[" * 100_000 + b"}",
+        b'{"prompt": "x", "metadata": ' + b'{"a":' * 150 + b"1" + b"}" * 150 + b', "temperature": 9}',
+        b'{"prompt": "x", "\\u0000\\n": 1}',
+    ],
+)
+def test_bodies_that_are_no_requests(http: httpx.Client, body: bytes) -> None:
+    check_error(http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"}), 400)
+
+
+def test_a_body_must_say_that_it_is_json(http: httpx.Client) -> None:
+    """Which a web page cannot do without being asked whether it may."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        body = json.dumps({"prompt": "x"})
+        error = check_error(http.post("/v1/completions", content=body, headers={"Content-Type": kind}), 400)
+        assert "application/json" in error["message"]
+
+
+def test_a_conversation_longer_than_the_context(client: openai.OpenAI, server: TinyServer) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=NAME, prompt="x" * (server.service.max_model_len + 1))
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "prompt"
+
+
+def test_another_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4o")
+
+
+def test_paths_and_methods_that_are_not_there(http: httpx.Client) -> None:
+    check_error(http.get("/v1/nothing"), 404)
+    response = http.get("/v1/chat/completions")
+    check_error(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_field_that_is_null_counts_as_not_given(http: httpx.Client) -> None:
+    body = {"model": NAME, "messages": MESSAGES, "max_tokens": 2, "tools": None, "temperature": None, "stop": None}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_token_outside_the_vocabulary(http: httpx.Client) -> None:
+    error = check_error(http.post("/v1/completions", json={"prompt": [1, 320]}), 400)
+    assert "vocabulary" in error["message"]
