@@ -18,8 +18,8 @@ from faquant.engine.sampling import SamplingParams
 from faquant.engine.tokenizer import Tokenizer
 from faquant.server.app import make_app
 from faquant.server.config import ServerConfig
-from faquant.server.run import bind
 from faquant.server.service import Service
+from faquant.server.socket import bind
 from oracles import random_decoder
 from oracles.tiny_engine import TinyEngine
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
@@ -64,17 +64,17 @@ class TinyServer:
     def __init__(self, engine: BytesEngine | None = None, **settings: Any) -> None:
         self.engine = engine or BytesEngine(pages=40)
         self.service = Service(AsyncEngine(self.engine), ServerConfig(NAME, **settings))
-        self._socket = bind("127.0.0.1", 0)
-        self.port: int = self._socket.getsockname()[1]
+        self.socket = bind("127.0.0.1", 0)
+        self.port: int = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
             make_app(self.service), http="h11", ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=5
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
+        self._thread = threading.Thread(target=self._server.run, args=([self.socket],))
 
     def __enter__(self) -> "TinyServer":
-        self._socket.listen()
+        self.socket.listen()
         self.service.engine.start()
         self._thread.start()
         return self

@@ -11,7 +11,20 @@ from rich.table import Table
 
 from .console import print_json
 
-LIBRARIES = ("faquant", "torch", "safetensors", "tokenizers", "jinja2", "numpy", "pydantic", "typer", "rich", "gguf")
+LIBRARIES = (
+    "faquant",
+    "torch",
+    "safetensors",
+    "tokenizers",
+    "jinja2",
+    "numpy",
+    "pydantic",
+    "typer",
+    "rich",
+    "gguf",
+    "fastapi",
+    "uvicorn",
+)
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:

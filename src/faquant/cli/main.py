@@ -19,6 +19,7 @@ from .evaluate import evaluate
 from .generate import generate
 from .inspect import inspect
 from .quantize import quantize
+from .serve import serve
 
 app = typer.Typer(
     help="8-bit attention for LLaMA-family models: quantize, measure, run. With --debug, errors show where they arose.",
@@ -37,7 +38,7 @@ def _options(
         raise typer.Exit
 
 
-for command in (quantize, evaluate, generate, chat, bench, inspect, convert, doctor):
+for command in (quantize, evaluate, generate, chat, serve, bench, inspect, convert, doctor):
     app.command()(command)
 
 

@@ -1,0 +1,176 @@
+"""`faquant serve` as a process: how it starts, and how it ends."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from faquant.cli.main import run
+from faquant.cli.serve import serve
+from faquant.engine.engine_config import EngineConfig
+from oracles.tiny_models import tiny_model
+from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
+
+LONG: Any = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model("smollm", directory, vocab_size=VOCAB_SIZE, max_position_embeddings=4096)
+    write_tokenizer(directory)
+    return directory
+
+
+class Process:
+    """`faquant serve`, ready to answer."""
+
+    def __init__(self, directory: Path, *flags: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "faquant", "serve", str(directory), "--port", "0", *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self.told = ""
+        assert self.process.stderr is not None
+        self.url = ""
+        while not self.url:
+            line = self.process.stderr.readline()
+            assert line, self.told
+            self.told += line
+            if match := re.search(r"http://\S+:\d+", line):
+                self.url = match[0]
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise AssertionError(self.told)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.told += line
+
+    def end(self) -> int:
+        status = self.process.wait(30)
+        self._reader.join()
+        return status
+
+
+@pytest.fixture
+def start(directory: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(*flags: str) -> Process:
+        started.append(Process(directory, *flags))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.end()
+
+
+def test_every_setting_of_the_engine_is_a_flag() -> None:
+    flags = signature(serve).parameters
+    for field in fields(EngineConfig):
+        assert flags[field.name].default == field.default
+
+
+def test_the_table_says_what_is_in_use(start: Callable[..., Process]) -> None:
+    process = start("--kv-cache-memory", "1MiB", "--served-model-name", "mine", "--no-enable-prefix-caching")
+    assert httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"] == "mine"
+    for part in ("float", "576 bytes a token", "1,792 tokens at most", "threads", "mine", "no key"):
+        assert part in process.told
+
+
+def test_sigterm_lets_answers_be_finished_and_refuses_new_ones(start: Callable[..., Process]) -> None:
+    process = start()
+    with httpx.stream(
+        "POST", f"{process.url}/v1/completions", json={**LONG, "max_tokens": 500}, timeout=60
+    ) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + 10
+        while httpx.get(f"{process.url}/health").status_code != 503 and time.monotonic() < end:
+            time.sleep(0.01)
+        refused = httpx.post(f"{process.url}/v1/completions", json=LONG)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert process.end() == 0
+    assert "Traceback" not in process.told
+
+
+def test_a_second_signal_ends_it_now(start: Callable[..., Process]) -> None:
+    process = start()
+    with httpx.stream("POST", f"{process.url}/v1/completions", json={**LONG, "n": 8}, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.process.send_signal(signal.SIGTERM)
+        assert process.end() == 128 + signal.SIGTERM
+        with pytest.raises(httpx.TransportError):
+            list(lines)
+    assert "Traceback" not in process.told
+
+
+def test_killed_and_started_again_at_the_same_port(start: Callable[..., Process]) -> None:
+    process = start()
+    process.process.kill()
+    process.end()
+    again = start("--port", process.url.rsplit(":", 1)[1])
+    assert again.url == process.url
+
+
+def test_a_busy_port_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        assert run(["serve", str(directory), "--port", str(busy.getsockname()[1])]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "in use" in told
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--port", "70000"],
+        ["--host", "no such host"],
+        ["--max-num-seqs", "0"],
+        ["--max-num-batched-tokens", "8"],
+        ["--kv-cache-memory", "lots"],
+        ["--kv-cache-memory", "1"],
+        ["--max-model-len", "100000"],
+        ["--allowed-origins", "example.org"],
+        ["--request-timeout", "nan"],
+        ["--max-queue", "-1"],
+        ["--api-key", ""],
+        ["--served-model-name", ""],
+    ],
+)
+def test_a_wrong_flag_is_one_line(directory: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(directory), "--port", "0", *flags]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith("faquant: ")
