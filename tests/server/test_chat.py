@@ -1,8 +1,10 @@
 """Chat completions, judged by OpenAI's own client."""
 
 import asyncio
+import json
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
@@ -189,3 +191,33 @@ def test_a_clients_answer_can_be_sent_back_as_it_is(client: openai.OpenAI) -> No
     answer = client.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=4, seed=1).choices[0].message
     more = [*MESSAGES, answer.model_dump(), {"role": "user", "content": "And?"}]
     assert client.chat.completions.create(model=NAME, messages=more, max_tokens=4).choices
+
+
+def test_an_answer_has_the_schema_asked_for(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "string"}, "maxItems": 2}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    for seed in range(4):
+        got = client.chat.completions.create(
+            model=NAME, messages=MESSAGES, max_tokens=40, seed=seed, response_format=wanted
+        )
+        assert got.choices[0].finish_reason == "stop"
+        jsonschema.validate(json.loads(got.choices[0].message.content or ""), schema)
+    got = client.chat.completions.create(
+        model=NAME, messages=MESSAGES, max_tokens=20, response_format={"type": "json_object"}
+    )
+    assert isinstance(json.loads(got.choices[0].message.content or ""), dict)
+    wanted["json_schema"]["schema"] = {"type": "object", "not": {}}
+    with pytest.raises(openai.BadRequestError, match="not"):
+        client.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=20, response_format=wanted)
+
+
+def test_penalties_and_biases_reach_the_sampler(client: openai.OpenAI) -> None:
+    for params in ({"presence_penalty": 1.5}, {"frequency_penalty": 1.0}, {"logit_bias": {"65": 100}}):
+        ours = {**params, "logit_bias": {65: 100}} if "logit_bias" in params else params
+        got = client.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=24, **GREEDY, **params)
+        assert got.choices[0].message.content == expected(**ours) != expected()
