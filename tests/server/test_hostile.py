@@ -91,7 +91,7 @@ def small() -> Any:
         server.wait_until_nothing_is_held()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(body=bodies(), path=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]))
 def test_any_body_is_answered(small: TinyServer, body: bytes, path: str) -> None:
     with httpx.Client(base_url=small.url, timeout=30) as http:
@@ -99,7 +99,7 @@ def test_any_body_is_answered(small: TinyServer, body: bytes, path: str) -> None
         check_next(http)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(body=st.binary(max_size=200))
 def test_any_bytes_are_answered(small: TinyServer, body: bytes) -> None:
     with httpx.Client(base_url=small.url, timeout=30) as http:
