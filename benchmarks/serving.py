@@ -20,7 +20,7 @@ from timing import finish, start
 
 from faquant.engine.engine import Engine
 from faquant.engine.engine_config import EngineConfig
-from faquant.engine.replay import Arrival, Served, percentile, replay, trace
+from faquant.engine.replay import Arrival, Served, replay, trace
 from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.texts import builtin_texts
 from faquant.model.load import load
@@ -47,18 +47,6 @@ def serve_by(peer: Peer, requests: Sequence[Arrival]) -> Served:
         first_token=[first for first, *_ in found["times"]],
         per_token=[(last - first) / (count - 1) for first, last, count in found["times"]],
     )
-
-
-def row(served: Served) -> dict[str, float]:
-    return {
-        "tokens_per_second": served.tokens_per_second,
-        "seconds": served.seconds,
-        "first_token_p50": percentile(served.first_token, 50),
-        "first_token_p99": percentile(served.first_token, 99),
-        "per_token_p50": percentile(served.per_token, 50),
-        "per_token_p99": percentile(served.per_token, 99),
-        "overhead": served.overhead or 0.0,
-    }
 
 
 def main() -> None:
@@ -102,7 +90,7 @@ def main() -> None:
         print(f"{'':20}{'tokens/s':>10}{'seconds':>9}{'first':>16}{'each, ms':>16}")
         for name, some in served.items():
             one = sorted(some[1:], key=lambda each: each.tokens_per_second)[arguments.rounds // 2]
-            figures = row(one)
+            figures = one.figures()
             rows.append({"rate": rate, "system": name, **figures})
             print(
                 f"{name:20}{figures['tokens_per_second']:10.0f}{figures['seconds']:9.1f}"

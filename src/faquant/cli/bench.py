@@ -109,7 +109,7 @@ def _serve(
     engines: Mapping[str, "Engine"], asked: Sequence["Arrival"], rounds: int, tell: Callable[[int], None]
 ) -> dict[str, dict[str, float]]:
     """Serve the trace with each engine in turn; the round of median throughput of each."""
-    from ..engine.replay import percentile, replay
+    from ..engine.replay import replay
 
     served: dict[str, list[Served]] = {name: [] for name in engines}
     for number in range(rounds * len(engines)):
@@ -117,19 +117,10 @@ def _serve(
         engines[name].forget_prefixes()
         served[name].append(replay(engines[name], asked))
         tell(number + 1)
-    found = {}
-    for name, some in served.items():
-        one = sorted(some, key=lambda each: each.tokens_per_second)[len(some) // 2]
-        found[name] = {
-            "requests_per_second": len(asked) / one.seconds,
-            "tokens_per_second": one.tokens_per_second,
-            "first_token_p50": percentile(one.first_token, 50),
-            "first_token_p99": percentile(one.first_token, 99),
-            "per_token_p50": percentile(one.per_token, 50),
-            "per_token_p99": percentile(one.per_token, 99),
-            "overhead": one.overhead or 0.0,
-        }
-    return found
+    return {
+        name: sorted(some, key=lambda one: one.tokens_per_second)[len(some) // 2].figures()
+        for name, some in served.items()
+    }
 
 
 def _print(found: Mapping[str, Any], own: str) -> None:

@@ -65,6 +65,19 @@ class Served:
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds
 
+    def figures(self) -> dict[str, float]:
+        """What tables show of it; times in seconds."""
+        return {
+            "requests_per_second": len(self.first_token) / self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "seconds": self.seconds,
+            "first_token_p50": percentile(self.first_token, 50),
+            "first_token_p99": percentile(self.first_token, 99),
+            "per_token_p50": percentile(self.per_token, 50),
+            "per_token_p99": percentile(self.per_token, 99),
+            "overhead": self.overhead or 0.0,
+        }
+
 
 def percentile(values: Sequence[float], percent: int) -> float:
     """The smallest value that so many percent are not above, between neighbours interpolated."""
