@@ -1,5 +1,6 @@
 """Layers in one call of C++ have the bits of the decoder's own steps, and what does not fit is refused."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -110,7 +111,10 @@ def test_a_layer_that_is_not_int8_runs_by_itself(number: int) -> None:
 
     def with_float_pages(cache: Cache) -> None:
         c = made[0].config
-        cache.pages[number] = FloatPages(c.num_heads, c.num_kv_heads, c.head_dim, cache.pages[0].num_pages, 128)  # type: ignore[call-overload]
+        pages = FloatPages(c.num_heads, c.num_kv_heads, c.head_dim, cache.pages[0].num_pages, 128)
+        pages.k.fill_(math.nan)
+        pages.v.fill_(math.nan)
+        cache.pages[number] = pages  # type: ignore[call-overload]
 
     same_both_ways(made, with_float_pages)
 

@@ -163,10 +163,10 @@ class Int8Pages(PackedPages):
         heads = scheme.num_kv_heads
         super().__init__(scheme.num_heads, heads, scheme.head_dim, num_pages, page_size, isa)
         self.scheme = scheme
-        self.k, self.v = torch.zeros(self._tiles, dtype=torch.uint8), torch.zeros(self._tiles, dtype=torch.int8)
+        self.k, self.v = torch.empty(self._tiles, dtype=torch.uint8), torch.empty(self._tiles, dtype=torch.int8)
         shape = (num_pages, heads, page_size)
-        self.k_scale = torch.zeros(shape, dtype=torch.float16) if scheme.k_scale is None else None
-        self.v_scale = torch.zeros(shape, dtype=torch.float16) if scheme.v_scale is None else None
+        self.k_scale = torch.empty(shape, dtype=torch.float16) if scheme.k_scale is None else None
+        self.v_scale = torch.empty(shape, dtype=torch.float16) if scheme.v_scale is None else None
         self._static = frozenset(name for name in "qkv" if getattr(scheme, f"{name}_scale") is not None)
         self.cache = _layer_cache(self)
 
@@ -257,7 +257,7 @@ class BFloat16Pages(PackedPages):
         isa: str | None = None,
     ) -> None:
         super().__init__(num_heads, num_kv_heads, head_dim, num_pages, page_size, isa)
-        self.k, self.v = (torch.zeros(self._tiles, dtype=torch.bfloat16) for _ in range(2))
+        self.k, self.v = (torch.empty(self._tiles, dtype=torch.bfloat16) for _ in range(2))
         k, v = self.k.view(torch.int16), self.v.view(torch.int16)
         self.cache = _C.LayerCache(heads=num_heads, k=k, v=v, dim=head_dim)
 
@@ -283,8 +283,8 @@ class FloatPages:
         self.num_pages = num_pages
         self.page_size = page_size
         self.saturation = Saturation()
-        self.k = torch.zeros(num_pages, page_size, num_kv_heads, head_dim)
-        self.v = torch.zeros_like(self.k)
+        self.k = torch.empty(num_pages, page_size, num_kv_heads, head_dim)
+        self.v = torch.empty_like(self.k)
 
     @property
     def bytes_per_token(self) -> int:
