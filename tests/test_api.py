@@ -4,7 +4,9 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import faquant
 from faquant.errors import OutputError, UsageError
@@ -72,6 +74,15 @@ def test_long_prompts_are_fed_in_chunks_to_the_same_effect(source: Path) -> None
     params = faquant.SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
     whole = faquant.LLM(source).generate([list(range(100))], params)
     assert faquant.LLM(source, max_num_seqs=2, max_num_batched_tokens=7).generate([list(range(100))], params) == whole
+
+
+def test_a_prompt_is_text_or_integers_of_any_kind(source: Path) -> None:
+    llm = faquant.LLM(source)
+    params = faquant.SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+    expected = llm.generate([[1, 2, 3]], params)
+    assert llm.generate([np.array([1, 2, 3])], params) == llm.generate([torch.tensor([1, 2, 3])], params) == expected
+    with pytest.raises(UsageError, match="text or token ids"):
+        llm.generate([[1.0, 2.0]], params)
 
 
 def test_a_stop_string_ends_the_answer_before_it(source: Path) -> None:

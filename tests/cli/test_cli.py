@@ -147,6 +147,9 @@ def test_bench_prints_tables_and_writes_json(
     assert sizes["bfloat16 cache"] == 2 * sizes["int8 cache"] * 16 / 18  # which pads its head_dim of 8, as int8 does
     assert run(["bench", str(source), *small, "--requests", "0", "--json", "-"]) == 0
     assert "serve" not in json.loads(capsys.readouterr().out)
+    several = ["--prompt", "40", "--depths", "8", "--batches", "3", "--requests", "0", "--rounds", "1"]
+    assert run(["bench", str(quantized), *several]) == 0
+    assert "same memory.\n" in capsys.readouterr().out, "which cache is faster was measured with one sequence"
     for option in ("--depths", "--batches"):
         for wrong in ("", "1,", "0", "x", "-3", "9" * 30):
             assert run(["bench", str(source), option, wrong]) == 2

@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 
 from faquant.engine.async_engine import AsyncEngine, EngineStoppedError
+from faquant.engine.request import Output
 from faquant.engine.sampling_params import SamplingParams
+from faquant.engine.scheduler import Work
 from faquant.errors import UsageError
 from oracles.random_decoder import tokens
 from oracles.tiny_engine import Asked, TinyEngine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+NINE = replace(GREEDY, max_tokens=9)
 
 
 @pytest.fixture
@@ -122,6 +125,82 @@ def test_a_step_that_fails_ends_what_ran_and_nothing_else(
 
     asyncio.run(main())
     assert "A step of the engine failed" in caplog.text
+
+
+def test_an_answer_that_ends_in_a_step_that_fails_is_not_waited_for(engine: AsyncEngine) -> None:
+    accept = engine.engine._accept
+
+    def failing(item: Work, *rest: object) -> Output:
+        if item.request.params.max_tokens == 9 and item.request.room == 6:
+            raise RuntimeError("out of luck")
+        return accept(item, *rest)  # type: ignore[arg-type]
+
+    engine.engine._accept = failing  # type: ignore[method-assign, assignment]
+
+    async def main() -> None:
+        # Both in one step: the first one's last token, and what fails.
+        tasks = [answer(engine, prompt(0, 5), replace(GREEDY, max_tokens=4)), answer(engine, prompt(1, 5), NINE)]
+        got = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+        assert [type(some) for some in got] == [EngineStoppedError, EngineStoppedError]
+        await nothing_held(engine)
+
+    asyncio.run(main())
+
+
+def test_a_scheduler_that_fails_for_good_lets_nobody_wait(engine: AsyncEngine) -> None:
+    def failing() -> object:
+        raise RuntimeError("out of luck")
+
+    engine.engine._scheduler.schedule = failing  # type: ignore[method-assign, assignment]
+
+    async def main() -> None:
+        got = await asyncio.wait_for(
+            asyncio.gather(*[answer(engine, prompt(number)) for number in range(3)], return_exceptions=True), 30
+        )
+        assert [type(some) for some in got] == [EngineStoppedError] * 3
+        await nothing_held(engine)
+
+    asyncio.run(main())
+
+
+class Panic(BaseException):
+    """No Exception: nothing catches it."""
+
+
+@pytest.mark.parametrize("error", [Panic, RuntimeError])
+def test_a_thread_that_dies_lets_nobody_wait(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    engine = AsyncEngine(TinyEngine())
+
+    def failing(*_: object) -> object:
+        raise error("out of luck")
+
+    engine.engine.step = failing  # type: ignore[method-assign, assignment]
+    engine.engine.abort_running = failing  # type: ignore[method-assign, assignment]
+
+    async def main() -> None:
+        engine.start()
+        with pytest.raises(EngineStoppedError):
+            await asyncio.wait_for(answer(engine, prompt(0)), 30)
+        with pytest.raises(EngineStoppedError, match="has failed"):
+            await asyncio.wait_for(answer(engine, prompt(1)), 30)
+        assert not engine.alive
+
+    asyncio.run(main())
+    assert engine.shutdown(timeout=30)
+    assert not engine.engine.has_work
+
+
+def test_an_engine_that_never_started_lets_nobody_wait() -> None:
+    async def main() -> None:
+        engine = AsyncEngine(TinyEngine())
+        task = asyncio.create_task(answer(engine, prompt(0)))
+        await asyncio.sleep(0.01)
+        assert engine.shutdown()
+        with pytest.raises(EngineStoppedError):
+            await asyncio.wait_for(task, 30)
+
+    asyncio.run(main())
 
 
 def test_shutting_down_ends_or_drains() -> None:

@@ -2,20 +2,29 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
+from faquant.engine.chat_template import ChatTemplates
 from faquant.engine.engine import PAGE_SIZE
 from faquant.engine.engine_config import EngineConfig
-from faquant.engine.request import Completion
+from faquant.engine.request import Completion, Request
+from faquant.engine.sampling import Sampler
 from faquant.engine.sampling_params import SamplingParams
+from faquant.engine.structured_output import StructuredOutput
+from faquant.engine.tokenizer import Tokenizer
 from faquant.errors import FaquantError, UsageError
-from oracles.random_decoder import tokens
-from oracles.tiny_engine import END, Asked, TinyEngine
+from faquant.model.rope import Rope
+from oracles.random_decoder import VOCABULARY, tokens
+from oracles.tiny_engine import END, Asked, TinyEngine, tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -45,8 +54,17 @@ PARAMS = st.builds(
     stop_token_ids=st.sampled_from([(), (3, 5, 8)]),
     seed=st.integers(0, 2),
     max_tokens=st.sampled_from([1, 2, 20, 60]),
+    n=st.sampled_from([1, 1, 2]),
+    logit_bias=st.sampled_from([{}, {}, {4: 3.0, 9: -100.0}]),
     stop=st.sampled_from([(), ("BA",)]),
     ignore_eos=st.booleans(),
+    logprobs=st.just(3),
+) | st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.8]),
+    seed=st.integers(0, 2),
+    max_tokens=st.sampled_from([1, 2, 20]),
+    structured_output=st.just(StructuredOutput(regex="[A-E]{1,9}(F[A-C]{4})?")),
     logprobs=st.just(3),
 )
 REQUESTS = st.lists(
@@ -65,7 +83,7 @@ REQUESTS = st.lists(
 
 @settings(max_examples=40)
 @given(
-    kind=st.sampled_from(["llama", "odd-qwen2-window", "odd-qwen3"]),
+    kind=st.sampled_from(["llama", "odd", "odd-qwen2-window", "odd-qwen3"]),
     scheme=st.sampled_from(["default", "static"]),
     mix=REQUESTS,
     threads=st.sampled_from([1, 2]),
@@ -84,16 +102,17 @@ def test_any_mix_as_alone(
 ) -> None:
     torch.set_num_threads(threads)
     engine = TinyEngine(kind, scheme, **options)
-    requests = {}
+    requests: dict[int, list[Request]] = {}
     for step in range(400):
         for number, (ids, params, arrival, _) in enumerate(mix):
             if arrival == step:
-                (requests[number],) = engine.add(ids, params)
+                requests[number] = engine.add(ids, params)
         for number, (*_, arrival, patience) in enumerate(mix):
             if patience is not None and step == arrival + patience:
                 held = engine.state().used_pages
-                was_running = bool(requests[number].pages)
-                engine.abort(requests[number])
+                was_running = any(request.pages for request in requests[number])
+                for request in requests[number]:
+                    engine.abort(request)
                 assert not was_running or engine.state().used_pages < held or engine.config.enable_prefix_caching
                 engine.check_integrity()
         engine.step()
@@ -102,12 +121,13 @@ def test_any_mix_as_alone(
     engine.run()
     assert engine.state().used_pages == 0
     for number, (ids, params, *_) in enumerate(mix):
-        got = requests[number].completion()
-        expected = alone(Asked(ids, params), kind, scheme)
-        if got.finish_reason == "abort":
-            assert expected.token_ids[: len(got.token_ids)] == got.token_ids
-        else:
-            same(got, expected)
+        for request in requests[number]:
+            got = request.completion()
+            expected = alone(Asked(ids, params, request.index), kind, scheme)
+            if got.finish_reason == "abort":
+                assert expected.token_ids[: len(got.token_ids)] == got.token_ids
+            else:
+                same(got, expected)
 
 
 def test_a_full_pool_with_hits_and_preemptions_changes_no_answer() -> None:
@@ -173,6 +193,92 @@ def test_guessing_changes_nothing_and_saves_steps() -> None:
     assert steps[1] < steps[0]
 
 
+def test_guesses_take_no_tokens_from_prompts() -> None:
+    """Else whoever repeats itself would keep all others waiting."""
+    engine = TinyEngine(max_num_batched_tokens=8, speculative_tokens=7)
+    (repeats,) = engine.add(prompt(9), replace(GREEDY, max_tokens=600, logit_bias={5: 100.0}))
+    while repeats.room > 580:
+        engine.step()
+    assert engine.stats().accepted_tokens > 7
+    (other,) = engine.add(prompt(35, 1), GREEDY)
+    for _ in range(5):
+        engine.step()
+    assert other.first_token
+
+
+def test_a_guess_whose_logits_are_no_numbers_does_not_take_back_what_was_drawn() -> None:
+    answers = []
+    for count in (0, 4):
+        engine = TinyEngine(speculative_tokens=count)
+        params = replace(GREEDY, max_tokens=40, logit_bias={5: 100.0}, stop=("FFFFFFFF",))
+        (request,) = engine.add(prompt(9), params)
+        logits = engine.model.decoder.logits
+
+        def none_from_the_ninth_on(hidden: torch.Tensor, request: Request = request) -> torch.Tensor:
+            rows = logits(hidden)  # noqa: B023
+            rows[8 - len(request.answer_ids) :] = float("nan")
+            return rows
+
+        engine.model.decoder.logits = none_from_the_ninth_on  # type: ignore[method-assign]
+        try:
+            engine.run()
+        finally:
+            del engine.model.decoder.logits
+        answers.append(request.completion())
+    assert answers[0].finish_reason == "stop"
+    same(*answers)
+
+
+def test_what_a_request_filled_itself_is_not_counted_as_cached() -> None:
+    engine = TinyEngine(pages=6, max_num_seqs=4, max_num_batched_tokens=4)
+    (first,) = engine.add(prompt(120), replace(GREEDY, max_tokens=400))
+    while first.pending != 1:
+        engine.step()
+    (second,) = engine.add(prompt(450, 1), GREEDY)
+    engine.run()
+    stats = engine.stats()
+    assert stats.preemptions > 0
+    assert second.completion().cached_tokens == stats.cached_tokens == 0
+    assert stats.prompt_tokens == 570
+    assert stats.prefilled_tokens > 570, "what was read again is counted again"
+
+
+def test_end_tokens_that_have_no_logits() -> None:
+    """Some models' configs name them; min_tokens masks end tokens."""
+    engine = TinyEngine()
+    engine.tokenizer.eos_token_ids = (END, VOCABULARY + 7)
+    (request,) = engine.add(prompt(5), SamplingParams(temperature=0, max_tokens=5, min_tokens=2))
+    engine.run()
+    assert request.finish_reason in ("stop", "length")
+
+
+def test_a_stop_string_that_only_the_end_completes() -> None:
+    """A byte token waits for the bytes that might follow; when none do, its text is final."""
+    backend = Backend(models.WordLevel({"A": 0, "B": 1, "<0x0A>": 2, "</s>": 3}, "A"))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = Tokenizer(backend, {"eos_token": "</s>"}, [3], None, ChatTemplates({}, Path()))
+    rope = Rope(tiny_model().config)
+    for answer, kept in (([0, 2], [0, 2]), ([0, 2, 3], [0, 2])):
+        params = SamplingParams(temperature=0, max_tokens=len(kept), stop=("\n",))
+        sampler = Sampler(params, [0], vocab_size=4, end_token_ids=[3])
+        request = Request(0, [0], params, tokenizer, sampler, rope)
+        for token in answer:
+            if request.finish_reason is None:
+                request.accept([token], np.zeros((1, 4), np.float32))
+        completion = request.completion()
+        assert (completion.text, completion.finish_reason, completion.stop_reason) == ("A", "stop", "\n")
+
+
+def test_prefixes_are_shared_up_to_a_dynamic_rope_models_own_length() -> None:
+    engine = TinyEngine("odd")
+    engine.add(prompt(200), GREEDY)
+    engine.run()
+    for length, found in ((200, 128), (210, 128), (300, 0)):  # 256 is the model's own length
+        (request,) = engine.add((*prompt(200), *prompt(length - 200, 1)), GREEDY)
+        engine.run()
+        assert request.completion().cached_tokens == found
+
+
 def test_the_oldest_is_served_first_and_nobody_starves_behind_long_prompts() -> None:
     engine = TinyEngine(max_num_seqs=4, max_num_batched_tokens=64)
     long = [engine.add(prompt(2000, number), GREEDY)[0] for number in range(2)]
@@ -219,10 +325,13 @@ def test_what_cannot_be_answered_is_refused() -> None:
         ([], GREEDY, "no tokens"),
         ([0, 50], GREEDY, "outside the vocabulary of 50"),
         ([0, True], GREEDY, "outside the vocabulary"),
+        ([0], replace(GREEDY, stop_token_ids=(50,)), "stop_token_ids has the token 50"),
+        ([0], replace(GREEDY, logit_bias={50: 1.0}), "logit_bias has the token 50"),
         (prompt(249), GREEDY, "exceed the context of 256"),
     ):
-        with pytest.raises(UsageError, match=message):
-            engine.add(ids, params)
+        for what in (engine.check, engine.add):
+            with pytest.raises(UsageError, match=message):
+                what(ids, params)
     assert not engine.has_work
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faquant.engine.replay import percentile, replay, trace
+from faquant.errors import FaquantError
 from oracles.random_decoder import tokens
 from oracles.tiny_engine import TinyEngine
 
@@ -43,6 +44,13 @@ def test_a_replay_answers_all_and_counts_what_it_took(rate: float) -> None:
     assert served.overhead is not None
     assert 0 < served.overhead < 1
     assert not engine.has_work
+
+
+def test_an_answer_that_failed_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TinyEngine()
+    monkeypatch.setattr(engine.model.decoder, "logits", lambda hidden: hidden.new_full((len(hidden), 50), float("nan")))
+    with pytest.raises(FaquantError, match="no usable logits"):
+        replay(engine, trace(TEXTS, 2, longest=300))
 
 
 def test_percentiles() -> None:

@@ -28,7 +28,11 @@ LLAMA = {
 ODD = {**LLAMA, "hidden_size": 100, "intermediate_size": 200, "num_attention_heads": 5, "num_key_value_heads": 1}
 MODELS = {
     "llama": LLAMA,
-    "odd": ODD,
+    "odd": {
+        **ODD,
+        "max_position_embeddings": 256,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 16.0},
+    },
     "odd-qwen2-window": {
         **ODD,
         "model_type": "qwen2",

@@ -25,7 +25,8 @@ def tiny_tokenizer() -> Tokenizer:
     """Each token is a letter, the last one ends an answer."""
     letters = [chr(ord("A") + number) for number in range(VOCABULARY - 1)]
     backend = Backend(models.WordLevel({letter: index for index, letter in enumerate([*letters, "<end>"])}, "A"))
-    backend.decoder = decoders.Fuse()
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>"])
     return Tokenizer(backend, {"eos_token": "<end>"}, [END], None, ChatTemplates({}, Path()))
 
 
@@ -80,11 +81,12 @@ class Asked:
 
     prompt: tuple[int, ...]
     params: SamplingParams
+    index: int = 0
 
     def alone(self, kind: str = "llama", scheme: str = "default") -> Completion:
         """Answered with nothing beside it, no page used twice, and the prompt in one piece, by one thread."""
         torch.set_num_threads(1)
         engine = TinyEngine(kind, scheme, max_num_seqs=1, max_num_batched_tokens=4096, enable_prefix_caching=False)
-        (request,) = engine.add(self.prompt, self.params)
+        request = engine.add(self.prompt, self.params)[self.index]
         engine.run()
         return request.completion()

@@ -42,19 +42,21 @@ def bench(
     ] = None,
 ) -> None:
     """Measure the speed: reading a prompt, decoding by depth and batch, serving requests; int8 beside float caches."""
-    load_config(directory)
+    max_position = load_config(directory).max_position
     if against is not None:
         load_config(against)
     chosen_depths, chosen_batches = _numbers("--depths", depths), _numbers("--batches", batches)
     from ..engine.bench import Sequences, measure_decode, measure_prefill
     from ..engine.engine import Engine
     from ..engine.engine_config import EngineConfig
-    from ..engine.replay import trace
+    from ..engine.replay import LONGEST_ANSWER, trace
     from ..engine.tokenizer import Tokenizer
     from ..evaluation.texts import builtin_texts
     from ..kernels import cpu, threads
     from ..model.load import load
 
+    if requests and max_position <= 2 * LONGEST_ANSWER:
+        raise UsageError(f"A context of {max_position} tokens is too short to serve requests in; give --requests 0.")
     model, tokenizer = load(directory), Tokenizer.from_directory(directory)
     own = FLOAT if model.description is None else INT8
     systems = {own: Sequences(model), BFLOAT16: Sequences(model, "bfloat16")}
@@ -65,8 +67,8 @@ def bench(
     if against is not None:
         systems[FLOAT] = Sequences(load(against))
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
-    text = list(islice(cycle(chain.from_iterable(texts)), model.max_position))
-    deep = [depth for depth in chosen_depths if depth + ROOM <= model.max_position]
+    text = list(islice(cycle(chain.from_iterable(texts)), max_position))
+    deep = [depth for depth in chosen_depths if depth + ROOM <= max_position]
     found: dict[str, Any] = {
         "directory": str(directory),
         "cpu": cpu.cpu_name(),
@@ -77,7 +79,7 @@ def bench(
     with progress_bar("reading a prompt") as update:
         total = 1 + len(deep) + bool(requests) * rounds * len(engines)
         found["prefill"] = {
-            "tokens": min(prompt, model.max_position),
+            "tokens": min(prompt, max_position),
             "tokens_per_second": measure_prefill(systems, text[:prompt], rounds),
         }
         update(1, total, "decoding")
@@ -89,7 +91,7 @@ def bench(
                 found["decode"].append({"depth": depth, "sequences": count, "tokens_per_second": rates})
             update(2 + done, total)
         if requests:
-            asked = trace(texts, requests, request_rate, min(2048, model.max_position - 128))
+            asked = trace(texts, requests, request_rate, min(2048, max_position - LONGEST_ANSWER))
             found["serve"] = _serve(engines, asked, rounds, lambda done: update(1 + len(deep) + done, total, "serving"))
     if str(json_file) != "-":
         _print(found, own)
@@ -154,10 +156,13 @@ def _print(found: Mapping[str, Any], own: str) -> None:
         )
 
 
-def _pays(cases: Sequence[Mapping[str, Any]], more: float) -> str:
+def _pays(cases: Sequence[Mapping[str, Any]], times: float) -> str:
     """From which context on the int8 cache is faster, of the depths that were measured with one sequence."""
+    more = f"The int8 cache holds {times:.2f} times the tokens in the same memory"
     rates = {case["depth"]: case["tokens_per_second"] for case in cases if case["sequences"] == 1}
+    if not rates:
+        return f"{more}."
     slower = [depth for depth, some in rates.items() if some[INT8] < some[BFLOAT16]]
     faster = [depth for depth in rates if depth > max(slower, default=0)]
     speed = "at no depth measured" if not faster else f"from {faster[0]:,} tokens of context on"
-    return f"The int8 cache holds {more:.2f} times the tokens in the same memory, and decodes faster {speed}."
+    return f"{more}, and decodes faster {speed}."

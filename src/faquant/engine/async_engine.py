@@ -27,8 +27,9 @@ class AsyncEngine:
         self.engine = engine
         self._todo: deque[Callable[[], object]] = deque()  # for the thread, which alone touches the engine
         self._streams: dict[Request, _Stream] = {}
-        self._wake = threading.Condition()
-        self._draining = False
+        self._wake = threading.Condition()  # guards what is written from several threads: todo, callers and the flags
+        self._callers: set[_Stream] = set()
+        self._draining = self._abandoning = False
         self._thread = threading.Thread(target=self._run, name="faquant-engine", daemon=True)
 
     def start(self) -> None:
@@ -62,10 +63,13 @@ class AsyncEngine:
                 self.engine.check(prompt, params)
             else:  # a large schema takes time to compile
                 await asyncio.to_thread(self.engine.check, prompt, params)
-        if self._draining:
-            raise EngineStoppedError("The engine is shutting down.")
         stream = _Stream(asyncio.get_running_loop())
-        self._tell(lambda: self._begin(stream, prompts, params))
+        with self._wake:
+            if self._draining:
+                raise EngineStoppedError("The engine is shutting down, or has failed.")
+            self._callers.add(stream)
+            self._todo.append(lambda: self._begin(stream, prompts, params))
+            self._wake.notify()
         try:
             unfinished = params.n * len(prompts)
             while unfinished:
@@ -75,7 +79,10 @@ class AsyncEngine:
                 unfinished -= output.finish_reason is not None
                 yield stream.places[output.request], output
         finally:
-            self._tell(lambda: self._leave(stream))
+            with self._wake:
+                self._callers.discard(stream)
+                self._todo.append(lambda: self._leave(stream))
+                self._wake.notify()
 
     def shutdown(self, drain: bool = False, timeout: float | None = None) -> bool:
         """End the thread: at once, or with `drain` when all requests have been answered. Nobody may join any more.
@@ -85,40 +92,46 @@ class AsyncEngine:
         """
         with self._wake:
             self._draining = True
-            if not drain:
-                self._todo.append(self._abandon)
+            self._abandoning |= not drain
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join(timeout)
+        elif self._thread.ident is None:  # never started
+            self._end()
         return not self._thread.is_alive()
 
-    def _tell(self, what: Callable[[], object]) -> None:
-        """Let the thread do something before its next step."""
-        with self._wake:
-            self._todo.append(what)
-            self._wake.notify()
-
     def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not (self._todo or self._draining or self.engine.has_work):
-                    self._wake.wait()
-                todo = list(self._todo)
-                self._todo.clear()
-                if not todo and self._draining and not self.engine.has_work:
-                    return
-            for what in todo:
-                what()
-            try:
-                outputs = self.engine.step()
-            except Exception as error:
-                log.exception("A step of the engine failed")
-                self._fail(error)
-            else:
-                self._deliver([(self._streams.get(output.request), output) for output in outputs])
-                for output in outputs:
-                    if output.finish_reason is not None:
-                        self._streams.pop(output.request, None)
+        try:
+            while todo := self._wait():
+                for what in todo:
+                    what()
+        except Exception:
+            log.exception("The engine has failed for good")
+        finally:
+            self._end()
+
+    def _wait(self) -> list[Callable[[], object]]:
+        """What callers want done before the next step, a step included; nothing when the thread shall end."""
+        with self._wake:
+            while not (self._todo or self._draining or self.engine.has_work):
+                self._wake.wait()
+            if self._abandoning or (self._draining and not self._todo and not self.engine.has_work):
+                return []
+            todo = [*self._todo, self._step]
+            self._todo.clear()
+            return todo
+
+    def _step(self) -> None:
+        try:
+            outputs = self.engine.step()
+        except Exception as error:
+            log.exception("A step of the engine failed")
+            self._fail(error)
+        else:
+            self._deliver([(self._streams.get(output.request), output) for output in outputs])
+            for output in outputs:
+                if output.finish_reason is not None:
+                    self._streams.pop(output.request, None)
 
     def _begin(self, stream: "_Stream", prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
         if stream.left:
@@ -140,12 +153,18 @@ class AsyncEngine:
     def _fail(self, error: Exception) -> None:
         """What ran in a step that failed cannot go on; what waits can."""
         stopped = EngineStoppedError(f"The engine failed: {error}")
-        requests = self.engine.abort_running()
-        self._deliver([(self._streams.pop(request, None), stopped) for request in requests])
+        self.engine.abort_running()
+        ended = [request for request in self._streams if request.finish_reason is not None]  # by the step or just now
+        self._deliver([(self._streams.pop(request), stopped) for request in ended])
 
-    def _abandon(self) -> None:
-        stopped = EngineStoppedError("The engine was shut down before the answer was finished.")
-        self._deliver([(stream, stopped) for stream in set(self._streams.values())])
+    def _end(self) -> None:
+        """Nobody waits for a thread that runs no more, however it ended."""
+        with self._wake:
+            self._draining = True
+            callers = list(self._callers)
+            self._todo.clear()
+        stopped = EngineStoppedError("The engine was shut down or failed before the answer was finished.")
+        self._deliver([(stream, stopped) for stream in callers])
         for request in list(self._streams):
             self.engine.abort(request)
         self._streams.clear()

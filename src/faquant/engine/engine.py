@@ -22,7 +22,7 @@ from .engine_config import EngineConfig
 from .grammar import Constraint, Grammars
 from .page_pool import PagePool, page_digest
 from .request import Output, Request
-from .sampling import Sampler, sample_rows
+from .sampling import Sampler, check_token_ids, sample_rows
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, Work
 from .stats import State, Stats
@@ -87,7 +87,7 @@ class Engine:
                 f"The prompt's {len(prompt)} tokens and max_tokens ({params.max_tokens}) together exceed the context "
                 f"of {self.max_model_len} tokens. Shorten the prompt or lower max_tokens."
             )
-
+        check_token_ids(params, vocabulary)
         self._constraint(params)
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> list[Request]:
@@ -95,7 +95,8 @@ class Engine:
         self.check(prompt, params)
         rope, root = self._rope, b""
         if self.model.config.rope.rope_type == "dynamic":  # its keys depend on how long the request may become
-            length = len(prompt) + params.max_tokens
+            original = self.model.config.rope.original_max_position
+            length = max(len(prompt) + params.max_tokens, original)  # up to there, all the same
             rope, root = Rope(self.model.config, length), page_digest(b"", [length])
         requests = []
         for index in range(params.n):
@@ -110,7 +111,6 @@ class Engine:
             request = Request(next(self._numbers), prompt, params, self.tokenizer, sampler, rope, root, index)
             self._scheduler.add(request)
             requests.append(request)
-            self._stats.prompt_tokens += len(prompt)
         return requests
 
     def abort(self, request: Request) -> None:
@@ -120,8 +120,8 @@ class Engine:
             self._end(request)
 
     def abort_running(self) -> list[Request]:
-        """Forget all requests that take part in steps; those that wait stay. Returns them."""
-        requests = list(self._scheduler.running)
+        """Forget all requests that take part in steps, or where there are none, the oldest that waits. Returns them."""
+        requests = list(self._scheduler.running) or self._scheduler.waiting[:1]
         for request in requests:
             self.abort(request)
         return requests
@@ -218,12 +218,16 @@ class Engine:
             for guessed, row in zip(item.guessed, logits[1:], strict=True):
                 if tokens[-1] != guessed or request.sampler.is_end(guessed) or request.sampler.must_end:
                     break
-                tokens.append(request.sampler.sample(row))
+                try:
+                    tokens.append(request.sampler.sample(row))
+                except FaquantError:  # what was drawn before may end the answer; if not, the next step says it again
+                    break
         except FaquantError as error:
             output = request.fail(error)
         else:
-            if not request.answer_ids:
-                self._stats.cached_tokens += request.cached_tokens
+            if not request.first_token:
+                self._stats.prompt_tokens += request.prompt_length
+                self._stats.cached_tokens += request.cached_tokens or 0
             output = request.accept(tokens, logits)
             accepted = min(len(tokens) - 1, len(output.token_ids))
             self._scheduler.computed(item, accepted)
@@ -240,8 +244,7 @@ class Engine:
 
     def _count(self, item: Work) -> None:
         self._stats.guessed_tokens += len(item.guessed)
-        if item.count > 1 or not item.request.answer_ids:
-            self._stats.prefilled_tokens += item.count
+        self._stats.prefilled_tokens += max(0, min(item.count, item.request.reached - item.request.computed))
 
     def _guess(self, request: Request, most: int) -> list[int]:
         most = min(most, self.config.speculative_tokens)

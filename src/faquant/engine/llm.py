@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,12 @@ class LLM:
         return self.engine.state()
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        try:
+            return [index(item) for item in prompt]  # also numpy's and torch's integers
+        except TypeError as error:
+            raise UsageError(f"A prompt is text or token ids: {error}.") from None
 
     @contextmanager
     def _requests(self) -> Iterator[list[Request]]:
@@ -128,7 +134,7 @@ class LLM:
     def _finish(self, requests: Sequence[Request], update: Update) -> None:
         """Run until all of them have ended."""
         mine, done, tokens, begin = set(requests), 0, 0, time.monotonic()
-        while done < len(mine):
+        while done < len(mine) and self.engine.has_work:
             for output in self.engine.step():
                 if output.request.error is not None and output.request in mine:
                     raise output.request.error

@@ -10,6 +10,8 @@ from .engine import Engine
 from .request import Request
 from .sampling_params import SamplingParams
 
+LONGEST_ANSWER = 128
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -26,7 +28,8 @@ def trace(
     """`count` requests whose prompts are pieces of tokenized texts; the same for the same arguments.
 
     Lengths are spread as chats' are: prompts log-normally around 200 tokens, some of them on a beginning that a quarter
-    of all have in common, answers of 16 to 128. They come at `rate` a second as a Poisson process; 0: all at once.
+    of all have in common, answers of 16 to LONGEST_ANSWER. They come at `rate` a second as a Poisson process; 0: all at
+    once.
     """
     random, at, requests = Random(seed), 0.0, []
     size = min(300, longest // 4)
@@ -38,7 +41,7 @@ def trace(
         length = max(1, min(int(random.lognormvariate(5.3, 0.9)), longest - len(common)))
         begin = random.randrange(max(1, len(text) - length))
         beginning = common if random.random() < 0.25 else ()
-        requests.append(Arrival(at, (*beginning, *text[begin : begin + length]), random.randint(16, 128)))
+        requests.append(Arrival(at, (*beginning, *text[begin : begin + length]), random.randint(16, LONGEST_ANSWER)))
     return requests
 
 
@@ -85,7 +88,12 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def replay(engine: Engine, requests: Sequence[Arrival]) -> Served:
-    """Let the requests arrive when they do, and answer them greedily to their full length."""
+    """Let the requests arrive when they do, and answer them greedily to their full length.
+
+    Raises:
+        UsageError: a request does not fit the engine.
+        FaquantError: an answer could not be finished.
+    """
     before, begin = engine.stats(), time.monotonic()
     waiting = list(reversed(requests))
     came: list[tuple[float, Request]] = []
@@ -98,6 +106,9 @@ def replay(engine: Engine, requests: Sequence[Arrival]) -> Served:
         if not engine.step() and waiting and not engine.has_work:
             time.sleep(max(0.0, waiting[-1].at - (time.monotonic() - begin)))
     seconds, after = time.monotonic() - begin, engine.stats()
+    for _, request in came:
+        if request.error is not None:
+            raise request.error
     steps = after.step_seconds - before.step_seconds
     return Served(
         seconds=seconds,

@@ -63,6 +63,8 @@ class Request:
         computed: how many of them stand in the pages.
         pages: cache pages, in order; empty while it waits.
         known_pages: how many of them the prefix cache knows.
+        cached_tokens: how many of its tokens the prefix cache held when it first ran; None before.
+        reached: where its answer's newest tokens begin, those that no step has computed before.
         error: why it ended, where finish_reason is `error`.
     """
 
@@ -84,9 +86,10 @@ class Request:
         self.index = index
         self.rope = rope
         self.computed = 0
+        self.reached = self.prompt_length
         self.pages: list[int] = []
         self.known_pages = 0
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.error: FaquantError | None = None
@@ -134,12 +137,13 @@ class Request:
     def hold(self, pages: list[int], known: int, page_size: int) -> None:
         """It runs from now on, in these pages; the prefix cache has filled the first `known` of them."""
         self.pages, self.known_pages, self.computed = pages, known, known * page_size
-        if len(self.ids) == self.prompt_length:
+        if self.cached_tokens is None:
             self.cached_tokens = self.computed
 
     def release(self) -> list[int]:
         """It waits again, or has ended: the pages that it held."""
         pages = self.pages
+        self.reached = max(self.reached, self.computed)
         self.pages, self.known_pages, self.computed = [], 0, 0
         self._table = torch.empty(0, dtype=torch.int64)
         return pages
@@ -170,7 +174,9 @@ class Request:
                 break
         if self.finish_reason is not None and not self._stop.stopped:
             texts.append(self._stop.push(self._decoder.flush()))
-            if not self._stop.stopped:
+            if self._stop.stopped:
+                self.finish("stop", self._stop.matched)
+            else:
                 texts.append(self._stop.flush())
         text = "".join(texts)
         self._text.append(text)
@@ -179,6 +185,7 @@ class Request:
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         self.finish_reason, self.stop_reason, self.finished = reason, stop_reason, time.monotonic()
+        self.lookup = PromptLookup()  # frees what it remembers
 
     def fail(self, error: FaquantError) -> Output:
         """It cannot go on."""
@@ -200,5 +207,5 @@ class Request:
             logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
             stop_reason=self.stop_reason,
             index=self.index,
-            cached_tokens=self.cached_tokens,
+            cached_tokens=self.cached_tokens or 0,
         )

@@ -54,8 +54,8 @@ class Sampler:
         constraint: "Constraint | None" = None,
     ) -> None:
         bias: dict[int, float] = dict(params.logit_bias)
-        _check_ids("logit_bias", list(bias), vocab_size)
-        _check_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+        if vocab_size is not None:
+            check_token_ids(params, vocab_size)
         if params.structured_output is not None and constraint is None:
             raise UsageError("Structured output is not supported here: the sampler was given no constraint.")
         self.params = params
@@ -64,7 +64,8 @@ class Sampler:
         self.constraint = constraint
         self.step = 0
         self._ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else end_token_ids)
-        self._end_ids = np.array(sorted(self._ends), dtype=np.int64)
+        # Some models' configs name end tokens that they have no logits for.
+        self._end_ids = np.array([i for i in self._ends if vocab_size is None or i < vocab_size], dtype=np.int64)
         self._bias_ids = np.array(list(bias), dtype=np.int64)
         self._biases = np.array(list(bias.values()))
         self._history: _History | None = None
@@ -257,7 +258,9 @@ def _wrong_shape(logits: torch.Tensor | Floats) -> UsageError:
     return UsageError(f"logits must be one row of floats [vocab] for each sampler, not {logits.dtype} {shape}.")
 
 
-def _check_ids(name: str, ids: Sequence[int], vocab_size: int | None) -> None:
-    wrong = [token for token in ids if vocab_size is not None and token >= vocab_size]
-    if wrong:
-        raise UsageError(f"{name} has the token {wrong[0]}, but the vocabulary has only {vocab_size} tokens.")
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raises: UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary."""
+    for name, ids in (("logit_bias", dict(params.logit_bias)), ("stop_token_ids", params.stop_token_ids)):
+        for token in ids:
+            if token >= vocab_size:
+                raise UsageError(f"{name} has the token {token}, but the vocabulary has only {vocab_size} tokens.")

@@ -1,8 +1,8 @@
 """Which tokens of which sequences go through the model in the next step.
 
 Who came first is served first. Sequences that have read their prompt get one token each; what is left of the step's
-tokens goes to prompts, the oldest of which leaves younger ones what they need, but never more than half. Where the
-pages run out, the youngest sequence gives back its own and later computes them again.
+tokens goes to prompts, the oldest of which leaves younger ones what they need, but never more than half; and what they
+leave, to guesses. Where the pages run out, the youngest sequence gives back its own and later computes them again.
 """
 
 from bisect import insort
@@ -71,19 +71,21 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work, with pages for all of it; empty only if there are no requests."""
         before = self.preemptions
-        work: list[Work] = []
         decoding = [request for request in self.running if request.pending == 1]
         prefills = [request for request in self.running if request.pending > 1]
         budget = self._max_tokens - len(decoding)
-        for request in decoding:
-            if request.pages and self._grow(request):
-                guessed = self._guesses(request, budget)
-                budget -= len(guessed)
-                work.append(Work(request, 1, True, guessed))
+        decoding = [request for request in decoding if request.pages and self._grow(request)]
         prefills = [request for request in prefills if request.pages]
         if self.preemptions == before:
             self._admit(prefills, budget)
-        return work + _shares(prefills, budget)
+        prompts = _shares(prefills, budget)
+        budget -= sum(item.count for item in prompts)
+        work = []
+        for request in decoding:
+            guessed = self._guesses(request, budget)
+            budget -= len(guessed)
+            work.append(Work(request, 1, True, guessed))
+        return work + prompts
 
     def computed(self, work: Work, accepted: int = 0) -> None:
         """A step has put the work's tokens, and so many of the guessed ones, into the pages."""

@@ -49,7 +49,7 @@ class Record:
         if output.finish_reason is not None:
             self.finish_reasons.append(output.finish_reason)
             if output.request.index == 0:  # the other answers to a prompt find what this one has read
-                self.cached_tokens += output.request.cached_tokens
+                self.cached_tokens += output.request.cached_tokens or 0
 
     def end(self) -> None:
         self.seconds = time.monotonic() - self.begin
