@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from faquant.cli.inspect import parse_size
 from faquant.cli.main import run
+from faquant.cli.sizes import parse_size, show_size
 from faquant.errors import UsageError
 from oracles import gguf_files
 from oracles.tiny_models import tiny_model
@@ -157,7 +157,7 @@ def test_bench_prints_tables_and_writes_json(
 
 
 def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["inspect", str(quantized), "--json", "--memory", "1GiB"]) == 0
+    assert run(["inspect", str(quantized), "--json"]) == 0
     seen = json.loads(capsys.readouterr().out)
     layers, (_, kv_heads, dim) = seen["layers"], seen["heads"]
     assert dim == 8
@@ -165,7 +165,6 @@ def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.Capture
     assert seen["kv_bytes_per_token_bf16"] == layers * kv_heads * 4 * dim
     weights = sum(seen["bytes_by_part"].values())
     assert weights < (quantized / "quant_model_weight_w8a8.safetensors").stat().st_size
-    assert seen["context_for_memory"] == ((1 << 30) - weights) // seen["kv_bytes_per_token"]
     assert run(["inspect", str(quantized)]) == 0
     assert "times the tokens fit" in capsys.readouterr().out
 
@@ -249,7 +248,7 @@ WRONG = {
     "no such text": (["evaluate", "{quantized}", "--against", "{source}", "--text", "x.txt"], 2, "x.txt"),
     "temperature below zero": (["generate", "{quantized}", "Hi", "--temperature", "-1"], 2, "temperature"),
     "more than the context": (["generate", "{quantized}", "Hi", "--max-tokens", "9999"], 2, "context"),
-    "a size that is none": (["inspect", "{quantized}", "--memory", "much"], 2, "much"),
+    "a size that is none": (["plan", "{quantized}", "--memory", "much"], 2, "much"),
     "converting a float model": (["convert", "{source}", "--to", "mindie", "-o", "{out}"], 2, "float model"),
     "quantizing a GGUF file": (["quantize", "{gguf}", "-o", "{out}"], 2, "faquant convert {gguf} --to hf"),
     "evaluating against a GGUF file": (["evaluate", "{quantized}", "--against", "{gguf}"], 2, "convert {gguf}"),
@@ -288,7 +287,28 @@ def test_wrong_use_is_one_clear_paragraph(
     assert not (tmp_path / "out").exists()
 
 
+def test_plan_says_what_fits(quantized: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for directory, more in ((quantized, []), (source, ["--recipe", "static"])):
+        assert run(["plan", str(directory), *more, "--memory", "2GiB", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["footprints"]
+        (ours,) = found.keys() - {"bfloat16"}
+        assert ours == ("default" if directory is quantized else "static")
+        assert found[ours]["tokens"] == found[ours]["kv_cache_memory"] // found[ours]["kv_bytes_per_token"] > 0
+        assert run(["plan", str(directory), *more, "--memory", "2GiB"]) == 0
+        printed = capsys.readouterr().out
+        assert f"{found[ours]['tokens']:,}" in printed
+        assert "--kv-cache-memory 1." in printed
+    assert run(["plan", str(source), "--memory", "1MiB"]) == 0
+    assert "1MiB is too little" in capsys.readouterr().out
+    assert run(["plan", str(quantized), "--memory", "1GiB", "--recipe", "static"]) == 2
+    assert "quantized already" in capsys.readouterr().err
+
+
 def test_sizes() -> None:
+    assert show_size(3 << 29) == "1.5GiB"
+    assert show_size(1000) == "1000B"
+    for size in (1, 1024, 999_999, 123_456_789_012):
+        assert 0.95 * size <= parse_size(show_size(size)) <= size
     assert parse_size("24GiB") == 24 << 30
     assert parse_size("1.5 kB") == 1500
     assert parse_size("1000") == 1000

@@ -1,6 +1,5 @@
 """faquant inspect"""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,51 +8,28 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import load_config
-from ..errors import UsageError
 from .console import print_json
 
 if TYPE_CHECKING:
     from ..model.inspection import Inspection
 
-_POWERS = {unit: power for power, unit in enumerate("KMGT", 1)}
-_UNITS = {"": 1} | {u: 1000**p for u, p in _POWERS.items()} | {f"{u}I": 1024**p for u, p in _POWERS.items()}
-
 
 def inspect(
     directory: Annotated[Path, typer.Argument(help="Quantized or float directory.", metavar="OUT")],
-    memory: Annotated[
-        str | None, typer.Option(help="Say how many tokens of cache fit, such as 24GiB.", metavar="SIZE")
-    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what is quantized how, how many bytes each part takes, and what the cache takes for each token."""
-    room = parse_size(memory) if memory is not None else None
     load_config(directory)
     from ..model.inspection import inspect as run  # loads torch: a wrong directory or option is told before that
 
     inspection = run(directory)
     if json:
-        value = inspection.to_json()
-        if room is not None:
-            value["context_for_memory"] = inspection.context_for(room)
-        print_json(value)
-        return
-    _print(inspection, memory, room)
+        print_json(inspection.to_json())
+    else:
+        _print(inspection)
 
 
-def parse_size(text: str) -> int:
-    """Bytes of a size such as `24GiB`, `500MB` or `1000`.
-
-    Raises:
-        UsageError: it is none.
-    """
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,6})?)\s*([KMGT]?I?)B?", text.strip().upper())
-    if match is None or match[2] not in _UNITS:
-        raise UsageError(f"{text!r} is no size; write one such as 24GiB or 500MB.")
-    return int(float(match[1]) * _UNITS[match[2]])
-
-
-def _print(inspection: "Inspection", memory: str | None, room: int | None) -> None:
+def _print(inspection: "Inspection") -> None:
     config, description = inspection.config, inspection.description
     console = Console()
     recipe = inspection.metadata.recipe.name if inspection.metadata else "-"
@@ -82,8 +58,3 @@ def _print(inspection: "Inspection", memory: str | None, room: int | None) -> No
         f"KV cache: {ours:,} bytes a token; bf16 takes {bf16:,}, so {bf16 / ours:.2f} times the tokens fit.",
         highlight=False,
     )
-    if room is not None:
-        console.print(
-            f"In {memory}, beside the weights: {inspection.context_for(room):,} tokens of cache in all.",
-            highlight=False,
-        )

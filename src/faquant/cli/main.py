@@ -18,6 +18,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .generate import generate
 from .inspect import inspect
+from .plan import plan
 from .quantize import quantize
 from .serve import serve
 
@@ -38,7 +39,7 @@ def _options(
         raise typer.Exit
 
 
-for command in (quantize, evaluate, generate, chat, serve, bench, inspect, convert, doctor):
+for command in (quantize, evaluate, generate, chat, serve, bench, inspect, plan, convert, doctor):
     app.command()(command)
 
 

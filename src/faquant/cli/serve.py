@@ -12,7 +12,7 @@ from rich.table import Table
 from ..config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
 from ..server.config import ServerConfig
-from .inspect import parse_size
+from .sizes import parse_size
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine

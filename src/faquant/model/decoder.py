@@ -16,7 +16,7 @@ from .. import _C
 from ..config import ModelConfig
 from ..kernels import elementwise
 from .lazy import LazyEmbedding, LazyLinear, LazySequence
-from .linear import DynamicLinear, Linear, StaticLinear
+from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
 from .rope import apply_rope
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -199,15 +199,23 @@ def build_decoder(
     def layer(index: int) -> DecoderLayer:
         return build_layer(config, index, tensor, linear, has, dtype)
 
-    def embedding() -> Tensor:
+    def read_embedding() -> Tensor:
         return tensor("model.embed_tokens.weight")
 
+    embedding = cast(Tensor, LazyEmbedding(read_embedding)) if lazy else read_embedding()
+    head: Linear
+    if lazy:
+        head = LazyLinear(lambda: linear("lm_head"))
+    elif config.tie_word_embeddings and not has("lm_head.weight"):
+        head = FloatLinear(embedding.to(dtype))  # and not the same once more
+    else:
+        head = linear("lm_head")
     return Decoder(
         config=config,
-        embedding=cast(Tensor, LazyEmbedding(embedding)) if lazy else embedding(),
+        embedding=embedding,
         layers=LazySequence(layer, config.num_layers) if lazy else [layer(i) for i in range(config.num_layers)],
         norm=replace(_norm("model.norm", config, tensor, has, dtype), fused=fused_norm),
-        lm_head=LazyLinear(lambda: linear("lm_head")) if lazy else linear("lm_head"),
+        lm_head=head,
         dtype=dtype,
     )
 

@@ -39,10 +39,6 @@ class Inspection:
     def weight_bytes(self) -> int:
         return sum(self.bytes_by_part.values())
 
-    def context_for(self, memory: int) -> int:
-        """Tokens of cache that fit beside the weights into `memory` bytes; 0 if not even the weights do."""
-        return max(0, memory - self.weight_bytes) // self.kv_bytes_per_token
-
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {

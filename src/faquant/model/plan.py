@@ -1,0 +1,145 @@
+"""What a model will take in memory, told from its config alone: no weights are read, and none need be there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.description import read_description
+from ..config import ModelConfig, load_config
+from ..errors import UsageError
+from ..kernels.scheme import AttentionScheme
+from ..recipe import AttentionRecipe, LinearRecipe, Recipe
+from .inspection import FLOAT_CACHE_BYTES, inspect
+from .opening import has_bias, layer_linears, linear_shape
+
+PROGRAM_BYTES = 300 << 20
+"""Python, torch and a tokenizer; measured."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a model's weights, and of one token in the cache of all layers."""
+
+    name: str
+    weight_bytes: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model as faquant holds it, and as any runtime holds it in bfloat16.
+
+    `step_bytes` is the most that one step takes beside weights and cache.
+    """
+
+    config: ModelConfig
+    ours: Footprint
+    bfloat16: Footprint
+    step_bytes: int
+
+    @property
+    def footprints(self) -> Sequence[Footprint]:
+        return self.ours, self.bfloat16
+
+    def cache_memory(self, footprint: Footprint, memory: int) -> int:
+        """Bytes of `memory` that are left for the cache; 0 if not even the weights fit."""
+        return max(0, memory - footprint.weight_bytes - self.step_bytes - PROGRAM_BYTES)
+
+    def tokens_in(self, footprint: Footprint, memory: int) -> int:
+        """Tokens whose keys and values fit into `memory` beside all else."""
+        return self.cache_memory(footprint, memory) // footprint.kv_bytes_per_token
+
+    def memory_for(self, footprint: Footprint, tokens: int) -> int:
+        """Bytes in all with so many tokens in the cache."""
+        all_else = footprint.weight_bytes + self.step_bytes + PROGRAM_BYTES
+        return all_else + tokens * footprint.kv_bytes_per_token
+
+    def to_json(self, memory: int) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "memory": memory,
+            "program_bytes": PROGRAM_BYTES,
+            "step_bytes": self.step_bytes,
+            "max_position": self.config.max_position,
+            "footprints": {
+                some.name: {
+                    "weight_bytes": some.weight_bytes,
+                    "kv_bytes_per_token": some.kv_bytes_per_token,
+                    "kv_cache_memory": self.cache_memory(some, memory),
+                    "tokens": self.tokens_in(some, memory),
+                }
+                for some in self.footprints
+            },
+        }
+
+
+def plan(directory: Path, recipe: Recipe | None = None, tokens: int = 512, sequences: int = 64) -> Plan:
+    """What a float model will take once it is quantized by the recipe (None: the default one), or a quantized one does.
+
+    Args:
+        directory: with config.json, and of a quantized model with all else.
+        tokens, sequences: as max_num_batched_tokens and max_num_seqs of EngineConfig.
+
+    Raises:
+        CheckpointError, UnsupportedError: the directory is not such a model.
+        UsageError: a recipe is given for a model that is quantized already.
+    """
+    config = load_config(directory)
+    if read_description(directory) is None:
+        chosen = recipe or Recipe(name="default")
+        ours = Footprint(chosen.name, _weights(config, chosen.linear), _cache(config, chosen.attention))
+    elif recipe is not None:
+        raise UsageError(f"{directory} is quantized already; a recipe can be chosen for a float model only.")
+    else:
+        found = inspect(directory)
+        ours = Footprint(
+            found.metadata.recipe.name if found.metadata else "quantized", found.weight_bytes, found.kv_bytes_per_token
+        )
+    halves = 2 * config.num_kv_heads * config.head_dim * config.num_layers * 2
+    # Of each token its hidden states, thrice, and what gate_proj and up_proj make of them; of each sequence its logits.
+    floats = tokens * (3 * config.hidden_size + 2 * config.intermediate_size) + sequences * config.vocab_size
+    return Plan(config, ours, Footprint("bfloat16", _bfloat16_weights(config), halves), 4 * floats)
+
+
+def _bfloat16_weights(config: ModelConfig) -> int:
+    head = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    linears = sum(_size(config, name) for name in layer_linears(config))
+    return 2 * (linears + config.vocab_size * config.hidden_size + head)
+
+
+def _weights(config: ModelConfig, linear: LinearRecipe | None) -> int:
+    embedding = config.vocab_size * config.hidden_size
+    embedding_bytes = embedding * (4 if config.dtype == "float32" else 2)
+    names = [*layer_linears(config), "lm_head"]
+    if (
+        config.tie_word_embeddings
+        and embedding_bytes == 4 * embedding
+        and (linear is None or linear.is_float("lm_head"))
+    ):
+        names.pop()  # is the embedding itself
+    return embedding_bytes + sum(_linear(config, name, linear) for name in names)
+
+
+def _linear(config: ModelConfig, name: str, linear: LinearRecipe | None) -> int:
+    n, _ = linear_shape(config, name)
+    bias = 4 * n if has_bias(config, name) else 0
+    if linear is None or linear.is_float(name):
+        return 4 * _size(config, name) + bias
+    return _size(config, name) + 8 * n + bias  # with a scale and the correction of unsigned products for each output
+
+
+def _size(config: ModelConfig, name: str) -> int:
+    n, k = linear_shape(config, name)
+    return n * k
+
+
+def _cache(config: ModelConfig, attention: AttentionRecipe | None) -> int:
+    heads, dim = config.num_kv_heads, config.head_dim
+    if attention is None:
+        return 2 * heads * dim * FLOAT_CACHE_BYTES * config.num_layers
+    scale = None if attention.kv_scale == "token" else torch.ones(heads, dim)
+    scheme = AttentionScheme(config.num_heads, heads, dim, k_scale=scale, v_scale=scale)
+    return scheme.bytes_per_token * config.num_layers
