@@ -116,7 +116,7 @@ int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, 
                 owners.insert(owners.end(), static_cast<size_t>(parts), static_cast<int64_t>(blocks.size()) - 1);
                 kept += parts > 1 ? parts * partial_bytes(rows, padded) : 0;
             }
-            work += (last - first) * s.heads * s.dim * std::min(a.window, end);
+            work += (last - first) * s.heads * s.dim * round_up(end - begin, kTile);  // tiles are computed whole
             most_rows = std::max(most_rows, rows);
         }
     }

@@ -12,7 +12,7 @@
 namespace faquant {
 namespace {
 
-constexpr int64_t kTokensPerJob = 16;
+constexpr int64_t kTokensPerJob = 8;
 
 // What one layer computes on its way, as large as the largest of several layers needs it.
 struct Activations {

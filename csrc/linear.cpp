@@ -12,9 +12,11 @@ namespace {
 
 // Products that take longer than it takes a waiting thread to come.
 constexpr int64_t kWorkPerThread = int64_t{1} << 16;
-constexpr int64_t kRowsPerJob = 16;
+constexpr int64_t kRowsPerJob = 8;
 // So that no thread waits long for the last one.
 constexpr int64_t kJobsPerThread = 4;
+// With fewer, rows are divided too, though each panel is read again then.
+constexpr int64_t kPanelsPerThread = 16;
 
 int64_t panels(const Linear& linear) {
     return (linear.outputs + kPanel - 1) / kPanel;
@@ -31,12 +33,19 @@ int64_t threads_for(int64_t products, int64_t threads) {
     return std::max<int64_t>(1, std::min(threads, products / kWorkPerThread));
 }
 
+// Strips of rows that one job takes, of `total` panels.
+int64_t rows_per_job(int64_t rows, int64_t total, int64_t threads) {
+    const int64_t parts = (kPanelsPerThread * threads + total - 1) / total;
+    return ((rows + parts - 1) / parts + kStrip - 1) / kStrip * kStrip;
+}
+
 // The same inputs for several linears; those that round alike share the bytes.
 class RoundedInputs {
   public:
     RoundedInputs(const KernelTable& table, const Inputs& inputs, const std::vector<const Linear*>& linears,
-                  int64_t threads) {
-        const int64_t size = linears[0]->inputs, depth = padded_inputs(size);
+                  int64_t threads)
+        : depth_(padded_inputs(linears[0]->inputs)) {
+        const int64_t size = linears[0]->inputs, depth = depth_;
         std::vector<const Linear*> kinds;
         for (const Linear* linear : linears) {
             const auto same = std::find_if(kinds.begin(), kinds.end(),
@@ -70,10 +79,14 @@ class RoundedInputs {
         });
     }
 
-    // As the linear of that number takes them.
-    const Rounded& of(size_t linear) const { return rounded_[static_cast<size_t>(kind_[linear])]; }
+    // Some rows, as the linear of that number takes them.
+    Rounded of(int64_t linear, int64_t first, int64_t rows) const {
+        const Rounded& all = rounded_[static_cast<size_t>(kind_[static_cast<size_t>(linear)])];
+        return {rows, all.bytes + first * depth_, all.scales + first};
+    }
 
   private:
+    int64_t depth_;
     std::vector<int64_t> kind_;  // of each linear
     std::vector<Rounded> rounded_;
     std::unique_ptr<uint8_t[]> bytes_;
@@ -109,21 +122,24 @@ void apply(const KernelTable& table, const Inputs& inputs, const Product* produc
     const int64_t wanted = threads_for(inputs.rows * linears[0]->inputs * outputs, threads);
     const RoundedInputs rounded(table, inputs, linears, wanted);
     struct Job {
-        int64_t product, first, last;
+        int64_t product, first, last, row;
     };
     std::vector<Job> jobs;
     const int64_t some = std::max<int64_t>(1, total / (wanted * kJobsPerThread));
+    const int64_t rows = rows_per_job(inputs.rows, total, wanted);
     for (int64_t i = 0; i < count; ++i) {
         const int64_t last = panels(*products[i].linear);
         for (int64_t first = 0; first < last; first += some) {
-            jobs.push_back({i, first, std::min(first + some, last)});
+            for (int64_t row = 0; row < inputs.rows; row += rows) {
+                jobs.push_back({i, first, std::min(first + some, last), row});
+            }
         }
     }
     parallel(static_cast<int64_t>(jobs.size()), wanted, [&](int64_t number) {
         const Job& job = jobs[static_cast<size_t>(number)];
         const Product& product = products[job.product];
-        table.linear_panels(*product.linear, rounded.of(static_cast<size_t>(job.product)), job.first, job.last,
-                            product.add, product.out);
+        table.linear_panels(*product.linear, rounded.of(job.product, job.row, std::min(rows, inputs.rows - job.row)),
+                            job.first, job.last, product.add, product.out + job.row * product.linear->outputs);
     });
 }
 
@@ -132,8 +148,11 @@ void apply_gated(const KernelTable& table, const Inputs& inputs, const Linear& g
     const int64_t wanted = threads_for(2 * inputs.rows * gate.inputs * gate.outputs, threads);
     const RoundedInputs rounded(table, inputs, {&gate, &up}, wanted);
     const int64_t total = panels(gate), some = std::max<int64_t>(1, total / (wanted * kJobsPerThread));
-    parallel((total + some - 1) / some, wanted, [&](int64_t job) {
-        table.gated_panels(gate, rounded.of(0), up, rounded.of(1), job * some, std::min((job + 1) * some, total), out);
+    const int64_t rows = rows_per_job(inputs.rows, total, wanted), parts = (inputs.rows + rows - 1) / rows;
+    parallel((total + some - 1) / some * parts, wanted, [&](int64_t job) {
+        const int64_t first = job / parts * some, row = job % parts * rows, count = std::min(rows, inputs.rows - row);
+        table.gated_panels(gate, rounded.of(0, row, count), up, rounded.of(1, row, count), first,
+                           std::min(first + some, total), out + row * up.outputs);
     });
 }
 
