@@ -102,6 +102,24 @@ def test_the_table_says_what_is_in_use(start: Callable[..., Process]) -> None:
         assert part in process.told
 
 
+@pytest.mark.parametrize(
+    ("flags", "statuses"),
+    [
+        ((), (200, 421)),
+        (("--allowed-hosts", "here.example"), (200, 421)),
+        (("--allowed-hosts", "evil.example"), (200, 200)),
+        (("--allowed-hosts", "*"), (200, 200)),
+        (("--api-key", "k"), (200, 200)),
+    ],
+)
+def test_without_a_key_a_page_that_turns_its_name_to_this_machine_is_refused(
+    start: Callable[..., Process], flags: tuple[str, ...], statuses: tuple[int, int]
+) -> None:
+    url = start(*flags).url
+    asked = ("localhost", "evil.example")
+    assert tuple(httpx.get(f"{url}/health", headers={"Host": host}).status_code for host in asked) == statuses
+
+
 def test_sigterm_lets_answers_be_finished_and_refuses_new_ones(start: Callable[..., Process]) -> None:
     process = start()
     with httpx.stream(
@@ -163,6 +181,8 @@ def test_a_busy_port_is_one_line(directory: Path, capsys: pytest.CaptureFixture[
         ["--kv-cache-memory", "1"],
         ["--max-model-len", "100000"],
         ["--allowed-origins", "example.org"],
+        ["--allowed-hosts", "http://example.org"],
+        ["--allowed-hosts", "example.org:80"],
         ["--request-timeout", "nan"],
         ["--max-queue", "-1"],
         ["--api-key", ""],

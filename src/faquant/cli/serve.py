@@ -1,7 +1,7 @@
 """faquant serve"""
 
 import sys
-from ipaddress import ip_address
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +35,14 @@ def serve(
     ] = None,
     allowed_origins: Annotated[
         list[str] | None, typer.Option(help="Web pages of this origin may call; may be repeated; * is all.")
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Requests may call the server by this name; may be repeated; * is any. By default any; on a loopback "
+            "address without a key, only this machine.",
+            show_default=False,
+        ),
     ] = None,
     max_queue: Annotated[
         int, typer.Option(help="Sequences that may wait; who comes then gets 429.")
@@ -83,13 +91,17 @@ def serve(
         served_model_name=directory.resolve().name if served_model_name is None else served_model_name,
         api_key=api_key,
         allowed_origins=tuple(allowed_origins or ()),
+        allowed_hosts=None if allowed_hosts is None else tuple(allowed_hosts),
         max_queue=max_queue,
         request_timeout=request_timeout,
         max_body_bytes=parse_size(max_body),
     )
-    from ..server.socket import bind
+    from ..server.socket import bind, is_loopback
 
     listener = bind(host, port)  # before the model is loaded, which takes longer
+    loopback = is_loopback(listener.getsockname()[0])
+    if allowed_hosts is None and api_key is None and loopback:
+        config = replace(config, allowed_hosts=(host,))
     from ..engine.async_engine import AsyncEngine
     from ..engine.engine import Engine
     from ..engine.tokenizer import Tokenizer
@@ -100,16 +112,12 @@ def serve(
     engine = Engine(load(directory), Tokenizer.from_directory(directory), engine_config)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     _print_table(engine, config, address)
-    if api_key is None and not _is_loopback(listener.getsockname()[0]):
+    if api_key is None and not loopback:
         print(
             "faquant: anybody who reaches this address can use the model; FAQUANT_API_KEY asks them for a key.",
             file=sys.stderr,
         )
     run(Service(AsyncEngine(engine), config), listener)
-
-
-def _is_loopback(address: str) -> bool:
-    return ip_address(address.split("%")[0]).is_loopback
 
 
 def _print_table(engine: "Engine", config: ServerConfig, address: str) -> None:

@@ -5,6 +5,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from . import chat, completions, endpoints
 from .errors import ErrorResponse, handle_errors
+from .hosts import Hosts
 from .middleware import Access, Supervisor
 from .service import VERSION, Service
 
@@ -24,6 +25,9 @@ def make_app(service: Service) -> FastAPI:
         app.include_router(module.router)
     handle_errors(app)
     app.add_middleware(Supervisor, service=service)
+    hosts = service.config.allowed_hosts
+    if hosts is not None and "*" not in hosts:
+        app.add_middleware(Hosts, names=hosts)
     app.add_middleware(Access, service=service)
     if service.config.allowed_origins:
         app.add_middleware(

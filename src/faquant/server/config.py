@@ -1,5 +1,6 @@
 """What a server is made with, and the limits that no flag changes."""
 
+import re
 from dataclasses import dataclass
 
 from ..errors import UsageError
@@ -20,6 +21,7 @@ class ServerConfig:
     served_model_name: what requests call the model.
     api_key: what clients must show as `Authorization: Bearer …`; None: nothing.
     allowed_origins: of the web pages that may call the server; `*` is all.
+    allowed_hosts: what requests may call the server, beside localhost and loopback addresses; None or `*`: anything.
     max_queue: sequences that may wait beside those that are answered; who comes then is told to come later.
     request_timeout: seconds from a request to the end of its answer; 0: no limit.
     max_body_bytes: of a request.
@@ -31,6 +33,7 @@ class ServerConfig:
     served_model_name: str
     api_key: str | None = None
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] | None = None
     max_queue: int = 256
     request_timeout: float = 600.0
     max_body_bytes: int = 8 << 20
@@ -49,3 +52,6 @@ class ServerConfig:
         for origin in self.allowed_origins:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise UsageError(f"{origin!r} is no origin; write one such as https://example.org, or * for all.")
+        for host in self.allowed_hosts or ():
+            if host != "*" and not re.fullmatch(r"[\w.-]+|[0-9A-Fa-f:.]+", host):
+                raise UsageError(f"{host!r} is no host; write a name or an address, without a port.")

@@ -1,6 +1,7 @@
 """The address that a server listens at."""
 
 import socket
+from ipaddress import ip_address
 
 from ..errors import FaquantError, UsageError
 
@@ -28,6 +29,11 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise unavailable(host, port, error) from None
     return listener
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches that address. Raises: ValueError: it is no address."""
+    return ip_address(address.split("%")[0]).is_loopback
 
 
 def unavailable(host: str, port: int, error: OSError) -> FaquantError:
