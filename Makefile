@@ -71,7 +71,7 @@ test-harness: $(VENV)/.harness ## Score with lm-evaluation-harness, and compare 
 test-resume: venv ## Kill quantizing at every single step (minutes; `make test` tries every eleventh)
 	FAQUANT_KILL_STRIDE=1 $(BIN)/python -m pytest -q tests/quantization/test_resume.py --timeout 3600
 
-test-browser: $(VENV)/.browser ## Look at the HTML report in chromium, which must be there with its chromedriver
+test-browser: $(VENV)/.browser ## Look at the HTML report and the server's page in chromium, which must be there with its chromedriver
 	$(BIN)/python -m pytest -q -m browser
 
 SANITIZED = .venv-sanitizers

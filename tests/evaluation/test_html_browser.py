@@ -1,8 +1,6 @@
 """The report's page as chromium shows it: at a phone's and a desktop's width, light and dark."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 
 from faquant.evaluation.html import render
+from oracles import chromium
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -35,20 +34,7 @@ return [...document.querySelectorAll("svg")].flatMap(svg => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    # These tests run only where they are asked for, and then a missing browser is no reason to pass.
-    from selenium import webdriver
-
-    paths = shutil.which("chromium"), shutil.which("chromedriver")
-    if None in paths:
-        pytest.fail("chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = paths[0]
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(argument)
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # chromium refuses root otherwise
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(paths[1]))
+    driver = chromium.start()
     yield driver
     driver.quit()
 
@@ -81,10 +67,7 @@ def test_the_page_fits_and_is_quiet(
 ) -> None:
     page = tmp_path / "report.html"
     page.write_text(render(_report(kind)), encoding="utf-8")
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    chromium.resize(browser, width, height, scheme)
     browser.get_log("performance")
     browser.get(page.as_uri())
 

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from . import chat, completions, endpoints
+from . import chat, chat_page, completions, endpoints
 from .errors import ErrorResponse, handle_errors
 from .hosts import Hosts
 from .middleware import Access, Supervisor
@@ -21,7 +21,7 @@ def make_app(service: Service) -> FastAPI:
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
     )
     app.state.service = service
-    for module in (chat, completions, endpoints):
+    for module in (chat, chat_page, completions, endpoints):
         app.include_router(module.router)
     handle_errors(app)
     app.add_middleware(Supervisor, service=service)

@@ -19,7 +19,7 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:%\[\]]+)(?::\d*)?")
 class Hosts:
     """Lets those requests through whose Host is localhost, a loopback address, or one of these names, at any port.
 
-    Starlette's TrustedHostMiddleware answers with plain text, and before 1.0 it cannot read [::1].
+    Starlette's TrustedHostMiddleware answers with plain text, not with an error object.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from . import chat_page
 from .errors import ApiError, as_api_error
 from .record import Record, request_id
 from .service import Service
@@ -18,7 +19,7 @@ from .streaming import event
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = chat_page.PATHS | {"/health"}
 _METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")
 
 
