@@ -34,12 +34,12 @@ float through_half(float x) {
 }
 
 // x[i] + x[i + width / 2] for all i, and so on down to one.
-template <int64_t width>
-float sum_by_halves(const float* x) {
+template <int64_t width, typename Number>
+Number sum_by_halves(const Number* x) {
     if constexpr (width == 1) {
         return x[0];
     } else {
-        float half[width / 2];
+        Number half[width / 2];
         for (int64_t i = 0; i < width / 2; ++i) {
             half[i] = x[i] + x[i + width / 2];
         }
@@ -48,12 +48,12 @@ float sum_by_halves(const float* x) {
 }
 
 // As sum_by_halves, which compilers turn into vector instructions, as they do no plain loop for a maximum.
-template <int64_t width>
-float max_by_halves(const float* x) {
+template <int64_t width, typename Number>
+Number max_by_halves(const Number* x) {
     if constexpr (width == 1) {
         return x[0];
     } else {
-        float half[width / 2];
+        Number half[width / 2];
         for (int64_t i = 0; i < width / 2; ++i) {
             half[i] = greater(x[i], x[i + width / 2]);
         }

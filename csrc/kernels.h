@@ -136,6 +136,16 @@ struct DecoderLayer {
     const Linear *q_proj, *k_proj, *v_proj, *o_proj, *gate_proj, *up_proj, *down_proj;
 };
 
+// A row of scores by token; one of the pointers is null.
+struct Scores {
+    int64_t count;
+    const float* narrow;
+    const double* wide;
+};
+
+// Scores of which sum and maximum are taken together.
+constexpr int64_t kBlock = 64;
+
 static constexpr int64_t padded_inputs(int64_t inputs) {
     return (inputs + 3) / 4 * 4;
 }
@@ -175,6 +185,10 @@ struct KernelTable {
     void (*silu_times)(const float* gate, const float* up, int64_t count, float* out);
     // Merge `count` more partials of `rows` rows into `total`, in order, divide by the sums and turn V back.
     void (*finish)(const Partial* parts, int64_t count, int64_t rows, const Scheme& scheme, const Partial& total);
+    // The greatest score of each block of a row, the last of which may be shorter; NaN where there is one.
+    void (*block_maxima)(const Scores& scores, double* maxima);
+    // 2^((score - top) · factor) for each score of a block, none above `top`, and zeros up to kBlock; their sum.
+    double (*block_weights)(const Scores& scores, int64_t block, double top, double factor, double* weights);
 };
 
 extern const KernelTable kPortableKernels;

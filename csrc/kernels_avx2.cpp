@@ -94,6 +94,7 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
 
 #include "attend_rows.h"
 #include "bfloat16_rows.h"
+#include "draw_rows.h"
 #include "elementwise_rows.h"
 #include "floats_256.h"
 #include "linear_rows.h"
@@ -101,7 +102,7 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2",        dot_u8s8,     dot_s8s8, append, attend,     quantize_inputs,
-                                  linear_panels, gated_panels, rms_norm, rope,   silu_times, finish};
+const KernelTable kAvx2Kernels = {"avx2",       dot_u8s8, dot_s8s8, append,     attend, quantize_inputs, linear_panels,
+                                  gated_panels, rms_norm, rope,     silu_times, finish, block_maxima,    block_weights};
 
 }  // namespace faquant

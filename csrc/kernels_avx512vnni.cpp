@@ -99,13 +99,15 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
 
 #include "attend_rows.h"
 #include "bfloat16_rows.h"
+#include "draw_rows.h"
 #include "elementwise_rows.h"
 #include "linear_rows.h"
 #include "multiply_floats.h"
 
 }  // namespace
 
-const KernelTable kAvx512VnniKernels = {"avx512vnni",  dot_u8s8,     dot_s8s8, append, attend,     quantize_inputs,
-                                        linear_panels, gated_panels, rms_norm, rope,   silu_times, finish};
+const KernelTable kAvx512VnniKernels = {"avx512vnni",    dot_u8s8,      dot_s8s8,     append,       attend,
+                                        quantize_inputs, linear_panels, gated_panels, rms_norm,     rope,
+                                        silu_times,      finish,        block_maxima, block_weights};
 
 }  // namespace faquant

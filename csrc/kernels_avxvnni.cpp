@@ -95,6 +95,7 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
 
 #include "attend_rows.h"
 #include "bfloat16_rows.h"
+#include "draw_rows.h"
 #include "elementwise_rows.h"
 #include "floats_256.h"
 #include "linear_rows.h"
@@ -102,7 +103,8 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
 
 }  // namespace
 
-const KernelTable FAQUANT_TABLE = {FAQUANT_NAME,  dot_u8s8,     dot_s8s8, append, attend,     quantize_inputs,
-                                   linear_panels, gated_panels, rms_norm, rope,   silu_times, finish};
+const KernelTable FAQUANT_TABLE = {FAQUANT_NAME,    dot_u8s8,      dot_s8s8,     append,       attend,
+                                   quantize_inputs, linear_panels, gated_panels, rms_norm,     rope,
+                                   silu_times,      finish,        block_maxima, block_weights};
 
 }  // namespace faquant

@@ -77,12 +77,14 @@ void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t 
 
 #include "attend_rows.h"
 #include "bfloat16_rows.h"
+#include "draw_rows.h"
 #include "elementwise_rows.h"
 #include "linear_rows.h"
 
 }  // namespace
 
-const KernelTable kPortableKernels = {"portable",    dot_u8s8,     dot_s8s8, append, attend,     quantize_inputs,
-                                      linear_panels, gated_panels, rms_norm, rope,   silu_times, finish};
+const KernelTable kPortableKernels = {"portable",      dot_u8s8,      dot_s8s8,     append,       attend,
+                                      quantize_inputs, linear_panels, gated_panels, rms_norm,     rope,
+                                      silu_times,      finish,        block_maxima, block_weights};
 
 }  // namespace faquant

@@ -23,6 +23,10 @@ float greater(float a, float b) {
     return a > b ? a : b;
 }
 
+double greater(double a, double b) {
+    return a > b ? a : b;
+}
+
 float lesser(float a, float b) {
     return a < b ? a : b;
 }

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "self_test.h"
@@ -161,6 +162,24 @@ void silu_nudged(const float* gate, const float* up, int64_t count, float* out) 
     nudge(out[count - 1]);
 }
 
+void maxima_without_nan(const Scores& scores, double* maxima) {
+    right.block_maxima(scores, maxima);
+    if (std::isnan(maxima[0])) {
+        maxima[0] = 0.0;
+    }
+}
+
+double weights_nudged(const Scores& scores, int64_t block, double top, double factor, double* weights) {
+    const double sum = right.block_weights(scores, block, top, factor, weights);
+    weights[0] = std::nextafter(weights[0], 0.0);
+    return sum;
+}
+
+double weights_summed_in_order(const Scores& scores, int64_t block, double top, double factor, double* weights) {
+    right.block_weights(scores, block, top, factor, weights);
+    return std::accumulate(weights, weights + kBlock, 0.0);
+}
+
 // To bfloat16 towards zero.
 void append_truncated(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
                       const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
@@ -224,6 +243,9 @@ constexpr Fault kFaults[] = {
     {"rms_norm", "another last bit", [](KernelTable& t) { t.rms_norm = norm_nudged; }},
     {"rope", "another last bit", [](KernelTable& t) { t.rope = rope_nudged; }},
     {"silu_times", "another last bit", [](KernelTable& t) { t.silu_times = silu_nudged; }},
+    {"block_maxima", "NaN is lost", [](KernelTable& t) { t.block_maxima = maxima_without_nan; }},
+    {"block_weights", "another last bit", [](KernelTable& t) { t.block_weights = weights_nudged; }},
+    {"block_weights", "another order", [](KernelTable& t) { t.block_weights = weights_summed_in_order; }},
 };
 
 }  // namespace

@@ -18,9 +18,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from faquant.engine.draw import at_least, distribution, draw
-from faquant.engine.sampling import Sampler, SamplingParams, log_probabilities, sample_rows, uniform
+from faquant.engine.draw import TokenLogprobs, distribution, draw, log_probabilities
+from faquant.engine.sampling import Sampler, SamplingParams, sample_rows, uniform
 from faquant.errors import FaquantError, UsageError
+from faquant.kernels import cpu
 from oracles.sampling import plain_distribution, plain_sample, plain_scores
 
 INF = math.inf
@@ -57,7 +58,7 @@ def our_probabilities(logits: torch.Tensor, params: SamplingParams, history: lis
 
 
 def token_at(logits: torch.Tensor, params: SamplingParams, point: float) -> int:
-    return draw(logits.numpy(), float(logits.max()), params, point)
+    return draw(logits[None].numpy(), [params], [point])[0]
 
 
 PARAMS = st.builds(
@@ -208,21 +209,55 @@ def test_sampling_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_number_of_threads_changes_nothing() -> None:
-    logits = torch.randn(151_936, generator=torch.Generator().manual_seed(2)) * 2
-    params = [SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(top_k=50), SamplingParams(min_p=0.01)]
-    before = torch.get_num_threads()
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 1000, 151_936])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_instruction_set_threads_and_batch_change_nothing(size: int, dtype: Any) -> None:
+    generator = np.random.default_rng(size)
+    rows = (generator.standard_normal((5, size)) * [[0.1], [2.0], [2.0], [9.0], [300.0]]).astype(dtype)
+    rows[2, generator.random(size) < 0.9] = -INF
+    rows[2, -1] = 8.0
+    params = [
+        SamplingParams(),
+        SamplingParams(top_p=0.9),
+        SamplingParams(temperature=0.01, top_p=0.99),
+        SamplingParams(top_k=50, top_p=0.8),
+        SamplingParams(min_p=0.01, temperature=3.0),
+    ]
+    uniforms, counts = [0.1, 0.9, 0.5, 0.99, 1.0 - 2.0**-53], [20, None, 5, 0, 3]
     results = []
+    before = torch.get_num_threads()
     try:
-        for threads in (1, 3, 8):
-            torch.set_num_threads(threads)
-            results.append([distribution(logits.numpy(), one) for one in params])
+        for isa in cpu.available_isas():
+            for threads in (1, 2, 4):
+                torch.set_num_threads(threads)
+                tokens = draw(rows, params, uniforms, isa)
+                results.append((tokens, log_probabilities(rows, tokens, counts, isa)))
+            alone = [draw(rows[i : i + 1], params[i : i + 1], uniforms[i : i + 1], isa)[0] for i in range(5)]
+            logs = [log_probabilities(rows[i : i + 1], [alone[i]], counts[i : i + 1], isa)[0] for i in range(5)]
+            results.append((alone, logs))
     finally:
         torch.set_num_threads(before)
-    for other in results[1:]:
-        for (ids, weights), (other_ids, other_weights) in zip(results[0], other, strict=True):
-            assert np.array_equal(ids, other_ids)
-            assert np.array_equal(weights, other_weights)
+    assert all(result == results[0] for result in results)
+    for row, one in zip(rows, params, strict=True):
+        kept = [distribution(row, one, isa) for isa in cpu.available_isas()]
+        assert all(np.array_equal(ids, kept[0][0]) for ids, _ in kept)
+        assert all(np.array_equal(weights, kept[0][1]) for _, weights in kept)
+
+
+@pytest.mark.parametrize("isa", cpu.available_isas())
+def test_weights_are_those_of_exp(isa: str) -> None:
+    scores = np.concatenate(([0.0], -np.logspace(-12, 2.85, 5_000)))
+    _, probabilities = distribution(scores, SamplingParams(), isa)
+    exact = np.exp(scores) / np.exp(scores).sum()
+    np.testing.assert_allclose(probabilities, exact, rtol=3e-13)
+    beyond = np.array([0.0, -740.0, -745.0, -746.0, -1e300, -INF])
+    np.testing.assert_allclose(distribution(beyond, SamplingParams(), isa)[1], np.exp(beyond), rtol=1e-9, atol=5e-324)
+
+
+@pytest.mark.parametrize("scores", [np.zeros((2, 5), np.float16), np.zeros((2, 10), np.float32)[:, ::2], np.zeros(5)])
+def test_rows_that_the_kernels_cannot_read_are_refused(scores: Any) -> None:
+    with pytest.raises(ValueError, match="scores must be contiguous"):
+        draw(scores, [SamplingParams()] * 2, [0.5] * 2)
 
 
 def test_without_a_seed_requests_differ() -> None:
@@ -330,16 +365,24 @@ def test_mappings_and_lists_cannot_change_afterwards() -> None:
     assert hash(params) == hash(SamplingParams(logit_bias={3: -2.5, 7: 1.0}, stop_token_ids=(4, 2)))
 
 
+def log_probabilities_of(logits: torch.Tensor, token: int, count: int) -> TokenLogprobs:
+    """Of one row, behind one that wants none."""
+    nothing, found = log_probabilities(torch.stack((-logits, logits)).numpy(), [0, token], [None, count])
+    assert nothing is None
+    assert found is not None
+    return found
+
+
 def test_log_probabilities_are_those_of_the_model() -> None:
     logits = torch.tensor([1.0, 3.0, -INF, 3.0, 2.0])
     logs = torch.log_softmax(logits.double(), 0).tolist()
-    assert log_probabilities(logits, 0, 0) == (pytest.approx(logs[0]), [])
-    ruled_out, top = log_probabilities(logits, 2, 3)
+    assert log_probabilities_of(logits, 0, 0) == (pytest.approx(logs[0]), [])
+    ruled_out, top = log_probabilities_of(logits, 2, 3)
     assert ruled_out == -INF
     assert [token for token, _ in top] == [1, 3, 4]
     assert [value for _, value in top] == pytest.approx([logs[1], logs[3], logs[4]])
-    assert [token for token, _ in log_probabilities(logits, 0, 1)[1]] == [1]
-    assert [token for token, _ in log_probabilities(logits, 0, 20)[1]] == [1, 3, 4, 0]  # nothing that is ruled out
+    assert [token for token, _ in log_probabilities_of(logits, 0, 1)[1]] == [1]
+    assert [token for token, _ in log_probabilities_of(logits, 0, 20)[1]] == [1, 3, 4, 0]  # nothing that is ruled out
 
 
 @given(size=st.sampled_from([1, 20, 300, 50_000]), count=st.integers(0, 20), seed=st.integers(0, 2**32))
@@ -348,7 +391,7 @@ def test_the_likeliest_tokens_equal_a_full_sort(size: int, count: int, seed: int
     logits = torch.randint(-9, 10, (size,), generator=torch.Generator().manual_seed(seed)).float() / 3  # many ties
     logs = torch.log_softmax(logits.double(), 0)
     values, ids = torch.sort(logs, descending=True, stable=True)
-    top = log_probabilities(logits, size - 1, count)[1]
+    top = log_probabilities_of(logits, size - 1, count)[1]
     assert [token for token, _ in top] == ids[:count].tolist()
     assert [value for _, value in top] == pytest.approx(values[:count].tolist(), rel=1e-12)
 
@@ -500,13 +543,3 @@ def test_a_bad_row_moves_no_sampler(params: SamplingParams) -> None:
     assert [sampler.step for sampler in samplers] == [0, 0]
     with pytest.raises(UsageError, match="one row of floats"):
         sample_rows(torch.zeros(3, 5), samplers)
-
-
-@given(values=st.lists(st.sampled_from([-INF, 0.0, 1.0, 2.0, 3.5]), min_size=1, max_size=200), count=st.integers(1, 50))
-def test_candidates_hold_the_largest(values: list[float], count: int) -> None:
-    scores = np.array(values, dtype=np.float32)
-    places = at_least(scores, min(count, scores.size)).tolist()
-    assert places == sorted(places)
-    largest = [place for place in np.argsort(-scores, kind="stable")[:count].tolist() if values[place] > -INF]
-    assert set(largest) <= set(places)
-    assert all(values[place] > -INF for place in places)

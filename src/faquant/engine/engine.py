@@ -228,7 +228,7 @@ class Engine:
             if not request.first_token:
                 self._stats.prompt_tokens += request.prompt_length
                 self._stats.cached_tokens += request.cached_tokens or 0
-            output = request.accept(tokens, logits)
+            output = request.accept(tokens)
             accepted = min(len(tokens) - 1, len(output.token_ids))
             self._scheduler.computed(item, accepted)
             self._stats.accepted_tokens += accepted

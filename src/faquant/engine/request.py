@@ -10,16 +10,13 @@ from ..errors import FaquantError
 from ..model.paged import Chunk
 from ..model.rope import Rope
 from .detokenizer import IncrementalDecoder
-from .draw import Floats
+from .draw import TokenLogprobs as TokenLogprobs
 from .page_pool import page_digest
-from .sampling import Sampler, log_probabilities
+from .sampling import Sampler
 from .sampling_params import SamplingParams
 from .speculation import PromptLookup
 from .stopping import StopChecker
 from .tokenizer import Tokenizer
-
-TokenLogprobs = tuple[float, list[tuple[int, float]]]
-"""A token's log-probability, and (id, log-probability) of the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +145,8 @@ class Request:
         self._table = torch.empty(0, dtype=torch.int64)
         return pages
 
-    def accept(self, tokens: Sequence[int], logits: Floats) -> Output:
-        """Take the answer's next tokens, each drawn from its row of logits [≥ tokens, vocab], up to where it ends."""
+    def accept(self, tokens: Sequence[int]) -> Output:
+        """Take the answer's next tokens, the last that the sampler chose, up to where it ends."""
         if not self.first_token:
             self.first_token = time.monotonic()
         texts: list[str] = []
@@ -162,7 +159,7 @@ class Request:
             self.ids.append(token)
             accepted.append(token)
             if self.params.logprobs is not None:
-                logprobs.append(log_probabilities(logits[place], token, self.params.logprobs))
+                logprobs.append(self.sampler.logprobs[place - len(tokens)])
             texts.append(self._stop.push(self._decoder.push(token)))
             if self._stop.stopped:
                 self.finish("stop", self._stop.matched)

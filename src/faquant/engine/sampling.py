@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
-from .draw import UNIFORM_BITS, Floats, Integers, at_least, check_maximum, draw
+from .draw import Floats, Integers, TokenLogprobs, draw, log_probabilities
 from .sampling_params import SamplingParams as SamplingParams
 
 if TYPE_CHECKING:
     from .grammar import Bits, Constraint
 
 _TRIES = 4
+_UNIFORM_BITS = 48  # leaves room below 1.0 for the rounding of uniform · total
 # What the bits of a byte leave of eight logits, by np.minimum.
 _LIMITS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), np.inf, -np.inf)
 _LIMITS = _LIMITS.astype(np.float32)
@@ -29,7 +30,9 @@ _LIMITS = _LIMITS.astype(np.float32)
 class Sampler:
     """The draws of one answer. Token number n depends on params, seed, index, n, the logits and its own tokens alone.
 
-    `seed` is the seed in use, also where params had none; `step` is the number of tokens chosen so far.
+    `seed` is the seed in use, also where params had none; `step` is the number of tokens chosen so far. `logprobs` has
+    theirs, where params ask for them: those of the model itself, before penalties, temperature and filters, as vLLM
+    reports them.
 
     Args:
         prompt_ids: they count for the repetition penalty.
@@ -63,6 +66,7 @@ class Sampler:
         self.index = index
         self.constraint = constraint
         self.step = 0
+        self.logprobs: list[TokenLogprobs] = []
         self._ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else end_token_ids)
         # Some models' configs name end tokens that they have no logits for.
         self._end_ids = np.array([i for i in self._ends if vocab_size is None or i < vocab_size], dtype=np.int64)
@@ -93,8 +97,9 @@ class Sampler:
         return sample_rows(_as_one_row(logits), [self])[0]
 
     @property
-    def _is_argmax(self) -> bool:
-        return self.params.temperature == 0.0 and self.constraint is None and not self._edits
+    def _is_plain(self) -> bool:
+        """Whether the token is drawn from the logits as they are."""
+        return self.constraint is None and not self._edits
 
     @property
     def _edits(self) -> bool:
@@ -104,24 +109,24 @@ class Sampler:
     def _ends_are_out(self) -> bool:
         return self.step < self.params.min_tokens and not self.must_end
 
-    def _choose(self, row: Floats, top: float) -> int:
-        point = uniform(self.seed, self.step, self.index) if self.params.temperature else 0.0
+    @property
+    def _uniform(self) -> float:
+        return uniform(self.seed, self.step, self.index) if self.params.temperature else 0.0
+
+    def _choose(self, row: Floats) -> int:
         if self._edits:
             row = self._edited(row)
-            top = float(row.max())
         if self.constraint is not None:
-            return self._choose_admitted(row, self.constraint, point)
-        check_maximum(top)
-        return draw(row, top, self.params, point)
+            return self._choose_admitted(row, self.constraint)
+        return draw(row[None], [self.params], [self._uniform])[0]
 
-    def _choose_admitted(self, row: Floats, constraint: "Constraint", point: float) -> int:
+    def _choose_admitted(self, row: Floats, constraint: "Constraint") -> int:
         ids, scores = _masked(row, constraint.mask())
         left = self.params.max_tokens - self.step - 1
         for _ in range(_TRIES):
-            top = float(scores.max(initial=-math.inf))
-            if top == -math.inf:
+            if scores.max(initial=-math.inf) == -math.inf:
                 break
-            place = draw(scores, top, self.params, point)
+            place = draw(scores[None], [self.params], [self._uniform])[0]
             token = place if ids is None else int(ids[place])
             if constraint.admits(token, left):
                 return token
@@ -159,16 +164,16 @@ def sample_rows(logits: torch.Tensor | Floats, samplers: Sequence[Sampler]) -> l
     rows = _floats(logits, len(samplers))
     if not samplers:
         return []
-    if not rows.shape[1]:
-        check_maximum(-math.inf)
-    best = rows.argmax(axis=1)  # the first of equal ones, or of NaN
-    tops = rows[np.arange(len(samplers)), best].tolist()
-    for top in tops:
-        check_maximum(top)
-    tokens = [
-        token if sampler._is_argmax else sampler._choose(row, top)
-        for sampler, row, token, top in zip(samplers, rows, best.tolist(), tops, strict=True)
-    ]
+    # Of rows that are changed before the draw, the logits are only checked here.
+    params = [sampler.params if sampler._is_plain else None for sampler in samplers]
+    tokens = draw(rows, params, [sampler._uniform for sampler in samplers])
+    for place, (sampler, row) in enumerate(zip(samplers, rows, strict=True)):
+        if params[place] is None:
+            tokens[place] = sampler._choose(row)
+    counts = [sampler.params.logprobs for sampler in samplers]
+    if any(count is not None for count in counts):
+        for sampler, logprobs in zip(samplers, log_probabilities(rows, tokens, counts), strict=True):
+            sampler.logprobs += [] if logprobs is None else [logprobs]
     for sampler, token in zip(samplers, tokens, strict=True):
         sampler._advance(token)
     return tokens
@@ -181,26 +186,7 @@ def uniform(seed: int, step: int, index: int = 0) -> float:
     if index:
         message += index.to_bytes(8, "little")
     digest = hashlib.blake2b(message, digest_size=8, person=b"faquant-draw").digest()
-    return float((int.from_bytes(digest, "little") >> (64 - UNIFORM_BITS)) / 2**UNIFORM_BITS)
-
-
-def log_probabilities(logits: torch.Tensor | Floats, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
-    """Log-probability of `token`, and the `count` likeliest tokens with theirs (likeliest first, then lowest id).
-
-    They are those of the model itself, before penalties, temperature and filters, as vLLM reports them. Tokens of
-    logit -inf are not among the likeliest. logits: [vocab].
-    """
-    row = _floats(_as_one_row(logits), 1)[0]
-    weights = row.astype(np.float64)
-    largest = float(row.max())
-    weights -= largest
-    normalizer = largest + math.log(np.exp(weights, out=weights).sum())
-    top: list[tuple[int, float]] = []
-    if count > 0:
-        ids = at_least(row, min(count, row.size))
-        pairs = zip(ids.tolist(), row[ids].tolist(), strict=True)
-        top = [(index, score - normalizer) for index, score in sorted(pairs, key=lambda pair: (-pair[1], pair[0]))]
-    return float(row[token]) - normalizer, top[:count]
+    return float((int.from_bytes(digest, "little") >> (64 - _UNIFORM_BITS)) / 2**_UNIFORM_BITS)
 
 
 class _History:
