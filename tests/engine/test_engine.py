@@ -5,7 +5,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -264,7 +263,7 @@ def test_a_stop_string_that_only_the_end_completes() -> None:
         request = Request(0, [0], params, tokenizer, sampler, rope)
         for token in answer:
             if request.finish_reason is None:
-                request.accept([token], np.zeros((1, 4), np.float32))
+                request.accept([token])
         completion = request.completion()
         assert (completion.text, completion.finish_reason, completion.stop_reason) == ("A", "stop", "\n")
 
