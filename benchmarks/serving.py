@@ -1,4 +1,4 @@
-"""A trace of requests: our engine beside OpenVINO GenAI's continuous batching and llama.cpp's server.
+"""A trace of requests: our engine and server beside OpenVINO GenAI's continuous batching and llama.cpp's server.
 
 python benchmarks/serving.py [--float DIR] [--int8 DIR] [--gguf FILE] [--requests 32] [--rates 0 1] [--rounds 3]
                              [--threads N] [--json FILE] [--peers-python PYTHON]
@@ -6,13 +6,14 @@ python benchmarks/serving.py [--float DIR] [--int8 DIR] [--gguf FILE] [--request
 A rate is how many requests come in a second, 0: all at once. Each round has prompts of its own, the same for all
 systems, a quarter of which begin alike; all answers are greedy and of the wanted length. "first" is the time to the
 first token, "each" the time for each further one, both as p50 and p99 over the requests of the median round.
-llama.cpp's server is spoken to over HTTP, the others by calls. Models are those of end_to_end.py.
+The servers, llama.cpp's and ours, are spoken to over HTTP, the others by calls. Models are those of end_to_end.py.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from end_to_end import add_models, models
 from peers.client import Peer, PeerError, add_python, start_peers
@@ -32,6 +33,7 @@ PEERS = {
     "llama-server q8_0": ("llama_server", "q8_0", {}),
 }
 """Worker, type of the KV cache, further arguments; the weights are Q8_0."""
+OUR_SERVER = "ours int8, server"
 
 
 def serve_by(peer: Peer, requests: Sequence[Arrival]) -> Served:
@@ -64,10 +66,13 @@ def main() -> None:
         for name, dtype in (("int8", "auto"), ("bfloat16", "bfloat16"))
     }
     peers, versions = start_peers({name: worker for name, (worker, *_) in PEERS.items()}, arguments.peers_python)
+    our_server, our_version = start_peers({OUR_SERVER: "faquant_server"}, Path(sys.executable))
+    peers, versions = our_server | peers, our_version | versions
     for name, peer in peers.items():
-        _, kv, more = PEERS[name]
+        _, kv, more = PEERS.get(name, ("", "auto", {}))
+        model_path = int8 if name == OUR_SERVER else gguf
         try:
-            peer.call("load", model=str(gguf.resolve()), kv=kv, threads=arguments.threads, **more)
+            peer.call("load", model=str(model_path.resolve()), kv=kv, threads=arguments.threads, **more)
             systems[name] = partial(serve_by, peer)
         except PeerError as error:
             versions[name] += f", left out: {error}"

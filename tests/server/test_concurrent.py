@@ -9,7 +9,7 @@ import openai
 from faquant.engine.sampling import SamplingParams
 from oracles.tiny_server import NAME, BytesEngine, TinyServer, alone, tokenizer
 
-REQUESTS = 60
+REQUESTS = 200
 
 
 def asked(number: int) -> dict[str, Any]:
