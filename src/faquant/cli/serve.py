@@ -11,11 +11,12 @@ from rich.table import Table
 
 from ..config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
+from ..engine.tools.formats import FORMATS
 from ..server.config import ServerConfig
 from .sizes import parse_size
 
 if TYPE_CHECKING:
-    from ..engine.engine import Engine
+    from ..server.service import Service
 
 
 def serve(
@@ -51,6 +52,9 @@ def serve(
         float, typer.Option(help="Seconds that a request may take; 0: any number.")
     ] = ServerConfig.request_timeout,
     max_body: Annotated[str, typer.Option(help="Largest body of a request.", metavar="SIZE")] = "8MiB",
+    tool_call_parser: Annotated[
+        str, typer.Option(help=f"How the model writes calls of tools: auto, {', '.join(FORMATS)}.")
+    ] = ServerConfig.tool_call_parser,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of a prompt and its answer; the model's context.", show_default=False)
     ] = EngineConfig.max_model_len,
@@ -95,6 +99,7 @@ def serve(
         max_queue=max_queue,
         request_timeout=request_timeout,
         max_body_bytes=parse_size(max_body),
+        tool_call_parser=tool_call_parser,
     )
     from ..server.socket import bind, is_loopback
 
@@ -111,19 +116,21 @@ def serve(
 
     engine = Engine(load(directory), Tokenizer.from_directory(directory), engine_config)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    _print_table(engine, config, address)
+    service = Service(AsyncEngine(engine), config)
+    _print_table(service, address)
     if api_key is None and not loopback:
         print(
             "faquant: anybody who reaches this address can use the model; FAQUANT_API_KEY asks them for a key.",
             file=sys.stderr,
         )
-    run(Service(AsyncEngine(engine), config), listener)
+    run(service, listener)
 
 
-def _print_table(engine: "Engine", config: ServerConfig, address: str) -> None:
+def _print_table(service: "Service", address: str) -> None:
     """What is really in use, on stderr."""
     from ..kernels import cpu, threads
 
+    engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()
     kind = model.description.model_quant_type if model.description else "none, a float model"
     tokens = state.num_pages * state.page_size
@@ -135,6 +142,7 @@ def _print_table(engine: "Engine", config: ServerConfig, address: str) -> None:
         f"kv_cache_dtype {engine.config.kv_cache_dtype}",
         "context": f"{engine.max_model_len:,} tokens at most",
         "sequences": f"{engine.config.max_num_seqs} at a time, {config.max_queue} more may wait",
+        "tool calls": service.conversation.description,
         "address": f"{address}, {'with a key' if config.api_key else 'no key'}",
     }
     table = Table(show_header=False)

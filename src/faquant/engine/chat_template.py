@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
 
 from ..errors import CheckpointError, UnsupportedError, UsageError
 from ..json_object import read_json
@@ -45,6 +46,15 @@ class ChatTemplate:
             f"The chat template in {self.origin} cannot be compiled ({problem}). Mend it, or put a working one into "
             "chat_template.jinja beside it."
         )
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether it asks for the tools, so that it can show them to its model."""
+        try:
+            with Budget():
+                return "tools" in find_undeclared_variables(TemplateEnvironment().parse(self.source))
+        except Exception:  # as above; `render` will say what is wrong
+            return False
 
     def render(
         self,

@@ -20,10 +20,15 @@ class IncrementalDecoder:
     (<0xE2> and so on) until it ends, since one wrong byte changes how the whole run is read. Each push decodes a few
     tokens only: those not yet final, after some that take up what a decoder strips from the beginning of a text. With
     a kind of decoder that cannot be cut like this, all text comes from `flush`.
+
+    shown: special tokens that are written out, though others are skipped.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: "Tokenizer", skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
+    ) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown
         self._skip = skip_special_tokens
         steps = list(_flat(tokenizer.decoder_description))
         kinds = {step.get("type") for step in steps}
@@ -41,6 +46,8 @@ class IncrementalDecoder:
     def push(self, token_id: int) -> str:
         """Take one more token; return the text that became final, often one word, sometimes nothing."""
         token = self._tokenizer.token_text(token_id)
+        if token is not None and token_id in self._shown:
+            return self.flush() + token
         if token is None or (self._skip and token_id in self._tokenizer.special_token_ids):
             return ""
         self._window.append(token_id)

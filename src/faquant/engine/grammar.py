@@ -9,7 +9,8 @@ import json
 import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,18 +18,20 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 
 from ..errors import UnsupportedError, UsageError
+from .json_schema import OPTIONS
 from .regex_example import example
 from .structured_output import StructuredOutput as StructuredOutput
 from .tokenizer import Tokenizer
+from .tools.calls import ToolCalls
+from .tools.constraint import CallConstraint
+from .tools.parser import opening_of
 
 Bits = npt.NDArray[np.uint8]
 
-# Between the parts of a JSON text: what the usual printers write, but no endless run of it.
-_WHITESPACE = r"\n? {0,16}"
 # What leads out of a JSON text soonest, by its first byte: between strings, where a line may end, the ends of objects
 # and arrays before their beginnings. Within a string "a" is the best where it must go on.
-_BETWEEN = b'}]"0ntf123456789-,:[{'
-_WITHIN = b"a}]0ntf123456789-,:[{"
+_BETWEEN = b'})]"0ntf123456789-,:[{'
+_WITHIN = b"a})]0ntf123456789-,:[{"
 # How many steps a search may take, when a grammar is compiled and for each token.
 _COMPILING, _GENERATING = 8192, 256
 _MOST_STATES = 16
@@ -36,7 +39,14 @@ _MOST_PATTERNS, _LONGEST_HINT = 8, 32
 
 
 class Constraint(Protocol):
-    """What one answer may be, token by token."""
+    """What one answer may be, token by token.
+
+    shown: special tokens that are part of the answer's text. unwatched_from: from this token of the answer on, counted
+    from 0, stop strings do not end it; None where they always do.
+    """
+
+    shown: frozenset[int]
+    unwatched_from: int | None
 
     @property
     def may_end(self) -> bool:
@@ -46,8 +56,8 @@ class Constraint(Protocol):
     def must_end(self) -> bool:
         """Whether it is, and nothing can follow; the answer may as well end without an end token."""
 
-    def mask(self) -> Bits:
-        """The tokens that may come next, a bit each: token n is bit n % 8, from the lowest, of byte n // 8."""
+    def mask(self) -> Bits | None:
+        """The tokens that may come next, a bit each: token n is bit n % 8, from the lowest, of byte n // 8; or all."""
 
     def admits(self, token: int, left: int) -> bool:
         """Whether an answer that goes on with `token`, of the mask, can be completed with `left` more after it."""
@@ -74,9 +84,7 @@ class Grammars:
         self._compiled: OrderedDict[StructuredOutput, _Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
-    def constraint(
-        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
-    ) -> "GrammarConstraint":
+    def constraint(self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]) -> Constraint:
         """The constraint of one new answer of at most `max_tokens` tokens, the end token not counted.
 
         Raises:
@@ -88,6 +96,19 @@ class Grammars:
         text = [token for token in end_token_ids if self._vocabulary.is_text(token)]
         if text:
             raise UsageError(f"With structured output, stop_token_ids must be special tokens; {text[0]} is text.")
+        calls = wanted.tool_calls
+        if calls is None or calls.forced:
+            return self._from_beginning(wanted, max_tokens, end_token_ids)
+        begin: Callable[[str, int], GrammarConstraint | None] = _refuse
+        if calls.tools:
+            # Compiled now, before an answer waits for it; it may be forgotten until a call begins.
+            begin = partial(self._from_calls, self._compile(wanted), end_token_ids)
+        shown = self._vocabulary.special(calls.style.tag)
+        return CallConstraint(opening_of(calls), self._vocabulary, end_token_ids, shown, begin)
+
+    def _from_beginning(
+        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
+    ) -> "GrammarConstraint":
         compiled = self._compile(wanted)
         if compiled.plan is None:
             raise UsageError(
@@ -99,6 +120,13 @@ class Grammars:
                 f"{len(compiled.plan)} tokens."
             )
         return GrammarConstraint(self._vocabulary, compiled, end_token_ids)
+
+    def _from_calls(
+        self, compiled: "_Compiled", end_token_ids: Collection[int], text: str, left: int
+    ) -> "GrammarConstraint | None":
+        """Of calls that go on with `text`; None where that is wrong, or takes more tokens than are left."""
+        constraint = GrammarConstraint(self._vocabulary, compiled, end_token_ids)
+        return constraint if constraint.go_on(text.encode("latin-1"), left) else None
 
     def _compile(self, wanted: StructuredOutput) -> "_Compiled":
         with self._lock:
@@ -125,6 +153,8 @@ class GrammarConstraint:
         self._end_bits = _bits(self._ends, vocabulary.size)
         self._tried: tuple[int, LLMatcher, list[int]] | None = None  # a token that was admitted, and what is after it
         self._ended = False
+        self.shown: frozenset[int] = frozenset()
+        self.unwatched_from = compiled.unwatched_from
 
     @property
     def may_end(self) -> bool:
@@ -170,6 +200,14 @@ class GrammarConstraint:
         _, self._matcher, self._plan = self._tried
         self._tried = None
 
+    def go_on(self, text: bytes, left: int) -> bool:
+        """At the beginning: behind this text, if it is right and `left` tokens suffice for the rest."""
+        if text:
+            if not self._matcher.consume_tokens(self._vocabulary.tokens(text)):
+                return False
+            self._plan = self._vocabulary.way_out(self._matcher, self._within, _COMPILING) or []
+        return len(self._plan) <= left and self._vocabulary.ends(self._matcher, self._plan)
+
     def _plan_after(self, token: int, matcher: LLMatcher, left: int) -> list[int] | None:
         """At most `left` tokens that end the text of `matcher`, which has `token` now."""
         # Within a string the old plan often still is one. Where the token stands in it or begins as it does, what
@@ -188,16 +226,32 @@ class _Compiled:
     """A grammar before its first token, and a short answer of it."""
 
     def __init__(self, vocabulary: "_Vocabulary", wanted: StructuredOutput) -> None:
-        source = _source(wanted)
+        calls = wanted.tool_calls
+        source = _source(wanted, vocabulary)
         failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
         if messages:  # a warning tells of something that would not be enforced
             raise UsageError(f"The structure asked for cannot be enforced: {messages[0][:500]}")
         self.matcher = LLMatcher(vocabulary.backend, source, log_level=0)
         if failed or self.matcher.is_error():
+            if calls is not None:
+                _blame(calls, vocabulary)
             raise UsageError(f"The structure asked for cannot be enforced: {self.matcher.get_error()[:500]}")
+        self.unwatched_from = None if calls is None else 0
         hints = [vocabulary.tokens(text.encode()) for text in _hints(wanted)]
         self.within = [*vocabulary.quote, *hints] if wanted.is_json else [*hints, *vocabulary.quote]
         self.plan = vocabulary.way_out(self.matcher, self.within, _COMPILING)
+        if calls is not None:
+            self._plan_each_call(calls, vocabulary)
+
+    def _plan_each_call(self, calls: ToolCalls, vocabulary: "_Vocabulary") -> None:
+        """Find the tool whose call is the shortest."""
+        tag = vocabulary.tokens(calls.tag.encode()) if calls.tag else []
+        for text in calls.beginnings():
+            beginning, state = tag + vocabulary.tokens(text.encode()), self.matcher.deep_copy()
+            if state.consume_tokens(beginning):
+                rest = vocabulary.way_out(state, self.within, _COMPILING // len(calls.tools))
+                if rest is not None and (self.plan is None or len(beginning) + len(rest) < len(self.plan)):
+                    self.plan = beginning + rest
 
 
 class _Vocabulary:
@@ -237,6 +291,19 @@ class _Vocabulary:
     def ends(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:
         """Whether `plan` continues the matcher's text, and the text is complete then."""
         return bool(matcher.validate_tokens([*plan, self.backend.eos_token]) == len(plan) + 1)
+
+    def special(self, text: str | None) -> list[int]:
+        """The special token that is written so, if there is one."""
+        found = self.tokens(text.encode()) if text else []
+        return found if len(found) == 1 and found[0] in self._special else []
+
+    def symbol(self, text: str) -> str:
+        """What stands for a text in llguidance's dialect of Lark, as one token where there is one."""
+        found = self.tokens(text.encode())
+        return f"<[{found[0]}]>" if len(found) == 1 else json.dumps(text)
+
+    def shown_text(self, token: int, shown: Collection[int]) -> bytes:
+        return self.text([token]) if self.is_text(token) or token in shown else b""
 
     def is_text(self, token: int) -> bool:
         """Whether a token is written out in answers."""
@@ -306,6 +373,19 @@ class _Vocabulary:
         return np.unpackbits(bits, bitorder="little").view(np.bool_)
 
 
+def _refuse(text: str, left: int) -> None:
+    """No calls may begin."""
+
+
+def _blame(calls: ToolCalls, vocabulary: _Vocabulary) -> None:
+    """Raises: UsageError: names the tool whose parameters cannot be enforced, if there is such a one."""
+    for tool in calls.tools:
+        source = LLMatcher.grammar_from_json_schema(tool.schema, overrides=OPTIONS)
+        failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
+        if failed:
+            raise UsageError(f"The parameters of the tool {tool.name} cannot be enforced: {messages[0][:500]}")
+
+
 def _hints(wanted: StructuredOutput) -> list[str]:
     """What may end a string of some pattern, the longest first; the shorter ones for states further on in it."""
     texts = [text for text in map(example, wanted.patterns()[:_MOST_PATTERNS]) if text]
@@ -327,7 +407,11 @@ def _bits(tokens: Collection[int], size: int) -> Bits:
     return np.packbits(flags, bitorder="little")
 
 
-def _source(wanted: StructuredOutput) -> str:
+def _source(wanted: StructuredOutput, vocabulary: _Vocabulary) -> str:
+    calls = wanted.tool_calls
+    if calls is not None:
+        tag = calls.style.tag
+        return LLMatcher.grammar_from_lark(calls.grammar(vocabulary.symbol(tag) if tag else ""))
     if wanted.regex is not None:
         return LLMatcher.grammar_from_regex(wanted.regex)
     if wanted.choice is not None:
@@ -336,4 +420,4 @@ def _source(wanted: StructuredOutput) -> str:
         return LLMatcher.grammar_from_lark(wanted.grammar)
     schema = wanted.json_schema if wanted.json_schema is not None else {"type": "object"}
     text = schema if isinstance(schema, str) else json.dumps(schema)
-    return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _WHITESPACE, "lenient": False})
+    return LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)

@@ -95,7 +95,8 @@ class Request:
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
         self._digests: list[bytes] = []
         self._root = root
-        self._decoder = IncrementalDecoder(tokenizer)
+        shown = frozenset() if sampler.constraint is None else sampler.constraint.shown
+        self._decoder = IncrementalDecoder(tokenizer, shown=shown)
         self._stop = StopChecker(params.stop)
         self._text: list[str] = []
         self._told = 0
@@ -160,7 +161,9 @@ class Request:
             accepted.append(token)
             if self.params.logprobs is not None:
                 logprobs.append(self.sampler.logprobs[place - len(tokens)])
-            texts.append(self._stop.push(self._decoder.push(token)))
+            text = self._decoder.push(token)
+            # Within a call, a stop string would only break it.
+            texts.append(self._stop.push(text) if self._is_watched else self._stop.flush() + text)
             if self._stop.stopped:
                 self.finish("stop", self._stop.matched)
             elif self.sampler.must_end and place == len(tokens) - 1:
@@ -170,7 +173,8 @@ class Request:
             if self.finish_reason is not None:
                 break
         if self.finish_reason is not None and not self._stop.stopped:
-            texts.append(self._stop.push(self._decoder.flush()))
+            text = self._decoder.flush()
+            texts.append(self._stop.push(text) if self._is_watched else self._stop.flush() + text)
             if self._stop.stopped:
                 self.finish("stop", self._stop.matched)
             else:
@@ -179,6 +183,13 @@ class Request:
         self._text.append(text)
         self._logprobs += logprobs
         return Output(self, text, tuple(accepted), tuple(logprobs), self.finish_reason)
+
+    @property
+    def _is_watched(self) -> bool:
+        """Whether stop strings count for the answer's last token."""
+        constraint = self.sampler.constraint
+        begin = None if constraint is None else constraint.unwatched_from
+        return begin is None or len(self.ids) - self.prompt_length <= begin
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         self.finish_reason, self.stop_reason, self.finished = reason, stop_reason, time.monotonic()

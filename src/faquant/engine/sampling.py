@@ -121,15 +121,18 @@ class Sampler:
         return draw(row[None], [self.params], [self._uniform])[0]
 
     def _choose_admitted(self, row: Floats, constraint: "Constraint") -> int:
-        ids, scores = _masked(row, constraint.mask())
+        bits = constraint.mask()
+        ids, scores = (None, row) if bits is None else _masked(row, bits)
         left = self.params.max_tokens - self.step - 1
         for _ in range(_TRIES):
-            if scores.max(initial=-math.inf) == -math.inf:
+            if scores is not row and scores.max(initial=-math.inf) == -math.inf:
                 break
             place = draw(scores[None], [self.params], [self._uniform])[0]
             token = place if ids is None else int(ids[place])
             if constraint.admits(token, left):
                 return token
+            if scores is row:
+                scores = row.copy()
             scores[place] = -math.inf
         # What is likely leads too far for the tokens left.
         token = constraint.fallback()

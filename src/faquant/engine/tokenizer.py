@@ -91,6 +91,12 @@ class Tokenizer:
         """The text of the chat template for requests without tools. Raises: UnsupportedError: only others are there."""
         return self._chat_templates.choose(with_tools=False).source if self._chat_templates else None
 
+    @property
+    def tool_template(self) -> str | None:
+        """The text of the chat template for requests with tools; None where there is none, or it takes no tools."""
+        template = self._chat_templates.choose(with_tools=True) if self._chat_templates else None
+        return template.source if template is not None and template.takes_tools else None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, by default with what the model expects around it, such as BOS.
 

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions"""
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -8,12 +9,15 @@ from fastapi import APIRouter, Response
 
 from ..engine.request import Output
 from ..engine.sampling import SamplingParams
+from ..engine.tools.calls import ToolCalls
 from .protocol import ChatRequest
-from .responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, ChatMessage, Delta
+from .reply import Reply
+from .responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, Delta
 from .route import StrictRoute
 from .sampling import sampling_params
 from .service import Call, CurrentCall
 from .streaming import EventStream
+from .tool_choice import tool_calls
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -26,12 +30,16 @@ router = APIRouter(route_class=StrictRoute)
 async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Response:
     """Answer a conversation in the model's chat template."""
     call.enter(body.model, body.n)
-    prompts = [await call.service.encode_chat(body.messages, body.chat_template_kwargs)]
+    # In a thread: schemas may be large.
+    calls = await asyncio.to_thread(tool_calls, body, call.service.conversation.format)
+    shown = (body.tools or []) if body.tool_choice != "none" else []
+    prompts = [await call.service.encode_chat(body.messages, shown, body.chat_template_kwargs)]
     max_tokens = body.max_completion_tokens or body.max_tokens or call.service.room(prompts, "messages")
-    params = sampling_params(body, max_tokens, (body.top_logprobs or 0) if body.logprobs else None)
-    call.check(prompts, params, "messages")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = await asyncio.to_thread(sampling_params, body, max_tokens, logprobs, calls)
+    await call.check(prompts, params, "messages")
     call.record.asks(prompts, body.stream)
-    chat = _Chat(call, params)
+    chat = _Chat(call, params, calls)
     if body.stream:
         return EventStream(chat.stream(prompts, body.include_usage))
     answer = await chat.complete(prompts)
@@ -41,9 +49,10 @@ async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Respon
 class _Chat:
     """One answer in the making."""
 
-    def __init__(self, call: Call, params: SamplingParams) -> None:
+    def __init__(self, call: Call, params: SamplingParams, calls: ToolCalls | None) -> None:
         self._call = call
         self._params = params
+        self._replies = [Reply(calls) for _ in range(params.n)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
 
     async def complete(self, prompts: Sequence[Sequence[int]]) -> ChatCompletion:
@@ -65,25 +74,32 @@ class _Chat:
         begun: set[int] = set()
         async with aclosing(self._call.answers(prompts, self._params)) as answers:
             async for index, output in answers:
+                reply = self._replies[index]
                 if index not in begun:
                     begun.add(index)
-                    yield self._chunk([_piece(index, Delta(role="assistant", content=""))], with_usage)
+                    yield self._chunk([_piece(index, reply.first)], with_usage)
                 logprobs = self._logprobs([output]) if output.token_ids else None
-                if output.text or logprobs is not None or output.finish_reason is not None:
-                    delta = Delta(content=output.text) if output.text or logprobs else Delta()
-                    yield self._chunk([_piece(index, delta, logprobs, output.finish_reason)], with_usage)
+                deltas = reply.push(output)
+                if not deltas and (logprobs is not None or reply.finish_reason is not None):
+                    deltas = [Delta(content="") if logprobs else Delta()]
+                for place, delta in enumerate(deltas, start=1):
+                    reason = reply.finish_reason if place == len(deltas) else None
+                    yield self._chunk([_piece(index, delta, logprobs, reason)], with_usage)
+                    logprobs = None
         if with_usage:
             last = self._chunk([], with_usage)
             yield last.model_copy(update={"usage": self._call.record.usage()})
 
     def _choice(self, index: int, outputs: Sequence[Output]) -> ChatChoice:
-        text = "".join(output.text for output in outputs)
+        reply = self._replies[index]
+        for output in outputs:
+            reply.push(output)
         return ChatChoice.model_validate(
             {
                 "index": index,
-                "message": ChatMessage(role="assistant", content=text, refusal=None),
+                "message": reply.message(),
                 "logprobs": self._logprobs(outputs),
-                "finish_reason": outputs[-1].finish_reason,
+                "finish_reason": reply.finish_reason,
             }
         )
 

@@ -35,7 +35,7 @@ async def create_completion(body: CompletionRequest, call: CurrentCall) -> Respo
     prompts = await _encoded(wanted, call.service)
     max_tokens = body.max_tokens or min(DEFAULT_MAX_TOKENS, call.service.room(prompts, "prompt"))
     params = sampling_params(body, max_tokens, body.logprobs)
-    call.check(prompts, params, "prompt")
+    await call.check(prompts, params, "prompt")
     call.record.asks(prompts, body.stream)
     completions = _Completions(call, params)
     if body.stream:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from ..engine.tools.formats import FORMATS
 from ..errors import UsageError
 
 MAX_MESSAGES = 2048
@@ -11,6 +12,8 @@ MAX_TEXT = 1 << 20
 MAX_PROMPTS = 128
 """Of one request for completions."""
 MAX_CHOICES = 128
+MAX_TOOL_CALLS = 128
+"""Of one message."""
 MAX_LOGPROBS = 20
 
 
@@ -25,6 +28,7 @@ class ServerConfig:
     max_queue: sequences that may wait beside those that are answered; who comes then is told to come later.
     request_timeout: seconds from a request to the end of its answer; 0: no limit.
     max_body_bytes: of a request.
+    tool_call_parser: how the model writes calls of tools, a name of tools.formats.FORMATS; auto: as its template says.
 
     Raises:
         UsageError: a value is outside its range.
@@ -37,6 +41,7 @@ class ServerConfig:
     max_queue: int = 256
     request_timeout: float = 600.0
     max_body_bytes: int = 8 << 20
+    tool_call_parser: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.served_model_name or not self.served_model_name.isprintable():
@@ -49,6 +54,8 @@ class ServerConfig:
             raise UsageError(f"request_timeout must be a number of seconds from 0 on, not {self.request_timeout}.")
         if not 1024 <= self.max_body_bytes <= 1 << 30:
             raise UsageError(f"max_body_bytes must be from 1024 to {1 << 30}, not {self.max_body_bytes}.")
+        if self.tool_call_parser not in ("auto", *FORMATS):
+            raise UsageError(f"tool_call_parser must be auto or one of {', '.join(FORMATS)}.")
         for origin in self.allowed_origins:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise UsageError(f"{origin!r} is no origin; write one such as https://example.org, or * for all.")

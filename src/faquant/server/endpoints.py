@@ -37,7 +37,9 @@ async def tokenize(body: TokenizeRequest, call: CurrentCall) -> Tokenized:
     if body.messages is None:
         ids = await service.encode(body.prompt or "", body.add_special_tokens)
     else:
-        ids = await service.encode_chat(body.messages, body.chat_template_kwargs, body.add_generation_prompt)
+        ids = await service.encode_chat(
+            body.messages, body.tools or (), body.chat_template_kwargs, body.add_generation_prompt
+        )
     return Tokenized(tokens=ids, count=len(ids), max_model_len=service.max_model_len)
 
 

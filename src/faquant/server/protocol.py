@@ -2,48 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from ..engine.tools.calls import MAX_TOOLS
+from .body import Body
 from .config import MAX_CHOICES, MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPTS, MAX_TEXT
+from .messages import FunctionTool, Message, Text, ToolChoice
 
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TEXT)]
 Metadata = dict[str, Any]
+Tools = Annotated[list[FunctionTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
-class _Body(BaseModel):
-    """As JSON has it: no text for a number, no NaN. A field that is null counts as not given."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
-
-
-class TextPart(_Body):
-    """One part of a message."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(_Body):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
-    name: Annotated[str, Field(max_length=256)] | None = None
-
-    def for_template(self) -> dict[str, Any]:
-        """The names that templates know: a developer's message is a system message."""
-        plain = self.model_dump(exclude_none=True)
-        return {**plain, "role": "system"} if self.role == "developer" else plain
-
-
-class JsonSchema(_Body):
+class JsonSchema(Body):
     """A schema that the answer shall follow."""
 
     name: Annotated[str, Field(max_length=64)]
@@ -52,7 +24,7 @@ class JsonSchema(_Body):
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     """What the answer shall be."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -65,14 +37,14 @@ class ResponseFormat(_Body):
         return self
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """`include_obfuscation`, random padding against eavesdroppers, is not done."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
-class Sampling(_Body):
+class Sampling(Body):
     """What chat and plain completions have in common."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
@@ -82,12 +54,12 @@ class Sampling(_Body):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,10}$")], Annotated[float, Field(ge=-100, le=100)]] = {}
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,10}$")], Annotated[float, Field(ge=-100, le=100)]] = Field({})
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=1024)]
         | Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=64)]
-    ) = []
+    ) = Field([])
     response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -96,7 +68,7 @@ class Sampling(_Body):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] = []
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] = Field([])
     ignore_eos: bool = False
 
     user: str | None = None
@@ -126,6 +98,9 @@ class ChatRequest(Sampling):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     modalities: list[Literal["text"]] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -153,12 +128,13 @@ class CompletionRequest(Sampling):
     best_of: Literal[1] | None = None
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """POST /tokenize: a prompt as /v1/completions takes it, or messages as /v1/chat/completions does."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Tools | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
@@ -170,7 +146,7 @@ class TokenizeRequest(_Body):
         return self
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(Body):
     """POST /detokenize"""
 
     model: Annotated[str, Field(max_length=1024)] | None = None

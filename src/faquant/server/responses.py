@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class _Answer(BaseModel):
@@ -52,9 +52,27 @@ class ChatMessage(_Answer):
     refusal: None
 
 
+class FunctionCall(_Answer):
+    name: str
+    arguments: str
+
+
+class ToolCall(_Answer):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class CallsMessage(_Answer):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[ToolCall]
+
+
 class ChatChoice(_Answer):
     index: int
-    message: ChatMessage
+    message: CallsMessage | ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 
@@ -69,9 +87,24 @@ class ChatCompletion(_Answer):
     usage: Usage
 
 
+class FunctionDelta(_Answer):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(_Answer):
+    """The first one of a call has all fields, the others only more of the arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(_Answer):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(_Answer):

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..engine.sampling_params import SamplingParams
 from ..engine.structured_output import StructuredOutput
+from ..engine.tools.calls import ToolCalls
 from .protocol import ResponseFormat, Sampling
 
 _SAME_NAMES = (
@@ -12,7 +13,9 @@ _SAME_NAMES = (
 )
 
 
-def sampling_params(request: Sampling, max_tokens: int, logprobs: int | None) -> SamplingParams:
+def sampling_params(
+    request: Sampling, max_tokens: int, logprobs: int | None, calls: ToolCalls | None = None
+) -> SamplingParams:
     """What the request asks of the sampler.
 
     Raises:
@@ -22,7 +25,9 @@ def sampling_params(request: Sampling, max_tokens: int, logprobs: int | None) ->
     wanted["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     wanted["stop_token_ids"] = tuple(request.stop_token_ids)
     wanted["logit_bias"] = {int(token): bias for token, bias in request.logit_bias.items()}
-    wanted["structured_output"] = _structure(request.response_format)
+    wanted["structured_output"] = (
+        _structure(request.response_format) if calls is None else StructuredOutput(tool_calls=calls)
+    )
     return SamplingParams(**wanted, max_tokens=max_tokens, logprobs=logprobs)
 
 

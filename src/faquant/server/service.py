@@ -14,13 +14,14 @@ from ..engine.async_engine import AsyncEngine
 from ..engine.request import Output
 from ..engine.sampling import SamplingParams
 from ..engine.tokenizer import Tokenizer
+from ..engine.tools.conversation import Conversation
 from ..kernels import cpu
 from .config import ServerConfig
 from .errors import ApiError
 from .gate import Gate
 from .logprobs import TokenTexts
+from .messages import FunctionTool, Message
 from .metrics import Metrics
-from .protocol import Message
 from .record import Record
 
 VERSION = metadata.version("faquant")
@@ -34,6 +35,7 @@ class Service:
         self.config = config
         self.created = int(time.time())
         self.texts = TokenTexts(engine.engine.tokenizer)
+        self.conversation = Conversation(engine.engine.tokenizer, config.tool_call_parser)
         self.gate = Gate(engine.engine.config.max_num_seqs, config.max_queue)
         self.metrics = Metrics(engine.engine, config.served_model_name, VERSION)
         # With one seed the answer is the same as long as this is.
@@ -74,10 +76,15 @@ class Service:
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
 
     async def encode_chat(
-        self, messages: Sequence[Message], variables: Mapping[str, Any] | None, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[FunctionTool],
+        variables: Mapping[str, Any] | None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         plain = [message.for_template() for message in messages]
-        return await asyncio.to_thread(self.tokenizer.encode_chat, plain, add_generation_prompt, variables=variables)
+        shown = [tool.for_template() for tool in tools]
+        return await asyncio.to_thread(self.conversation.encode, plain, shown, variables, add_generation_prompt)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Call:
         self.service.check_model(model)
         self.service.gate.enter(self.record, sequences)
 
-    def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> None:
+    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> None:
         """Raises: ApiError, UsageError: the engine would refuse them."""
         room = self.service.room(prompts, field)
         if params.max_tokens > room:
@@ -102,6 +109,10 @@ class Call:
                 f"{room} beside the prompt. Shorten the prompt or lower max_tokens."
             )
             raise ApiError(400, message, "max_tokens", "context_length_exceeded")
+        await asyncio.to_thread(self._check_each, prompts, params)
+
+    def _check_each(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+        # Beside the event loop: a large schema takes time to compile.
         for prompt in prompts:
             self.service.engine.engine.check(prompt, params)
 

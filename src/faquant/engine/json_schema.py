@@ -1,0 +1,115 @@
+"""JSON schemas: whether one can be enforced, and what is in it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+MAX_BYTES = 256 << 10
+MAX_DEPTH = 64
+# Between the parts of a JSON text: what the usual printers write, but no endless run of it.
+OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"\n? {0,16}", "lenient": False}
+"""How llguidance shall read schemas."""
+
+_SCHEMA = {"items", "additionalItems", "additionalProperties"}
+_SCHEMAS = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
+_NAMED_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
+_CONSTRAINTS = {
+    *("type", "enum", "const", "$ref", "required", "minProperties", "maxProperties", "minItems", "maxItems", "format"),
+    *("minLength", "maxLength", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}
+_ANNOTATIONS = {
+    *("title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"),
+    *("$schema", "$id", "$anchor", "$comment", "contentMediaType", "contentEncoding", "contentSchema"),
+}
+_KNOWN = _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _CONSTRAINTS | _ANNOTATIONS
+# Formats whose strings need more than any letters.
+_FORMATS = {"email": r"a@a\.aa", "uri": "a:a"}
+
+
+def checked_schema(value: object, name: str = "json_schema") -> str:
+    """A schema (draft 2020-12), a mapping or JSON text, as text; errors call it `name`.
+
+    Raises:
+        UsageError: it is no such thing, too large or too deep, or has a keyword that would not be enforced.
+    """
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+        check_text(name, text)
+        schema = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{name} is no JSON: {str(error)[:200]}.") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"{name} must be a JSON object.")
+    if _depth(schema) > MAX_DEPTH:
+        raise UsageError(f"{name} is nested more than {MAX_DEPTH} deep.")
+    for place, part in _subschemas("", schema):
+        _check_keywords(name, place or "its top", part)
+    return text
+
+
+def check_text(name: str, value: object) -> None:
+    """Raises: UsageError: `value` is no text, or an empty, a large or an invalid one."""
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{name} must be a text that is not empty.")
+    # Half a surrogate pair, which JSON can carry, has no UTF-8; it is refused here and counted as too long.
+    size = len(value.encode("utf-8", "replace"))
+    if size > MAX_BYTES or any("\ud800" <= mark <= "\udfff" for mark in value):
+        raise UsageError(f"{name} must be valid Unicode of at most {MAX_BYTES} bytes; this has {size}.")
+
+
+def patterns(schema: str) -> list[str]:
+    """The regular expressions of strings in it."""
+    found: list[str] = []
+    for _, part in _subschemas("", json.loads(schema)):
+        names = part.get("patternProperties")
+        found += names if isinstance(names, dict) else []
+        found += [part["pattern"]] if isinstance(part.get("pattern"), str) else []
+        found += [_FORMATS[part["format"]]] if part.get("format") in _FORMATS else []
+    return found
+
+
+def _depth(value: object) -> int:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        level = [item for part in level for item in _children(part)]
+    return depth
+
+
+def _children(value: object) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _subschemas(place: str, schema: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(schema, dict):
+        return
+    yield place, schema
+    for key, value in schema.items():
+        if key in _NAMED_SCHEMAS and isinstance(value, dict):
+            for name, part in value.items():
+                yield from _subschemas(f"{place}/{key}/{name}", part)
+        elif key in _SCHEMAS and isinstance(value, list):
+            for number, part in enumerate(value):
+                yield from _subschemas(f"{place}/{key}/{number}", part)
+        elif key in _SCHEMA:
+            yield from _subschemas(f"{place}/{key}", value)
+
+
+def _check_keywords(name: str, place: str, schema: Mapping[str, Any]) -> None:
+    unknown = [key for key in schema if key not in _KNOWN and (not key.startswith("x-") or key == "x-guidance")]
+    if unknown:
+        raise UsageError(f"{name} has {unknown[0][:80]!r} at {place[:200]}, which cannot be enforced; remove it.")
+    required, least = schema.get("required"), schema.get("minProperties")
+    # The grammar does not see whether a name comes twice.
+    if isinstance(least, int) and least > max(1, len(required) if isinstance(required, list) else 0):
+        raise UsageError(f"{name} has minProperties at {place[:200]}; name the properties in `required` instead.")
+
+
+def lark(schema: Mapping[str, Any]) -> str:
+    """JSON of a schema, as part of a rule in llguidance's dialect of Lark."""
+    return "%json " + json.dumps({**schema, "x-guidance": OPTIONS}, ensure_ascii=False)

@@ -1,0 +1,114 @@
+"""Which tools an answer may or must call, and the grammar of these calls."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import UsageError
+from ..json_schema import MAX_BYTES, checked_schema, lark
+from .formats import FORMATS, Format
+from .pythonic import check_parameters, python_arguments
+
+MAX_TOOLS = 128
+MAX_CALLS = 16
+"""Of one answer: a weak model would go on with calls to the token limit."""
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call.
+
+    parameters: the JSON schema of its arguments, an object, as a mapping or as JSON text, kept as text; None: it takes
+    none.
+
+    Raises:
+        UsageError: the name is none, or the schema is none of an object or cannot be enforced.
+    """
+
+    name: str
+    parameters: str | Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise UsageError(f"A tool's name must be 1 to 64 letters, digits, _ or -, not {str(self.name)[:80]!r}.")
+        where = f"parameters of the tool {self.name}"
+        schema = json.loads(checked_schema(_NO_ARGUMENTS if self.parameters is None else self.parameters, where))
+        if schema.setdefault("type", "object") != "object":
+            raise UsageError(f"The {where} must be a schema of type object.")
+        object.__setattr__(self, "parameters", json.dumps(schema, ensure_ascii=False))
+
+    @property
+    def schema(self) -> str:
+        """`parameters` as JSON text."""
+        return str(self.parameters)
+
+
+@dataclass(frozen=True)
+class ToolCalls:
+    """What an answer may call.
+
+    tools: none of them means that no calls may be begun. format: of FORMATS. forced: the answer is calls and nothing
+    else; otherwise free text, which calls may follow. parallel: there may be several, where the format has that.
+
+    Raises:
+        UsageError: there are too many tools, two of one name, some that the format cannot write, or they are too large.
+    """
+
+    tools: tuple[Tool, ...]
+    format: str
+    forced: bool = False
+    parallel: bool = True
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise UsageError(f"The format of tool calls must be one of {', '.join(FORMATS)}.")
+        names = [tool.name for tool in self.tools]
+        if len(names) > MAX_TOOLS or (self.forced and not names):
+            raise UsageError(f"There must be 1 to {MAX_TOOLS} tools, not {len(names)}.")
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UsageError(f"There are two tools named {twice[0]}.")
+        if sum(len(tool.schema.encode()) for tool in self.tools) > MAX_BYTES:
+            raise UsageError(f"The parameters of all tools together must have at most {MAX_BYTES} bytes.")
+        if self.style.arguments is None:
+            for tool in self.tools:
+                check_parameters(tool.name, json.loads(tool.schema))
+
+    @property
+    def style(self) -> Format:
+        return FORMATS[self.format]
+
+    @property
+    def tag(self) -> str | None:
+        """What a forced answer begins with."""
+        return self.style.tag if self.forced and not self.style.has_bare else None
+
+    def beginnings(self) -> list[str]:
+        """What calls may begin with, behind the tag: one text for each tool."""
+        return [self.style.before + self.style.head(tool.name) for tool in self.tools]
+
+    def grammar(self, tag: str) -> str:
+        """In llguidance's dialect of Lark: calls, behind the tag where they are not forced. tag: what stands for it."""
+        style = self.style
+
+        def text(value: str) -> str:
+            parts = value.split(style.tag) if style.tag else [value]
+            return f" {tag} ".join(json.dumps(part) if part else "" for part in parts)
+
+        opening = tag if self.tag else ""
+        more = f"({text(style.between)} call){{0,{MAX_CALLS - 1}}}" if self.parallel and style.between else ""
+        rules = [f"start: {opening} {text(style.before)} call {more} {text(style.after)}"]
+        rules.append("call: " + " | ".join(f"call_{number}" for number in range(len(self.tools))))
+        for number, tool in enumerate(self.tools):
+            name, schema = f"arguments_{number}", json.loads(tool.schema)
+            rules.append(f"call_{number}: {text(style.head(tool.name))} {name} {text(style.tail)}")
+            if style.arguments is None:
+                rules += python_arguments(name, tool.name, schema)
+            else:
+                rules.append(f"{name}: " + ('"{}"' if schema == _NO_ARGUMENTS else lark(schema)))
+        return "\n".join(rules)

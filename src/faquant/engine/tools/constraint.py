@@ -1,0 +1,87 @@
+"""Free text until calls begin, and from there nothing but calls that are right and end within their tokens."""
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Protocol
+
+from ...errors import UsageError
+from .opening import Opening, Seen
+
+if TYPE_CHECKING:
+    from ..grammar import Bits, GrammarConstraint
+
+
+class TokenTexts(Protocol):
+    """The bytes that each token adds to an answer."""
+
+    def shown_text(self, token: int, shown: Collection[int]) -> bytes:
+        """Those of `token`; special tokens have none unless they are among the `shown` ones."""
+
+
+class CallConstraint:
+    """`Constraint` of an answer that may call tools. A call that could not end in time is not begun.
+
+    begin: makes the constraint of calls that go on with some text, within so many tokens; None where they cannot.
+    shown: special tokens that are part of the answer's text.
+    """
+
+    def __init__(
+        self,
+        opening: Opening,
+        texts: TokenTexts,
+        end_token_ids: Collection[int],
+        shown: Collection[int],
+        begin: Callable[[str, int], "GrammarConstraint | None"],
+    ) -> None:
+        self.shown = frozenset(shown)
+        self.unwatched_from: int | None = None
+        self._opening = opening
+        self._texts = texts
+        self._ends = frozenset(end_token_ids)
+        self._begin = begin
+        self._calls: GrammarConstraint | None = None
+        self._held, self._at_start, self._ended = "", True, False
+        self._count = 0
+        self._tried: tuple[int, Seen | None, GrammarConstraint | None] | None = None
+
+    @property
+    def may_end(self) -> bool:
+        return self._calls is None or self._calls.may_end
+
+    @property
+    def must_end(self) -> bool:
+        return self._ended or (self._calls is not None and self._calls.must_end)
+
+    def mask(self) -> "Bits | None":
+        return None if self._calls is None else self._calls.mask()
+
+    def admits(self, token: int, left: int) -> bool:
+        if self._calls is not None:
+            return self._calls.admits(token, left)
+        self._tried = (token, None, None)
+        if token in self._ends:
+            return True
+        # Tags are ASCII, so that single bytes of other characters do no harm.
+        text = self._held + self._texts.shown_text(token, self.shown).decode("latin-1")
+        seen = self._opening.look(text, self._at_start)
+        calls = None if seen.calls is None else self._begin(seen.calls, left)
+        self._tried = (token, seen, calls) if seen.calls is None or calls is not None else None
+        return self._tried is not None
+
+    def fallback(self) -> int:
+        return min(self._ends) if self._calls is None else self._calls.fallback()
+
+    def accept(self, token: int) -> None:
+        if self._calls is not None:
+            self._calls.accept(token)
+            return
+        if self._tried is None or self._tried[0] != token:
+            raise UsageError(f"The token {token} was not admitted before it was accepted.")
+        _, seen, calls = self._tried
+        self._tried = None
+        if seen is None:
+            self._ended = True
+            return
+        self._held, self._at_start = seen.held, self._at_start and not seen.text
+        if calls is not None:
+            self._calls, self.unwatched_from = calls, self._count
+        self._count += 1

@@ -1,0 +1,127 @@
+"""From an answer's text, piece by piece, to content and calls."""
+
+import re
+from dataclasses import dataclass
+
+from .calls import ToolCalls
+from .opening import Opening
+from .pythonic import PythonArguments
+
+_JSON_HEAD = re.compile(r'\{"name": "(?P<name>[^"]+)", "(?:arguments|parameters)": ')
+_PYTHON_HEAD = re.compile(r"(?P<name>[A-Za-z_]\w*)\(")
+
+
+@dataclass(frozen=True)
+class Content:
+    """Text of the message."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A call of this tool follows, the answer's call number `index`."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """More of a call's arguments, which are a JSON object."""
+
+    index: int
+    text: str
+
+
+Piece = Content | Begun | Arguments
+
+
+def opening_of(calls: ToolCalls) -> Opening:
+    """Where calls begin in an answer that need not have any."""
+    style = calls.style
+    if not style.has_bare:
+        return Opening(style.tag)
+    written = (style.bare_beginning(tool.name) for tool in calls.tools)
+    if style.arguments is None:
+        return Opening(style.tag, ((text[len(style.before) :], text) for text in written), python=True)
+    return Opening(style.tag, ((f'"{tool.name}"', style.bare_beginning(tool.name)) for tool in calls.tools))
+
+
+class CallParser:
+    """Reads one answer of what `ToolCalls` asks for. What may be markup is held back until that is clear."""
+
+    def __init__(self, calls: ToolCalls) -> None:
+        self._opening = None if calls.forced else opening_of(calls)
+        self._is_json = calls.style.arguments is not None
+        self._at_start = True
+        self._held = ""
+        self._count = 0
+        self._arguments: JsonArguments | PythonArguments | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are calls, and none is cut off."""
+        return self._count > 0 and self._arguments is None
+
+    def push(self, text: str) -> list[Piece]:
+        """Take more of the answer."""
+        if self._opening is None:
+            return self._calls(text)
+        seen = self._opening.look(self._held + text, self._at_start)
+        self._held = seen.held
+        self._at_start = self._at_start and not seen.text
+        pieces: list[Piece] = [Content(seen.text)] if seen.text else []
+        if seen.calls is not None:
+            self._opening = None
+            pieces += self._calls(seen.calls)
+        return pieces
+
+    def flush(self) -> list[Piece]:
+        """The answer has ended: what was held back is content, unless calls have begun."""
+        held, self._held = self._held, ""
+        return [Content(held)] if held and self._opening is not None else []
+
+    def _calls(self, text: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        text = self._held + text
+        while text:
+            if self._arguments is None:
+                head = (_JSON_HEAD if self._is_json else _PYTHON_HEAD).search(text)
+                if head is None:
+                    break
+                text = text[head.end() :]
+                pieces.append(Begun(self._count, head["name"]))
+                self._count += 1
+                self._arguments = JsonArguments() if self._is_json else PythonArguments()
+            written, text = self._arguments.push(text)
+            if written:
+                pieces.append(Arguments(self._count - 1, written))
+            if self._arguments.ended:
+                self._arguments = None
+        self._held = text
+        return pieces
+
+
+class JsonArguments:
+    """A JSON object, piece by piece."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = self._escaped = False
+        self.ended = False
+
+    def push(self, text: str) -> tuple[str, str]:
+        """What of `text` belongs to the object, and what stands behind its end."""
+        for place, mark in enumerate(text):
+            if self._in_string:
+                self._in_string = self._escaped or mark != '"'
+                self._escaped = mark == "\\" and not self._escaped
+            elif mark == '"':
+                self._in_string = True
+            else:
+                self._depth += (mark in "[{") - (mark in "]}")
+                if mark in "]}" and self._depth == 0:
+                    self.ended = True
+                    return text[: place + 1], text[place + 1 :]
+        return text, ""

@@ -1,0 +1,106 @@
+"""Calls as Python has them: `weather(city="Paris", days=3)`. Values are written as JSON, but for True and False."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...errors import UsageError
+from ..json_schema import lark
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DEFINITIONS = ("$defs", "definitions")
+_WRITABLE = {"type", "properties", "required", "additionalProperties", "title", "description", "$schema", *_DEFINITIONS}
+_WORDS = {"True": "true", "False": "false"}
+
+
+def check_parameters(tool: str, schema: Mapping[str, Any]) -> None:
+    """Raises: UsageError: keyword arguments cannot express these parameters."""
+    properties = schema.get("properties", {})
+    unknown = [key for key in schema if key not in _WRITABLE and not key.startswith("x-")]
+    unknown += [name for name in (tool, *properties) if not _NAME.fullmatch(name)]
+    unknown += [name for name in schema.get("required", ()) if name not in properties]
+    if unknown:
+        raise UsageError(
+            f"The tool {tool} cannot be called in the format pythonic because of {str(unknown[0])[:80]!r}: names must "
+            "be Python's, and its parameters plain properties."
+        )
+
+
+def python_arguments(rule: str, tool: str, schema: Mapping[str, Any]) -> list[str]:
+    """Rules of Lark for the arguments, in the schema's order; the first is named `rule`."""
+    check_parameters(tool, schema)
+    shared = {key: schema[key] for key in _DEFINITIONS if key in schema}
+    properties = list(schema.get("properties", {}).items())
+    required = schema.get("required", ())
+    rules = []
+    for number, (name, part) in enumerate(properties):
+        value = lark({**part, **shared} if isinstance(part, dict) else shared if part else {"enum": []})
+        words = ' | "True" | "False"' if isinstance(part, dict) and part.keys() >= {"type"} and _is_flag(part) else ""
+        rules.append(f'{rule}_v{number}: "{name}=" {rule}_j{number}')
+        rules.append(f"{rule}_j{number}: {rule}_k{number}{words}")
+        rules.append(f"{rule}_k{number}: {value}")
+        # n: what may come from this property on; m: the same where there is one before it.
+        optional = name not in required
+        here = f"{rule}_v{number} {rule}_m{number + 1}"
+        rules.append(f"{rule}_n{number}: {here}" + (f" | {rule}_n{number + 1}" if optional else ""))
+        rules.append(f'{rule}_m{number}: ", " {here}' + (f" | {rule}_m{number + 1}" if optional else ""))
+    last = len(properties)
+    return [f"{rule}: {rule}_n0", *rules, f'{rule}_n{last}: ""', f'{rule}_m{last}: ""']
+
+
+def _is_flag(schema: Mapping[str, Any]) -> bool:
+    return schema["type"] == "boolean" and not schema.keys() & {"enum", "const"}
+
+
+class PythonArguments:
+    """From Python's arguments, piece by piece, to a JSON object."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._begun = self._in_string = self._escaped = self._in_value = False
+        self._word = ""
+        self.ended = False
+
+    def push(self, text: str) -> tuple[str, str]:
+        """What follows of the JSON object, and what of `text` stands behind its end."""
+        written = [] if self._begun else ["{"]
+        self._begun = True
+        for place, mark in enumerate(text):
+            written += self._next(mark)
+            if self.ended:
+                return "".join(written), text[place + 1 :]
+        return "".join(written), ""
+
+    def _next(self, mark: str) -> Iterator[str]:
+        if self._in_string:
+            yield mark
+            self._in_string = self._escaped or mark != '"'
+            self._escaped = mark == "\\" and not self._escaped
+        elif not self._in_value:
+            yield from self._name(mark)
+        elif mark.isalpha():
+            self._word += mark  # known to be Python's or JSON's when it ends
+        else:
+            yield _WORDS.get(self._word, self._word)
+            self._word = ""
+            yield from self._mark(mark)
+
+    def _name(self, mark: str) -> Iterator[str]:
+        if mark == ")":
+            self.ended = True
+            yield "}"
+        elif mark == "=":
+            yield f'"{self._word}": '
+            self._word, self._in_value = "", True
+        elif mark not in ", ":
+            self._word += mark
+
+    def _mark(self, mark: str) -> Iterator[str]:
+        if not self._depth and mark in ",)":
+            self._in_value = False
+            yield ", " if mark == "," else "}"
+            self.ended = mark == ")"
+        else:
+            self._depth += (mark in "[{") - (mark in "]}")
+            self._in_string = mark == '"'
+            yield mark
