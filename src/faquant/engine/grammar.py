@@ -35,6 +35,7 @@ _WITHIN = b"a})]0ntf123456789-,:[{"
 # How many steps a search may take, when a grammar is compiled and for each token.
 _COMPILING, _GENERATING = 8192, 256
 _MOST_STATES = 16
+_MOST_SKIPPED = 32
 _MOST_PATTERNS, _LONGEST_HINT = 8, 32
 
 
@@ -60,7 +61,7 @@ class Constraint(Protocol):
         """The tokens that may come next, a bit each: token n is bit n % 8, from the lowest, of byte n // 8; or all."""
 
     def admits(self, token: int, left: int) -> bool:
-        """Whether an answer that goes on with `token`, of the mask, can be completed with `left` more after it."""
+        """Whether `token` may come next, and the answer can then be completed with `left` more after it."""
 
     def fallback(self) -> int:
         """A token that `admits` accepts, if `left` is one less than it was for the token before."""
@@ -151,6 +152,7 @@ class GrammarConstraint:
         self._within = compiled.within
         self._ends = frozenset(end_token_ids)
         self._end_bits = _bits(self._ends, vocabulary.size)
+        self._text_bits = vocabulary.text_bits & ~self._end_bits
         self._tried: tuple[int, LLMatcher, list[int]] | None = None  # a token that was admitted, and what is after it
         self._ended = False
         self.shown: frozenset[int] = frozenset()
@@ -170,13 +172,15 @@ class GrammarConstraint:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: self._end_bits.size]
         if self._matcher.is_error():  # too much for llguidance's limits: there is the plan
             return _bits(self._plan[:1], self._vocabulary.size) if self._plan else self._end_bits
-        bits = bits & self._vocabulary.text_bits & ~self._end_bits
+        bits = bits & self._text_bits
         return bits | self._end_bits if self.may_end else bits
 
     def admits(self, token: int, left: int) -> bool:
         self._tried = None
         if token in self._ends:
             return self.may_end
+        if not self._text_bits[token >> 3] >> (token & 7) & 1:
+            return False
         after = self._matcher.deep_copy()
         if self._plan and token == self._plan[0]:
             after.consume_token(token)  # also where that is too much for it
@@ -210,14 +214,23 @@ class GrammarConstraint:
 
     def _plan_after(self, token: int, matcher: LLMatcher, left: int) -> list[int] | None:
         """At most `left` tokens that end the text of `matcher`, which has `token` now."""
-        # Within a string the old plan often still is one. Where the token stands in it or begins as it does, what
-        # comes after that may be one.
+        # The old plan often still is one. Where it is and takes too long, a search would mostly find it again.
+        if self._vocabulary.ends(matcher, self._plan):
+            return self._plan if len(self._plan) <= left else None
+        # Its end may be one, perhaps after what must come now.
+        forced = matcher.compute_ff_tokens()
+        for beginning, first in (([], 1), (forced, 0)) if forced else (([], 1),):
+            for place in range(first, min(len(self._plan), _MOST_SKIPPED)):
+                plan = beginning + self._plan[place:]
+                if len(plan) <= left and self._vocabulary.ends(matcher, plan):
+                    return plan
+        # Where the token stands in it or begins as it does, what comes after that may be one.
         old, new = self._vocabulary.text(self._plan), self._vocabulary.text([token])
         place = old.find(new, 0, len(new) + 16)
         done = place + len(new) if place >= 0 else _common(old, new)
-        for plan in (self._plan, self._vocabulary.tokens(old[done:]) if done else []):
-            if len(plan) <= left and self._vocabulary.ends(matcher, plan):
-                return plan
+        plan = self._vocabulary.tokens(old[done:]) if done else []
+        if len(plan) <= left and self._vocabulary.ends(matcher, plan):
+            return plan
         plan_found = self._vocabulary.way_out(matcher, self._within, _GENERATING)
         return plan_found if plan_found is not None and len(plan_found) <= left else None
 
