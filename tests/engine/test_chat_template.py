@@ -26,6 +26,7 @@ TOOL_TALK = [
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "content": '{"sun": true}', "name": "weather", "tool_call_id": "abc"},
 ]
+MISTRAL_TALK = [USER, {**TOOL_TALK[1], "tool_calls": [{**CALL, "id": "aB3456789"}]}, TOOL_TALK[2]]
 TOOLS = [
     {
         "type": "function",
@@ -49,10 +50,12 @@ CASES = [
         "chatml": [[USER], TALK, [SYSTEM, *TALK]],
         "llama": [[USER], TALK, [SYSTEM, USER], TOOL_TALK],
         "mistral": [[USER], TALK],
+        "mistral_tools": [[USER], TALK, [SYSTEM, USER], MISTRAL_TALK],
+        "pythonic": [[USER], TALK, [SYSTEM, USER], TOOL_TALK],
         "qwen": [[USER], TALK, [SYSTEM, USER], TOOL_TALK, [*TOOL_TALK, TOOL_TALK[-1], {"role": "other"}, USER]],
     }.items()
     for messages in dialogues
-    for tools in ([None, TOOLS] if name in ("llama", "qwen") else [None])
+    for tools in ([None, TOOLS] if name in ("llama", "qwen", "mistral_tools", "pythonic") else [None])
 ]
 
 

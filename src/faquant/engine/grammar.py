@@ -243,11 +243,11 @@ class _Compiled:
         source = _source(wanted, vocabulary)
         failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
         if messages:  # a warning tells of something that would not be enforced
+            if calls is not None:
+                _blame(calls, vocabulary)
             raise UsageError(f"The structure asked for cannot be enforced: {messages[0][:500]}")
         self.matcher = LLMatcher(vocabulary.backend, source, log_level=0)
         if failed or self.matcher.is_error():
-            if calls is not None:
-                _blame(calls, vocabulary)
             raise UsageError(f"The structure asked for cannot be enforced: {self.matcher.get_error()[:500]}")
         self.unwatched_from = None if calls is None else 0
         hints = [vocabulary.tokens(text.encode()) for text in _hints(wanted)]
@@ -394,8 +394,8 @@ def _blame(calls: ToolCalls, vocabulary: _Vocabulary) -> None:
     """Raises: UsageError: names the tool whose parameters cannot be enforced, if there is such a one."""
     for tool in calls.tools:
         source = LLMatcher.grammar_from_json_schema(tool.schema, overrides=OPTIONS)
-        failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
-        if failed:
+        _, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
+        if messages:
             raise UsageError(f"The parameters of the tool {tool.name} cannot be enforced: {messages[0][:500]}")
 
 
