@@ -8,16 +8,15 @@ that fits is known after it; the next token of the old plan always is.
 import json
 import re
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
-from ..errors import UnsupportedError, UsageError
+from ..errors import UsageError
 from .json_schema import OPTIONS
 from .regex_example import example
 from .structured_output import StructuredOutput as StructuredOutput
@@ -25,16 +24,10 @@ from .tokenizer import Tokenizer
 from .tools.calls import ToolCalls
 from .tools.constraint import CallConstraint
 from .tools.parser import opening_of
+from .vocabulary import Bits, Vocabulary, bits_of
 
-Bits = npt.NDArray[np.uint8]
-
-# What leads out of a JSON text soonest, by its first byte: between strings, where a line may end, the ends of objects
-# and arrays before their beginnings. Within a string "a" is the best where it must go on.
-_BETWEEN = b'})]"0ntf123456789-,:[{'
-_WITHIN = b"a})]0ntf123456789-,:[{"
 # How many steps a search may take, when a grammar is compiled and for each token.
 _COMPILING, _GENERATING = 8192, 256
-_MOST_STATES = 16
 _MOST_SKIPPED = 32
 _MOST_PATTERNS, _LONGEST_HINT = 8, 32
 
@@ -80,7 +73,7 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, capacity: int = 64) -> None:
-        self._vocabulary = _Vocabulary(tokenizer, vocab_size)
+        self._vocabulary = Vocabulary(tokenizer, vocab_size)
         self._capacity = capacity
         self._compiled: OrderedDict[StructuredOutput, _Compiled] = OrderedDict()
         self._lock = threading.Lock()
@@ -145,13 +138,13 @@ class Grammars:
 class GrammarConstraint:
     """`Constraint` by llguidance. Made by `Grammars.constraint`."""
 
-    def __init__(self, vocabulary: "_Vocabulary", compiled: "_Compiled", end_token_ids: Collection[int]) -> None:
+    def __init__(self, vocabulary: Vocabulary, compiled: "_Compiled", end_token_ids: Collection[int]) -> None:
         self._vocabulary = vocabulary
         self._matcher = compiled.matcher.deep_copy()
         self._plan = list(compiled.plan or ())
         self._within = compiled.within
         self._ends = frozenset(end_token_ids)
-        self._end_bits = _bits(self._ends, vocabulary.size)
+        self._end_bits = bits_of(self._ends, vocabulary.size)
         self._text_bits = vocabulary.text_bits & ~self._end_bits
         self._tried: tuple[int, LLMatcher, list[int]] | None = None  # a token that was admitted, and what is after it
         self._ended = False
@@ -171,7 +164,7 @@ class GrammarConstraint:
             return self._end_bits
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: self._end_bits.size]
         if self._matcher.is_error():  # too much for llguidance's limits: there is the plan
-            return _bits(self._plan[:1], self._vocabulary.size) if self._plan else self._end_bits
+            return bits_of(self._plan[:1], self._vocabulary.size) if self._plan else self._end_bits
         bits = bits & self._text_bits
         return bits | self._end_bits if self.may_end else bits
 
@@ -238,7 +231,7 @@ class GrammarConstraint:
 class _Compiled:
     """A grammar before its first token, and a short answer of it."""
 
-    def __init__(self, vocabulary: "_Vocabulary", wanted: StructuredOutput) -> None:
+    def __init__(self, vocabulary: Vocabulary, wanted: StructuredOutput) -> None:
         calls = wanted.tool_calls
         source = _source(wanted, vocabulary)
         failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
@@ -256,7 +249,7 @@ class _Compiled:
         if calls is not None:
             self._plan_each_call(calls, vocabulary)
 
-    def _plan_each_call(self, calls: ToolCalls, vocabulary: "_Vocabulary") -> None:
+    def _plan_each_call(self, calls: ToolCalls, vocabulary: Vocabulary) -> None:
         """Find the tool whose call is the shortest."""
         tag = vocabulary.tokens(calls.tag.encode()) if calls.tag else []
         for text in calls.beginnings():
@@ -267,130 +260,11 @@ class _Compiled:
                     self.plan = beginning + rest
 
 
-class _Vocabulary:
-    """llguidance's view of a tokenizer, and the search for ends of a text."""
-
-    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        try:
-            self.backend = LLTokenizer(
-                tokenizer.to_json(), n_vocab=size, eos_token=list(tokenizer.eos_token_ids) or None
-            )
-        except ValueError as error:
-            raise UnsupportedError(f"Structured output is not possible with this tokenizer: {error}.") from None
-        sample = '{"key": [1.5, true], "größe": "\\n😀"}'
-        ids = tokenizer.encode(sample, add_special_tokens=False)
-        if self.text(ids).decode("utf-8", "replace").strip() != tokenizer.decode(ids).strip():
-            raise UnsupportedError(
-                "Structured output is not possible with this tokenizer: its decoder changes the text."
-            )
-        self.size = size
-        known = [token for token in range(min(size, tokenizer.vocab_size)) if tokenizer.token_text(token) is not None]
-        self.text_bits = _bits(set(known) - set(self.backend.eos_tokens), size)
-        self._special = tokenizer.special_token_ids.union(tokenizer.eos_token_ids)
-        first: dict[bytes, int] = {}
-        for token in known:
-            first.setdefault(self.text([token]), token)
-        single = {text[0]: [token] for text, token in first.items() if len(text) == 1}
-        self.quote = [single[byte] for byte in b'"' if byte in single]
-        self._line_end = single.get(ord("\n"))
-        self._between, self._within = ([single[byte] for byte in row if byte in single] for row in (_BETWEEN, _WITHIN))
-
-    def text(self, tokens: Sequence[int]) -> bytes:
-        return bytes(self.backend.decode_bytes(list(tokens)))
-
-    def tokens(self, text: bytes) -> list[int]:
-        return list(self.backend.tokenize_bytes(text))
-
-    def ends(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:
-        """Whether `plan` continues the matcher's text, and the text is complete then."""
-        return bool(matcher.validate_tokens([*plan, self.backend.eos_token]) == len(plan) + 1)
-
-    def special(self, text: str | None) -> list[int]:
-        """The special token that is written so, if there is one."""
-        found = self.tokens(text.encode()) if text else []
-        return found if len(found) == 1 and found[0] in self._special else []
-
-    def symbol(self, text: str) -> str:
-        """What stands for a text in llguidance's dialect of Lark, as one token where there is one."""
-        found = self.tokens(text.encode())
-        return f"<[{found[0]}]>" if len(found) == 1 else json.dumps(text)
-
-    def shown_text(self, token: int, shown: Collection[int]) -> bytes:
-        return self.text([token]) if self.is_text(token) or token in shown else b""
-
-    def is_text(self, token: int) -> bool:
-        """Whether a token is written out in answers."""
-        return token not in self._special
-
-    def way_out(self, matcher: LLMatcher, within: Sequence[list[int]], effort: int) -> list[int] | None:
-        """Tokens, few if not the fewest, that end the matcher's text; None where none were found.
-
-        Straight out, and where that leads nowhere from the states around, breadth first, one token for each first byte.
-        There, states count as the same where the same tokens may come.
-
-        within: what to try first where no line may end.
-        """
-        waiting: deque[tuple[LLMatcher, list[int]]] = deque([(matcher, [])])
-        seen = set()
-        steps = effort
-        for _ in range(_MOST_STATES):
-            if not waiting:
-                break
-            state, before = waiting.popleft()
-            after = self._straight_out(state.deep_copy(), within, steps)
-            steps = effort // _MOST_STATES
-            if after is not None:
-                plan = before + after
-                merged = self.tokens(self.text(plan))
-                return merged if len(merged) < len(plan) and self.ends(matcher, merged) else plan
-            allowed = self._allowed(state)
-            if allowed.tobytes() not in seen:
-                seen.add(allowed.tobytes())
-                for token in self._one_of_each_kind(allowed):
-                    child = state.deep_copy()
-                    if child.consume_token(token):
-                        waiting.append((child, [*before, token]))
-        return None
-
-    def _straight_out(self, matcher: LLMatcher, within: Sequence[list[int]], steps: int) -> list[int] | None:
-        """By what is tried first and may come, again and again."""
-        plan: list[int] = []
-        unused = list(within)
-        for _ in range(steps):
-            if matcher.is_accepting():
-                return plan
-            step = matcher.compute_ff_tokens()
-            if not step:
-                between = self._line_end is not None and matcher.validate_tokens(self._line_end)
-                choices = self._between if between else (*unused, *self._within)
-                step = next((some for some in choices if matcher.validate_tokens(some) == len(some)), [])
-            if not step:
-                step = np.flatnonzero(self._allowed(matcher))[:1].tolist()
-            if not step or not matcher.consume_tokens(step):
-                return None
-            plan += step
-            if step in self.quote:
-                unused = list(within)
-            elif step in unused:
-                unused.remove(step)  # what may stand again and again leads nowhere
-        return None
-
-    def _one_of_each_kind(self, allowed: npt.NDArray[np.bool_]) -> list[int]:
-        kinds: dict[bytes, int] = {}
-        for token in np.flatnonzero(allowed)[:4096].tolist():
-            kinds.setdefault(self.text([token])[:1], token)
-        return list(kinds.values())
-
-    def _allowed(self, matcher: LLMatcher) -> npt.NDArray[np.bool_]:
-        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)[: self.text_bits.size] & self.text_bits
-        return np.unpackbits(bits, bitorder="little").view(np.bool_)
-
-
 def _refuse(text: str, left: int) -> None:
     """No calls may begin."""
 
 
-def _blame(calls: ToolCalls, vocabulary: _Vocabulary) -> None:
+def _blame(calls: ToolCalls, vocabulary: Vocabulary) -> None:
     """Raises: UsageError: names the tool whose parameters cannot be enforced, if there is such a one."""
     for tool in calls.tools:
         source = LLMatcher.grammar_from_json_schema(tool.schema, overrides=OPTIONS)
@@ -414,13 +288,7 @@ def _common(one: bytes, other: bytes) -> int:
     )
 
 
-def _bits(tokens: Collection[int], size: int) -> Bits:
-    flags = np.zeros(size, np.uint8)
-    flags[[token for token in tokens if token < size]] = 1
-    return np.packbits(flags, bitorder="little")
-
-
-def _source(wanted: StructuredOutput, vocabulary: _Vocabulary) -> str:
+def _source(wanted: StructuredOutput, vocabulary: Vocabulary) -> str:
     calls = wanted.tool_calls
     if calls is not None:
         tag = calls.style.tag

@@ -18,7 +18,8 @@ from .draw import Floats, Integers, TokenLogprobs, draw, log_probabilities
 from .sampling_params import SamplingParams as SamplingParams
 
 if TYPE_CHECKING:
-    from .grammar import Bits, Constraint
+    from .grammar import Constraint
+    from .vocabulary import Bits
 
 _TRIES = 4
 _UNIFORM_BITS = 48  # leaves room below 1.0 for the rounding of uniform · total

@@ -89,7 +89,8 @@ def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
         if problem["type"] == "extra_forbidden":
             shown.append(f"{where} is not supported by this server.")
         elif problem["type"] == "value_error":
-            shown.append(f"{str(problem['msg']).removeprefix('Value error, ').capitalize()}.")
+            said = str(problem["msg"]).removeprefix("Value error, ")
+            shown.append(f"{where}: {said}." if where else f"{said[:1].upper()}{said[1:]}.")
         elif not where:
             shown.append("The body must be a JSON object, sent with Content-Type: application/json.")
         else:

@@ -1,20 +1,14 @@
 """Free text until calls begin, and from there nothing but calls that are right and end within their tokens."""
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ...errors import UsageError
 from .opening import Opening, Seen
 
 if TYPE_CHECKING:
-    from ..grammar import Bits, GrammarConstraint
-
-
-class TokenTexts(Protocol):
-    """The bytes that each token adds to an answer."""
-
-    def shown_text(self, token: int, shown: Collection[int]) -> bytes:
-        """Those of `token`; special tokens have none unless they are among the `shown` ones."""
+    from ..grammar import GrammarConstraint
+    from ..vocabulary import Bits, Vocabulary
 
 
 class CallConstraint:
@@ -27,7 +21,7 @@ class CallConstraint:
     def __init__(
         self,
         opening: Opening,
-        texts: TokenTexts,
+        vocabulary: "Vocabulary",
         end_token_ids: Collection[int],
         shown: Collection[int],
         begin: Callable[[str, int], "GrammarConstraint | None"],
@@ -35,7 +29,7 @@ class CallConstraint:
         self.shown = frozenset(shown)
         self.unwatched_from: int | None = None
         self._opening = opening
-        self._texts = texts
+        self._vocabulary = vocabulary
         self._ends = frozenset(end_token_ids)
         self._begin = begin
         self._calls: GrammarConstraint | None = None
@@ -61,7 +55,7 @@ class CallConstraint:
         if token in self._ends:
             return True
         # Tags are ASCII, so that single bytes of other characters do no harm.
-        text = self._held + self._texts.shown_text(token, self.shown).decode("latin-1")
+        text = self._held + self._vocabulary.shown_text(token, self.shown).decode("latin-1")
         seen = self._opening.look(text, self._at_start)
         calls = None if seen.calls is None else self._begin(seen.calls, left)
         self._tried = (token, seen, calls) if seen.calls is None or calls is not None else None

@@ -1,0 +1,249 @@
+"""Function calling, judged by OpenAI's own client."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import jsonschema
+import openai
+import pytest
+from torch import Tensor
+
+from faquant.engine.scheduler import Work
+from oracles.tiny_server import NAME, BytesEngine, TinyServer, tokenizer
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+WEATHER: Any = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA, "strict": True}}
+PING: Any = {"type": "function", "function": {"name": "ping", "description": "Answers."}}
+USER: Any = {"role": "user", "content": "Weather?"}
+ASKED: Any = {"model": NAME, "messages": [USER], "tools": [WEATHER, PING], "max_tokens": 400}
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
+
+
+def check(message: Any) -> None:
+    assert message.content is None
+    assert message.tool_calls
+    assert len({call.id for call in message.tool_calls}) == len(message.tool_calls)
+    for call in message.tool_calls:
+        assert call.type == "function"
+        assert call.id.startswith("call_")
+        schema = SCHEMA if call.function.name == "weather" else {"maxProperties": 0}
+        jsonschema.validate(json.loads(call.function.arguments), schema)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        NAMED,
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}},
+    ],
+)
+def test_calls_that_must_be_are_right(client: openai.OpenAI, choice: Any, seed: int) -> None:
+    choices = client.chat.completions.create(**ASKED, tool_choice=choice, seed=seed, n=2).choices
+    assert len(choices) == 2
+    for one in choices:
+        check(one.message)
+        assert one.finish_reason == "tool_calls"
+        if choice != "required":
+            assert {call.function.name for call in one.message.tool_calls or []} == {"weather"}
+        if choice == NAMED:
+            assert len(one.message.tool_calls or []) == 1
+
+
+def test_a_streamed_answer_is_the_same(client: openai.OpenAI) -> None:
+    for seed, parallel in ((1, True), (2, False)):
+        asked = {**ASKED, "tool_choice": "required", "seed": seed, "parallel_tool_calls": parallel, "n": 2}
+        whole = client.chat.completions.create(**asked)
+        with client.chat.completions.stream(**asked) as stream:
+            streamed = stream.get_final_completion()
+        for one, other in zip(whole.choices, streamed.choices, strict=True):
+            assert parallel or len(one.message.tool_calls or []) == 1
+            assert one.finish_reason == other.finish_reason == "tool_calls"
+            assert one.message.content == other.message.content
+            assert [(call.function.name, call.function.arguments) for call in one.message.tool_calls or []] == [
+                (call.function.name, call.function.arguments) for call in other.message.tool_calls or []
+            ]
+
+
+def test_deltas_begin_with_a_name_and_go_on_with_arguments(client: openai.OpenAI) -> None:
+    chunks = list(client.chat.completions.create(**ASKED, tool_choice=NAMED, seed=3, stream=True))
+    deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert len(deltas) > 5
+    assert deltas[0].function is not None
+    assert deltas[0].function.name == "weather"
+    assert all(delta.id is None and delta.index == 0 for delta in deltas[1:])
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+
+
+def test_free_answers_without_calls_are_content(client: openai.OpenAI) -> None:
+    asked = {**ASKED, "max_tokens": 30, "seed": 1}
+    for choice in ("auto", "none"):
+        got = client.chat.completions.create(**asked, tool_choice=choice).choices[0]
+        assert got.message.content
+        assert got.message.tool_calls is None
+        chunks = client.chat.completions.create(**asked, tool_choice=choice, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == got.message.content
+
+
+class LedEngine(BytesEngine):
+    """Its answers begin with a text."""
+
+    led = tokenizer().encode("Well. <tool_call>")
+
+    def _run(self, work: Sequence[Work]) -> Tensor:
+        logits, row = super()._run(work), 0
+        for item in work:
+            if item.decodes:
+                place = len(item.request.answer_ids)
+                if place < len(self.led):
+                    logits[row, self.led[place]] += 1000
+                row += 1 + len(item.guessed)
+        return logits
+
+
+def test_a_call_in_a_free_answer() -> None:
+    with TinyServer(LedEngine(pages=40)) as server, server.client() as client:
+        for seed in range(3):
+            asked = {**ASKED, "seed": seed, "stop": ["{"]}
+            whole = client.chat.completions.create(**asked).choices[0]
+            with client.chat.completions.stream(**asked) as stream:
+                streamed = stream.get_final_completion().choices[0]
+            for choice in (whole, streamed):
+                assert choice.finish_reason == "tool_calls"
+                assert choice.message.content == "Well. "
+                check(choice.message.model_copy(update={"content": None}))
+        # Too short for a call: none is begun.
+        for limit in (16, 17, 18, 30):
+            got = client.chat.completions.create(**{**ASKED, "max_tokens": limit, "seed": 1}).choices[0]
+            assert got.finish_reason == "length"
+            assert got.message.tool_calls is None
+            assert "<tool_call>" not in (got.message.content or "")
+            assert (got.message.content or "").startswith("Well. <tool_cal")
+        got = client.chat.completions.create(**ASKED, tool_choice="none", seed=1).choices[0]
+        assert "<tool_call>" not in (got.message.content or "")
+
+
+def test_stop_strings_do_not_break_calls(client: openai.OpenAI) -> None:
+    got = client.chat.completions.create(**ASKED, tool_choice=NAMED, seed=1, stop=["{", '"', "c"]).choices[0]
+    check(got.message)
+    assert got.finish_reason == "tool_calls"
+
+
+def test_logprobs_are_of_all_tokens(client: openai.OpenAI) -> None:
+    asked = {**ASKED, "tool_choice": NAMED, "seed": 1, "logprobs": True}
+    got = client.chat.completions.create(**asked)
+    logprobs = got.choices[0].logprobs
+    assert logprobs is not None
+    assert got.usage is not None
+    assert len(logprobs.content or []) == got.usage.completion_tokens
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    parts = [one for chunk in chunks if (some := chunk.choices[0].logprobs) for one in some.content or []]
+    assert parts == logprobs.content
+
+
+def test_results_are_sent_back(client: openai.OpenAI) -> None:
+    message = client.chat.completions.create(**ASKED, tool_choice="required", seed=2).choices[0].message
+    results: Any = [{"role": "tool", "tool_call_id": call.id, "content": "sun"} for call in message.tool_calls or []]
+    more = [USER, message.model_dump(), *results]
+    got = client.chat.completions.create(**{**ASKED, "messages": more, "max_tokens": 9})
+    alone = client.chat.completions.create(model=NAME, messages=more, max_tokens=9)
+    assert got.usage is not None
+    assert alone.usage is not None
+    assert got.usage.prompt_tokens > alone.usage.prompt_tokens  # by the tools
+    count = {"messages": more, "tools": ASKED["tools"]}
+    tokens = httpx.post(f"{client.base_url}".replace("/v1/", "/tokenize"), json=count).json()
+    assert tokens["count"] == got.usage.prompt_tokens
+
+
+def nested(depth: int) -> Any:
+    schema: Any = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+def tool(**function: Any) -> Any:
+    return {"type": "function", "function": function}
+
+
+CALL: Any = {"id": "call_1", "type": "function", "function": {"name": "ping", "arguments": "{}"}}
+REFUSED: list[Any] = [
+    {"tools": []},
+    {"tools": [tool(name=f"t{number}") for number in range(129)]},
+    {"tools": [PING, PING]},
+    {"tools": [tool(name="a b")]},
+    {"tools": [tool(name="")]},
+    {"tools": [tool(name="x" * 65)]},
+    {"tools": [{"type": "web_search"}]},
+    {"tools": [tool(name="a", parameters={"description": "x" * (1 << 20)})]},
+    {"tools": [tool(name="a", parameters=nested(100))]},
+    '{"tools": [{"type": "function", "function": {"name": "a", "parameters": '
+    + '{"items": ' * 1000
+    + "{}"
+    + "}" * 1002
+    + "]}",
+    {"tools": [tool(name="a", parameters={"$ref": "#"})]},
+    {"tools": [tool(name="a", parameters={"type": "string"})]},
+    {"tools": [tool(name="a", parameters={"properties": {"b": {"not": {}}}})]},
+    {"tools": [tool(name="a", parameters={"properties": {"b": {"format": ["x"]}}})]},
+    {"tools": [tool(name="a", parameters={"properties": 5, "required": 7})]},
+    {"tools": [tool(name="a", parameters=[])]},
+    {"tools": [PING], "tool_choice": {"type": "function", "function": {"name": "pong"}}},
+    {"tools": [PING], "tool_choice": "sometimes"},
+    {"tools": [PING], "tool_choice": "required", "max_tokens": 5},
+    {"tools": [PING], "tool_choice": "required", "ignore_eos": True},
+    {"tools": [PING], "response_format": {"type": "json_object"}},
+    {"tool_choice": "required"},
+    {"tool_choice": NAMED},
+    {"messages": [USER, {"role": "tool", "content": "x"}]},
+    {"messages": [USER, {"role": "tool", "tool_call_id": "", "content": "x"}]},
+    {"messages": [USER, {"role": "assistant"}]},
+    {"messages": [USER, {"role": "assistant", "tool_calls": []}]},
+    {"messages": [{**USER, "tool_calls": [CALL]}]},
+    *(
+        {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "a", "arguments": text}}]}]}
+        for text in ("{", "5", "[]", '{"a": NaN}', "[" * 100_000, "9" * 5000)
+    ),
+]
+
+
+@pytest.mark.parametrize("body", REFUSED, ids=range(len(REFUSED)))
+def test_nonsense_is_refused(server: TinyServer, body: Any) -> None:
+    wanted = body if isinstance(body, str) else json.dumps({"messages": [USER], "max_tokens": 60, **body})
+    response = httpx.post(
+        f"{server.url}/v1/chat/completions",
+        content=wanted,
+        headers={"Content-Type": "application/json"},
+        timeout=20,
+    )
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"]
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_what_is_unusual_but_right(client: openai.OpenAI) -> None:
+    asked: Any = {"model": NAME, "messages": [USER], "max_tokens": 400, "seed": 1}
+    many = [tool(name=f"t{number}", parameters=SCHEMA) for number in range(12)]
+    tree = {
+        "type": "object",
+        "properties": {"next": {"$ref": "#"}, "value": {"type": "integer"}},
+        "required": ["value"],
+        "additionalProperties": False,
+    }
+    for tools, schema in ((many, SCHEMA), ([tool(name="tree", parameters=tree)], tree)):
+        got = client.chat.completions.create(**asked, tools=tools, tool_choice="required").choices[0].message
+        for call in got.tool_calls or []:
+            assert call.type == "function"
+            jsonschema.validate(json.loads(call.function.arguments), schema)
+    got = client.chat.completions.create(
+        **{**asked, "max_tokens": 9}, tools=[PING], tool_choice="none", response_format={"type": "json_object"}
+    )
+    assert isinstance(json.loads(got.choices[0].message.content or ""), dict)
