@@ -155,7 +155,8 @@ class TestFormats:
         assert f"<tools>\n{json.dumps(tool)}\n</tools>" in text
         assert text.endswith(
             f"<|im_start|>user\nWeather?<|im_end|>\n<|im_start|>assistant\n{written}\n{written}<|im_end|>\n"
-            "<|im_start|>user\n<tool_response>\nsun\n</tool_response>\n<tool_response>\nrain\n</tool_response>"
+            "<|im_start|>user\nThe function returned: sun\nThe function returned: rain\n"
+            "Now answer my question with that."
             "<|im_end|>\n<|im_start|>assistant\n"
         )
         with pytest.raises(UsageError, match="no section for tools"):

@@ -16,7 +16,8 @@ To call one, answer with nothing but a JSON object of its name and arguments, be
 <tool_call>
 {{"name": "the function's name", "arguments": {{"an argument's name": "its value"}}}}
 </tool_call>
-Write one such block for each call. What a function returns comes back between <tool_response> and </tool_response>."""
+Write one such block for each call. Once a function has returned something, answer in words."""
+_RESULTS_END = "\nNow answer my question with that."  # SmolLM2 repeats results that stand in tags
 
 
 def with_short_ids(messages: Sequence[Message]) -> list[Message]:
@@ -43,11 +44,10 @@ def as_plain_messages(messages: Sequence[Message], tools: Sequence[Mapping[str, 
     for message in messages:
         role, content = message["role"], _text(message.get("content"))
         if role == "tool":
-            content = f"<tool_response>\n{content}\n</tool_response>"
+            content = f"The function returned: {content}"
             if plain and plain[-1].get("results"):
-                plain[-1]["content"] += "\n" + content
-            else:
-                plain.append({"role": "user", "content": content, "results": True})
+                content = f"{plain.pop()['content'].removesuffix(_RESULTS_END)}\n{content}"
+            plain.append({"role": "user", "content": content + _RESULTS_END, "results": True})
         elif message.get("tool_calls"):
             calls = [_written(call["function"]) for call in message["tool_calls"]]
             plain.append({"role": role, "content": "\n".join([content, *calls] if content else calls)})
