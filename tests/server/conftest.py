@@ -1,9 +1,10 @@
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
 
-from oracles import random_decoder
+from oracles import chromium, random_decoder
 from oracles.tiny_server import TinyServer
 
 
@@ -31,3 +32,10 @@ def server(shared_server: TinyServer) -> Iterator[TinyServer]:
 def client(server: TinyServer) -> Iterator[openai.OpenAI]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    driver = chromium.start()
+    yield driver
+    driver.quit()

@@ -28,13 +28,6 @@ TWO_CALLS = Script(
 )
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    driver = chromium.start()
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     with ScriptedServer() as server:

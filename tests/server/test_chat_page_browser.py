@@ -13,13 +13,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    driver = chromium.start()
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture(scope="module")
 def slow_server() -> Iterator[TinyServer]:
     """Each token takes its time, so that answers can be watched."""
     with TinyServer(BytesEngine(slow=0.02, pages=20)) as server:

@@ -28,13 +28,6 @@ window.written = 0;
 CharacterData.prototype.appendData = function (text) { window.written += text.length; append.call(this, text); };"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    driver = chromium.start()
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     with ScriptedServer() as server:
