@@ -259,6 +259,49 @@ def test_schemas_that_would_not_be_enforced_are_refused(schema: Any, message: st
         StructuredOutput(json_schema=schema)
 
 
+def pattern(number: int) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"(.*{number}){{{3 + number % 5}}}"}
+
+
+def chain(count: int) -> dict[str, Any]:
+    schema = pattern(0)
+    for number in range(1, count):
+        schema = {**pattern(number), "anyOf": [schema]}
+    return schema
+
+
+MANY = [pattern(number) for number in range(16)]
+DEFINITIONS = {"$defs": {f"d{number}": pattern(number) for number in range(16)}}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": MANY},
+        {"allOf": [{"properties": {"a": each}} for each in MANY]},
+        {"properties": {"a": chain(16)}},
+        {"allOf": [{"$ref": f"#/$defs/d{number}"} for number in range(16)], **DEFINITIONS},
+        {"$ref": "#/$defs/d0", "$defs": {f"d{n}": {**pattern(n), "$ref": f"#/$defs/d{n + 1}"} for n in range(16)}},
+    ],
+)
+def test_patterns_that_meet_are_refused_before_they_take_all_memory(schema: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="patterns or formats meet"):
+        StructuredOutput(json_schema=schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {f"p{number}": each for number, each in enumerate(MANY)}, "anyOf": [{"required": ["p1"]}]},
+        {"anyOf": MANY},
+        {"properties": {f"p{n}": {"allOf": [{"$ref": f"#/$defs/d{n}"}]} for n in range(16)}, **DEFINITIONS},
+    ],
+)
+def test_patterns_side_by_side_are_not(schema: dict[str, Any], model: Model) -> None:
+    model.grammars.constraint(StructuredOutput(json_schema=schema), 200, model.tokenizer.eos_token_ids)
+
+
 def test_a_schema_nested_too_deep_is_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(70):

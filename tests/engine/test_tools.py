@@ -86,6 +86,21 @@ def read(calls: ToolCalls, *texts: str) -> tuple[str, list[tuple[str, str]], boo
 
 
 class TestReading:
+    @pytest.mark.parametrize(
+        ("format", "text", "content"),
+        [
+            ("hermes", "Well. <tool_ca", "Well. "),
+            ("hermes", "1 <", "1 <"),
+            ("llama3_json", '{"name": "wea', ""),
+            ("pythonic", "[weath", ""),
+            ("mistral", "Well. [TOOL_C", "Well. "),
+        ],
+    )
+    def test_a_beginning_that_the_limit_cuts_off_is_no_content(self, format: str, text: str, content: str) -> None:
+        parser = CallParser(ToolCalls(TOOLS, format))
+        pieces = [piece for letter in text for piece in parser.push(letter)] + parser.flush(cut=True)
+        assert "".join(piece.text for piece in pieces if isinstance(piece, Content)) == content
+
     @pytest.mark.parametrize(("format", "text", "content", "wanted"), ANSWERS)
     def test_an_answer_whole_and_letter_by_letter(
         self, format: str, text: str, content: str, wanted: list[tuple[str, Any]]
@@ -396,6 +411,11 @@ class TestRefusals:
             ((Tool("a-b"),), {"format": "pythonic"}, "because of 'a-b'"),
             ((Tool("a", {"minProperties": 1}),), {"format": "pythonic"}, "because of 'minProperties'"),
             ((Tool("a", {"properties": {"b c": {}}}),), {"format": "pythonic"}, "because of 'b c'"),
+            (
+                (Tool("a", {"properties": {"b": {"type": "array", "items": {"$ref": "#"}}}}),),
+                {"format": "pythonic"},
+                "because of '#'",
+            ),
             (tuple(Tool(f"t{n}", {"title": "x" * 200_000}) for n in range(2)), {}, "together must have at most"),
         ],
     )

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 64
+MAX_MEETING = 4
+"""Regular expressions that one string may have to match at once: their intersection grows with the product of all."""
 # Between the parts of a JSON text: what the usual printers write, but no endless run of it.
 OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"\n? {0,16}", "lenient": False}
 """How llguidance shall read schemas."""
@@ -47,8 +49,14 @@ def checked_schema(value: object, name: str = "json_schema") -> str:
         raise UsageError(f"{name} must be a JSON object.")
     if _depth(schema) > MAX_DEPTH:
         raise UsageError(f"{name} is nested more than {MAX_DEPTH} deep.")
+    regexes = _regexes(schema)
     for place, part in _subschemas("", schema):
         _check_keywords(name, place or "its top", part)
+        if _meeting(part, regexes) > MAX_MEETING:
+            raise UsageError(
+                f"{name} lets more than {MAX_MEETING} patterns or formats meet at {place[:200] or 'its top'}, which "
+                "would take too long; write them as one, or in the properties themselves."
+            )
     return text
 
 
@@ -98,6 +106,31 @@ def _subschemas(place: str, schema: object) -> Iterator[tuple[str, dict[str, Any
                 yield from _subschemas(f"{place}/{key}/{number}", part)
         elif key in _SCHEMA:
             yield from _subschemas(f"{place}/{key}", value)
+
+
+def _regexes(schema: object) -> int:
+    """How many patterns and formats stand in a schema."""
+    return sum(
+        ("pattern" in part) + ("format" in part) + len(part.get("patternProperties") or ())
+        for _, part in _subschemas("", schema)
+    )
+
+
+def _meeting(schema: Mapping[str, Any], of_all: int) -> int:
+    """How many of them one string may have to match because schemas hold together here; 0 if none do."""
+
+    def branches(key: str) -> list[int]:
+        value = schema.get(key)
+        return [_regexes(part) + _refers(part) * of_all for part in value] if isinstance(value, list) else []
+
+    here = {key: value for key, value in schema.items() if key not in ("allOf", "anyOf", "oneOf", "$ref", "$defs")}
+    parts = [_regexes(here), *branches("allOf"), max(branches("anyOf"), default=0), max(branches("oneOf"), default=0)]
+    parts.append(of_all if "$ref" in schema else 0)
+    return sum(parts) if sum(part > 0 for part in parts) > 1 else 0
+
+
+def _refers(schema: object) -> bool:
+    return any("$ref" in part for _, part in _subschemas("", schema))
 
 
 def _check_keywords(name: str, place: str, schema: Mapping[str, Any]) -> None:

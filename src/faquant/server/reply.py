@@ -38,7 +38,7 @@ class Reply:
         else:
             pieces = self._parser.push(output.text)
             if output.finish_reason is not None:
-                pieces += self._parser.flush()
+                pieces += self._parser.flush(cut=output.finish_reason == "length")
                 if self._parser.complete:
                     self.finish_reason = "tool_calls"
                 elif not (pieces or self._content or self._calls):

@@ -77,10 +77,15 @@ class CallParser:
             pieces += self._calls(seen.calls)
         return pieces
 
-    def flush(self) -> list[Piece]:
-        """The answer has ended: what was held back is content, unless calls have begun."""
+    def flush(self, cut: bool = False) -> list[Piece]:
+        """The answer has ended: what was held back is content, unless calls have begun.
+
+        Where the token limit has `cut` it off, more than one character of a beginning is more likely markup than text,
+        and is left out.
+        """
         held, self._held = self._held, ""
-        return [Content(held)] if held and self._opening is not None else []
+        is_content = self._opening is not None and (len(held) == 1 or not cut)
+        return [Content(held)] if held and is_content else []
 
     def _calls(self, text: str) -> list[Piece]:
         pieces: list[Piece] = []

@@ -19,11 +19,24 @@ def check_parameters(tool: str, schema: Mapping[str, Any]) -> None:
     unknown = [key for key in schema if key not in _WRITABLE and not key.startswith("x-")]
     unknown += [name for name in (tool, *properties) if not _NAME.fullmatch(name)]
     unknown += [name for name in schema.get("required", ()) if name not in properties]
+    unknown += [ref for ref in _references(schema) if not ref.startswith(("#/$defs/", "#/definitions/"))]
     if unknown:
         raise UsageError(
             f"The tool {tool} cannot be called in the format pythonic because of {str(unknown[0])[:80]!r}: names must "
-            "be Python's, and its parameters plain properties."
+            "be Python's, its parameters plain properties, and what they refer to definitions."
         )
+
+
+def _references(value: object) -> Iterator[str]:
+    """Each `$ref`; a property of that name is none."""
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for item in value.values():
+            yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)
 
 
 def python_arguments(rule: str, tool: str, schema: Mapping[str, Any]) -> list[str]:
