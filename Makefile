@@ -14,7 +14,7 @@ FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers bench-serving bench-long soak demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -129,6 +129,12 @@ bench-serving: venv $(LLAMA_SERVER) ## A trace of requests beside OpenVINO GenAI
 
 soak: venv ## Ten thousand requests, a fifth of them cancelled: no page, no memory lost, no answer changed (half an hour)
 	$(BIN)/python benchmarks/soak.py
+
+server-soak: venv ## An hour of clients, hostile ones and a kill: every answer the lone one, flat memory
+	$(BIN)/python benchmarks/server_soak.py
+
+bench-overhead: venv ## What the server adds to a token, and grammars to a step
+	$(BIN)/python benchmarks/overhead.py
 
 bench-long: venv ## 128K positions, decoding by depth beside a bfloat16 cache, needles in haystacks
 	$(BIN)/python benchmarks/long_context.py

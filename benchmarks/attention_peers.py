@@ -13,14 +13,14 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from attention_decode import SHAPES, STREAM_BYTES, check, last_tokens, pages_of
+from attention_decode import SHAPES, STREAM_BYTES, check, fill, last_tokens
 from peers.client import Peer, PeerError, add_python, start_peers
 from peers.inputs import attention_inputs
 from timing import finish, seconds, start
 from torch import Tensor
 
 from faquant import _C
-from faquant.kernels.pages import float_attend
+from faquant.kernels.pages import Int8Pages, float_attend
 from faquant.kernels.scheme import AttentionScheme
 
 PAGE_SIZE, SPREAD, ROUNDS, PAUSE = 128, 128 << 20, 7, 0.05
@@ -52,8 +52,8 @@ def measure(
     copies = -(-SPREAD // size)
     for name, levels in OURS.items():
         scheme = AttentionScheme(heads, kv_heads, dim, p_levels=levels)
-        pages, tables = pages_of(scheme, k, v, batch * copies, PAGE_SIZE, shuffled=False)
-        every = [last_tokens(context, some) for some in tables.split(batch)]
+        pages = Int8Pages(scheme, batch * copies * -(-context // PAGE_SIZE), PAGE_SIZE)
+        every = [last_tokens(context, some) for some in fill(pages, k, v, batch * copies).split(batch)]
         check(pages, every[-1], q)
         errors[name] = error_of(pages.attend(q, every[-1])[:1], exact)
         calls[name] = lambda pages=pages, every=every: [pages.attend(q, spans) for spans in every]  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """Prefill and decode of a small model: ours beside llama.cpp and OpenVINO GenAI, interleaved in one run.
 
 python benchmarks/end_to_end.py [--float DIR] [--int8 DIR] [--gguf FILE] [--depths 16 2000 7900] [--sequences 1 8 32]
-                                [--prompt 2000] [--threads N] [--json FILE] [--peers-python PYTHON]
+                                [--prompt 2000] [--threads N] [--json FILE] [--peers-python PYTHON] [--peers NAME ...]
 
 The model is the demo model, which is fetched, quantized and written as a Q8_0 GGUF file for the peers (both kept in
 build/peers) unless directories are named. "limit" is what memory allows: the bytes of int8 weights and of the int8
@@ -155,12 +155,13 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=2000)
     parser.add_argument("--depths", type=int, nargs="+", default=[16, 2000, 7900])
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), metavar="NAME")
     add_python(parser)
     arguments = start(parser)
     source, int8, gguf = models(arguments)
     ours, judge = Ours(int8), Ours(source)
     systems: dict[str, System] = {INT8: ours, FLOAT: judge}
-    peers, versions = start_peers({name: worker for name, (worker, _) in PEERS.items()}, arguments.peers_python)
+    peers, versions = start_peers({name: PEERS[name][0] for name in arguments.peers}, arguments.peers_python)
     for name, peer in peers.items():
         try:
             systems[name] = Theirs(peer, gguf, PEERS[name][1], arguments.threads)

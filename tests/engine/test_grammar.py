@@ -2,6 +2,9 @@
 
 import json
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from faquant.engine import grammar
 from faquant.engine.grammar import Grammars, StructuredOutput
 from faquant.engine.sampling import Sampler, SamplingParams, sample_rows
 from faquant.engine.tokenizer import Tokenizer
@@ -82,7 +86,7 @@ def test_answers_fit_the_schema_at_every_limit(
 def least_tokens(model: Model, wanted: StructuredOutput) -> int:
     """What the message says that refuses fewer."""
     try:
-        model.grammars.constraint(wanted, 0, model.tokenizer.eos_token_ids)
+        model.grammars.constraints(wanted, 0, model.tokenizer.eos_token_ids)
     except UsageError as error:
         return int(re.findall(r"\d+", str(error))[-1])
     return 0
@@ -138,7 +142,8 @@ def test_grammars(model: Model) -> None:
 
 def test_an_end_may_come_exactly_where_the_answer_is_complete(model: Model) -> None:
     pattern = re.compile("ab?(cd)*")
-    constraint = model.grammars.constraint(StructuredOutput(regex=pattern.pattern), 20, model.tokenizer.eos_token_ids)
+    wanted = StructuredOutput(regex=pattern.pattern)
+    constraint = model.grammars.constraints(wanted, 20, model.tokenizer.eos_token_ids)()
     text = ""
     for letter in "abcdcd":
         flags = np.unpackbits(constraint.mask(), bitorder="little")[: model.vocab_size]
@@ -154,7 +159,7 @@ def test_an_end_may_come_exactly_where_the_answer_is_complete(model: Model) -> N
 
 
 def test_trying_a_token_does_not_take_it(model: Model) -> None:
-    constraint = model.grammars.constraint(StructuredOutput(regex="ab|cd"), 9, model.tokenizer.eos_token_ids)
+    constraint = model.grammars.constraints(StructuredOutput(regex="ab|cd"), 9, model.tokenizer.eos_token_ids)()
     before = constraint.mask().tolist()
     for letter in "acac":
         assert constraint.admits(model.texts.index(letter), 8)
@@ -222,8 +227,37 @@ def test_compiled_grammars_are_kept_and_forgotten(byte_level_model: Model) -> No
     grammars = Grammars(byte_level_model.tokenizer, byte_level_model.vocab_size, capacity=2)
     first, second, third = (StructuredOutput(choice=(text,)) for text in "abc")
     for wanted in (first, second, first, third):
-        grammars.constraint(wanted, 5, [2])
+        grammars.constraints(wanted, 5, [2])
     assert list(grammars._compiled) == [first, third]
+
+
+def test_a_grammar_is_compiled_once_for_all_who_ask_at_once(
+    byte_level_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = [], threading.Event()
+
+    class Slow(grammar._Compiled):
+        def __init__(self, vocabulary: Any, wanted: StructuredOutput) -> None:
+            begun.append(wanted)
+            assert go_on.wait(30)
+            super().__init__(vocabulary, wanted)
+
+    monkeypatch.setattr(grammar, "_Compiled", Slow)
+    grammars = Grammars(byte_level_model.tokenizer, byte_level_model.vocab_size)
+    good, bad = StructuredOutput(choice=("a",)), StructuredOutput(regex="(")
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(grammars.constraints, wanted, 5, [2]) for wanted in (good, bad) * 3]
+        while len(begun) < 2:
+            time.sleep(0.001)
+        go_on.set()
+        assert all(each.result()().mask() is not None for each in asked[::2])
+        for each in asked[1::2]:
+            with pytest.raises(UsageError, match="cannot be enforced"):
+                each.result()
+    assert sorted(map(repr, begun)) == sorted(map(repr, (good, bad)))
+    with pytest.raises(UsageError):
+        grammars.constraints(bad, 5, [2])
+    assert list(grammars._compiled) == [good]
 
 
 def test_a_limit_too_small_for_any_answer_is_refused(model: Model) -> None:
@@ -299,7 +333,7 @@ def test_patterns_that_meet_are_refused_before_they_take_all_memory(schema: dict
     ],
 )
 def test_patterns_side_by_side_are_not(schema: dict[str, Any], model: Model) -> None:
-    model.grammars.constraint(StructuredOutput(json_schema=schema), 200, model.tokenizer.eos_token_ids)
+    model.grammars.constraints(StructuredOutput(json_schema=schema), 200, model.tokenizer.eos_token_ids)
 
 
 def test_a_schema_nested_too_deep_is_refused() -> None:
@@ -328,7 +362,7 @@ def test_what_llguidance_refuses_is_a_usage_error(
     byte_level_model: Model, wanted: StructuredOutput, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        byte_level_model.grammars.constraint(wanted, 100, [2])
+        byte_level_model.grammars.constraints(wanted, 100, [2])
 
 
 @pytest.mark.parametrize(
@@ -365,12 +399,12 @@ def test_forms_are_values() -> None:
 def test_ends_must_be_there_and_no_text(byte_level_model: Model) -> None:
     model, wanted = byte_level_model, StructuredOutput(choice=("a",))
     with pytest.raises(UsageError, match="needs a model with an end token"):
-        model.grammars.constraint(wanted, 9, [])
+        model.grammars.constraints(wanted, 9, [])
     with pytest.raises(UsageError, match="must be special tokens"):
-        model.grammars.constraint(wanted, 9, [model.texts.index("a")])
+        model.grammars.constraints(wanted, 9, [model.texts.index("a")])
     with pytest.raises(UsageError, match="was given no constraint"):
         Sampler(SamplingParams(structured_output=wanted))
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="ignore_eos excludes"):
         SamplingParams(structured_output=wanted, ignore_eos=True)
     with pytest.raises(UsageError, match="structured_output must be"):
         SamplingParams(structured_output={"regex": "a"})  # type: ignore[arg-type]

@@ -51,7 +51,9 @@ def assume_no_edge(logits: torch.Tensor, params: SamplingParams, history: list[i
 
 def our_probabilities(logits: torch.Tensor, params: SamplingParams, history: list[int]) -> torch.Tensor:
     sampler = Sampler(params, history)
-    ids, probabilities = distribution(sampler._edited(logits.numpy()) if history else logits.numpy(), params)
+    scores = logits.double().numpy()
+    sampler._edit(scores)
+    ids, probabilities = distribution(scores, params)
     assert ids.tolist() == sorted(ids.tolist())
     everywhere = torch.zeros(logits.numel(), dtype=torch.float64)
     return everywhere.index_copy(0, torch.from_numpy(ids), torch.from_numpy(probabilities))
@@ -484,7 +486,89 @@ def test_penalties_of_openai_count_the_answer_only() -> None:
     # 4 − 1 − 0.5 · n for the n-th repetition: 4, 2.5, then the second's 2.9, 1.4, …
     assert [sampler.sample(logits) for _ in range(5)] == [0, 1, 0, 0, 2]
     wanted = plain_scores(logits.numpy(), params, [0, 0, 0], [0, 1, 0, 0, 2], set())
-    assert sampler._edited(logits.numpy()).tolist() == pytest.approx(wanted.tolist())
+    assert logits.tolist() == [4.0, pytest.approx(2.9), 2.0]
+    scores = logits.numpy()
+    edit = sampler._edit(scores)
+    assert scores.tolist() == pytest.approx(wanted.tolist())
+    assert edit is not None
+    edit.undo()
+    assert scores.tolist() == [4.0, pytest.approx(2.9), 2.0]
+
+
+EDITS = [
+    SamplingParams(logit_bias={1: 5.0}),
+    SamplingParams(min_tokens=3, stop_token_ids=(1,)),
+    SamplingParams(repetition_penalty=1.5),
+]
+
+
+@pytest.mark.parametrize("params", EDITS)
+def test_the_callers_logits_stay_as_they_are(params: SamplingParams) -> None:
+    logits = np.array([1.0, 2.0, 3.0], np.float32)
+    locked = logits.copy()
+    locked.flags.writeable = False
+    for scores in (logits, locked, torch.from_numpy(logits)):
+        Sampler(params, [1]).sample(scores)
+        assert np.asarray(scores).tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("params", EDITS)
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_no_change_hides_logits_that_are_no_distribution(params: SamplingParams, bad: float) -> None:
+    logits = np.array([[1.0, 2.0, 3.0], [1.0, bad, 3.0]], np.float32)
+    samplers = [Sampler(params, [1]) for _ in range(2)]
+    with pytest.raises(FaquantError, match="no usable logits"):
+        sample_rows(logits, samplers)
+    assert logits[0].tolist() == [1.0, 2.0, 3.0]
+    assert [sampler.step for sampler in samplers] == [0, 0]
+
+
+def test_a_penalty_beyond_floats_is_the_largest_float() -> None:
+    sampler = Sampler(SamplingParams(temperature=0, repetition_penalty=0.01), [0, 1])
+    assert sampler.sample(np.array([3e38, -3e38, 1.0], np.float32)) == 0
+
+
+class Some:
+    """A constraint: some tokens, for ever."""
+
+    shown: frozenset[int] = frozenset()
+    unwatched_from = None
+    may_end = must_end = False
+
+    def __init__(self, tokens: list[int], size: int) -> None:
+        self.tokens, self.size, self.masks = tokens, size, 0
+
+    def mask(self) -> Any:
+        self.masks += 1
+        flags = np.zeros(-(-self.size // 8) * 8, np.uint8)
+        flags[self.tokens] = 1
+        return np.packbits(flags, bitorder="little")
+
+    def admits(self, token: int, left: int) -> bool:
+        return token in self.tokens
+
+    def fallback(self) -> int:
+        return self.tokens[0]
+
+    def accept(self, token: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}, {"top_k": 3}, {"min_p": 0.2}])
+def test_admitted_tokens_are_drawn_as_if_there_were_no_others(filters: dict[str, Any]) -> None:
+    logits = np.array([2.0, 1.5, 3.0, 0.0, 1.0, 2.5, -1.0, 0.5], np.float32)
+    tokens, draws = [0, 1, 3, 4, 6], 4000
+    params = SamplingParams(seed=3, max_tokens=draws, **filters)
+    some = Some(tokens, logits.size)
+    sampler = Sampler(params, constraint=some)
+    counts = np.bincount([sampler.sample(logits) for _ in range(draws)], minlength=logits.size)
+    places, probabilities = plain_distribution(logits[tokens], params)
+    ids = np.array(tokens)[places]
+    assert np.flatnonzero(counts).tolist() == ids.tolist()
+    assert counts[ids] / draws == pytest.approx(probabilities, abs=2 / math.sqrt(draws))
+    outside = 1 - np.exp(logits[tokens]).sum() / np.exp(logits).sum()
+    share = 1.0 if filters else outside  # a mask is made only for what was drawn outside of it
+    assert some.masks / draws == pytest.approx(share, abs=0.03)
 
 
 def test_an_end_comes_only_after_min_tokens() -> None:

@@ -58,6 +58,7 @@ ANSWERS = [
         "",
         BOTH,
     ),
+    ("mistral", f'[TOOL_CALLS][{{"name": "weather", "arguments": {JSON}}}]', "", ONE),
     ("mistral", "[TOOL", "[TOOL", []),
     ("pythonic", f"[{PYTHON}, ping()]", "", BOTH),
     ("pythonic", f" [{PYTHON}]", "", ONE),
@@ -145,7 +146,13 @@ class TestFormats:
 
     @pytest.mark.parametrize(
         "template",
-        ["{{ tools }}", "<tool_call>\n<function=x>", "[TOOL_CALLS]name[ARGS]"],
+        [
+            "{{ tools }}",
+            "<tool_call>\n<function=x>",
+            "<tool_call>name\n<arg_key>",
+            "[TOOL_CALLS]name[ARGS]",
+            """{{ '{"name": "' + tool.name + '", ' }}\n{{ '"parameters": ' }}\n<function_call> {"name": """,
+        ],
     )
     def test_others_are_not_guessed(self, template: str) -> None:
         assert detect(template) is None
@@ -233,7 +240,7 @@ def answer(model: Model, calls: ToolCalls, preference: Any, **params: Any) -> tu
 def least_tokens(model: Model, calls: ToolCalls) -> int:
     """What the message says that refuses fewer."""
     with pytest.raises(UsageError) as error:
-        model.grammars.constraint(StructuredOutput(tool_calls=calls), 0, model.tokenizer.eos_token_ids)
+        model.grammars.constraints(StructuredOutput(tool_calls=calls), 0, model.tokenizer.eos_token_ids)
     return int(re.findall(r"\d+", str(error.value))[-1])
 
 
@@ -436,4 +443,4 @@ class TestRefusals:
         calls = ToolCalls((Tool("good"), Tool("broken", parameters)), "hermes", forced=forced)
         wanted = StructuredOutput(tool_calls=calls)
         with pytest.raises(UsageError, match=message):
-            model.grammars.constraint(wanted, 100, model.tokenizer.eos_token_ids)
+            model.grammars.constraints(wanted, 100, model.tokenizer.eos_token_ids)

@@ -28,7 +28,7 @@ class Model:
     def sampler(self, wanted: StructuredOutput, **params: Any) -> Sampler:
         checked = SamplingParams(structured_output=wanted, **params)
         ends = self.tokenizer.eos_token_ids
-        constraint = self.grammars.constraint(wanted, checked.max_tokens, ends)
+        constraint = self.grammars.constraints(wanted, checked.max_tokens, ends)()
         return Sampler(checked, vocab_size=self.vocab_size, end_token_ids=ends, constraint=constraint)
 
     def free_sampler(self, **params: Any) -> Sampler:

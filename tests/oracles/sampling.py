@@ -51,7 +51,7 @@ def plain_sample(
 ) -> int:
     """The token that follows prompt and answer; params has a seed."""
     assert params.seed is not None
-    scores = plain_scores(logits, params, prompt, answer, ends)
+    scores = plain_scores(logits, params, prompt, answer, ends).astype(logits.dtype)
     if params.temperature == 0.0:
         return int(np.flatnonzero(scores == scores.max())[0])
     ids, probabilities = plain_distribution(scores, params)

@@ -201,6 +201,7 @@ def test_the_log_has_one_line_a_request_and_no_text(server: TinyServer, caplog: 
         assert response.headers["x-request-id"] == "mine-1"
         forged = http.post("/v1/completions", json={"prompt": 1}, headers={"X-Request-Id": 'a"} forged'})
         assert "forged" not in forged.headers["x-request-id"]
+        assert http.get("/health").status_code == http.get("/metrics").status_code == 200  # are not told
         time.sleep(0.1)
     told = [record.fields for record in caplog.records if record.name.startswith("faquant.server")]  # type: ignore[attr-defined]
     assert [fields["status"] for fields in told] == [200, 400]

@@ -140,6 +140,42 @@ def test_sigterm_lets_answers_be_finished_and_refuses_new_ones(start: Callable[.
     assert "Traceback" not in process.told
 
 
+ENDLESS = """
+import sys, time
+from faquant.engine.grammar import Grammars
+from faquant.server import run
+from faquant.cli.main import main
+
+run.LAST_SECONDS = 1
+Grammars.constraints = lambda *_: time.sleep(1000)
+sys.argv[1:] = ["serve", sys.argv[1], "--port", sys.argv[2], "--request-timeout", "1"]
+main()
+"""
+
+
+def test_a_thread_that_still_works_does_not_keep_the_server(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, str(directory), str(port)], stderr=subprocess.PIPE
+    ) as process:
+        body = {
+            "messages": [{"role": "user", "content": "x"}],
+            "max_tokens": 9,
+            "response_format": {"type": "json_object"},
+        }
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                response = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=30)
+                break
+            except httpx.ConnectError:
+                time.sleep(0.05)
+        assert response.status_code == 504
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
 def test_a_second_signal_ends_it_now(start: Callable[..., Process]) -> None:
     process = start()
     with httpx.stream("POST", f"{process.url}/v1/completions", json={**LONG, "n": 8}, timeout=60) as response:

@@ -5,15 +5,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
 from ..errors import FaquantError
-from .engine import Engine
+from .engine import Checked, Engine
 from .request import Output, Request
 from .sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
+
+_COMPILERS = 2
 
 
 class EngineStoppedError(FaquantError):
@@ -31,6 +34,8 @@ class AsyncEngine:
         self._callers: set[_Stream] = set()
         self._draining = self._abandoning = False
         self._thread = threading.Thread(target=self._run, name="faquant-engine", daemon=True)
+        # Of their own: threads that compile structures for seconds are not there for anything else.
+        self._compilers = ThreadPoolExecutor(_COMPILERS, "faquant-compile")
 
     def start(self) -> None:
         self._thread.start()
@@ -50,28 +55,28 @@ class AsyncEngine:
             EngineStoppedError: the engine was shut down or failed.
             FaquantError: an answer could not be finished.
         """
-        async with aclosing(self.generate_all([prompt], params)) as outputs:
+        async with aclosing(self.answers([await self.check(prompt, params)])) as outputs:
             async for _, output in outputs:
                 yield output
 
-    async def generate_all(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams
-    ) -> AsyncGenerator[tuple[int, Output], None]:
+    async def check(self, prompt: Sequence[int], params: SamplingParams) -> Checked:
+        """What `answers` takes. Raises: UsageError: the request cannot be answered."""
+        if params.structured_output is None:
+            return self.engine.check(prompt, params)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._compilers, self.engine.check, prompt, params)
+
+    async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:
         """As generate, for several prompts at once, with the number of the prompt that an output belongs to."""
-        for prompt in prompts:
-            if params.structured_output is None:
-                self.engine.check(prompt, params)
-            else:  # a large schema takes time to compile
-                await asyncio.to_thread(self.engine.check, prompt, params)
         stream = _Stream(asyncio.get_running_loop())
         with self._wake:
             if self._draining:
                 raise EngineStoppedError("The engine is shutting down, or has failed.")
             self._callers.add(stream)
-            self._todo.append(lambda: self._begin(stream, prompts, params))
+            self._todo.append(lambda: self._begin(stream, prompts))
             self._wake.notify()
         try:
-            unfinished = params.n * len(prompts)
+            unfinished = sum(checked.params.n for checked in prompts)
             while unfinished:
                 output = await stream.next()
                 if output.request.error is not None:
@@ -94,6 +99,7 @@ class AsyncEngine:
             self._draining = True
             self._abandoning |= not drain
             self._wake.notify()
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join(timeout)
         elif self._thread.ident is None:  # never started
@@ -133,12 +139,12 @@ class AsyncEngine:
                 if output.finish_reason is not None:
                     self._streams.pop(output.request, None)
 
-    def _begin(self, stream: "_Stream", prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+    def _begin(self, stream: "_Stream", prompts: Sequence[Checked]) -> None:
         if stream.left:
             return
         try:
-            for place, prompt in enumerate(prompts):
-                for request in self.engine.add(prompt, params):
+            for place, checked in enumerate(prompts):
+                for request in self.engine.admit(checked):
                     self._streams[request] = stream
                     stream.places[request] = place
         except Exception as error:

@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, count
 
@@ -32,6 +32,15 @@ PAGE_SIZE = 128
 """Tokens of a page: one tile of the arithmetic, and what prompts share. Larger pages measured no faster."""
 MOST_CACHE_BYTES = 4 << 30
 """Unless kv_cache_memory says otherwise."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A prompt that can be answered. Made by Engine.check."""
+
+    prompt: Sequence[int]
+    params: SamplingParams
+    constraint: Callable[[], Constraint | None]
 
 
 class Engine:
@@ -74,8 +83,12 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Whether the request can be answered; from any thread. Raises: UsageError: not."""
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> Checked:
+        """What `admit` takes; from any thread. A large structure takes seconds to compile.
+
+        Raises:
+            UsageError: the request cannot be answered.
+        """
         if not prompt:
             raise UsageError("The prompt has no tokens; give it some text.")
         vocabulary = self.model.config.vocab_size
@@ -88,11 +101,15 @@ class Engine:
                 f"of {self.max_model_len} tokens. Shorten the prompt or lower max_tokens."
             )
         check_token_ids(params, vocabulary)
-        self._constraint(params)
+        return Checked(prompt, params, self._constraints(params))
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> list[Request]:
-        """Let a prompt of token ids wait for its params.n answers, one request each. Raises: UsageError, as check."""
-        self.check(prompt, params)
+        """Check a prompt of token ids and admit it. Raises: UsageError, as check."""
+        return self.admit(self.check(prompt, params))
+
+    def admit(self, checked: Checked) -> list[Request]:
+        """Let a prompt wait for its params.n answers, one request each."""
+        prompt, params = checked.prompt, checked.params
         rope, root = self._rope, b""
         if self.model.config.rope.rope_type == "dynamic":  # its keys depend on how long the request may become
             original = self.model.config.rope.original_max_position
@@ -106,7 +123,7 @@ class Engine:
                 vocab_size=self.model.config.vocab_size,
                 end_token_ids=self.tokenizer.eos_token_ids,
                 index=index,
-                constraint=self._constraint(params),
+                constraint=checked.constraint(),
             )
             request = Request(next(self._numbers), prompt, params, self.tokenizer, sampler, rope, root, index)
             self._scheduler.add(request)
@@ -179,11 +196,11 @@ class Engine:
     def _grammars(self) -> Grammars:
         return Grammars(self.tokenizer, self.model.config.vocab_size)
 
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
+    def _constraints(self, params: SamplingParams) -> Callable[[], Constraint | None]:
         if params.structured_output is None:
-            return None
+            return lambda: None
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
-        return self._grammars.constraint(params.structured_output, params.max_tokens, ends)
+        return self._grammars.constraints(params.structured_output, params.max_tokens, ends)
 
     def _run(self, work: Sequence[Work]) -> Tensor:
         """Logits [rows, vocab] of each that decodes: of its last token, and of those guessed behind it."""

@@ -10,6 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
 
@@ -75,11 +76,15 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, capacity: int = 64) -> None:
         self._vocabulary = Vocabulary(tokenizer, vocab_size)
         self._capacity = capacity
-        self._compiled: OrderedDict[StructuredOutput, _Compiled] = OrderedDict()
+        self._compiled: OrderedDict[StructuredOutput, Future[_Compiled]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def constraint(self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]) -> Constraint:
-        """The constraint of one new answer of at most `max_tokens` tokens, the end token not counted.
+    def constraints(
+        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
+    ) -> Callable[[], Constraint]:
+        """What makes the constraint of each new answer of at most `max_tokens` tokens, the end token not counted.
+
+        Compiling may take seconds, making a constraint takes none.
 
         Raises:
             UsageError: the grammar or schema cannot be compiled, no answer so short was found, the model has no end
@@ -89,20 +94,23 @@ class Grammars:
             raise UsageError("Structured output needs a model with an end token; give one in stop_token_ids.")
         text = [token for token in end_token_ids if self._vocabulary.is_text(token)]
         if text:
-            raise UsageError(f"With structured output, stop_token_ids must be special tokens; {text[0]} is text.")
+            raise UsageError(
+                "With structured output (a response format, or tools), stop_token_ids must be special tokens; "
+                f"{text[0]} is text."
+            )
         calls = wanted.tool_calls
         if calls is None or calls.forced:
             return self._from_beginning(wanted, max_tokens, end_token_ids)
         begin: Callable[[str, int], GrammarConstraint | None] = _refuse
         if calls.tools:
-            # Compiled now, before an answer waits for it; it may be forgotten until a call begins.
+            # Compiled now, before an answer waits for it.
             begin = partial(self._from_calls, self._compile(wanted), end_token_ids)
         shown = self._vocabulary.special(calls.style.tag)
-        return CallConstraint(opening_of(calls), self._vocabulary, end_token_ids, shown, begin)
+        return partial(CallConstraint, opening_of(calls), self._vocabulary, end_token_ids, shown, begin)
 
     def _from_beginning(
         self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
-    ) -> "GrammarConstraint":
+    ) -> Callable[[], "GrammarConstraint"]:
         compiled = self._compile(wanted)
         if compiled.plan is None:
             raise UsageError(
@@ -113,7 +121,7 @@ class Grammars:
                 f"max_tokens ({max_tokens}) is too small for the structure asked for: the shortest answer found has "
                 f"{len(compiled.plan)} tokens."
             )
-        return GrammarConstraint(self._vocabulary, compiled, end_token_ids)
+        return partial(GrammarConstraint, self._vocabulary, compiled, end_token_ids)
 
     def _from_calls(
         self, compiled: "_Compiled", end_token_ids: Collection[int], text: str, left: int
@@ -123,16 +131,23 @@ class Grammars:
         return constraint if constraint.go_on(text.encode("latin-1"), left) else None
 
     def _compile(self, wanted: StructuredOutput) -> "_Compiled":
+        """Once for all who want it, also at the same time."""
         with self._lock:
-            if wanted in self._compiled:
-                self._compiled.move_to_end(wanted)
-                return self._compiled[wanted]
-        compiled = _Compiled(self._vocabulary, wanted)
-        with self._lock:
-            self._compiled[wanted] = compiled
-            while len(self._compiled) > self._capacity:
-                self._compiled.popitem(last=False)
-        return compiled
+            compiled = self._compiled.get(wanted)
+            is_first = compiled is None
+            if compiled is None:
+                compiled = self._compiled[wanted] = Future()
+                while len(self._compiled) > self._capacity:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(wanted)
+        if is_first:
+            try:
+                compiled.set_result(_Compiled(self._vocabulary, wanted))
+            except BaseException as error:
+                with self._lock:
+                    self._compiled.pop(wanted, None)
+                compiled.set_exception(error)
+        return compiled.result()
 
 
 class GrammarConstraint:

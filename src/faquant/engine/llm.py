@@ -67,11 +67,10 @@ class LLM:
         if len(each) != len(asked):
             raise UsageError(f"{len(asked)} prompts take as many params, or one for all, not {len(each)}.")
         ids = [self._encode(prompt) for prompt in asked]
-        for prompt, some in zip(ids, each, strict=True):
-            self.engine.check(prompt, some)
+        checked = [self.engine.check(prompt, some) for prompt, some in zip(ids, each, strict=True)]
         with self._requests() as requests:
-            for prompt, some in zip(ids, each, strict=True):
-                requests += self.engine.add(prompt, some)
+            for prompt in checked:
+                requests += self.engine.admit(prompt)
             with progress_bar("answering", progress) as update:
                 self._finish(requests, update)
         return [request.completion() for request in requests]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
-from .draw import Floats, Integers, TokenLogprobs, draw, log_probabilities
+from .draw import Floats, Integers, TokenLogprobs, check_maximum, draw, log_probabilities
 from .sampling_params import SamplingParams as SamplingParams
 
 if TYPE_CHECKING:
@@ -98,42 +98,39 @@ class Sampler:
         return sample_rows(_as_one_row(logits), [self])[0]
 
     @property
-    def _is_plain(self) -> bool:
-        """Whether the token is drawn from the logits as they are."""
-        return self.constraint is None and not self._edits
-
-    @property
-    def _edits(self) -> bool:
-        return bool(self._history or self._bias_ids.size or self._ends_are_out)
-
-    @property
     def _ends_are_out(self) -> bool:
         return self.step < self.params.min_tokens and not self.must_end
 
     @property
-    def _uniform(self) -> float:
-        return uniform(self.seed, self.step, self.index) if self.params.temperature else 0.0
+    def _is_unfiltered(self) -> bool:
+        params = self.params
+        return params.temperature == 0.0 or (params.top_k <= 0 and params.top_p == 1.0 and params.min_p == 0.0)
 
-    def _choose(self, row: Floats) -> int:
-        if self._edits:
-            row = self._edited(row)
-        if self.constraint is not None:
-            return self._choose_admitted(row, self.constraint)
-        return draw(row[None], [self.params], [self._uniform])[0]
+    @property
+    def _draw(self) -> SamplingParams | None:
+        """How to draw from the whole row; None: the scores are only checked."""
+        return self.params if self.constraint is None or self._is_unfiltered else None
 
-    def _choose_admitted(self, row: Floats, constraint: "Constraint") -> int:
+    def _uniform(self, attempt: int = 0) -> float:
+        return uniform(self.seed, self.step, self.index, attempt) if self.params.temperature else 0.0
+
+    def _choose_admitted(self, row: Floats, constraint: "Constraint", drawn: int) -> int:
+        """A token of those admitted, drawn from them; `drawn` is what `_draw` has given."""
         left = self.params.max_tokens - self.step - 1
-        if self.params.temperature == 0.0:
-            # What is likeliest of all is so among those of the mask, which takes longer to find.
-            token = int(row.argmax())
-            if constraint.admits(token, left):
-                return token
+        # What is drawn from all and admitted is as good as drawn from the admitted, whose mask takes longer to find.
+        # Not where filters look at what the mask leaves.
+        if self._is_unfiltered:
+            if constraint.admits(drawn, left):
+                return drawn
+            row = row.copy()
+            row[drawn] = -math.inf
         bits = constraint.mask()
         ids, scores = (None, row) if bits is None else _masked(row, bits)
-        for _ in range(_TRIES):
+        first = int(self._is_unfiltered)
+        for attempt in range(first, first + _TRIES):
             if scores is not row and scores.max(initial=-math.inf) == -math.inf:
                 break
-            place = draw(scores[None], [self.params], [self._uniform])[0]
+            place = draw(scores[None], [self.params], [self._uniform(attempt)])[0]
             token = place if ids is None else int(ids[place])
             if constraint.admits(token, left):
                 return token
@@ -145,14 +142,22 @@ class Sampler:
         constraint.admits(token, left)
         return token
 
-    def _edited(self, row: Floats) -> Floats:
-        scores = row.astype(np.float64)  # where no penalty can overflow
-        scores[self._bias_ids] += self._biases
+    def _edit(self, row: Floats) -> "_Edit | None":
+        """Change what bias, min_tokens and penalties change of a row."""
+        parts: list[Integers] = [self._bias_ids] if self._bias_ids.size else []
         if self._ends_are_out:
-            scores[self._end_ids] = -math.inf
+            parts.append(self._end_ids)
         if self._history is not None:
-            self._history.penalize(scores, self.params)
-        return scores
+            parts.append(self._history.ids)
+        if not parts:
+            return None
+        edit = _Edit(row, np.concatenate(parts))
+        row[self._bias_ids] += self._biases
+        if self._ends_are_out:
+            row[self._end_ids] = -math.inf
+        if self._history is not None:
+            self._history.penalize(row, self.params)
+        return edit
 
     def _advance(self, token: int) -> None:
         self.step += 1
@@ -173,12 +178,17 @@ def sample_rows(logits: torch.Tensor | Floats, samplers: Sequence[Sampler]) -> l
     rows = _floats(logits, len(samplers))
     if not samplers:
         return []
-    # Of rows that are changed before the draw, the logits are only checked here.
-    params = [sampler.params if sampler._is_plain else None for sampler in samplers]
-    tokens = draw(rows, params, [sampler._uniform for sampler in samplers])
-    for place, (sampler, row) in enumerate(zip(samplers, rows, strict=True)):
-        if params[place] is None:
-            tokens[place] = sampler._choose(row)
+    edits: list[_Edit | None] = []
+    try:
+        edits += (sampler._edit(row) for sampler, row in zip(samplers, rows, strict=True))
+        tokens = draw(rows, [sampler._draw for sampler in samplers], [sampler._uniform() for sampler in samplers])
+        for place, sampler in enumerate(samplers):
+            if sampler.constraint is not None:
+                tokens[place] = sampler._choose_admitted(rows[place], sampler.constraint, tokens[place])
+    finally:
+        for edit in edits:
+            if edit is not None:
+                edit.undo()
     counts = [sampler.params.logprobs for sampler in samplers]
     if any(count is not None for count in counts):
         for sampler, logprobs in zip(samplers, log_probabilities(rows, tokens, counts), strict=True):
@@ -188,14 +198,32 @@ def sample_rows(logits: torch.Tensor | Floats, samplers: Sequence[Sampler]) -> l
     return tokens
 
 
-def uniform(seed: int, step: int, index: int = 0) -> float:
+def uniform(seed: int, step: int, index: int = 0, attempt: int = 0) -> float:
     """A number in [0, 1) that is a function of its arguments alone: no generator whose state others could advance."""
     # Seeds of 2^63 and above are the two's complement of negative ones; both mean the same 64 bits.
     message = (seed % 2**64).to_bytes(8, "little") + step.to_bytes(8, "little")
-    if index:
+    if index or attempt:
         message += index.to_bytes(8, "little")
+    if attempt:
+        message += attempt.to_bytes(8, "little")
     digest = hashlib.blake2b(message, digest_size=8, person=b"faquant-draw").digest()
     return float((int.from_bytes(digest, "little") >> (64 - _UNIFORM_BITS)) / 2**_UNIFORM_BITS)
+
+
+class _Edit:
+    """What stood in some places of a row before they were changed.
+
+    Raises: FaquantError: NaN or +inf did.
+    """
+
+    def __init__(self, row: Floats, ids: Integers) -> None:
+        self._row, self._ids, self._scores = row, ids, row[ids]
+        top = self._scores.max(initial=-math.inf)
+        if not top < math.inf:
+            check_maximum(float(top))
+
+    def undo(self) -> None:
+        self._row[self._ids] = self._scores
 
 
 class _History:
@@ -207,6 +235,10 @@ class _History:
         self._ids = np.array(ids, dtype=np.int64)
         self._counts = np.zeros(len(ids))
 
+    @property
+    def ids(self) -> Integers:
+        return self._ids[: len(self._places)]
+
     def add(self, token: int) -> None:
         place = self._places.setdefault(token, len(self._places))
         if place >= self._ids.size:
@@ -216,11 +248,12 @@ class _History:
         self._counts[place] += 1
 
     def penalize(self, scores: Floats, params: SamplingParams) -> None:
-        """Change scores [vocab], float64, in place."""
-        ids, counts = self._ids[: len(self._places)], self._counts[: len(self._places)]
-        old = scores[ids]
+        """Change scores [vocab] in place."""
+        ids, counts = self.ids, self._counts[: len(self._places)]
+        old = scores[ids].astype(np.float64)  # where nothing overflows
         old = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
-        scores[ids] = old - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+        old -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+        scores[ids] = np.minimum(old, np.finfo(scores.dtype).max)
 
 
 def _masked(row: Floats, bits: "Bits") -> tuple[Integers | None, Floats]:
@@ -247,7 +280,8 @@ def _floats(logits: torch.Tensor | Floats, rows: int) -> Floats:
         raise _wrong_shape(logits)
     if isinstance(logits, torch.Tensor):
         logits = logits.detach().to("cpu", torch.float32).numpy()
-    return np.ascontiguousarray(logits, dtype=np.float32)
+    array: Floats = np.ascontiguousarray(logits, dtype=np.float32)
+    return array if array.flags.writeable else array.copy()
 
 
 def _wrong_shape(logits: torch.Tensor | Floats) -> UsageError:

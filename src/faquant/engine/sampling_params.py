@@ -73,7 +73,9 @@ class SamplingParams:
             if not isinstance(self.structured_output, StructuredOutput):
                 raise self._wrong("structured_output", "a StructuredOutput or None")
             if self.ignore_eos:
-                raise UsageError("ignore_eos and structured_output exclude each other: a structure has an end.")
+                raise UsageError(
+                    "ignore_eos excludes structured output (a response format, or tools): a structure has an end."
+                )
         object.__setattr__(self, "stop", self._checked_stop(self.stop))
         object.__setattr__(self, "stop_token_ids", self._checked_stop_tokens(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", self._checked_bias(self.logit_bias))

@@ -104,7 +104,9 @@ class Tokenizer:
             UsageError: `text` is no string, or has half of a surrogate pair, which no UTF-8 text can hold.
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # Other than `encode`, this lets other threads run meanwhile.
+            (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            ids: list[int] = encoded.ids
         except TypeError:
             if not isinstance(text, str):
                 raise UsageError(f"Text to encode must be a string, not a {type(text).__name__}.") from None

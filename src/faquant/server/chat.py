@@ -7,9 +7,11 @@ from contextlib import aclosing
 
 from fastapi import APIRouter, Response
 
+from ..engine.engine import Checked
 from ..engine.request import Output
 from ..engine.sampling import SamplingParams
 from ..engine.tools.calls import ToolCalls
+from .errors import blamed_on
 from .protocol import ChatRequest
 from .reply import Reply
 from .responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, Delta
@@ -30,19 +32,19 @@ router = APIRouter(route_class=StrictRoute)
 async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Response:
     """Answer a conversation in the model's chat template."""
     call.enter(body.model, body.n)
-    # In a thread: schemas may be large.
-    calls = await asyncio.to_thread(tool_calls, body, call.service.conversation.format)
+    with blamed_on("tools"):  # in a thread: schemas may be large
+        calls = await asyncio.to_thread(tool_calls, body, call.service.conversation.format)
     shown = (body.tools or []) if body.tool_choice != "none" else []
     prompts = [await call.service.encode_chat(body.messages, shown, body.chat_template_kwargs)]
     max_tokens = body.max_completion_tokens or body.max_tokens or call.service.room(prompts, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = await asyncio.to_thread(sampling_params, body, max_tokens, logprobs, calls)
-    await call.check(prompts, params, "messages")
+    checked = await call.check(prompts, params, "messages")
     call.record.asks(prompts, body.stream)
     chat = _Chat(call, params, calls)
     if body.stream:
-        return EventStream(chat.stream(prompts, body.include_usage))
-    answer = await chat.complete(prompts)
+        return EventStream(chat.stream(checked, body.include_usage))
+    answer = await chat.complete(checked)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -55,12 +57,13 @@ class _Chat:
         self._replies = [Reply(calls) for _ in range(params.n)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
 
-    async def complete(self, prompts: Sequence[Sequence[int]]) -> ChatCompletion:
+    async def complete(self, prompts: Sequence[Checked]) -> ChatCompletion:
         service = self._call.service
         outputs: list[list[Output]] = [[] for _ in range(self._params.n)]
-        async with aclosing(self._call.answers(prompts, self._params)) as answers:
+        async with aclosing(self._call.answers(prompts)) as answers:
             async for index, output in answers:
                 outputs[index].append(output)
+                self._push(index, output)
         return ChatCompletion(
             id=self._id,
             created=self._call.created,
@@ -70,16 +73,16 @@ class _Chat:
             usage=self._call.record.usage(),
         )
 
-    async def stream(self, prompts: Sequence[Sequence[int]], with_usage: bool) -> AsyncGenerator[ChatChunk, None]:
+    async def stream(self, prompts: Sequence[Checked], with_usage: bool) -> AsyncGenerator[ChatChunk, None]:
         begun: set[int] = set()
-        async with aclosing(self._call.answers(prompts, self._params)) as answers:
+        async with aclosing(self._call.answers(prompts)) as answers:
             async for index, output in answers:
                 reply = self._replies[index]
                 if index not in begun:
                     begun.add(index)
                     yield self._chunk([_piece(index, reply.first)], with_usage)
                 logprobs = self._logprobs([output]) if output.token_ids else None
-                deltas = reply.push(output)
+                deltas = self._push(index, output)
                 if not deltas and (logprobs is not None or reply.finish_reason is not None):
                     deltas = [Delta(content="") if logprobs else Delta()]
                 for place, delta in enumerate(deltas, start=1):
@@ -90,10 +93,15 @@ class _Chat:
             last = self._chunk([], with_usage)
             yield last.model_copy(update={"usage": self._call.record.usage()})
 
+    def _push(self, index: int, output: Output) -> list[Delta]:
+        reply = self._replies[index]
+        deltas = reply.push(output)
+        if reply.finish_reason == "tool_calls":
+            self._call.record.calls_tools()
+        return deltas
+
     def _choice(self, index: int, outputs: Sequence[Output]) -> ChatChoice:
         reply = self._replies[index]
-        for output in outputs:
-            reply.push(output)
         return ChatChoice.model_validate(
             {
                 "index": index,

@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 from fastapi import APIRouter, Response
 
+from ..engine.engine import Checked
 from ..engine.request import Output
 from ..engine.sampling import SamplingParams
 from .protocol import CompletionRequest
@@ -20,7 +21,7 @@ router = APIRouter(route_class=StrictRoute)
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 
-Prompts = Sequence[Sequence[int]]
+Prompts = Sequence[Checked]
 
 
 @router.post(
@@ -35,12 +36,12 @@ async def create_completion(body: CompletionRequest, call: CurrentCall) -> Respo
     prompts = await _encoded(wanted, call.service)
     max_tokens = body.max_tokens or min(DEFAULT_MAX_TOKENS, call.service.room(prompts, "prompt"))
     params = sampling_params(body, max_tokens, body.logprobs)
-    await call.check(prompts, params, "prompt")
+    checked = await call.check(prompts, params, "prompt")
     call.record.asks(prompts, body.stream)
     completions = _Completions(call, params)
     if body.stream:
-        return EventStream(completions.stream(prompts, body.include_usage))
-    answer = await completions.complete(prompts)
+        return EventStream(completions.stream(checked, body.include_usage))
+    answer = await completions.complete(checked)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
@@ -68,7 +69,7 @@ class _Completions:
 
     async def complete(self, prompts: Prompts) -> Completion:
         outputs: list[list[Output]] = [[] for _ in range(len(prompts) * self._params.n)]
-        async with aclosing(self._call.answers(prompts, self._params)) as answers:
+        async with aclosing(self._call.answers(prompts)) as answers:
             async for index, output in answers:
                 outputs[index].append(output)
         choices = [self._choice(index, some) for index, some in enumerate(outputs)]
@@ -76,7 +77,7 @@ class _Completions:
 
     async def stream(self, prompts: Prompts, with_usage: bool) -> AsyncGenerator[Completion, None]:
         usage: dict[str, Usage | None] = {"usage": None} if with_usage else {}
-        async with aclosing(self._call.answers(prompts, self._params)) as answers:
+        async with aclosing(self._call.answers(prompts)) as answers:
             async for index, output in answers:
                 reported = output.token_ids and self._params.logprobs is not None
                 if output.text or reported or output.finish_reason is not None or index not in self._offsets:

@@ -1,12 +1,15 @@
 """The small endpoints: models, tokens, and what watches a server."""
 
+import asyncio
+
 from fastapi import APIRouter, Response
 
-from .errors import ApiError
+from .errors import ApiError, blamed_on
 from .protocol import DetokenizeRequest, TokenizeRequest
 from .responses import Detokenized, Health, ModelCard, ModelList, Tokenized, Version
 from .route import StrictRoute
 from .service import VERSION, CurrentCall
+from .tool_choice import all_calls
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -37,6 +40,9 @@ async def tokenize(body: TokenizeRequest, call: CurrentCall) -> Tokenized:
     if body.messages is None:
         ids = await service.encode(body.prompt or "", body.add_special_tokens)
     else:
+        if body.tools:
+            with blamed_on("tools"):
+                await asyncio.to_thread(all_calls, body.tools, service.conversation.format)
         ids = await service.encode_chat(
             body.messages, body.tools or (), body.chat_template_kwargs, body.add_generation_prompt
         )

@@ -1,7 +1,8 @@
 """Errors as OpenAI's clients expect them: an object with message, type, param and code, and the status that fits."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from ..engine.async_engine import EngineStoppedError
 from ..errors import FaquantError, UnsupportedError, UsageError
+from .body import Body
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _SHOWN_PROBLEMS = 3
@@ -53,6 +55,15 @@ class ApiError(HTTPException):
 
     def response(self) -> Response:
         return Response(self.body.model_dump_json(), self.status_code, self.headers, "application/json")
+
+
+@contextmanager
+def blamed_on(param: str | None) -> Iterator[None]:
+    """What is refused within is refused because of this field of the request."""
+    try:
+        yield
+    except (UsageError, UnsupportedError) as error:
+        raise ApiError(400, str(error), param) from None
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -103,7 +114,8 @@ def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
 def _place(problem: Mapping[str, Any]) -> str:
     """Such as messages.0.content; the branches of a union leave their names out of it."""
     path = [str(part) for part in problem["loc"][1:]]
-    plain = [part for part in path if part.isdecimal() or part.replace("_", "").isalnum()]
+    branches = {kind.__name__ for kind in Body.__subclasses__()}
+    plain = [part for part in path if part not in branches and (part.isdecimal() or part.replace("_", "").isalnum())]
     text = ".".join(plain)[:200]
     # A field's name may be anything that a client has sent.
     return json.dumps(text)[1:-1]

@@ -1,7 +1,8 @@
 """Messages of a conversation, and the tools and calls in it."""
 
 import json
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, model_validator
 
@@ -34,7 +35,7 @@ class CalledFunction(Body):
     def parsed(self) -> dict[str, Any]:
         try:
             # A tool without parameters is often called with no text at all.
-            value = json.loads(self.arguments or "{}", parse_constant=_refuse)
+            value = json.loads(self.arguments or "{}", parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -131,5 +132,12 @@ class AllowedToolsChoice(Body):
 ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        _refuse(number)
+    return value

@@ -75,7 +75,9 @@ class Access:
         record.end()
         self._service.gate.leave(record)
         self._service.metrics.observe(record, getattr(scope.get("route"), "path", "other"))
-        log.info("request", extra={"fields": record.as_log()})
+        # Whoever watches the server asks every few seconds.
+        is_watching = record.method == "GET" and record.status == 200
+        log.log(logging.DEBUG if is_watching else logging.INFO, "request", extra={"fields": record.as_log()})
 
 
 class Supervisor:

@@ -51,6 +51,10 @@ class Record:
             if output.request.index == 0:  # the other answers to a prompt find what this one has read
                 self.cached_tokens += output.request.cached_tokens or 0
 
+    def calls_tools(self) -> None:
+        """The answer that has just ended is calls."""
+        self.finish_reasons[-1] = "tool_calls"
+
     def end(self) -> None:
         self.seconds = time.monotonic() - self.begin
 

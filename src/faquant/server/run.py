@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 from types import FrameType
 
 import uvicorn
@@ -14,7 +15,7 @@ from .socket import unavailable
 
 BACKLOG = 1024
 LAST_SECONDS = 10
-"""For connections that are still sending when all answers are finished."""
+"""For connections that are still sending when all answers are finished, and as many for threads that still work."""
 
 
 def serve(service: Service, listener: socket.socket) -> None:
@@ -61,6 +62,13 @@ class _Server(uvicorn.Server):
             os._exit(128 + sig)  # the engine's thread may be in a long step
         self._gate.closed = True
         _say(f"ending on {signal.Signals(sig).name}, after {self._gate.inside} answers that are still being written")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Python waits for threads however long they compile or tokenize, though nobody waits for what comes of it.
+        end = threading.Timer(2 * LAST_SECONDS, os._exit, [0])
+        end.daemon = True
+        end.start()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or (self._gate.closed and self._gate.inside == 0)

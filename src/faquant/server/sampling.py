@@ -5,6 +5,7 @@ from typing import Any
 from ..engine.sampling_params import SamplingParams
 from ..engine.structured_output import StructuredOutput
 from ..engine.tools.calls import ToolCalls
+from .errors import blamed_on
 from .protocol import ResponseFormat, Sampling
 
 _SAME_NAMES = (
@@ -20,14 +21,16 @@ def sampling_params(
 
     Raises:
         UsageError: a value is outside its range.
+        ApiError: the response format cannot be enforced.
     """
     wanted: dict[str, Any] = {name: getattr(request, name) for name in _SAME_NAMES}
     wanted["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     wanted["stop_token_ids"] = tuple(request.stop_token_ids)
     wanted["logit_bias"] = {int(token): bias for token, bias in request.logit_bias.items()}
-    wanted["structured_output"] = (
-        _structure(request.response_format) if calls is None else StructuredOutput(tool_calls=calls)
-    )
+    with blamed_on("response_format"):
+        wanted["structured_output"] = (
+            _structure(request.response_format) if calls is None else StructuredOutput(tool_calls=calls)
+        )
     return SamplingParams(**wanted, max_tokens=max_tokens, logprobs=logprobs)
 
 

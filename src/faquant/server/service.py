@@ -11,13 +11,14 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from ..engine.async_engine import AsyncEngine
+from ..engine.engine import Checked
 from ..engine.request import Output
 from ..engine.sampling import SamplingParams
 from ..engine.tokenizer import Tokenizer
 from ..engine.tools.conversation import Conversation
 from ..kernels import cpu
 from .config import ServerConfig
-from .errors import ApiError
+from .errors import ApiError, blamed_on
 from .gate import Gate
 from .logprobs import TokenTexts
 from .messages import FunctionTool, Message
@@ -100,8 +101,8 @@ class Call:
         self.service.check_model(model)
         self.service.gate.enter(self.record, sequences)
 
-    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> None:
-        """Raises: ApiError, UsageError: the engine would refuse them."""
+    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> list[Checked]:
+        """What `answers` takes. field: that of the prompts. Raises: ApiError: the engine refuses them."""
         room = self.service.room(prompts, field)
         if params.max_tokens > room:
             message = (
@@ -109,21 +110,16 @@ class Call:
                 f"{room} beside the prompt. Shorten the prompt or lower max_tokens."
             )
             raise ApiError(400, message, "max_tokens", "context_length_exceeded")
-        await asyncio.to_thread(self._check_each, prompts, params)
+        structure = params.structured_output
+        with blamed_on(None if structure is None else "tools" if structure.tool_calls else "response_format"):
+            return [await self.service.engine.check(prompt, params) for prompt in prompts]
 
-    def _check_each(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
-        # Beside the event loop: a large schema takes time to compile.
-        for prompt in prompts:
-            self.service.engine.engine.check(prompt, params)
-
-    async def answers(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams
-    ) -> AsyncGenerator[tuple[int, Output], None]:
+    async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:
         """What each step brings, with the number of the choice: the answers to the first prompt come first."""
-        async with aclosing(self.service.engine.generate_all(prompts, params)) as outputs:
+        async with aclosing(self.service.engine.answers(prompts)) as outputs:
             async for place, output in outputs:
                 self.record.count(output)
-                yield place * params.n + output.request.index, output
+                yield place * prompts[place].params.n + output.request.index, output
 
 
 def _call(request: Request) -> Call:

@@ -1,9 +1,20 @@
 """What of a request's tools the answer may or must call."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from ..engine.tools.calls import Tool, ToolCalls
 from .errors import ApiError
-from .messages import AllowedToolsChoice, NamedTool
+from .messages import AllowedToolsChoice, FunctionTool, NamedTool
 from .protocol import ChatRequest
+
+
+def all_calls(tools: Sequence[FunctionTool], format: str | None) -> ToolCalls:
+    """Calls of any of the tools. Raises: ApiError, UsageError: as tool_calls."""
+    if format is None:
+        message = "The format in which this model calls tools is not known; the server's --tool-call-parser names it."
+        raise ApiError(400, message, "tools", "unsupported_parameter")
+    return ToolCalls(tuple(Tool(tool.function.name, tool.function.parameters) for tool in tools), format)
 
 
 def tool_calls(request: ChatRequest, format: str | None) -> ToolCalls | None:
@@ -18,15 +29,11 @@ def tool_calls(request: ChatRequest, format: str | None) -> ToolCalls | None:
         if choice not in (None, "none", "auto"):
             raise ApiError(400, "tool_choice wants a call, but there are no tools.", "tool_choice")
         return None
-    if format is None:
-        message = "The format in which this model calls tools is not known; the server's --tool-call-parser names it."
-        raise ApiError(400, message, "tools", "unsupported_parameter")
-    given = {tool.function.name: Tool(tool.function.name, tool.function.parameters) for tool in tools}
-    if len(given) < len(tools):
-        raise ApiError(400, "Two tools have the same name.", "tools")
+    calls = all_calls(tools, format)
+    given = {tool.name: tool for tool in calls.tools}
     has_form = request.response_format is not None and request.response_format.type != "text"
     if choice == "none":
-        return None if has_form else ToolCalls((), format)
+        return None if has_form else replace(calls, tools=())
     if has_form:
         message = "Tools and a response_format exclude each other, unless tool_choice is none."
         raise ApiError(400, message, "response_format", "unsupported_parameter")
@@ -40,4 +47,4 @@ def tool_calls(request: ChatRequest, format: str | None) -> ToolCalls | None:
     if unknown:
         raise ApiError(400, f"tool_choice names {unknown[0]}, which is not among the tools.", "tool_choice")
     parallel = request.parallel_tool_calls and not isinstance(choice, NamedTool)
-    return ToolCalls(tuple(given[name] for name in dict.fromkeys(names)), format, forced, parallel)
+    return replace(calls, tools=tuple(given[name] for name in dict.fromkeys(names)), forced=forced, parallel=parallel)

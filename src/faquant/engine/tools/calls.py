@@ -101,14 +101,17 @@ class ToolCalls:
             return f" {tag} ".join(json.dumps(part) if part else "" for part in parts)
 
         opening = tag if self.tag else ""
+        before = text(style.before.lstrip(" "))
+        if style.before.startswith(" "):  # Mistral Nemo writes none
+            before = f'" "? {before}'
         more = f"({text(style.between)} call){{0,{MAX_CALLS - 1}}}" if self.parallel and style.between else ""
-        rules = [f"start: {opening} {text(style.before)} call {more} {text(style.after)}"]
+        rules = [f"start: {opening} {before} call {more} {text(style.after)}"]
         rules.append("call: " + " | ".join(f"call_{number}" for number in range(len(self.tools))))
         for number, tool in enumerate(self.tools):
             name, schema = f"arguments_{number}", json.loads(tool.schema)
             rules.append(f"call_{number}: {text(style.head(tool.name))} {name} {text(style.tail)}")
             if style.arguments is None:
-                rules += python_arguments(name, tool.name, schema)
+                rules += python_arguments(name, schema)
             else:
                 rules.append(f"{name}: " + ('"{}"' if schema == _NO_ARGUMENTS else lark(schema)))
         return "\n".join(rules)

@@ -45,16 +45,20 @@ FORMATS = {
 }
 
 
+# As it is described to the model, or written for it. A tool's own parameters stand further off.
+_LLAMA_CALL = re.compile(r"""{\\?["']name\\?["']:[^\n]{1,100}["'] *parameters\\?["'] *:""")
+
+
 def detect(template: str) -> str | None:
     """The format that a chat template with a section for tools tells its model to write; None: none of these."""
     if "<function=" in template or "[ARGS]" in template:
         return None
     if "<tool_call>" in template:
-        return "hermes"
+        return None if "<arg_key>" in template else "hermes"
     if "[TOOL_CALLS]" in template:
         return "mistral"
     if re.search(r"\[\w+\(\w+ ?=", template):
         return "pythonic"
-    if "<|python_tag|>" in template or re.search(r"""["'] *parameters\\?["'] *:""", template):
+    if "<|python_tag|>" in template or _LLAMA_CALL.search(template):
         return "llama3_json"
     return None

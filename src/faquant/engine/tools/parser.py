@@ -38,8 +38,10 @@ Piece = Content | Begun | Arguments
 
 
 def opening_of(calls: ToolCalls) -> Opening:
-    """Where calls begin in an answer that need not have any."""
+    """Where calls begin in an answer that need not have any; where it must have none, also what looks like a tag."""
     style = calls.style
+    if not calls.tools:
+        return Opening(style.tag and style.tag[: len(style.tag) // 2 + 1])
     if not style.has_bare:
         return Opening(style.tag)
     written = (style.bare_beginning(tool.name) for tool in calls.tools)

@@ -39,9 +39,8 @@ def _references(value: object) -> Iterator[str]:
             yield from _references(item)
 
 
-def python_arguments(rule: str, tool: str, schema: Mapping[str, Any]) -> list[str]:
-    """Rules of Lark for the arguments, in the schema's order; the first is named `rule`."""
-    check_parameters(tool, schema)
+def python_arguments(rule: str, schema: Mapping[str, Any]) -> list[str]:
+    """Rules of Lark for checked parameters, in the schema's order; the first is named `rule`."""
     shared = {key: schema[key] for key in _DEFINITIONS if key in schema}
     properties = list(schema.get("properties", {}).items())
     required = schema.get("required", ())

@@ -1,0 +1,149 @@
+"""What the server and grammars add to a step: milliseconds for a token over HTTP, and for a step of 8 answers.
+
+python benchmarks/overhead.py [--int8 DIR] [--tokens 256] [--rounds 5] [--steps 300] [--threads N] [--json FILE]
+
+The server's: one completion is streamed; the time between its first and last token, less what the engine's own clock
+says that the steps took, for each token. Grammars': two engines of 8 sequences take turns, one whose answers are calls
+of tools or may become some, one with free text; the mean time of a step outside the model, over steps in which only
+tokens were decoded. The model is the demo model, unless a directory is named.
+"""
+
+import argparse
+import asyncio
+import statistics
+import time
+from pathlib import Path
+
+from end_to_end import add_models, models
+from openai import AsyncOpenAI
+from server_soak import SCHEMA, Server
+from timing import finish, start
+
+from faquant import SamplingParams
+from faquant.engine.engine import Engine
+from faquant.engine.structured_output import StructuredOutput
+from faquant.engine.tokenizer import Tokenizer
+from faquant.engine.tools.calls import Tool, ToolCalls
+from faquant.engine.tools.conversation import Conversation
+from faquant.model.load import Model, load
+
+SEQUENCES = 8
+NOTES = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "maxLength": 80},
+        "notes": {"type": "array", "minItems": 2, "maxItems": 6, "items": {"type": "string", "maxLength": 120}},
+        "importance": {"type": "integer", "minimum": 1, "maximum": 10},
+    },
+    "required": ["title", "notes", "importance"],
+    "additionalProperties": False,
+}
+TOOLS = (Tool("weather", SCHEMA), Tool("remember", NOTES))
+QUESTION = "Remember in several notes what a traveller should know about Paris, and say how the weather will be there."
+DRAWS = {
+    "greedy": {"temperature": 0.0},
+    "T 0.8": {"temperature": 0.8},
+    "T 0.8, top_p": {"temperature": 0.8, "top_p": 0.95},
+}
+
+
+async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> list[float]:
+    """Seconds that each token of a stream takes beside the engine's steps, by rounds."""
+    server = Server(directory, threads)
+    await server.start()
+    found = []
+    try:
+        client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        for number in range(rounds + 1):
+            before, times = await server.metrics(), []
+            stream = await client.completions.create(
+                model=directory.resolve().name,
+                prompt=f"{number} stories of the sea:",
+                max_tokens=tokens,
+                temperature=0,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+            async for _ in stream:
+                times.append(time.perf_counter())
+            after = await server.metrics()
+            steps, taken = (
+                after[f"faquant_{name}_total"] - before[f"faquant_{name}_total"] for name in ("steps", "step_seconds")
+            )
+            found.append((times[-1] - times[0]) / (tokens - 1) - taken / steps)
+    finally:
+        if server.process is not None:
+            server.process.kill()
+    return found[1:]
+
+
+class Group:
+    """So many sequences that are always being answered."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._engine, self._params, self._number = Engine(model, tokenizer), params, 0
+        self._conversation = Conversation(tokenizer)
+        self._tools = [
+            {"type": "function", "function": {"name": tool.name, "description": tool.schema}} for tool in TOOLS
+        ]
+
+    def step(self) -> tuple[float, float] | None:
+        """Seconds in the model and outside it; None where a prompt was read, too."""
+        state = self._engine.state()
+        for _ in range(SEQUENCES - state.running - state.waiting):
+            self._number += 1
+            question = [{"role": "user", "content": f"{self._number}. {QUESTION}"}]
+            params = SamplingParams(**{**vars(self._params), "seed": self._number})
+            self._engine.add(self._conversation.encode(question, self._tools), params)
+        before = self._engine.stats()
+        self._engine.step()
+        after = self._engine.stats()
+        if after.prefilled_tokens > before.prefilled_tokens:
+            return None
+        in_model = after.model_seconds - before.model_seconds
+        return in_model, after.step_seconds - before.step_seconds - in_model
+
+
+def of_grammar(
+    model: Model, tokenizer: Tokenizer, steps: int, forced: bool, draw: dict[str, float]
+) -> dict[str, float]:
+    """Mean seconds outside the model with and without a grammar, and of a whole step without."""
+    calls = ToolCalls(TOOLS, Conversation(tokenizer).format or "hermes", forced=forced)
+    plain = SamplingParams(max_tokens=150, ignore_eos=True, **draw)  # type: ignore[arg-type]
+    constrained = SamplingParams(max_tokens=150, structured_output=StructuredOutput(tool_calls=calls), **draw)  # type: ignore[arg-type]
+    groups = {"without": Group(model, tokenizer, plain), "with": Group(model, tokenizer, constrained)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in groups}
+    while min(map(len, times.values())) < steps:
+        for name, group in groups.items():
+            taken = group.step()
+            if taken is not None:
+                times[name].append(taken)
+    outside = {name: statistics.fmean(each for _, each in some) for name, some in times.items()}
+    return {**outside, "step": statistics.median(sum(both) for both in times["without"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_models(parser)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    arguments = start(parser)
+    _, int8, _ = models(arguments)
+    found = asyncio.run(over_http(int8, arguments.threads, arguments.tokens, arguments.rounds))
+    print(f"the server adds {statistics.median(found) * 1e3:.2f} ms to a token, one stream; rounds {found}", flush=True)
+    rows: list[dict[str, object]] = [{"server": found}]
+    model, tokenizer = load(int8), Tokenizer.from_directory(int8)
+    print(f"\n{SEQUENCES} sequences, ms outside the model{'without':>10}{'with':>8}   added, of a step")
+    for forced in (True, False):
+        for name, draw in DRAWS.items():
+            row = of_grammar(model, tokenizer, arguments.steps, forced, draw)
+            rows.append({"forced": forced, "draw": name, **row})
+            share = (row["with"] - row["without"]) / row["step"]
+            kind = f"{'calls' if forced else 'free text or calls'}, {name}"
+            print(f"{kind:34}{row['without'] * 1e3:10.2f}{row['with'] * 1e3:8.2f}{share:12.1%}", flush=True)
+    finish(arguments, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""The benchmarks are run by hand; here it is seen that they still fit what they measure."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+FILES = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if not file.stem.startswith("run_")], ids=lambda file: file.stem
+)
+def test_what_a_benchmark_imports_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(file.parent))
+    spec = importlib.util.spec_from_file_location(f"benchmark_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
