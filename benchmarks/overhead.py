@@ -72,8 +72,7 @@ async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> 
             )
             found.append((times[-1] - times[0]) / (tokens - 1) - taken / steps)
     finally:
-        if server.process is not None:
-            server.process.kill()
+        server.kill()
     return found[1:]
 
 

@@ -37,7 +37,7 @@ from faquant.evaluation.texts import builtin_texts
 LEFT, REFUSED = 0.2, 0.05
 ALLOWED_GROWTH = 64 << 20
 """Of the resident memory from a fifth of the time on, in bytes."""
-FLAGS = ("--kv-cache-memory", "40MiB", "--max-num-seqs", "12", "--max-queue", "6", "--max-model-len", "1536")
+FLAGS = ("--kv-cache-memory", "48MiB", "--max-num-seqs", "12", "--max-queue", "6", "--max-model-len", "3072")
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -75,7 +75,7 @@ def kinds(count: int, random: Random) -> list[Kind]:
     made: list[Kind] = []
     for number in range(count):
         text = random.choice(texts)
-        begin = random.randrange(len(text) - 2500)
+        begin = random.randrange(len(text) - 1200)
         own = text[:800] * random.randrange(2) + text[begin : begin + random.choice((20, 100, 400, 1200))]
         kind: Kind = {
             "seed": number,
@@ -116,7 +116,7 @@ class Server:
                 self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "faquant", "serve", str(self.directory), "--port", str(self.port), *FLAGS]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         async with httpx.AsyncClient(base_url=self.url) as client:
             while True:
                 try:
@@ -126,6 +126,11 @@ class Server:
                     await asyncio.sleep(0.1)
                 if self.process.poll() is not None:
                     sys.exit("the server did not start")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     @property
     def url(self) -> str:
@@ -243,9 +248,7 @@ class Soak:
     async def kill(self) -> None:
         """Kill the server without a word, and start it again."""
         self.is_down = True
-        os.kill(self.server.pid, signal.SIGKILL)
-        if self.server.process is not None:
-            self.server.process.wait()
+        self.server.kill()
         await self.server.start()
         await asyncio.sleep(1)  # until those that are still waiting for the dead one have noticed
         self.is_down = False
@@ -280,9 +283,8 @@ def add(made: list[Any], choice: Any, is_chat: bool) -> None:
         made[1][call.index][1] += call.function.arguments or ""
 
 
-async def soak(arguments: argparse.Namespace, directory: Path) -> None:
+async def soak(arguments: argparse.Namespace, server: Server) -> None:
     random = Random(arguments.seed)
-    server = Server(directory, arguments.threads)
     await server.start()
     run = Soak(server, kinds(arguments.kinds, random), random)
     await run.learn()
@@ -331,7 +333,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = start(parser)
     _, int8, _ = models(arguments)
-    asyncio.run(soak(arguments, int8))
+    server = Server(int8, arguments.threads)
+    try:
+        asyncio.run(soak(arguments, server))
+    finally:
+        server.kill()
 
 
 if __name__ == "__main__":
