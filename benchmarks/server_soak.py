@@ -76,7 +76,7 @@ def kinds(count: int, random: Random) -> list[Kind]:
     for number in range(count):
         text = random.choice(texts)
         begin = random.randrange(len(text) - 1200)
-        own = text[:800] * random.randrange(2) + text[begin : begin + random.choice((20, 100, 400, 1200))]
+        own = text[:500] * random.randrange(2) + text[begin : begin + random.choice((20, 100, 300, 700))]
         kind: Kind = {
             "seed": number,
             "temperature": random.choice((0.0, 0.7, 1.2)),

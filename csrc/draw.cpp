@@ -129,7 +129,9 @@ class Row {
         std::vector<double> sums;
         double weights[kBlock];
         for (int64_t block = 0; block < blocks(); ++block) {
-            sums.push_back(weigh(scores_, block, weights));
+            // Blocks that a mask rules out weigh nothing.
+            const bool is_out = maxima_[static_cast<size_t>(block)] == -std::numeric_limits<double>::infinity();
+            sums.push_back(is_out ? 0.0 : weigh(scores_, block, weights));
         }
         return sums;
     }
@@ -268,6 +270,20 @@ int64_t draw(const KernelTable& table, const Scores& scores, const Sampling& sam
     return token->id;
 }
 
+// A row of floats with -infinity where the mask has no token.
+std::vector<float> masked(const Scores& scores, const uint8_t* mask) {
+    std::vector<float> row(static_cast<size_t>(scores.count), -std::numeric_limits<float>::infinity());
+    for (int64_t first = 0; first < scores.count; first += 8) {
+        const int bits = mask[first / 8];
+        for (int64_t i = first; bits != 0 && i < std::min(first + 8, scores.count); ++i) {
+            if ((bits >> (i - first) & 1) != 0) {
+                row[static_cast<size_t>(i)] = scores.narrow[i];
+            }
+        }
+    }
+    return row;
+}
+
 Likeliest likeliest(const KernelTable& table, const Scores& scores, int64_t count) {
     const Row row(table, scores);
     Likeliest result{row.top() + std::log(sum_of(row.sums())), {}};
@@ -284,12 +300,17 @@ Likeliest likeliest(const KernelTable& table, const Scores& scores, int64_t coun
 
 }  // namespace
 
-std::vector<int64_t> draw(const KernelTable& table, const std::vector<Scores>& rows,
-                          const std::vector<Sampling>& samplings, int64_t threads) {
-    std::vector<int64_t> tokens(rows.size());
-    parallel(static_cast<int64_t>(rows.size()), threads, [&](int64_t job) {
+std::vector<int64_t> draw(const KernelTable& table, const std::vector<Draw>& draws, int64_t threads) {
+    std::vector<int64_t> tokens(draws.size());
+    parallel(static_cast<int64_t>(draws.size()), threads, [&](int64_t job) {
         const auto i = static_cast<size_t>(job);
-        tokens[i] = draw(table, rows[i], samplings[i]);
+        const Draw& one = draws[i];
+        if (one.mask == nullptr) {
+            tokens[i] = draw(table, one.row, one.sampling);
+        } else {
+            const std::vector<float> scores = masked(one.row, one.mask);
+            tokens[i] = draw(table, {one.row.count, scores.data(), nullptr}, one.sampling);
+        }
     });
     return tokens;
 }

@@ -21,9 +21,16 @@ struct Token {
     double weight;
 };
 
-// A token for each row; -1 where its greatest score is not finite. A row's depends on nothing but the row.
-std::vector<int64_t> draw(const KernelTable& table, const std::vector<Scores>& rows,
-                          const std::vector<Sampling>& samplings, int64_t threads);
+// One of the rows, and of which of its tokens: token n where bit n % 8, from the lowest, of byte n // 8 is set;
+// nullptr: of all.
+struct Draw {
+    Scores row;
+    const uint8_t* mask;
+    Sampling sampling;
+};
+
+// A token for each; -1 where the greatest score is not finite. It depends on nothing but that draw.
+std::vector<int64_t> draw(const KernelTable& table, const std::vector<Draw>& draws, int64_t threads);
 
 // What the filters leave of a row whose greatest score is finite, by id.
 std::vector<Token> distribution(const KernelTable& table, const Scores& scores, const Sampling& sampling);

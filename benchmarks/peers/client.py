@@ -57,8 +57,11 @@ class Peer:
     def close(self) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
-        self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(10)  # a worker that has processes of its own ends them
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def add_python(parser: argparse.ArgumentParser) -> None:

@@ -34,17 +34,19 @@ inline std::vector<faquant::Scores> rows_of(uintptr_t scores, bool is_wide, int6
     return all;
 }
 
-inline std::vector<int64_t> draw(uintptr_t scores, bool is_wide, int64_t vocab,
-                                 const std::vector<SamplingTuple>& samplings, int64_t threads,
-                                 const std::optional<std::string>& isa) {
-    const auto rows = rows_of(scores, is_wide, static_cast<int64_t>(samplings.size()), vocab);
-    std::vector<faquant::Sampling> all;
-    for (const SamplingTuple& tuple : samplings) {
-        all.push_back(sampling_of(tuple));
+// draws: (row, address of a mask of (vocab + 7) / 8 bytes, of float32 alone, or 0, sampling)
+inline std::vector<int64_t> draw(uintptr_t scores, bool is_wide, int64_t vocab, int64_t rows,
+                                 const std::vector<std::tuple<int64_t, uintptr_t, SamplingTuple>>& draws,
+                                 int64_t threads, const std::optional<std::string>& isa) {
+    const auto all_rows = rows_of(scores, is_wide, rows, vocab);
+    std::vector<faquant::Draw> all;
+    for (const auto& [row, mask, sampling] : draws) {
+        all.push_back(
+            {all_rows.at(static_cast<size_t>(row)), reinterpret_cast<const uint8_t*>(mask), sampling_of(sampling)});
     }
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
-    return faquant::draw(table, rows, all, threads);
+    return faquant::draw(table, all, threads);
 }
 
 inline std::vector<std::pair<int64_t, double>> distribution(uintptr_t scores, bool is_wide, int64_t vocab,

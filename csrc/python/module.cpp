@@ -133,7 +133,7 @@ NB_MODULE(_C, m) {
           unlocked);
     m.def("silu_times", &silu_times, "gate"_a, "up"_a, "count"_a, "out"_a, "threads"_a, "isa"_a.none(), unlocked);
     m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a);
-    m.def("draw", &draw, "scores"_a, "is_wide"_a, "vocab"_a, "samplings"_a, "threads"_a, "isa"_a.none());
+    m.def("draw", &draw, "scores"_a, "is_wide"_a, "vocab"_a, "rows"_a, "draws"_a, "threads"_a, "isa"_a.none());
     m.def("distribution", &distribution, "scores"_a, "is_wide"_a, "vocab"_a, "sampling"_a, "isa"_a.none());
     m.def("likeliest", &likeliest, "scores"_a, "is_wide"_a, "vocab"_a, "counts"_a, "threads"_a, "isa"_a.none());
     RmsNorm::bind(m);

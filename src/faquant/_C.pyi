@@ -26,7 +26,8 @@ def draw(
     scores: int,
     is_wide: bool,
     vocab: int,
-    samplings: list[tuple[float, int, float, float, float]],
+    rows: int,
+    draws: list[tuple[int, int, tuple[float, int, float, float, float]]],
     threads: int,
     isa: str | None,
 ) -> list[int]: ...

@@ -22,6 +22,7 @@ from .sampling_params import SamplingParams
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
+Bits = npt.NDArray[np.uint8]
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
 """A token's log-probability, and (id, log-probability) of the likeliest, likeliest first, then lowest id."""
 
@@ -49,11 +50,33 @@ def draw(
     Raises:
         FaquantError: some row's maximum is not finite.
     """
-    asked = [_asked(one, uniform) for one, uniform in zip(params, uniforms, strict=True)]
-    tokens = _C.draw(*_row_addresses(scores, len(asked)), asked, threads.count(), isa)
+    asked = [(row, 0, _asked(*one)) for row, one in enumerate(zip(params, uniforms, strict=True))]
+    tokens = _C.draw(*_row_addresses(scores, len(asked)), len(asked), asked, threads.count(), isa)
     if -1 in tokens:
         check_maximum(float(scores[tokens.index(-1)].max(initial=-math.inf)))
     return tokens
+
+
+def draw_masked(
+    scores: Floats,
+    rows: Sequence[int],
+    masks: Sequence[Bits],
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+) -> list[int]:
+    """Choose a token for some of the rows of scores, float32, from those of a mask; -1 where that leaves none.
+
+    masks: a bit for each token: token n is bit n % 8, from the lowest, of byte n // 8.
+    """
+    if scores.dtype.char != "f" or any(
+        8 * mask.size < scores.shape[1] or not mask.flags.c_contiguous for mask in masks
+    ):
+        raise ValueError("Masks are of float32 rows, contiguous, and have a bit for each token.")
+    asked = [
+        (row, mask.ctypes.data, _asked(*one))
+        for row, mask, one in zip(rows, masks, zip(params, uniforms, strict=True), strict=True)
+    ]
+    return _C.draw(*_row_addresses(scores, len(scores)), len(scores), asked, threads.count(), None)
 
 
 def distribution(scores: Floats, params: SamplingParams, isa: str | None = None) -> tuple[Integers, Floats]:

@@ -31,6 +31,7 @@ from .vocabulary import Bits, Vocabulary, bits_of
 _COMPILING, _GENERATING = 8192, 256
 _MOST_SKIPPED = 32
 _MOST_PATTERNS, _LONGEST_HINT = 8, 32
+_MOST_KEPT, _LONGEST_KEPT = 1024, 256
 
 
 class Constraint(Protocol):
@@ -157,11 +158,12 @@ class GrammarConstraint:
         self._vocabulary = vocabulary
         self._matcher = compiled.matcher.deep_copy()
         self._plan = list(compiled.plan or ())
-        self._within = compiled.within
+        self._compiled = compiled
+        self._text = b""
         self._ends = frozenset(end_token_ids)
         self._end_bits = bits_of(self._ends, vocabulary.size)
         self._text_bits = vocabulary.text_bits & ~self._end_bits
-        self._tried: tuple[int, LLMatcher, list[int]] | None = None  # a token that was admitted, and what is after it
+        self._tried: tuple[int, list[int]] | None = None  # a token that was admitted, and the plan after it
         self._ended = False
         self.shown: frozenset[int] = frozenset()
         self.unwatched_from = compiled.unwatched_from
@@ -189,15 +191,10 @@ class GrammarConstraint:
             return self.may_end
         if not self._text_bits[token >> 3] >> (token & 7) & 1:
             return False
-        after = self._matcher.deep_copy()
-        if self._plan and token == self._plan[0]:
-            after.consume_token(token)  # also where that is too much for it
-            plan: list[int] | None = self._plan[1:]
-        else:
-            plan = self._plan_after(token, after, left) if after.consume_token(token) else None
+        plan = self._plan[1:] if self._plan[:1] == [token] else self._plan_after(token, left)
         if plan is None:
             return False
-        self._tried = (token, after, plan)
+        self._tried = (token, plan)
         return True
 
     def fallback(self) -> int:
@@ -209,7 +206,9 @@ class GrammarConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        _, self._matcher, self._plan = self._tried
+        self._plan = self._tried[1]
+        self._matcher.consume_token(token)  # also where that is too much for it: there is the plan
+        self._text += self._vocabulary.text([token])
         self._tried = None
 
     def go_on(self, text: bytes, left: int) -> bool:
@@ -217,30 +216,51 @@ class GrammarConstraint:
         if text:
             if not self._matcher.consume_tokens(self._vocabulary.tokens(text)):
                 return False
-            self._plan = self._vocabulary.way_out(self._matcher, self._within, _COMPILING) or []
+            self._text = text
+            self._plan = self._vocabulary.way_out(self._matcher, self._compiled.within, _COMPILING) or []
         return len(self._plan) <= left and self._vocabulary.ends(self._matcher, self._plan)
 
-    def _plan_after(self, token: int, matcher: LLMatcher, left: int) -> list[int] | None:
-        """At most `left` tokens that end the text of `matcher`, which has `token` now."""
+    def _plan_after(self, token: int, left: int) -> list[int] | None:
+        """At most `left` tokens that end the text with `token` behind it; None where none are known."""
+        if self._matcher.is_error():
+            return None
         # The old plan often still is one. Where it is and takes too long, a search would mostly find it again.
-        if self._vocabulary.ends(matcher, self._plan):
+        right = self._vocabulary.right(self._matcher, [token, *self._plan])
+        if right == 0:
+            return None
+        if right == len(self._plan) + 2:
             return self._plan if len(self._plan) <= left else None
+        # Where the token stands in it or begins as it does, what comes after that may be one.
+        plan = self._behind(self._vocabulary.text([token]))
+        if plan is not None and len(plan) <= left and self._vocabulary.ends(self._matcher, [token, *plan]):
+            return plan
         # Its end may be one, perhaps after what must come now.
+        matcher = self._matcher.deep_copy()
+        if not matcher.consume_token(token):
+            return None
         forced = matcher.compute_ff_tokens()
         for beginning, first in (([], 1), (forced, 0)) if forced else (([], 1),):
             for place in range(first, min(len(self._plan), _MOST_SKIPPED)):
                 plan = beginning + self._plan[place:]
                 if len(plan) <= left and self._vocabulary.ends(matcher, plan):
                     return plan
-        # Where the token stands in it or begins as it does, what comes after that may be one.
-        old, new = self._vocabulary.text(self._plan), self._vocabulary.text([token])
+        plan_found = self._compiled.way_out(self._text + self._vocabulary.text([token]), matcher)
+        return plan_found if plan_found is not None and len(plan_found) <= left else None
+
+    def _behind(self, new: bytes) -> list[int] | None:
+        """What the plan has behind a text that stands near its beginning, or as far as it begins with that."""
+        texts = [self._vocabulary.text([token]) for token in self._plan]
+        old = b"".join(texts)
         place = old.find(new, 0, len(new) + 16)
         done = place + len(new) if place >= 0 else _common(old, new)
-        plan = self._vocabulary.tokens(old[done:]) if done else []
-        if len(plan) <= left and self._vocabulary.ends(matcher, plan):
-            return plan
-        plan_found = self._vocabulary.way_out(matcher, self._within, _GENERATING)
-        return plan_found if plan_found is not None and len(plan_found) <= left else None
+        if not done:
+            return None
+        for number, text in enumerate(texts):
+            if done < len(text):
+                begun = self._vocabulary.tokens(text[done:]) if done else [self._plan[number]]
+                return begun + self._plan[number + 1 :]
+            done -= len(text)
+        return []
 
 
 class _Compiled:
@@ -263,6 +283,18 @@ class _Compiled:
         self.plan = vocabulary.way_out(self.matcher, self.within, _COMPILING)
         if calls is not None:
             self._plan_each_call(calls, vocabulary)
+        self._vocabulary = vocabulary
+        self._ways: dict[bytes, list[int] | None] = {}
+
+    def way_out(self, text: bytes, matcher: LLMatcher) -> list[int] | None:
+        """Tokens that end `text`, which `matcher` has read. Answers begin alike: short texts come again and again."""
+        if len(text) > _LONGEST_KEPT:
+            return self._vocabulary.way_out(matcher, self.within, _GENERATING)
+        if text not in self._ways:
+            if len(self._ways) >= _MOST_KEPT:
+                self._ways.clear()
+            self._ways[text] = self._vocabulary.way_out(matcher, self.within, _GENERATING)
+        return self._ways[text]
 
     def _plan_each_call(self, calls: ToolCalls, vocabulary: Vocabulary) -> None:
         """Find the tool whose call is the shortest."""

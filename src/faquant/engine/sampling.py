@@ -14,18 +14,14 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
-from .draw import Floats, Integers, TokenLogprobs, check_maximum, draw, log_probabilities
+from .draw import Bits, Floats, Integers, TokenLogprobs, check_maximum, draw, draw_masked, log_probabilities
 from .sampling_params import SamplingParams as SamplingParams
 
 if TYPE_CHECKING:
     from .grammar import Constraint
-    from .vocabulary import Bits
 
 _TRIES = 4
 _UNIFORM_BITS = 48  # leaves room below 1.0 for the rounding of uniform · total
-# What the bits of a byte leave of eight logits, by np.minimum.
-_LIMITS = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), np.inf, -np.inf)
-_LIMITS = _LIMITS.astype(np.float32)
 
 
 class Sampler:
@@ -114,33 +110,10 @@ class Sampler:
     def _uniform(self, attempt: int = 0) -> float:
         return uniform(self.seed, self.step, self.index, attempt) if self.params.temperature else 0.0
 
-    def _choose_admitted(self, row: Floats, constraint: "Constraint", drawn: int) -> int:
-        """A token of those admitted, drawn from them; `drawn` is what `_draw` has given."""
-        left = self.params.max_tokens - self.step - 1
-        # What is drawn from all and admitted is as good as drawn from the admitted, whose mask takes longer to find.
-        # Not where filters look at what the mask leaves.
-        if self._is_unfiltered:
-            if constraint.admits(drawn, left):
-                return drawn
-            row = row.copy()
-            row[drawn] = -math.inf
-        bits = constraint.mask()
-        ids, scores = (None, row) if bits is None else _masked(row, bits)
-        first = int(self._is_unfiltered)
-        for attempt in range(first, first + _TRIES):
-            if scores is not row and scores.max(initial=-math.inf) == -math.inf:
-                break
-            place = draw(scores[None], [self.params], [self._uniform(attempt)])[0]
-            token = place if ids is None else int(ids[place])
-            if constraint.admits(token, left):
-                return token
-            if scores is row:
-                scores = row.copy()
-            scores[place] = -math.inf
-        # What is likely leads too far for the tokens left.
-        token = constraint.fallback()
-        constraint.admits(token, left)
-        return token
+    @property
+    def _left(self) -> int:
+        """Tokens that the answer may have after the next."""
+        return self.params.max_tokens - self.step - 1
 
     def _edit(self, row: Floats) -> "_Edit | None":
         """Change what bias, min_tokens and penalties change of a row."""
@@ -182,9 +155,7 @@ def sample_rows(logits: torch.Tensor | Floats, samplers: Sequence[Sampler]) -> l
     try:
         edits += (sampler._edit(row) for sampler, row in zip(samplers, rows, strict=True))
         tokens = draw(rows, [sampler._draw for sampler in samplers], [sampler._uniform() for sampler in samplers])
-        for place, sampler in enumerate(samplers):
-            if sampler.constraint is not None:
-                tokens[place] = sampler._choose_admitted(rows[place], sampler.constraint, tokens[place])
+        _draw_admitted(rows, samplers, tokens)
     finally:
         for edit in edits:
             if edit is not None:
@@ -196,6 +167,41 @@ def sample_rows(logits: torch.Tensor | Floats, samplers: Sequence[Sampler]) -> l
     for sampler, token in zip(samplers, tokens, strict=True):
         sampler._advance(token)
     return tokens
+
+
+def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int]) -> None:
+    """Draw again, from what their constraints admit, for those whose token is not admitted or was not drawn.
+
+    What is drawn from all and admitted is as good as drawn from the admitted, whose mask takes longer to find; not
+    where filters look at what the mask leaves.
+    """
+    constraints = {place: one.constraint for place, one in enumerate(samplers) if one.constraint is not None}
+    masks: dict[int, Bits] = {}
+    for place, constraint in constraints.items():
+        sampler = samplers[place]
+        if sampler._is_unfiltered and constraint.admits(tokens[place], sampler._left):
+            continue
+        bits = constraint.mask()
+        masks[place] = np.full(-(-rows.shape[1] // 8), 0xFF, np.uint8) if bits is None else bits.copy()
+        if sampler._is_unfiltered:
+            _rule_out(masks[place], tokens[place])
+    for number in range(_TRIES):
+        if not masks:
+            return
+        places = list(masks)
+        asked = [samplers[place] for place in places]
+        # Where a token was drawn from all, that has used the first number.
+        uniforms = [sampler._uniform(number + sampler._is_unfiltered) for sampler in asked]
+        drawn = draw_masked(rows, places, list(masks.values()), [sampler.params for sampler in asked], uniforms)
+        for place, token in zip(places, drawn, strict=True):
+            if token >= 0 and constraints[place].admits(token, samplers[place]._left):
+                tokens[place] = token
+                del masks[place]
+            elif token >= 0:
+                _rule_out(masks[place], token)
+    for place in masks:  # what is likely leads too far for the tokens left
+        tokens[place] = constraints[place].fallback()
+        constraints[place].admits(tokens[place], samplers[place]._left)
 
 
 def uniform(seed: int, step: int, index: int = 0, attempt: int = 0) -> float:
@@ -256,16 +262,8 @@ class _History:
         scores[ids] = np.minimum(old, np.finfo(scores.dtype).max)
 
 
-def _masked(row: Floats, bits: "Bits") -> tuple[Integers | None, Floats]:
-    """The logits of the tokens in a mask: ids and theirs if they are few, else None and all, the others at -inf."""
-    places = np.flatnonzero(bits)
-    if 8 * places.size < bits.size:
-        inside = np.unpackbits(bits[places, None], axis=1, bitorder="little")
-        rows, columns = np.nonzero(inside)
-        ids = 8 * places[rows] + columns
-        return ids, row[ids]
-    limits = np.take(_LIMITS, bits, axis=0).reshape(-1)
-    return None, np.minimum(row, limits[: row.size])
+def _rule_out(mask: Bits, token: int) -> None:
+    mask[token >> 3] &= 0xFF ^ (1 << (token & 7))
 
 
 def _as_one_row(logits: torch.Tensor | Floats) -> torch.Tensor | Floats:

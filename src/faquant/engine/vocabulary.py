@@ -9,9 +9,8 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 
 from ..errors import UnsupportedError
+from .draw import Bits as Bits
 from .tokenizer import Tokenizer
-
-Bits = npt.NDArray[np.uint8]
 
 # What leads out of a JSON text soonest, by its first byte: between strings, where a line may end, the ends of objects
 # and arrays before their beginnings. Within a string "a" is the best where it must go on.
@@ -34,6 +33,8 @@ class Vocabulary:
             )
         except ValueError as error:
             raise UnsupportedError(f"Structured output is not possible with this tokenizer: {error}.") from None
+        known = [token for token in range(min(size, tokenizer.vocab_size)) if tokenizer.token_text(token) is not None]
+        self._texts = {token: bytes(self.backend.decode_bytes([token])) for token in known}
         sample = '{"key": [1.5, true], "größe": "\\n😀"}'
         ids = tokenizer.encode(sample, add_special_tokens=False)
         if self.text(ids).decode("utf-8", "replace").strip() != tokenizer.decode(ids).strip():
@@ -41,26 +42,29 @@ class Vocabulary:
                 "Structured output is not possible with this tokenizer: its decoder changes the text."
             )
         self.size = size
-        known = [token for token in range(min(size, tokenizer.vocab_size)) if tokenizer.token_text(token) is not None]
         self.text_bits = bits_of(set(known) - set(self.backend.eos_tokens), size)
         self._special = tokenizer.special_token_ids.union(tokenizer.eos_token_ids)
         first: dict[bytes, int] = {}
-        for token in known:
-            first.setdefault(self.text([token]), token)
+        for token, text in self._texts.items():
+            first.setdefault(text, token)
         single = {text[0]: [token] for text, token in first.items() if len(text) == 1}
         self.quote = [single[byte] for byte in b'"' if byte in single]
         self._line_end = single.get(ord("\n"))
         self._between, self._within = ([single[byte] for byte in row if byte in single] for row in (_BETWEEN, _WITHIN))
 
     def text(self, tokens: Sequence[int]) -> bytes:
-        return bytes(self.backend.decode_bytes(list(tokens)))
+        return b"".join(self._texts.get(token, b"") for token in tokens)
 
     def tokens(self, text: bytes) -> list[int]:
         return list(self.backend.tokenize_bytes(text))
 
     def ends(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:
         """Whether `plan` continues the matcher's text, and the text is complete then."""
-        return bool(matcher.validate_tokens([*plan, self.backend.eos_token]) == len(plan) + 1)
+        return self.right(matcher, plan) == len(plan) + 1
+
+    def right(self, matcher: LLMatcher, plan: Sequence[int]) -> int:
+        """How many tokens of `plan`, and of the end behind it, continue the matcher's text."""
+        return int(matcher.validate_tokens([*plan, self.backend.eos_token]))
 
     def special(self, text: str | None) -> list[int]:
         """The special token that is written so, if there is one."""
