@@ -533,7 +533,7 @@ class Some:
 
     shown: frozenset[int] = frozenset()
     unwatched_from = None
-    may_end = must_end = False
+    may_end = must_end = is_free = False
 
     def __init__(self, tokens: list[int], size: int) -> None:
         self.tokens, self.size, self.masks = tokens, size, 0

@@ -52,6 +52,10 @@ class Constraint(Protocol):
     def must_end(self) -> bool:
         """Whether it is, and nothing can follow; the answer may as well end without an end token."""
 
+    @property
+    def is_free(self) -> bool:
+        """Whether mostly anything may come next: `mask` is None, and only `admits` knows better."""
+
     def mask(self) -> Bits | None:
         """The tokens that may come next, a bit each: token n is bit n % 8, from the lowest, of byte n // 8; or all."""
 
@@ -175,6 +179,10 @@ class GrammarConstraint:
     @property
     def must_end(self) -> bool:
         return self._ended or (self._matcher.is_stopped() and self.may_end)
+
+    @property
+    def is_free(self) -> bool:
+        return False
 
     def mask(self) -> Bits:
         if self.must_end:

@@ -98,14 +98,11 @@ class Sampler:
         return self.step < self.params.min_tokens and not self.must_end
 
     @property
-    def _is_unfiltered(self) -> bool:
+    def _draws_from_all(self) -> bool:
+        """Whether the whole row is drawn from, and not what a mask leaves, which filters would have to see."""
         params = self.params
-        return params.temperature == 0.0 or (params.top_k <= 0 and params.top_p == 1.0 and params.min_p == 0.0)
-
-    @property
-    def _draw(self) -> SamplingParams | None:
-        """How to draw from the whole row; None: the scores are only checked."""
-        return self.params if self.constraint is None or self._is_unfiltered else None
+        is_unfiltered = params.temperature == 0.0 or (params.top_k <= 0 and params.top_p == 1.0 and params.min_p == 0.0)
+        return self.constraint is None or self.constraint.is_free or is_unfiltered
 
     def _uniform(self, attempt: int = 0) -> float:
         return uniform(self.seed, self.step, self.index, attempt) if self.params.temperature else 0.0
@@ -154,7 +151,9 @@ def sample_rows(logits: torch.Tensor | Floats, samplers: Sequence[Sampler]) -> l
     edits: list[_Edit | None] = []
     try:
         edits += (sampler._edit(row) for sampler, row in zip(samplers, rows, strict=True))
-        tokens = draw(rows, [sampler._draw for sampler in samplers], [sampler._uniform() for sampler in samplers])
+        # Where a mask comes first, the scores are only checked here.
+        params = [sampler.params if sampler._draws_from_all else None for sampler in samplers]
+        tokens = draw(rows, params, [sampler._uniform() for sampler in samplers])
         _draw_admitted(rows, samplers, tokens)
     finally:
         for edit in edits:
@@ -172,18 +171,17 @@ def sample_rows(logits: torch.Tensor | Floats, samplers: Sequence[Sampler]) -> l
 def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int]) -> None:
     """Draw again, from what their constraints admit, for those whose token is not admitted or was not drawn.
 
-    What is drawn from all and admitted is as good as drawn from the admitted, whose mask takes longer to find; not
-    where filters look at what the mask leaves.
+    What is drawn from all and admitted is as good as drawn from the admitted, whose mask takes longer to find.
     """
     constraints = {place: one.constraint for place, one in enumerate(samplers) if one.constraint is not None}
     masks: dict[int, Bits] = {}
     for place, constraint in constraints.items():
         sampler = samplers[place]
-        if sampler._is_unfiltered and constraint.admits(tokens[place], sampler._left):
+        if sampler._draws_from_all and constraint.admits(tokens[place], sampler._left):
             continue
         bits = constraint.mask()
         masks[place] = np.full(-(-rows.shape[1] // 8), 0xFF, np.uint8) if bits is None else bits.copy()
-        if sampler._is_unfiltered:
+        if sampler._draws_from_all:
             _rule_out(masks[place], tokens[place])
     for number in range(_TRIES):
         if not masks:
@@ -191,7 +189,7 @@ def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int])
         places = list(masks)
         asked = [samplers[place] for place in places]
         # Where a token was drawn from all, that has used the first number.
-        uniforms = [sampler._uniform(number + sampler._is_unfiltered) for sampler in asked]
+        uniforms = [sampler._uniform(number + sampler._draws_from_all) for sampler in asked]
         drawn = draw_masked(rows, places, list(masks.values()), [sampler.params for sampler in asked], uniforms)
         for place, token in zip(places, drawn, strict=True):
             if token >= 0 and constraints[place].admits(token, samplers[place]._left):

@@ -45,6 +45,10 @@ class CallConstraint:
     def must_end(self) -> bool:
         return self._ended or (self._calls is not None and self._calls.must_end)
 
+    @property
+    def is_free(self) -> bool:
+        return self._calls is None
+
     def mask(self) -> "Bits | None":
         return None if self._calls is None else self._calls.mask()
 
