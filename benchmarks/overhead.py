@@ -55,7 +55,7 @@ async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> 
     try:
         client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         for number in range(rounds + 1):
-            before, times = await server.metrics(), []
+            times: list[float] = []
             stream = await client.completions.create(
                 model=directory.resolve().name,
                 prompt=f"{number} stories of the sea:",
@@ -65,6 +65,8 @@ async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> 
                 extra_body={"ignore_eos": True},
             )
             async for _ in stream:
+                if not times:
+                    before = await server.metrics()  # behind the prompt's step, which is longer
                 times.append(time.perf_counter())
             after = await server.metrics()
             steps, taken = (

@@ -7,7 +7,7 @@ answers and logprobs; a fifth of the streams is left, and now and then a request
 is small and the queue short, so that sequences lose their pages and clients are told to come again. After a tenth of
 the time the server is killed and started again; at the end SIGTERM comes while answers are being written. The program
 fails (exit status 1) where an answer is not what the server said to that request alone, where something but an answer
-or the right refusal comes, and where memory, pages or open files grow. The model is the demo model's.
+or the right refusal comes, and where memory or open files grow. The model is the demo model's.
 """
 
 import argparse
@@ -216,7 +216,8 @@ class Soak:
                 else:
                     self.problem = f"status {error.status_code}: {error.message}"
             except (APIConnectionError, httpx.TransportError) as error:
-                has_not_begun = isinstance(error, APIConnectionError | httpx.ConnectError)
+                # The first is openai's name for the second.
+                has_not_begun = isinstance(error.__cause__ or error, httpx.ConnectError)
                 if not (self.is_down or (self.is_ending and has_not_begun)):
                     self.problem = f"a request was not answered: {error!r}"
                 self.seen["lost by the kill"] += self.is_down
@@ -240,7 +241,8 @@ class Soak:
     async def be_refused(self) -> None:
         body = self.random.choice(HOSTILE)
         async with httpx.AsyncClient(base_url=self.server.url) as client:
-            answer = await client.post("/v1/chat/completions", content=body)
+            headers = {"Content-Type": "application/json"}
+            answer = await client.post("/v1/chat/completions", content=body, headers=headers)
         if not 400 <= answer.status_code < 500 and not (self.is_ending and answer.status_code == 503):
             self.problem = f"{body[:80]!r} was answered with {answer.status_code}"
         self.seen["refused"] += 1

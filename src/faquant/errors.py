@@ -8,9 +8,16 @@ class FaquantError(Exception):
 
 
 class UsageError(FaquantError):
-    """A command, an option or an argument makes no sense; nothing was read or written."""
+    """A command, an option or an argument makes no sense; nothing was read or written.
+
+    field: of a request's fields the one to blame, where that is known.
+    """
 
     exit_status = 2
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class CheckpointError(FaquantError):

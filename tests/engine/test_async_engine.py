@@ -7,13 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+from faquant.engine import grammar
 from faquant.engine.async_engine import AsyncEngine, EngineStoppedError
 from faquant.engine.request import Output
 from faquant.engine.sampling_params import SamplingParams
 from faquant.engine.scheduler import Work
+from faquant.engine.structured_output import StructuredOutput
+from faquant.engine.vocabulary import Vocabulary
 from faquant.errors import UsageError
 from oracles.random_decoder import tokens
 from oracles.tiny_engine import Asked, TinyEngine
+from oracles.tiny_server import BytesEngine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 NINE = replace(GREEDY, max_tokens=9)
@@ -219,3 +223,80 @@ def test_shutting_down_ends_or_drains() -> None:
         assert len(got[0]) == 20
     for got in asyncio.run(main(drain=False)):
         assert isinstance(got, EngineStoppedError | tuple)
+
+
+class TestStructures:
+    """One that is slow to compile holds back nobody but those who want it."""
+
+    SLOW, OTHER, QUICK = (StructuredOutput(choice=(text,)) for text in ("ab", "ba", "a"))
+
+    @pytest.fixture
+    def begun(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StructuredOutput]]:
+        """What has been begun to be compiled; the slow ones go on at the end."""
+        begun: list[StructuredOutput] = []
+        go_on = threading.Event()
+        plain = grammar._Compiled
+
+        def compiled(vocabulary: Vocabulary, wanted: StructuredOutput) -> object:
+            begun.append(wanted)
+            assert wanted == self.QUICK or go_on.wait(30)
+            return plain(vocabulary, wanted)
+
+        monkeypatch.setattr(grammar, "_Compiled", compiled)
+        yield begun
+        go_on.set()
+
+    @staticmethod
+    def ask(engine: AsyncEngine, wanted: StructuredOutput) -> "asyncio.Task[object]":
+        params = SamplingParams(max_tokens=5, structured_output=wanted)
+        return asyncio.create_task(engine.check(BytesEngine().tokenizer.encode("x"), params))
+
+    def test_what_is_compiled_waits_for_nothing(self, begun: list[StructuredOutput]) -> None:
+        async def main() -> None:
+            engine = AsyncEngine(BytesEngine(pages=20))
+            await self.ask(engine, self.QUICK)
+            slow = [self.ask(engine, wanted) for wanted in (self.SLOW, self.SLOW, self.SLOW, self.OTHER)]
+            while len(begun) < 3:
+                await asyncio.sleep(0.001)
+            await asyncio.wait_for(self.ask(engine, self.QUICK), 5)
+            assert begun.count(self.SLOW) == begun.count(self.OTHER) == 1
+            assert not any(task.done() for task in slow)
+            engine.shutdown()
+
+        asyncio.run(main())
+
+    def test_what_nobody_waits_for_any_more_is_not_begun(self, begun: list[StructuredOutput]) -> None:
+        async def main() -> None:
+            engine = AsyncEngine(BytesEngine(pages=20))
+            busy = [self.ask(engine, wanted) for wanted in (self.SLOW, self.OTHER)]
+            while len(begun) < 2:
+                await asyncio.sleep(0.001)
+            leaving, staying = (self.ask(engine, self.QUICK) for _ in range(2))
+            await asyncio.sleep(0.1)
+            leaving.cancel()
+            await asyncio.sleep(0.1)
+            assert not staying.done()
+            staying.cancel()
+            await asyncio.wait([leaving, staying])
+            assert not engine._compiling.keys() - {engine.engine.grammars.compiled(each) for each in begun}
+            assert self.QUICK not in begun
+            engine.shutdown()
+            await asyncio.wait([task for task in busy if task.cancel()])
+
+        asyncio.run(main())
+
+    def test_a_shutdown_is_told(self, begun: list[StructuredOutput]) -> None:
+        async def main() -> None:
+            engine = AsyncEngine(BytesEngine(pages=20))
+            busy = [self.ask(engine, wanted) for wanted in (self.SLOW, self.OTHER)]
+            while len(begun) < 2:
+                await asyncio.sleep(0.001)
+            queued = self.ask(engine, self.QUICK)
+            await asyncio.sleep(0.1)
+            engine.shutdown()
+            for task in (queued, self.ask(engine, self.QUICK)):
+                with pytest.raises(EngineStoppedError):
+                    await asyncio.wait_for(task, 5)
+            await asyncio.wait([task for task in busy if task.cancel()])
+
+        asyncio.run(main())

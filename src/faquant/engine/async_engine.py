@@ -5,7 +5,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -13,10 +13,13 @@ from ..errors import FaquantError
 from .engine import Checked, Engine
 from .request import Output, Request
 from .sampling_params import SamplingParams
+from .structured_output import StructuredOutput
 
 log = logging.getLogger(__name__)
 
 _COMPILERS = 2
+_LONG = 4096
+"""Tokens of a prompt whose check is worth a thread."""
 
 
 class EngineStoppedError(FaquantError):
@@ -30,12 +33,13 @@ class AsyncEngine:
         self.engine = engine
         self._todo: deque[Callable[[], object]] = deque()  # for the thread, which alone touches the engine
         self._streams: dict[Request, _Stream] = {}
-        self._wake = threading.Condition()  # guards what is written from several threads: todo, callers and the flags
+        self._wake = threading.Condition()  # guards what is written from several threads: all but streams
         self._callers: set[_Stream] = set()
         self._draining = self._abandoning = False
         self._thread = threading.Thread(target=self._run, name="faquant-engine", daemon=True)
         # Of their own: threads that compile structures for seconds are not there for anything else.
         self._compilers = ThreadPoolExecutor(_COMPILERS, "faquant-compile")
+        self._compiling: dict[Future[Any], int] = {}  # and how many wait for it
 
     def start(self) -> None:
         self._thread.start()
@@ -60,11 +64,40 @@ class AsyncEngine:
                 yield output
 
     async def check(self, prompt: Sequence[int], params: SamplingParams) -> Checked:
-        """What `answers` takes. Raises: UsageError: the request cannot be answered."""
-        if params.structured_output is None:
+        """What `answers` takes.
+
+        Raises:
+            UsageError: the request cannot be answered.
+            EngineStoppedError: the engine was shut down.
+        """
+        structure = params.structured_output
+        if structure is not None and (structure.tool_calls is None or structure.tool_calls.tools):
+            await self._compile(structure)
+        if structure is None and len(prompt) < _LONG:
             return self.engine.check(prompt, params)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._compilers, self.engine.check, prompt, params)
+        return await asyncio.to_thread(self.engine.check, prompt, params)
+
+    async def _compile(self, structure: StructuredOutput) -> None:
+        """Wait until a structure is compiled. Where all who wait have left, it is not begun."""
+        grammars = await asyncio.to_thread(lambda: self.engine.grammars)
+        with self._wake:
+            if self._draining:
+                raise EngineStoppedError("The engine is shutting down, or has failed.")
+            compiled = grammars.compiled(structure, self._compilers.submit)
+            self._compiling[compiled] = self._compiling.get(compiled, 0) + 1
+        done = asyncio.wrap_future(compiled)
+        done.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.wait([done])
+        finally:
+            with self._wake:
+                self._compiling[compiled] -= 1
+                if not self._compiling[compiled]:
+                    del self._compiling[compiled]
+                    compiled.cancel()
+        if compiled.cancelled():
+            raise EngineStoppedError("The engine was shut down before the answer was begun.")
+        compiled.result()
 
     async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:
         """As generate, for several prompts at once, with the number of the prompt that an output belongs to."""
@@ -99,6 +132,8 @@ class AsyncEngine:
             self._draining = True
             self._abandoning |= not drain
             self._wake.notify()
+            for compiled in self._compiling:
+                compiled.cancel()
         self._compilers.shutdown(wait=False, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join(timeout)

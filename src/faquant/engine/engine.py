@@ -193,14 +193,14 @@ class Engine:
         self._scheduler.check_integrity()
 
     @cached_property
-    def _grammars(self) -> Grammars:
+    def grammars(self) -> Grammars:
         return Grammars(self.tokenizer, self.model.config.vocab_size)
 
     def _constraints(self, params: SamplingParams) -> Callable[[], Constraint | None]:
         if params.structured_output is None:
             return lambda: None
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
-        return self._grammars.constraints(params.structured_output, params.max_tokens, ends)
+        return self.grammars.constraints(params.structured_output, params.max_tokens, ends)
 
     def _run(self, work: Sequence[Work]) -> Tensor:
         """Logits [rows, vocab] of each that decodes: of its last token, and of those guessed behind it."""

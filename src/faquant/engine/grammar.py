@@ -101,7 +101,8 @@ class Grammars:
         if text:
             raise UsageError(
                 "With structured output (a response format, or tools), stop_token_ids must be special tokens; "
-                f"{text[0]} is text."
+                f"{text[0]} is text.",
+                "stop_token_ids",
             )
         calls = wanted.tool_calls
         if calls is None or calls.forced:
@@ -109,14 +110,14 @@ class Grammars:
         begin: Callable[[str, int], GrammarConstraint | None] = _refuse
         if calls.tools:
             # Compiled now, before an answer waits for it.
-            begin = partial(self._from_calls, self._compile(wanted), end_token_ids)
+            begin = partial(self._from_calls, self.compiled(wanted).result(), end_token_ids)
         shown = self._vocabulary.special(calls.style.tag)
         return partial(CallConstraint, opening_of(calls), self._vocabulary, end_token_ids, shown, begin)
 
     def _from_beginning(
         self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
     ) -> Callable[[], "GrammarConstraint"]:
-        compiled = self._compile(wanted)
+        compiled = self.compiled(wanted).result()
         if compiled.plan is None:
             raise UsageError(
                 "No complete answer of the structure asked for was found; it may have none. Make it simpler."
@@ -124,7 +125,8 @@ class Grammars:
         if len(compiled.plan) > max_tokens:
             raise UsageError(
                 f"max_tokens ({max_tokens}) is too small for the structure asked for: the shortest answer found has "
-                f"{len(compiled.plan)} tokens."
+                f"{len(compiled.plan)} tokens.",
+                "max_tokens",
             )
         return partial(GrammarConstraint, self._vocabulary, compiled, end_token_ids)
 
@@ -135,28 +137,49 @@ class Grammars:
         constraint = GrammarConstraint(self._vocabulary, compiled, end_token_ids)
         return constraint if constraint.go_on(text.encode("latin-1"), left) else None
 
-    def _compile(self, wanted: StructuredOutput) -> "_Compiled":
-        """Once for all who want it, also at the same time."""
+    def compiled(self, wanted: StructuredOutput, submit: Callable[..., object] | None = None) -> "Future[_Compiled]":
+        """What `constraints` waits for, made once for all who want it, also at the same time.
+
+        submit: an executor's, in which it is compiled; None: at once. Who gives up the future that is not yet done may
+        cancel it, if nobody else waits for it.
+        """
         with self._lock:
             compiled = self._compiled.get(wanted)
-            is_first = compiled is None
-            if compiled is None:
-                compiled = self._compiled[wanted] = Future()
-                while len(self._compiled) > self._capacity:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(wanted)
-        if is_first:
-            try:
-                compiled.set_result(_Compiled(self._vocabulary, wanted))
-            except BaseException as error:
-                with self._lock:
-                    self._compiled.pop(wanted, None)
-                compiled.set_exception(error)
-        return compiled.result()
+            if compiled is not None and not compiled.cancelled():
+                self._compiled.move_to_end(wanted)
+                return compiled
+            compiled = self._compiled[wanted] = Future()
+        if submit is None:
+            self._compile(wanted, compiled)
+        else:
+            submit(self._compile, wanted, compiled)
+        return compiled
+
+    def _compile(self, wanted: StructuredOutput, compiled: "Future[_Compiled]") -> None:
+        if not compiled.set_running_or_notify_cancel():
+            self._forget(wanted, compiled)
+            return
+        try:
+            result = _Compiled(self._vocabulary, wanted)
+        except BaseException as error:
+            self._forget(wanted, compiled)
+            compiled.set_exception(error)
+            del compiled  # which holds the error, which holds this frame
+        else:
+            compiled.set_result(result)
+            with self._lock:
+                done = [key for key, one in self._compiled.items() if one.done()]
+                for key in done[: max(0, len(done) - self._capacity)]:
+                    del self._compiled[key]
+
+    def _forget(self, wanted: StructuredOutput, compiled: "Future[_Compiled]") -> None:
+        with self._lock:
+            if self._compiled.get(wanted) is compiled:
+                del self._compiled[wanted]
 
 
 class GrammarConstraint:
-    """`Constraint` by llguidance. Made by `Grammars.constraint`."""
+    """`Constraint` by llguidance. Made by what `Grammars.constraints` gives."""
 
     def __init__(self, vocabulary: Vocabulary, compiled: "_Compiled", end_token_ids: Collection[int]) -> None:
         self._vocabulary = vocabulary

@@ -257,7 +257,8 @@ class _History:
         old = scores[ids].astype(np.float64)  # where nothing overflows
         old = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
         old -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-        scores[ids] = np.minimum(old, np.finfo(scores.dtype).max)
+        largest = np.finfo(scores.dtype).max
+        scores[ids] = np.where(np.isinf(old), old, np.clip(old, -largest, largest))
 
 
 def _rule_out(mask: Bits, token: int) -> None:
@@ -290,4 +291,6 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
     for name, ids in (("logit_bias", dict(params.logit_bias)), ("stop_token_ids", params.stop_token_ids)):
         for token in ids:
             if token >= vocab_size:
-                raise UsageError(f"{name} has the token {token}, but the vocabulary has only {vocab_size} tokens.")
+                raise UsageError(
+                    f"{name} has the token {token}, but the vocabulary has only {vocab_size} tokens.", name
+                )

@@ -74,7 +74,8 @@ class SamplingParams:
                 raise self._wrong("structured_output", "a StructuredOutput or None")
             if self.ignore_eos:
                 raise UsageError(
-                    "ignore_eos excludes structured output (a response format, or tools): a structure has an end."
+                    "ignore_eos excludes structured output (a response format, or tools): a structure has an end.",
+                    "ignore_eos",
                 )
         object.__setattr__(self, "stop", self._checked_stop(self.stop))
         object.__setattr__(self, "stop_token_ids", self._checked_stop_tokens(self.stop_token_ids))

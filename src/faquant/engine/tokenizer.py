@@ -103,13 +103,13 @@ class Tokenizer:
         Raises:
             UsageError: `text` is no string, or has half of a surrogate pair, which no UTF-8 text can hold.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"Text to encode must be a string, not a {type(text).__name__}.")
         try:
             # Other than `encode`, this lets other threads run meanwhile.
             (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             ids: list[int] = encoded.ids
         except TypeError:
-            if not isinstance(text, str):
-                raise UsageError(f"Text to encode must be a string, not a {type(text).__name__}.") from None
             half = next((place for place, mark in enumerate(text) if "\ud800" <= mark <= "\udfff"), None)
             raise UsageError(
                 f"The text has half of a surrogate pair at character {half}; it is no valid Unicode. Remove it."

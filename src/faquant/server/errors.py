@@ -59,11 +59,11 @@ class ApiError(HTTPException):
 
 @contextmanager
 def blamed_on(param: str | None) -> Iterator[None]:
-    """What is refused within is refused because of this field of the request."""
+    """What is refused within is refused because of this field of the request, unless the error names another."""
     try:
         yield
     except (UsageError, UnsupportedError) as error:
-        raise ApiError(400, str(error), param) from None
+        raise ApiError(400, str(error), getattr(error, "field", None) or param) from None
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -75,7 +75,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, UsageError | UnsupportedError):
-        return ApiError(400, str(error))
+        return ApiError(400, str(error), getattr(error, "field", None))
     if isinstance(error, EngineStoppedError):
         return ApiError(503, str(error), code="engine_stopped")
     if isinstance(error, FaquantError):

@@ -39,7 +39,9 @@ class CalledFunction(Body):
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise ValueError(f"the arguments of the call of {self.name} must be a JSON object, as text")
+            raise ValueError(
+                f"the arguments of the call of {self.name} must be a JSON object of finite numbers, as text"
+            )
         return value
 
 

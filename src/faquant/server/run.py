@@ -42,6 +42,9 @@ def serve(service: Service, listener: socket.socket) -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=LAST_SECONDS,
     )
+    # Once uvicorn's own have gone, while Python waits for threads.
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, _end_now)
     service.engine.start()
     try:
         _Server(config, service).run([listener])
@@ -58,8 +61,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._gate.closed:
-            _say(f"ended by a second {signal.Signals(sig).name}")
-            os._exit(128 + sig)  # the engine's thread may be in a long step
+            _end_now(sig, frame)
         self._gate.closed = True
         _say(f"ending on {signal.Signals(sig).name}, after {self._gate.inside} answers that are still being written")
 
@@ -72,6 +74,11 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or (self._gate.closed and self._gate.inside == 0)
+
+
+def _end_now(sig: int, frame: FrameType | None) -> None:
+    _say(f"ended by a second {signal.Signals(sig).name}")
+    os._exit(128 + sig)  # the engine's thread may be in a long step
 
 
 def _say(text: str) -> None:
