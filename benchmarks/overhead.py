@@ -65,9 +65,9 @@ async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> 
                 extra_body={"ignore_eos": True},
             )
             async for _ in stream:
-                if not times:
-                    before = await server.metrics()  # behind the prompt's step, which is longer
                 times.append(time.perf_counter())
+                if len(times) == 1:
+                    before = await server.metrics()  # behind the prompt's step, which is longer
             after = await server.metrics()
             steps, taken = (
                 after[f"faquant_{name}_total"] - before[f"faquant_{name}_total"] for name in ("steps", "step_seconds")
