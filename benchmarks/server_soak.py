@@ -5,9 +5,10 @@ python benchmarks/server_soak.py [--int8 DIR] [--minutes 60] [--clients 24] [--k
 Clients ask, by the official openai client, for chats and completions, streamed or whole, with tools, schemas, several
 answers and logprobs; a fifth of the streams is left, and now and then a request is one that must be refused. The cache
 is small and the queue short, so that sequences lose their pages and clients are told to come again. After a tenth of
-the time the server is killed and started again; at the end SIGTERM comes while answers are being written. The program
-fails (exit status 1) where an answer is not what the server said to that request alone, where something but an answer
-or the right refusal comes, and where memory or open files grow. The model is the demo model's.
+the time the server is killed and started again; when the time is up all clients rest, and nothing may be held for them
+any more; at last SIGTERM comes while answers are being written. The program fails (exit status 1) where an answer is
+not what the server said to that request alone, where something but an answer or the right refusal comes, where no
+sequence lost its pages, and where pages are lost, or memory or open files grow. The model is the demo model's.
 """
 
 import argparse
@@ -37,7 +38,9 @@ from faquant.evaluation.texts import builtin_texts
 LEFT, REFUSED = 0.2, 0.05
 ALLOWED_GROWTH = 64 << 20
 """Of the resident memory from a fifth of the time on, in bytes."""
-FLAGS = ("--kv-cache-memory", "48MiB", "--max-num-seqs", "12", "--max-queue", "6", "--max-model-len", "3072")
+FLAGS = ("--kv-cache-memory", "24MiB", "--max-num-seqs", "12", "--max-queue", "6", "--max-model-len", "1536")
+HELD = ("sequences_running", "sequences_waiting", "cache_pages_used")
+"""Nothing, when no request is there."""
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -165,6 +168,7 @@ class Soak:
     seen: Counter[str] = field(default_factory=Counter)
     first: list[float] = field(default_factory=list)
     is_down: bool = False
+    rests: bool = False
     is_ending: bool = False
     problem: str = ""
 
@@ -204,7 +208,7 @@ class Soak:
 
     async def work(self) -> None:
         """One client."""
-        while not self.is_ending and not self.problem:
+        while not (self.rests or self.is_ending or self.problem):
             try:
                 await self.once()
             except APIStatusError as error:
@@ -255,6 +259,9 @@ class Soak:
         await asyncio.sleep(1)  # until those that are still waiting for the dead one have noticed
         self.is_down = False
 
+    def send(self, clients: int) -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(self.work()) for _ in range(clients)]
+
     async def end(self) -> int:
         """SIGTERM while answers are written; the exit status."""
         self.is_ending = True
@@ -297,7 +304,7 @@ async def soak(arguments: argparse.Namespace, server: Server) -> None:
 
     begin = time.monotonic()
     length = arguments.minutes * 60
-    workers = [asyncio.create_task(run.work()) for _ in range(arguments.clients)]
+    workers = run.send(arguments.clients)
     rows: list[dict[str, object]] = []
     killed = False
     early: tuple[int, int] | None = None
@@ -311,7 +318,13 @@ async def soak(arguments: argparse.Namespace, server: Server) -> None:
         rows.append({**row})
         print(f"{past:6.0f} s  {server.resident() >> 20} MiB  {row['files']} files  {dict(run.seen)}", flush=True)
         await asyncio.sleep(min(60, length / 20))
+    run.rests = True
+    await asyncio.wait(workers)
+    await asyncio.sleep(1)  # until the last that was left has been noticed
     metrics, resident, files = await server.metrics(), server.resident(), server.open_files()
+    run.rests = False
+    workers = run.send(arguments.clients)
+    await asyncio.sleep(5)
     status = await run.end()
     await asyncio.wait(workers)
     if run.problem:
@@ -322,6 +335,9 @@ async def soak(arguments: argparse.Namespace, server: Server) -> None:
     print(f"first token after {cuts[49]:.2f} s (p50), {cuts[98]:.2f} s (p99)")
     print({name: value for name, value in metrics.items() if not name.endswith("_created")})
     finish(arguments, rows, grown=grown, metrics=metrics)
+    held = {name: metrics[f"faquant_{name}"] for name in HELD}
+    if any(held.values()) or not metrics["faquant_preemptions_total"]:
+        sys.exit(f"at rest the server held {held}; preemptions: {metrics['faquant_preemptions_total']}")
     if status or grown > ALLOWED_GROWTH or files > (early or (0, files))[1] + arguments.clients:
         sys.exit(f"exit status {status}, memory grew by {grown:,} bytes, {files} files are open")
 
