@@ -38,7 +38,7 @@ from faquant.evaluation.texts import builtin_texts
 LEFT, REFUSED = 0.2, 0.05
 ALLOWED_GROWTH = 64 << 20
 """Of the resident memory from a fifth of the time on, in bytes."""
-FLAGS = ("--kv-cache-memory", "24MiB", "--max-num-seqs", "12", "--max-queue", "6", "--max-model-len", "1536")
+FLAGS = ("--kv-cache-memory", "30MiB", "--max-num-seqs", "12", "--max-queue", "6", "--max-model-len", "2560")
 HELD = ("sequences_running", "sequences_waiting", "cache_pages_used")
 """Nothing, when no request is there."""
 SCHEMA = {
@@ -99,6 +99,8 @@ def kinds(count: int, random: Random) -> list[Kind]:
         if number % 4 == 2:
             kind["max_tokens"] = 80
             kind["response_format"] = {"type": "json_schema", "json_schema": {"name": "forecast", "schema": SCHEMA}}
+        if number % 4 == 3:  # grows by several pages behind those who hold the rest
+            kind |= {"messages": [{"role": "user", "content": own[-100:]}], "max_tokens": 500}
         made.append(kind)
     return made
 

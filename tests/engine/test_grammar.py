@@ -344,6 +344,13 @@ def test_a_schema_nested_too_deep_is_refused() -> None:
         StructuredOutput(json_schema=schema)
 
 
+MANY_OPTIONAL = {
+    "type": "object",
+    "properties": {f"p{number}": {"type": "null"} for number in range(900)},
+    "additionalProperties": False,
+}
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
@@ -356,6 +363,7 @@ def test_a_schema_nested_too_deep_is_refused() -> None:
         (StructuredOutput(regex="(?=a)b"), "look-around"),
         (StructuredOutput(grammar="begin: /a/"), "cannot be enforced"),
         (StructuredOutput(grammar="start: start"), "."),
+        (StructuredOutput(json_schema=MANY_OPTIONAL), "it is too large"),
     ],
 )
 def test_what_llguidance_refuses_is_a_usage_error(

@@ -32,6 +32,7 @@ _COMPILING, _GENERATING = 8192, 256
 _MOST_SKIPPED = 32
 _MOST_PATTERNS, _LONGEST_HINT = 8, 32
 _MOST_KEPT, _LONGEST_KEPT = 1024, 256
+_MOST_FOUND = 8
 
 
 class Constraint(Protocol):
@@ -120,7 +121,8 @@ class Grammars:
         compiled = self.compiled(wanted).result()
         if compiled.plan is None:
             raise UsageError(
-                "No complete answer of the structure asked for was found; it may have none. Make it simpler."
+                "No complete answer of the structure asked for was found. Either it has none, or it is too large (an "
+                "object may have some 600 optional properties); make it simpler."
             )
         if len(compiled.plan) > max_tokens:
             raise UsageError(
@@ -185,6 +187,7 @@ class GrammarConstraint:
         self._vocabulary = vocabulary
         self._matcher = compiled.matcher.deep_copy()
         self._plan = list(compiled.plan or ())
+        self._found: list[list[int]] = []  # plans that searches have led to, the latest first
         self._compiled = compiled
         self._text = b""
         self._ends = frozenset(end_token_ids)
@@ -275,8 +278,16 @@ class GrammarConstraint:
                 plan = beginning + self._plan[place:]
                 if len(plan) <= left and self._vocabulary.ends(matcher, plan):
                     return plan
-        plan_found = self._compiled.way_out(self._text + self._vocabulary.text([token]), matcher)
-        return plan_found if plan_found is not None and len(plan_found) <= left else None
+        # Lists and calls come again within an answer, and so do the ways out of them. Those of other answers must not
+        # count: what is admitted would depend on who else is there.
+        for plan in self._found:
+            if len(plan) <= left and self._vocabulary.ends(matcher, plan):
+                return plan
+        found = self._compiled.way_out(self._text + self._vocabulary.text([token]), matcher)
+        if found is None:
+            return None
+        self._found = [found, *self._found[: _MOST_FOUND - 1]]
+        return found if len(found) <= left else None
 
     def _behind(self, new: bytes) -> list[int] | None:
         """What the plan has behind a text that stands near its beginning, or as far as it begins with that."""
