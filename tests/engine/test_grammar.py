@@ -83,6 +83,41 @@ def test_answers_fit_the_schema_at_every_limit(
     check(model.answer(sampler, model.fond_of(letters, seed)), schema)
 
 
+NUMBERS = [
+    {"exclusiveMinimum": 0},
+    {"exclusiveMinimum": 0, "maximum": 0.5},
+    {"exclusiveMinimum": -0.5, "exclusiveMaximum": 0},
+    {"exclusiveMinimum": 99.5, "exclusiveMaximum": 99.6},
+    {"multipleOf": 100, "minimum": 1},
+    {"multipleOf": 0.25, "exclusiveMaximum": 0},
+]
+
+
+@pytest.mark.parametrize("bounds", NUMBERS, ids=str)
+@pytest.mark.parametrize("letters", ["0", ".", "-", "[,"])
+def test_numbers_within_bounds_are_found_and_kept(
+    byte_level_model: Model, bounds: dict[str, Any], letters: str
+) -> None:
+    number = {"type": "number", **bounds}
+    schema = {"type": "object", "properties": {"a": number, "b": {"type": "array", "items": number, "minItems": 2}}}
+    schema |= {"required": ["a", "b"], "additionalProperties": False}
+    wanted = StructuredOutput(json_schema=schema)
+    for spare in (0, 3, 30):
+        limit = least_tokens(byte_level_model, wanted) + spare
+        sampler = byte_level_model.sampler(wanted, max_tokens=limit, temperature=0)
+        check(byte_level_model.answer(sampler, byte_level_model.fond_of(letters, 1)), schema)
+
+
+@pytest.mark.parametrize("bound", [True, "a", 10**400, None])
+def test_bounds_that_are_no_numbers_do_no_harm(bound: Any) -> None:
+    for schema in ({"exclusiveMinimum": bound, "maximum": 0.5}, {"exclusiveMinimum": 0, "maximum": bound}):
+        assert json.loads(StructuredOutput(json_schema=schema).json_schema or "") == schema
+
+
+def test_durations_are_found(byte_level_model: Model) -> None:
+    assert least_tokens(byte_level_model, StructuredOutput(json_schema={"type": "string", "format": "duration"}))
+
+
 def least_tokens(model: Model, wanted: StructuredOutput) -> int:
     """What the message says that refuses fewer."""
     try:

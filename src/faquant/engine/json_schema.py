@@ -29,8 +29,9 @@ _ANNOTATIONS = {
     *("$schema", "$id", "$anchor", "$comment", "contentMediaType", "contentEncoding", "contentSchema"),
 }
 _KNOWN = _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _CONSTRAINTS | _ANNOTATIONS
+_LITTLE = 1e-6
 # Formats whose strings need more than any letters.
-_FORMATS = {"email": r"a@a\.aa", "uri": "a:a"}
+_FORMATS = {"email": r"a@a\.aa", "uri": "a:a", "duration": "P1D"}
 
 
 def checked_schema(value: object, name: str = "json_schema") -> str:
@@ -50,6 +51,7 @@ def checked_schema(value: object, name: str = "json_schema") -> str:
     if _depth(schema) > MAX_DEPTH:
         raise UsageError(f"{name} is nested more than {MAX_DEPTH} deep.")
     regexes = _regexes(schema)
+    moved = False
     for place, part in _subschemas("", schema):
         _check_keywords(name, place or "its top", part)
         if _meeting(part, regexes) > MAX_MEETING:
@@ -57,7 +59,9 @@ def checked_schema(value: object, name: str = "json_schema") -> str:
                 f"{name} lets more than {MAX_MEETING} patterns or formats meet at {place[:200] or 'its top'}, which "
                 "would take too long; write them as one, or in the properties themselves."
             )
-    return text
+        moved |= _move_exclusive_bound(part, "exclusiveMinimum", "minimum", 1)
+        moved |= _move_exclusive_bound(part, "exclusiveMaximum", "maximum", -1)
+    return json.dumps(schema, ensure_ascii=False) if moved else text
 
 
 def check_text(name: str, value: object) -> None:
@@ -141,6 +145,30 @@ def _check_keywords(name: str, place: str, schema: Mapping[str, Any]) -> None:
     # The grammar does not see whether a name comes twice.
     if isinstance(least, int) and least > max(1, len(required) if isinstance(required, list) else 0):
         raise UsageError(f"{name} has minProperties at {place[:200]}; name the properties in `required` instead.")
+
+
+def _move_exclusive_bound(schema: dict[str, Any], exclusive: str, inclusive: str, sign: int) -> bool:
+    """Replace a whole exclusive bound by an inclusive one behind it, where the other bound is less than 1 away.
+
+    llguidance 1.9.1 admits the bound itself there: 0, where exclusiveMinimum is 0 and maximum 0.5. True: it was done.
+    """
+    bound: Any = schema.get(exclusive)
+    if not _is_number(bound) or bound % 1:
+        return False
+    others: list[Any] = [schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")]
+    away = [(other - bound) * sign for other in others if _is_number(other)]
+    nearest = min((distance for distance in away if distance > 0), default=1)
+    if nearest >= 1:
+        return False
+    moved = bound + sign * min(_LITTLE, nearest / 2)
+    schema[inclusive] = max(moved, schema.get(inclusive, moved), key=lambda value: value * sign)
+    del schema[exclusive]
+    return True
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one that floats tell from those beside it."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def lark(schema: Mapping[str, Any]) -> str:

@@ -13,10 +13,12 @@ from .draw import Bits as Bits
 from .tokenizer import Tokenizer
 
 # What leads out of a JSON text soonest, by its first byte: between strings, where a line may end, the ends of objects
-# and arrays before their beginnings. Within a string "a" is the best where it must go on.
-_BETWEEN = b'})]"0ntf123456789-,:[{'
+# and arrays before their beginnings, a comma before a number's further digits. Within a string "a" is the best where it
+# must go on.
+_BETWEEN = b'})]",0ntf123456789-:[{'
 _WITHIN = b"a})]0ntf123456789-,:[{"
 _MOST_STATES = 16
+_MOST_ZEROS = 16
 
 
 class Vocabulary:
@@ -51,6 +53,9 @@ class Vocabulary:
         self.quote = [single[byte] for byte in b'"' if byte in single]
         self._line_end = single.get(ord("\n"))
         self._between, self._within = ([single[byte] for byte in row if byte in single] for row in (_BETWEEN, _WITHIN))
+        self._zero = single.get(ord("0"))
+        # Zeros alone do not lead above 0, nor ones to a multiple of 10.
+        self._within_without_zero = [token for token in self._within if token != self._zero]
 
     def text(self, tokens: Sequence[int]) -> bytes:
         return b"".join(self._texts.get(token, b"") for token in tokens)
@@ -99,8 +104,10 @@ class Vocabulary:
             if not waiting:
                 break
             state, before = waiting.popleft()
-            after = self._straight_out(state.deep_copy(), within, steps)
-            steps = effort // _MOST_STATES
+            after = self._straight_out(state.deep_copy(), within, self._within, steps)
+            if after is None:
+                steps = effort // _MOST_STATES
+                after = self._straight_out(state.deep_copy(), within, self._within_without_zero, steps)
             if after is not None:
                 plan = before + after
                 merged = self.tokens(self.text(plan))
@@ -114,25 +121,31 @@ class Vocabulary:
                         waiting.append((child, [*before, token]))
         return None
 
-    def _straight_out(self, matcher: LLMatcher, within: Sequence[list[int]], steps: int) -> list[int] | None:
-        """By what is tried first and may come, again and again."""
+    def _straight_out(
+        self, matcher: LLMatcher, hints: Sequence[list[int]], within: Sequence[list[int]], steps: int
+    ) -> list[int] | None:
+        """By what is tried first and may come, again and again. Hints are first within strings, each once in one."""
         plan: list[int] = []
-        unused = list(within)
+        unused = list(hints)
+        zeros = 0
         for _ in range(steps):
             if matcher.is_accepting():
                 return plan
             step = matcher.compute_ff_tokens()
             if not step:
                 between = self._line_end is not None and matcher.validate_tokens(self._line_end)
-                choices = self._between if between else (*unused, *self._within)
+                choices = self._between if between else (*unused, *within)
                 step = next((some for some in choices if matcher.validate_tokens(some) == len(some)), [])
             if not step:
                 step = np.flatnonzero(self._allowed(matcher))[:1].tolist()
             if not step or not matcher.consume_tokens(step):
                 return None
             plan += step
+            zeros = zeros + 1 if step == self._zero else 0
+            if zeros > _MOST_ZEROS:
+                return None
             if step in self.quote:
-                unused = list(within)
+                unused = list(hints)
             elif step in unused:
                 unused.remove(step)  # what may stand again and again leads nowhere
         return None
