@@ -1,5 +1,6 @@
 """The address that a server listens at."""
 
+import errno
 import socket
 from ipaddress import ip_address
 
@@ -38,4 +39,5 @@ def is_loopback(address: str) -> bool:
 
 def unavailable(host: str, port: int, error: OSError) -> FaquantError:
     """What a person is told who wants an address that is not to be had."""
-    return FaquantError(f"Cannot listen at {host} port {port}: {error.strerror}. Choose another with --port.")
+    flag = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+    return FaquantError(f"Cannot listen at {host} port {port}: {error.strerror}. Choose another with {flag}.")
