@@ -142,8 +142,16 @@ def test_an_answer_that_ends_in_a_step_that_fails_is_not_waited_for(engine: Asyn
     engine.engine._accept = failing  # type: ignore[method-assign, assignment]
 
     async def main() -> None:
-        # Both in one step: the first one's last token, and what fails.
-        tasks = [answer(engine, prompt(0, 5), replace(GREEDY, max_tokens=4)), answer(engine, prompt(1, 5), NINE)]
+        # Both in one step: the first one's last token, and what fails. So they begin in one step.
+        both_asked = threading.Event()
+        with engine._wake:
+            engine._todo.append(both_asked.wait)
+            engine._wake.notify()
+        asked = [answer(engine, prompt(0, 5), replace(GREEDY, max_tokens=4)), answer(engine, prompt(1, 5), NINE)]
+        tasks = [asyncio.create_task(one) for one in asked]
+        while len(engine._callers) < 2:
+            await asyncio.sleep(0.001)
+        both_asked.set()
         got = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
         assert [type(some) for some in got] == [EngineStoppedError, EngineStoppedError]
         await nothing_held(engine)
@@ -249,7 +257,7 @@ class TestStructures:
     @staticmethod
     def ask(engine: AsyncEngine, wanted: StructuredOutput) -> "asyncio.Task[object]":
         params = SamplingParams(max_tokens=5, structured_output=wanted)
-        return asyncio.create_task(engine.check(BytesEngine().tokenizer.encode("x"), params))
+        return asyncio.create_task(engine.check([BytesEngine().tokenizer.encode("x")], params))
 
     def test_what_is_compiled_waits_for_nothing(self, begun: list[StructuredOutput]) -> None:
         async def main() -> None:

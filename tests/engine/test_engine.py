@@ -260,7 +260,7 @@ def test_a_stop_string_that_only_the_end_completes() -> None:
     for answer, kept in (([0, 2], [0, 2]), ([0, 2, 3], [0, 2])):
         params = SamplingParams(temperature=0, max_tokens=len(kept), stop=("\n",))
         sampler = Sampler(params, [0], vocab_size=4, end_token_ids=[3])
-        request = Request(0, [0], params, tokenizer, sampler, rope)
+        request = Request(0, [0], tokenizer, sampler, rope)
         for token in answer:
             if request.finish_reason is None:
                 request.accept([token])

@@ -592,12 +592,25 @@ def test_each_of_n_answers_has_draws_of_its_own() -> None:
     logits = torch.zeros(1000)
 
     def answer(index: int) -> list[int]:
-        sampler = Sampler(SamplingParams(seed=5, n=3), index=index)
+        sampler = Sampler(SamplingParams(seed=5, n=3)).for_answer(index)
         return [sampler.sample(logits) for _ in range(6)]
 
     assert answer(0) == [int(uniform(5, step) * 1000) for step in range(6)]
     assert len({tuple(answer(index)) for index in range(3)}) == 3
     assert answer(2) == answer(2)
+
+
+def test_the_answers_of_a_request_share_nothing_that_moves() -> None:
+    params = SamplingParams(seed=5, n=3, repetition_penalty=1.5, frequency_penalty=1.0, logit_bias={3: 2.0}, logprobs=1)
+    prompt = [1, 2, 2, 3]
+    rows = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    samplers = [first := Sampler(params, prompt, vocab_size=30), first.for_answer(1), first.for_answer(2)]
+    together = [[sampler.sample(row) for sampler in samplers] for row in rows]
+    for index, tokens in enumerate(zip(*together, strict=True)):
+        lone = Sampler(params, prompt, vocab_size=30).for_answer(index)
+        assert tuple(lone.sample(row) for row in rows) == tokens
+        assert lone.logprobs == samplers[index].logprobs
+    assert samplers[0].for_answer(0).sample(rows[0]) == together[0][0], "also from one that has begun"
 
 
 MANY = [

@@ -69,7 +69,7 @@ def test_web_pages_may_not_call_unless_they_are_named(server: TinyServer) -> Non
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large(chunked: bool) -> None:
-    with TinyServer(max_body_bytes=2000) as server, httpx.Client(base_url=server.url) as http:
+    with TinyServer(max_body=2000) as server, httpx.Client(base_url=server.url) as http:
         body = json.dumps({"prompt": "x" * 3000}).encode()
         content = iter([body[:1500], body[1500:]]) if chunked else body
         response = http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,10 @@ from .plan import plan
 from .quantize import quantize
 from .serve import serve
 
+_WrongUse: Any = typer.BadParameter.__base__  # click's UsageError, which typer carries under names that change
+
 app = typer.Typer(
     help="8-bit attention for LLaMA-family models: quantize, measure, run. With --debug, errors show where they arose.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -47,9 +48,17 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line. Returns 0: done, 1: failed, 2: wrong use. `--debug` anywhere shows tracebacks."""
     debug = "--debug" in arguments
     try:
-        app(args=[argument for argument in arguments if argument != "--debug"], prog_name="faquant")
+        plain = [argument for argument in arguments if argument != "--debug"]
+        return app(args=plain or ["--help"], prog_name="faquant", standalone_mode=False) or 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except typer.Abort:
+        print_error("Aborted.")
+        return 1
+    except _WrongUse as error:
+        what = error.format_message().rstrip(".")
+        print_error(f"{what}. More by: {error.ctx.command_path if error.ctx else 'faquant'} --help")
+        return 2
     except FaquantError as error:
         if debug:
             raise
@@ -64,7 +73,6 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print_error(_unforeseen(error))
         return 1
-    return 0
 
 
 def _unforeseen(error: Exception) -> str:

@@ -98,7 +98,7 @@ def serve(
         allowed_hosts=None if allowed_hosts is None else tuple(allowed_hosts),
         max_queue=max_queue,
         request_timeout=request_timeout,
-        max_body_bytes=parse_size(max_body),
+        max_body=parse_size(max_body),
         tool_call_parser=tool_call_parser,
     )
     from ..server.socket import bind, is_loopback

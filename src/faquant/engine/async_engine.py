@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _COMPILERS = 2
 _LONG = 4096
-"""Tokens of a prompt whose check is worth a thread."""
+"""Tokens of prompts whose check is worth a thread."""
 
 
 class EngineStoppedError(FaquantError):
@@ -59,11 +59,11 @@ class AsyncEngine:
             EngineStoppedError: the engine was shut down or failed.
             FaquantError: an answer could not be finished.
         """
-        async with aclosing(self.answers([await self.check(prompt, params)])) as outputs:
+        async with aclosing(self.answers(await self.check([prompt], params))) as outputs:
             async for _, output in outputs:
                 yield output
 
-    async def check(self, prompt: Sequence[int], params: SamplingParams) -> Checked:
+    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Checked]:
         """What `answers` takes.
 
         Raises:
@@ -73,9 +73,12 @@ class AsyncEngine:
         structure = params.structured_output
         if structure is not None and (structure.tool_calls is None or structure.tool_calls.tools):
             await self._compile(structure)
-        if structure is None and len(prompt) < _LONG:
-            return self.engine.check(prompt, params)
-        return await asyncio.to_thread(self.engine.check, prompt, params)
+        if structure is None and sum(map(len, prompts)) * params.n < _LONG:
+            return self._check(prompts, params)
+        return await asyncio.to_thread(self._check, prompts, params)
+
+    def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Checked]:
+        return [self.engine.check(prompt, params) for prompt in prompts]
 
     async def _compile(self, structure: StructuredOutput) -> None:
         """Wait until a structure is compiled. Where all who wait have left, it is not begun."""

@@ -22,7 +22,7 @@ from .engine_config import EngineConfig
 from .grammar import Constraint, Grammars
 from .page_pool import PagePool, page_digest
 from .request import Output, Request
-from .sampling import Sampler, check_token_ids, sample_rows
+from .sampling import Sampler, sample_rows
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, Work
 from .stats import State, Stats
@@ -36,11 +36,11 @@ MOST_CACHE_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Checked:
-    """A prompt that can be answered. Made by Engine.check."""
+    """A prompt that can be answered, and what draws each of params.n answers. Made by Engine.check for one use."""
 
     prompt: Sequence[int]
     params: SamplingParams
-    constraint: Callable[[], Constraint | None]
+    samplers: Sequence[Sampler]
 
 
 class Engine:
@@ -100,8 +100,7 @@ class Engine:
                 f"The prompt's {len(prompt)} tokens and max_tokens ({params.max_tokens}) together exceed the context "
                 f"of {self.max_model_len} tokens. Shorten the prompt or lower max_tokens."
             )
-        check_token_ids(params, vocabulary)
-        return Checked(prompt, params, self._constraints(params))
+        return Checked(prompt, params, self._samplers(prompt, params))
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> list[Request]:
         """Check a prompt of token ids and admit it. Raises: UsageError, as check."""
@@ -116,16 +115,8 @@ class Engine:
             length = max(len(prompt) + params.max_tokens, original)  # up to there, all the same
             rope, root = Rope(self.model.config, length), page_digest(b"", [length])
         requests = []
-        for index in range(params.n):
-            sampler = Sampler(
-                params,
-                prompt,
-                vocab_size=self.model.config.vocab_size,
-                end_token_ids=self.tokenizer.eos_token_ids,
-                index=index,
-                constraint=checked.constraint(),
-            )
-            request = Request(next(self._numbers), prompt, params, self.tokenizer, sampler, rope, root, index)
+        for sampler in checked.samplers:
+            request = Request(next(self._numbers), prompt, self.tokenizer, sampler, rope, root)
             self._scheduler.add(request)
             requests.append(request)
         return requests
@@ -195,6 +186,17 @@ class Engine:
     @cached_property
     def grammars(self) -> Grammars:
         return Grammars(self.tokenizer, self.model.config.vocab_size)
+
+    def _samplers(self, prompt: Sequence[int], params: SamplingParams) -> list[Sampler]:
+        constraint = self._constraints(params)
+        first = Sampler(
+            params,
+            prompt,
+            vocab_size=self.model.config.vocab_size,
+            end_token_ids=self.tokenizer.eos_token_ids,
+            constraint=constraint(),
+        )
+        return [first, *(first.for_answer(index, constraint()) for index in range(1, params.n))]
 
     def _constraints(self, params: SamplingParams) -> Callable[[], Constraint | None]:
         if params.structured_output is None:

@@ -13,7 +13,6 @@ from .detokenizer import IncrementalDecoder
 from .draw import TokenLogprobs as TokenLogprobs
 from .page_pool import page_digest
 from .sampling import Sampler
-from .sampling_params import SamplingParams
 from .speculation import PromptLookup
 from .stopping import StopChecker
 from .tokenizer import Tokenizer
@@ -69,18 +68,16 @@ class Request:
         self,
         number: int,
         prompt: Sequence[int],
-        params: SamplingParams,
         tokenizer: Tokenizer,
         sampler: Sampler,
         rope: Rope,
         root: bytes = b"",
-        index: int = 0,
     ) -> None:
         self.number = number
         self.ids = list(prompt)
         self.prompt_length = len(prompt)
-        self.params = params
-        self.index = index
+        self.params = sampler.params
+        self.index = sampler.index
         self.rope = rope
         self.computed = 0
         self.reached = self.prompt_length
@@ -97,7 +94,7 @@ class Request:
         self._root = root
         shown = frozenset() if sampler.constraint is None else sampler.constraint.shown
         self._decoder = IncrementalDecoder(tokenizer, shown=shown)
-        self._stop = StopChecker(params.stop)
+        self._stop = StopChecker(self.params.stop)
         self._text: list[str] = []
         self._told = 0
         self._logprobs: list[TokenLogprobs] = []

@@ -4,6 +4,7 @@ The order is vLLM's: grammar, logit_bias, min_tokens, penalties (repetition, the
 filters (`draw`).
 """
 
+import copy
 import hashlib
 import math
 import os
@@ -27,7 +28,7 @@ _UNIFORM_BITS = 48  # leaves room below 1.0 for the rounding of uniform · total
 class Sampler:
     """The draws of one answer. Token number n depends on params, seed, index, n, the logits and its own tokens alone.
 
-    `seed` is the seed in use, also where params had none; `step` is the number of tokens chosen so far. `logprobs` has
+    `seed` is the seed in use, also where params had none; `index` counts a request's answers; `step` is the number of tokens chosen so far. `logprobs` has
     theirs, where params ask for them: those of the model itself, before penalties, temperature and filters, as vLLM
     reports them.
 
@@ -35,7 +36,6 @@ class Sampler:
         prompt_ids: they count for the repetition penalty.
         vocab_size: columns of the logits; token ids of `params` must be below it.
         end_token_ids: what ends an answer of this model; not looked at with params.ignore_eos.
-        index: which of the n answers of a request this is. Each has draws of its own, number 0 those of n = 1.
         constraint: what the tokens must form, made with the same end tokens and stop_token_ids as its ends.
 
     Raises:
@@ -50,7 +50,6 @@ class Sampler:
         *,
         vocab_size: int | None = None,
         end_token_ids: Iterable[int] = (),
-        index: int = 0,
         constraint: "Constraint | None" = None,
     ) -> None:
         bias: dict[int, float] = dict(params.logit_bias)
@@ -60,7 +59,7 @@ class Sampler:
             raise UsageError("Structured output is not supported here: the sampler was given no constraint.")
         self.params = params
         self.seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
-        self.index = index
+        self.index = 0
         self.constraint = constraint
         self.step = 0
         self.logprobs: list[TokenLogprobs] = []
@@ -74,6 +73,13 @@ class Sampler:
             self._history = _History(prompt_ids)
         elif params.presence_penalty or params.frequency_penalty:
             self._history = _History(())
+
+    def for_answer(self, index: int, constraint: "Constraint | None" = None) -> "Sampler":
+        """That of answer `index` to the same request, at its beginning: with draws of its own, in the same memory."""
+        other = copy.copy(self)
+        other.index, other.constraint, other.step, other.logprobs = index, constraint, 0, []
+        other._history = None if self._history is None else self._history.beginning()
+        return other
 
     def is_end(self, token: int) -> bool:
         """Whether `token` ends the answer: an end token of the model or one of stop_token_ids; it is no text."""
@@ -234,17 +240,33 @@ class _History:
     """The distinct tokens that penalties look at, and how often the answer has each."""
 
     def __init__(self, prompt_ids: Iterable[int]) -> None:
-        ids = list(dict.fromkeys(prompt_ids))
-        self._places = {token: place for place, token in enumerate(ids)}
-        self._ids = np.array(ids, dtype=np.int64)
-        self._counts = np.zeros(len(ids))
+        self._prompt_ids = np.array(list(dict.fromkeys(prompt_ids)), dtype=np.int64)
+        self._prompt_places = {token: place for place, token in enumerate(self._prompt_ids.tolist())}
+        self._begin()
+
+    def beginning(self) -> "_History":
+        """With the same prompt and no answer."""
+        other = copy.copy(self)
+        other._begin()
+        return other
+
+    def _begin(self) -> None:
+        self._places: dict[int, int] = {}  # of tokens that the prompt does not have
+        self._ids = self._prompt_ids  # replaced before anything is written behind its end
+        self._counts = np.zeros(self._ids.size)
+
+    @property
+    def _size(self) -> int:
+        return len(self._prompt_places) + len(self._places)
 
     @property
     def ids(self) -> Integers:
-        return self._ids[: len(self._places)]
+        return self._ids[: self._size]
 
     def add(self, token: int) -> None:
-        place = self._places.setdefault(token, len(self._places))
+        place = self._prompt_places.get(token)
+        if place is None:
+            place = self._places.setdefault(token, self._size)
         if place >= self._ids.size:
             room = np.zeros(64 + place, dtype=np.int64)  # doubled, not to copy it all for each token
             self._ids, self._counts = np.concatenate((self._ids, room)), np.concatenate((self._counts, room))
@@ -253,7 +275,7 @@ class _History:
 
     def penalize(self, scores: Floats, params: SamplingParams) -> None:
         """Change scores [vocab] in place."""
-        ids, counts = self.ids, self._counts[: len(self._places)]
+        ids, counts = self.ids, self._counts[: self._size]
         old = scores[ids].astype(np.float64)  # where nothing overflows
         old = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
         old -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)

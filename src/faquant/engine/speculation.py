@@ -7,26 +7,45 @@ logits, so the answer is the one without guessing, greedy or not.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 LONGEST, SHORTEST = 4, 2
 """Tokens that must stand there alike."""
+_ROOM = 1024
 
 
 class PromptLookup:
-    """The places of one sequence's runs of tokens; follows the sequence as it grows."""
+    """One sequence's tokens, to be searched; follows the sequence as it grows."""
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[int, ...], int] = {}  # run → where it last ended, its own last place excluded
+        self._ids = np.empty(0, np.int32)
         self._known = 0
 
     def guess(self, ids: Sequence[int], count: int) -> list[int]:
-        """Up to `count` tokens that may follow `ids`, which has grown since the last call or stayed."""
-        # A run is filed when a token stands behind it; the one at the very end has none yet.
-        for end in range(max(self._known, 1), len(ids)):
-            for length in range(SHORTEST, min(LONGEST, end) + 1):
-                self._ends[tuple(ids[end - length : end])] = end
+        """Up to `count` tokens that may follow `ids`, which has grown since the last call or stayed.
+
+        They stood behind the longest run of tokens that `ids` ends with too, the last such place first.
+        """
+        if len(ids) <= SHORTEST:
+            return []
+        text = self._follow(ids)
+        # A run counts where a token stands behind it; the one at the very end has none yet.
+        ends = np.flatnonzero(text[:-1] == text[-1]) + 1
+        place = None
+        for length in range(2, LONGEST + 1):
+            ends = ends[ends >= length]
+            ends = ends[text[ends - length] == text[-length]]
+            if not ends.size:
+                break
+            if length >= SHORTEST:
+                place = int(ends[-1])
+        return [] if place is None else list(ids[place : place + count])
+
+    def _follow(self, ids: Sequence[int]) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
+        if len(ids) > self._ids.size:
+            room = np.empty(len(ids) + max(_ROOM, len(ids) // 4), np.int32)
+            room[: self._known] = self._ids[: self._known]
+            self._ids = room
+        self._ids[self._known : len(ids)] = ids[self._known :]
         self._known = len(ids)
-        for length in range(min(LONGEST, len(ids) - 1), SHORTEST - 1, -1):
-            place = self._ends.get(tuple(ids[len(ids) - length :]))
-            if place is not None:
-                return list(ids[place : place + count])
-        return []
+        return self._ids[: self._known]

@@ -1,6 +1,7 @@
 """Stop strings: where generated text ends, and what of it may already be shown."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ..errors import UsageError
 
@@ -55,15 +56,22 @@ class _Search:
     def __init__(self, text: str) -> None:
         self.text = text
         self.matched = 0  # the longest beginning of `text` that the text seen so far ends with
-        self._fallback = [0] * (len(text) + 1)
-        length = 0
-        for index in range(1, len(text)):
-            while length and text[index] != text[length]:
-                length = self._fallback[length]
-            length += text[index] == text[length]
-            self._fallback[index + 1] = length
+        self._fallback = _fallback(text)
 
     def advance(self, character: str) -> None:
         while self.matched and self.text[self.matched] != character:
             self.matched = self._fallback[self.matched]
         self.matched += self.text[self.matched] == character
+
+
+@lru_cache(maxsize=1024)  # the answers of a request share it
+def _fallback(text: str) -> Sequence[int]:
+    """For each length, the longest shorter beginning of `text` that its beginning of that length ends with."""
+    fallback = [0] * (len(text) + 1)
+    length = 0
+    for index in range(1, len(text)):
+        while length and text[index] != text[length]:
+            length = fallback[length]
+        length += text[index] == text[length]
+        fallback[index + 1] = length
+    return fallback

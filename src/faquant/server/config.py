@@ -15,6 +15,8 @@ MAX_CHOICES = 128
 MAX_TOOL_CALLS = 128
 """Of one message."""
 MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+"""Tokens of one request."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class ServerConfig:
     allowed_hosts: what requests may call the server, beside localhost and loopback addresses; None or `*`: anything.
     max_queue: sequences that may wait beside those that are answered; who comes then is told to come later.
     request_timeout: seconds from a request to the end of its answer; 0: no limit.
-    max_body_bytes: of a request.
+    max_body: bytes of a request.
     tool_call_parser: how the model writes calls of tools, a name of tools.formats.FORMATS; auto: as its template says.
 
     Raises:
@@ -40,7 +42,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] | None = None
     max_queue: int = 256
     request_timeout: float = 600.0
-    max_body_bytes: int = 8 << 20
+    max_body: int = 8 << 20
     tool_call_parser: str = "auto"
 
     def __post_init__(self) -> None:
@@ -52,8 +54,8 @@ class ServerConfig:
             raise UsageError(f"max_queue must be from 0 to {2**20}, not {self.max_queue}.")
         if not 0 <= self.request_timeout <= 1e9:
             raise UsageError(f"request_timeout must be a number of seconds from 0 on, not {self.request_timeout}.")
-        if not 1024 <= self.max_body_bytes <= 1 << 30:
-            raise UsageError(f"max_body_bytes must be from 1024 to {1 << 30}, not {self.max_body_bytes}.")
+        if not 1024 <= self.max_body <= 1 << 30:
+            raise UsageError(f"max_body must be from 1024 to {1 << 30}, not {self.max_body}.")
         if self.tool_call_parser not in ("auto", *FORMATS):
             raise UsageError(f"tool_call_parser must be auto or one of {', '.join(FORMATS)}.")
         for origin in self.allowed_origins:

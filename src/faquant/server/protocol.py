@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ..engine.tools.calls import MAX_TOOLS
 from .body import Body
-from .config import MAX_CHOICES, MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPTS, MAX_TEXT
+from .config import MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPTS, MAX_TEXT
 from .messages import FunctionTool, Message, Text, ToolChoice
 
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
@@ -54,7 +54,10 @@ class Sampling(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,10}$")], Annotated[float, Field(ge=-100, le=100)]] = Field({})
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^\d{1,10}$")], Annotated[float, Field(ge=-100, le=100)]],
+        Field(max_length=MAX_LOGIT_BIAS),
+    ] = Field({})
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=1024)]

@@ -13,7 +13,7 @@ from .errors import ApiError
 class _StrictRequest(Request):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
-            limit = self.app.state.service.config.max_body_bytes
+            limit = self.app.state.service.config.max_body
             too_large = ApiError(413, f"The body is larger than {limit} bytes.", code="body_too_large")
             length = self.headers.get("content-length", "")
             if length.isdecimal() and int(length[:20]) > limit:

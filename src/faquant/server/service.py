@@ -112,7 +112,7 @@ class Call:
             raise ApiError(400, message, "max_tokens", "context_length_exceeded")
         structure = params.structured_output
         with blamed_on(None if structure is None else "tools" if structure.tool_calls else "response_format"):
-            return [await self.service.engine.check(prompt, params) for prompt in prompts]
+            return await self.service.engine.check(prompts, params)
 
     async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:
         """What each step brings, with the number of the choice: the answers to the first prompt come first."""
