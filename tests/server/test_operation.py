@@ -1,11 +1,13 @@
 """Keys, limits, and clients that leave, are slow, or come too late."""
 
+import asyncio
 import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,6 +15,8 @@ import openai
 import pytest
 
 from faquant.engine.sampling import SamplingParams
+from faquant.server.config import ServerConfig
+from faquant.server.middleware import Supervisor
 from oracles.tiny_server import GREEDY, NAME, BytesEngine, TinyServer, alone, tokenizer
 
 ENDLESS: Any = {"model": NAME, "prompt": "One day", "max_tokens": 3000, **GREEDY}
@@ -142,6 +146,38 @@ def test_the_time_of_a_request_is_limited() -> None:
         unfinished.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         assert b" 408 " in unfinished.recv(100)
         unfinished.close()
+
+
+@pytest.mark.parametrize("stops_at", [0, 1, 2])
+def test_the_time_is_over_wherever_a_reader_stops(stops_at: int) -> None:
+    body = "http.response.body"
+    messages: list[Any] = [
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]},
+        {"type": body, "body": b"x", "more_body": True},
+        {"type": body, "body": b"", "more_body": False},
+    ]
+    ended = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        try:
+            for message in messages:
+                await send(message)
+        finally:
+            ended.append(True)
+
+    asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive() -> Any:
+        return next(asked, None) or await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message is messages[stops_at]:
+            await asyncio.Event().wait()
+
+    service: Any = SimpleNamespace(config=ServerConfig(NAME, request_timeout=0.05))
+    asyncio.run(asyncio.wait_for(Supervisor(app, service)({"type": "http"}, receive, send), 10))
+    assert ended
 
 
 @pytest.mark.parametrize("stream", [False, True])

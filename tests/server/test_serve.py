@@ -208,6 +208,13 @@ def test_a_busy_port_is_one_line(directory: Path, capsys: pytest.CaptureFixture[
     assert "in use" in told
 
 
+def test_a_host_of_another_machine_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", str(directory), "--host", "192.0.2.1"]) == 1  # of RFC 5737, which nobody has
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "--host" in told
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -225,6 +232,10 @@ def test_a_busy_port_is_one_line(directory: Path, capsys: pytest.CaptureFixture[
         ["--max-queue", "-1"],
         ["--api-key", ""],
         ["--served-model-name", ""],
+        ["--max-body", "0"],
+        ["--port", "http"],
+        ["--kv-cache-dtype", "int3"],
+        ["--prot", "1"],
     ],
 )
 def test_a_wrong_flag_is_one_line(directory: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,9 +28,9 @@ _UNIFORM_BITS = 48  # leaves room below 1.0 for the rounding of uniform · total
 class Sampler:
     """The draws of one answer. Token number n depends on params, seed, index, n, the logits and its own tokens alone.
 
-    `seed` is the seed in use, also where params had none; `index` counts a request's answers; `step` is the number of tokens chosen so far. `logprobs` has
-    theirs, where params ask for them: those of the model itself, before penalties, temperature and filters, as vLLM
-    reports them.
+    `seed` is the seed in use, also where params had none; `index` counts a request's answers; `step` is the number of
+    tokens chosen so far. `logprobs` has theirs, where params ask for them: those of the model itself, before penalties,
+    temperature and filters, as vLLM reports them.
 
     Args:
         prompt_ids: they count for the repetition penalty.

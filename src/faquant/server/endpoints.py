@@ -53,6 +53,10 @@ async def tokenize(body: TokenizeRequest, call: CurrentCall) -> Tokenized:
 async def detokenize(body: DetokenizeRequest, call: CurrentCall) -> Detokenized:
     """The text of token ids."""
     call.service.check_model(body.model)
+    vocabulary = call.service.engine.engine.model.config.vocab_size
+    outside = next((token for token in body.tokens if token >= vocabulary), None)
+    if outside is not None:
+        raise ApiError(400, f"tokens has {outside}, but the vocabulary has only {vocabulary} tokens.", "tokens")
     return Detokenized(prompt=call.service.tokenizer.decode(body.tokens, body.skip_special_tokens))
 
 

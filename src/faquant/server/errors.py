@@ -101,7 +101,7 @@ def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
             shown.append(f"{where} is not supported by this server.")
         elif problem["type"] == "value_error":
             said = str(problem["msg"]).removeprefix("Value error, ")
-            shown.append(f"{where}: {said}." if where else f"{said[:1].upper()}{said[1:]}.")
+            shown.append(f"{where}: {said}.")
         elif not where:
             shown.append("The body must be a JSON object, sent with Content-Type: application/json.")
         else:

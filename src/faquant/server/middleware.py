@@ -101,8 +101,9 @@ class Supervisor:
             return message
 
         async def tell(message: Message) -> None:
-            progress.note(message)
-            await send(message)
+            progress.begun(message)
+            await send(message)  # waits for a slow reader
+            progress.sent(message)
 
         async def client_leaves() -> None:
             await body_read.wait()
@@ -147,12 +148,13 @@ class _Progress:
     complete = False
     is_event_stream = False
 
-    def note(self, message: Message) -> None:
+    def begun(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             self.is_event_stream = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event")
-        else:
-            self.complete = not message.get("more_body", False)
+
+    def sent(self, message: Message) -> None:
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _refused() -> ApiError:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ..engine.tools.calls import MAX_TOOLS
+from ..errors import UsageError
 from .body import Body
 from .config import MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPTS, MAX_TEXT
 from .messages import FunctionTool, Message, Text, ToolChoice
@@ -85,7 +86,7 @@ class Sampling(Body):
     @model_validator(mode="after")
     def _streams(self) -> "Sampling":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options belongs to stream: true")
+            raise UsageError("stream_options belongs to stream: true.", "stream_options")
         return self
 
     @property
@@ -109,10 +110,10 @@ class ChatRequest(Sampling):
     @model_validator(mode="after")
     def _agrees(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs belongs to logprobs: true")
+            raise UsageError("top_logprobs belongs to logprobs: true.", "top_logprobs")
         both = self.max_tokens is not None and self.max_completion_tokens is not None
         if both and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+            raise UsageError("max_tokens and max_completion_tokens differ; give one of them.", "max_tokens")
         return self
 
 
@@ -145,7 +146,7 @@ class TokenizeRequest(Body):
     @model_validator(mode="after")
     def _one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either prompt or messages")
+            raise UsageError("Give either prompt or messages.", "prompt")
         return self
 
 
