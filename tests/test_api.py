@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -45,10 +46,34 @@ def test_quantize_evaluate_and_generate(source: Path, tmp_path: Path) -> None:
     scored = llm.generate("Hello", faquant.SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, logprobs=2))[0]
     assert scored.logprobs is not None
     assert [likeliest[0][0] for _, likeliest in scored.logprobs] == list(scored.token_ids)
-    assert (
-        llm.chat([{"role": "user", "content": "Hi"}], params).prompt_token_ids[0]
-        == llm.tokenizer.encode("<|im_start|>")[0]
-    )
+    hi, ho = ([{"role": "user", "content": text}] for text in ("Hi", "Ho"))
+    (one,) = llm.chat(hi, params)
+    assert one.prompt_token_ids == tuple(llm.tokenizer.encode_chat(hi))
+    assert [answer.token_ids for answer in llm.chat([ho, hi], params)][1] == one.token_ids
+
+
+def test_chat_calls_tools(source: Path) -> None:
+    llm = faquant.LLM(source)
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}
+    tools = [{"type": "function", "function": {"name": name, "parameters": schema}} for name in ("one", "two")]
+    asked = [{"role": "user", "content": "Hi"}]
+    params = faquant.SamplingParams(max_tokens=400, seed=1, n=2)
+    for choice, names in (("required", {"one", "two"}), ("two", {"two"})):
+        for answer in llm.chat(asked, params, tools=tools, tool_choice=choice):
+            assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+            for call in answer.tool_calls:
+                assert call.name in names
+                jsonschema.validate(json.loads(call.arguments), {**schema, "additionalProperties": True})
+    (free,) = llm.chat(asked, faquant.SamplingParams(max_tokens=9), tools=tools, tool_choice="none")
+    assert free.tool_calls == ()
+    assert free.prompt_token_ids == tuple(llm.tokenizer.encode_chat(asked))
+    (auto,) = llm.chat(asked, faquant.SamplingParams(max_tokens=9), tools=tools)
+    assert "two" in llm.tokenizer.decode(auto.prompt_token_ids), "the tools are shown"
+    for wrong in ({"tools": [{}]}, {"tools": ["one"]}, {"tools": tools, "tool_choice": "three"}):
+        with pytest.raises(UsageError):
+            llm.chat(asked, params, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="at least one message"):
+        llm.chat([])
 
 
 def test_serving_counts_what_the_calibration_does_not_fit(source: Path, tmp_path: Path) -> None:

@@ -134,9 +134,10 @@ def test_bench_prints_tables_and_writes_json(
     figures = tmp_path / "bench.json"
     small = ["--prompt", "40", "--depths", "8,100,99999", "--batches", "1,3", "--requests", "2", "--rounds", "1"]
     assert run(["bench", str(quantized), "--against", str(source), *small, "--json", str(figures)]) == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     assert "int8 cache holds" in printed
     assert "bfloat16 cache" in printed
+    assert "99,999 tokens" in told, "what is left out is said"
     found = json.loads(figures.read_text())
     assert [(case["depth"], case["sequences"]) for case in found["decode"]] == [(8, 1), (8, 3), (100, 1), (100, 3)]
     for case in (found["prefill"], *found["decode"]):

@@ -1,5 +1,6 @@
 """faquant bench"""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -69,6 +70,12 @@ def bench(
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
     text = list(islice(cycle(chain.from_iterable(texts)), max_position))
     deep = [depth for depth in chosen_depths if depth + ROOM <= max_position]
+    for depth in chosen_depths:
+        if depth not in deep:
+            _leave_out(f"{depth:,} tokens", f"the context of {max_position:,} has no room for them and {ROOM} more")
+        for count in chosen_batches:
+            if depth in deep and count * depth > MOST_TOKENS:
+                _leave_out(f"{count} sequences of {depth:,} tokens", f"they are more than {MOST_TOKENS:,}")
     found: dict[str, Any] = {
         "directory": str(directory),
         "cpu": cpu.cpu_name(),
@@ -97,6 +104,10 @@ def bench(
         _print(found, own)
     if json_file is not None:
         write_json_file(json_file, found)
+
+
+def _leave_out(what: str, why: str) -> None:
+    print(f"faquant: nothing is measured with {what}: {why}.", file=sys.stderr)
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -165,4 +176,4 @@ def _pays(cases: Sequence[Mapping[str, Any]], times: float) -> str:
     slower = [depth for depth, some in rates.items() if some[INT8] < some[BFLOAT16]]
     faster = [depth for depth in rates if depth > max(slower, default=0)]
     speed = "at no depth measured" if not faster else f"from {faster[0]:,} tokens of context on"
-    return f"{more}, and decodes faster {speed}."
+    return f"{more}, and here it decoded faster {speed}."

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import index
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..model.load import Model, load
 from ..progress import Update, progress_bar
 from .engine import Engine
@@ -15,10 +16,16 @@ from .engine_config import EngineConfig
 from .request import Completion, Request
 from .sampling_params import SamplingParams
 from .stats import State, Stats
+from .structured_output import StructuredOutput
 from .tokenizer import Tokenizer
+from .tools.calls import Tool, ToolCalls
+from .tools.conversation import Conversation
+from .tools.parser import parse
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation."""
 
 
 class LLM:
@@ -92,9 +99,48 @@ class LLM:
             if request.error is not None:
                 raise request.error
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Completion:
-        """Answer a conversation of `{"role": …, "content": …}` in the model's chat template. Raises: as generate."""
-        return self.generate([self.tokenizer.encode_chat(messages)], params)[0]
+    def chat(
+        self,
+        conversations: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = False,
+    ) -> list[Completion]:
+        """Answer one conversation or several, each a list of `{"role": …, "content": …}`, in the model's chat template.
+
+        Args:
+            params, progress: as generate.
+            tools: what answers may call, as OpenAI's API has them: `{"type": "function", "function": {"name": …,
+                "parameters": …}}`. Calls always follow the schema; Completion.tool_calls has them, and `text` what
+                stands before them.
+            tool_choice: auto, none, required (at least one call and no text), or the name of the tool to call.
+            chat_template_kwargs: more variables for the template.
+
+        Returns:
+            The answers in the order of the conversations; params.n of them for each.
+
+        Raises:
+            UsageError: also where the tools are none, or tool_choice names none of them.
+            UnsupportedError: there is no chat template, or the format of the model's calls is not known.
+            FaquantError: an answer could not be finished.
+        """
+        if not conversations:
+            raise UsageError("A conversation has at least one message.")
+        several: Any = [conversations] if isinstance(conversations[0], Mapping) else conversations
+        model = Conversation(self.tokenizer)
+        calls = _calls(tools, tool_choice, model.format) if tools else None
+        shown = tools if tool_choice != "none" else ()
+        ids = [model.encode(messages, shown, chat_template_kwargs) for messages in several]
+        if calls is None:
+            return self.generate(ids, params, progress=progress)
+        each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(ids)
+        if any(some.structured_output is not None for some in each):
+            raise UsageError("Tools and a structured_output exclude each other.")
+        wanted = [replace(some, structured_output=StructuredOutput(tool_calls=calls)) for some in each]
+        return [_with_calls(answer, calls) for answer in self.generate(ids, wanted, progress=progress)]
 
     def saturation(self) -> dict[str, float]:
         """The share of values of q, k and v beyond their calibrated scales, over all that was answered so far.
@@ -140,3 +186,31 @@ class LLM:
                 done += output.finish_reason is not None and output.request in mine
                 tokens += len(output.token_ids)
             update(done, len(mine), f"{tokens / (time.monotonic() - begin):.0f} tokens/s")
+
+
+def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) -> ToolCalls:
+    if format is None:
+        raise UnsupportedError("The format in which this model calls tools is not known.")
+    try:
+        functions = [tool["function"] for tool in tools]
+        given = [Tool(function["name"], function.get("parameters")) for function in functions]
+    except (AttributeError, KeyError, TypeError):
+        wanted = '{"type": "function", "function": {"name": …, "parameters": …}}'
+        raise UsageError(f"tools is a list of {wanted}.", "tools") from None
+    calls = ToolCalls(tuple(given), format)
+    if choice == "auto":
+        return calls
+    if choice == "none":
+        return replace(calls, tools=())
+    if choice == "required":
+        return replace(calls, forced=True)
+    named = tuple(tool for tool in given if tool.name == choice)
+    if not named:
+        raise UsageError("tool_choice must be auto, none, required or the name of one of the tools.", "tool_choice")
+    return replace(calls, tools=named, forced=True, parallel=False)
+
+
+def _with_calls(answer: Completion, calls: ToolCalls) -> Completion:
+    text, found, are_whole = parse(calls, answer.text, answer.finish_reason == "length")
+    reason = "tool_calls" if are_whole else answer.finish_reason
+    return replace(answer, text=text, tool_calls=found, finish_reason=reason)

@@ -16,6 +16,7 @@ from .sampling import Sampler
 from .speculation import PromptLookup
 from .stopping import StopChecker
 from .tokenizer import Tokenizer
+from .tools.parser import FunctionCall
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Completion:
     `error`; `stop_reason` is the stop string or token, and None for the model's own end token. `index` counts a
     request's answers where it asked for several. `cached_tokens` is how many tokens of the prompt were found in the
     prefix cache. `logprobs`, where asked for, has for each token its own log-probability and (id, log-probability) of
-    the likeliest.
+    the likeliest. `tool_calls` is what LLM.chat has read from the text of an answer that may call tools;
+    `finish_reason` is `tool_calls` where none of them is cut off.
     """
 
     text: str
@@ -37,6 +39,7 @@ class Completion:
     stop_reason: str | int | None = None
     index: int = 0
     cached_tokens: int = 0
+    tool_calls: tuple[FunctionCall, ...] = ()
 
 
 @dataclass(frozen=True)

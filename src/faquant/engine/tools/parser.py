@@ -37,6 +37,29 @@ class Arguments:
 Piece = Content | Begun | Arguments
 
 
+@dataclass(frozen=True)
+class FunctionCall:
+    """A whole call: `arguments` is the text of a JSON object, which only the token limit can have cut off."""
+
+    name: str
+    arguments: str
+
+
+def parse(calls: ToolCalls, text: str, cut: bool) -> tuple[str, tuple[FunctionCall, ...], bool]:
+    """Content and calls of a whole answer, which the token limit has cut off or not; and whether no call is cut off."""
+    parser = CallParser(calls)
+    content, names, arguments = "", [], []
+    for piece in parser.push(text) + parser.flush(cut):
+        if isinstance(piece, Content):
+            content += piece.text
+        elif isinstance(piece, Begun):
+            names.append(piece.name)
+            arguments.append("")
+        else:
+            arguments[piece.index] += piece.text
+    return content, tuple(map(FunctionCall, names, arguments)), parser.complete
+
+
 def opening_of(calls: ToolCalls) -> Opening:
     """Where calls begin in an answer that need not have any; where it must have none, also what looks like a tag."""
     style = calls.style
