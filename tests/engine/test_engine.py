@@ -53,7 +53,7 @@ PARAMS = st.builds(
     stop_token_ids=st.sampled_from([(), (3, 5, 8)]),
     seed=st.integers(0, 2),
     max_tokens=st.sampled_from([1, 2, 20, 60]),
-    n=st.sampled_from([1, 1, 2]),
+    n=st.sampled_from([1, 1, 2, 5]),
     logit_bias=st.sampled_from([{}, {}, {4: 3.0, 9: -100.0}]),
     stop=st.sampled_from([(), ("BA",)]),
     ignore_eos=st.booleans(),
@@ -364,12 +364,30 @@ def test_several_answers_read_their_prompt_once_and_differ() -> None:
     answers = [request.completion() for request in requests]
     assert [answer.index for answer in answers] == [0, 1, 2]
     assert len({answer.token_ids for answer in answers}) == 3
-    assert engine.stats().prefilled_tokens == 260 + 2 * 4
+    assert engine.stats().prefilled_tokens == 260 + 2, "each runs the last token, whose logits are wanted"
     same(answers[0], alone(Asked(prompt(260), replace(params, n=1))))
     again = engine.add(prompt(260), params)
     engine.run()
     for first, second in zip(answers, again, strict=True):
         same(first, second.completion())
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 8])
+@pytest.mark.parametrize("left", [0, 2])
+def test_answers_to_a_short_prompt_copy_its_page_from_one_that_runs(max_num_seqs: int, left: int) -> None:
+    engine = TinyEngine(max_num_seqs=max_num_seqs)
+    params = SamplingParams(seed=3, n=4, max_tokens=5, ignore_eos=True, logprobs=1)
+    requests = engine.add(prompt(100), params)
+    for _ in range(left):
+        engine.step()
+    if left:
+        engine.abort(requests[0])
+    engine.run()
+    for index, request in enumerate(requests):
+        if not left or index:
+            same(request.completion(), alone(Asked(prompt(100), params, index)))
+    if max_num_seqs == 8:
+        assert engine.stats().prefilled_tokens == 100 + 3
 
 
 def test_stop_tokens_end_an_answer_and_say_so() -> None:

@@ -71,8 +71,7 @@ class Sequences:
         last = self._read(tokens)
         for table in self._tables[1:]:
             for source, target in zip(self._tables[0].tolist(), table.tolist(), strict=True):
-                for pages in self._decoder.pages:
-                    pages.copy_page(source, target)
+                self._decoder.copy_page(source, target)
         self._depth, self._next = len(tokens), last.argmax(-1).repeat(count)
 
     def prepare_random(self, depth: int, room: int = PAGE_SIZE) -> None:

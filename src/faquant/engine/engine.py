@@ -77,6 +77,7 @@ class Engine:
             config.max_num_batched_tokens,
             config.enable_prefix_caching,
             self._guess,
+            self._decoder.copy_page,
         )
 
     @property
@@ -114,9 +115,10 @@ class Engine:
             original = self.model.config.rope.original_max_position
             length = max(len(prompt) + params.max_tokens, original)  # up to there, all the same
             rope, root = Rope(self.model.config, length), page_digest(b"", [length])
-        requests = []
+        requests: list[Request] = []
         for sampler in checked.samplers:
             request = Request(next(self._numbers), prompt, self.tokenizer, sampler, rope, root)
+            request.siblings = requests
             self._scheduler.add(request)
             requests.append(request)
         return requests

@@ -62,7 +62,8 @@ class Request:
         computed: how many of them stand in the pages.
         pages: cache pages, in order; empty while it waits.
         known_pages: how many of them the prefix cache knows.
-        cached_tokens: how many of its tokens the prefix cache held when it first ran; None before.
+        cached_tokens: how many of its tokens stood in the cache when it first ran; None before.
+        siblings: the requests for answers to the same prompt, itself among them.
         reached: where its answer's newest tokens begin, those that no step has computed before.
         error: why it ended, where finish_reason is `error`.
     """
@@ -90,6 +91,7 @@ class Request:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.error: FaquantError | None = None
+        self.siblings: Sequence[Request] = (self,)
         self.sampler = sampler
         self.lookup = PromptLookup()
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
@@ -132,9 +134,9 @@ class Request:
         tokens = torch.tensor([*self.ids[self.computed : self.computed + count], *guessed], dtype=torch.int64)
         return Chunk(tokens, self.computed, self._table, self.rope)
 
-    def hold(self, pages: list[int], known: int, page_size: int) -> None:
-        """It runs from now on, in these pages; the prefix cache has filled the first `known` of them."""
-        self.pages, self.known_pages, self.computed = pages, known, known * page_size
+    def hold(self, pages: list[int], known: int, computed: int) -> None:
+        """It runs from now on, in these pages, which hold so many tokens; the prefix cache knows the first `known`."""
+        self.pages, self.known_pages, self.computed = pages, known, computed
         if self.cached_tokens is None:
             self.cached_tokens = self.computed
 

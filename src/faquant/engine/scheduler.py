@@ -32,7 +32,7 @@ class Work:
 class Scheduler:
     """Sequences that wait, sequences that run, and the pages that they hold.
 
-    `guess` gives up to so many tokens that may follow a sequence.
+    `guess` gives up to so many tokens that may follow a sequence. `copy_page` copies what one page holds into another.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Scheduler:
         max_tokens: int,
         reuse_pages: bool = True,
         guess: Callable[[Request, int], Sequence[int]] = lambda request, count: (),
+        copy_page: Callable[[int, int], None] = lambda source, target: None,
     ) -> None:
         self.pool = pool
         self.waiting: list[Request] = []  # both by age, the oldest first
@@ -53,6 +54,7 @@ class Scheduler:
         self._max_tokens = max_tokens
         self._reuse_pages = reuse_pages
         self._guess = guess
+        self._copy_page = copy_page
 
     def add(self, request: Request) -> None:
         """Let a new request wait for its turn. Raises: ValueError: the pool is too small for it alone."""
@@ -125,7 +127,13 @@ class Scheduler:
                 return
             digests = self._known_digests(request)
             pages = self.pool.find(digests)
-            if len(pages) < len(digests) and self._is_coming(digests[len(pages)], prefills):
+            is_missing = len(pages) < len(digests)
+            if is_missing and self._is_coming(digests[len(pages)], prefills):
+                self.pool.give_back(pages)
+                continue
+            known, computed = len(pages), len(pages) * self._page_size
+            source = None if is_missing else self._sibling(request, computed)
+            if source is not None and source.computed < request.prompt_length - 1:
                 self.pool.give_back(pages)
                 continue
             needed = self._pages_of(len(request.ids)) - len(pages)
@@ -133,7 +141,11 @@ class Scheduler:
             if needed + len(self.running) > self.pool.available:
                 self.pool.give_back(pages)
                 return
-            request.hold(pages + self.pool.take(needed), len(pages), self._page_size)
+            pages += self.pool.take(needed)
+            if source is not None:
+                self._copy_page(source.pages[known], pages[known])
+                computed = request.prompt_length - 1
+            request.hold(pages, known, computed)
             self.waiting.remove(request)
             insort(self.running, request, key=_number)
             insort(prefills, request, key=_number)
@@ -141,6 +153,13 @@ class Scheduler:
     def _known_digests(self, request: Request) -> list[bytes]:
         """Of the pages that it may find; its last token always runs, because its logits are wanted."""
         return request.digests(self._page_size, (len(request.ids) - 1) // self._page_size) if self._reuse_pages else []
+
+    def _sibling(self, request: Request, computed: int) -> Request | None:
+        """Who has, or is about to have, more of the same prompt than these tokens, in a page that is not full."""
+        if not self._reuse_pages or computed >= request.prompt_length - 1:
+            return None
+        running = [some for some in request.siblings if some.pages]
+        return max(running, key=lambda some: some.computed, default=None)
 
     def _is_coming(self, digest: bytes, prefills: Iterable[Request]) -> bool:
         """Whether a prompt that is being read will fill this page, so that waiting a little saves all of it."""

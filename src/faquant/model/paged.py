@@ -114,6 +114,11 @@ class PagedDecoder:
                     x = self.decoder.layers[layer](x, batch.tables, partial(self._attend, batch))
         return self.decoder.norm(x)
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Let one page of every layer hold what another does."""
+        for pages in self.pages:
+            pages.copy_page(source, target)
+
     def _is_fused(self, number: int) -> bool:
         return isinstance(self.pages[number], PackedPages) and self.decoder.layers[number].is_int8
 
