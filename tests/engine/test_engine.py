@@ -1,5 +1,7 @@
 """Promise 4: an answer is bitwise the one that the request would get alone, whatever else the engine does."""
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -370,6 +372,17 @@ def test_several_answers_read_their_prompt_once_and_differ() -> None:
     engine.run()
     for first, second in zip(answers, again, strict=True):
         same(first, second.completion())
+
+
+def test_a_request_that_has_ended_is_freed_at_once() -> None:
+    engine = TinyEngine()
+    gc.disable()
+    try:
+        ended = [weakref.ref(request) for request in engine.add(prompt(100), replace(GREEDY, n=2))]
+        engine.run()
+        assert [request() for request in ended] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 8])

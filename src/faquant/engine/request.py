@@ -63,7 +63,7 @@ class Request:
         pages: cache pages, in order; empty while it waits.
         known_pages: how many of them the prefix cache knows.
         cached_tokens: how many of its tokens stood in the cache when it first ran; None before.
-        siblings: the requests for answers to the same prompt, itself among them.
+        siblings: the requests for answers to the same prompt, itself among them; none once it has ended.
         reached: where its answer's newest tokens begin, those that no step has computed before.
         error: why it ended, where finish_reason is `error`.
     """
@@ -91,7 +91,7 @@ class Request:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.error: FaquantError | None = None
-        self.siblings: Sequence[Request] = (self,)
+        self.siblings: Sequence[Request] = ()
         self.sampler = sampler
         self.lookup = PromptLookup()
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
@@ -195,7 +195,7 @@ class Request:
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         self.finish_reason, self.stop_reason, self.finished = reason, stop_reason, time.monotonic()
-        self.lookup = PromptLookup()  # frees what it remembers
+        self.lookup, self.siblings = PromptLookup(), ()  # frees what they hold
 
     def fail(self, error: FaquantError) -> Output:
         """It cannot go on."""
