@@ -72,8 +72,11 @@ def test_chat_calls_tools(source: Path) -> None:
     for wrong in ({"tools": [{}]}, {"tools": ["one"]}, {"tools": tools, "tool_choice": "three"}):
         with pytest.raises(UsageError):
             llm.chat(asked, params, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="at least one message"):
-        llm.chat([])
+    for empty in ([], "Hi", {"role": "user"}, [[]], [asked[0], asked], [{"content": "Hi"}], None):
+        with pytest.raises(UsageError, match="list of messages"):
+            llm.chat(empty)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no tools"):
+        llm.chat(asked, tool_choice="required")
 
 
 def test_serving_counts_what_the_calibration_does_not_fit(source: Path, tmp_path: Path) -> None:

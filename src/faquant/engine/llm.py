@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import UnsupportedError, UsageError
 from ..model.load import Model, load
@@ -127,12 +127,10 @@ class LLM:
             UnsupportedError: there is no chat template, or the format of the model's calls is not known.
             FaquantError: an answer could not be finished.
         """
-        if not conversations:
-            raise UsageError("A conversation has at least one message.")
-        several: Any = [conversations] if isinstance(conversations[0], Mapping) else conversations
-        model = Conversation(self.tokenizer)
-        calls = _calls(tools, tool_choice, model.format) if tools else None
+        model, tools = Conversation(self.tokenizer), tuple(tools)
+        calls = _calls(tools, tool_choice, model.format)
         shown = tools if tool_choice != "none" else ()
+        several = _conversations(conversations)
         ids = [model.encode(messages, shown, chat_template_kwargs) for messages in several]
         if calls is None:
             return self.generate(ids, params, progress=progress)
@@ -188,7 +186,24 @@ class LLM:
             update(done, len(mine), f"{tokens / (time.monotonic() - begin):.0f} tokens/s")
 
 
-def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) -> ToolCalls:
+def _conversations(asked: Any) -> Sequence[Messages]:
+    def is_list(value: object) -> bool:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+
+    def is_message(value: object) -> bool:
+        return isinstance(value, Mapping) and isinstance(value.get("role"), str)
+
+    several = [asked] if is_list(asked) and all(map(is_message, asked)) else asked
+    if not is_list(several) or not all(is_list(one) and one and all(map(is_message, one)) for one in several):
+        raise UsageError('A conversation is a list of messages, at least one: [{"role": "user", "content": …}].')
+    return cast(Sequence[Messages], several)
+
+
+def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) -> ToolCalls | None:
+    if not tools:
+        if choice not in ("auto", "none"):
+            raise UsageError("tool_choice wants a call, but there are no tools.", "tool_choice")
+        return None
     if format is None:
         raise UnsupportedError("The format in which this model calls tools is not known.")
     try:
