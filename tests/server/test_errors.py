@@ -44,6 +44,7 @@ def check_error(response: httpx.Response, status: int) -> Any:
         ({"logit_bias": {"a": 1}}, "logit_bias.a"),
         ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, "logit_bias"),
         ({"stream": "yes"}, "stream"),
+        ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -123,7 +123,7 @@ class SamplingParams:
         value = getattr(self, name)
         # Python refuses to print an integer of many thousand digits.
         shown = "a larger number" if isinstance(value, int) and value.bit_length() > 128 else _shown(value)
-        return UsageError(f"{name} must be {wanted}, not {shown}.")
+        return UsageError(f"{name} must be {wanted}, not {shown}.", name)
 
 
 def _is_number(value: object) -> bool:
