@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -43,6 +44,10 @@ def test_quantize_evaluate_and_generate(source: Path, tmp_path: Path) -> None:
     assert all(answer.logprobs is None for answer in together)
     assert all(len(answer.token_ids) == 5 and answer.finish_reason == "length" for answer in together)
     assert "".join(llm.stream("Hello", params)) == alone[0].text
+    pieces = llm.stream("Hello", params)
+    begun = next(pieces)
+    llm.generate("Something else", replace(params, max_tokens=50))  # which finishes the other answer too
+    assert begun + "".join(pieces) == alone[0].text
     scored = llm.generate("Hello", faquant.SamplingParams(max_tokens=3, temperature=0, ignore_eos=True, logprobs=2))[0]
     assert scored.logprobs is not None
     assert [likeliest[0][0] for _, likeliest in scored.logprobs] == list(scored.token_ids)
@@ -75,6 +80,13 @@ def test_chat_calls_tools(source: Path) -> None:
     for empty in ([], "Hi", {"role": "user"}, [[]], [asked[0], asked], [{"content": "Hi"}], None):
         with pytest.raises(UsageError, match="list of messages"):
             llm.chat(empty)  # type: ignore[arg-type]
+    for wrong_params in ([params, None], {"max_tokens": 3}, 5):
+        with pytest.raises(UsageError, match="params"):
+            llm.chat([asked, asked], wrong_params)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="list of prompts"):
+        llm.generate(None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="max_seqs"):
+        faquant.LLM(source, max_seqs=3)
     with pytest.raises(UsageError, match="no tools"):
         llm.chat(asked, tool_choice="required")
 

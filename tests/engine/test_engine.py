@@ -36,7 +36,7 @@ def prompt(length: int, seed: int = 0, shared: int = 0) -> tuple[int, ...]:
 
 
 def same(got: Completion, expected: Completion) -> None:
-    """Equal but for what the prefix cache had; logprobs to the last bit."""
+    """Equal but for what the cache had; logprobs to the last bit."""
     assert replace(got, cached_tokens=0) == replace(expected, cached_tokens=0)
 
 
@@ -296,6 +296,21 @@ def test_the_oldest_is_served_first_and_nobody_starves_behind_long_prompts() -> 
     assert ended == [*long, *later], "equal prompts begin to answer in the order in which they came"
 
 
+@pytest.mark.parametrize("kind", ["answers", "prompts"])
+def test_those_who_wait_for_one_prompt_keep_nobody_else_out(kind: str) -> None:
+    engine = TinyEngine(max_num_batched_tokens=64)
+    params = replace(GREEDY, n=40 if kind == "answers" else 1)
+    for number in range(1 if kind == "answers" else 40):
+        engine.add(prompt(1000, number, 900), params)
+    engine.step()
+    (short,) = engine.add(prompt(3, 99), GREEDY)
+    steps = 0
+    while not short.first_token:
+        engine.step()
+        steps += 1
+    assert steps <= 5
+
+
 def test_decoding_goes_on_while_a_long_prompt_is_read() -> None:
     engine = TinyEngine(max_num_batched_tokens=32)
     (short,) = engine.add(prompt(5), replace(GREEDY, max_tokens=40))
@@ -387,7 +402,7 @@ def test_a_request_that_has_ended_is_freed_at_once() -> None:
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 8])
 @pytest.mark.parametrize("left", [0, 2])
-def test_answers_to_a_short_prompt_copy_its_page_from_one_that_runs(max_num_seqs: int, left: int) -> None:
+def test_same_short_prompts_copy_the_page_of_one_that_runs(max_num_seqs: int, left: int) -> None:
     engine = TinyEngine(max_num_seqs=max_num_seqs)
     params = SamplingParams(seed=3, n=4, max_tokens=5, ignore_eos=True, logprobs=1)
     requests = engine.add(prompt(100), params)

@@ -1,8 +1,11 @@
 """Guesses are what stood behind the longest run of tokens that ends like the text, the last such place first."""
 
+from unittest.mock import patch
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from faquant.engine import speculation
 from faquant.engine.speculation import LONGEST, SHORTEST, PromptLookup
 
 
@@ -15,12 +18,18 @@ def plain(ids: list[int], count: int) -> list[int]:
     return []
 
 
-@given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(1, 5), max_size=20), st.integers(1, 6))
-def test_as_a_search_of_the_whole_text(ids: list[int], steps: list[int], count: int) -> None:
+@given(
+    st.lists(st.integers(0, 3), max_size=40),
+    st.lists(st.integers(1, 5), max_size=20),
+    st.integers(1, 6),
+    st.sampled_from([3, 8, 1024]),
+)
+def test_as_a_search_of_the_whole_text(ids: list[int], steps: list[int], count: int, recent: int) -> None:
     lookup, end = PromptLookup(), 0
-    for step in [*steps, len(ids)]:
-        end = min(end + step, len(ids))
-        assert lookup.guess(ids[:end], count) == plain(ids[:end], count)
+    with patch.object(speculation, "_RECENT", recent):
+        for step in [*steps, len(ids)]:
+            end = min(end + step, len(ids))
+            assert lookup.guess(ids[:end], count) == plain(ids[:end], count)
 
 
 def test_nothing_is_guessed_where_nothing_repeats() -> None:

@@ -176,4 +176,4 @@ def _pays(cases: Sequence[Mapping[str, Any]], times: float) -> str:
     slower = [depth for depth, some in rates.items() if some[INT8] < some[BFLOAT16]]
     faster = [depth for depth in rates if depth > max(slower, default=0)]
     speed = "at no depth measured" if not faster else f"from {faster[0]:,} tokens of context on"
-    return f"{more}, and here it decoded faster {speed}."
+    return f"{more}, and here one sequence decoded faster with it {speed}."

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 _COMPILERS = 2
 _LONG = 4096
 """Tokens of prompts whose check is worth a thread."""
+_ANSWER = 32
+"""Tokens that take as long as what is made for an answer."""
 
 
 class EngineStoppedError(FaquantError):
@@ -73,7 +75,7 @@ class AsyncEngine:
         structure = params.structured_output
         if structure is not None and (structure.tool_calls is None or structure.tool_calls.tools):
             await self._compile(structure)
-        if structure is None and sum(map(len, prompts)) * params.n < _LONG:
+        if structure is None and sum(len(prompt) + params.n * _ANSWER for prompt in prompts) < _LONG:
             return self._check(prompts, params)
         return await asyncio.to_thread(self._check, prompts, params)
 

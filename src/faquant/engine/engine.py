@@ -115,10 +115,9 @@ class Engine:
             original = self.model.config.rope.original_max_position
             length = max(len(prompt) + params.max_tokens, original)  # up to there, all the same
             rope, root = Rope(self.model.config, length), page_digest(b"", [length])
-        requests: list[Request] = []
+        requests = []
         for sampler in checked.samplers:
             request = Request(next(self._numbers), prompt, self.tokenizer, sampler, rope, root)
-            request.siblings = requests
             self._scheduler.add(request)
             requests.append(request)
         return requests

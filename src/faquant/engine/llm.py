@@ -41,6 +41,11 @@ class LLM:
     """
 
     def __init__(self, directory: str | Path, **options: Any) -> None:
+        unknown = options.keys() - EngineConfig.__dataclass_fields__
+        if unknown:
+            raise UsageError(
+                f"LLM has no option {min(unknown)}; it takes {', '.join(EngineConfig.__dataclass_fields__)}."
+            )
         config = EngineConfig(**options)
         path = Path(directory)
         self.model: Model = load(path)
@@ -67,12 +72,10 @@ class LLM:
             UsageError: a prompt is empty, or with max_tokens longer than the context; nothing was begun then.
             FaquantError: an answer could not be finished.
         """
-        if not isinstance(prompts, str) and any(isinstance(prompt, int) for prompt in prompts):
+        asked: Any = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(asked, Sequence) or any(isinstance(prompt, int) for prompt in asked):
             raise UsageError("generate takes a list of prompts; give one prompt of token ids as [[…]].")
-        asked: Sequence[Any] = [prompts] if isinstance(prompts, str) else prompts
-        each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(asked)
-        if len(each) != len(asked):
-            raise UsageError(f"{len(asked)} prompts take as many params, or one for all, not {len(each)}.")
+        each = _for_each(params, len(asked))
         ids = [self._encode(prompt) for prompt in asked]
         checked = [self.engine.check(prompt, some) for prompt, some in zip(ids, each, strict=True)]
         with self._requests() as requests:
@@ -90,12 +93,13 @@ class LLM:
         with self._requests() as requests:
             requests += self.engine.add(self._encode(prompt), params)
             (request,) = requests
-            while True:
+            has_ended = False
+            while not has_ended:  # others may step the engine, while whoever reads this has the last piece
+                has_ended = request.finish_reason is not None
                 if text := request.new_text():
                     yield text
-                if request.finish_reason is not None:
-                    break
-                self.engine.step()
+                if request.finish_reason is None:
+                    self.engine.step()
             if request.error is not None:
                 raise request.error
 
@@ -104,7 +108,7 @@ class LLM:
         conversations: Messages | Sequence[Messages],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: bool = False,
@@ -127,14 +131,14 @@ class LLM:
             UnsupportedError: there is no chat template, or the format of the model's calls is not known.
             FaquantError: an answer could not be finished.
         """
-        model, tools = Conversation(self.tokenizer), tuple(tools)
+        model, tools = Conversation(self.tokenizer), tuple(tools or ())
         calls = _calls(tools, tool_choice, model.format)
         shown = tools if tool_choice != "none" else ()
         several = _conversations(conversations)
         ids = [model.encode(messages, shown, chat_template_kwargs) for messages in several]
         if calls is None:
             return self.generate(ids, params, progress=progress)
-        each = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(ids)
+        each = _for_each(params, len(ids))
         if any(some.structured_output is not None for some in each):
             raise UsageError("Tools and a structured_output exclude each other.")
         wanted = [replace(some, structured_output=StructuredOutput(tool_calls=calls)) for some in each]
@@ -184,6 +188,15 @@ class LLM:
                 done += output.finish_reason is not None and output.request in mine
                 tokens += len(output.token_ids)
             update(done, len(mine), f"{tokens / (time.monotonic() - begin):.0f} tokens/s")
+
+
+def _for_each(params: Any, count: int) -> Sequence[SamplingParams]:
+    each = params if isinstance(params, Sequence) else [params or SamplingParams()] * count
+    if len(each) != count:
+        raise UsageError(f"{count} prompts take as many params, or one for all, not {len(each)}.")
+    if not all(isinstance(some, SamplingParams) for some in each):
+        raise UsageError("params is a SamplingParams, or a list with one for each prompt.")
+    return each
 
 
 def _conversations(asked: Any) -> Sequence[Messages]:

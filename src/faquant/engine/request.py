@@ -26,7 +26,7 @@ class Completion:
     `finish_reason` is `stop` (an end token, a stop token or a stop string), `length` (max_tokens reached), `abort`, or
     `error`; `stop_reason` is the stop string or token, and None for the model's own end token. `index` counts a
     request's answers where it asked for several. `cached_tokens` is how many tokens of the prompt were found in the
-    prefix cache. `logprobs`, where asked for, has for each token its own log-probability and (id, log-probability) of
+    cache. `logprobs`, where asked for, has for each token its own log-probability and (id, log-probability) of
     the likeliest. `tool_calls` is what LLM.chat has read from the text of an answer that may call tools;
     `finish_reason` is `tool_calls` where none of them is cut off.
     """
@@ -63,7 +63,7 @@ class Request:
         pages: cache pages, in order; empty while it waits.
         known_pages: how many of them the prefix cache knows.
         cached_tokens: how many of its tokens stood in the cache when it first ran; None before.
-        siblings: the requests for answers to the same prompt, itself among them; none once it has ended.
+        awaited: digest of the last that it will find in the cache when other prompts have been read.
         reached: where its answer's newest tokens begin, those that no step has computed before.
         error: why it ended, where finish_reason is `error`.
     """
@@ -91,11 +91,12 @@ class Request:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.error: FaquantError | None = None
-        self.siblings: Sequence[Request] = ()
+        self.awaited: bytes | None = None
         self.sampler = sampler
         self.lookup = PromptLookup()
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
         self._digests: list[bytes] = []
+        self._prompt_digest: bytes | None = None
         self._root = root
         shown = frozenset() if sampler.constraint is None else sampler.constraint.shown
         self._decoder = IncrementalDecoder(tokenizer, shown=shown)
@@ -127,6 +128,14 @@ class Request:
             self._digests.append(page_digest(before, self.ids[begin : begin + page_size]))
         return self._digests[:count]
 
+    def prompt_digest(self, page_size: int) -> bytes | None:
+        """Of all its prompt but the last token, which always runs; None where that fills its pages."""
+        if self._prompt_digest is None and (rest := (self.prompt_length - 1) % page_size):
+            full = self.digests(page_size, (self.prompt_length - 1) // page_size)
+            begin = self.prompt_length - 1 - rest
+            self._prompt_digest = page_digest(full[-1] if full else self._root, self.ids[begin : begin + rest])
+        return self._prompt_digest
+
     def chunk(self, count: int, guessed: Sequence[int] = ()) -> Chunk:
         """Its next `count` tokens and the guessed ones behind its last."""
         if len(self._table) != len(self.pages):
@@ -136,7 +145,7 @@ class Request:
 
     def hold(self, pages: list[int], known: int, computed: int) -> None:
         """It runs from now on, in these pages, which hold so many tokens; the prefix cache knows the first `known`."""
-        self.pages, self.known_pages, self.computed = pages, known, computed
+        self.pages, self.known_pages, self.computed, self.awaited = pages, known, computed, None
         if self.cached_tokens is None:
             self.cached_tokens = self.computed
 
@@ -195,7 +204,7 @@ class Request:
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         self.finish_reason, self.stop_reason, self.finished = reason, stop_reason, time.monotonic()
-        self.lookup, self.siblings = PromptLookup(), ()  # frees what they hold
+        self.lookup = PromptLookup()  # frees what it remembers
 
     def fail(self, error: FaquantError) -> Output:
         """It cannot go on."""

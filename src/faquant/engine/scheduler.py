@@ -6,7 +6,7 @@ leave, to guesses. Where the pages run out, the youngest sequence gives back its
 """
 
 from bisect import insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .page_pool import PagePool
@@ -15,7 +15,7 @@ from .request import Request
 MAX_PREFILLS = 4
 """Prompts that are read at the same time, so that a short one does not wait for all of a long one."""
 MAX_LOOKS = 16
-"""Waiting sequences that one step looks at."""
+"""Waiting sequences that one step looks at, those left out that wait for what others read."""
 
 
 @dataclass(frozen=True)
@@ -121,49 +121,61 @@ class Scheduler:
 
     def _admit(self, prefills: list[Request], budget: int) -> None:
         """Let waiting sequences run while there are tokens and pages for them; they join `prefills`."""
-        for request in self.waiting[:MAX_LOOKS]:
+        if not self.waiting or budget <= 0 or len(self.running) == self._max_running:
+            return
+        looks, coming = 0, {digest for request in prefills for digest in self._coming(request)}
+        for request in list(self.waiting):
+            if request.awaited in coming:  # waiting a little saves all of it
+                continue
             enough = len(prefills) >= MAX_PREFILLS and sum(some.pending for some in prefills) >= budget
-            if budget <= 0 or enough or len(self.running) == self._max_running:
+            if enough or len(self.running) == self._max_running or looks == MAX_LOOKS:
                 return
+            looks += 1
             digests = self._known_digests(request)
             pages = self.pool.find(digests)
-            is_missing = len(pages) < len(digests)
-            if is_missing and self._is_coming(digests[len(pages)], prefills):
+            known = len(pages)
+            begun = self._begun_page(request, known)
+            missing = [digest for digest in (*digests[known:], begun) if digest is not None]
+            if missing and missing[0] in coming:
+                request.awaited = next(digest for digest in reversed(missing) if digest in coming)
                 self.pool.give_back(pages)
                 continue
-            known, computed = len(pages), len(pages) * self._page_size
-            source = None if is_missing else self._sibling(request, computed)
-            if source is not None and source.computed < request.prompt_length - 1:
-                self.pool.give_back(pages)
-                continue
-            needed = self._pages_of(len(request.ids)) - len(pages)
+            needed = self._pages_of(len(request.ids)) - known
             # A page more for each that runs: who is let in should not be put out again at once.
             if needed + len(self.running) > self.pool.available:
                 self.pool.give_back(pages)
                 return
-            pages += self.pool.take(needed)
-            if source is not None:
-                self._copy_page(source.pages[known], pages[known])
-                computed = request.prompt_length - 1
-            request.hold(pages, known, computed)
+            source = None if begun is None else self._who_has(request, known, begun)
+            computed = known * self._page_size if source is None else request.prompt_length - 1
+            request.hold(pages + self.pool.take(needed), known, computed)
             self.waiting.remove(request)
             insort(self.running, request, key=_number)
             insort(prefills, request, key=_number)
+            coming.update(self._coming(request))
+            if source is not None:
+                self._copy_page(source, request.pages[known])
 
     def _known_digests(self, request: Request) -> list[bytes]:
         """Of the pages that it may find; its last token always runs, because its logits are wanted."""
         return request.digests(self._page_size, (len(request.ids) - 1) // self._page_size) if self._reuse_pages else []
 
-    def _sibling(self, request: Request, computed: int) -> Request | None:
-        """Who has, or is about to have, more of the same prompt than these tokens, in a page that is not full."""
-        if not self._reuse_pages or computed >= request.prompt_length - 1:
-            return None
-        running = [some for some in request.siblings if some.pages]
-        return max(running, key=lambda some: some.computed, default=None)
+    def _begun_page(self, request: Request, known: int) -> bytes | None:
+        """The digest of the page that its prompt does not fill, where that comes behind these `known` pages."""
+        is_next = self._reuse_pages and known == (request.prompt_length - 1) // self._page_size
+        return request.prompt_digest(self._page_size) if is_next else None
 
-    def _is_coming(self, digest: bytes, prefills: Iterable[Request]) -> bool:
-        """Whether a prompt that is being read will fill this page, so that waiting a little saves all of it."""
-        return any(digest in self._known_digests(some)[some.computed // self._page_size :] for some in prefills)
+    def _who_has(self, request: Request, known: int, begun: bytes) -> int | None:
+        """The page, of a sequence that runs, with all of the same prompt but its last token."""
+        for some in self.running:
+            if some.computed >= request.prompt_length - 1 and some.prompt_digest(self._page_size) == begun:
+                return some.pages[known]
+        return None
+
+    def _coming(self, request: Request) -> list[bytes]:
+        """What a running prompt is going to put into pages."""
+        coming = self._known_digests(request)[request.computed // self._page_size :]
+        begun = request.prompt_digest(self._page_size) if self._reuse_pages else None
+        return coming if begun is None or request.computed >= request.prompt_length - 1 else [*coming, begun]
 
     def _pages_of(self, tokens: int) -> int:
         return -(-tokens // self._page_size)

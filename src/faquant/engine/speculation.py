@@ -9,9 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Text = np.ndarray[tuple[int], np.dtype[np.int32]]
+
 LONGEST, SHORTEST = 4, 2
 """Tokens that must stand there alike."""
 _ROOM = 1024
+_RECENT = 1024
+"""Looked at first: a text that repeats itself has done so lately."""
 
 
 class PromptLookup:
@@ -29,19 +33,13 @@ class PromptLookup:
         if len(ids) <= SHORTEST:
             return []
         text = self._follow(ids)
-        # A run counts where a token stands behind it; the one at the very end has none yet.
-        ends = np.flatnonzero(text[:-1] == text[-1]) + 1
-        place = None
-        for length in range(2, LONGEST + 1):
-            ends = ends[ends >= length]
-            ends = ends[text[ends - length] == text[-length]]
-            if not ends.size:
-                break
-            if length >= SHORTEST:
-                place = int(ends[-1])
-        return [] if place is None else list(ids[place : place + count])
+        recent = max(0, len(ids) - _RECENT)
+        length, place = _last_run(text, recent, len(ids) - 1)
+        if length < LONGEST and recent:
+            length, place = max((length, place), _last_run(text, 0, recent))
+        return list(ids[place : place + count]) if length >= SHORTEST else []
 
-    def _follow(self, ids: Sequence[int]) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
+    def _follow(self, ids: Sequence[int]) -> Text:
         if len(ids) > self._ids.size:
             room = np.empty(len(ids) + max(_ROOM, len(ids) // 4), np.int32)
             room[: self._known] = self._ids[: self._known]
@@ -49,3 +47,20 @@ class PromptLookup:
         self._ids[self._known : len(ids)] = ids[self._known :]
         self._known = len(ids)
         return self._ids[: self._known]
+
+
+def _last_run(text: Text, begin: int, end: int) -> tuple[int, int]:
+    """The most tokens that `text` ends with and that stand before a place in (begin, end] too, and the last such place.
+
+    A token must stand behind it, so `end` is below the text's.
+    """
+    ends = np.flatnonzero(text[begin:end] == text[-1]) + begin + 1
+    found = (0, 0)
+    for length in range(1, LONGEST + 1):
+        if length > 1:
+            ends = ends[ends >= length]
+            ends = ends[text[ends - length] == text[-length]]
+        if not ends.size:
+            break
+        found = (length, int(ends[-1]))
+    return found

@@ -17,7 +17,7 @@ _COUNTERS = {
     "step_seconds": "Seconds that steps took",
     "model_seconds": "Seconds of them in the model",
     "prompt_tokens": "Tokens of prompts",
-    "cached_tokens": "Tokens of prompts that were found in the prefix cache",
+    "cached_tokens": "Tokens of prompts that were found in the cache",
     "prefilled_tokens": "Tokens of prompts that went through the model",
     "generated_tokens": "Tokens of answers",
     "guessed_tokens": "Tokens guessed by speculation",
