@@ -18,6 +18,7 @@ from faquant.engine.sampling import SamplingParams
 from faquant.engine.tokenizer import Tokenizer
 from faquant.server.app import make_app
 from faquant.server.config import ServerConfig
+from faquant.server.connection import Connection
 from faquant.server.service import Service
 from faquant.server.socket import bind
 from oracles import random_decoder
@@ -68,7 +69,12 @@ class TinyServer:
         self.port: int = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            make_app(self.service), http="h11", ws="none", lifespan="off", log_config=None, timeout_graceful_shutdown=5
+            make_app(self.service),
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            timeout_graceful_shutdown=5,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self.socket],))

@@ -24,6 +24,8 @@ def test_tokenize_and_back(server: TinyServer) -> None:
         chat = http.post("/tokenize", json={"messages": messages}).json()
         assert chat["tokens"] == tokenizer().encode_chat(messages)
         assert http.post("/tokenize", json={}).status_code == 400
+        wrong = http.post("/tokenize", json={"prompt": "a", "tools": [{"type": "function", "function": {"name": "f"}}]})
+        assert wrong.json()["error"]["param"] == "tools"
         outside = http.post("/detokenize", json={"tokens": [*got["tokens"], 2**31]})
         assert outside.status_code == 400
         assert outside.json()["error"]["param"] == "tokens"

@@ -39,8 +39,11 @@ def check_error(response: httpx.Response, status: int) -> Any:
         ({"n": 1000}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10**6}, "max_tokens"),
+        ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"seed": 2**63}, "seed"),
-        ({"stop": [""]}, "stop"),
+        ({"stop": [""]}, "stop.0"),
+        ({"stop": ["a"] * 65}, "stop"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a"),
         ({"logit_bias": dict.fromkeys(map(str, range(1025)), 1)}, "logit_bias"),
         ({"stream": "yes"}, "stream"),
@@ -55,7 +58,7 @@ def check_error(response: httpx.Response, status: int) -> Any:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages.0"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
     ],
 )
 def test_a_wrong_field_is_named(http: httpx.Client, more: Any, param: str | None) -> None:
@@ -64,10 +67,21 @@ def test_a_wrong_field_is_named(http: httpx.Client, more: Any, param: str | None
     assert error["type"] == "invalid_request_error"
     if param is not None:
         assert error["param"] == param
-        assert param in error["message"]
+        assert param in error["message"] or param == "chat_template_kwargs"
 
 
-@pytest.mark.parametrize("more", [{"echo": True}, {"suffix": "x"}, {"best_of": 3}, {"prompt": []}, {"prompt": [[]]}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"echo": True},
+        {"suffix": "x"},
+        {"best_of": 3},
+        {"prompt": []},
+        {"prompt": [[]]},
+        {"prompt": ""},
+        {"prompt": [99999]},
+    ],
+)
 def test_what_completions_do_not_do(http: httpx.Client, more: Any) -> None:
     error = check_error(http.post("/v1/completions", json={"prompt": "x", **more}), 400)
     assert error["param"].startswith(next(iter(more)))

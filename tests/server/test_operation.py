@@ -15,7 +15,9 @@ import openai
 import pytest
 
 from faquant.engine.sampling import SamplingParams
+from faquant.server import connection
 from faquant.server.config import ServerConfig
+from faquant.server.logs import Seldom
 from faquant.server.middleware import Supervisor
 from oracles.tiny_server import GREEDY, NAME, BytesEngine, TinyServer, alone, tokenizer
 
@@ -58,6 +60,9 @@ def test_the_key() -> None:
         with pytest.raises(openai.AuthenticationError):
             server.client(api_key="other").models.list()
         assert server.client(api_key="secret").models.list().data
+        for scheme, status in (("bearer", 200), ("Basic", 401)):  # RFC 9110 counts no case there
+            shown = {"Authorization": f"{scheme} secret"}
+            assert httpx.get(f"{server.url}/v1/models", headers=shown).status_code == status
 
 
 def test_web_pages_may_not_call_unless_they_are_named(server: TinyServer) -> None:
@@ -146,6 +151,28 @@ def test_the_time_of_a_request_is_limited() -> None:
         unfinished.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         assert b" 408 " in unfinished.recv(100)
         unfinished.close()
+
+
+def test_a_connection_without_a_whole_head_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    with TinyServer(BytesEngine(slow=0.02, pages=40)) as server:
+        slow = raw_request(server, {**flat(SHORT), "max_tokens": 50})  # takes longer, and is let be
+        for sent in (b"", get, get + b"\r\n" + get):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+                client.sendall(sent)
+                received = b""
+                while part := client.recv(4096):
+                    received += part
+                assert received.count(b" 200 OK") == sent.count(b"\r\n\r\n")
+        assert b" 200 OK" in slow.recv(100)
+        slow.close()
+
+
+def test_too_many_connections_are_told_of_once() -> None:
+    seldom = Seldom()
+    records = [logging.makeLogRecord({"msg": "full", "created": at}) for at in (1.0, 2.0, 10.9, 11.1)]
+    assert [seldom.filter(record) for record in records] == [True, False, False, True]
 
 
 @pytest.mark.parametrize("stops_at", [0, 1, 2])

@@ -122,13 +122,16 @@ def test_a_call_in_a_free_answer() -> None:
                 assert choice.finish_reason == "tool_calls"
                 assert choice.message.content == "Well. "
                 check(choice.message.model_copy(update={"content": None}))
-        # Too short for a call: none is begun.
-        for limit in (16, 17, 18, 30):
-            got = client.chat.completions.create(**{**ASKED, "max_tokens": limit, "seed": 1}).choices[0]
+        # Too short for a call: it ends before, and nothing of the tag is to be seen.
+        for limit in (*range(8, 20), 30):
+            short: Any = {**ASKED, "max_tokens": limit, "seed": 1}
+            got = client.chat.completions.create(**short).choices[0]
             assert got.finish_reason == "length"
             assert got.message.tool_calls is None
-            assert "<tool_call>" not in (got.message.content or "")
-            assert (got.message.content or "").startswith("Well. ")
+            assert got.message.content == "Well. "
+            chunks = list(client.chat.completions.create(**short, stream=True))
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Well. "
+            assert chunks[-1].choices[0].finish_reason == "length"
         got = client.chat.completions.create(**ASKED, tool_choice="none", seed=1).choices[0]
         assert "<tool_" not in (got.message.content or "")
 

@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         print_error("Aborted.")
         return 1
     except _WrongUse as error:
-        what = error.format_message().rstrip(".")
+        what = " ".join(error.format_message().split()).rstrip(".")
         print_error(f"{what}. More by: {error.ctx.command_path if error.ctx else 'faquant'} --help")
         return 2
     except FaquantError as error:

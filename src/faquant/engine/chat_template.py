@@ -75,7 +75,8 @@ class ChatTemplate:
         names: dict[str, Any] = {}
         for name, value in (variables or {}).items():
             if name in _OWN_VARIABLES:
-                raise UsageError(f"The chat template's variable {name!r} has an argument of its own; pass it there.")
+                message = f"The chat template's variable {name!r} has an argument of its own; pass it there."
+                raise UsageError(message, "chat_template_kwargs")
             names[str(name)] = _plain(value, f"variable {name!r}")
         names["messages"] = _check_messages(messages)
         names["tools"] = _check_tools(tools)

@@ -39,11 +39,13 @@ class Constraint(Protocol):
     """What one answer may be, token by token.
 
     shown: special tokens that are part of the answer's text. unwatched_from: from this token of the answer on, counted
-    from 0, stop strings do not end it; None where they always do.
+    from 0, stop strings do not end it; None where they always do. is_cut: it ends because the tokens left do not
+    suffice for what it has begun.
     """
 
     shown: frozenset[int]
     unwatched_from: int | None
+    is_cut: bool
 
     @property
     def may_end(self) -> bool:
@@ -197,6 +199,7 @@ class GrammarConstraint:
         self._ended = False
         self.shown: frozenset[int] = frozenset()
         self.unwatched_from = compiled.unwatched_from
+        self.is_cut = False
 
     @property
     def may_end(self) -> bool:

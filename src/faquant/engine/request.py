@@ -178,7 +178,8 @@ class Request:
             if self._stop.stopped:
                 self.finish("stop", self._stop.matched)
             elif self.sampler.must_end and place == len(tokens) - 1:
-                self.finish("stop")
+                constraint = self.sampler.constraint
+                self.finish("length" if constraint is not None and constraint.is_cut else "stop")
             elif self.room == 0:
                 self.finish("length")
             if self.finish_reason is not None:

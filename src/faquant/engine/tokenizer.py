@@ -164,6 +164,8 @@ class Tokenizer:
             UsageError: the messages have the wrong shape, or the template refuses them.
         """
         template = self._chat_templates.choose(with_tools=bool(tools))
+        if not isinstance(variables or {}, Mapping):
+            raise UsageError("chat_template_kwargs is a mapping from names to values.", "chat_template_kwargs")
         names = {**self.special_tokens, **(variables or {})}
         return template.render(messages, add_generation_prompt, tools, names)
 

@@ -11,7 +11,7 @@ from ..engine.engine import Checked
 from ..engine.request import Output
 from ..engine.sampling import SamplingParams
 from ..engine.tools.calls import ToolCalls
-from .errors import blamed_on
+from .errors import blamed_on, in_place_of
 from .protocol import ChatRequest
 from .reply import Reply
 from .responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, Delta
@@ -39,7 +39,8 @@ async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Respon
     max_tokens = body.max_completion_tokens or body.max_tokens or call.service.room(prompts, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = await asyncio.to_thread(sampling_params, body, max_tokens, logprobs, calls)
-    checked = await call.check(prompts, params, "messages")
+    with in_place_of("max_tokens", "max_completion_tokens" if body.max_completion_tokens else None):
+        checked = await call.check(prompts, params, "messages")
     call.record.asks(prompts, body.stream)
     chat = _Chat(call, params, calls)
     if body.stream:

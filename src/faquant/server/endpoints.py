@@ -56,8 +56,9 @@ async def detokenize(body: DetokenizeRequest, call: CurrentCall) -> Detokenized:
     vocabulary = call.service.engine.engine.model.config.vocab_size
     outside = next((token for token in body.tokens if token >= vocabulary), None)
     if outside is not None:
-        raise ApiError(400, f"tokens has {outside}, but the vocabulary has only {vocabulary} tokens.", "tokens")
-    return Detokenized(prompt=call.service.tokenizer.decode(body.tokens, body.skip_special_tokens))
+        raise ApiError(400, f"tokens has {outside}, but the vocabulary's last is {vocabulary - 1}.", "tokens")
+    text = await asyncio.to_thread(call.service.tokenizer.decode, body.tokens, body.skip_special_tokens)
+    return Detokenized(prompt=text)
 
 
 @router.get("/health")

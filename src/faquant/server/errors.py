@@ -66,6 +66,17 @@ def blamed_on(param: str | None) -> Iterator[None]:
         raise ApiError(400, str(error), getattr(error, "field", None) or param) from None
 
 
+@contextmanager
+def in_place_of(field: str, given: str | None) -> Iterator[None]:
+    """What is said of a field is said of another that the request has in its place, if it has one."""
+    try:
+        yield
+    except ApiError as error:
+        if given is None or error.param != field:
+            raise
+        raise ApiError(error.status_code, str(error.detail).replace(field, given), given, error.code) from None
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What a client is told about an error of ours. Anything unforeseen is told as no more than that."""
     if isinstance(error, ApiError):
@@ -94,6 +105,7 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    problems = [problem for problem in problems if not _is_of_another_branch(problem)] or problems
     shown = []
     for problem in problems[:_SHOWN_PROBLEMS]:
         where = _place(problem)
@@ -109,6 +121,12 @@ def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     first = _place(problems[0]) or None
     unknown = problems[0]["type"] == "extra_forbidden"
     return ApiError(400, " ".join(dict.fromkeys(shown)), first, "unsupported_parameter" if unknown else None)
+
+
+def _is_of_another_branch(problem: Mapping[str, Any]) -> bool:
+    """Where a text or a list may stand, each of the two is told that it is not the other."""
+    wanted, value = problem["type"], problem.get("input")
+    return (wanted == "string_type" and isinstance(value, list)) or (wanted == "list_type" and isinstance(value, str))
 
 
 def _place(problem: Mapping[str, Any]) -> str:

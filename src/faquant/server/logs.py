@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from datetime import datetime, timezone
 from typing import Any
 
@@ -21,11 +22,27 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(told, ensure_ascii=True)
 
 
+class Seldom(logging.Filter):
+    """Each message at most once in ten seconds: asyncio says in a loop that there are too many connections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = str(record.msg)
+        is_new = record.created - self._said.get(message, -math.inf) >= 10.0
+        if is_new:
+            self._said = {message: record.created}
+        return is_new
+
+
 def log_to_stderr() -> None:
-    """Send the logs of the server and of uvicorn to stderr."""
+    """Send the logs of the server, of uvicorn and of asyncio to stderr."""
+    logging.getLogger("asyncio").addFilter(Seldom())
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
-    for name, level in (("faquant", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("faquant", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.setLevel(level)
         logger.handlers = [handler]

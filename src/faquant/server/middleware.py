@@ -32,7 +32,7 @@ class Access:
         self._service = service
         key = service.config.api_key
         # Digests have one length, so that comparing tells nothing of the key's.
-        self._key = None if key is None else sha256(b"Bearer " + key.encode()).digest()
+        self._key = None if key is None else sha256(key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,8 +68,9 @@ class Access:
     def _may(self, headers: Headers, path: str) -> bool:
         if self._key is None or path in OPEN_PATHS:
             return True
-        shown = headers.get("authorization", "")
-        return compare_digest(self._key, sha256(shown.encode("latin-1")).digest())
+        scheme, _, shown = headers.get("authorization", "").partition(" ")
+        is_right = compare_digest(self._key, sha256(shown.encode("latin-1")).digest())
+        return is_right and scheme.lower() == "bearer"
 
     def _end(self, record: Record, scope: MutableMapping[str, Any]) -> None:
         record.end()

@@ -147,6 +147,9 @@ class TokenizeRequest(Body):
     def _one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise UsageError("Give either prompt or messages.", "prompt")
+        for field in ("tools", "chat_template_kwargs"):
+            if self.messages is None and getattr(self, field) is not None:
+                raise UsageError(f"{field} belongs to messages.", field)
         return self
 
 

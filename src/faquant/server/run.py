@@ -1,6 +1,8 @@
 """A server in this process: its signals, its end."""
 
+import contextlib
 import os
+import resource
 import signal
 import socket
 import threading
@@ -9,6 +11,7 @@ from types import FrameType
 import uvicorn
 
 from .app import make_app
+from .connection import Connection
 from .logs import log_to_stderr
 from .service import Service
 from .socket import unavailable
@@ -25,6 +28,7 @@ def serve(service: Service, listener: socket.socket) -> None:
         FaquantError: another program has come to listen at the address.
     """
     log_to_stderr()
+    _allow_files()
     try:
         listener.listen(BACKLOG)
     except OSError as error:
@@ -32,7 +36,7 @@ def serve(service: Service, listener: socket.socket) -> None:
         raise unavailable(host, port, error) from None
     config = uvicorn.Config(
         make_app(service),
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -74,6 +78,13 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or (self._gate.closed and self._gate.inside == 0)
+
+
+def _allow_files() -> None:
+    """Each connection is an open file, and what a process may have is often a thousand, though it may ask for more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _end_now(sig: int, frame: FrameType | None) -> None:

@@ -111,7 +111,7 @@ class Call:
             )
             raise ApiError(400, message, "max_tokens", "context_length_exceeded")
         structure = params.structured_output
-        with blamed_on(None if structure is None else "tools" if structure.tool_calls else "response_format"):
+        with blamed_on(field if structure is None else "tools" if structure.tool_calls else "response_format"):
             return await self.service.engine.check(prompts, params)
 
     async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:

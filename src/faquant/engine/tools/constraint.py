@@ -1,5 +1,6 @@
 """Free text until calls begin, and from there nothing but calls that are right and end within their tokens."""
 
+import sys
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CallConstraint:
-    """`Constraint` of an answer that may call tools. A call that could not end in time is not begun.
+    """`Constraint` of an answer that may call tools. One that begins a call that could not end in time ends there.
 
     begin: makes the constraint of calls that go on with some text, within so many tokens; None where they cannot.
     shown: special tokens that are part of the answer's text.
@@ -33,17 +34,18 @@ class CallConstraint:
         self._ends = frozenset(end_token_ids)
         self._begin = begin
         self._calls: GrammarConstraint | None = None
+        self.is_cut = False
         self._held, self._at_start, self._ended = "", True, False
         self._count = 0
-        self._tried: tuple[int, Seen | None, GrammarConstraint | None] | None = None
+        self._tried: tuple[int, Seen | None, GrammarConstraint | None, bool] | None = None
 
     @property
     def may_end(self) -> bool:
-        return self._calls is None or self._calls.may_end
+        return self.is_cut or self._calls is None or self._calls.may_end
 
     @property
     def must_end(self) -> bool:
-        return self._ended or (self._calls is not None and self._calls.must_end)
+        return self._ended or self.is_cut or (self._calls is not None and self._calls.must_end)
 
     @property
     def is_free(self) -> bool:
@@ -55,14 +57,18 @@ class CallConstraint:
     def admits(self, token: int, left: int) -> bool:
         if self._calls is not None:
             return self._calls.admits(token, left)
-        self._tried = (token, None, None)
+        self._tried = (token, None, None, False)
         if token in self._ends:
             return True
         # Tags are ASCII, so that single bytes of other characters do no harm.
         text = self._held + self._vocabulary.shown_text(token, self.shown).decode("latin-1")
         seen = self._opening.look(text, self._at_start)
-        calls = None if seen.calls is None else self._begin(seen.calls, left)
-        self._tried = (token, seen, calls) if seen.calls is None or calls is not None else None
+        if seen.calls is None:
+            self._tried = (token, seen, None, False)
+            return True
+        calls = self._begin(seen.calls, left)
+        is_cut = calls is None and self._begin(seen.calls, sys.maxsize) is not None
+        self._tried = (token, seen, calls, is_cut) if calls is not None or is_cut else None
         return self._tried is not None
 
     def fallback(self) -> int:
@@ -74,7 +80,7 @@ class CallConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        _, seen, calls = self._tried
+        _, seen, calls, self.is_cut = self._tried
         self._tried = None
         if seen is None:
             self._ended = True
