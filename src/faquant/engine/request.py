@@ -23,12 +23,12 @@ from .tools.parser import FunctionCall
 class Completion:
     """One answer.
 
-    `finish_reason` is `stop` (an end token, a stop token or a stop string), `length` (max_tokens reached, or too near for
-    the call that was begun), `abort`, or `error`; `stop_reason` is the stop string or token, and None for the model's own
-    end token. `index` counts a request's answers where it asked for several. `cached_tokens` is how many tokens of the
-    prompt were found in the cache. `logprobs`, where asked for, has for each token its own log-probability and (id,
-    log-probability) of the likeliest. `tool_calls` is what LLM.chat has read from the text of an answer that may call
-    tools; `finish_reason` is `tool_calls` where none of them is cut off.
+    `finish_reason` is `stop` (an end token, a stop token or a stop string), `length` (max_tokens reached, or too
+    near for the call that was begun), `abort`, or `error`; `stop_reason` is the stop string or token, and None for
+    the model's own end token. `index` counts a request's answers where it asked for several. `cached_tokens` is how
+    many tokens of the prompt were found in the cache. `logprobs`, where asked for, has for each token its own
+    log-probability and (id, log-probability) of the likeliest. `tool_calls` is what LLM.chat has read from the text
+    of an answer that may call tools; `finish_reason` is `tool_calls` where none of them is cut off.
     """
 
     text: str
