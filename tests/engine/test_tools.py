@@ -16,7 +16,7 @@ from faquant.engine.tokenizer import Tokenizer
 from faquant.engine.tools.calls import MAX_CALLS, MAX_TOOLS, Tool, ToolCalls
 from faquant.engine.tools.conversation import Conversation
 from faquant.engine.tools.formats import FORMATS, detect
-from faquant.engine.tools.parser import Begun, CallParser, Content, opening_of
+from faquant.engine.tools.parser import Begun, CallParser, Content, opening_of, parse
 from faquant.errors import UsageError
 from oracles.chat_templates import TEMPLATES
 from oracles.constrained import LETTERS, SCHEMAS, Model, check
@@ -230,11 +230,11 @@ def answer(model: Model, calls: ToolCalls, preference: Any, **params: Any) -> tu
     while len(ids) < sampler.params.max_tokens and not sampler.must_end:
         token = sampler.sample(preference(len(ids)))
         ended = sampler.is_end(token)
-        if ended:
+        if ended or sampler.is_cut:
             break
         ids.append(token)
     shown = [token for token in ids if token in constraint.shown or token not in model.tokenizer.special_token_ids]
-    return model.tokenizer.decode(shown, False), ended or sampler.must_end
+    return model.tokenizer.decode(shown, False), ended or (sampler.must_end and not sampler.is_cut)
 
 
 def least_tokens(model: Model, calls: ToolCalls) -> int:
@@ -350,18 +350,23 @@ class TestFree:
         for name, arguments in found:
             check(arguments, WEATHER if name == "weather" else {"maxProperties": 0})
 
-    @pytest.mark.parametrize("format", ["hermes", "mistral", "llama3_json"])
-    def test_one_that_could_not_end_in_time_is_not_begun(self, model: Model, format: str) -> None:
-        tag = FORMATS[format].tag or ""
+    @pytest.mark.parametrize(
+        ("format", "beginning"),
+        [
+            *((format, style.tag) for format, style in FORMATS.items() if style.tag),
+            ("llama3_json", '{"name": "weather"'),
+            ("pythonic", "[weather("),
+        ],
+    )
+    def test_one_that_could_not_end_in_time_leaves_no_trace(self, model: Model, format: str, beginning: str) -> None:
         calls = ToolCalls((Tool("weather", WEATHER),), format)
-        forced = ToolCalls(calls.tools, format, forced=True)
-        shortest = least_tokens(model, forced)
+        shortest = least_tokens(model, ToolCalls(calls.tools, format, forced=True))
         for limit in range(1, shortest + 24):
-            preference = self.writes(model, tag, model.fond_of("a", 1))
-            text, _ = answer(model, calls, preference, max_tokens=limit, temperature=0)
-            content, found, complete = read(calls, text)
-            assert tag not in content
+            preference = self.writes(model, beginning, model.fond_of("a", 1))
+            text, ended = answer(model, calls, preference, max_tokens=limit, temperature=0)
+            content, found, complete = parse(calls, text, cut=not ended)
             assert complete == bool(found)
+            assert len(content.lstrip()) <= 1, "one character of a beginning is more likely text"
         assert found
 
     @pytest.mark.parametrize("format", list(FORMATS))

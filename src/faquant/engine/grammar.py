@@ -39,8 +39,8 @@ class Constraint(Protocol):
     """What one answer may be, token by token.
 
     shown: special tokens that are part of the answer's text. unwatched_from: from this token of the answer on, counted
-    from 0, stop strings do not end it; None where they always do. is_cut: it ends because the tokens left do not
-    suffice for what it has begun.
+    from 0, stop strings do not end it; None where they always do. is_cut: it ends before the last token,
+    because those left do not suffice for what that would begin.
     """
 
     shown: frozenset[int]

@@ -168,6 +168,9 @@ class Request:
             if self.sampler.is_end(token):
                 self.finish("stop", token if token in self.params.stop_token_ids else None)
                 break
+            if self.sampler.is_cut and place == len(tokens) - 1:
+                self.finish("length")
+                break
             self.ids.append(token)
             accepted.append(token)
             if self.params.logprobs is not None:
@@ -178,8 +181,7 @@ class Request:
             if self._stop.stopped:
                 self.finish("stop", self._stop.matched)
             elif self.sampler.must_end and place == len(tokens) - 1:
-                constraint = self.sampler.constraint
-                self.finish("length" if constraint is not None and constraint.is_cut else "stop")
+                self.finish("stop")
             elif self.room == 0:
                 self.finish("length")
             if self.finish_reason is not None:

@@ -90,6 +90,11 @@ class Sampler:
         """Whether the constraint lets nothing follow: the answer is complete, though its last token is text."""
         return self.constraint is not None and self.constraint.must_end
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer ends before its last token, because too few are left for what that would begin."""
+        return self.constraint is not None and self.constraint.is_cut
+
     def sample(self, logits: torch.Tensor | Floats) -> int:
         """Choose the next token from logits [vocab] and remember it.
 
