@@ -81,7 +81,7 @@ def serve(
     ] = EngineConfig.speculative_tokens,
 ) -> None:
     """Answer requests of OpenAI's API: /v1/chat/completions, /v1/completions and more, until SIGTERM or Ctrl-C."""
-    load_config(directory)
+    max_position = load_config(directory).max_position
     engine_config = EngineConfig(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
@@ -91,6 +91,7 @@ def serve(
         enable_prefix_caching=enable_prefix_caching,
         speculative_tokens=speculative_tokens,
     )
+    engine_config.length(max_position)  # refused here, not when the model has been loaded
     config = ServerConfig(
         served_model_name=directory.resolve().name if served_model_name is None else served_model_name,
         api_key=api_key,

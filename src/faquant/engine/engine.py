@@ -273,9 +273,7 @@ class Engine:
 
 def _fitting(config: EngineConfig, max_position: int, bytes_per_page: int) -> tuple[int, int]:
     """How many pages kv_cache_memory holds, but no more than can ever be used; and how long a request may become."""
-    length = config.max_model_len or max_position
-    if length > max_position:
-        raise UsageError(f"max_model_len ({length}) exceeds the model's context of {max_position} tokens.")
+    length = config.length(max_position)
     memory = config.kv_cache_memory
     if memory is None:
         memory = min(MOST_CACHE_BYTES, available_memory() // 2)

@@ -55,3 +55,11 @@ class EngineConfig:
             raise UsageError(f"kv_cache_dtype must be one of {names}, not {self.kv_cache_dtype!r:.80}.")
         if not isinstance(self.enable_prefix_caching, bool):
             raise UsageError(f"enable_prefix_caching must be true or false, not {self.enable_prefix_caching!r:.80}.")
+
+    def length(self, max_position: int) -> int:
+        """Tokens that a request may have where the model can have so many. Raises: UsageError: fewer than are asked."""
+        if self.max_model_len is not None and self.max_model_len > max_position:
+            raise UsageError(
+                f"max_model_len ({self.max_model_len}) exceeds the model's context of {max_position} tokens."
+            )
+        return self.max_model_len or max_position
