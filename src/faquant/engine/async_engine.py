@@ -151,7 +151,7 @@ class AsyncEngine:
             while todo := self._wait():
                 for what in todo:
                     what()
-        except Exception:
+        except Exception:  # nobody else would hear of it; who waits is told by _end
             log.exception("The engine has failed for good")
         finally:
             self._end()

@@ -226,16 +226,11 @@ def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) 
         wanted = '{"type": "function", "function": {"name": …, "parameters": …}}'
         raise UsageError(f"tools is a list of {wanted}.", "tools") from None
     calls = ToolCalls(tuple(given), format)
-    if choice == "auto":
-        return calls
     if choice == "none":
         return replace(calls, tools=())
-    if choice == "required":
-        return replace(calls, forced=True)
-    named = tuple(tool for tool in given if tool.name == choice)
-    if not named:
-        raise UsageError("tool_choice must be auto, none, required or the name of one of the tools.", "tool_choice")
-    return replace(calls, tools=named, forced=True, parallel=False)
+    if choice in ("auto", "required"):
+        return replace(calls, forced=choice == "required")
+    return replace(calls.only([choice]), forced=True, parallel=False)
 
 
 def _with_calls(answer: Completion, calls: ToolCalls) -> Completion:

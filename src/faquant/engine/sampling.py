@@ -54,7 +54,7 @@ class Sampler:
     ) -> None:
         bias: dict[int, float] = dict(params.logit_bias)
         if vocab_size is not None:
-            check_token_ids(params, vocab_size)
+            _check_token_ids(params, vocab_size)
         if params.structured_output is not None and constraint is None:
             raise UsageError("Structured output is not supported here: the sampler was given no constraint.")
         self.params = params
@@ -313,7 +313,7 @@ def _wrong_shape(logits: torch.Tensor | Floats) -> UsageError:
     return UsageError(f"logits must be one row of floats [vocab] for each sampler, not {logits.dtype} {shape}.")
 
 
-def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+def _check_token_ids(params: SamplingParams, vocab_size: int) -> None:
     """Raises: UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary."""
     for name, ids in (("logit_bias", dict(params.logit_bias)), ("stop_token_ids", params.stop_token_ids)):
         for token in ids:

@@ -22,7 +22,7 @@ def tool_calls(request: ChatRequest, format: str | None) -> ToolCalls | None:
 
     Raises:
         ApiError: the request contradicts itself, or this model can call no tools.
-        UsageError: two tools have one name, or parameters cannot be enforced.
+        UsageError: two tools have one name, parameters cannot be enforced, or a tool that is chosen is not there.
     """
     tools, choice = request.tools, request.tool_choice
     if tools is None:
@@ -30,21 +30,18 @@ def tool_calls(request: ChatRequest, format: str | None) -> ToolCalls | None:
             raise ApiError(400, "tool_choice wants a call, but there are no tools.", "tool_choice")
         return None
     calls = all_calls(tools, format)
-    given = {tool.name: tool for tool in calls.tools}
     has_form = request.response_format is not None and request.response_format.type != "text"
     if choice == "none":
         return None if has_form else replace(calls, tools=())
     if has_form:
         message = "Tools and a response_format exclude each other, unless tool_choice is none."
         raise ApiError(400, message, "response_format", "unsupported_parameter")
-    names, forced = list(given), choice == "required"
     if isinstance(choice, NamedTool):
-        names, forced = [choice.function.name], True
-    elif isinstance(choice, AllowedToolsChoice):
+        return replace(calls.only([choice.function.name]), forced=True, parallel=False)
+    mode: str | None
+    if isinstance(choice, AllowedToolsChoice):
         allowed = choice.allowed_tools
-        names, forced = [tool.function.name for tool in allowed.tools], allowed.mode == "required"
-    unknown = [name for name in names if name not in given]
-    if unknown:
-        raise ApiError(400, f"tool_choice names {unknown[0]}, which is not among the tools.", "tool_choice")
-    parallel = request.parallel_tool_calls and not isinstance(choice, NamedTool)
-    return replace(calls, tools=tuple(given[name] for name in dict.fromkeys(names)), forced=forced, parallel=parallel)
+        calls, mode = calls.only(tool.function.name for tool in allowed.tools), allowed.mode
+    else:
+        mode = choice
+    return replace(calls, forced=mode == "required", parallel=request.parallel_tool_calls)

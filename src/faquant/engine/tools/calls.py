@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import UsageError
@@ -78,6 +78,15 @@ class ToolCalls:
         if self.style.arguments is None:
             for tool in self.tools:
                 check_parameters(tool.name, json.loads(tool.schema))
+
+    def only(self, names: Iterable[str]) -> "ToolCalls":
+        """Of these tools. Raises: UsageError: one of them is not there."""
+        given = {tool.name: tool for tool in self.tools}
+        names = list(dict.fromkeys(names))
+        unknown = [name for name in names if name not in given]
+        if unknown:
+            raise UsageError(f"tool_choice names {unknown[0]}, which is not among the tools.", "tool_choice")
+        return replace(self, tools=tuple(given[name] for name in names))
 
     @property
     def style(self) -> Format:

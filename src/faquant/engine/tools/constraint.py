@@ -37,7 +37,7 @@ class CallConstraint:
         self.is_cut = False
         self._held, self._at_start, self._ended = "", True, False
         self._count = 0
-        self._tried: tuple[int, Seen | None, GrammarConstraint | None, bool] | None = None
+        self._tried: tuple[int, Seen | None, GrammarConstraint | None] | None = None
 
     @property
     def may_end(self) -> bool:
@@ -57,19 +57,16 @@ class CallConstraint:
     def admits(self, token: int, left: int) -> bool:
         if self._calls is not None:
             return self._calls.admits(token, left)
-        self._tried = (token, None, None, False)
+        self._tried = (token, None, None)
         if token in self._ends:
             return True
         # Tags are ASCII, so that single bytes of other characters do no harm.
         text = self._held + self._vocabulary.shown_text(token, self.shown).decode("latin-1")
         seen = self._opening.look(text, self._at_start)
-        if seen.calls is None:
-            self._tried = (token, seen, None, False)
-            return True
-        calls = self._begin(seen.calls, left)
-        is_cut = calls is None and self._begin(seen.calls, sys.maxsize) is not None
-        self._tried = (token, seen, calls, is_cut) if calls is not None or is_cut else None
-        return self._tried is not None
+        calls = None if seen.calls is None else self._begin(seen.calls, left)
+        is_wrong = seen.calls is not None and calls is None and self._begin(seen.calls, sys.maxsize) is None
+        self._tried = None if is_wrong else (token, seen, calls)
+        return not is_wrong
 
     def fallback(self) -> int:
         return min(self._ends) if self._calls is None else self._calls.fallback()
@@ -80,11 +77,12 @@ class CallConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        _, seen, calls, self.is_cut = self._tried
+        _, seen, calls = self._tried
         self._tried = None
         if seen is None:
             self._ended = True
             return
+        self.is_cut = seen.calls is not None and calls is None
         self._held, self._at_start = seen.held, self._at_start and not seen.text
         if calls is not None:
             self._calls, self.unwatched_from = calls, self._count
