@@ -133,8 +133,9 @@ soak: venv ## Ten thousand requests, a fifth of them cancelled: no page, no memo
 server-soak: venv ## An hour of clients, hostile ones and a kill: every answer the lone one, flat memory
 	$(BIN)/python benchmarks/server_soak.py
 
-bench-overhead: venv ## What the server adds to a token, and grammars to a step
+bench-overhead: venv ## What the server adds to a token, grammars and the engine to a step
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/engine_overhead.py
 
 bench-long: venv ## 128K positions, decoding by depth beside a bfloat16 cache, needles in haystacks
 	$(BIN)/python benchmarks/long_context.py

@@ -1,18 +1,20 @@
-"""What the server and grammars add to a step: milliseconds for a token over HTTP, and for a step of 8 answers.
+"""What the server and grammars add: milliseconds to a token over HTTP, and to a step of 8 answers.
 
 python benchmarks/overhead.py [--int8 DIR] [--tokens 256] [--rounds 5] [--steps 300] [--threads N] [--json FILE]
 
 The server's: one completion is streamed; the time between its first and last token, less what the engine's own clock
 says that the steps took, for each token. Grammars': two engines of 8 sequences take turns, one whose answers are calls
-of tools or may become some, one with free text; the mean time of a step outside the model, over steps in which only
-tokens were decoded. The model is the demo model, unless a directory is named.
+of tools or may become some, one with free text; what a step takes outside the model, over steps in which only tokens
+were decoded. The model is the demo model, unless a directory is named.
 """
 
 import argparse
 import asyncio
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from end_to_end import add_models, models
 from openai import AsyncOpenAI
@@ -40,7 +42,7 @@ NOTES = {
 }
 TOOLS = (Tool("weather", SCHEMA), Tool("remember", NOTES))
 QUESTION = "Remember in several notes what a traveller should know about Paris, and say how the weather will be there."
-DRAWS = {
+DRAWS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "T 0.8": {"temperature": 0.8},
     "T 0.8, top_p": {"temperature": 0.8, "top_p": 0.95},
@@ -105,13 +107,22 @@ class Group:
         return in_model, after.step_seconds - before.step_seconds - in_model
 
 
+def unbounded(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without maxLength."""
+    return {
+        key: unbounded(value) if isinstance(value, dict) else value
+        for key, value in schema.items()
+        if key != "maxLength"
+    }
+
+
 def of_grammar(
-    model: Model, tokenizer: Tokenizer, steps: int, forced: bool, draw: dict[str, float]
+    model: Model, tokenizer: Tokenizer, steps: int, tools: Sequence[Tool], forced: bool, draw: dict[str, Any]
 ) -> dict[str, float]:
-    """Mean seconds outside the model with and without a grammar, and of a whole step without."""
-    calls = ToolCalls(TOOLS, Conversation(tokenizer).format or "hermes", forced=forced)
-    plain = SamplingParams(max_tokens=150, ignore_eos=True, **draw)  # type: ignore[arg-type]
-    constrained = SamplingParams(max_tokens=150, structured_output=StructuredOutput(tool_calls=calls), **draw)  # type: ignore[arg-type]
+    """Median and mean seconds outside the model with and without a grammar, and median of a whole step without."""
+    calls = ToolCalls(tuple(tools), Conversation(tokenizer).format or "hermes", forced=forced)
+    plain = SamplingParams(max_tokens=150, ignore_eos=True, **draw)
+    constrained = SamplingParams(max_tokens=150, structured_output=StructuredOutput(tool_calls=calls), **draw)
     groups = {"without": Group(model, tokenizer, plain), "with": Group(model, tokenizer, constrained)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in groups}
     while min(map(len, times.values())) < steps:
@@ -119,8 +130,11 @@ def of_grammar(
             taken = group.step()
             if taken is not None:
                 times[name].append(taken)
-    outside = {name: statistics.fmean(each for _, each in some) for name, some in times.items()}
-    return {**outside, "step": statistics.median(sum(both) for both in times["without"])}
+    found = {"step": statistics.median(sum(both) for both in times["without"])}
+    for kind, average in (("median", statistics.median), ("mean", statistics.fmean)):
+        without, with_grammar = (average([each for _, each in times[name]]) for name in ("without", "with"))
+        found |= {f"{kind} without": without, f"{kind} with": with_grammar}
+    return found
 
 
 def main() -> None:
@@ -135,14 +149,22 @@ def main() -> None:
     print(f"the server adds {statistics.median(found) * 1e3:.2f} ms to a token, one stream; rounds {found}", flush=True)
     rows: list[dict[str, object]] = [{"server": found}]
     model, tokenizer = load(int8), Tokenizer.from_directory(int8)
-    print(f"\n{SEQUENCES} sequences, ms outside the model{'without':>10}{'with':>8}   added, of a step")
-    for forced in (True, False):
+    print(
+        f"\n{SEQUENCES} sequences, ms outside the model{'without':>17}{'with':>8}   added, of a step, median and mean"
+    )
+    plain_strings = [Tool("weather", unbounded(SCHEMA)), Tool("remember", unbounded(NOTES))]
+    for kind, tools, forced in (
+        ("calls, plain strings", plain_strings, True),
+        ("calls, maxLength", TOOLS, True),
+        ("free text or calls", TOOLS, False),
+    ):
         for name, draw in DRAWS.items():
-            row = of_grammar(model, tokenizer, arguments.steps, forced, draw)
-            rows.append({"forced": forced, "draw": name, **row})
-            share = (row["with"] - row["without"]) / row["step"]
-            kind = f"{'calls' if forced else 'free text or calls'}, {name}"
-            print(f"{kind:34}{row['without'] * 1e3:10.2f}{row['with'] * 1e3:8.2f}{share:12.1%}", flush=True)
+            row = of_grammar(model, tokenizer, arguments.steps, tools, forced, draw)
+            rows.append({"grammar": kind, "draw": name, **row})
+            without, median, mean = (row[key] for key in ("median without", "median with", "mean with"))
+            added = [(median - without) / row["step"], (mean - row["mean without"]) / row["step"]]
+            times = f"{without * 1e3:11.2f}{median * 1e3:8.2f}"
+            print(f"{f'{kind}, {name}':40}{times}{added[0]:10.1%}{added[1]:8.1%}", flush=True)
     finish(arguments, rows)
 
 
