@@ -2,11 +2,22 @@
 
 import numpy as np
 import numpy.typing as npt
+from hypothesis import strategies as st
 
 from faquant.engine.sampling import SamplingParams, uniform
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.floats(0.05, 5.0),
+    top_k=st.sampled_from([-1, 0, 1, 2, 5, 40, 10_000]),
+    top_p=st.one_of(st.just(1.0), st.floats(0.01, 1.0)),
+    min_p=st.one_of(st.just(0.0), st.floats(0.0, 1.0)),
+    repetition_penalty=st.one_of(st.just(1.0), st.floats(0.5, 2.0)),
+)
+"""Ways to draw."""
 
 
 def plain_scores(
