@@ -11,7 +11,7 @@ PEERS_JOBS ?= 2
 BIN = $(VENV)/bin
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/python/*)
 FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
-PYTHON_DIRS = $(wildcard src tests benchmarks)
+PYTHON_DIRS = $(wildcard src tests benchmarks examples)
 
 .DEFAULT_GOAL := venv
 .PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
@@ -109,7 +109,7 @@ $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
 
 bench-peers: venv $(PEERS_VENV)/.installed ## Beside llama.cpp, OpenVINO and onnxruntime, in an environment of theirs
 	$(BIN)/python benchmarks/attention_peers.py
-	$(BIN)/python benchmarks/end_to_end.py
+	PYTHONPATH=examples $(BIN)/python benchmarks/end_to_end.py
 
 # llama.cpp's own server, of the version whose library the peers use.
 LLAMA_SERVER = $(PEERS_VENV)/bin/llama-server
@@ -141,7 +141,7 @@ bench-long: venv ## 128K positions, decoding by depth beside a bfloat16 cache, n
 	$(BIN)/python benchmarks/long_context.py
 
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
-	$(BIN)/python -m faquant.demo
+	$(BIN)/python examples/demo.py
 
 clean: ## Remove everything that make and the tools have made
 	rm -rf $(VENV) $(INTEROP_VENV) $(PEERS_VENV) $(SANITIZED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.divergence import compare, variants
 from faquant.model.load import load
+from faquant.text.tokenizer import Tokenizer
 
 
 def main() -> None:

@@ -17,8 +17,7 @@ from timing import finish, seconds, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from faquant import _C
-from faquant.kernels import reference
+from faquant.kernels import _C, reference
 from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages, Spans, float_attend
 from faquant.kernels.scheme import AttentionScheme
 

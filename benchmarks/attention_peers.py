@@ -19,7 +19,7 @@ from peers.inputs import attention_inputs
 from timing import finish, seconds, start
 from torch import Tensor
 
-from faquant import _C
+from faquant.kernels import _C
 from faquant.kernels.pages import Int8Pages, float_attend
 from faquant.kernels.scheme import AttentionScheme
 

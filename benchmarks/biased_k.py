@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 from faquant import quantize
 from faquant.checkpoint.tensors import TensorFiles
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.positions import offset_windows
 from faquant.evaluation.scores import Heads, score
 from faquant.evaluation.streaming import run
@@ -26,6 +25,7 @@ from faquant.kernels.pages import Spans
 from faquant.model.load import Model, load
 from faquant.model.rope import Rope
 from faquant.recipe import AttentionRecipe, Recipe
+from faquant.text.tokenizer import Tokenizer
 
 RATIO = 40.0
 PLAIN = AttentionRecipe(kv_scale="head", center=False, equalize=False, rotate=False, rotate_v=False, p="uint8")

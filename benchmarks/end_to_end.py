@@ -23,11 +23,12 @@ from systems import Ours, System, Theirs
 from timing import finish, seconds, start
 from torch import Tensor
 
-from faquant import _C, quantize
-from faquant.config import ModelConfig
-from faquant.demo_model import fetch_demo_model
-from faquant.engine.tokenizer import Tokenizer
+from demo_model import fetch_demo_model
+from faquant import quantize
+from faquant.checkpoint.model_config import ModelConfig
 from faquant.evaluation.texts import builtin_texts
+from faquant.kernels import _C
+from faquant.text.tokenizer import Tokenizer
 
 WORK = Path(__file__).parent.parent / "build" / "peers"
 STREAM_BYTES, PAUSE = 512 << 20, 0.05

@@ -21,11 +21,11 @@ from overhead import DRAWS
 from timing import finish, start
 
 from faquant import SamplingParams
-from faquant.engine import draw as drawing
 from faquant.engine.engine import Engine
 from faquant.engine.speculation import PromptLookup
-from faquant.engine.tokenizer import Tokenizer
 from faquant.model.load import load
+from faquant.sampling import draw as drawing
+from faquant.text.tokenizer import Tokenizer
 
 SEQUENCES, ANSWERS, MOST_ANSWERS = 32, 8, 128
 MORE_DRAWS: dict[str, dict[str, Any]] = {

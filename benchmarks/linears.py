@@ -15,8 +15,7 @@ import torch
 from timing import finish, seconds, start
 from torch import Tensor
 
-from faquant import _C
-from faquant.kernels import reference
+from faquant.kernels import _C, reference
 from faquant.kernels.quantizers import quantize_rows
 from faquant.model.linear import DynamicLinear
 

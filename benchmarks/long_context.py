@@ -20,18 +20,19 @@ from end_to_end import add_models, models
 from soak import resident
 from timing import finish, seconds, start
 
-from faquant import _C, LLM, SamplingParams
-from faquant.config import parse_config
-from faquant.engine.bench import Sequences
+from faquant import LLM, SamplingParams
+from faquant.bench.speed import Sequences
+from faquant.checkpoint.model_config import parse_config
 from faquant.engine.engine import Engine
 from faquant.engine.engine_config import EngineConfig
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.texts import builtin_texts
+from faquant.formats.base import linear_shape
+from faquant.kernels import _C
 from faquant.kernels.scheme import AttentionScheme
 from faquant.model.decoder import build_decoder
 from faquant.model.linear import DynamicLinear
 from faquant.model.load import Model
-from faquant.model.opening import linear_shape
+from faquant.text.tokenizer import Tokenizer
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faquant.api import MAX_PROMPT_TOKENS, quantize
-from faquant.config import load_config
-from faquant.engine.tokenizer import Tokenizer
+from faquant.checkpoint.model_config import load_config
 from faquant.evaluation.divergence import Divergence, compare, variants
+from faquant.formats.base import layer_linears
 from faquant.model.load import load, load_float
-from faquant.model.opening import layer_linears
 from faquant.quantization.calibration import builtin_records, tokenize_records
+from faquant.text.tokenizer import Tokenizer
 
 VARIABLE = "FAQUANT_MSMODELSLIM_PYTHON"
 HERE = Path(__file__).parent

@@ -23,11 +23,11 @@ from timing import finish, start
 
 from faquant import SamplingParams
 from faquant.engine.engine import Engine
-from faquant.engine.structured_output import StructuredOutput
-from faquant.engine.tokenizer import Tokenizer
-from faquant.engine.tools.calls import Tool, ToolCalls
-from faquant.engine.tools.conversation import Conversation
 from faquant.model.load import Model, load
+from faquant.structured.structured_output import StructuredOutput
+from faquant.structured.tools.calls import Tool, ToolCalls
+from faquant.structured.tools.conversation import Conversation
+from faquant.text.tokenizer import Tokenizer
 
 SEQUENCES = 8
 NOTES = {

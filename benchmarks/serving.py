@@ -19,12 +19,12 @@ from end_to_end import add_models, models
 from peers.client import Peer, PeerError, add_python, start_peers
 from timing import finish, start
 
+from faquant.bench.replay import Arrival, Served, replay, trace
 from faquant.engine.engine import Engine
 from faquant.engine.engine_config import EngineConfig
-from faquant.engine.replay import Arrival, Served, replay, trace
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.texts import builtin_texts
 from faquant.model.load import load
+from faquant.text.tokenizer import Tokenizer
 
 PEERS = {
     "OpenVINO f16": ("openvino", "f16", {"serving": True}),

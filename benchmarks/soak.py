@@ -20,10 +20,10 @@ from timing import finish, start
 from faquant.engine.engine import PAGE_SIZE, Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Request
-from faquant.engine.sampling_params import SamplingParams
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.texts import builtin_texts
 from faquant.model.load import load
+from faquant.sampling.params import SamplingParams
+from faquant.text.tokenizer import Tokenizer
 
 MAX_WAITING = 64
 CANCELLED = 0.2

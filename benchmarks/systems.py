@@ -10,7 +10,7 @@ from peers.client import Peer
 from torch import Tensor
 
 from faquant import LLM, SamplingParams
-from faquant.engine.bench import Sequences
+from faquant.bench.speed import Sequences
 
 
 class System(Protocol):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from faquant.engine.bench import WARM_UP as WARM_UP
-from faquant.engine.bench import seconds as seconds
-from faquant.kernels import cpu
+from faquant.bench.speed import WARM_UP as WARM_UP
+from faquant.bench.speed import seconds as seconds
+from faquant.kernels import isa as cpu
 
 
 def start(parser: argparse.ArgumentParser) -> argparse.Namespace:

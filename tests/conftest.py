@@ -8,6 +8,8 @@ from hypothesis import settings
 # What a test needs is in it; transformers, datasets and lm_eval would else ask the hub. They read this when imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+pytest_plugins = ["oracles.tokenizer_kinds"]
+
 # A slow machine is no fault of the code. FAQUANT_EXPLORE=1 draws other examples each time.
 settings.register_profile("faquant", deadline=None, derandomize=not os.environ.get("FAQUANT_EXPLORE"))
 settings.load_profile("faquant")

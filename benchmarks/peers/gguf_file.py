@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 from safetensors import safe_open
 
-from faquant.config import load_config
+from faquant.checkpoint.model_config import load_config
 
 from .inputs import Array
 

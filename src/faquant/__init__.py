@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from .engine.engine_config import EngineConfig
     from .engine.llm import LLM
     from .engine.request import Completion
-    from .engine.sampling_params import SamplingParams
-    from .engine.structured_output import StructuredOutput
     from .errors import FaquantError
     from .evaluation.report import Report
     from .recipe import Recipe
+    from .sampling.params import SamplingParams
+    from .structured.structured_output import StructuredOutput
 
 __all__ = [
     "LLM",
@@ -36,8 +36,8 @@ _HOMES = {
     "Completion": "engine.request",
     "Engine": "engine.engine",
     "EngineConfig": "engine.engine_config",
-    "SamplingParams": "engine.sampling_params",
-    "StructuredOutput": "engine.structured_output",
+    "SamplingParams": "sampling.params",
+    "StructuredOutput": "structured.structured_output",
     "FaquantError": "errors",
     "Recipe": "recipe",
     "Report": "evaluation.report",

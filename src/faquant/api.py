@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import search
+from .checkpoint.model_config import load_config
 from .checkpoint.write import prepared
-from .config import load_config
-from .engine.tokenizer import Tokenizer
 from .errors import UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
 from .quantization import calibration as calibrating
 from .quantization import pipeline
 from .recipe import Recipe, load_recipe
+from .text.tokenizer import Tokenizer
 
 MAX_PROMPT_TOKENS = 2048
 SEARCH_TOKENS = 512

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from faquant.engine import grammar
 from faquant.engine.async_engine import AsyncEngine, EngineStoppedError
 from faquant.engine.request import Output
-from faquant.engine.sampling_params import SamplingParams
 from faquant.engine.scheduler import Work
-from faquant.engine.structured_output import StructuredOutput
-from faquant.engine.vocabulary import Vocabulary
 from faquant.errors import UsageError
+from faquant.sampling.params import SamplingParams
+from faquant.structured import grammar
+from faquant.structured.structured_output import StructuredOutput
+from faquant.structured.vocabulary import Vocabulary
 from oracles.random_decoder import tokens
 from oracles.tiny_engine import Asked, TinyEngine
 from oracles.tiny_server import BytesEngine

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from faquant.engine.chat_template import ChatTemplates
 from faquant.engine.engine import PAGE_SIZE
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Completion, Request
-from faquant.engine.sampling import Sampler
-from faquant.engine.sampling_params import SamplingParams
-from faquant.engine.structured_output import StructuredOutput
-from faquant.engine.tokenizer import Tokenizer
 from faquant.errors import FaquantError, UsageError
 from faquant.model.rope import Rope
+from faquant.sampling.params import SamplingParams
+from faquant.sampling.sampler import Sampler
+from faquant.structured.structured_output import StructuredOutput
+from faquant.text.chat_template import ChatTemplates
+from faquant.text.tokenizer import Tokenizer
 from oracles.random_decoder import VOCABULARY, tokens
 from oracles.tiny_engine import END, Asked, TinyEngine, tiny_model
 

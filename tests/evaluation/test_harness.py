@@ -18,7 +18,6 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from faquant.engine.sampling_params import SamplingParams
 from faquant.errors import CheckpointError, UsageError
 from faquant.evaluation import harness
 from faquant.evaluation.divergence import window_logits
@@ -26,6 +25,7 @@ from faquant.evaluation.harness import FaquantLM
 from faquant.model.load import load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
+from faquant.sampling.params import SamplingParams
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import END, START, STOP, TEMPLATE, VOCAB_SIZE, write_tokenizer
 

@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faquant.evaluation.divergence import variants
-from faquant.evaluation.positions import Offsets, float_drift, long_result, long_windows, offset_windows, offsets_result
+from faquant.evaluation.positions import (
+    Offsets,
+    float_drift,
+    long_result,
+    long_windows,
+    offset_windows,
+    offsets_result,
+)
 from faquant.evaluation.scores import Heads, score
 from faquant.evaluation.streaming import run
 from faquant.kernels.scheme import MAP_BLOCK

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faquant.evaluation.divergence import compare
+from faquant.formats.base import DTYPES
 from faquant.model.load import load, load_float
-from faquant.model.opening import DTYPES
 from oracles.mindie import calibrate
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]

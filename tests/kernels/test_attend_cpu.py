@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant.kernels import cpu, quantizers, reference
+from faquant.kernels import isa as cpu
+from faquant.kernels import quantizers, reference
 from faquant.kernels.pages import Int8Pages, Spans
 from faquant.kernels.scheme import MAP_BLOCK, AttentionScheme
 from oracles.packing import store

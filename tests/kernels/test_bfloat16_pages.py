@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant.kernels import cpu
+from faquant.kernels import isa as cpu
 from faquant.kernels.pages import BFloat16Pages, Spans, float_attend
 
 ISAS = cpu.available_isas()

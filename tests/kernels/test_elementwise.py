@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from faquant.kernels import cpu, elementwise
+from faquant.kernels import elementwise
+from faquant.kernels import isa as cpu
 from faquant.model.decoder import RMSNorm
 from faquant.model.rope import apply_rope
 

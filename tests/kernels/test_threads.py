@@ -6,8 +6,7 @@ from threading import Thread
 import pytest
 import torch
 
-from faquant import _C
-from faquant.kernels import elementwise, threads
+from faquant.kernels import _C, elementwise, threads
 
 TASKS = Path("/proc/self/task")
 

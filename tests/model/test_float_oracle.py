@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from faquant.config import load_config
+from faquant.checkpoint.model_config import load_config
+from faquant.formats.base import DTYPES
 from faquant.model.load import Model, load_float
-from faquant.model.opening import DTYPES
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
 from oracles.tiny_models import COMMON, KINDS, spell_as_before_v5, tiny_model

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant import _C
-from faquant.kernels import cpu, reference
+from faquant.kernels import _C, reference
+from faquant.kernels import isa as cpu
 from faquant.kernels.packing import PackedWeight
 from faquant.model.linear import DynamicLinear, StaticLinear
 from oracles.packing import pack

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from faquant import _C
-from faquant.kernels import cpu
+from faquant.kernels import _C
+from faquant.kernels import isa as cpu
 from faquant.kernels.pages import FloatPages
 from faquant.model.decoder import Decoder, DecoderLayer, RMSNorm
 from faquant.model.linear import DynamicLinear, FloatLinear, Linear, StaticLinear

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from faquant.model.opening import open_checkpoint
+from faquant.formats.base import open_checkpoint
 from faquant.quantization.layerwise import NamedTensor
-from faquant.quantization.mindie import MindieQuantizer
+from faquant.quantization.mindie.plain import MindieQuantizer
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
 
 

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from faquant.config import ModelConfig, parse_config
+from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages
 from faquant.kernels.scheme import AttentionScheme
 from faquant.model.decoder import Decoder, build_decoder

@@ -8,14 +8,14 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from faquant.engine.chat_template import ChatTemplates
 from faquant.engine.engine import PAGE_SIZE, Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Completion
-from faquant.engine.sampling_params import SamplingParams
-from faquant.engine.tokenizer import Tokenizer
 from faquant.kernels.pages import Int8Pages, Pages
 from faquant.model.load import Model
+from faquant.sampling.params import SamplingParams
+from faquant.text.chat_template import ChatTemplates
+from faquant.text.tokenizer import Tokenizer
 from oracles.random_decoder import VOCABULARY, parts
 
 END = VOCABULARY - 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from faquant.config import parse_config
+from faquant.checkpoint.model_config import parse_config
 from faquant.kernels.quantizers import dequantize_k, map_k, quantize_k
 from faquant.kernels.scheme import MAP_BLOCK
 from faquant.model.rope import Rope, apply_rope

@@ -7,8 +7,8 @@ import torch
 
 from faquant.evaluation.scores import Heads
 from faquant.evaluation.streaming import Window, run
+from faquant.formats.base import open_checkpoint
 from faquant.model.load import load
-from faquant.model.opening import open_checkpoint
 from faquant.quantization.candidate import Calibration, Candidate
 from faquant.quantization.layerwise import LayerQuantizer
 from faquant.quantization.pipeline import metadata_of, quantize

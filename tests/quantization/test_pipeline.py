@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from faquant.checkpoint.description import read_description
-from faquant.checkpoint.metadata import ROTATED_TYPE
 from faquant.checkpoint.tensors import TensorFiles
 from faquant.errors import CheckpointError, FaquantError, OutputError, UsageError
 from faquant.evaluation.divergence import window_logits
+from faquant.formats.faquant.metadata import ROTATED_TYPE
+from faquant.formats.msmodelslim.description import read_description
 from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import MAP_BLOCK
 from faquant.model.load import load, load_float

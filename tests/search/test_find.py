@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants
+from faquant.formats.base import layer_linears, linear_shape
 from faquant.model.load import load
-from faquant.model.opening import layer_linears, linear_shape
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from faquant.search import Found, find

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from faquant.engine.sampling import SamplingParams
+from faquant.sampling.sampler import SamplingParams
 from oracles.tiny_server import GREEDY, NAME, TinyServer, alone, tokenizer
 
 MESSAGES: Any = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Größe?"}]

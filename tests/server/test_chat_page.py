@@ -8,7 +8,7 @@ import httpx
 import pytest
 from scikit_build_core.build import build_wheel
 
-from faquant.server import chat_page
+from faquant.server.page import files as chat_page
 from oracles.tiny_server import TinyServer
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 
-from faquant.engine.sampling import SamplingParams
+from faquant.sampling.sampler import SamplingParams
 from oracles.tiny_server import GREEDY, NAME, alone, tokenizer
 
 

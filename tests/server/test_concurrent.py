@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 
-from faquant.engine.sampling import SamplingParams
+from faquant.sampling.sampler import SamplingParams
 from oracles.tiny_server import NAME, BytesEngine, TinyServer, alone, tokenizer
 
 REQUESTS = 200

@@ -14,11 +14,11 @@ import httpx
 import openai
 import pytest
 
-from faquant.engine.sampling import SamplingParams
-from faquant.server import connection
+from faquant.sampling.sampler import SamplingParams
 from faquant.server.config import ServerConfig
-from faquant.server.logs import Seldom
-from faquant.server.middleware import Supervisor
+from faquant.server.http import connection
+from faquant.server.http.middleware import Supervisor
+from faquant.server.operate.logs import Seldom
 from oracles.tiny_server import GREEDY, NAME, BytesEngine, TinyServer, alone, tokenizer
 
 ENDLESS: Any = {"model": NAME, "prompt": "One day", "max_tokens": 3000, **GREEDY}

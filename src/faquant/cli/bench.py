@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..errors import UsageError
 from ..progress import progress_bar
 from .console import write_json_file
 
 if TYPE_CHECKING:
+    from ..bench.replay import Arrival, Served
     from ..engine.engine import Engine
-    from ..engine.replay import Arrival, Served
 
 MOST_TOKENS = 65_536
 """In one cache."""
@@ -47,14 +47,15 @@ def bench(
     if against is not None:
         load_config(against)
     chosen_depths, chosen_batches = _numbers("--depths", depths), _numbers("--batches", batches)
-    from ..engine.bench import Sequences, measure_decode, measure_prefill
+    from ..bench.replay import LONGEST_ANSWER, trace
+    from ..bench.speed import Sequences, measure_decode, measure_prefill
     from ..engine.engine import Engine
     from ..engine.engine_config import EngineConfig
-    from ..engine.replay import LONGEST_ANSWER, trace
-    from ..engine.tokenizer import Tokenizer
     from ..evaluation.texts import builtin_texts
-    from ..kernels import cpu, threads
+    from ..kernels import isa as cpu
+    from ..kernels import threads
     from ..model.load import load
+    from ..text.tokenizer import Tokenizer
 
     if requests and max_position <= 2 * LONGEST_ANSWER:
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests in; give --requests 0.")
@@ -122,7 +123,7 @@ def _serve(
     engines: Mapping[str, "Engine"], asked: Sequence["Arrival"], rounds: int, tell: Callable[[int], None]
 ) -> dict[str, dict[str, float]]:
     """Serve the trace with each engine in turn; the round of median throughput of each."""
-    from ..engine.replay import replay
+    from ..bench.replay import replay
 
     served: dict[str, list[Served]] = {name: [] for name in engines}
     for number in range(rounds * len(engines)):

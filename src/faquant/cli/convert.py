@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..errors import UsageError
 from ..progress import progress_bar
 
@@ -41,7 +41,7 @@ def convert(
     if dtype is not None:
         raise UsageError("--dtype is for --to hf; --to mindie keeps the types that the recipe gave.")
     load_config(source)
-    from ..quantization.convert import convert_to_mindie  # loads torch: a wrong directory is told before that
+    from ..quantization.mindie.convert import convert_to_mindie  # loads torch: a wrong directory is told before that
 
     convert_to_mindie(source, output, overwrite)
     print(f"{output}: written for {to.value}.", file=sys.stderr)
@@ -52,7 +52,7 @@ def _from_gguf(source: Path, output: Path, dtype: str, overwrite: bool) -> None:
         raise UsageError(
             f"{source} is a directory. --to hf takes a GGUF file; quantize takes a Hugging Face directory."
         )
-    from ..checkpoint.gguf import convert_gguf
+    from ..formats.gguf.convert import convert_gguf
 
     with progress_bar("dequantizing tensors") as progress:
         convert_gguf(source, output, dtype, progress, overwrite)

@@ -40,7 +40,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 def examine() -> dict[str, Any]:
     """Everything that doctor reports, as JSON values. `healthy` is false where a self-test failed."""
-    from ..kernels import cpu
+    from ..kernels import isa as cpu
 
     self_tests = cpu.self_test()
     return {

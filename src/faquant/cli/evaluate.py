@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..errors import OutputError, UsageError
 from ..evaluation.limits import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts

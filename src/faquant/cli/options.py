@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
-    from ..engine.sampling_params import SamplingParams
+    from ..sampling.params import SamplingParams
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
@@ -30,7 +30,7 @@ def load_model(directory: Path, stop: list[str] | None, **params: Any) -> tuple[
     """
     load_config(directory)
     from ..engine.llm import LLM  # loads torch: a wrong directory is told before that
-    from ..engine.sampling_params import SamplingParams
+    from ..sampling.params import SamplingParams
 
     checked = SamplingParams(stop=tuple(stop or ()), **params)
     return LLM(directory), checked

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..engine.engine_config import EngineConfig
 from ..recipe import load_recipe
 from .console import print_json

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..errors import FaquantError
 from ..progress import progress_bar
 from .evaluate import print_report, write_report

@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import KvCacheDtype, load_config
+from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
-from ..engine.tools.formats import FORMATS
 from ..server.config import ServerConfig
+from ..structured.tools.formats import FORMATS
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def serve(
         max_body=parse_size(max_body),
         tool_call_parser=tool_call_parser,
     )
-    from ..server.socket import bind, is_loopback
+    from ..server.http.socket import bind, is_loopback
 
     listener = bind(host, port)  # before the model is loaded, which takes longer
     loopback = is_loopback(listener.getsockname()[0])
@@ -110,10 +110,10 @@ def serve(
         config = replace(config, allowed_hosts=(host,))
     from ..engine.async_engine import AsyncEngine
     from ..engine.engine import Engine
-    from ..engine.tokenizer import Tokenizer
     from ..model.load import load
     from ..server.run import serve as run
     from ..server.service import Service
+    from ..text.tokenizer import Tokenizer
 
     engine = Engine(load(directory), Tokenizer.from_directory(directory), engine_config)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
@@ -129,7 +129,8 @@ def serve(
 
 def _print_table(service: "Service", address: str) -> None:
     """What is really in use, on stderr."""
-    from ..kernels import cpu, threads
+    from ..kernels import isa as cpu
+    from ..kernels import threads
 
     engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()

@@ -10,10 +10,10 @@ from contextlib import aclosing
 from typing import Any
 
 from ..errors import FaquantError
+from ..sampling.params import SamplingParams
+from ..structured.structured_output import StructuredOutput
 from .engine import Checked, Engine
 from .request import Output, Request
-from .sampling_params import SamplingParams
-from .structured_output import StructuredOutput
 
 log = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ from ..kernels.threads import torch_on_one
 from ..model.load import Model
 from ..model.paged import PagedDecoder
 from ..model.rope import Rope
-from .draw import Floats
+from ..sampling.draw import Floats
+from ..sampling.params import SamplingParams
+from ..sampling.sampler import Sampler, sample_rows
+from ..structured.grammar import Constraint, Grammars
+from ..text.tokenizer import Tokenizer
 from .engine_config import EngineConfig
-from .grammar import Constraint, Grammars
 from .page_pool import PagePool, page_digest
 from .request import Output, Request
-from .sampling import Sampler, sample_rows
-from .sampling_params import SamplingParams
 from .scheduler import Scheduler, Work
 from .stats import State, Stats
-from .tokenizer import Tokenizer
 
 PAGE_SIZE = 128
 """Tokens of a page: one tile of the arithmetic, and what prompts share. Larger pages measured no faster."""

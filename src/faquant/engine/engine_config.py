@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from ..config import KvCacheDtype
+from ..checkpoint.model_config import KvCacheDtype
 from ..errors import UsageError
 
 

@@ -11,16 +11,16 @@ from typing import Any, cast
 from ..errors import UnsupportedError, UsageError
 from ..model.load import Model, load
 from ..progress import Update, progress_bar
+from ..sampling.params import SamplingParams
+from ..structured.structured_output import StructuredOutput
+from ..structured.tools.calls import Tool, ToolCalls
+from ..structured.tools.conversation import Conversation
+from ..structured.tools.parser import parse
+from ..text.tokenizer import Tokenizer
 from .engine import Engine
 from .engine_config import EngineConfig
 from .request import Completion, Request
-from .sampling_params import SamplingParams
 from .stats import State, Stats
-from .structured_output import StructuredOutput
-from .tokenizer import Tokenizer
-from .tools.calls import Tool, ToolCalls
-from .tools.conversation import Conversation
-from .tools.parser import parse
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""

@@ -9,14 +9,14 @@ import torch
 from ..errors import FaquantError
 from ..model.paged import Chunk
 from ..model.rope import Rope
-from .detokenizer import IncrementalDecoder
-from .draw import TokenLogprobs as TokenLogprobs
+from ..sampling.draw import TokenLogprobs as TokenLogprobs
+from ..sampling.sampler import Sampler
+from ..structured.tools.parser import FunctionCall
+from ..text.detokenizer import IncrementalDecoder
+from ..text.stopping import StopChecker
+from ..text.tokenizer import Tokenizer
 from .page_pool import page_digest
-from .sampling import Sampler
 from .speculation import PromptLookup
-from .stopping import StopChecker
-from .tokenizer import Tokenizer
-from .tools.parser import FunctionCall
 
 
 @dataclass(frozen=True)

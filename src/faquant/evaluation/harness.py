@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from ..engine.engine import PAGE_SIZE
 from ..engine.llm import LLM
-from ..engine.sampling_params import SamplingParams
 from ..errors import CheckpointError, FaquantError, UsageError
 from ..model.load import Model
 from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
+from ..sampling.params import SamplingParams
 
 try:
     from lm_eval.api.model import TemplateLM

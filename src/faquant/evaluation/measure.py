@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from ..checkpoint.files import read_object
-from ..checkpoint.metadata import model_fingerprint
+from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import TensorFiles
-from ..config import ModelConfig
-from ..engine.tokenizer import Tokenizer
 from ..errors import CheckpointError, UsageError
+from ..formats.faquant.metadata import model_fingerprint
 from ..kernels.scheme import MAP_BLOCK
 from ..model.inspection import inspect
 from ..model.load import Model, load
+from ..text.tokenizer import Tokenizer
 from .divergence import WINDOW, Divergence, cut, variants
 from .needle import needle_result, needle_windows
 from .noise import NoiseMeter

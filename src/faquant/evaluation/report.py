@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..kernels import cpu
+from ..kernels import isa as cpu
 from ..model.inspection import Inspection
 from .divergence import Divergence
 from .html import render

@@ -6,8 +6,7 @@ In torch each is four to eight operations of some 10 µs, more than a small mode
 import torch
 from torch import Tensor
 
-from .. import _C
-from . import threads
+from . import _C, threads
 from .addresses import address
 
 

@@ -4,7 +4,7 @@ take them."""
 import torch
 from torch import Tensor
 
-from .. import _C
+from . import _C
 
 PANEL: int = _C.PANEL
 """Columns of a packed matrix that stand together."""

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .. import _C
-from . import quantizers, reference, threads
+from . import _C, quantizers, reference, threads
 from .addresses import address
 from .packing import unpacked
 from .saturation import Saturation

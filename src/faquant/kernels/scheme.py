@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .. import _C
+from . import _C
 
 MAP_BLOCK = 1024
 """Keys that share one map where the map follows the position: block b holds the positions from b · MAP_BLOCK on."""

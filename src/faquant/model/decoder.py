@@ -12,9 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..config import ModelConfig
-from ..kernels import elementwise
+from ..checkpoint.model_config import ModelConfig
+from ..kernels import _C, elementwise
 from .lazy import LazyEmbedding, LazyLinear, LazySequence
 from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
 from .rope import apply_rope

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.description import Description
-from ..checkpoint.metadata import Metadata
+from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import TensorFiles
-from ..config import ModelConfig
-from .opening import open_checkpoint
+from ..formats.base import open_checkpoint
+from ..formats.faquant.metadata import Metadata
+from ..formats.msmodelslim.description import Description
 
 PARTS = {
     "embedding": "model.embed_tokens.",

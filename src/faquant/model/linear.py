@@ -5,8 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..kernels import threads
+from ..kernels import _C, threads
 from ..kernels.addresses import address
 from ..kernels.packing import PackedWeight
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.description import Description
-from ..checkpoint.metadata import ROTATED_TYPE, Metadata
-from ..config import KvCacheDtype, ModelConfig
+from ..checkpoint.model_config import KvCacheDtype, ModelConfig
 from ..errors import UsageError
+from ..formats.base import Opened, has_bias, linear_shape, open_checkpoint, read_deq_scale
+from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
+from ..formats.msmodelslim.description import Description
+from ..formats.schemes import Checked
 from ..kernels.pages import TILE, BFloat16Pages, FloatPages, Int8Pages, Pages
 from ..kernels.scheme import AttentionScheme
 from .decoder import Decoder, build_decoder
 from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
-from .opening import Opened, has_bias, linear_shape, open_checkpoint, read_deq_scale
-from .schemes import Checked
 
 
 @dataclass

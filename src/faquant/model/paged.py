@@ -9,8 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .. import _C
-from ..kernels import reference, threads
+from ..kernels import _C, reference, threads
 from ..kernels.addresses import address
 from ..kernels.pages import PackedPages, Pages, Spans
 from .decoder import Decoder, Tables

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.description import read_description
-from ..config import ModelConfig, load_config
+from ..checkpoint.model_config import ModelConfig, load_config
 from ..errors import UsageError
+from ..formats.base import has_bias, layer_linears, linear_shape
+from ..formats.msmodelslim.description import read_description
 from ..kernels.scheme import AttentionScheme
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
 from .inspection import FLOAT_CACHE_BYTES, inspect
-from .opening import has_bias, layer_linears, linear_shape
 
 PROGRAM_BYTES = 300 << 20
 """Python, torch and a tokenizer; measured."""

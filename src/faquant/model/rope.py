@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, RopeConfig
+from ..checkpoint.model_config import ModelConfig, RopeConfig
 
 
 class Rope:

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..checkpoint.model_config import ModelConfig
+from ..formats.schemes import P_LEVELS
 from ..kernels.quantizers import hadamard, hadamard_block, map_k
 from ..kernels.scheme import MAP_BLOCK, AttentionScheme
 from ..model.rope import Rope, apply_rope
-from ..model.schemes import P_LEVELS
 from ..recipe import AttentionRecipe
 
 PEAK_KEYS, PEAK_TURNS = 4096, 1 << 15

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.tensors import TensorDict
+from ..formats.schemes import Checked, read_scheme
 from ..kernels.scheme import AttentionScheme
 from ..model.decoder import Decoder, DecoderLayer, RMSNorm, build_layer
 from ..model.lazy import LazySequence
 from ..model.linear import FloatLinear, Linear
 from ..model.load import Model, float_linear, read_linear
-from ..model.schemes import Checked, read_scheme
 from .layerwise import LayerQuantizer, NamedTensor, Observed
 
 

@@ -6,16 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint.metadata import ROTATED_TYPE, Metadata
-from ..config import ModelConfig
+from ..checkpoint.model_config import ModelConfig
+from ..formats.base import has_bias
+from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
+from ..formats.schemes import Checked
 from ..kernels.pages import float_attend
 from ..kernels.scheme import AttentionScheme
 from ..model.decoder import RMSNorm, build_layer
 from ..model.linear import FloatLinear, Linear
 from ..model.load import float_linear
-from ..model.opening import has_bias
 from ..model.rope import Rope
-from ..model.schemes import Checked
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
 from .rounding import Gram, TransformedGram, balance, round_to_nearest, round_with_compensation

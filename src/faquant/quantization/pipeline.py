@@ -13,20 +13,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..checkpoint.description import Description
-from ..checkpoint.metadata import Metadata, model_fingerprint
+from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.unfinished import Unfinished, unfinished_directory
 from ..checkpoint.write import check_storable, copy_side_files, side_files
-from ..config import ModelConfig
 from ..errors import UnsupportedError, UsageError
+from ..formats.base import layer_linears, open_checkpoint
+from ..formats.faquant.metadata import Metadata, model_fingerprint
+from ..formats.msmodelslim.description import Description
+from ..formats.schemes import Checked
 from ..kernels.quantizers import MAX_INPUT_BLOCK, hadamard_block
-from ..model.opening import layer_linears, open_checkpoint
-from ..model.schemes import Checked
 from ..recipe import Recipe
 from .calibration import fingerprint
 from .layerwise import LayerQuantizer, NamedTensor
-from .mindie import MindieQuantizer, SmoothingQuantizer
+from .mindie.plain import MindieQuantizer, SmoothingQuantizer
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.metadata import model_fingerprint
 from ..errors import UsageError
 from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
 from ..evaluation.streaming import Window, run
+from ..formats.base import linear_shape, open_checkpoint
+from ..formats.faquant.metadata import model_fingerprint
 from ..model.lazy import LazySequence
 from ..model.load import Model, load
-from ..model.opening import linear_shape, open_checkpoint
 from ..quantization.calibration import fingerprint
 from ..quantization.candidate import Calibration, Candidate, with_attention
 from ..quantization.layerwise import GROUPS, LayerQuantizer

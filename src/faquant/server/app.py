@@ -3,10 +3,11 @@
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from . import chat, chat_page, completions, endpoints
+from .api import chat, completions, endpoints
 from .errors import ErrorResponse, handle_errors
-from .hosts import Hosts
-from .middleware import Access, Supervisor
+from .http.hosts import Hosts
+from .http.middleware import Access, Supervisor
+from .page import files as chat_page
 from .service import VERSION, Service
 
 

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from ..engine.tools.formats import FORMATS
 from ..errors import UsageError
+from ..structured.tools.formats import FORMATS
 
 MAX_MESSAGES = 2048
 MAX_TEXT = 1 << 20

@@ -11,10 +11,10 @@ from types import FrameType
 import uvicorn
 
 from .app import make_app
-from .connection import Connection
-from .logs import log_to_stderr
+from .http.connection import Connection
+from .http.socket import unavailable
+from .operate.logs import log_to_stderr
 from .service import Service
-from .socket import unavailable
 
 BACKLOG = 1024
 LAST_SECONDS = 10

@@ -13,17 +13,17 @@ from fastapi import Depends, Request
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Checked
 from ..engine.request import Output
-from ..engine.sampling import SamplingParams
-from ..engine.tokenizer import Tokenizer
-from ..engine.tools.conversation import Conversation
-from ..kernels import cpu
+from ..kernels import isa as cpu
+from ..sampling.sampler import SamplingParams
+from ..structured.tools.conversation import Conversation
+from ..text.tokenizer import Tokenizer
+from .answer.logprobs import TokenTexts
 from .config import ServerConfig
 from .errors import ApiError, blamed_on
-from .gate import Gate
-from .logprobs import TokenTexts
-from .messages import FunctionTool, Message
-from .metrics import Metrics
-from .record import Record
+from .http.gate import Gate
+from .operate.metrics import Metrics
+from .operate.record import Record
+from .schema.messages import FunctionTool, Message
 
 VERSION = metadata.version("faquant")
 

@@ -1,0 +1,141 @@
+"""How fast a model is: prompts read, and tokens decoded at a depth, with nothing that schedules."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from random import Random
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.model_config import KvCacheDtype
+from ..engine.engine import PAGE_SIZE
+from ..kernels.threads import torch_on_one
+from ..model.load import Model
+from ..model.paged import Chunk, PagedDecoder
+from ..model.rope import Rope
+
+PREFILL_CHUNK = 512
+WARM_UP = 2
+PAUSE = 0.02
+STEPS, STEPS_TOGETHER = 16, 4
+"""Of one repetition, for one sequence and for several."""
+
+
+def seconds(
+    calls: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0, warm_up: int = WARM_UP
+) -> dict[str, float]:
+    """Median time of each; every round makes all calls in a random order, so that none always comes behind the same
+    one: what is timed behind a read of all memory finds nothing in the caches.
+
+    A call that returns a float says so how long it took itself. `pause` seconds in front of each call let the threads
+    of the one before it fall asleep, where they spin for a while first.
+    """
+    names, order = list(calls), Random(0)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + warm_up):
+        for name in order.sample(names, len(names)):
+            time.sleep(pause)
+            begin = time.perf_counter()
+            own = calls[name]()
+            taken = time.perf_counter() - begin
+            if number >= warm_up:
+                times[name].append(own if isinstance(own, float) else taken)
+    return {name: median(some) for name, some in times.items()}
+
+
+class Sequences:
+    """Some sequences of one length, each in pages of its own, that decode together; nothing schedules them."""
+
+    def __init__(self, model: Model, kv_cache_dtype: KvCacheDtype = "auto") -> None:
+        self.model = model
+        self.kv_cache_dtype = kv_cache_dtype
+        self._is_int8 = model.is_int8()
+        self._rope = Rope(model.config, model.max_position)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of one token."""
+        return self.model.cache_bytes_per_token(self.kv_cache_dtype)
+
+    def prefill(self, tokens: Sequence[int]) -> Tensor:
+        """Read a prompt in an empty cache; logits [1, vocab] of its last token."""
+        self._make_pages(len(tokens), 1)
+        return self._read(tokens)
+
+    def prepare(self, tokens: Sequence[int], count: int, room: int = PAGE_SIZE) -> None:
+        """Let each of `count` sequences hold the tokens, in memory of its own, with room for so many more."""
+        self._make_pages(len(tokens) + room, count)
+        last = self._read(tokens)
+        for table in self._tables[1:]:
+            for source, target in zip(self._tables[0].tolist(), table.tolist(), strict=True):
+                self._decoder.copy_page(source, target)
+        self._depth, self._next = len(tokens), last.argmax(-1).repeat(count)
+
+    def prepare_random(self, depth: int, room: int = PAGE_SIZE) -> None:
+        """Let one sequence hold random keys and values, where reading a prompt would take too long."""
+        self._make_pages(depth + room, 1)
+        heads, dim = self.model.config.num_kv_heads, self.model.config.head_dim
+        for start in range(0, depth, PREFILL_CHUNK):
+            slots = torch.arange(start, min(start + PREFILL_CHUNK, depth))
+            k, v = torch.randn(2, len(slots), heads, dim, generator=torch.Generator().manual_seed(start))
+            for pages in self._decoder.pages:
+                pages.append(k, v, slots, slots)
+        self._depth, self._next = depth, torch.zeros(1, dtype=torch.int64)
+
+    def decode(self, steps: int, count: int | None = None) -> None:
+        """So many more tokens of the first `count` sequences (None: of all), greedily, from one place each time."""
+        tokens = self._next[:count]
+        for step in range(steps):
+            logits = self._logits(tokens[:, None], self._depth + step)
+            tokens = torch.from_numpy(logits.numpy().argmax(-1))  # torch's threads would go on waiting on our cores
+
+    def all_logits(self, tokens: Sequence[int]) -> Tensor:
+        """Of every token of a sequence, [tokens, vocab]."""
+        self._make_pages(len(tokens), 1)
+        return self._logits(torch.tensor([tokens]), 0)
+
+    @torch.inference_mode()
+    def _logits(self, rows: Tensor, start: int, last_only: bool = False) -> Tensor:
+        """Of the next tokens int64 [sequences, n], of which each sequence has `start` already."""
+        chunks = [Chunk(row, start, table, self._rope) for row, table in zip(rows, self._tables, strict=False)]
+        with self._threads():
+            hidden = self._decoder.run(chunks)
+            return self.model.decoder.logits(hidden[-1:] if last_only else hidden)
+
+    def _make_pages(self, length: int, count: int) -> None:
+        each = -(-length // PAGE_SIZE)
+        self._decoder = PagedDecoder(
+            self.model.decoder, self.model.make_pages(count * each, PAGE_SIZE, self.kv_cache_dtype)
+        )
+        self._tables = torch.arange(count * each).view(count, each)
+
+    def _read(self, tokens: Sequence[int]) -> Tensor:
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            last = self._logits(torch.tensor([tokens[start : start + PREFILL_CHUNK]]), start, last_only=True)
+        return last
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return torch_on_one() if self._is_int8 else nullcontext()
+
+
+def measure_prefill(systems: Mapping[str, Sequences], tokens: Sequence[int], rounds: int) -> dict[str, float]:
+    """Tokens of a prompt read in a second, by system."""
+    times = seconds({name: partial(system.prefill, tokens) for name, system in systems.items()}, rounds, PAUSE, 1)
+    return {name: len(tokens) / taken for name, taken in times.items()}
+
+
+def measure_decode(
+    systems: Mapping[str, Sequences], tokens: Sequence[int], batches: Sequence[int], rounds: int
+) -> dict[int, dict[str, float]]:
+    """Tokens decoded in a second behind those that stand in the cache, by number of sequences and by system."""
+    for system in systems.values():
+        system.prepare(tokens, max(batches))
+    found = {}
+    for count in batches:
+        steps = STEPS if count == 1 else STEPS_TOGETHER
+        calls = {name: partial(system.decode, steps, count) for name, system in systems.items()}
+        found[count] = {name: steps * count / taken for name, taken in seconds(calls, rounds, PAUSE, 1).items()}
+    return found

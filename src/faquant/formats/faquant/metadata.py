@@ -1,0 +1,110 @@
+"""What stands under `metadata.faquant` in the description of a checkpoint of ours."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ...checkpoint.model_config import ModelConfig
+from ...checkpoint.tensors import TensorFiles
+from ...errors import CheckpointError
+from ...kernels.quantizers import MAX_INPUT_BLOCK, hadamard_block
+from ...recipe import Recipe
+
+ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
+"""Type of a dynamic linear whose input is rotated at run time. Foreign loaders must not take it for W8A8_DYNAMIC."""
+
+
+class Metadata(BaseModel):
+    """Everything about the arithmetic that the tensors do not say. Blocks are sizes of Hadamard blocks; 0: none.
+
+    Attributes:
+        qk_block: on q and k after RoPE (R3), at run time.
+        v_block: on each head of V (R2).
+        v_folded: whether R2 stands in v_proj and o_proj; otherwise it is done at run time.
+        hidden_block, down_block: on the inputs of q, k, v, gate, up and the head, and of down_proj (R4), at run time.
+        residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
+        max_position: tokens of context that calibration covered; serving beyond them is refused.
+        model, calibration: sha256 of the source's tensors (model_fingerprint), and of the calibration's token ids.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[1] = 1
+    recipe: Recipe
+    qk_block: int = Field(0, ge=0)
+    v_block: int = Field(0, ge=0)
+    v_folded: bool = False
+    hidden_block: int = Field(0, ge=0)
+    down_block: int = Field(0, ge=0)
+    residual_rotation: bool = False
+    max_position: int = Field(gt=0)
+    model: str
+    calibration: str
+
+    @model_validator(mode="after")
+    def _agrees_with_recipe(self) -> "Metadata":
+        attention, linear = self.recipe.attention, self.recipe.linear
+        for field, present, asked in (
+            ("qk_block", self.qk_block, attention is not None and attention.rotate),
+            ("v_block", self.v_block, attention is not None and attention.rotate_v),
+            ("hidden_block", self.hidden_block, linear is not None and linear.rotate == "inputs"),
+            ("down_block", self.down_block, linear is not None and linear.rotate == "inputs"),
+            ("residual_rotation", self.residual_rotation, linear is not None and linear.rotate == "folded"),
+        ):
+            if bool(present) != asked:
+                raise ValueError(f"{field} is {present!r}, which contradicts the recipe")
+        return self
+
+    def input_block(self, name: str) -> int:
+        """Hadamard block on the input of the quantized linear `name`, at run time; 0: none."""
+        kind = name.rpartition(".")[2]
+        return {"down_proj": self.down_block, "o_proj": 0}.get(kind, self.hidden_block)
+
+
+def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Metadata | None:
+    """Our part of a description's metadata, or None where the checkpoint is not of our making.
+
+    Raises:
+        CheckpointError: it contradicts itself or the model's shapes; `source` is named.
+    """
+    if "faquant" not in raw:
+        return None
+    try:
+        metadata = Metadata.model_validate_json(json.dumps(raw["faquant"]))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+        raise CheckpointError(f"{source}: metadata.faquant is not sound: {faults}.") from None
+    block = hadamard_block(config.head_dim)
+    folded = bool(metadata.v_block) and metadata.recipe.linear is not None
+    for field, allowed in (
+        ("qk_block", (0, block)),
+        ("v_block", (0, block)),
+        ("hidden_block", (0, hadamard_block(config.hidden_size, MAX_INPUT_BLOCK))),
+        ("down_block", (0, hadamard_block(config.intermediate_size, MAX_INPUT_BLOCK))),
+        ("v_folded", (folded,)),
+    ):
+        value = getattr(metadata, field)
+        if value not in allowed:
+            raise CheckpointError(
+                f"{source}: metadata.faquant.{field} is {value}, but must be {' or '.join(map(str, allowed))} for this "
+                "model and recipe. The description is not the one this checkpoint was written with."
+            )
+    if metadata.max_position > config.max_position:
+        raise CheckpointError(
+            f"{source}: metadata.faquant.max_position ({metadata.max_position}) is beyond the model's context of "
+            f"{config.max_position} tokens."
+        )
+    return metadata
+
+
+def model_fingerprint(files: TensorFiles) -> str:
+    """sha256 over the names, dtypes, shapes and bytes of a float model's tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(files.names()):
+        tensor = files.get(name)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,134 @@
+from typing import overload
+
+import torch
+
+from .isa import ByteVector
+
+MAX_DOT_LENGTH: int
+TILE: int
+MAX_HEAD_DIM: int
+PADDING: int
+PANEL: int
+
+def cpu_features() -> dict[str, bool]: ...
+def cpu_brand() -> str: ...
+def available_isas() -> list[str]: ...
+def selected_isa() -> str: ...
+def selection_warning() -> str: ...
+def self_test() -> dict[str, bool]: ...
+def reports_of_faults() -> list[tuple[str, str, str | None]]: ...
+def dot_u8s8(a: ByteVector, b: ByteVector, isa: str | None = None) -> int: ...
+def dot_s8s8(a: ByteVector, b: ByteVector, isa: str | None = None) -> int: ...
+def rope(x: int, cos: int, sin: int, tokens: int, heads: int, dim: int, threads: int, isa: str | None) -> None: ...
+def silu_times(gate: int, up: int, count: int, out: int, threads: int, isa: str | None) -> None: ...
+def pack_weight(weight: torch.Tensor, packed: torch.Tensor, excess: torch.Tensor) -> None: ...
+def draw(
+    scores: int,
+    is_wide: bool,
+    vocab: int,
+    rows: int,
+    draws: list[tuple[int, int, tuple[float, int, float, float, float]]],
+    threads: int,
+    isa: str | None,
+) -> list[int]: ...
+def distribution(
+    scores: int, is_wide: bool, vocab: int, sampling: tuple[float, int, float, float, float], isa: str | None
+) -> list[tuple[int, float]]: ...
+def likeliest(
+    scores: int, is_wide: bool, vocab: int, counts: list[int], threads: int, isa: str | None
+) -> list[tuple[float, list[tuple[int, float]]]]: ...
+def read_all(words: torch.Tensor, *, threads: int) -> int: ...
+
+class LayerCache:
+    @overload
+    def __init__(self, *, heads: int, k: torch.Tensor, v: torch.Tensor, dim: int) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        heads: int,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        k_scales: torch.Tensor | None,
+        v_scales: torch.Tensor | None,
+        dim: int,
+        map_block: int,
+        k_center: torch.Tensor | None,
+        k_equalizer: torch.Tensor | None,
+        rotation_block: int,
+        rotation_sign: torch.Tensor | None,
+        v_rotation_block: int,
+        q_scale: torch.Tensor | None,
+        q_by_channel: bool,
+        k_scale: torch.Tensor | None,
+        k_by_channel: bool,
+        k_offset: torch.Tensor | None,
+        v_scale: torch.Tensor | None,
+        v_offset: torch.Tensor | None,
+        p_levels: int,
+        quantized_sum: bool,
+    ) -> None: ...
+    def append(
+        self, k: int, v: int, slots: int, positions: int, tokens: int, threads: int, isa: str | None
+    ) -> tuple[int, int]: ...
+    def attend(
+        self,
+        out: int,
+        q: int,
+        tokens: int,
+        spans: int,
+        block_tables: int,
+        count: int,
+        width: int,
+        window: int | None,
+        split: int,
+        threads: int,
+        isa: str | None,
+    ) -> int: ...
+
+class Int8Linear:
+    def __init__(
+        self,
+        *,
+        inputs: int,
+        outputs: int,
+        weight: torch.Tensor,
+        excess: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        hadamard_block: int,
+        input_scale: torch.Tensor | None,
+        input_offset: torch.Tensor | None,
+        quant_bias: torch.Tensor | None,
+    ) -> None: ...
+    def apply(self, x: int, out: int, rows: int, threads: int, isa: str | None) -> None: ...
+
+class RmsNorm:
+    def __init__(self, *, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None: ...
+    @property
+    def size(self) -> int: ...
+    def apply(self, x: int, out: int, rows: int, threads: int, isa: str | None) -> None: ...
+
+class DecoderLayers:
+    def __init__(self) -> None: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    def add(
+        self, *, linears: list[Int8Linear], norms: list[RmsNorm | None], cache: LayerCache, window: int | None
+    ) -> None: ...
+    def run(
+        self,
+        x: int,
+        cos: int,
+        sin: int,
+        tokens: int,
+        spans: int,
+        block_tables: int,
+        count: int,
+        width: int,
+        split: int,
+        threads: int,
+        isa: str | None,
+    ) -> list[list[int]]: ...

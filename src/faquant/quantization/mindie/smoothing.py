@@ -1,0 +1,178 @@
+"""Outlier suppression that the ecosystem's runtime can load: all of it folds into the weights, so the float model stays
+what it was and the runtime computes nothing more.
+
+Channels are brought to one range around 0, because a static scale is one for all of them: behind a norm by its weight
+and bias, in each head of V by v_proj and o_proj. SmoothQuant (arXiv 2211.10438) divides so; Outlier Suppression+
+(arXiv 2304.09145) shifts as well.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...kernels.quantizers import hadamard, hadamard_block
+from ...model.decoder import DecoderLayer, RMSNorm
+from ...model.linear import FloatLinear
+from ..rounding import balance
+
+_RANGE, _WEIGHT = 0.9, 0.1
+"""Exponents of the inputs' ranges and of the weights' peaks in what a normed channel is divided by. At 1 and 0 the
+inputs lose least where they were observed, but leave others no room, and the weights more; measured on SmolLM2."""
+_LEAST = 1e-6
+"""Of the widest range or the highest peak: what is below counts as that much."""
+
+
+class Span:
+    """Each channel's least and greatest value over all tokens."""
+
+    def __init__(self) -> None:
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Count x [tokens, …]."""
+        low, high = x.aminmax(dim=0)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest, float64 […]."""
+        if self.low is None or self.high is None:
+            raise ValueError("nothing was observed")
+        return self.low.double(), self.high.double()
+
+
+def fold_norm(
+    norm: RMSNorm, linears: Sequence[FloatLinear], span: Span, dtype: torch.dtype, shift: bool
+) -> tuple[RMSNorm, list[FloatLinear]]:
+    """The norm whose outputs h become h ⊘ d - c, and the linears that undo it.
+
+    Args:
+        norm: without a bias.
+        linears: all that read it.
+        span: of its outputs.
+        dtype: in which the norm's weight is stored; what it rounds away, the linears make up for.
+        shift: whether c is the middle of the range, which needs biases; else it is 0.
+    """
+    low, high = span.ends()
+    peaks = torch.stack([linear.weight.abs().amax(0) for linear in linears]).amax(0).double()
+    reach = (high - low) / 2 if shift else torch.maximum(low.abs(), high.abs())
+    divisor = _floored(reach).pow(_RANGE) / _floored(peaks).pow(_WEIGHT)
+    old = norm.weight.double()
+    new = (old / divisor).to(dtype).double()
+    divisor = torch.where(new == 0, divisor, old / new)
+    center = ((low + high) / 2 / divisor if shift else torch.zeros_like(low)).to(dtype).double()
+    # Where the norm's weight is 0, so is its output.
+    center = center.masked_fill(new == 0, 0.0)
+    folded = [_linear(x.weight.double() * divisor, x.bias, center) for x in linears]
+    return RMSNorm(new.float(), norm.eps, -center.float() if shift else None), folded
+
+
+def fold_values(
+    layer: DecoderLayer, values: Sequence[Tensor], outputs: Sequence[Tensor], shift: bool
+) -> tuple[FloatLinear, FloatLinear]:
+    """v_proj and o_proj for v' = v·M - c with a matrix M and a centre c for each head.
+
+    M balances V's channels with o_proj's weights, spreads them by a Hadamard transform, and divides each by its range;
+    then each head by the range of its outputs, which share one static scale. What attention gives is a mean of
+    values, and so shifted like them.
+
+    Args:
+        layer: with float v_proj and o_proj.
+        values: of each prompt, [tokens, Hkv, D].
+        outputs: of the attention, [tokens, Hq, D].
+        shift: whether c is the middle of each channel's range, which needs biases; else it is 0.
+    """
+    v_proj, o_proj = float_linear_of(layer.v_proj), float_linear_of(layer.o_proj)
+    dim = layer.head_dim
+    v, o = torch.cat(list(values)).double(), torch.cat(list(outputs)).double()
+    kv_heads, heads = v.shape[1], o.shape[1]
+    group = heads // kv_heads
+    readers = o_proj.weight.double().view(-1, kv_heads, group, dim)
+    block = hadamard_block(dim)
+    spread = balance(v.var(0, correction=0).flatten(), readers.square().sum((0, 2)).flatten()).sqrt().view(-1, 1, dim)
+    v = hadamard(v / spread.squeeze(1), block)
+    low, high = v.aminmax(dim=0)
+    center = (low + high) / 2 if shift else torch.zeros_like(low)
+    reach = _floored((high - low) / 2 if shift else v.abs().amax(0))
+    mapped = (hadamard(o.view(-1, kv_heads, group, dim) / spread, block) - center[:, None]) / reach[:, None]
+    reach = reach * _floored(mapped.abs().amax((0, 2, 3)))[:, None]
+    center = (center / reach).flatten()
+
+    rows = v_proj.weight.double().view(kv_heads, dim, -1).mT / spread
+    weight = (hadamard(rows, block) / reach[:, None]).mT.flatten(0, 1)
+    bias = None
+    if v_proj.bias is not None:
+        bias = (hadamard(v_proj.bias.double().view(kv_heads, dim) / spread.squeeze(1), block) / reach).flatten()
+    if shift:
+        bias = -center if bias is None else bias - center
+    folded = FloatLinear(weight.float(), None if bias is None else bias.float())
+    # M⁻¹ is M with its factors undone from behind; the Hadamard transform is its own inverse.
+    back = hadamard(readers * spread, block) * reach[:, None]
+    shifts = center.view(kv_heads, 1, dim).expand(-1, group, -1).flatten()
+    return folded, _linear(back.flatten(1), o_proj.bias, shifts)
+
+
+def float_linear_of(linear: object) -> FloatLinear:
+    """The linear, which must be a float one."""
+    if not isinstance(linear, FloatLinear):
+        raise TypeError(f"Only a float linear can be folded into, not a {type(linear).__name__}.")
+    return linear
+
+
+def fold(
+    layer: DecoderLayer,
+    normed: tuple[Span, Span],
+    values: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    dtype: torch.dtype,
+    can_shift: Callable[..., bool],
+) -> DecoderLayer:
+    """The same function as the float `layer`, with all of the above folded in.
+
+    Args:
+        normed: the spans of the outputs of input_layernorm and post_attention_layernorm.
+        values, outputs: as fold_values takes them.
+        dtype: of the stored norms.
+        can_shift: whether the linears of those attribute names can all have biases.
+    """
+    v_proj, o_proj = fold_values(layer, values, outputs, can_shift("v_proj", "o_proj"))
+    before, (q_proj, k_proj, v_proj) = fold_norm(
+        layer.input_layernorm,
+        (float_linear_of(layer.q_proj), float_linear_of(layer.k_proj), v_proj),
+        normed[0],
+        dtype,
+        can_shift("q_proj", "k_proj", "v_proj"),
+    )
+    after, (gate_proj, up_proj) = fold_norm(
+        layer.post_attention_layernorm,
+        (float_linear_of(layer.gate_proj), float_linear_of(layer.up_proj)),
+        normed[1],
+        dtype,
+        can_shift("gate_proj", "up_proj"),
+    )
+    return replace(
+        layer,
+        input_layernorm=before,
+        q_proj=q_proj,
+        k_proj=k_proj,
+        v_proj=v_proj,
+        o_proj=o_proj,
+        post_attention_layernorm=after,
+        gate_proj=gate_proj,
+        up_proj=up_proj,
+    )
+
+
+def _linear(weight: Tensor, bias: Tensor | None, shift: Tensor) -> FloatLinear:
+    """A linear with `weight` [n, k], float64, whose inputs are too small by `shift` [k]."""
+    if not shift.any():
+        return FloatLinear(weight.float(), bias)
+    added = weight @ shift
+    return FloatLinear(weight.float(), (added if bias is None else bias.double() + added).float())
+
+
+def _floored(x: Tensor) -> Tensor:
+    return x.clamp_min(_LEAST * x.amax().clamp_min(1e-30))

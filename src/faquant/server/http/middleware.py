@@ -1,0 +1,163 @@
+"""What goes around every request: its id, the key, its time, a client that leaves, the log."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import MutableMapping
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import ApiError, as_api_error
+from ..operate.record import Record, request_id
+from ..page import files as chat_page
+from ..service import Service
+from .streaming import event
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS = chat_page.PATHS | {"/health"}
+_METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")
+
+
+class Access:
+    """Gives a request its id, asks for the key, and when it is over, however that was, gives back its place and says
+    what it was."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        key = service.config.api_key
+        # Digests have one length, so that comparing tells nothing of the key's.
+        self._key = None if key is None else sha256(key.encode()).digest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        record = Record(request_id(headers.get("x-request-id", "")), method, scope["path"][:200])
+        scope["faquant.record"] = record
+        status: int | None = None
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = record.request_id
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                record.status = status or 500
+
+        try:
+            if self._may(headers, scope["path"]):
+                await self._app(scope, receive, answer)
+            else:
+                await _refused().response()(scope, receive, answer)
+        except Exception as error:
+            log.exception("A request failed", extra={"fields": {"id": record.request_id}})
+            if status is None:
+                await as_api_error(error).response()(scope, receive, answer)
+        finally:
+            self._end(record, scope)
+
+    def _may(self, headers: Headers, path: str) -> bool:
+        if self._key is None or path in OPEN_PATHS:
+            return True
+        scheme, _, shown = headers.get("authorization", "").partition(" ")
+        is_right = compare_digest(self._key, sha256(shown.encode("latin-1")).digest())
+        return is_right and scheme.lower() == "bearer"
+
+    def _end(self, record: Record, scope: MutableMapping[str, Any]) -> None:
+        record.end()
+        self._service.gate.leave(record)
+        self._service.metrics.observe(record, getattr(scope.get("route"), "path", "other"))
+        # Whoever watches the server asks every few seconds.
+        is_watching = record.method == "GET" and record.status == 200
+        log.log(logging.DEBUG if is_watching else logging.INFO, "request", extra={"fields": record.as_log()})
+
+
+class Supervisor:
+    """Ends the work for a request when its client leaves or its time is over."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._timeout = service.config.request_timeout or None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body_read = asyncio.Event()
+        progress = _Progress()
+
+        async def read(*_: object) -> Message:
+            message = await receive()
+            if not message.get("more_body", False):
+                body_read.set()
+            return message
+
+        async def tell(message: Message) -> None:
+            progress.begun(message)
+            await send(message)  # waits for a slow reader
+            progress.sent(message)
+
+        async def client_leaves() -> None:
+            await body_read.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        answer = asyncio.ensure_future(self._app(scope, read, tell))
+        leaving = asyncio.ensure_future(client_leaves())
+        late = False
+        try:
+            await asyncio.wait({answer, leaving}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+            if progress.complete:  # what comes behind a complete answer is no leaving
+                await asyncio.wait({answer})
+            late = not answer.done() and not leaving.done()
+        finally:
+            leaving.cancel()
+            answer.cancel()
+            await asyncio.wait({answer, leaving})
+        if not answer.cancelled():
+            answer.result()
+        elif late:
+            with contextlib.suppress(asyncio.TimeoutError):  # a reader too slow to be told
+                await asyncio.wait_for(self._tell_late(progress, body_read.is_set(), scope, receive, send), 1.0)
+
+    async def _tell_late(
+        self, progress: "_Progress", body_was_read: bool, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        error = ApiError(
+            504 if body_was_read else 408, f"The request took longer than {self._timeout} seconds.", code="timeout"
+        )
+        if not progress.started:
+            await error.response()(scope, receive, send)
+        elif progress.is_event_stream:
+            body = event(error.body.model_dump_json())
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Progress:
+    """How much of an answer has been sent."""
+
+    started = False
+    complete = False
+    is_event_stream = False
+
+    def begun(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.is_event_stream = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event")
+
+    def sent(self, message: Message) -> None:
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+
+def _refused() -> ApiError:
+    message = "The API key is missing or wrong; send it as the header Authorization: Bearer KEY."
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

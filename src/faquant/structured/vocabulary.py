@@ -1,0 +1,168 @@
+"""llguidance's view of a tokenizer, and the search for tokens that end a text of a grammar."""
+
+import json
+from collections import deque
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer
+
+from ..errors import UnsupportedError
+from ..sampling.draw import Bits as Bits
+from ..text.tokenizer import Tokenizer
+
+# What leads out of a JSON text soonest, by its first byte: between strings, where a line may end, the ends of objects
+# and arrays before their beginnings, a comma before a number's further digits. Within a string "a" is the best where it
+# must go on.
+_BETWEEN = b'})]",0ntf123456789-:[{'
+_WITHIN = b"a})]0ntf123456789-,:[{"
+_MOST_STATES = 16
+_MOST_ZEROS = 16
+
+
+class Vocabulary:
+    """A tokenizer's tokens, of logits with `size` columns.
+
+    Raises:
+        UnsupportedError: the tokens' bytes cannot be told from tokenizer.json.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        try:
+            self.backend = LLTokenizer(
+                tokenizer.to_json(), n_vocab=size, eos_token=list(tokenizer.eos_token_ids) or None
+            )
+        except ValueError as error:
+            raise UnsupportedError(f"Structured output is not possible with this tokenizer: {error}.") from None
+        known = [token for token in range(min(size, tokenizer.vocab_size)) if tokenizer.token_text(token) is not None]
+        self._texts = {token: bytes(self.backend.decode_bytes([token])) for token in known}
+        sample = '{"key": [1.5, true], "größe": "\\n😀"}'
+        ids = tokenizer.encode(sample, add_special_tokens=False)
+        if self.text(ids).decode("utf-8", "replace").strip() != tokenizer.decode(ids).strip():
+            raise UnsupportedError(
+                "Structured output is not possible with this tokenizer: its decoder changes the text."
+            )
+        self.size = size
+        self.text_bits = bits_of(set(known) - set(self.backend.eos_tokens), size)
+        self._special = tokenizer.special_token_ids.union(tokenizer.eos_token_ids)
+        first: dict[bytes, int] = {}
+        for token, text in self._texts.items():
+            first.setdefault(text, token)
+        single = {text[0]: [token] for text, token in first.items() if len(text) == 1}
+        self.quote = [single[byte] for byte in b'"' if byte in single]
+        self._line_end = single.get(ord("\n"))
+        self._between, self._within = ([single[byte] for byte in row if byte in single] for row in (_BETWEEN, _WITHIN))
+        self._zero = single.get(ord("0"))
+        # Zeros alone do not lead above 0, nor ones to a multiple of 10.
+        self._within_without_zero = [token for token in self._within if token != self._zero]
+
+    def text(self, tokens: Sequence[int]) -> bytes:
+        return b"".join(self._texts.get(token, b"") for token in tokens)
+
+    def tokens(self, text: bytes) -> list[int]:
+        return list(self.backend.tokenize_bytes(text))
+
+    def ends(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:
+        """Whether `plan` continues the matcher's text, and the text is complete then."""
+        return self.right(matcher, plan) == len(plan) + 1
+
+    def right(self, matcher: LLMatcher, plan: Sequence[int]) -> int:
+        """How many tokens of `plan`, and of the end behind it, continue the matcher's text."""
+        return int(matcher.validate_tokens([*plan, self.backend.eos_token]))
+
+    def special(self, text: str | None) -> list[int]:
+        """The special token that is written so, if there is one."""
+        found = self.tokens(text.encode()) if text else []
+        return found if len(found) == 1 and found[0] in self._special else []
+
+    def symbol(self, text: str) -> str:
+        """What stands for a text in llguidance's dialect of Lark, as one token where there is one."""
+        found = self.tokens(text.encode())
+        return f"<[{found[0]}]>" if len(found) == 1 else json.dumps(text)
+
+    def shown_text(self, token: int, shown: Collection[int]) -> bytes:
+        """What a token adds to an answer; special ones nothing, unless they are among the `shown`."""
+        return self.text([token]) if self.is_text(token) or token in shown else b""
+
+    def is_text(self, token: int) -> bool:
+        """Whether a token is written out in answers."""
+        return token not in self._special
+
+    def way_out(self, matcher: LLMatcher, within: Sequence[list[int]], effort: int) -> list[int] | None:
+        """Tokens, few if not the fewest, that end the matcher's text; None where none were found.
+
+        Straight out, and where that leads nowhere from the states around, breadth first, one token for each first byte.
+        There, states count as the same where the same tokens may come.
+
+        within: what to try first where no line may end.
+        """
+        waiting: deque[tuple[LLMatcher, list[int]]] = deque([(matcher, [])])
+        seen = set()
+        steps = effort
+        for _ in range(_MOST_STATES):
+            if not waiting:
+                break
+            state, before = waiting.popleft()
+            after = self._straight_out(state.deep_copy(), within, self._within, steps)
+            if after is None:
+                steps = effort // _MOST_STATES
+                after = self._straight_out(state.deep_copy(), within, self._within_without_zero, steps)
+            if after is not None:
+                plan = before + after
+                merged = self.tokens(self.text(plan))
+                return merged if len(merged) < len(plan) and self.ends(matcher, merged) else plan
+            allowed = self._allowed(state)
+            if allowed.tobytes() not in seen:
+                seen.add(allowed.tobytes())
+                for token in self._one_of_each_kind(allowed):
+                    child = state.deep_copy()
+                    if child.consume_token(token):
+                        waiting.append((child, [*before, token]))
+        return None
+
+    def _straight_out(
+        self, matcher: LLMatcher, hints: Sequence[list[int]], within: Sequence[list[int]], steps: int
+    ) -> list[int] | None:
+        """By what is tried first and may come, again and again. Hints are first within strings, each once in one."""
+        plan: list[int] = []
+        unused = list(hints)
+        zeros = 0
+        for _ in range(steps):
+            if matcher.is_accepting():
+                return plan
+            step = matcher.compute_ff_tokens()
+            if not step:
+                between = self._line_end is not None and matcher.validate_tokens(self._line_end)
+                choices = self._between if between else (*unused, *within)
+                step = next((some for some in choices if matcher.validate_tokens(some) == len(some)), [])
+            if not step:
+                step = np.flatnonzero(self._allowed(matcher))[:1].tolist()
+            if not step or not matcher.consume_tokens(step):
+                return None
+            plan += step
+            zeros = zeros + 1 if step == self._zero else 0
+            if zeros > _MOST_ZEROS:
+                return None
+            if step in self.quote:
+                unused = list(hints)
+            elif step in unused:
+                unused.remove(step)  # what may stand again and again leads nowhere
+        return None
+
+    def _one_of_each_kind(self, allowed: npt.NDArray[np.bool_]) -> list[int]:
+        kinds: dict[bytes, int] = {}
+        for token in np.flatnonzero(allowed)[:4096].tolist():
+            kinds.setdefault(self.text([token])[:1], token)
+        return list(kinds.values())
+
+    def _allowed(self, matcher: LLMatcher) -> npt.NDArray[np.bool_]:
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)[: self.text_bits.size] & self.text_bits
+        return np.unpackbits(bits, bitorder="little").view(np.bool_)
+
+
+def bits_of(tokens: Collection[int], size: int) -> Bits:
+    """A bit for each of `size` tokens: token n is bit n % 8, from the lowest, of byte n // 8."""
+    flags = np.zeros(size, np.uint8)
+    flags[[token for token in tokens if token < size]] = 1
+    return np.packbits(flags, bitorder="little")
