@@ -53,6 +53,36 @@ T* data_of(const AnyArray& array, const char* name, const char* dtype, const std
     return static_cast<T*>(array.data());
 }
 
+// The sizes of an array's dimensions, of which there must be `count`.
+template <typename AnyArray>
+std::vector<int64_t> shape_of(const AnyArray& array, const char* name, size_t count) {
+    if (array.ndim() != count) {
+        throw std::invalid_argument(std::string(name) + " must have " + std::to_string(count) + " dimensions.");
+    }
+    std::vector<int64_t> shape;
+    for (size_t i = 0; i < count; ++i) {
+        shape.push_back(static_cast<int64_t>(array.shape(i)));
+    }
+    return shape;
+}
+
+// Two-byte elements of any kind: NumPy has no bfloat16, and torch and NumPy give float16 other names.
+template <typename AnyArray>
+uint16_t* halves_of(const AnyArray& array, const char* name, const std::vector<int64_t>& shape) {
+    bool good = array.dtype().bits == 16 && array.dtype().lanes == 1 && array.ndim() == shape.size();
+    int64_t stride = 1;
+    for (size_t i = shape.size(); good && i-- > 0;) {
+        const int64_t size = static_cast<int64_t>(array.shape(i));
+        good = size == shape[i] && (size <= 1 || array.stride(i) == stride);
+        stride *= size;
+    }
+    if (!good) {
+        throw std::invalid_argument(std::string(name) + " must be a contiguous array of two-byte elements " +
+                                    shape_text(shape) + ".");
+    }
+    return static_cast<uint16_t*>(array.data());
+}
+
 inline const float* floats(const OptionalArray& array, const char* name, const std::vector<int64_t>& shape) {
     return array ? data_of<const float>(*array, name, "float32", shape) : nullptr;
 }

@@ -48,12 +48,15 @@ class Int8Linear {
                    quant_bias ? data_of<const int32_t>(*quant_bias, "quant_bias", "int32", {outputs}) : nullptr};
     }
 
-    // x [rows, inputs] and out [rows, outputs] by address, checked in Python.
-    void apply(uintptr_t x, uintptr_t out, int64_t rows, int64_t threads, const std::optional<std::string>& isa) const {
+    // x [rows, inputs] and out [rows, outputs].
+    void apply(const Array& x, const WritableArray& out, int64_t threads, const std::optional<std::string>& isa) const {
+        const int64_t rows = shape_of(x, "x", 2)[0];
+        const auto* from = data_of<const float>(x, "x", "float32", {rows, linear_.inputs});
+        auto* to = data_of<float>(out, "out", "float32", {rows, linear_.outputs});
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
-        const faquant::Product product = {&linear_, reinterpret_cast<float*>(out), false};
-        faquant::apply(table, {reinterpret_cast<const float*>(x), rows, {}}, &product, 1, threads);
+        const faquant::Product product = {&linear_, to, false};
+        faquant::apply(table, {from, rows, {}}, &product, 1, threads);
     }
 
     const faquant::Linear& linear() const { return linear_; }
@@ -65,7 +68,7 @@ class Int8Linear {
                           const OptionalArray&, const OptionalArray&, const OptionalArray&>(),
                  nb::kw_only(), "inputs"_a, "outputs"_a, "weight"_a, "excess"_a, "scale"_a, "bias"_a.none(),
                  "hadamard_block"_a, "input_scale"_a.none(), "input_offset"_a.none(), "quant_bias"_a.none())
-            .def("apply", &Int8Linear::apply, "x"_a, "out"_a, "rows"_a, "threads"_a, "isa"_a.none());
+            .def("apply", &Int8Linear::apply, "x"_a, "out"_a, "threads"_a, "isa"_a.none());
     }
 
   private:

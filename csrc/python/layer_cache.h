@@ -15,12 +15,14 @@
 // As good as none, and far from overflow.
 constexpr int64_t kNoWindow = int64_t{1} << 60;
 
-// Spans [count, 2] and block_tables [count, width] by address: the tokens of all sequences, whose pages must be in the
+// Spans int64 [count, 2] and block_tables int64 [count, width]: the tokens of all sequences, whose pages must be in the
 // cache as far as a window of so many keys sees them.
-inline std::vector<faquant::Span> checked_spans(const faquant::Cache& cache, uintptr_t spans, uintptr_t block_tables,
-                                                int64_t count, int64_t width, int64_t tokens, int64_t window) {
-    const auto* numbers = reinterpret_cast<const int64_t*>(spans);
-    const auto* tables = reinterpret_cast<const int64_t*>(block_tables);
+inline std::vector<faquant::Span> checked_spans(const faquant::Cache& cache, const Array& spans,
+                                                const Array& block_tables, int64_t tokens, int64_t window) {
+    const std::vector<int64_t> shape = shape_of(block_tables, "block_tables", 2);
+    const int64_t count = shape[0], width = shape[1];
+    const auto* numbers = data_of<const int64_t>(spans, "tokens_starts", "int64", {count, 2});
+    const auto* tables = data_of<const int64_t>(block_tables, "block_tables", "int64", shape);
     std::vector<faquant::Span> all;
     int64_t first = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -100,8 +102,8 @@ class LayerCache {
                   page_size,
                   data_of<uint8_t>(k, "k", "uint8", of_tiles),
                   data_of<int8_t>(v, "v", "int8", of_tiles),
-                  k_scales ? halves(*k_scales, "k_scales", "float16", of_scales) : nullptr,
-                  v_scales ? halves(*v_scales, "v_scales", "float16", of_scales) : nullptr};
+                  k_scales ? halves(*k_scales, "k_scales", of_scales) : nullptr,
+                  v_scales ? halves(*v_scales, "v_scales", of_scales) : nullptr};
     }
 
     // Of bfloat16.
@@ -112,16 +114,20 @@ class LayerCache {
         scheme_.dim = dim;
         cache_.pages = of_tiles[0];
         cache_.page_size = of_tiles[2] * faquant::kTile;
-        cache_.bfloat16_k = halves(k, "k", "bfloat16", of_tiles);
-        cache_.bfloat16_v = halves(v, "v", "bfloat16", of_tiles);
+        cache_.bfloat16_k = halves(k, "k", of_tiles);
+        cache_.bfloat16_v = halves(v, "v", of_tiles);
     }
 
-    // k and v [tokens, kv_heads, dim] by address, checked in Python. How many values of them were beyond their static
-    // scales.
-    std::pair<int64_t, int64_t> append(uintptr_t k, uintptr_t v, uintptr_t slots, uintptr_t positions, int64_t tokens,
+    // k and v [tokens, kv_heads, dim], slots and positions [tokens]. How many values of k and v were beyond their
+    // static scales.
+    std::pair<int64_t, int64_t> append(const Array& k, const Array& v, const Array& slots, const Array& positions,
                                        int64_t threads, const std::optional<std::string>& isa) const {
-        const auto* slot = reinterpret_cast<const int64_t*>(slots);
-        const auto* position = reinterpret_cast<const int64_t*>(positions);
+        const int64_t tokens = shape_of(k, "k", 3)[0];
+        const std::vector<int64_t> of_kv = {tokens, scheme_.kv_heads, scheme_.dim};
+        const auto* keys = data_of<const float>(k, "k", "float32", of_kv);
+        const auto* values = data_of<const float>(v, "v", "float32", of_kv);
+        const auto* slot = data_of<const int64_t>(slots, "slots", "int64", {tokens});
+        const auto* position = data_of<const int64_t>(positions, "positions", "int64", {tokens});
         for (int64_t i = 0; i < tokens; ++i) {
             require(slot[i] >= 0 && slot[i] < cache_.pages * cache_.page_size, "A slot is not in the cache.");
             require(position[i] >= 0, "A position is negative.");
@@ -129,24 +135,26 @@ class LayerCache {
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
         int64_t saturated[2] = {};
-        faquant::append(table, scheme_, cache_, reinterpret_cast<const float*>(k), reinterpret_cast<const float*>(v),
-                        slot, position, tokens, threads, saturated);
+        faquant::append(table, scheme_, cache_, keys, values, slot, position, tokens, threads, saturated);
         return {saturated[0], saturated[1]};
     }
 
-    // out and q [tokens, heads, dim], spans [count, 2] and block_tables [count, width] by address, checked in Python.
-    // How many values of q were beyond their static scale.
-    int64_t attend(uintptr_t out, uintptr_t q, int64_t tokens, uintptr_t spans, uintptr_t block_tables, int64_t count,
-                   int64_t width, const std::optional<int64_t>& window, int64_t split, int64_t threads,
+    // out and q [tokens, heads, dim], spans [count, 2] and block_tables [count, width]. How many values of q were
+    // beyond their static scale.
+    int64_t attend(const WritableArray& out, const Array& q, const Array& spans, const Array& block_tables,
+                   const std::optional<int64_t>& window, int64_t split, int64_t threads,
                    const std::optional<std::string>& isa) const {
+        const int64_t tokens = shape_of(q, "q", 3)[0];
+        const std::vector<int64_t> of_q = {tokens, scheme_.heads, scheme_.dim};
+        const auto* queries = data_of<const float>(q, "q", "float32", of_q);
+        auto* outputs = data_of<float>(out, "out", "float32", of_q);
         require(split > 0 && split % faquant::kTile == 0, "split must be a multiple of a tile.");
         const int64_t keys = checked_window(window);
-        const std::vector<faquant::Span> all = checked_spans(cache_, spans, block_tables, count, width, tokens, keys);
-        const faquant::Attention attention = {
-            &scheme_, &cache_, keys, split, reinterpret_cast<const float*>(q), reinterpret_cast<float*>(out)};
+        const std::vector<faquant::Span> all = checked_spans(cache_, spans, block_tables, tokens, keys);
+        const faquant::Attention attention = {&scheme_, &cache_, keys, split, queries, outputs};
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
-        return faquant::attend(table, attention, all.data(), count, threads);
+        return faquant::attend(table, attention, all.data(), static_cast<int64_t>(all.size()), threads);
     }
 
     const faquant::Scheme& scheme() const { return scheme_; }
@@ -167,10 +175,9 @@ class LayerCache {
                  "p_levels"_a, "quantized_sum"_a)
             .def(nb::init<int64_t, const WritableArray&, const WritableArray&, int64_t>(), nb::kw_only(), "heads"_a,
                  "k"_a, "v"_a, "dim"_a)
-            .def("append", &LayerCache::append, "k"_a, "v"_a, "slots"_a, "positions"_a, "tokens"_a, "threads"_a,
-                 "isa"_a.none())
-            .def("attend", &LayerCache::attend, "out"_a, "q"_a, "tokens"_a, "spans"_a, "block_tables"_a, "count"_a,
-                 "width"_a, "window"_a.none(), "split"_a, "threads"_a, "isa"_a.none());
+            .def("append", &LayerCache::append, "k"_a, "v"_a, "slots"_a, "positions"_a, "threads"_a, "isa"_a.none())
+            .def("attend", &LayerCache::attend, "out"_a, "q"_a, "spans"_a, "block_tables"_a, "window"_a.none(),
+                 "split"_a, "threads"_a, "isa"_a.none());
     }
 
   private:
@@ -184,10 +191,8 @@ class LayerCache {
                 faquant::kTile * faquant::padded_dim(dim)};
     }
 
-    static uint16_t* halves(const WritableArray& array, const char* name, const char* kind,
-                            const std::vector<int64_t>& shape) {
-        const std::string dtype = std::string("int16 (a view of ") + kind + ")";
-        return reinterpret_cast<uint16_t*>(data_of<int16_t>(array, name, dtype.c_str(), shape));
+    static uint16_t* halves(const WritableArray& array, const char* name, const std::vector<int64_t>& shape) {
+        return halves_of(array, name, shape);
     }
 
     std::vector<OptionalArray> kept_;

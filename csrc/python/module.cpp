@@ -128,10 +128,8 @@ NB_MODULE(_C, m) {
     m.attr("PADDING") = faquant::kPadding;
     m.attr("PANEL") = faquant::kPanel;
     m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);
-    const nb::call_guard<nb::gil_scoped_release> unlocked;
-    m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "heads"_a, "dim"_a, "threads"_a, "isa"_a.none(),
-          unlocked);
-    m.def("silu_times", &silu_times, "gate"_a, "up"_a, "count"_a, "out"_a, "threads"_a, "isa"_a.none(), unlocked);
+    m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "threads"_a, "isa"_a.none());
+    m.def("silu_times", &silu_times, "gate"_a, "up"_a, "out"_a, "threads"_a, "isa"_a.none());
     m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a);
     m.def("draw", &draw, "scores"_a, "is_wide"_a, "vocab"_a, "rows"_a, "draws"_a, "threads"_a, "isa"_a.none());
     m.def("distribution", &distribution, "scores"_a, "is_wide"_a, "vocab"_a, "sampling"_a, "isa"_a.none());

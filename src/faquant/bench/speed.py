@@ -2,17 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from random import Random
 from statistics import median
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..checkpoint.model_config import KvCacheDtype
 from ..engine.engine import PAGE_SIZE
-from ..kernels.threads import torch_on_one
+from ..kernels.arrays import Array, Integers
 from ..model.load import Model
 from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
@@ -52,7 +50,6 @@ class Sequences:
     def __init__(self, model: Model, kv_cache_dtype: KvCacheDtype = "auto") -> None:
         self.model = model
         self.kv_cache_dtype = kv_cache_dtype
-        self._is_int8 = model.is_int8()
         self._rope = Rope(model.config, model.max_position)
 
     @property
@@ -60,7 +57,7 @@ class Sequences:
         """Of one token."""
         return self.model.cache_bytes_per_token(self.kv_cache_dtype)
 
-    def prefill(self, tokens: Sequence[int]) -> Tensor:
+    def prefill(self, tokens: Sequence[int]) -> Array:
         """Read a prompt in an empty cache; logits [1, vocab] of its last token."""
         self._make_pages(len(tokens), 1)
         return self._read(tokens)
@@ -72,53 +69,46 @@ class Sequences:
         for table in self._tables[1:]:
             for source, target in zip(self._tables[0].tolist(), table.tolist(), strict=True):
                 self._decoder.copy_page(source, target)
-        self._depth, self._next = len(tokens), last.argmax(-1).repeat(count)
+        self._depth, self._next = len(tokens), np.repeat(last.argmax(-1), count)
 
     def prepare_random(self, depth: int, room: int = PAGE_SIZE) -> None:
         """Let one sequence hold random keys and values, where reading a prompt would take too long."""
         self._make_pages(depth + room, 1)
         heads, dim = self.model.config.num_kv_heads, self.model.config.head_dim
         for start in range(0, depth, PREFILL_CHUNK):
-            slots = torch.arange(start, min(start + PREFILL_CHUNK, depth))
-            k, v = torch.randn(2, len(slots), heads, dim, generator=torch.Generator().manual_seed(start))
+            slots = np.arange(start, min(start + PREFILL_CHUNK, depth))
+            k, v = np.random.default_rng(start).standard_normal((2, len(slots), heads, dim), np.float32)
             for pages in self._decoder.pages:
                 pages.append(k, v, slots, slots)
-        self._depth, self._next = depth, torch.zeros(1, dtype=torch.int64)
+        self._depth, self._next = depth, np.zeros(1, np.int64)
 
     def decode(self, steps: int, count: int | None = None) -> None:
         """So many more tokens of the first `count` sequences (None: of all), greedily, from one place each time."""
         tokens = self._next[:count]
         for step in range(steps):
-            logits = self._logits(tokens[:, None], self._depth + step)
-            tokens = torch.from_numpy(logits.numpy().argmax(-1))  # torch's threads would go on waiting on our cores
+            tokens = self._logits(tokens[:, None], self._depth + step).argmax(-1)
 
-    def all_logits(self, tokens: Sequence[int]) -> Tensor:
+    def all_logits(self, tokens: Sequence[int]) -> Array:
         """Of every token of a sequence, [tokens, vocab]."""
         self._make_pages(len(tokens), 1)
-        return self._logits(torch.tensor([tokens]), 0)
+        return self._logits(np.array([tokens]), 0)
 
-    @torch.inference_mode()
-    def _logits(self, rows: Tensor, start: int, last_only: bool = False) -> Tensor:
+    def _logits(self, rows: Integers, start: int, last_only: bool = False) -> Array:
         """Of the next tokens int64 [sequences, n], of which each sequence has `start` already."""
         chunks = [Chunk(row, start, table, self._rope) for row, table in zip(rows, self._tables, strict=False)]
-        with self._threads():
-            hidden = self._decoder.run(chunks)
-            return self.model.decoder.logits(hidden[-1:] if last_only else hidden)
+        hidden = self._decoder.run(chunks)
+        return self.model.decoder.logits(hidden[-1:] if last_only else hidden)
 
     def _make_pages(self, length: int, count: int) -> None:
         each = -(-length // PAGE_SIZE)
-        self._decoder = PagedDecoder(
-            self.model.decoder, self.model.make_pages(count * each, PAGE_SIZE, self.kv_cache_dtype)
-        )
-        self._tables = torch.arange(count * each).view(count, each)
+        pages = self.model.make_pages(count * each, PAGE_SIZE, self.kv_cache_dtype)
+        self._decoder = PagedDecoder(self.model.decoder, pages, self.model.backend)
+        self._tables = np.arange(count * each).reshape(count, each)
 
-    def _read(self, tokens: Sequence[int]) -> Tensor:
+    def _read(self, tokens: Sequence[int]) -> Array:
         for start in range(0, len(tokens), PREFILL_CHUNK):
-            last = self._logits(torch.tensor([tokens[start : start + PREFILL_CHUNK]]), start, last_only=True)
+            last = self._logits(np.array([tokens[start : start + PREFILL_CHUNK]]), start, last_only=True)
         return last
-
-    def _threads(self) -> AbstractContextManager[None]:
-        return torch_on_one() if self._is_int8 else nullcontext()
 
 
 def measure_prefill(systems: Mapping[str, Sequences], tokens: Sequence[int], rounds: int) -> dict[str, float]:

@@ -18,6 +18,17 @@ ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_LAYERS = 4096
 
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""The linears of a layer, as the checkpoint names them."""
+
 KvCacheDtype = Literal["auto", "bfloat16"]
 """`auto` is what the checkpoint says: int8, or float."""
 
@@ -67,11 +78,40 @@ class ModelConfig:
     dtype: str
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    quant_method: str | None = None
+    """Who quantized the model already, as config.json's quantization_config says; None: it does not say so."""
 
     @property
     def group_size(self) -> int:
         """Query heads for each key/value head."""
         return self.num_heads // self.num_kv_heads
+
+    def linear_shape(self, name: str) -> tuple[int, int]:
+        """[n, k] of the linear with that checkpoint name."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "q_proj": (q, hidden),
+            "k_proj": (kv, hidden),
+            "v_proj": (kv, hidden),
+            "o_proj": (hidden, q),
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+            "lm_head": (self.vocab_size, hidden),
+        }[name.rpartition(".")[2]]
+
+    def has_bias(self, name: str) -> bool:
+        """Whether the model has a bias on the linear of that checkpoint name."""
+        kind = name.rpartition(".")[2]
+        if kind in ("q_proj", "k_proj", "v_proj"):
+            return self.qkv_bias
+        return self.o_bias if kind == "o_proj" else self.mlp_bias and kind != "lm_head"
+
+    @property
+    def layer_linears(self) -> list[str]:
+        """Checkpoint names of all linears of the layers, in order."""
+        return [f"model.layers.{layer}.{name}" for layer in range(self.num_layers) for name in LINEARS]
 
 
 def load_config(directory: Path) -> ModelConfig:
@@ -140,6 +180,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
         dtype=_dtype(reader),
         eos_token_ids=reader.token_ids("eos_token_id"),
         bos_token_id=next(iter(reader.token_ids("bos_token_id")), None),
+        quant_method=_quant_method(raw),
     )
 
 
@@ -165,17 +206,16 @@ def _model_type(reader: JsonObject) -> str:
                 f"{source}: architectures {shown(architectures)} does not name {MODEL_TYPES[model_type]}, "
                 f"the causal language model of model_type {model_type!r}."
             )
-    method = raw.get("quantization_config")
-    if isinstance(method, Mapping) and "quant_method" in method:
-        raise UnsupportedError(
-            f"{source}: the model is quantized already, by {shown(method['quant_method'])}. "
-            "Start from the checkpoint in bfloat16, float16 or float32."
-        )
     activation = reader.text("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedError(f"{source}: hidden_act {shown(activation)} is not supported; only silu is.")
     _refuse_partial_rotary_factor(reader)
     return model_type
+
+
+def _quant_method(raw: Mapping[str, Any]) -> str | None:
+    table = raw.get("quantization_config")
+    return shown(table["quant_method"]) if isinstance(table, Mapping) and "quant_method" in table else None
 
 
 def _head_dim(reader: JsonObject, model_type: str, hidden: int, heads: int) -> int:

@@ -10,12 +10,23 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import OutputError
-from .tensors import DTYPES, MAX_HEADER_BYTES
+from .tensors import MAX_HEADER_BYTES
 
 ALIGNMENT = 64
 HEADER_ROOM = MAX_HEADER_BYTES // 4 - 8  # with the 8 bytes of its length: data starts aligned
 COMPACT_BELOW = 64 << 20
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
 
 
 class ShardWriter:

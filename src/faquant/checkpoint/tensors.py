@@ -1,31 +1,36 @@
 """Random access to the tensors of a checkpoint directory; nothing is trusted, nothing read unless asked for."""
 
-import ctypes
 import json
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, UnsupportedError
+from ..kernels.arrays import Stored
 from .files import find_files, regular_file, unique_keys
 
 MAX_HEADER_BYTES = 4 << 20  # some 30,000 tensors; larger ones take seconds to parse
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
+_KINDS: dict[str, tuple[str, type[np.generic]]] = {
+    "BOOL": ("bool", np.bool_),
+    "U8": ("uint8", np.uint8),
+    "I8": ("int8", np.int8),
+    "I16": ("int16", np.int16),
+    "I32": ("int32", np.int32),
+    "I64": ("int64", np.int64),
+    "F16": ("float16", np.float16),
+    "BF16": ("bfloat16", np.uint16),
+    "F32": ("float32", np.float32),
+    "F64": ("float64", np.float64),
 }
+"""By safetensors' name: the dtype's usual name, and what NumPy holds it in."""
+
+FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,8 @@ class _Entry:
 class TensorFiles:
     """The tensors of a directory, whichever of the known names its files have.
 
-    `get` copies a tensor out of its file instead of mapping it: a file that is truncated or replaced later is then an
-    error and neither a SIGBUS nor a silent change of the weights. No file stays open between calls; threads may share
-    the object.
+    `get` maps a tensor, for weights that are packed or looked up at once; `read` copies it, so that a file that is
+    truncated later is an error and no SIGBUS. No file stays open between calls; threads may share the object.
     """
 
     def __init__(self, directory: Path, stem: str, entries: Mapping[str, _Entry]) -> None:
@@ -108,46 +112,69 @@ class TensorFiles:
         """Raises CheckpointError if there is no such tensor."""
         return self._entry(name).shape
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Raises CheckpointError if there is no such tensor, UnsupportedError if its dtype is not one we read."""
-        entry = self._entry(name)
-        if entry.dtype not in DTYPES:
-            raise UnsupportedError(
-                f"{entry.file.path}: tensor {name!r} has dtype {entry.dtype}, which is not supported; these are: "
-                f"{', '.join(DTYPES)}. Start from a checkpoint in bfloat16, float16 or float32."
-            )
-        return DTYPES[entry.dtype]
+    def dtype(self, name: str) -> str:
+        """Such as "bfloat16".
 
-    def get(self, name: str) -> torch.Tensor:
-        """Read a tensor into memory of its own (CPU, contiguous).
+        Raises:
+            CheckpointError: there is no such tensor.
+            UnsupportedError: its dtype is not one we read.
+        """
+        return self._kind(self._entry(name), name)[0]
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor. Raises CheckpointError if there is no such tensor."""
+        entry = self._entry(name)
+        return entry.end - entry.begin
+
+    def get(self, name: str) -> Stored:
+        """Map a tensor: a read-only array whose values are read from the file when they are looked at.
+
+        Raises:
+            CheckpointError: no such tensor, or its file cannot be read or changed since `open`.
+            UnsupportedError: its dtype is not one we read.
+        """
+        entry = self._entry(name)
+        kind = self._kind(entry, name)[1]
+        count = (entry.end - entry.begin) // np.dtype(kind).itemsize
+        begin = entry.file.data_start + entry.begin
+        if count == 0:
+            return np.empty(entry.shape, kind)
+        if begin % np.dtype(kind).itemsize:
+            return self.read(name)  # a header of odd length, as some writers leave it
+        page = begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        with _opened(entry, name) as descriptor:
+            size = begin - page + entry.end - entry.begin
+            mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ, offset=page)
+        return np.frombuffer(mapped, kind, count, begin - page).reshape(entry.shape)
+
+    def read(self, name: str) -> Stored:
+        """Read a tensor into memory of its own.
 
         Raises:
             CheckpointError: no such tensor, not enough memory, or its file cannot be read or changed since `open`.
             UnsupportedError: its dtype is not one we read.
         """
-        entry, dtype = self._entry(name), self.dtype(name)
-        where = f"{entry.file.path}: tensor {name!r}"
+        entry = self._entry(name)
+        kind = self._kind(entry, name)[1]
         try:
-            flat = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-            tensor = flat.view(dtype).reshape(entry.shape)
-        except (RuntimeError, TypeError, MemoryError) as error:
+            array = np.empty(entry.shape, kind)
+        except (ValueError, MemoryError) as error:
             raise CheckpointError(
-                f"{where} of {entry.end - entry.begin} bytes has no room in memory: {error}."
+                f"{entry.file.path}: tensor {name!r} of {entry.end - entry.begin} bytes has no room in memory: {error}."
             ) from None
-        if flat.numel() == 0:
-            return tensor
-        try:
-            descriptor = _open(entry.file.path)
-            try:
-                status = os.fstat(descriptor)
-                if (status.st_size, status.st_mtime_ns) != (entry.file.size, entry.file.modified_ns):
-                    raise CheckpointError(f"{where} cannot be read: the file changed since it was opened. Start again.")
-                _read_into(descriptor, flat, entry.file.data_start + entry.begin)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise CheckpointError(f"{where} cannot be read: {error}.") from None
-        return tensor
+        if array.size:
+            with _opened(entry, name) as descriptor:
+                _read_into(descriptor, array.reshape(-1).view(np.uint8).data, entry.file.data_start + entry.begin)
+        return array
+
+    @staticmethod
+    def _kind(entry: _Entry, name: str) -> tuple[str, type[np.generic]]:
+        if entry.dtype not in _KINDS:
+            raise UnsupportedError(
+                f"{entry.file.path}: tensor {name!r} has dtype {entry.dtype}, which is not supported; these are: "
+                f"{', '.join(_KINDS)}. Start from a checkpoint in bfloat16, float16 or float32."
+            )
+        return _KINDS[entry.dtype]
 
     def _entry(self, name: str) -> _Entry:
         try:
@@ -197,8 +224,28 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def _read_into(descriptor: int, flat: torch.Tensor, offset: int) -> None:
-    view = memoryview((ctypes.c_char * flat.numel()).from_address(flat.data_ptr())).cast("B")
+@contextmanager
+def _opened(entry: _Entry, name: str) -> Iterator[int]:
+    """The tensor's file, open and unchanged.
+
+    Raises:
+        CheckpointError: it cannot be read, or changed since its header was read.
+    """
+    where = f"{entry.file.path}: tensor {name!r}"
+    try:
+        descriptor = _open(entry.file.path)
+        try:
+            status = os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns) != (entry.file.size, entry.file.modified_ns):
+                raise CheckpointError(f"{where} cannot be read: the file changed since it was opened. Start again.")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(f"{where} cannot be read: {error}.") from None
+
+
+def _read_into(descriptor: int, view: memoryview, offset: int) -> None:
     done = 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
@@ -208,9 +255,9 @@ def _read_into(descriptor: int, flat: torch.Tensor, offset: int) -> None:
 
 
 class TensorDict:
-    """Tensors in memory, asked for as those of TensorFiles."""
+    """Arrays in memory, asked for as those of TensorFiles."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Stored]) -> None:
         self._tensors = tensors
 
     def __contains__(self, name: object) -> bool:
@@ -222,12 +269,17 @@ class TensorDict:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return tuple(self._tensors[name].shape)
+        return self._tensors[name].shape
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> str:
         """Dtype of a tensor."""
-        return self._tensors[name].dtype
+        kind = str(self._tensors[name].dtype)
+        return "bfloat16" if kind == "uint16" else kind
 
-    def get(self, name: str) -> torch.Tensor:
-        """The tensor itself."""
+    def get(self, name: str) -> Stored:
+        """The array itself."""
+        return self._tensors[name]
+
+    def read(self, name: str) -> Stored:
+        """The array itself."""
         return self._tensors[name]

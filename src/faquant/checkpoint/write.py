@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, OutputError, UnsupportedError
 from .files import list_names, read_object, regular_file
+
+if TYPE_CHECKING:
+    import torch
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -96,7 +98,7 @@ def side_files(source: Path) -> list[str]:
     return found
 
 
-def check_storable(name: str, tensor: torch.Tensor) -> None:
+def check_storable(name: str, tensor: "torch.Tensor") -> None:
     """Refuse values that no reader would take back: floats that are not finite, scales that are not positive.
 
     Raises:

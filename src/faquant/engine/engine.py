@@ -3,17 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, count
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..errors import FaquantError, UsageError
 from ..kernels.saturation import Saturation
-from ..kernels.threads import torch_on_one
 from ..model.load import Model
 from ..model.paged import PagedDecoder
 from ..model.rope import Rope
@@ -65,8 +62,7 @@ class Engine:
         self._saturation = Saturation()
         for layer in pages:
             layer.saturation = self._saturation
-        self._decoder = PagedDecoder(model.decoder, pages)
-        self._is_int8 = model.is_int8()
+        self._decoder = PagedDecoder(model.decoder, pages, model.backend)
         self._rope = Rope(model.config, self.max_model_len)
         self._numbers = count()
         self._stats = Stats()
@@ -135,7 +131,6 @@ class Engine:
             self.abort(request)
         return requests
 
-    @torch.inference_mode()
     def step(self) -> list[Output]:
         """Run the next tokens of some requests, and say what that brought. Nothing where there is no work."""
         begin = time.perf_counter()
@@ -143,14 +138,13 @@ class Engine:
         if not work:
             return []
         model_begin = time.perf_counter()
-        with torch_on_one() if self._is_int8 else nullcontext():
-            logits = self._run(work)
+        logits = self._run(work)
         model_end = time.perf_counter()
         for item in work:
             self._count(item)
             if not item.decodes:
                 self._scheduler.computed(item)
-        outputs = self._advance([item for item in work if item.decodes], logits.numpy())
+        outputs = self._advance([item for item in work if item.decodes], logits)
         self._stats.steps += 1
         self._stats.model_seconds += model_end - model_begin
         self._stats.step_seconds += time.perf_counter() - begin
@@ -205,7 +199,7 @@ class Engine:
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
         return self.grammars.constraints(params.structured_output, params.max_tokens, ends)
 
-    def _run(self, work: Sequence[Work]) -> Tensor:
+    def _run(self, work: Sequence[Work]) -> Floats:
         """Logits [rows, vocab] of each that decodes: of its last token, and of those guessed behind it."""
         hidden = self._decoder.run([item.request.chunk(item.count, item.guessed) for item in work])
         wanted: list[int] = []
@@ -214,7 +208,7 @@ class Engine:
             end += item.count + len(item.guessed)
             if item.decodes:
                 wanted += range(end - len(item.guessed) - 1, end)
-        return self.model.decoder.logits(hidden[wanted]) if wanted else hidden
+        return np.asarray(self.model.decoder.logits(hidden[wanted]) if wanted else hidden)
 
     def _advance(self, work: Sequence[Work], logits: Floats) -> list[Output]:
         """Draw the next token of each, and where it is the guessed one, those behind it."""

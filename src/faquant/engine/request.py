@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from ..errors import FaquantError
 from ..model.paged import Chunk
@@ -104,7 +104,7 @@ class Request:
         self._text: list[str] = []
         self._told = 0
         self._logprobs: list[TokenLogprobs] = []
-        self._table = torch.empty(0, dtype=torch.int64)
+        self._table = np.empty(0, np.int64)
 
     @property
     def pending(self) -> int:
@@ -139,8 +139,8 @@ class Request:
     def chunk(self, count: int, guessed: Sequence[int] = ()) -> Chunk:
         """Its next `count` tokens and the guessed ones behind its last."""
         if len(self._table) != len(self.pages):
-            self._table = torch.tensor(self.pages, dtype=torch.int64)
-        tokens = torch.tensor([*self.ids[self.computed : self.computed + count], *guessed], dtype=torch.int64)
+            self._table = np.array(self.pages, np.int64)
+        tokens = np.array([*self.ids[self.computed : self.computed + count], *guessed], np.int64)
         return Chunk(tokens, self.computed, self._table, self.rope)
 
     def hold(self, pages: list[int], known: int, computed: int) -> None:
@@ -154,7 +154,7 @@ class Request:
         pages = self.pages
         self.reached = max(self.reached, self.computed)
         self.pages, self.known_pages, self.computed = [], 0, 0
-        self._table = torch.empty(0, dtype=torch.int64)
+        self._table = np.empty(0, np.int64)
         return pages
 
     def accept(self, tokens: Sequence[int]) -> Output:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..kernels.linear import DynamicLinear, FloatLinear, StaticLinear
 from ..kernels.scheme import AttentionScheme
-from ..model.linear import DynamicLinear, FloatLinear, StaticLinear
+from ..kernels.torch_backend import TorchLinear
 from ..model.load import Model
 from .scores import Heads, Scores, score
 from .streaming import Progress, Window, run
@@ -89,9 +90,11 @@ def variants(model: Model, source: Model) -> dict[str, Model]:
     quantized_attention = any(scheme is not None for scheme in model.schemes)
     quantized_linears = model.description is not None and model.description.model_quant_type != "FLOAT"
     if quantized_attention and not (quantized_linears and model.metadata is None and _values_are_folded(model, source)):
-        parts["attention"] = Model(source.config, source.decoder, _unfolded(model), model.max_position)
+        parts["attention"] = Model(
+            source.config, source.decoder, _unfolded(model), model.max_position, backend=source.backend
+        )
     if quantized_linears:
-        parts["linears"] = replace(model, schemes=[None] * model.config.num_layers)
+        parts["linears"] = replace(model, schemes=[None] * model.config.num_layers, backend=source.backend)
     if quantized_attention and quantized_linears:
         parts["both"] = model
     return parts
@@ -100,14 +103,15 @@ def variants(model: Model, source: Model) -> dict[str, Model]:
 def _values_are_folded(model: Model, source: Model) -> bool:
     """Whether the first layer's v_proj is another linear than the float one, beyond what 8 bits round."""
     ours, plain = model.decoder.layers[0].v_proj, source.decoder.layers[0].v_proj
-    if not isinstance(plain, FloatLinear):
+    if not isinstance(plain, TorchLinear):
         raise TypeError(f"the source must be a float model, not one with a {type(plain).__name__}")
+    weight = plain.weight
     if isinstance(ours, StaticLinear):
-        weight = ours.weight.float() * (ours.deq_scale / ours.input_scale)[:, None]
+        weight = torch.from_numpy(ours.weight * (ours.deq_scale / ours.input_scale)[:, None])
     elif isinstance(ours, DynamicLinear):
-        weight = ours.weight.float() * ours.scale[:, None]
-    else:
-        weight = ours.weight if isinstance(ours, FloatLinear) else plain.weight
+        weight = torch.from_numpy(ours.weight * ours.scale[:, None])
+    elif isinstance(ours, FloatLinear):
+        weight = torch.from_numpy(ours.weight)
     return bool((weight - plain.weight).norm() > 0.05 * plain.weight.norm())
 
 

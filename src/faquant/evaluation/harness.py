@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..engine.engine import PAGE_SIZE
 from ..engine.llm import LLM
 from ..errors import CheckpointError, FaquantError, UsageError
+from ..kernels.arrays import Floats
 from ..model.load import Model
 from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
@@ -258,11 +259,11 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             if max(*context, *continuation) >= vocabulary:
                 raise CheckpointError(f"{self.pretrained}: the tokenizer has more tokens than the model.{shown}")
 
-    def _score(self, hidden: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
+    def _score(self, hidden: Floats, continuation: Sequence[int]) -> tuple[float, bool]:
         """Log-likelihood of n tokens after hidden states [n, hidden], and whether each is the likeliest."""
         total, greedy = 0.0, True
         for row in range(0, len(continuation), _ROWS):  # a vocabulary's logits at each of thousands of tokens are big
-            scores = self.llm.model.decoder.logits(hidden[row : row + _ROWS]).log_softmax(-1)
+            scores = torch.from_numpy(self.llm.model.decoder.logits(hidden[row : row + _ROWS])).log_softmax(-1)
             following = torch.tensor(continuation[row : row + _ROWS])
             total += float(scores.gather(1, following[:, None]).sum(dtype=torch.float64))
             greedy = greedy and bool((scores.argmax(-1) == following).all())
@@ -277,11 +278,11 @@ class _SequenceCache:
     def __init__(self, model: Model, capacity: int) -> None:
         self._model = model
         count = -(-capacity // PAGE_SIZE)
-        self._decoder = PagedDecoder(model.decoder, model.make_pages(count, PAGE_SIZE))
-        self._table = torch.arange(count)
+        self._decoder = PagedDecoder(model.decoder, model.make_pages(count, PAGE_SIZE), model.backend)
+        self._table = np.arange(count)
         self._held: list[int] = []
 
-    def hidden(self, tokens: list[int], first: int) -> Tensor:
+    def hidden(self, tokens: list[int], first: int) -> Floats:
         """Hidden states [len(tokens) - first, hidden] of `tokens` from number `first` on."""
         rope = Rope(self._model.config, len(tokens))
         start = min(first, _common(self._held, tokens))
@@ -289,11 +290,11 @@ class _SequenceCache:
             start = 0  # its keys depend on the sequence's length
         states = []
         for at in range(start, len(tokens), _CHUNK):
-            part = torch.tensor(tokens[at : at + _CHUNK])
+            part = np.array(tokens[at : at + _CHUNK], np.int64)
             state = self._decoder.run([Chunk(part, at, self._table, rope)])
             states.append(state[max(0, first - at) :])
         self._held = tokens
-        return torch.cat(states)
+        return np.concatenate(states)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -10,6 +10,7 @@ from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, UsageError
 from ..formats.faquant.metadata import model_fingerprint
+from ..kernels.backend import make_backend
 from ..kernels.scheme import MAP_BLOCK
 from ..model.inspection import inspect
 from ..model.load import Model, load
@@ -22,7 +23,7 @@ from .report import Report
 from .scores import Heads, score
 from .streaming import Progress, Window, run
 
-MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
+MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id", "quant_method")
 SEARCH_FILE = "faquant_search.json"
 """What a search of recipes leaves in the directory."""
 _FLOAT = "float"
@@ -74,7 +75,7 @@ def evaluate(
         UsageError: the directories do not belong together, or there is nothing to measure.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
-    model, source = load(directory, lazy=True), load(against, lazy=True)
+    model, source = load(directory, lazy=True), load(against, lazy=True, backend=make_backend("torch"))
     fingerprint = _check_pair(directory, against, model, source)
     if not texts:
         raise UsageError("There is no text to measure on.")

@@ -17,14 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint.model_config import LINEARS
 from ..kernels import quantizers
-from ..kernels.pages import Spans, float_attend
+from ..kernels.backend import Linear
+from ..kernels.pages import Spans
 from ..kernels.quantizers import hadamard
-from ..model.decoder import LINEARS, DecoderLayer, Tables
-from ..model.linear import FloatLinear, Linear
+from ..kernels.torch_backend import float_attend
+from ..model.decoder import DecoderLayer, Tables
 from ..model.load import Model
 from ..quantization.rotate import rotate_residual
 from .outliers import MEAN_OF_K, Channels
@@ -84,6 +87,8 @@ class LayerNoise:
 
 class _Tap:
     """A linear that remembers what went in and came out."""
+
+    is_int8 = False
 
     def __init__(self, linear: Linear) -> None:
         self.linear = linear
@@ -158,10 +163,10 @@ class NoiseMeter:
             return
         scheme, count = tables.at(0), len(seen.q)
         pages = self.models["attention"].make_layer_pages(layer, -(-count // PAGE_SIZE), PAGE_SIZE)
-        slots = torch.arange(count)
+        slots = np.arange(count)
         pages.append(seen.k, seen.v, slots, slots)
-        table = torch.arange(pages.num_pages)
-        k, v = pages.read(table, count)
+        table = np.arange(pages.num_pages)
+        k, v = (torch.from_numpy(x) for x in pages.read(table, count))
         q = quantizers.dequantize_q(*quantizers.quantize_q(seen.q, scheme), scheme)
         noise.q.add(quantizers.map_q(seen.q, scheme), q, by_head=True)
         noise.k.add(quantizers.map_k(seen.k, scheme), quantizers.map_k(k, scheme), by_head=True)
@@ -199,7 +204,7 @@ class NoiseMeter:
         noise: LayerNoise, layer: DecoderLayer, name: str, x: Tensor, wanted: Tensor, factor: Tensor | None = None
     ) -> None:
         linear: Linear = getattr(layer, name)
-        if isinstance(linear, FloatLinear):
+        if not linear.is_int8:
             noise.linears[name] = None
             return
         y = linear(x)

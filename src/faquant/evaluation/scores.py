@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..kernels.backend import Linear
 from ..model.decoder import Decoder
 from ..model.lazy import built
-from ..model.linear import FloatLinear, Linear
 from ..model.load import Model
 from .streaming import Streams, Window
 
@@ -88,7 +88,7 @@ class Heads:
 
     def is_float(self, name: str) -> bool:
         """Whether the head of that model is float."""
-        return isinstance(self._heads[name], FloatLinear)
+        return not self._heads[name].is_int8
 
     def logits(self, name: str, x: Tensor) -> Tensor:
         """float32 logits [n, vocab] of a model's last stream [n, hidden]."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,8 +47,8 @@ class Window:
     def batch(self, model: Model) -> Batch:
         """The window as the one chunk of an empty cache."""
         length = self.rope_length or min(self.position + len(self.tokens), model.config.max_position)
-        chunk = Chunk(self.tokens, 0, torch.arange(self.pages), Rope(model.config, length), self.position)
-        return Batch([chunk], PAGE_SIZE, model.decoder.dtype)
+        chunk = Chunk(self.tokens.numpy(), 0, np.arange(self.pages), Rope(model.config, length), self.position)
+        return Batch([chunk], PAGE_SIZE)
 
     @property
     def pages(self) -> int:
@@ -114,7 +115,7 @@ def _embedded(models: Mapping[str, Model], windows: Sequence[Window]) -> Streams
     tokens = torch.cat([window.tokens for window in windows])
     sizes = [len(window.tokens) for window in windows]
     rows = {
-        key: torch.split(decoder.embed(tokens), sizes)
+        key: torch.split(torch.as_tensor(decoder.embed(tokens.numpy())), sizes)
         for key, decoder in {id(model.decoder.embedding): model.decoder for model in models.values()}.items()
     }
     return {

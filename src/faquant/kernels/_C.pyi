@@ -1,7 +1,6 @@
 from typing import overload
 
-import torch
-
+from .arrays import Array
 from .isa import ByteVector
 
 MAX_DOT_LENGTH: int
@@ -19,9 +18,9 @@ def self_test() -> dict[str, bool]: ...
 def reports_of_faults() -> list[tuple[str, str, str | None]]: ...
 def dot_u8s8(a: ByteVector, b: ByteVector, isa: str | None = None) -> int: ...
 def dot_s8s8(a: ByteVector, b: ByteVector, isa: str | None = None) -> int: ...
-def rope(x: int, cos: int, sin: int, tokens: int, heads: int, dim: int, threads: int, isa: str | None) -> None: ...
-def silu_times(gate: int, up: int, count: int, out: int, threads: int, isa: str | None) -> None: ...
-def pack_weight(weight: torch.Tensor, packed: torch.Tensor, excess: torch.Tensor) -> None: ...
+def rope(x: Array, cos: Array, sin: Array, threads: int, isa: str | None) -> None: ...
+def silu_times(gate: Array, up: Array, out: Array, threads: int, isa: str | None) -> None: ...
+def pack_weight(weight: Array, packed: Array, excess: Array) -> None: ...
 def draw(
     scores: int,
     is_wide: bool,
@@ -37,49 +36,46 @@ def distribution(
 def likeliest(
     scores: int, is_wide: bool, vocab: int, counts: list[int], threads: int, isa: str | None
 ) -> list[tuple[float, list[tuple[int, float]]]]: ...
-def read_all(words: torch.Tensor, *, threads: int) -> int: ...
+def read_all(words: Array, *, threads: int) -> int: ...
 
 class LayerCache:
     @overload
-    def __init__(self, *, heads: int, k: torch.Tensor, v: torch.Tensor, dim: int) -> None: ...
+    def __init__(self, *, heads: int, k: Array, v: Array, dim: int) -> None: ...
     @overload
     def __init__(
         self,
         *,
         heads: int,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        k_scales: torch.Tensor | None,
-        v_scales: torch.Tensor | None,
+        k: Array,
+        v: Array,
+        k_scales: Array | None,
+        v_scales: Array | None,
         dim: int,
         map_block: int,
-        k_center: torch.Tensor | None,
-        k_equalizer: torch.Tensor | None,
+        k_center: Array | None,
+        k_equalizer: Array | None,
         rotation_block: int,
-        rotation_sign: torch.Tensor | None,
+        rotation_sign: Array | None,
         v_rotation_block: int,
-        q_scale: torch.Tensor | None,
+        q_scale: Array | None,
         q_by_channel: bool,
-        k_scale: torch.Tensor | None,
+        k_scale: Array | None,
         k_by_channel: bool,
-        k_offset: torch.Tensor | None,
-        v_scale: torch.Tensor | None,
-        v_offset: torch.Tensor | None,
+        k_offset: Array | None,
+        v_scale: Array | None,
+        v_offset: Array | None,
         p_levels: int,
         quantized_sum: bool,
     ) -> None: ...
     def append(
-        self, k: int, v: int, slots: int, positions: int, tokens: int, threads: int, isa: str | None
+        self, k: Array, v: Array, slots: Array, positions: Array, threads: int, isa: str | None
     ) -> tuple[int, int]: ...
     def attend(
         self,
-        out: int,
-        q: int,
-        tokens: int,
-        spans: int,
-        block_tables: int,
-        count: int,
-        width: int,
+        out: Array,
+        q: Array,
+        spans: Array,
+        block_tables: Array,
         window: int | None,
         split: int,
         threads: int,
@@ -92,22 +88,22 @@ class Int8Linear:
         *,
         inputs: int,
         outputs: int,
-        weight: torch.Tensor,
-        excess: torch.Tensor,
-        scale: torch.Tensor,
-        bias: torch.Tensor | None,
+        weight: Array,
+        excess: Array,
+        scale: Array,
+        bias: Array | None,
         hadamard_block: int,
-        input_scale: torch.Tensor | None,
-        input_offset: torch.Tensor | None,
-        quant_bias: torch.Tensor | None,
+        input_scale: Array | None,
+        input_offset: Array | None,
+        quant_bias: Array | None,
     ) -> None: ...
-    def apply(self, x: int, out: int, rows: int, threads: int, isa: str | None) -> None: ...
+    def apply(self, x: Array, out: Array, threads: int, isa: str | None) -> None: ...
 
 class RmsNorm:
-    def __init__(self, *, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> None: ...
+    def __init__(self, *, weight: Array, bias: Array | None, eps: float) -> None: ...
     @property
     def size(self) -> int: ...
-    def apply(self, x: int, out: int, rows: int, threads: int, isa: str | None) -> None: ...
+    def apply(self, x: Array, out: Array, threads: int, isa: str | None) -> None: ...
 
 class DecoderLayers:
     def __init__(self) -> None: ...
@@ -120,14 +116,11 @@ class DecoderLayers:
     ) -> None: ...
     def run(
         self,
-        x: int,
-        cos: int,
-        sin: int,
-        tokens: int,
-        spans: int,
-        block_tables: int,
-        count: int,
-        width: int,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        spans: Array,
+        block_tables: Array,
         split: int,
         threads: int,
         isa: str | None,

@@ -5,22 +5,48 @@ beside this file has the mathematics.
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .scheme import AttentionScheme
+from .arrays import Stored
+from .scheme import MAP_BLOCK, AttentionScheme
 
-MAX_INPUT_BLOCK = 512
-"""The largest Hadamard block on a linear's input, so that it divides a rank's share under tensor parallelism."""
+_TABLES = (
+    "k_center",
+    "k_equalizer",
+    "rotation_sign",
+    "q_scale",
+    "k_scale",
+    "k_offset",
+    "v_scale",
+    "v_offset",
+)
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16, so that no stored scale is zero."""
 
 
-def hadamard_block(size: int, limit: int = 1 << 30) -> int:
-    """The largest power of two that divides `size` and is at most `limit`: the block that `size` channels get."""
-    return min(size & -size, 1 << (limit.bit_length() - 1))
+def tensor_of(x: Stored | Tensor) -> Tensor:
+    """A stored NumPy array as a tensor of the same values; uint16 is bfloat16. It shares x's memory if that is
+    writable. A tensor is returned as it is."""
+    if isinstance(x, Tensor):
+        return x
+    writable = x if x.flags.writeable else x.copy()
+    if x.dtype == "uint16":
+        return torch.from_numpy(writable.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(writable)
+
+
+def in_torch(scheme: AttentionScheme) -> AttentionScheme:
+    """The scheme with tensors for tables."""
+    tables = {name: getattr(scheme, name) for name in _TABLES}
+    if all(table is None or isinstance(table, Tensor) for table in tables.values()):
+        return scheme
+    tensors: dict[str, Any] = {name: None if x is None else torch.as_tensor(x) for name, x in tables.items()}
+    return replace(scheme, **tensors)
 
 
 def hadamard(x: Tensor, block: int) -> Tensor:
@@ -70,6 +96,7 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 def map_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
     """K's map before quantization: Hᵀ((k - c) ⊘ e), on [tokens, Hkv, D] after RoPE."""
+    scheme = in_torch(scheme)
     if scheme.k_center is not None:
         k = k - scheme.k_center
     if scheme.k_equalizer is not None:
@@ -79,6 +106,7 @@ def map_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
 
 def unmap_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
     """The inverse of map_k."""
+    scheme = in_torch(scheme)
     if scheme.rotation_block:
         k = hadamard(k, scheme.rotation_block)
         if scheme.rotation_sign is not None:
@@ -95,6 +123,7 @@ def map_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
 
     A per-channel scale of K is folded in as well, so that q'·k8 needs no scale per channel.
     """
+    scheme = in_torch(scheme)
     if scheme.k_equalizer is not None:
         q = q * per_query_head(scheme.k_equalizer, scheme)
     q = _rotate(q, scheme)
@@ -108,6 +137,7 @@ def map_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
 
 def unmap_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
     """The inverse of map_q, but for its rounding."""
+    scheme = in_torch(scheme)
     if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
         q = q / per_query_head(scheme.k_scale, scheme)
     if scheme.rotation_block:
@@ -121,6 +151,7 @@ def unmap_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
 
 def dequantize_q(q8: Tensor, scale: Tensor, scheme: AttentionScheme) -> Tensor:
     """What quantize_q rounded, as map_q gave it: float32 [tokens, Hq, D]."""
+    scheme = in_torch(scheme)
     if scheme.k_scale is not None and scheme.k_scale.shape[-1] == 1:
         scale = scale / per_query_head(scheme.k_scale, scheme)[:, 0]
     return q8.float() * scale[..., None]
@@ -128,6 +159,7 @@ def dequantize_q(q8: Tensor, scale: Tensor, scheme: AttentionScheme) -> Tensor:
 
 def quantize_q(q: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
     """q [tokens, Hq, D] after RoPE to int8 and a float32 scale [tokens, Hq] that holds K's static scale per head."""
+    scheme = in_torch(scheme)
     q = map_q(q, scheme)
     if scheme.q_scale is not None and scheme.q_scale.shape[-1] == 1:
         q8 = _quantize_static(q, scheme.q_scale, None)
@@ -141,6 +173,7 @@ def quantize_q(q: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
 
 def quantize_k(k: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | None]:
     """K [tokens, Hkv, D] after RoPE to int8, with float16 scales [tokens, Hkv] where they are per token."""
+    scheme = in_torch(scheme)
     mapped = map_k(k, scheme)
     if scheme.k_scale is None:
         return quantize_rows_fp16(mapped)
@@ -149,6 +182,7 @@ def quantize_k(k: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | Non
 
 def quantize_v(v: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | None]:
     """V [tokens, Hkv, D] to int8, with float16 scales [tokens, Hkv] where they are per token."""
+    scheme = in_torch(scheme)
     if scheme.v_rotation_block:
         v = hadamard(v, scheme.v_rotation_block)
     if scheme.v_scale is None:
@@ -158,13 +192,27 @@ def quantize_v(v: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | Non
 
 def dequantize_k(k8: Tensor, scale: Tensor | None, scheme: AttentionScheme) -> Tensor:
     """K [tokens, Hkv, D] float32 in its own basis, as the attention sees it."""
+    scheme = in_torch(scheme)
     return unmap_k(_dequantize(k8, scale, scheme.k_scale, scheme.k_offset), scheme)
 
 
 def dequantize_v(v8: Tensor, scale: Tensor | None, scheme: AttentionScheme) -> Tensor:
     """V [tokens, Hkv, D] float32, as the attention sees it."""
+    scheme = in_torch(scheme)
     v = _dequantize(v8, scale, scheme.v_scale, scheme.v_offset)
     return hadamard(v, scheme.v_rotation_block) if scheme.v_rotation_block else v
+
+
+def dequantize_cache(
+    k8: Tensor, v8: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, scheme: AttentionScheme
+) -> tuple[Tensor, Tensor]:
+    """K and V of one sequence from position 0 on: int8 [length, Hkv, D] and float16 scales [length, Hkv] to float32."""
+    blocks = [slice(start, start + MAP_BLOCK) for start in range(0, len(k8), MAP_BLOCK)]
+    k = [
+        dequantize_k(k8[some], None if k_scale is None else k_scale[some], scheme.at(number))
+        for number, some in enumerate(blocks)
+    ]
+    return torch.cat(k), dequantize_v(v8, v_scale, scheme)
 
 
 def _rotate(x: Tensor, scheme: AttentionScheme) -> Tensor:

@@ -10,15 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .quantizers import SMALLEST_SCALE, hadamard, int8_matmul, per_query_head, quantize_q, quantize_rows
-from .scheme import MAP_BLOCK, AttentionScheme
-
-TILE = 128
-"""Keys that share one scale of P. Tiles start at multiples of it."""
-
-SPLIT = 2048
-"""Keys whose tiles are merged in one run; runs merge in ascending order. A constant of the arithmetic, and a multiple
-of MAP_BLOCK."""
+from .quantizers import SMALLEST_SCALE, hadamard, in_torch, int8_matmul, per_query_head, quantize_q, quantize_rows
+from .scheme import MAP_BLOCK, SPLIT, TILE, AttentionScheme
 
 # How much is computed at a time, so that it stays in the processor's cache; no result depends on it.
 _ROWS = 256
@@ -68,6 +61,7 @@ def attend(
     Returns:
         float32 [tokens, Hq, D].
     """
+    scheme = in_torch(scheme)
     maps = min(scheme.num_maps, -(-(start + q.shape[0]) // MAP_BLOCK))
     queries = map_queries(q, scheme, maps)
     out = attend_int8(queries, k8, v8, k_scale, v_scale, scheme, start, window)
@@ -98,6 +92,7 @@ def map_queries(q: Tensor, scheme: AttentionScheme, maps: int) -> MappedQueries:
     A centre is the same for all keys of a map, and so cancels in the softmax; that the centres differ does not. What
     is added is q·(c - c₀), so that the first map's keys need nothing.
     """
+    scheme = in_torch(scheme)
     unit = _LOG2E / math.sqrt(scheme.head_dim)
     schemes = [scheme.at(number) for number in range(maps)]
     values, scales = zip(*(quantize_q(q, here) for here in schemes), strict=True)
@@ -119,6 +114,9 @@ def attend_int8(
     window: int | None,
 ) -> Tensor:
     """attend for mapped queries, before V's rotation back."""
+    scheme = in_torch(scheme)
+    k8, v8 = torch.as_tensor(k8), torch.as_tensor(v8)
+    k_scale, v_scale = (None if scale is None else torch.as_tensor(scale) for scale in (k_scale, v_scale))
     _, tokens, heads, dim = queries.values.shape
     kv_heads = scheme.num_kv_heads
     end = start + tokens
@@ -225,10 +223,10 @@ def _softmax_tiles(scores: Tensor, cache: _Cache, scheme: AttentionScheme) -> _P
         p_int = p * cache.v_scale[:, :, None]
         peak = p_int.amax(-1, keepdim=True).clamp_min(SMALLEST_SCALE)
         # `levels / peak` with a Python number is two roundings in torch.
-        p_int = _round_p(p_int * (torch.tensor(float(levels)) / peak), levels)
+        p_int = _round_p(p_int * (torch.tensor(float(levels)) / peak), scheme)
         out = _weighted_sum(p_int, cache.v) * (peak / levels)
         return _Partial(top, _tree_sum(p), out)
-    p_int = _round_p(p * levels, levels)
+    p_int = _round_p(p * levels, scheme)
     # At most 128 · 32,767: exact, in any order.
     p_int_sum = p_int.sum(-1)
     out = _weighted_sum(p_int, cache.v)
@@ -240,9 +238,8 @@ def _softmax_tiles(scores: Tensor, cache: _Cache, scheme: AttentionScheme) -> _P
     return _Partial(top, p_int_sum / levels if scheme.quantized_sum else _tree_sum(p), out)
 
 
-def _round_p(p: Tensor, levels: int) -> Tensor:
-    # The ecosystem's kernel rounds through float16; one step of P is at stake, near a half.
-    return (p.half().float() if levels == 127 else p).round_()
+def _round_p(p: Tensor, scheme: AttentionScheme) -> Tensor:
+    return (p.half().float() if scheme.p_float16 else p).round_()
 
 
 def _weighted_sum(p_int: Tensor, v8: Tensor) -> Tensor:

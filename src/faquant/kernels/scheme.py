@@ -3,22 +3,38 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from . import _C
+from .arrays import Array
+
+TILE: int = _C.TILE
+"""Keys that share one scale of P. Tiles start at multiples of it, and cache pages hold whole tiles."""
+
+SPLIT = 2048
+"""Keys whose tiles are merged in one run; runs merge in ascending order. A constant of the arithmetic, and a multiple
+of MAP_BLOCK."""
 
 MAP_BLOCK = 1024
 """Keys that share one map where the map follows the position: block b holds the positions from b · MAP_BLOCK on."""
 
+P_LEVELS = {"int16": 32767, "uint8": 255, "int8": 127}
+"""By the recipe's name of P's integer type: the integer that the largest P of a tile becomes."""
+
+MAX_INPUT_BLOCK = 512
+"""The largest Hadamard block on a linear's input, so that it divides a rank's share under tensor parallelism."""
 
 MAX_HEAD_DIM: int = _C.MAX_HEAD_DIM
 PADDING: int = _C.PADDING
 """A head's channels are filled up to a multiple of it in the cache; those of the models in use are one."""
 
 
+def hadamard_block(size: int, limit: int = 1 << 30) -> int:
+    """The largest power of two that divides `size` and is at most `limit`: the block that `size` channels get."""
+    return min(size & -size, 1 << (limit.bit_length() - 1))
+
+
 @dataclass(frozen=True)
 class AttentionScheme:
-    """The tables of one layer (FORMAT: docs/format.md), all float32 on the CPU.
+    """The tables of one layer (docs/format.md): float32 arrays, NumPy's as read from a file or torch's as calibrated.
 
     A scale of None is dynamic: for k and v one float16 per token and head, kept in the cache page; for q one
     float32 per token and head. A static scale has the shape [heads, 1] (per head) or [heads, D] (per channel).
@@ -31,25 +47,27 @@ class AttentionScheme:
         rotation_sign: [D] of ±1, applied before the Hadamard transform; None: all +1.
         v_rotation_block: size of the Hadamard blocks on V and back on the output, where v_proj and o_proj do not
             hold them already; 0: no rotation at run time.
-        p_levels: the integer that the largest P of a tile becomes: 255 (8 bits), 32767 (16 bits), or 127, which is
-            the ecosystem's: P is rounded to float16 first, as its kernel does.
+        p_levels: the integer that the largest P of a tile becomes: 127, 255 (8 bits) or 32767 (16 bits).
+        p_float16: whether P is rounded to float16 before it becomes an integer, as MindIE's kernel does; with 127
+            levels and nothing else. One step of P is at stake, near a half.
         quantized_sum: whether softmax divides by the sum of the quantized P; needs a static V scale.
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    k_center: Tensor | None = None
-    k_equalizer: Tensor | None = None
+    k_center: Array | None = None
+    k_equalizer: Array | None = None
     rotation_block: int = 0
-    rotation_sign: Tensor | None = None
+    rotation_sign: Array | None = None
     v_rotation_block: int = 0
-    q_scale: Tensor | None = None
-    k_scale: Tensor | None = None
-    k_offset: Tensor | None = None
-    v_scale: Tensor | None = None
-    v_offset: Tensor | None = None
+    q_scale: Array | None = None
+    k_scale: Array | None = None
+    k_offset: Array | None = None
+    v_scale: Array | None = None
+    v_offset: Array | None = None
     p_levels: int = 32767
+    p_float16: bool = False
     quantized_sum: bool = False
 
     def __post_init__(self) -> None:
@@ -60,8 +78,10 @@ class AttentionScheme:
             raise ValueError(f"a rotation block is a power of two that divides {self.head_dim}, not {block}")
         if self.head_dim > MAX_HEAD_DIM:
             raise ValueError(f"the kernels take heads of up to {MAX_HEAD_DIM} channels, not {self.head_dim}")
-        if self.p_levels not in (127, 255, 32767):
+        if self.p_levels not in P_LEVELS.values():
             raise ValueError(f"P has 127, 255 or 32767 levels, not {self.p_levels}")
+        if self.p_float16 != (self.p_levels == 127):
+            raise ValueError("P is rounded through float16 with 127 levels, and with no others")
         if self.quantized_sum and self.v_scale is None:
             raise ValueError("V's scale per token is part of the quantized P, so their sum is not softmax's")
         for name in ("k", "v"):
@@ -71,17 +91,17 @@ class AttentionScheme:
             self._check_shape(name)
         maps = [table for table in (self.k_center, self.k_equalizer) if table is not None]
         shape = (self.num_kv_heads, self.head_dim)
-        if any(table.shape[-2:] != shape or table.dim() > 3 or table.shape != maps[0].shape for table in maps):
+        if any(table.shape[-2:] != shape or table.ndim > 3 or table.shape != maps[0].shape for table in maps):
             raise ValueError(
                 f"k_center and k_equalizer must both be {list(shape)}, or [blocks, {shape[0]}, {shape[1]}], not "
                 f"{' and '.join(str(list(table.shape)) for table in maps)}"
             )
 
     def _check_shape(self, name: str) -> None:
-        table: Tensor | None = getattr(self, name)
+        table: Array | None = getattr(self, name)
         heads = self.num_heads if name == "q_scale" else self.num_kv_heads
         if table is not None and (
-            table.dim() != 2 or table.shape[0] != heads or table.shape[1] not in (1, self.head_dim)
+            table.ndim != 2 or table.shape[0] != heads or table.shape[1] not in (1, self.head_dim)
         ):
             raise ValueError(f"{name} must be [{heads}, 1] or [{heads}, {self.head_dim}], not {list(table.shape)}")
 
@@ -89,7 +109,7 @@ class AttentionScheme:
     def num_maps(self) -> int:
         """How many blocks of positions have a map of K of their own; 1 where it is the same everywhere."""
         table = self.k_equalizer if self.k_center is None else self.k_center
-        return 1 if table is None or table.dim() == 2 else len(table)
+        return 1 if table is None or table.ndim == 2 else len(table)
 
     def at(self, block: int) -> "AttentionScheme":
         """The scheme with the one map, [Hkv, D], of that block of positions."""
@@ -103,9 +123,9 @@ class AttentionScheme:
         first = min(position // MAP_BLOCK, self.num_maps - 1)
         return self._with_maps(lambda table: table[first:])
 
-    def _with_maps(self, choose: Callable[[Tensor], Tensor]) -> "AttentionScheme":
-        def chosen(table: Tensor | None) -> Tensor | None:
-            return table if table is None or table.dim() == 2 else choose(table)
+    def _with_maps(self, choose: Callable[[Array], Array]) -> "AttentionScheme":
+        def chosen(table: Array | None) -> Array | None:
+            return table if table is None or table.ndim == 2 else choose(table)
 
         return replace(self, k_center=chosen(self.k_center), k_equalizer=chosen(self.k_equalizer))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import TensorFiles
-from ..formats.base import open_checkpoint
+from ..formats import open_checkpoint
 from ..formats.faquant.metadata import Metadata
 from ..formats.msmodelslim.description import Description
 
@@ -91,10 +91,7 @@ def _bytes_by_part(files: TensorFiles) -> dict[str, int]:
     sizes = dict.fromkeys((*PARTS, "norms and others"), 0)
     for name in files.names():
         part = next((part for part, mark in PARTS.items() if mark in name), "norms and others")
-        size = files.dtype(name).itemsize
-        for extent in files.shape(name):
-            size *= extent
-        sizes[part] += size
+        sizes[part] += files.nbytes(name)
     return sizes
 
 
@@ -105,7 +102,7 @@ def _types_by_module(description: Description | None, files: TensorFiles) -> dic
         module, _, leaf = name.rpartition(".")
         if leaf != "weight" or "norm" in module:
             continue
-        kind = description.tensor_types[name] if description else str(files.dtype(name)).removeprefix("torch.")
+        kind = description.tensor_types[name] if description else files.dtype(name)
         types = counts.setdefault(module.rpartition(".")[2], {})
         types[kind] = types.get(kind, 0) + 1
     return counts

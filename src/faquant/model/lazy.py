@@ -4,9 +4,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, overload
 
-from torch import Tensor
-
-from .linear import Linear
+from ..kernels.arrays import Array, Integers
+from ..kernels.backend import Embedding, Linear
 
 T = TypeVar("T")
 
@@ -41,20 +40,22 @@ class LazySequence(Sequence[T], Generic[T]):
 class LazyEmbedding:
     """Rows of an embedding [vocab, hidden] that is read anew each time."""
 
-    def __init__(self, read: Callable[[], Tensor]) -> None:
+    def __init__(self, read: Callable[[], Embedding]) -> None:
         self._read = read
 
-    def __getitem__(self, tokens: Tensor) -> Tensor:
+    def __getitem__(self, tokens: Integers) -> Array:
         return self._read()[tokens]
 
 
 class LazyLinear:
-    """A linear that is built at each call; who calls often holds what `built` gives."""
+    """A linear that is built at each call; who calls often holds what `built` returns."""
+
+    is_int8 = False  # nobody can know before it is built
 
     def __init__(self, build: Callable[[], Linear]) -> None:
         self.build = build
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Array) -> Array:
         return self.build()(x)
 
     @property

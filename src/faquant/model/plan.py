@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from ..checkpoint.model_config import ModelConfig, load_config
 from ..errors import UsageError
-from ..formats.base import has_bias, layer_linears, linear_shape
 from ..formats.msmodelslim.description import read_description
 from ..kernels.scheme import AttentionScheme
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
 from .inspection import FLOAT_CACHE_BYTES, inspect
 
 PROGRAM_BYTES = 300 << 20
-"""Python, torch and a tokenizer; measured."""
+"""Python, NumPy and a tokenizer; measured."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +105,14 @@ def plan(directory: Path, recipe: Recipe | None = None, tokens: int = 512, seque
 
 def _bfloat16_weights(config: ModelConfig) -> int:
     head = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    linears = sum(_size(config, name) for name in layer_linears(config))
+    linears = sum(_size(config, name) for name in config.layer_linears)
     return 2 * (linears + config.vocab_size * config.hidden_size + head)
 
 
 def _weights(config: ModelConfig, linear: LinearRecipe | None) -> int:
     embedding = config.vocab_size * config.hidden_size
     embedding_bytes = embedding * (4 if config.dtype == "float32" else 2)
-    names = [*layer_linears(config), "lm_head"]
+    names = [*config.layer_linears, "lm_head"]
     if (
         config.tie_word_embeddings
         and embedding_bytes == 4 * embedding
@@ -124,15 +123,15 @@ def _weights(config: ModelConfig, linear: LinearRecipe | None) -> int:
 
 
 def _linear(config: ModelConfig, name: str, linear: LinearRecipe | None) -> int:
-    n, _ = linear_shape(config, name)
-    bias = 4 * n if has_bias(config, name) else 0
+    n, _ = config.linear_shape(name)
+    bias = 4 * n if config.has_bias(name) else 0
     if linear is None or linear.is_float(name):
         return 4 * _size(config, name) + bias
     return _size(config, name) + 8 * n + bias  # with a scale and the correction of unsigned products for each output
 
 
 def _size(config: ModelConfig, name: str) -> int:
-    n, k = linear_shape(config, name)
+    n, k = config.linear_shape(name)
     return n * k
 
 
@@ -140,6 +139,6 @@ def _cache(config: ModelConfig, attention: AttentionRecipe | None) -> int:
     heads, dim = config.num_kv_heads, config.head_dim
     if attention is None:
         return 2 * heads * dim * FLOAT_CACHE_BYTES * config.num_layers
-    scale = None if attention.kv_scale == "token" else torch.ones(heads, dim)
+    scale = None if attention.kv_scale == "token" else np.ones((heads, dim), np.float32)
     scheme = AttentionScheme(config.num_heads, heads, dim, k_scale=scale, v_scale=scale)
     return scheme.bytes_per_token * config.num_layers

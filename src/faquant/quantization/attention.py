@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
-from ..formats.schemes import P_LEVELS
-from ..kernels.quantizers import hadamard, hadamard_block, map_k
-from ..kernels.scheme import MAP_BLOCK, AttentionScheme
-from ..model.rope import Rope, apply_rope
+from ..kernels.quantizers import hadamard, map_k
+from ..kernels.scheme import MAP_BLOCK, P_LEVELS, AttentionScheme, hadamard_block
+from ..kernels.torch_backend import rope as apply_rope
+from ..model.rope import Rope
 from ..recipe import AttentionRecipe
 
 PEAK_KEYS, PEAK_TURNS = 4096, 1 << 15
@@ -52,6 +52,7 @@ def calibrate(
         rotation_block=hadamard_block(dim) if recipe.rotate else 0,
         v_rotation_block=hadamard_block(dim) if recipe.rotate_v and not v_folded else 0,
         p_levels=P_LEVELS[recipe.p],
+        p_float16=recipe.p == "int8",
     )
     if recipe.kv_scale == "token":
         return scheme
@@ -100,7 +101,7 @@ def _moments(x: Tensor, rope: Rope, blocks: list[Tensor]) -> tuple[Tensor, Tenso
     mean, power, skew = z.mean(0), z.abs().square().mean(0), z.square().mean(0)
     means, squares = [], []
     for positions in blocks:
-        cos, sin = rope.rotation(positions)
+        cos, sin = _rotation(rope, positions)
         turn = torch.complex(cos[:, 0, :half], sin[:, 0, :half])
         turned, skewed = mean * turn.mean(0), (skew * turn.square().mean(0)).real
         means.append(torch.cat((turned.real, turned.imag), -1))
@@ -108,9 +109,14 @@ def _moments(x: Tensor, rope: Rope, blocks: list[Tensor]) -> tuple[Tensor, Tenso
     return torch.stack(means), torch.stack(squares)
 
 
+def _rotation(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = rope.rotation(positions.numpy())
+    return torch.from_numpy(cos), torch.from_numpy(sin)
+
+
 def _turned_back(x: Tensor, config: ModelConfig) -> Tensor:
     """A prompt's q or k [tokens, heads, D] after RoPE, all turned to position 0."""
-    return apply_rope(x, *Rope(config, len(x)).rotation(-torch.arange(len(x))))
+    return apply_rope(x, *_rotation(Rope(config, len(x)), -torch.arange(len(x))))
 
 
 def _floored(square: Tensor) -> Tensor:
@@ -140,7 +146,7 @@ def _peak(k: Tensor, rope: Rope, positions: Tensor, scheme: AttentionScheme) -> 
     shift = map_k(torch.zeros(1, heads, dim), scheme)
     matrix = (map_k(unit, scheme) - shift).transpose(0, 1)
     peak = torch.zeros(heads, dim)
-    for c, s in zip(*rope.rotation(some), strict=True):
+    for c, s in zip(*_rotation(rope, some), strict=True):
         image = keys @ (apply_rope(unit, c, s).transpose(0, 1) @ matrix) + shift.transpose(0, 1)
         peak = torch.maximum(peak, image.abs().amax(1))
     return peak

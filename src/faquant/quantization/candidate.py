@@ -1,19 +1,29 @@
 """Quantized models that are never written: what a recipe would give, to be measured before it is chosen."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.tensors import TensorDict
-from ..formats.schemes import Checked, read_scheme
+from ..formats.base import float_table
+from ..formats.checked import Checked
+from ..formats.faquant.attention import read_scheme
+from ..formats.faquant.metadata import ROTATED_TYPE
+from ..formats.msmodelslim.linears import dynamic_table
+from ..kernels.backend import Linear
+from ..kernels.cpu import CpuBackend
 from ..kernels.scheme import AttentionScheme
-from ..model.decoder import Decoder, DecoderLayer, RMSNorm, build_layer
+from ..kernels.torch_backend import TorchEmbedding, TorchRMSNorm
+from ..model.decoder import Decoder, DecoderLayer, build_layer, build_norm
 from ..model.lazy import LazySequence
-from ..model.linear import FloatLinear, Linear
-from ..model.load import Model, float_linear, read_linear
+from ..model.load import Model
 from .layerwise import LayerQuantizer, NamedTensor, Observed
+from .tensors import stored_of
+
+_BACKEND = CpuBackend()
+"""A candidate is run by the kernels that would serve its checkpoint."""
 
 
 class Calibration:
@@ -46,10 +56,12 @@ def with_attention(source: Model, quantizer: LayerQuantizer, seen: Calibration) 
 
     @cache
     def scheme(index: int) -> AttentionScheme | None:
-        tensors = {name: tensor for name, _, tensor in quantizer.tensors(index, seen.layer(index))}
+        tensors = {name: stored_of(tensor) for name, _, tensor in quantizer.tensors(index, seen.layer(index))}
         return read_scheme(Checked(TensorDict(tensors)), config, index, quantizer.metadata)
 
-    return Model(config, source.decoder, LazySequence(scheme, config.num_layers), config.max_position)
+    return Model(
+        config, source.decoder, LazySequence(scheme, config.num_layers), config.max_position, backend=source.backend
+    )
 
 
 class Candidate:
@@ -65,10 +77,10 @@ class Candidate:
         ((_, _, embedding),), _ = quantizer.start([])
         decoder = Decoder(
             config,
-            embedding,
+            TorchEmbedding(embedding, torch.float32),
             LazySequence(self._layer, config.num_layers),
-            RMSNorm(checked.finite("model.norm.weight").float(), config.rms_norm_eps),
-            float_linear(checked, config, "lm_head", torch.float32),
+            TorchRMSNorm(checked.finite("model.norm.weight").float(), config.rms_norm_eps),
+            checked.linear("lm_head", config),
         )
         self.model = Model(config, decoder, self._schemes, config.max_position, metadata=quantizer.metadata)
         self.weight_bytes = embedding.nbytes
@@ -79,21 +91,28 @@ class Candidate:
         decoder = self.model.decoder
         if "lm_head.weight" in made:
             decoder.lm_head = linear("lm_head")
-        fused = not isinstance(decoder.lm_head, FloatLinear)
-        decoder.norm = RMSNorm(made.finite("model.norm.weight").float(), decoder.norm.eps, fused=fused)
+        decoder.norm = build_norm("model.norm", self._quantizer.config, _BACKEND, made.finite, made.__contains__)
 
     def _layer(self, index: int) -> DecoderLayer:
         quantizer = self._quantizer
         made, linear = self._made(quantizer.tensors(index, self._seen.layer(index)))
         if self._attention:
             self._schemes[index] = read_scheme(made, quantizer.config, index, quantizer.metadata)
-        return build_layer(quantizer.config, index, made.finite, linear, made.__contains__)
+        return build_layer(quantizer.config, index, _BACKEND, made.finite, linear, made.__contains__)
 
     def _made(self, tensors: Iterable[NamedTensor]) -> tuple[Checked, Callable[[str], Linear]]:
         """What the reader of a checkpoint makes of these tensors."""
         kept, types = {}, {}
         for name, kind, tensor in tensors:
-            kept[name], types[name] = tensor, kind
+            kept[name], types[name] = stored_of(tensor), kind
         self.weight_bytes += sum(tensor.nbytes for tensor in kept.values())
-        checked = Checked(TensorDict(kept))
-        return checked, partial(read_linear, checked, self._quantizer.config, types, self._quantizer.metadata)
+        checked, config, metadata = Checked(TensorDict(kept)), self._quantizer.config, self._quantizer.metadata
+
+        def linear(name: str) -> Linear:
+            kind = types[f"{name}.weight"]
+            if kind == "FLOAT":
+                return _BACKEND.linear(float_table(checked, config, name))
+            block = metadata.input_block(name) if kind == ROTATED_TYPE else 0
+            return _BACKEND.linear(dynamic_table(checked, config, name, block))
+
+        return checked, linear

@@ -3,22 +3,21 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
-from ..formats.base import has_bias
 from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
-from ..formats.schemes import Checked
-from ..kernels.pages import float_attend
+from ..kernels.backend import Linear
 from ..kernels.scheme import AttentionScheme
-from ..model.decoder import RMSNorm, build_layer
-from ..model.linear import FloatLinear, Linear
-from ..model.load import float_linear
+from ..kernels.torch_backend import TorchBackend, TorchLinear, TorchRMSNorm, float_attend
+from ..model.decoder import build_layer
 from ..model.rope import Rope
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
 from .rounding import Gram, TransformedGram, balance, round_to_nearest, round_with_compensation
+from .tensors import SourceTensors
 
 NamedTensor = tuple[str, str, Tensor]
 """Name, type in the description, tensor."""
@@ -48,7 +47,9 @@ class Observed(NamedTuple):
 class _Watched:
     """A float linear that counts its inputs, as `fold` leaves them, in a Gram matrix."""
 
-    def __init__(self, linear: FloatLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
+    is_int8 = False
+
+    def __init__(self, linear: TorchLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
         self.linear = linear
         self.gram = gram
         self.fold = fold
@@ -65,7 +66,7 @@ class _Watched:
 class LayerQuantizer:
     """Quantizes by a recipe of ours. Streams are the calibration prompts' residual streams, [tokens, hidden] each."""
 
-    def __init__(self, config: ModelConfig, checked: Checked, recipe: Recipe, metadata: Metadata) -> None:
+    def __init__(self, config: ModelConfig, checked: SourceTensors, recipe: Recipe, metadata: Metadata) -> None:
         self.config = config
         self.checked = checked
         self.recipe = recipe
@@ -86,7 +87,7 @@ class LayerQuantizer:
 
     def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
         """What stands behind the last layer."""
-        norm = RMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
+        norm = TorchRMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
         gram = None
         if self._is_quantized("lm_head"):
             gram = Gram(self.config.hidden_size)
@@ -104,13 +105,13 @@ class LayerQuantizer:
         grams = observed.grams
 
         def linear(name: str) -> Linear:
-            plain = float_linear(self.checked, self.config, name, torch.float32)
+            plain = self.checked.linear(name, self.config, torch.float32)
             if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
             grams[name] = Gram(plain.weight.shape[1])
             return _Watched(plain, grams[name], lambda x: self._folded_input(name, x))
 
-        layer = build_layer(self.config, index, self._float_tensor, linear, self.checked.__contains__)
+        layer = build_layer(self.config, index, TorchBackend(), self._float_tensor, linear, self.checked.__contains__)
         window = self.config.sliding_windows[index]
 
         def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -119,8 +120,7 @@ class LayerQuantizer:
             return float_attend(q, k, v, 0, window)
 
         after = [
-            layer(stream, Rope(self.config, len(stream)).tables(torch.arange(len(stream))), attend)
-            for stream in streams
+            layer(stream, Rope(self.config, len(stream)).tables(np.arange(len(stream))), attend) for stream in streams
         ]
         return observed, after
 
@@ -200,7 +200,7 @@ class LayerQuantizer:
         """One linear with its inputs multiplied by `equalizer` [k], its outputs divided by `outputs` [n], and its
         rotations folded in."""
         stored = self._stored(name)
-        bias = self._tensor(f"{name}.bias") if has_bias(self.config, name) else None
+        bias = self._tensor(f"{name}.bias") if self.config.has_bias(name) else None
         if bias is not None:
             bias = self._folded_bias(name, bias.double())
             bias = bias if outputs is None else bias / outputs

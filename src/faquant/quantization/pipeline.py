@@ -18,15 +18,16 @@ from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.unfinished import Unfinished, unfinished_directory
 from ..checkpoint.write import check_storable, copy_side_files, side_files
 from ..errors import UnsupportedError, UsageError
-from ..formats.base import layer_linears, open_checkpoint
+from ..formats import open_checkpoint
 from ..formats.faquant.metadata import Metadata, model_fingerprint
 from ..formats.msmodelslim.description import Description
-from ..formats.schemes import Checked
-from ..kernels.quantizers import MAX_INPUT_BLOCK, hadamard_block
+from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
 from .calibration import fingerprint
 from .layerwise import LayerQuantizer, NamedTensor
-from .mindie.plain import MindieQuantizer, SmoothingQuantizer
+from .mindie.plain import MindieQuantizer
+from .mindie.smoothed import SmoothingQuantizer
+from .tensors import SourceTensors
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -67,7 +68,8 @@ def quantize(
             calibration has left its work there.
     """
     opened = open_checkpoint(source)
-    config, checked, files = opened.config, opened.checked, opened.files
+    config, files = opened.config, opened.files
+    checked = SourceTensors(files)
     if opened.description is not None:
         raise UsageError(f"{source} is quantized already. Name the float model that it was made from.")
     _check_recipe(recipe, config, checked)
@@ -196,10 +198,10 @@ def _model_quant_type(recipe: Recipe) -> str:
     return "W8A8" if recipe.is_mindie else "W8A8_DYNAMIC"
 
 
-def _check_recipe(recipe: Recipe, config: ModelConfig, checked: Checked) -> None:
+def _check_recipe(recipe: Recipe, config: ModelConfig, checked: SourceTensors) -> None:
     if recipe.linear is None:
         return
-    names = (*layer_linears(config), "lm_head")
+    names = (*config.layer_linears, "lm_head")
     for pattern in recipe.linear.float_layers:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(f"The recipe's linear.float_layers has {pattern!r}, which is the name of no linear.")

@@ -11,7 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..kernels.quantizers import hadamard, hadamard_block
+from ..kernels.quantizers import hadamard
+from ..kernels.scheme import hadamard_block
 
 
 def rotate_residual(x: Tensor) -> Tensor:

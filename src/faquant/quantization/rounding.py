@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..kernels.quantizers import hadamard, hadamard_block
+from ..kernels.quantizers import hadamard
+from ..kernels.scheme import hadamard_block
 
 GRAM_BLOCK = 2048
 """Inputs whose correlations are used together. It bounds memory and time for wide linears."""

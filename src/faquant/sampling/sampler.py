@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..errors import UsageError
+from ..kernels.arrays import Array
 from .draw import Bits, Floats, Integers, TokenLogprobs, check_maximum, draw, draw_masked, log_probabilities
 from .params import SamplingParams as SamplingParams
 
@@ -95,7 +95,7 @@ class Sampler:
         """Whether the answer ends before its last token, because too few are left for what that would begin."""
         return self.constraint is not None and self.constraint.is_cut
 
-    def sample(self, logits: torch.Tensor | Floats) -> int:
+    def sample(self, logits: Array) -> int:
         """Choose the next token from logits [vocab] and remember it.
 
         Raises:
@@ -148,7 +148,7 @@ class Sampler:
             self._history.add(token)
 
 
-def sample_rows(logits: torch.Tensor | Floats, samplers: Sequence[Sampler]) -> list[int]:
+def sample_rows(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
     """The next token of each sampler, from logits [samplers, vocab]: the same as each one's `sample` of its row.
 
     Raises:
@@ -292,23 +292,22 @@ def _rule_out(mask: Bits, token: int) -> None:
     mask[token >> 3] &= 0xFF ^ (1 << (token & 7))
 
 
-def _as_one_row(logits: torch.Tensor | Floats) -> torch.Tensor | Floats:
+def _as_one_row(logits: Array) -> Array:
     if logits.ndim != 1:
         raise _wrong_shape(logits)
     return logits[None]
 
 
-def _floats(logits: torch.Tensor | Floats, rows: int) -> Floats:
-    floats = logits.is_floating_point() if isinstance(logits, torch.Tensor) else logits.dtype.kind == "f"
-    if logits.ndim != 2 or logits.shape[0] != rows or not floats:
+def _floats(logits: Array, rows: int) -> Floats:
+    if logits.ndim != 2 or logits.shape[0] != rows or "float" not in str(logits.dtype):
         raise _wrong_shape(logits)
-    if isinstance(logits, torch.Tensor):
-        logits = logits.detach().to("cpu", torch.float32).numpy()
+    if hasattr(logits, "detach"):
+        logits = logits.detach().float().cpu()  # torch has 16-bit floats that NumPy lacks
     array: Floats = np.ascontiguousarray(logits, dtype=np.float32)
     return array if array.flags.writeable else array.copy()
 
 
-def _wrong_shape(logits: torch.Tensor | Floats) -> UsageError:
+def _wrong_shape(logits: Array) -> UsageError:
     shape = list(logits.shape)
     return UsageError(f"logits must be one row of floats [vocab] for each sampler, not {logits.dtype} {shape}.")
 

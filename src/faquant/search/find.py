@@ -19,14 +19,16 @@ from ..errors import UsageError
 from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
 from ..evaluation.streaming import Window, run
-from ..formats.base import linear_shape, open_checkpoint
+from ..formats import open_checkpoint
 from ..formats.faquant.metadata import model_fingerprint
+from ..kernels.backend import make_backend
 from ..model.lazy import LazySequence
 from ..model.load import Model, load
 from ..quantization.calibration import fingerprint
 from ..quantization.candidate import Calibration, Candidate, with_attention
 from ..quantization.layerwise import GROUPS, LayerQuantizer
 from ..quantization.pipeline import metadata_of
+from ..quantization.tensors import SourceTensors
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
 from .journal import Journal, Part
 from .space import ATTENTION, LINEAR, Measured
@@ -95,8 +97,8 @@ class _Search:
         opened = open_checkpoint(source)
         if opened.description is not None:
             raise UsageError(f"{source} is quantized already. Name the float model that it was made from.")
-        self._config, self._checked = opened.config, opened.checked
-        self._source = load(source, lazy=True)
+        self._config, self._checked = opened.config, SourceTensors(opened.files)
+        self._source = load(source, lazy=True, backend=make_backend("torch"))
         context = self._config.max_position
         self._windows = [Window(torch.tensor(ids[:context])) for ids in texts if len(ids) > 1]
         if not self._windows:
@@ -233,7 +235,13 @@ class _Search:
 
         def alone(number: int) -> Model:
             chosen = LazySequence(lambda index: (made if index == number else plain).layers[index], layers)
-            return Model(self._config, replace(plain, layers=chosen), [None] * layers, self._config.max_position)
+            return Model(
+                self._config,
+                replace(plain, layers=chosen),
+                [None] * layers,
+                self._config.max_position,
+                backend=self._source.backend,
+            )
 
         if groups == [_HEAD]:
             models, heads = {"lm_head": candidate.model}, {"lm_head": candidate}
@@ -243,7 +251,7 @@ class _Search:
         return [Measured.of("group", name, "quantized alone", result, 0, 0) for name, result in results.items()]
 
     def _parameters(self, group: _Group) -> int:
-        return sum(prod(linear_shape(self._config, name)) for name in group)
+        return sum(prod(self._config.linear_shape(name)) for name in group)
 
     def _measured(
         self, what: str, recipes: Mapping[str, Part], measure: Callable[[], list[Measured]]

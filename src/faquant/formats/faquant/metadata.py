@@ -4,17 +4,21 @@ import hashlib
 import json
 from typing import Any, Literal
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...checkpoint.model_config import ModelConfig
 from ...checkpoint.tensors import TensorFiles
 from ...errors import CheckpointError
-from ...kernels.quantizers import MAX_INPUT_BLOCK, hadamard_block
+from ...kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ...recipe import Recipe
 
 ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
 """Type of a dynamic linear whose input is rotated at run time. Foreign loaders must not take it for W8A8_DYNAMIC."""
+
+
+METADATA_KEY = "faquant"
+"""Where our metadata are in the description's."""
 
 
 class Metadata(BaseModel):
@@ -64,16 +68,14 @@ class Metadata(BaseModel):
         return {"down_proj": self.down_block, "o_proj": 0}.get(kind, self.hidden_block)
 
 
-def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Metadata | None:
-    """Our part of a description's metadata, or None where the checkpoint is not of our making.
+def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Metadata:
+    """Our part of a description's metadata.
 
     Raises:
         CheckpointError: it contradicts itself or the model's shapes; `source` is named.
     """
-    if "faquant" not in raw:
-        return None
     try:
-        metadata = Metadata.model_validate_json(json.dumps(raw["faquant"]))
+        metadata = Metadata.model_validate_json(json.dumps(raw[METADATA_KEY]))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
         raise CheckpointError(f"{source}: metadata.faquant is not sound: {faults}.") from None
@@ -104,7 +106,6 @@ def model_fingerprint(files: TensorFiles) -> str:
     """sha256 over the names, dtypes, shapes and bytes of a float model's tensors."""
     digest = hashlib.sha256()
     for name in sorted(files.names()):
-        tensor = files.get(name)
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{name} torch.{files.dtype(name)} {list(files.shape(name))}".encode())
+        digest.update(files.read(name).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...checkpoint.files import DESCRIPTION_NAMES, FLOAT_STEM, find_stems, list_names, read_object
 from ...checkpoint.tensors import TensorFiles
 from ...errors import CheckpointError, UnsupportedError
@@ -118,10 +116,10 @@ class Description:
             dtype = tensors.dtype(name)
             allowed = _allowed(name.rpartition(".")[2], kind)
             if allowed is not None and dtype not in allowed:
-                wanted = " or ".join(str(item).removeprefix("torch.") for item in allowed)
+                wanted = " or ".join(allowed)
                 raise CheckpointError(
                     f"{tensors.directory}: tensor {name!r} has type {kind}, so its dtype should be {wanted}, not "
-                    f"{str(dtype).removeprefix('torch.')}. Fetch or quantize the checkpoint again."
+                    f"{dtype}. Fetch or quantize the checkpoint again."
                 )
 
 
@@ -193,16 +191,16 @@ def effective_fa_quant_type(config_raw: Mapping[str, Any], description: Descript
     return None
 
 
-def _allowed(part: str, kind: str) -> tuple[torch.dtype, ...] | None:
+def _allowed(part: str, kind: str) -> tuple[str, ...] | None:
     """The dtypes of a tensor of type `kind` whose name ends in `part`; None: its reader decides."""
-    floats = (torch.float32, torch.float16, torch.bfloat16)
+    floats = ("float32", "float16", "bfloat16")
     if kind == "FLOAT" or (part.endswith("scale") and part != "deq_scale") or part in ("center", "equalizer", "bias"):
         return floats
     if part.endswith("offset"):
-        return (*floats, torch.int8)
+        return (*floats, "int8")
     if (kind in _LINEAR_TYPES and part == "weight") or part == "rotation_sign":
-        return (torch.int8,)
-    return {"quant_bias": (torch.int32,), "deq_scale": (torch.float32, torch.int64)}.get(part)
+        return ("int8",)
+    return {"quant_bias": ("int32",), "deq_scale": ("float32", "int64")}.get(part)
 
 
 def _text(raw: Mapping[str, Any], key: str, source: str) -> str | None:

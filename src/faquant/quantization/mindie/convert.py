@@ -10,11 +10,12 @@ from ...checkpoint.model_config import ModelConfig
 from ...checkpoint.shards import ShardWriter, write_json
 from ...checkpoint.write import check_storable, copy_side_files, output_directory
 from ...errors import UnsupportedError, UsageError
-from ...formats.base import DTYPES, layer_linears, open_checkpoint, unpack_deq_scale
+from ...formats import open_checkpoint
 from ...formats.faquant.metadata import ROTATED_TYPE
 from ...formats.msmodelslim.description import Description
-from ...formats.schemes import Checked
+from ...formats.msmodelslim.linears import unpack_deq_scale
 from ...kernels.scheme import AttentionScheme
+from ..tensors import DTYPES, SourceTensors
 from .w8a8 import pack_deq_scale
 
 MAX_HEAD_DIM = 256
@@ -30,7 +31,8 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False) -> No
         OutputError: the target cannot be written.
     """
     opened = open_checkpoint(source)
-    config, checked, description, schemes = opened.config, opened.checked, opened.description, opened.schemes
+    config, description, schemes = opened.config, opened.description, opened.schemes
+    checked = SourceTensors(opened.files)
     if description is None:
         raise UsageError(f"{source} is a float model. Quantize it with --recipe mindie.")
     reasons = _obstacles(config, description, schemes)
@@ -88,11 +90,11 @@ def _obstacles(config: ModelConfig, description: Description, schemes: list[Atte
 
 
 def _tensors(
-    config: ModelConfig, checked: Checked, description: Description, schemes: list[AttentionScheme | None]
+    config: ModelConfig, checked: SourceTensors, description: Description, schemes: list[AttentionScheme | None]
 ) -> Iterator[tuple[str, str, Tensor]]:
     dtype = DTYPES[config.dtype]
     quantized = {
-        name for name in (*layer_linears(config), "lm_head") if description.tensor_types.get(f"{name}.weight") == "W8A8"
+        name for name in (*config.layer_linears, "lm_head") if description.tensor_types.get(f"{name}.weight") == "W8A8"
     }
     for name, kind in description.tensor_types.items():
         module, _, leaf = name.rpartition(".")
@@ -100,7 +102,7 @@ def _tensors(
             continue
         tensor = checked.get(name)
         if module in quantized and leaf == "deq_scale":
-            tensor = pack_deq_scale(unpack_deq_scale(tensor, name), dtype)
+            tensor = pack_deq_scale(torch.from_numpy(unpack_deq_scale(tensor.numpy(), name)), dtype)
         elif module in quantized and leaf in ("input_scale", "input_offset", "weight_scale", "weight_offset"):
             tensor = tensor.to(dtype)
         yield name, kind, tensor
@@ -111,5 +113,6 @@ def _tensors(
             if scale is None:
                 continue
             prefix = f"model.layers.{layer}.self_attn.fa_{part}"
-            yield f"{prefix}.scale", "FAQuant", scale.to(dtype)
-            yield f"{prefix}.offset", "FAQuant", torch.zeros_like(scale, dtype=torch.int8)
+            tensor = torch.as_tensor(scale).to(dtype)
+            yield f"{prefix}.scale", "FAQuant", tensor
+            yield f"{prefix}.offset", "FAQuant", torch.zeros_like(tensor, dtype=torch.int8)

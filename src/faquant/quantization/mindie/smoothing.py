@@ -12,9 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...kernels.quantizers import hadamard, hadamard_block
-from ...model.decoder import DecoderLayer, RMSNorm
-from ...model.linear import FloatLinear
+from ...kernels.backend import Norm
+from ...kernels.quantizers import hadamard
+from ...kernels.scheme import hadamard_block
+from ...kernels.torch_backend import TorchLinear, TorchRMSNorm
+from ...model.decoder import DecoderLayer
 from ..rounding import balance
 
 _RANGE, _WEIGHT = 0.9, 0.1
@@ -45,8 +47,8 @@ class Span:
 
 
 def fold_norm(
-    norm: RMSNorm, linears: Sequence[FloatLinear], span: Span, dtype: torch.dtype, shift: bool
-) -> tuple[RMSNorm, list[FloatLinear]]:
+    norm: Norm, linears: Sequence[TorchLinear], span: Span, dtype: torch.dtype, shift: bool
+) -> tuple[TorchRMSNorm, list[TorchLinear]]:
     """The norm whose outputs h become h ⊘ d - c, and the linears that undo it.
 
     Args:
@@ -56,6 +58,8 @@ def fold_norm(
         dtype: in which the norm's weight is stored; what it rounds away, the linears make up for.
         shift: whether c is the middle of the range, which needs biases; else it is 0.
     """
+    if not isinstance(norm, TorchRMSNorm):
+        raise TypeError(f"Only a float norm can be folded into, not a {type(norm).__name__}.")
     low, high = span.ends()
     peaks = torch.stack([linear.weight.abs().amax(0) for linear in linears]).amax(0).double()
     reach = (high - low) / 2 if shift else torch.maximum(low.abs(), high.abs())
@@ -67,12 +71,12 @@ def fold_norm(
     # Where the norm's weight is 0, so is its output.
     center = center.masked_fill(new == 0, 0.0)
     folded = [_linear(x.weight.double() * divisor, x.bias, center) for x in linears]
-    return RMSNorm(new.float(), norm.eps, -center.float() if shift else None), folded
+    return TorchRMSNorm(new.float(), norm.eps, -center.float() if shift else None), folded
 
 
 def fold_values(
     layer: DecoderLayer, values: Sequence[Tensor], outputs: Sequence[Tensor], shift: bool
-) -> tuple[FloatLinear, FloatLinear]:
+) -> tuple[TorchLinear, TorchLinear]:
     """v_proj and o_proj for v' = v·M - c with a matrix M and a centre c for each head.
 
     M balances V's channels with o_proj's weights, spreads them by a Hadamard transform, and divides each by its range;
@@ -108,16 +112,16 @@ def fold_values(
         bias = (hadamard(v_proj.bias.double().view(kv_heads, dim) / spread.squeeze(1), block) / reach).flatten()
     if shift:
         bias = -center if bias is None else bias - center
-    folded = FloatLinear(weight.float(), None if bias is None else bias.float())
+    folded = TorchLinear(weight.float(), None if bias is None else bias.float())
     # M⁻¹ is M with its factors undone from behind; the Hadamard transform is its own inverse.
     back = hadamard(readers * spread, block) * reach[:, None]
     shifts = center.view(kv_heads, 1, dim).expand(-1, group, -1).flatten()
     return folded, _linear(back.flatten(1), o_proj.bias, shifts)
 
 
-def float_linear_of(linear: object) -> FloatLinear:
+def float_linear_of(linear: object) -> TorchLinear:
     """The linear, which must be a float one."""
-    if not isinstance(linear, FloatLinear):
+    if not isinstance(linear, TorchLinear):
         raise TypeError(f"Only a float linear can be folded into, not a {type(linear).__name__}.")
     return linear
 
@@ -166,12 +170,12 @@ def fold(
     )
 
 
-def _linear(weight: Tensor, bias: Tensor | None, shift: Tensor) -> FloatLinear:
+def _linear(weight: Tensor, bias: Tensor | None, shift: Tensor) -> TorchLinear:
     """A linear with `weight` [n, k], float64, whose inputs are too small by `shift` [k]."""
     if not shift.any():
-        return FloatLinear(weight.float(), bias)
+        return TorchLinear(weight.float(), bias)
     added = weight @ shift
-    return FloatLinear(weight.float(), (added if bias is None else bias.double() + added).float())
+    return TorchLinear(weight.float(), (added if bias is None else bias.double() + added).float())
 
 
 def _floored(x: Tensor) -> Tensor:

@@ -1,0 +1,45 @@
+"""Arrays of either library. The CPU's kernels take NumPy arrays and torch tensors alike, and return what they were
+given: serving runs on NumPy alone, calibration and evaluation on torch. bfloat16, which NumPy lacks, is held as uint16.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = Any
+"""A NumPy array or a torch tensor on the CPU."""
+Floats: TypeAlias = npt.NDArray[np.float32]
+Integers: TypeAlias = npt.NDArray[np.int64]
+Stored: TypeAlias = npt.NDArray[Any]
+"""An array as a file holds it; uint16 is bfloat16."""
+
+
+def empty(like: Array, *shape: int) -> Array:
+    """Uninitialized float32 [shape] of the library of `like`."""
+    return like.new_empty(shape) if hasattr(like, "new_empty") else np.empty(shape, np.float32)
+
+
+def contiguous(x: Array) -> Array:
+    """x itself, or a copy whose elements lie in order."""
+    return x.contiguous() if hasattr(x, "contiguous") else np.ascontiguousarray(x)
+
+
+def widen(x: Stored) -> Floats:
+    """float32 of stored floats, exactly; x itself where it is float32."""
+    if x.dtype == np.uint16:
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32, copy=False)
+
+
+def is_finite(x: Stored) -> bool:
+    """Whether no value is NaN or infinite."""
+    # In parts: the check takes several times the memory of what it looks at.
+    for start in range(0, x.size, 1 << 20):
+        part = x.reshape(-1)[start : start + (1 << 20)]
+        if x.dtype == np.uint16:
+            if ((part & 0x7F80) == 0x7F80).any():
+                return False
+        elif not np.isfinite(part).all():
+            return False
+    return True

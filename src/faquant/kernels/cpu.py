@@ -1,0 +1,94 @@
+"""The CPU's backend: NumPy arrays and the C++ kernels. Everything computes in float32, and a row's bits depend on
+nothing but the row."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import _C, elementwise, threads
+from .arrays import Array, Floats, Integers, Stored, widen
+from .backend import Embedding, FusedLayers, Linear, Norm, Pages
+from .linear import DynamicLinear, FloatLinear, StaticLinear
+from .pages import BFloat16Pages, FloatPages, Int8Pages, PackedPages, Spans
+from .scheme import SPLIT, AttentionScheme
+from .tables import DynamicTable, LinearTable, StaticTable
+
+
+class CpuBackend:
+    """Backend for CPUs; `isa` forces an instruction set."""
+
+    def __init__(self, isa: str | None = None) -> None:
+        self._isa = isa
+
+    def linear(self, table: LinearTable) -> Linear:
+        if isinstance(table, DynamicTable):
+            return DynamicLinear(table.weight, table.scale, table.bias, table.hadamard_block)
+        if isinstance(table, StaticTable):
+            return StaticLinear(table.weight, table.input_scale, table.input_offset, table.quant_bias, table.deq_scale)
+        return FloatLinear(table.weight, None if table.bias is None else widen(table.bias))
+
+    def norm(self, weight: Array, eps: float, bias: Array | None = None) -> Norm:
+        return elementwise.RMSNorm(widen(weight), eps, None if bias is None else widen(bias))
+
+    def embedding(self, weight: Array) -> Embedding:
+        return StoredEmbedding(weight)
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
+        return elementwise.rope(x, cos, sin)
+
+    def silu_times(self, gate: Array, up: Array) -> Array:
+        return elementwise.silu_times(gate, up)
+
+    def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
+        return Int8Pages(scheme, num_pages, page_size, self._isa)
+
+    def float_pages(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
+    ) -> Pages:
+        if dtype == "bfloat16":
+            return BFloat16Pages(num_heads, num_kv_heads, head_dim, num_pages, page_size, self._isa)
+        return FloatPages(num_heads, num_kv_heads, head_dim, num_pages, page_size)
+
+    def can_fuse(self, layer: Any, pages: Pages) -> bool:
+        return bool(layer.is_int8) and pages.is_packed
+
+    def fuse(
+        self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None = None
+    ) -> FusedLayers:
+        return CpuLayers(layers, pages, windows, isa or self._isa)
+
+
+class StoredEmbedding:
+    """An embedding [vocab, hidden] as stored, whose rows are widened when they are asked for."""
+
+    def __init__(self, weight: Stored) -> None:
+        self._weight = weight
+
+    def __getitem__(self, tokens: Integers) -> Floats:
+        return widen(self._weight[tokens])
+
+
+class CpuLayers:
+    """Layers of int8 linears whose caches are packed, in one call of C++. Weights and pages are looked at once, here:
+    what replaces one later is not seen."""
+
+    def __init__(
+        self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None
+    ) -> None:
+        self._pages = [each for each in pages if isinstance(each, PackedPages)]
+        self._isa = isa
+        self._kernels = _C.DecoderLayers()
+        for layer, cache, window in zip(layers, self._pages, windows, strict=True):
+            norms = [layer.input_layernorm, layer.post_attention_layernorm, layer.q_norm, layer.k_norm]
+            self._kernels.add(
+                linears=[linear.kernel for linear in layer.linears],
+                norms=[None if norm is None else norm.kernel for norm in norms],
+                cache=cache.cache,
+                window=window,
+            )
+
+    def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:
+        beyond = self._kernels.run(
+            x, *tables, spans.tokens_starts, spans.block_tables, SPLIT, threads.count(), self._isa
+        )
+        for pages, (q, k, v) in zip(self._pages, beyond, strict=True):
+            pages.count_saturated(len(x), q=q, k=k, v=v)

@@ -1,0 +1,140 @@
+"""The CPU's linears: float, int8 with a scale per token, int8 with a calibrated scale."""
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _C, threads
+from .arrays import Array, Floats, Stored, contiguous, empty, widen
+from .packing import PackedWeight
+
+
+class FloatLinear:
+    """A float linear: weight [n, k] as stored, bias float32 [n]. It computes in float32."""
+
+    is_int8 = False
+
+    def __init__(self, weight: Stored, bias: Floats | None = None) -> None:
+        self.bias = bias
+        self._weight = widen(weight)
+
+    def __call__(self, x: Array) -> Array:
+        out = empty(x, len(x), len(self._weight))
+        y = np.matmul(np.asarray(x), self._weight.T, out=np.asarray(out))
+        if self.bias is not None:
+            y += self.bias
+        return out
+
+    @property
+    def weight(self) -> Floats:
+        """float32 [n, k]."""
+        return self._weight
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self._weight, self.bias)
+
+
+class DynamicLinear:
+    """int8 weight [n, k] with a float32 scale [n]; each token's input is quantized with its own scale.
+
+    `hadamard_block` > 0: the input is first transformed in blocks of that size (the weight already is).
+    The oracle is reference.dynamic_linear.
+    """
+
+    is_int8 = True
+
+    def __init__(
+        self, weight: npt.NDArray[np.int8], scale: Floats, bias: Floats | None = None, hadamard_block: int = 0
+    ) -> None:
+        self.scale = scale
+        self.bias = bias
+        self.hadamard_block = hadamard_block
+        self._packed = PackedWeight(weight)
+        self.kernel = _kernel(self._packed, scale, bias=bias, hadamard_block=hadamard_block)
+
+    def __call__(self, x: Array) -> Array:
+        return _apply(self.kernel, x, self._packed.shape[0])
+
+    @property
+    def weight(self) -> npt.NDArray[np.int8]:
+        """int8 [n, k], unpacked anew."""
+        return self._packed.unpack()
+
+    @property
+    def nbytes(self) -> int:
+        return self._packed.nbytes + _nbytes(self.scale, self.bias)
+
+
+class StaticLinear:
+    """msModelSlim's W8A8: int8 weight [n, k], input scale and zero point float32 [1], int32 quant_bias [n] that holds
+    the bias and the zero point's part, float32 deq_scale [n]. y = (x8 · W8ᵀ + quant_bias) · deq_scale.
+
+    The oracle is reference.static_linear.
+    """
+
+    is_int8 = True
+
+    def __init__(
+        self,
+        weight: npt.NDArray[np.int8],
+        input_scale: Floats,
+        input_offset: Floats,
+        quant_bias: npt.NDArray[np.int32],
+        deq_scale: Floats,
+    ) -> None:
+        self.input_scale = input_scale
+        self.input_offset = input_offset
+        self.quant_bias = quant_bias
+        self.deq_scale = deq_scale
+        self._packed = PackedWeight(weight)
+        self.kernel = _kernel(
+            self._packed, deq_scale, input_scale=input_scale, input_offset=input_offset, quant_bias=quant_bias
+        )
+
+    def __call__(self, x: Array) -> Array:
+        return _apply(self.kernel, x, self._packed.shape[0])
+
+    @property
+    def weight(self) -> npt.NDArray[np.int8]:
+        """int8 [n, k], unpacked anew."""
+        return self._packed.unpack()
+
+    @property
+    def nbytes(self) -> int:
+        return self._packed.nbytes + _nbytes(self.input_scale, self.input_offset, self.quant_bias, self.deq_scale)
+
+
+def _kernel(
+    packed: PackedWeight,
+    scale: Floats,
+    *,
+    bias: Floats | None = None,
+    hadamard_block: int = 0,
+    input_scale: Floats | None = None,
+    input_offset: Floats | None = None,
+    quant_bias: npt.NDArray[np.int32] | None = None,
+) -> _C.Int8Linear:
+    outputs, inputs = packed.shape
+    return _C.Int8Linear(
+        inputs=inputs,
+        outputs=outputs,
+        weight=packed.values,
+        excess=packed.excess,
+        scale=scale,
+        bias=bias,
+        hadamard_block=hadamard_block,
+        input_scale=input_scale,
+        input_offset=input_offset,
+        quant_bias=quant_bias,
+    )
+
+
+def _apply(kernel: _C.Int8Linear, x: Array, outputs: int) -> Array:
+    x = contiguous(x)
+    out = empty(x, len(x), outputs)
+    kernel.apply(x, out, threads.count(), None)
+    return out
+
+
+def _nbytes(*arrays: Stored | None) -> int:
+    return sum(array.nbytes for array in arrays if array is not None)
