@@ -5,8 +5,8 @@
 #include <optional>
 #include <string>
 
-#include "arrays.h"
-#include "elementwise.h"
+#include "ops/elementwise.h"
+#include "python/arrays.h"
 
 // A norm's weights, checked once.
 class RmsNorm {

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "arrays.h"
-#include "attend.h"
+#include "ops/attend.h"
+#include "python/arrays.h"
 
 // As good as none, and far from overflow.
 constexpr int64_t kNoWindow = int64_t{1} << 60;

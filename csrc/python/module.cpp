@@ -8,16 +8,16 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "cpu_features.h"
-#include "decoder_layers.h"
-#include "dispatch.h"
-#include "draw_functions.h"
-#include "elementwise_functions.h"
-#include "int8_linear.h"
-#include "layer_cache.h"
-#include "self_test.h"
-#include "stream.h"
+#include "ops/stream.h"
+#include "python/arrays.h"
+#include "python/decoder_layers.h"
+#include "python/draw_functions.h"
+#include "python/elementwise_functions.h"
+#include "python/int8_linear.h"
+#include "python/layer_cache.h"
+#include "runtime/cpu_features.h"
+#include "runtime/dispatch.h"
+#include "self_test/self_test.h"
 
 using namespace nb::literals;
 
@@ -93,15 +93,6 @@ nb::dict self_test() {
     return results;
 }
 
-// [(kernel, fault, what the self-test reports)]
-nb::list reports_of_faults() {
-    nb::list reports;
-    for (const faquant::FaultReport& report : faquant::reports_of_faults()) {
-        reports.append(nb::make_tuple(report.kernel, report.fault, report.reported));
-    }
-    return reports;
-}
-
 }  // namespace
 
 NB_MODULE(_C, m) {
@@ -120,7 +111,6 @@ NB_MODULE(_C, m) {
     m.def("selected_isa", [] { return faquant::selected_kernels().kernels->name; });
     m.def("selection_warning", [] { return faquant::selected_kernels().warning; });
     m.def("self_test", &self_test);
-    m.def("reports_of_faults", &reports_of_faults);
     m.def("dot_u8s8", &dot_u8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.def("dot_s8s8", &dot_s8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.attr("TILE") = faquant::kTile;

@@ -1,4 +1,4 @@
-"""Packed matrices (csrc/kernels.h): one column of four rows of bytes, or of two of bfloat16, at a time, as the products
+"""Packed matrices (csrc/isa/kernels.h): one column of four rows of bytes, or of two of bfloat16, at a time, as the products
 take them."""
 
 import torch

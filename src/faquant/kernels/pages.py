@@ -83,7 +83,7 @@ class Pages(Protocol):
 
 
 class PackedPages:
-    """Pages that the C++ kernels serve; k and v [pages, Hkv, tiles, elements] are packed as csrc/kernels.h says.
+    """Pages that the C++ kernels serve; k and v [pages, Hkv, tiles, elements] are packed as csrc/isa/kernels.h says.
 
     Raises:
         ValueError: a page does not hold whole tiles.

@@ -3,8 +3,8 @@
 #include <deque>
 #include <vector>
 
-#include "decoder_layer.h"
-#include "self_test_parts.h"
+#include "ops/decoder_layer.h"
+#include "self_test/parts.h"
 
 namespace faquant {
 

@@ -1,8 +1,8 @@
-#include "elementwise.h"
+#include "ops/elementwise.h"
 
 #include <algorithm>
 
-#include "pool.h"
+#include "runtime/pool.h"
 
 namespace faquant {
 namespace {

@@ -1,13 +1,13 @@
-#include "decoder_layer.h"
+#include "ops/decoder_layer.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <memory>
 
-#include "attend.h"
-#include "linear.h"
-#include "pool.h"
+#include "ops/attend.h"
+#include "ops/linear.h"
+#include "runtime/pool.h"
 
 namespace faquant {
 namespace {

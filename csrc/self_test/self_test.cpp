@@ -1,4 +1,4 @@
-#include "self_test.h"
+#include "self_test/self_test.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,7 +9,7 @@
 #include <numeric>
 #include <vector>
 
-#include "self_test_parts.h"
+#include "self_test/parts.h"
 
 namespace faquant {
 namespace {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels.h"
+#include "isa/kernels.h"
 
 namespace faquant {
 

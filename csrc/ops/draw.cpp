@@ -1,4 +1,4 @@
-#include "draw.h"
+#include "ops/draw.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 #include <limits>
 #include <numeric>
 
-#include "pool.h"
+#include "runtime/pool.h"
 
 namespace faquant {
 namespace {

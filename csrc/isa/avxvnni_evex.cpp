@@ -1,3 +1,3 @@
 // The same source again, in the other encoding.
 #define FAQUANT_EVEX
-#include "kernels_avxvnni.cpp"
+#include "isa/avxvnni.cpp"

@@ -1,11 +1,11 @@
-#include "linear.h"
+#include "ops/linear.h"
 
 #include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <vector>
 
-#include "pool.h"
+#include "runtime/pool.h"
 
 namespace faquant {
 namespace {

@@ -1,3 +1,5 @@
+#include "faults.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -5,7 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "self_test.h"
+#include "self_test/self_test.h"
 
 namespace faquant {
 namespace {

@@ -3,7 +3,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels.h"
+#include "isa/kernels.h"
 
 namespace faquant {
 

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "isa/kernels.h"
 
 namespace faquant {
 namespace {
@@ -35,7 +35,7 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return _mm512_reduce_add_epi32(_mm512_sub_epi32(acc, excess));
 }
 
-#include "quantize_rows.h"
+#include "generic/quantize_rows-inl.h"
 
 using Vector = __m512i;
 
@@ -63,8 +63,8 @@ __attribute__((always_inline)) inline Vector add_products(Vector sum, Vector uns
 constexpr int64_t kColumns = 16;
 constexpr int kMostBlocks = 4, kMostFloatBlocks = 4;
 
-#include "multiply_rows.h"
-#include "multiply_vnni.h"
+#include "generic/multiply_rows-inl.h"
+#include "generic/multiply_vnni-inl.h"
 
 using Floats = __m512;
 
@@ -97,12 +97,12 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
     }
 }
 
-#include "attend_rows.h"
-#include "bfloat16_rows.h"
-#include "draw_rows.h"
-#include "elementwise_rows.h"
-#include "linear_rows.h"
-#include "multiply_floats.h"
+#include "generic/attend_rows-inl.h"
+#include "generic/bfloat16_rows-inl.h"
+#include "generic/draw_rows-inl.h"
+#include "generic/elementwise_rows-inl.h"
+#include "generic/linear_rows-inl.h"
+#include "generic/multiply_floats-inl.h"
 
 }  // namespace
 

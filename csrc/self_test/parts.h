@@ -4,7 +4,7 @@
 #include <functional>
 #include <vector>
 
-#include "kernels.h"
+#include "isa/kernels.h"
 
 namespace faquant {
 

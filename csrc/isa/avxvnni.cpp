@@ -2,7 +2,7 @@
 // CPUs, and in that of AVX512, so that it can be tested on other ones.
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "isa/kernels.h"
 
 #ifdef FAQUANT_EVEX
 #define FAQUANT_VPDPBUSD "%{evex%} vpdpbusd"
@@ -38,6 +38,8 @@ __attribute__((always_inline)) inline Vector add_products(Vector sum, Vector uns
 }
 
 #define FAQUANT_REGISTER(x) "+x"(x)
+
+#include "isa/floats_256-inl.h"
 
 int32_t sum_of(Vector x) {
     int32_t lanes[8], sum = 0;
@@ -78,13 +80,13 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-#include "quantize_rows.h"
+#include "generic/quantize_rows-inl.h"
 
 constexpr int64_t kColumns = 8;
 constexpr int kMostBlocks = 2, kMostFloatBlocks = 2;
 
-#include "multiply_rows.h"
-#include "multiply_vnni.h"
+#include "generic/multiply_rows-inl.h"
+#include "generic/multiply_vnni-inl.h"
 
 void halves_to_floats(const uint16_t* halves, float* floats) {
     for (int64_t i = 0; i < kTile; i += 8) {
@@ -93,13 +95,12 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
     }
 }
 
-#include "attend_rows.h"
-#include "bfloat16_rows.h"
-#include "draw_rows.h"
-#include "elementwise_rows.h"
-#include "floats_256.h"
-#include "linear_rows.h"
-#include "multiply_floats.h"
+#include "generic/attend_rows-inl.h"
+#include "generic/bfloat16_rows-inl.h"
+#include "generic/draw_rows-inl.h"
+#include "generic/elementwise_rows-inl.h"
+#include "generic/linear_rows-inl.h"
+#include "generic/multiply_floats-inl.h"
 
 }  // namespace
 

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "isa/kernels.h"
 
 namespace faquant {
 namespace {
@@ -43,7 +43,7 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-#include "quantize_rows.h"
+#include "generic/quantize_rows-inl.h"
 
 void halves_to_floats(const uint16_t* halves, float* floats) {
     for (int64_t i = 0; i < kTile; i += 8) {
@@ -52,10 +52,12 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
     }
 }
 
+#include "isa/floats_256-inl.h"
+
 constexpr int64_t kColumns = 8;
 constexpr int kMostBlocks = 1, kMostFloatBlocks = 2;
 
-#include "multiply_rows.h"
+#include "generic/multiply_rows-inl.h"
 
 template <bool is_unsigned>
 __m256i widened(__m128i bytes) {
@@ -92,13 +94,12 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
 
 #define FAQUANT_REGISTER(x) "+x"(x)
 
-#include "attend_rows.h"
-#include "bfloat16_rows.h"
-#include "draw_rows.h"
-#include "elementwise_rows.h"
-#include "floats_256.h"
-#include "linear_rows.h"
-#include "multiply_floats.h"
+#include "generic/attend_rows-inl.h"
+#include "generic/bfloat16_rows-inl.h"
+#include "generic/draw_rows-inl.h"
+#include "generic/elementwise_rows-inl.h"
+#include "generic/linear_rows-inl.h"
+#include "generic/multiply_floats-inl.h"
 
 }  // namespace
 

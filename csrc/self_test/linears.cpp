@@ -5,8 +5,8 @@
 #include <numeric>
 #include <vector>
 
-#include "linear.h"
-#include "self_test_parts.h"
+#include "ops/linear.h"
+#include "self_test/parts.h"
 
 namespace faquant {
 namespace {

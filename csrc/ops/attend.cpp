@@ -1,4 +1,4 @@
-#include "attend.h"
+#include "ops/attend.h"
 
 #include <algorithm>
 #include <atomic>
@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "pool.h"
+#include "runtime/pool.h"
 
 namespace faquant {
 namespace {

@@ -1,9 +1,9 @@
-#include "stream.h"
+#include "ops/stream.h"
 
 #include <algorithm>
 #include <atomic>
 
-#include "pool.h"
+#include "runtime/pool.h"
 
 namespace faquant {
 

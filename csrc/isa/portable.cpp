@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "isa/kernels.h"
 
 namespace faquant {
 namespace {
@@ -19,7 +19,7 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-#include "quantize_rows.h"
+#include "generic/quantize_rows-inl.h"
 
 void halves_to_floats(const uint16_t* halves, float* floats) {
     for (int64_t i = 0; i < kTile; ++i) {
@@ -30,7 +30,7 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
 constexpr int64_t kColumns = kPadding;
 constexpr int kMostBlocks = 1, kMostFloatBlocks = 1;
 
-#include "multiply_rows.h"
+#include "generic/multiply_rows-inl.h"
 
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
@@ -75,11 +75,11 @@ void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t 
     }
 }
 
-#include "attend_rows.h"
-#include "bfloat16_rows.h"
-#include "draw_rows.h"
-#include "elementwise_rows.h"
-#include "linear_rows.h"
+#include "generic/attend_rows-inl.h"
+#include "generic/bfloat16_rows-inl.h"
+#include "generic/draw_rows-inl.h"
+#include "generic/elementwise_rows-inl.h"
+#include "generic/linear_rows-inl.h"
 
 }  // namespace
 

@@ -4,8 +4,8 @@
 #include <numeric>
 #include <vector>
 
-#include "attend.h"
-#include "self_test_parts.h"
+#include "ops/attend.h"
+#include "self_test/parts.h"
 
 namespace faquant {
 

@@ -1,9 +1,9 @@
-#include "dispatch.h"
+#include "runtime/dispatch.h"
 
 #include <cstdlib>
 
-#include "cpu_features.h"
-#include "self_test.h"
+#include "runtime/cpu_features.h"
+#include "self_test/self_test.h"
 
 namespace faquant {
 namespace {
