@@ -10,6 +10,8 @@ PEERS_VENV = .venv-peers
 PEERS_JOBS ?= 2
 BIN = $(VENV)/bin
 CXX_FILES = $(wildcard csrc/*/*.cpp csrc/*/*.h tests/native/*.cpp tests/native/*.h)
+# What units of csrc/isa compile; an editor reads each of them alone. Some are for x86-64 only.
+UNIT_TEXTS = $(wildcard csrc/generic/*-inl.h $(if $(filter x86_64,$(shell uname -m)),csrc/isa/*-inl.h))
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
@@ -33,11 +35,12 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml CMakeLists.txt $(CXX_FILES)
 	$(BIN)/python -m pip install --no-build-isolation -e '.[dev]'
 	touch $@
 
-check: venv ## Lint, formatting and types
+check: venv ## Lint, formatting and types; that an editor can read each text of csrc/generic alone
 	$(BIN)/ruff check $(PYTHON_DIRS)
 	$(BIN)/ruff format --check $(PYTHON_DIRS)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(foreach text,$(UNIT_TEXTS),$(CXX) -std=c++17 -fsyntax-only -w -x c++ -Icsrc -include $(text) /dev/null &&) true
 
 format: venv ## Format Python and C++, and mend what the linter can
 	$(BIN)/ruff check --fix-only $(PYTHON_DIRS)

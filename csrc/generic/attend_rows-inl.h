@@ -1,75 +1,18 @@
-// The attention of a block of rows, for one instruction set. Each unit includes this text in its anonymous namespace,
-// behind quantize_rows.h and multiply_rows.h, so that its compiler flags apply; float operations stand in
+// The attention of a block of rows through an int8 cache, for one instruction set; float operations stand in
 // reference.py's order, one rounding each.
 
-// 2^x for -127 <= x <= 0, as reference.exp2. Clamping stands apart: in one loop with it, GCC computes both branches.
-float exp2_of(float x) {
-    const float shifted = x + kRounder;
-    const float f = x - (shifted - kRounder);
-    float p = f * 0.001326472731307149f;
-    p = (p + 0.009671512991189957f) * f;
-    p = (p + 0.05550733581185341f) * f;
-    p = (p + 0.24022242426872253f) * f;
-    p = (p + 0.6931470036506653f) * f;
-    p = p + 1.0f;
-    return p * float_of((bits_of(shifted) - bits_of(kRounder) + 127) << 23);
-}
+#pragma once
 
-// 2^(x - top) for `count` values, in place; top is the greatest of them, and where that is -infinity, all become 0.
-template <int64_t count>
-void exponentials(float* x, float top) {
-    const float finite = top == -kInfinity ? 0.0f : top;
-    for (int64_t i = 0; i < count; ++i) {
-        x[i] = greater(x[i] - finite, -127.0f);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-        x[i] = exp2_of(x[i]);
-    }
-}
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
 
-// To float16's precision, for what is at most 65504 and, if less than 2^-14, rounds to the integer 0 anyway.
-float through_half(float x) {
-    const uint32_t bits = bits_of(x);
-    return float_of((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fffu);
-}
+#include "generic/multiply_rows-inl.h"
+#include "generic/quantize_rows-inl.h"
+#include "generic/softmax-inl.h"
 
-// x[i] + x[i + width / 2] for all i, and so on down to one.
-template <int64_t width, typename Number>
-Number sum_by_halves(const Number* x) {
-    if constexpr (width == 1) {
-        return x[0];
-    } else {
-        Number half[width / 2];
-        for (int64_t i = 0; i < width / 2; ++i) {
-            half[i] = x[i] + x[i + width / 2];
-        }
-        return sum_by_halves<width / 2>(half);
-    }
-}
-
-// As sum_by_halves, which compilers turn into vector instructions, as they do no plain loop for a maximum.
-template <int64_t width, typename Number>
-Number max_by_halves(const Number* x) {
-    if constexpr (width == 1) {
-        return x[0];
-    } else {
-        Number half[width / 2];
-        for (int64_t i = 0; i < width / 2; ++i) {
-            half[i] = greater(x[i], x[i + width / 2]);
-        }
-        return max_by_halves<width / 2>(half);
-    }
-}
-
-void clear(const Partial& partial, int64_t rows, int64_t padded) {
-    for (int64_t r = 0; r < rows; ++r) {
-        partial.max[r] = -kInfinity;
-        partial.sum[r] = 0.0f;
-    }
-    for (int64_t i = 0; i < rows * padded; ++i) {
-        partial.out[i] = 0.0f;
-    }
-}
+// half_to_float of kTile numbers; a unit's own, because a select in that loop would take a tenth of decode.
+void halves_to_floats(const uint16_t* halves, float* floats);
 
 // What the rows of a block share at one tile.
 struct Tile {
@@ -79,45 +22,10 @@ struct Tile {
     float v_scale[kTile];
 };
 
-// The rows of a strip at one tile: which of its keys each sees, from low to before high, and its part of the softmax.
-struct Strip {
-    int64_t low[kStrip], high[kStrip];
-    float top[kStrip], sum[kStrip];
-    float peak[kStrip];    // of P with V's scales in, where they are per token
-    float factor[kStrip];  // what P is multiplied by before rounding
-    float step[kStrip];    // what one step of P is worth, where V's scales are per token
-    float p_sum[kStrip];   // the sum of the integers, where V's are static
-    float p[kStrip][kTile];
-
-    bool sees(int64_t r) const { return low[r] < high[r]; }
-};
-
-// Which keys of the tile at `key` a strip sees, whose rows are those of a block from r on; whether it sees any.
-bool look(const Attention& a, const Span& span, int64_t first, int64_t r, int64_t count, int64_t key, Strip& strip) {
-    const int64_t group = a.scheme->heads / a.scheme->kv_heads;
-    bool any = false;
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t position = span.start + first + (r + i) / group;
-        strip.low[i] = smaller(kTile, larger(0, position - a.window + 1 - key));
-        strip.high[i] = smaller(kTile, larger(0, position + 1 - key));
-        // A row that sees no key of a tile keeps its bits.
-        strip.top[i] = -kInfinity;
-        strip.sum[i] = 0.0f;
-        any = any || strip.sees(i);
-    }
-    return any;
-}
-
-// Takes out the scores of what a row does not see, and finds the greatest of the others.
-void hide(Strip& strip, int64_t r) {
-    float* p = strip.p[r];
-    for (int64_t j = 0; j < strip.low[r]; ++j) {
-        p[j] = -kInfinity;
-    }
-    for (int64_t j = strip.high[r]; j < kTile; ++j) {
-        p[j] = -kInfinity;
-    }
-    strip.top[r] = max_by_halves<kTile>(p);
+// To float16's precision, for what is at most 65504 and, if less than 2^-14, rounds to the integer 0 anyway.
+float through_half(float x) {
+    const uint32_t bits = bits_of(x);
+    return float_of((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fffu);
 }
 
 // Scores of one row, from the products with K + 128.
@@ -126,12 +34,12 @@ void score(const Tile& tile, const int32_t* sums, int32_t excess, float scale, f
     for (int64_t j = 0; j < kTile; ++j) {
         p[j] = static_cast<float>(sums[j] - excess) * scale * tile.k_scale[j] + bias;
     }
-    hide(strip, r);
+    mask_scores(strip, r);
 }
 
 // P of one row before rounding, from its scores.
 template <bool token_v>
-void weigh(const Scheme& s, const Tile& tile, Strip& strip, int64_t r) {
+void probabilities(const Scheme& s, const Tile& tile, Strip& strip, int64_t r) {
     float* __restrict p = strip.p[r];
     exponentials<kTile>(p, strip.top[r]);
     if (!s.quantized_sum) {
@@ -182,37 +90,6 @@ void round_p(const Scheme& s, Strip& strip, int64_t r, uint8_t* p_bytes) {
     }
 }
 
-// Merge more (max, sum) into running ones, kStrip at a time: what the running outputs and the new ones are multiplied
-// by.
-struct Weights {
-    float old[kStrip], added[kStrip];
-
-    Weights(const float* more_max, const float* more_sum, float* max, float* sum, int64_t count) {
-        float finite[kStrip] = {};
-        for (int64_t r = 0; r < kStrip; ++r) {
-            old[r] = added[r] = 0.0f;
-        }
-        for (int64_t r = 0; r < count; ++r) {
-            const float greatest = greater(max[r], more_max[r]);
-            finite[r] = greatest == -kInfinity ? 0.0f : greatest;
-            old[r] = max[r];
-            added[r] = more_max[r];
-            max[r] = greatest;
-        }
-        for (int64_t r = 0; r < kStrip; ++r) {
-            old[r] = greater(old[r] - finite[r], -127.0f);
-            added[r] = greater(added[r] - finite[r], -127.0f);
-        }
-        for (int64_t r = 0; r < kStrip; ++r) {
-            old[r] = exp2_of(old[r]);
-            added[r] = exp2_of(added[r]);
-        }
-        for (int64_t r = 0; r < count; ++r) {
-            sum[r] = sum[r] * old[r] + more_sum[r] * added[r];
-        }
-    }
-};
-
 // out = out · old + (∑ P·V in V's units) · added, for one row.
 template <bool wide, bool token_v>
 void add_tile(const Scheme& s, int64_t kv_head, const Strip& strip, int64_t r, const int32_t* sums, float old,
@@ -238,37 +115,6 @@ void add_tile(const Scheme& s, int64_t kv_head, const Strip& strip, int64_t r, c
     } else {
         for (int64_t c = 0; c < s.dim; ++c) {
             out[c] = out[c] * old + products(c) * unit * v_scale[c] * added;
-        }
-    }
-}
-
-void merge(const Partial& part, const Partial& total, int64_t rows, int64_t padded) {
-    for (int64_t r = 0; r < rows; r += kStrip) {
-        const int64_t count = smaller(kStrip, rows - r);
-        const Weights w(part.max + r, part.sum + r, total.max + r, total.sum + r, count);
-        for (int64_t i = 0; i < count; ++i) {
-            float* __restrict out = total.out + (r + i) * padded;
-            const float* more = part.out + (r + i) * padded;
-            const float old = w.old[i], added = w.added[i];
-            for (int64_t c = 0; c < padded; ++c) {
-                out[c] = out[c] * old + more[c] * added;
-            }
-        }
-    }
-}
-
-void finish(const Partial* parts, int64_t count, int64_t rows, const Scheme& s, const Partial& total) {
-    const int64_t padded = padded_dim(s.dim);
-    for (int64_t i = 0; i < count; ++i) {
-        merge(parts[i], total, rows, padded);
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-        float* out = total.out + r * padded;
-        for (int64_t c = 0; c < s.dim; ++c) {
-            out[c] /= total.sum[r];
-        }
-        if (s.v_rotation_block != 0) {
-            hadamard(out, s.dim, s.v_rotation_block);
         }
     }
 }
@@ -346,13 +192,13 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 read_scales(cache.v_scale, at, low, high, tile.v_scale);
             }
             const int64_t lines = kTile * padded / kCacheLine;
-            Ahead this_v = {reinterpret_cast<const char*>(tile.v), lines}, next_k = {};
+            Prefetch this_v = {reinterpret_cast<const char*>(tile.v), lines}, next_k = {};
             if (key + kTile < stop) {
                 next_k = {reinterpret_cast<const char*>(cache.k + page_row(key + kTile) * padded), lines};
             }
             for (int64_t r = 0; r < rows; r += kStrip) {
                 const int64_t count = smaller(kStrip, rows - r);
-                if (!look(a, span, first, r, count, key, strip)) {
+                if (!find_visible(a, span, first, r, count, key, strip)) {
                     continue;
                 }
                 multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), count, tile.k, padded / 4,
@@ -368,7 +214,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 for (int64_t i = 0; i < count; ++i) {
                     next_k.fetch(meanwhile);
                     if (strip.sees(i)) {
-                        weigh<token_v>(s, tile, strip, i);
+                        probabilities<token_v>(s, tile, strip, i);
                     }
                 }
                 for (int64_t i = 0; i < kStrip; ++i) {

@@ -1,9 +1,19 @@
-// A bfloat16 cache, for one instruction set, and which kind of cache append and attend find. Each unit includes this
-// text in its anonymous namespace, behind attend_rows.h.
+// A bfloat16 cache, for one instruction set, and which kind of cache append and attend find.
 //
-// The softmax is that of attend_rows.h, the products are floats'. They shall have the same bits whether a CPU can fuse
+// The softmax is that of softmax-inl.h, the products are floats'. They shall have the same bits whether a CPU can fuse
 // them with their additions or not, so they are exact: K and V have 8 significant bits, and q and P, rounded to 16, the
 // others of float32's 24. What is below 2^-62 is zero, so that no product falls below float32's normal numbers.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/attend_rows-inl.h"
+#include "generic/multiply_rows-inl.h"
+#include "generic/quantize_rows-inl.h"
+#include "generic/softmax-inl.h"
 
 constexpr uint32_t kLeastFactor = (127u - 62u) << 23;
 
@@ -59,7 +69,7 @@ void copy_seen(const uint16_t* v, int64_t low, int64_t high, int64_t padded, uin
 }
 
 // P of one row and their sum, from its scores.
-void weigh(Strip& strip, int64_t r) {
+void probabilities(Strip& strip, int64_t r) {
     float* p = strip.p[r];
     exponentials<kTile>(p, strip.top[r]);
     for (int64_t j = 0; j < kTile; ++j) {
@@ -101,7 +111,7 @@ void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int6
             const auto* k = reinterpret_cast<const uint8_t*>(tile_at(cache.bfloat16_k, key));
             const uint16_t* v = tile_at(cache.bfloat16_v, key);
             const int64_t low = larger(0, oldest - key), high = smaller(kTile, seen_to - key);
-            Ahead this_v = {reinterpret_cast<const char*>(v), lines}, next_k = {};
+            Prefetch this_v = {reinterpret_cast<const char*>(v), lines}, next_k = {};
             if (low > 0 || high < kTile) {
                 copy_seen(v, low, high, padded, scratch.v);
                 v = scratch.v;
@@ -112,20 +122,20 @@ void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int6
             }
             for (int64_t r = 0; r < rows; r += kStrip) {
                 const int64_t count = smaller(kStrip, rows - r);
-                if (!look(a, span, first, r, count, key, strip)) {
+                if (!find_visible(a, span, first, r, count, key, strip)) {
                     continue;
                 }
                 multiply(scratch.factors + r * padded, count, k, padded / 2, kTile, strip.p[0], this_v);
                 const int64_t meanwhile = next_k.lines / (2 * count);
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip.sees(i)) {
-                        hide(strip, i);
+                        mask_scores(strip, i);
                     }
                 }
                 for (int64_t i = 0; i < count; ++i) {
                     next_k.fetch(meanwhile);
                     if (strip.sees(i)) {
-                        weigh(strip, i);
+                        probabilities(strip, i);
                     }
                 }
                 multiply(strip.p[0], count, reinterpret_cast<const uint8_t*>(v), kTile / 2, padded, scratch.sums,

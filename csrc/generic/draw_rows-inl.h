@@ -1,5 +1,13 @@
-// The passes over a whole vocabulary that a draw takes, for one instruction set. Each unit includes this text in its
-// anonymous namespace, behind attend_rows.h.
+// The passes over a whole vocabulary that a draw takes, for one instruction set.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/numbers-inl.h"
+#include "generic/reductions-inl.h"
 
 // Where 2^y is less than half of the least double.
 constexpr double kLowestPower = -1076.0;
@@ -29,22 +37,22 @@ double exp2_of(double y) {
 
 // A block of a row; where it is the last and shorter, a copy that -infinity fills up.
 template <typename Score>
-const Score* whole_block(const Score* scores, int64_t count, int64_t block, Score* room) {
+const Score* whole_block(const Score* scores, int64_t count, int64_t block, Score* scratch) {
     const int64_t first = block * kBlock;
     if (first + kBlock <= count) {
         return scores + first;
     }
     for (int64_t i = 0; i < kBlock; ++i) {
-        room[i] = first + i < count ? scores[first + i] : static_cast<Score>(-kInfinity);
+        scratch[i] = first + i < count ? scores[first + i] : static_cast<Score>(-kInfinity);
     }
-    return room;
+    return scratch;
 }
 
 template <typename Score>
 void maxima_of(const Score* scores, int64_t count, double* maxima) {
-    Score room[kBlock];
+    Score scratch[kBlock];
     for (int64_t block = 0; block * kBlock < count; ++block) {
-        const Score* x = whole_block(scores, count, block, room);
+        const Score* x = whole_block(scores, count, block, scratch);
         int32_t unordered = 0;  // a maximum loses NaN
         for (int64_t i = 0; i < kBlock; ++i) {
             unordered |= x[i] != x[i];
@@ -56,8 +64,8 @@ void maxima_of(const Score* scores, int64_t count, double* maxima) {
 template <typename Score>
 double weights_of(const Score* scores, int64_t count, int64_t block, double top, double factor,
                   double* __restrict weights) {
-    Score room[kBlock];
-    const Score* x = whole_block(scores, count, block, room);
+    Score scratch[kBlock];
+    const Score* x = whole_block(scores, count, block, scratch);
     double y[kBlock];
     for (int64_t i = 0; i < kBlock; ++i) {
         y[i] = greater((static_cast<double>(x[i]) - top) * factor, kLowestPower);

@@ -1,5 +1,15 @@
-// What stands between the integer products of a layer, for one instruction set. Each unit includes this text in its
-// anonymous namespace, behind attend_rows.h. A row's bits depend on nothing but the row.
+// What stands between the integer products of a layer, for one instruction set. A row's bits depend on nothing but the
+// row.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/hadamard-inl.h"
+#include "generic/numbers-inl.h"
+#include "generic/reductions-inl.h"
 
 // out = x / rms(x) ⊙ weight (+ bias) for rows of `size`. Squares are summed in kLanes lanes, and those by halves.
 void rms_norm(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out) {
@@ -27,7 +37,7 @@ void rms_norm(const Norm& norm, const float* x, int64_t rows, int64_t size, floa
     }
 }
 
-// The pairs (i, i + dim / 2) of x [tokens, heads, dim] turned in place by cos and sin [tokens, dim], as
+// The pairs (i, i + dim / 2) of x [tokens, heads, dim] rotated in place by cos and sin [tokens, dim], as
 // rope.apply_rope.
 void rope(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t dim) {
     const int64_t half = dim / 2;

@@ -1,7 +1,17 @@
-// int8 linears, for one instruction set. Each unit includes this text in its anonymous namespace, behind
-// elementwise_rows.h.
+// int8 linears, for one instruction set.
 
-void quantize_inputs(const Linear& linear, const float* x, float* room, const Rounded& rows) {
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/elementwise_rows-inl.h"
+#include "generic/hadamard-inl.h"
+#include "generic/multiply_rows-inl.h"
+#include "generic/quantize_rows-inl.h"
+
+void quantize_inputs(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
     const int64_t k = linear.inputs, padded = padded_inputs(k);
     for (int64_t r = 0; r < rows.count; ++r) {
         auto* out = reinterpret_cast<int8_t*>(rows.bytes + r * padded);
@@ -16,13 +26,13 @@ void quantize_inputs(const Linear& linear, const float* x, float* room, const Ro
             }
         } else {
             for (int64_t i = 0; i < k; ++i) {
-                room[i] = row[i];
+                scratch[i] = row[i];
             }
             if (linear.hadamard_block != 0) {
-                hadamard(room, k, linear.hadamard_block);
+                hadamard(scratch, k, linear.hadamard_block);
             }
-            rows.scales[r] = step_of(absolute_peak(room, k));
-            round_row(room, rows.scales[r], k, out);
+            rows.scales[r] = step_of(absolute_peak(scratch, k));
+            round_row(scratch, rows.scales[r], k, out);
         }
         for (int64_t i = 0; i < k; ++i) {
             out[i] = static_cast<int8_t>(out[i] ^ -128);
@@ -49,15 +59,15 @@ struct Panel {
           weight(reinterpret_cast<const uint8_t*>(l.weight) + first * depth) {}
 
     // What comes behind the panel is the next one, if there is one.
-    Ahead next() const {
+    Prefetch next() const {
         const int64_t columns = smaller(kPanel, padded_outputs(linear.outputs) - first - width);
         return {reinterpret_cast<const char*>(weight + width * depth), columns * depth / kCacheLine};
     }
 
     // The products of up to kStrip rows with the panel, [rows, width].
-    void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, Ahead ahead) const {
+    void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, Prefetch next) const {
         multiply<false>(rows.bytes + row * depth, smaller(kStrip, rows.count - row), weight, depth / 4, width, products,
-                        ahead);
+                        next);
     }
 
     // The outputs of one row from its products.
@@ -90,10 +100,10 @@ void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int
     float sums[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel panel(linear, number);
-        Ahead ahead = panel.next();
+        Prefetch next = panel.next();
         for (int64_t r = 0; r < rows.count; r += kStrip) {
-            panel.multiply_rows(rows, r, products, ahead);
-            ahead.lines = 0;
+            panel.multiply_rows(rows, r, products, next);
+            next.lines = 0;
             for (int64_t i = 0; i < smaller(kStrip, rows.count - r); ++i) {
                 float* __restrict y = out + (r + i) * linear.outputs + panel.first;
                 panel.scale(products + i * panel.width, rows, r + i, add ? sums : y);
@@ -113,7 +123,7 @@ void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up
     float gates[kStrip][kPanel], ups[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel gate_panel(gate, number), up_panel(up, number);
-        Ahead next_gate = gate_panel.next(), next_up = up_panel.next();
+        Prefetch next_gate = gate_panel.next(), next_up = up_panel.next();
         for (int64_t r = 0; r < gate_rows.count; r += kStrip) {
             const int64_t count = smaller(kStrip, gate_rows.count - r);
             gate_panel.multiply_rows(gate_rows, r, products, next_gate);

@@ -1,12 +1,20 @@
-// multiply_block of floats and bfloat16. Units with fused multiplication and addition include this text in their
-// anonymous namespace, behind multiply_rows.h; they define before it, for kColumns lanes, Floats and
+// multiply_block of floats and bfloat16. Units with fused multiplication and addition define before this text, for
+// kColumns lanes, FAQUANT_REGISTER, Floats and
 //
 //   first_rows, second_rows  one of the two bfloat16 in each word from an address on
 //   all_lanes                a float
 //   add_product              sum + a · b, fused
 //   store
 //
-// It nests as multiply_vnni.h does, and for the same reasons.
+// It nests as multiply_vnni-inl.h does, and for the same reasons.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/multiply_fours-inl.h"
 
 template <int blocks>
 struct PairColumns : PairColumns<blocks - 1> {
@@ -70,10 +78,10 @@ struct FloatRows<0, blocks> {
 
 template <bool packed_unsigned, int rows, int blocks>
 __attribute__((noinline)) void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride,
-                                              int64_t depth, float* c, int64_t c_stride, Share ahead) {
+                                              int64_t depth, float* c, int64_t c_stride, PrefetchSteps next) {
     FloatRows<rows, blocks> sums;
     for (const float* end = a + 2 * depth; a != end; a += 2, b += b_stride) {
-        ahead.fetch();
+        next.fetch();
         sums.add(a, a_stride, PairColumns<blocks>(b));
     }
     sums.write(c, c_stride);

@@ -1,6 +1,13 @@
-// multiply_block with vpdpbusd. Units that have it include this text in their anonymous namespace, behind
-// multiply_rows.h; they define before it Vector, load, store, in_all_lanes and add_products for kColumns lanes, and
-// FAQUANT_REGISTER, the operand of an assembly statement that changes a Vector.
+// multiply_block with vpdpbusd. Units that have it define before this text Vector, load, store, in_all_lanes and
+// add_products for kColumns lanes, and FAQUANT_REGISTER, the operand of an assembly statement that changes a Vector.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/multiply_fours-inl.h"
 
 int32_t four_bytes(const uint8_t* x) {
     int32_t bytes;
@@ -72,10 +79,10 @@ struct BlockSums<packed_unsigned, 0, blocks> {
 // Not inlined, because GCC then runs out of registers in its loop.
 template <bool packed_unsigned, int rows, int blocks>
 __attribute__((noinline)) void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride,
-                                              int64_t depth, int32_t* c, int64_t c_stride, Share ahead) {
+                                              int64_t depth, int32_t* c, int64_t c_stride, PrefetchSteps next) {
     BlockSums<packed_unsigned, rows, blocks> sums;
     for (const uint8_t* end = a + 4 * depth; a != end; a += 4, b += b_stride) {
-        ahead.fetch();
+        next.fetch();
         sums.add(a, a_stride, Columns<blocks>(b));
     }
     sums.write(c, c_stride);

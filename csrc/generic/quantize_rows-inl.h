@@ -1,118 +1,16 @@
 // Rows of q, k and v become int8, for one instruction set: what kernels/quantizers.py does, operation by operation.
-// Each unit includes this text in its anonymous namespace, so that its compiler flags apply. It defines behind it
-// halves_to_floats, which is half_to_float for kTile numbers: a select in that loop would take a tenth of decode.
 
-constexpr float kInfinity = __builtin_inff();
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/hadamard-inl.h"
+#include "generic/numbers-inl.h"
+#include "generic/reductions-inl.h"
+
 constexpr float kSmallestScale = 1.0f / (1 << 24);
-// Adding 1.5 · 2^23 rounds to an integer, halves to even, and leaves it in the lowest bits.
-constexpr float kRounder = 12582912.0f;
-
-uint32_t bits_of(float x) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-float float_of(uint32_t bits) {
-    float x;
-    __builtin_memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-float greater(float a, float b) {
-    return a > b ? a : b;
-}
-
-double greater(double a, double b) {
-    return a > b ? a : b;
-}
-
-float lesser(float a, float b) {
-    return a < b ? a : b;
-}
-
-int64_t smaller(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-int64_t larger(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
-// A finite float16, whole also where the process takes subnormal floats for zero.
-float half_to_float(uint16_t half) {
-    const uint32_t bits = half;
-    const float size = (bits & 0x7c00u) == 0 ? static_cast<float>(bits & 0x3ffu) * 0x1p-24f
-                                             : float_of(((bits & 0x7fffu) << 13) + (112u << 23));
-    return float_of((bits & 0x8000u) << 16 | bits_of(size));
-}
-
-// The least float16 that is not below x, which is in [2^-24, 65504].
-uint16_t half_above(float x) {
-    if (x < 0x1p-14f) {
-        const float steps = x * 0x1p24f;
-        const auto whole = static_cast<int32_t>(steps);
-        return static_cast<uint16_t>(whole + (static_cast<float>(whole) < steps));
-    }
-    return static_cast<uint16_t>((bits_of(x) + 0x1fffu - (112u << 23)) >> 13);
-}
-
-float inverse_sqrt_of(int64_t x) {
-    return static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(x)));
-}
-
-constexpr int64_t kLanes = 16;
-
-// (a, b) → (a + b, a - b) for all pairs `half` apart within kLanes elements, which takes vector instructions.
-template <int64_t half>
-void butterflies(float* x, int64_t dim) {
-    for (int64_t i = 0; i < dim; i += kLanes) {
-        float y[kLanes];
-        for (int64_t j = 0; j < kLanes; ++j) {
-            y[j] = x[i + (j ^ half)] + ((j & half) != 0 ? -x[i + j] : x[i + j]);
-        }
-        for (int64_t j = 0; j < kLanes; ++j) {
-            x[i + j] = y[j];
-        }
-    }
-}
-
-// The same for pairs `half` apart, `together` of them at a time.
-template <int64_t together>
-void butterflies(float* x, int64_t dim, int64_t half) {
-    for (int64_t i = 0; i < dim; i += 2 * half) {
-        for (int64_t k = i; k < i + half; k += together) {
-            float* __restrict low = x + k;
-            float* __restrict high = x + k + half;
-            for (int64_t j = 0; j < together; ++j) {
-                const float a = low[j], b = high[j];
-                low[j] = a + b;
-                high[j] = a - b;
-            }
-        }
-    }
-}
-
-// quantizers.hadamard of x [dim], in place.
-void hadamard(float* x, int64_t dim, int64_t block) {
-    if (block < kLanes) {
-        for (int64_t half = 1; half < block; half *= 2) {
-            butterflies<1>(x, dim, half);
-        }
-    } else {
-        butterflies<1>(x, dim);
-        butterflies<2>(x, dim);
-        butterflies<4>(x, dim);
-        butterflies<8>(x, dim);
-        for (int64_t half = kLanes; half < block; half *= 2) {
-            butterflies<kLanes>(x, dim, half);
-        }
-    }
-    const float unit = inverse_sqrt_of(block);
-    for (int64_t i = 0; i < dim; ++i) {
-        x[i] *= unit;
-    }
-}
 
 void rotate(const Scheme& s, float* x) {
     if (s.rotation_block == 0) {
@@ -139,10 +37,6 @@ float absolute_peak(const float* x, int64_t dim) {
 // What one step of a row with that peak is worth.
 float step_of(float peak) {
     return (peak < 1e-30f ? 1e-30f : peak) / 127.0f;
-}
-
-int8_t byte_of(float rounded_by_adding) {
-    return static_cast<int8_t>(static_cast<int32_t>(bits_of(rounded_by_adding)));
 }
 
 // x / scale to the nearest integer in [-127, 127].
@@ -232,24 +126,6 @@ void append_int8(const Scheme& s, const Cache& c, const float* k, const float* v
             }
         }
     }
-}
-
-// The sum of x [dim], filled up with zeros to a power of two, by halves; x is overwritten.
-float tree_sum(float* x, int64_t dim) {
-    int64_t width = 1;
-    while (width < dim) {
-        width *= 2;
-    }
-    for (int64_t i = dim; i < width; ++i) {
-        x[i] = 0.0f;
-    }
-    while (width > 1) {
-        width /= 2;
-        for (int64_t i = 0; i < width; ++i) {
-            x[i] += x[i + width];
-        }
-    }
-    return x[0];
 }
 
 // A query as one map of K wants it.

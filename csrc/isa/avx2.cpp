@@ -1,3 +1,4 @@
+#define FAQUANT_UNIT
 #include <immintrin.h>
 
 #include "isa/kernels.h"
@@ -43,21 +44,13 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-#include "generic/quantize_rows-inl.h"
-
-void halves_to_floats(const uint16_t* halves, float* floats) {
-    for (int64_t i = 0; i < kTile; i += 8) {
-        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i));
-        _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(some));
-    }
-}
-
-#include "isa/floats_256-inl.h"
+#define FAQUANT_REGISTER(x) "+x"(x)
 
 constexpr int64_t kColumns = 8;
 constexpr int kMostBlocks = 1, kMostFloatBlocks = 2;
 
-#include "generic/multiply_rows-inl.h"
+#include "generic/multiply_fours-inl.h"
+#include "isa/floats_256-inl.h"
 
 template <bool is_unsigned>
 __m256i widened(__m128i bytes) {
@@ -66,7 +59,7 @@ __m256i widened(__m128i bytes) {
 
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, Share ahead) {
+                    int64_t c_stride, PrefetchSteps next) {
     static_assert(blocks == 1);
     // Four columns each, with two sums for a column.
     __m256i low[rows], high[rows];
@@ -74,7 +67,7 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
         low[r] = high[r] = _mm256_setzero_si256();
     }
     for (int64_t i = 0; i < depth; ++i) {
-        ahead.fetch();
+        next.fetch();
         const auto* columns = reinterpret_cast<const __m128i*>(b + i * b_stride);
         const __m256i first = widened<packed_unsigned>(_mm_loadu_si128(columns));
         const __m256i second = widened<packed_unsigned>(_mm_loadu_si128(columns + 1));
@@ -92,18 +85,11 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
     }
 }
 
-#define FAQUANT_REGISTER(x) "+x"(x)
-
-#include "generic/attend_rows-inl.h"
-#include "generic/bfloat16_rows-inl.h"
-#include "generic/draw_rows-inl.h"
-#include "generic/elementwise_rows-inl.h"
-#include "generic/linear_rows-inl.h"
 #include "generic/multiply_floats-inl.h"
+#include "generic/table-inl.h"
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2",       dot_u8s8, dot_s8s8, append,     attend, quantize_inputs, linear_panels,
-                                  gated_panels, rms_norm, rope,     silu_times, finish, block_maxima,    block_weights};
+constexpr KernelTable kAvx2Kernels = table_of("avx2", kAvx2 | kFma | kF16c);
 
 }  // namespace faquant

@@ -1,3 +1,4 @@
+#define FAQUANT_UNIT
 #include <immintrin.h>
 
 #include "isa/kernels.h"
@@ -35,8 +36,6 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return _mm512_reduce_add_epi32(_mm512_sub_epi32(acc, excess));
 }
 
-#include "generic/quantize_rows-inl.h"
-
 using Vector = __m512i;
 
 Vector load(const uint8_t* from) {
@@ -63,7 +62,6 @@ __attribute__((always_inline)) inline Vector add_products(Vector sum, Vector uns
 constexpr int64_t kColumns = 16;
 constexpr int kMostBlocks = 4, kMostFloatBlocks = 4;
 
-#include "generic/multiply_rows-inl.h"
 #include "generic/multiply_vnni-inl.h"
 
 using Floats = __m512;
@@ -97,17 +95,12 @@ void halves_to_floats(const uint16_t* halves, float* floats) {
     }
 }
 
-#include "generic/attend_rows-inl.h"
-#include "generic/bfloat16_rows-inl.h"
-#include "generic/draw_rows-inl.h"
-#include "generic/elementwise_rows-inl.h"
-#include "generic/linear_rows-inl.h"
 #include "generic/multiply_floats-inl.h"
+#include "generic/table-inl.h"
 
 }  // namespace
 
-const KernelTable kAvx512VnniKernels = {"avx512vnni",    dot_u8s8,      dot_s8s8,     append,       attend,
-                                        quantize_inputs, linear_panels, gated_panels, rms_norm,     rope,
-                                        silu_times,      finish,        block_maxima, block_weights};
+constexpr KernelTable kAvx512VnniKernels =
+    table_of("avx512vnni", kAvx2 | kAvx512F | kAvx512Bw | kAvx512Vl | kAvx512Vnni);
 
 }  // namespace faquant

@@ -1,5 +1,6 @@
 // 256-bit vectors with vpdpbusd, for CPUs that have it without AVX512. Compiled twice: in the VEX encoding of those
 // CPUs, and in that of AVX512, so that it can be tested on other ones.
+#define FAQUANT_UNIT
 #include <immintrin.h>
 
 #include "isa/kernels.h"
@@ -8,10 +9,12 @@
 #define FAQUANT_VPDPBUSD "%{evex%} vpdpbusd"
 #define FAQUANT_TABLE kAvxVnniEvexKernels
 #define FAQUANT_NAME "avxvnni-evex"
+#define FAQUANT_FEATURES (kAvx512F | kAvx512Bw | kAvx512Vl | kAvx512Vnni)
 #else
 #define FAQUANT_VPDPBUSD "%{vex%} vpdpbusd"
 #define FAQUANT_TABLE kAvxVnniKernels
 #define FAQUANT_NAME "avxvnni"
+#define FAQUANT_FEATURES kAvxVnni
 #endif
 
 namespace faquant {
@@ -80,32 +83,15 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-#include "generic/quantize_rows-inl.h"
-
 constexpr int64_t kColumns = 8;
 constexpr int kMostBlocks = 2, kMostFloatBlocks = 2;
 
-#include "generic/multiply_rows-inl.h"
-#include "generic/multiply_vnni-inl.h"
-
-void halves_to_floats(const uint16_t* halves, float* floats) {
-    for (int64_t i = 0; i < kTile; i += 8) {
-        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i));
-        _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(some));
-    }
-}
-
-#include "generic/attend_rows-inl.h"
-#include "generic/bfloat16_rows-inl.h"
-#include "generic/draw_rows-inl.h"
-#include "generic/elementwise_rows-inl.h"
-#include "generic/linear_rows-inl.h"
 #include "generic/multiply_floats-inl.h"
+#include "generic/multiply_vnni-inl.h"
+#include "generic/table-inl.h"
 
 }  // namespace
 
-const KernelTable FAQUANT_TABLE = {FAQUANT_NAME,    dot_u8s8,      dot_s8s8,     append,       attend,
-                                   quantize_inputs, linear_panels, gated_panels, rms_norm,     rope,
-                                   silu_times,      finish,        block_maxima, block_weights};
+constexpr KernelTable FAQUANT_TABLE = table_of(FAQUANT_NAME, kAvx2 | kFma | kF16c | FAQUANT_FEATURES);
 
 }  // namespace faquant

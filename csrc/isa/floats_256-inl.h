@@ -1,4 +1,14 @@
-// What multiply_floats.h needs, of 256-bit vectors.
+// What multiply_floats-inl.h and attend_rows-inl.h need, of 256-bit vectors.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include <immintrin.h>
+
+#include "isa/kernels.h"
+
+using namespace faquant;
+#endif
 
 using Floats = __m256;
 
@@ -22,4 +32,11 @@ Floats add_product(Floats sum, Floats a, Floats b) {
 
 void store(float* to, Floats x) {
     _mm256_storeu_ps(to, x);
+}
+
+void halves_to_floats(const uint16_t* halves, float* floats) {
+    for (int64_t i = 0; i < kTile; i += 8) {
+        const __m128i some = _mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i));
+        _mm256_storeu_ps(floats + i, _mm256_cvtph_ps(some));
+    }
 }

@@ -1,3 +1,4 @@
+#define FAQUANT_UNIT
 #include "isa/kernels.h"
 
 namespace faquant {
@@ -19,22 +20,14 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-#include "generic/quantize_rows-inl.h"
-
-void halves_to_floats(const uint16_t* halves, float* floats) {
-    for (int64_t i = 0; i < kTile; ++i) {
-        floats[i] = half_to_float(halves[i]);
-    }
-}
-
 constexpr int64_t kColumns = kPadding;
 constexpr int kMostBlocks = 1, kMostFloatBlocks = 1;
 
-#include "generic/multiply_rows-inl.h"
+#include "generic/multiply_fours-inl.h"
 
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, Share) {
+                    int64_t c_stride, PrefetchSteps) {
     static_assert(blocks == 1);
     const auto* signed_a = reinterpret_cast<const int8_t*>(a);
     const auto* signed_b = reinterpret_cast<const int8_t*>(b);
@@ -54,7 +47,7 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
 
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, float* c,
-                    int64_t c_stride, Share) {
+                    int64_t c_stride, PrefetchSteps) {
     static_assert(blocks == 1);
     for (int r = 0; r < rows; ++r) {
         float sums[kColumns] = {};
@@ -75,16 +68,16 @@ void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t 
     }
 }
 
-#include "generic/attend_rows-inl.h"
-#include "generic/bfloat16_rows-inl.h"
-#include "generic/draw_rows-inl.h"
-#include "generic/elementwise_rows-inl.h"
-#include "generic/linear_rows-inl.h"
+void halves_to_floats(const uint16_t* halves, float* floats) {
+    for (int64_t i = 0; i < kTile; ++i) {
+        floats[i] = half_to_float(halves[i]);
+    }
+}
+
+#include "generic/table-inl.h"
 
 }  // namespace
 
-const KernelTable kPortableKernels = {"portable",      dot_u8s8,      dot_s8s8,     append,       attend,
-                                      quantize_inputs, linear_panels, gated_panels, rms_norm,     rope,
-                                      silu_times,      finish,        block_maxima, block_weights};
+constexpr KernelTable kPortableKernels = table_of("portable", 0);
 
 }  // namespace faquant

@@ -26,7 +26,7 @@ int64_t round_up(int64_t x, int64_t step) {
 }
 
 // Memory of one thread that grows and is kept.
-class Room {
+class ScratchMemory {
   public:
     // Cut into parts of so many bytes.
     template <size_t count>
@@ -133,13 +133,13 @@ int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, 
             const int64_t number = owners[static_cast<size_t>(job)];
             const Block& b = blocks[static_cast<size_t>(number)];
             const int64_t rows = (b.last - b.first) * group;
-            thread_local Room room;
+            thread_local ScratchMemory memory;
             Scratch scratch{};
             Partial total;
             const int64_t outs = partial_bytes(most_rows, padded);
             if (a.cache->bfloat16_k != nullptr) {
                 char* p[5];
-                room.cut({outs, outs, most_rows * padded * 4, kStrip * padded * 4, kTile * padded * 2}, p);
+                memory.cut({outs, outs, most_rows * padded * 4, kStrip * padded * 4, kTile * padded * 2}, p);
                 scratch.split = partial(p[0], rows, padded);
                 total = partial(p[1], rows, padded);
                 scratch.factors = reinterpret_cast<float*>(p[2]);
@@ -147,9 +147,9 @@ int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, 
                 scratch.v = reinterpret_cast<uint16_t*>(p[4]);
             } else {
                 char* p[8];
-                room.cut({outs, outs, most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4,
-                          2 * kStrip * kTile, 2 * kStrip * std::max(kTile, padded) * 4},
-                         p);
+                memory.cut({outs, outs, most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4,
+                            2 * kStrip * kTile, 2 * kStrip * std::max(kTile, padded) * 4},
+                           p);
                 scratch.split = partial(p[0], rows, padded);
                 total = partial(p[1], rows, padded);
                 scratch.q = reinterpret_cast<int8_t*>(p[2]);

@@ -35,7 +35,7 @@ struct Activations {
 };
 
 // Norms of heads, RoPE, and k and v into the cache. How many of k and v were beyond their static scales.
-Saturated turn_and_append(const KernelTable& table, const CachedLayer& cached, const Batch& batch, const Activations& a,
+Saturated rope_and_append(const KernelTable& table, const CachedLayer& cached, const Batch& batch, const Activations& a,
                           int64_t threads) {
     const Scheme& s = *cached.scheme;
     const Norm &q_norm = cached.layer.q_norm, &k_norm = cached.layer.k_norm;
@@ -70,7 +70,7 @@ void run_layers(const KernelTable& table, const CachedLayer* layers, int64_t cou
         const Product qkv[] = {
             {layer.q_proj, a.q.get(), false}, {layer.k_proj, a.k.get(), false}, {layer.v_proj, a.v.get(), false}};
         apply(table, {x, batch.tokens, layer.input_layernorm}, qkv, 3, threads);
-        saturated[i] = turn_and_append(table, layers[i], batch, a, threads);
+        saturated[i] = rope_and_append(table, layers[i], batch, a, threads);
         const Attention attention = {layers[i].scheme, layers[i].cache, layers[i].window,
                                      batch.split,      a.q.get(),       a.attention.get()};
         saturated[i].q = attend(table, attention, batch.spans, batch.count, threads);

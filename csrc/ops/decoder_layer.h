@@ -4,6 +4,12 @@
 
 namespace faquant {
 
+// One transformer block whose linears are all int8, named as the checkpoint's modules.
+struct DecoderLayer {
+    Norm input_layernorm, q_norm, k_norm, post_attention_layernorm;
+    const Linear *q_proj, *k_proj, *v_proj, *o_proj, *gate_proj, *up_proj, *down_proj;
+};
+
 // The next tokens of some sequences, and where their keys and values go.
 struct Batch {
     int64_t tokens;

@@ -65,15 +65,15 @@ class RoundedInputs {
         parallel((inputs.rows + kRowsPerJob - 1) / kRowsPerJob, threads, [&](int64_t job) {
             const int64_t first = job * kRowsPerJob, rows = std::min(kRowsPerJob, inputs.rows - first);
             const bool normed = inputs.norm.weight != nullptr;
-            const std::unique_ptr<float[]> room(new float[static_cast<size_t>(size * (normed ? rows + 1 : 1))]);
+            const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(size * (normed ? rows + 1 : 1))]);
             const float* x = inputs.x + first * size;
             if (normed) {
-                table.rms_norm(inputs.norm, x, rows, size, room.get() + size);
-                x = room.get() + size;
+                table.rms_norm(inputs.norm, x, rows, size, scratch.get() + size);
+                x = scratch.get() + size;
             }
             for (int64_t kind = 0; kind < count; ++kind) {
                 const Rounded& all = rounded_[static_cast<size_t>(kind)];
-                table.quantize_inputs(*kinds[static_cast<size_t>(kind)], x, room.get(),
+                table.quantize_inputs(*kinds[static_cast<size_t>(kind)], x, scratch.get(),
                                       {rows, all.bytes + first * depth, all.scales + first});
             }
         });

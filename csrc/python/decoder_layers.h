@@ -63,12 +63,18 @@ class DecoderLayers {
                            checked_window(window)});
     }
 
-    // x [tokens, hidden], in place; cos and sin [tokens, dim], spans and block_tables as LayerCache.attend's: all by
-    // address, checked in Python. For each layer how many values of q, k and v were beyond their static scales.
-    std::vector<std::array<int64_t, 3>> run(uintptr_t x, uintptr_t cos, uintptr_t sin, int64_t tokens, uintptr_t spans,
-                                            uintptr_t block_tables, int64_t count, int64_t width, int64_t split,
-                                            int64_t threads, const std::optional<std::string>& isa) const {
-        require(split > 0 && split % faquant::kTile == 0, "split must be a multiple of a tile.");
+    // x [tokens, hidden], in place; cos and sin [tokens, dim]: by address, checked in Python.
+    struct RunArguments {
+        uintptr_t x, cos, sin;
+        int64_t tokens;
+        SpanArrays spans;
+        int64_t split, threads;
+        std::optional<std::string> isa;
+    };
+
+    // For each layer how many values of q, k and v were beyond their static scales.
+    std::vector<std::array<int64_t, 3>> run(const RunArguments& given) const {
+        require(given.split > 0 && given.split % faquant::kTile == 0, "split must be a multiple of a tile.");
         require(!layers_.empty(), "There are no layers.");
         faquant::Cache smallest = *layers_[0].cache;
         int64_t window = 0;
@@ -76,30 +82,29 @@ class DecoderLayers {
             smallest.pages = std::min(smallest.pages, layer.cache->pages);
             window = std::max(window, layer.window);
         }
-        const std::vector<faquant::Span> all =
-            checked_spans(smallest, spans, block_tables, count, width, tokens, window);
+        const std::vector<faquant::Span> spans = checked_spans(smallest, given.spans, given.tokens, window);
         std::vector<int64_t> slots, positions;
-        for (const faquant::Span& span : all) {
+        for (const faquant::Span& span : spans) {
             for (int64_t position = span.start; position < span.start + span.tokens; ++position) {
                 const int64_t page = span.block_table[position / smallest.page_size];
                 slots.push_back(page * smallest.page_size + position % smallest.page_size);
                 positions.push_back(position);
             }
         }
-        const faquant::Batch batch = {tokens,
-                                      reinterpret_cast<const float*>(cos),
-                                      reinterpret_cast<const float*>(sin),
+        const faquant::Batch batch = {given.tokens,
+                                      reinterpret_cast<const float*>(given.cos),
+                                      reinterpret_cast<const float*>(given.sin),
                                       slots.data(),
                                       positions.data(),
-                                      all.data(),
-                                      count,
-                                      split};
+                                      spans.data(),
+                                      given.spans.count,
+                                      given.split};
         std::vector<faquant::Saturated> saturated(layers_.size());
         {
-            const faquant::KernelTable& table = kernels(isa);
+            const faquant::KernelTable& table = kernels(given.isa);
             nb::gil_scoped_release unlocked;
             faquant::run_layers(table, layers_.data(), static_cast<int64_t>(layers_.size()), batch,
-                                reinterpret_cast<float*>(x), threads, saturated.data());
+                                reinterpret_cast<float*>(given.x), given.threads, saturated.data());
         }
         std::vector<std::array<int64_t, 3>> counts;
         for (const faquant::Saturated& some : saturated) {
@@ -118,8 +123,15 @@ class DecoderLayers {
             .def_prop_ro("hidden_size", &DecoderLayers::hidden_size)
             .def_prop_ro("head_dim", &DecoderLayers::head_dim)
             .def("add", &DecoderLayers::add, nb::kw_only(), "linears"_a, "norms"_a, "cache"_a, "window"_a.none())
-            .def("run", &DecoderLayers::run, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "spans"_a, "block_tables"_a,
-                 "count"_a, "width"_a, "split"_a, "threads"_a, "isa"_a.none());
+            .def(
+                "run",
+                [](const DecoderLayers& self, uintptr_t x, uintptr_t cos, uintptr_t sin, int64_t tokens,
+                   uintptr_t spans, uintptr_t block_tables, int64_t count, int64_t width, int64_t split,
+                   int64_t threads, const std::optional<std::string>& isa) {
+                    return self.run({x, cos, sin, tokens, {spans, block_tables, count, width}, split, threads, isa});
+                },
+                "x"_a, "cos"_a, "sin"_a, "tokens"_a, "spans"_a, "block_tables"_a, "count"_a, "width"_a, "split"_a,
+                "threads"_a, "isa"_a.none());
     }
 
   private:

@@ -62,18 +62,11 @@ uint64_t read_all(const Array& words, int64_t threads) {
 }
 
 nb::dict cpu_features() {
-    const faquant::CpuFeatures f = faquant::detect_cpu_features();
+    const uint32_t found = faquant::detect_cpu_features();
     nb::dict d;
-    d["avx2"] = f.avx2;
-    d["fma"] = f.fma;
-    d["f16c"] = f.f16c;
-    d["avx_vnni"] = f.avx_vnni;
-    d["avx512f"] = f.avx512f;
-    d["avx512bw"] = f.avx512bw;
-    d["avx512vl"] = f.avx512vl;
-    d["avx512_vnni"] = f.avx512_vnni;
-    d["avx512_bf16"] = f.avx512_bf16;
-    d["amx_int8"] = f.amx_int8;
+    for (const auto& [feature, name] : faquant::kCpuFeatures) {
+        d[name] = (found & feature) != 0;
+    }
     return d;
 }
 

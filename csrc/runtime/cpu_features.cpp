@@ -1,6 +1,5 @@
 #include "runtime/cpu_features.h"
 
-#include <cstdint>
 #include <cstring>
 
 #ifdef FAQUANT_X86
@@ -38,30 +37,30 @@ uint64_t saved_states() {
 
 }  // namespace
 
-CpuFeatures detect_cpu_features() {
+uint32_t detect_cpu_features() {
     constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
-    CpuFeatures f;
     const Registers one = cpuid(1, 0);
     if (!bit(one.ecx, 27)) {
-        return f;
+        return 0;
     }
     const uint64_t saved = saved_states();
-    const bool ymm = (saved & kYmm) == kYmm;
-    const bool zmm = (saved & kZmm) == kZmm;
-    const bool tiles = (saved & kTiles) == kTiles;
     const Registers seven = cpuid(7, 0);
     const Registers seven_one = seven.eax >= 1 ? cpuid(7, 1) : Registers{};
-    f.avx2 = ymm && bit(seven.ebx, 5);
-    f.fma = ymm && bit(one.ecx, 12);
-    f.f16c = ymm && bit(one.ecx, 29);
-    f.avx_vnni = ymm && bit(seven_one.eax, 4);
-    f.avx512f = zmm && bit(seven.ebx, 16);
-    f.avx512bw = zmm && bit(seven.ebx, 30);
-    f.avx512vl = zmm && bit(seven.ebx, 31);
-    f.avx512_vnni = zmm && bit(seven.ecx, 11);
-    f.avx512_bf16 = zmm && bit(seven_one.eax, 5);
-    f.amx_int8 = tiles && bit(seven.edx, 24) && bit(seven.edx, 25);
-    return f;
+    uint32_t features = 0;
+    const auto add = [&](CpuFeature feature, uint64_t states, bool has) {
+        features |= has && (saved & states) == states ? feature : 0u;
+    };
+    add(kAvx2, kYmm, bit(seven.ebx, 5));
+    add(kFma, kYmm, bit(one.ecx, 12));
+    add(kF16c, kYmm, bit(one.ecx, 29));
+    add(kAvxVnni, kYmm, bit(seven_one.eax, 4));
+    add(kAvx512F, kZmm, bit(seven.ebx, 16));
+    add(kAvx512Bw, kZmm, bit(seven.ebx, 30));
+    add(kAvx512Vl, kZmm, bit(seven.ebx, 31));
+    add(kAvx512Vnni, kZmm, bit(seven.ecx, 11));
+    add(kAvx512Bf16, kZmm, bit(seven_one.eax, 5));
+    add(kAmxInt8, kTiles, bit(seven.edx, 24) && bit(seven.edx, 25));
+    return features;
 }
 
 std::string cpu_brand() {
@@ -80,8 +79,8 @@ std::string cpu_brand() {
 
 #else
 
-CpuFeatures detect_cpu_features() {
-    return {};
+uint32_t detect_cpu_features() {
+    return 0;
 }
 
 std::string cpu_brand() {

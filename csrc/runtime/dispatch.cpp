@@ -1,6 +1,8 @@
 #include "runtime/dispatch.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 
 #include "runtime/cpu_features.h"
 #include "self_test/self_test.h"
@@ -8,27 +10,23 @@
 namespace faquant {
 namespace {
 
-struct Candidate {
-    const KernelTable* kernels;
-    bool supported;
+// Of this build, best first.
+constexpr const KernelTable* kTables[] = {
+#ifdef FAQUANT_X86
+    &kAvx512VnniKernels,
+#ifdef FAQUANT_AVXVNNI
+    &kAvxVnniKernels,
+    // Only there to be tested: the same instructions otherwise encoded.
+    &kAvxVnniEvexKernels,
+#endif
+    &kAvx2Kernels,
+#endif
+    &kPortableKernels,
 };
 
-// Best first.
-std::vector<Candidate> candidates() {
-    std::vector<Candidate> list;
-#ifdef FAQUANT_X86
-    const CpuFeatures cpu = detect_cpu_features();
-    const bool avx512vnni = cpu.avx2 && cpu.avx512f && cpu.avx512bw && cpu.avx512vl && cpu.avx512_vnni;
-    list.push_back({&kAvx512VnniKernels, avx512vnni});
-#ifdef FAQUANT_AVXVNNI
-    list.push_back({&kAvxVnniKernels, cpu.avx2 && cpu.fma && cpu.f16c && cpu.avx_vnni});
-    // Only there to be tested: the same instructions otherwise encoded.
-    list.push_back({&kAvxVnniEvexKernels, avx512vnni && cpu.fma && cpu.f16c});
-#endif
-    list.push_back({&kAvx2Kernels, cpu.avx2 && cpu.fma && cpu.f16c});
-#endif
-    list.push_back({&kPortableKernels, true});
-    return list;
+bool is_supported(const KernelTable& table) {
+    static const uint32_t cpu = detect_cpu_features();
+    return (table.features & ~cpu) == 0;
 }
 
 std::string names(const std::vector<const KernelTable*>& tables) {
@@ -72,23 +70,20 @@ Selection select_kernels() {
 const std::vector<const KernelTable*>& available_kernels() {
     static const std::vector<const KernelTable*> tables = [] {
         std::vector<const KernelTable*> list;
-        for (const Candidate& candidate : candidates()) {
-            if (candidate.supported) {
-                list.push_back(candidate.kernels);
-            }
-        }
+        std::copy_if(std::begin(kTables), std::end(kTables), std::back_inserter(list),
+                     [](const KernelTable* table) { return is_supported(*table); });
         return list;
     }();
     return tables;
 }
 
 const KernelTable& find_kernels(const std::string& name) {
-    for (const Candidate& candidate : candidates()) {
-        if (name != candidate.kernels->name) {
+    for (const KernelTable* table : kTables) {
+        if (name != table->name) {
             continue;
         }
-        if (candidate.supported) {
-            return *candidate.kernels;
+        if (is_supported(*table)) {
+            return *table;
         }
         throw UsageError("this CPU lacks the instructions of '" + name +
                          "'. Choose one of: " + names(available_kernels()) + ".");

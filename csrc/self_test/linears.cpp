@@ -13,16 +13,16 @@ namespace {
 
 // By its definition.
 void exact_hadamard(double* x, int64_t size, int64_t block) {
-    std::vector<double> turned(static_cast<size_t>(block));
+    std::vector<double> rotated(static_cast<size_t>(block));
     for (int64_t start = 0; start < size; start += block) {
         for (int64_t i = 0; i < block; ++i) {
             double sum = 0;
             for (int64_t j = 0; j < block; ++j) {
                 sum += __builtin_parityll(static_cast<unsigned long long>(i & j)) != 0 ? -x[start + j] : x[start + j];
             }
-            turned[static_cast<size_t>(i)] = sum / std::sqrt(static_cast<double>(block));
+            rotated[static_cast<size_t>(i)] = sum / std::sqrt(static_cast<double>(block));
         }
-        std::copy(turned.begin(), turned.end(), x + start);
+        std::copy(rotated.begin(), rotated.end(), x + start);
     }
 }
 

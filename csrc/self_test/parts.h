@@ -56,6 +56,15 @@ struct RandomLinear {
 };
 
 // The first wrong kernel, or nullptr:
+// dot products on extreme and random bytes,
+const char* wrong_kernel_in_dots(const KernelTable& table);
+// what stands between the products,
+const char* wrong_kernel_in_norms(const KernelTable& table);
+const char* wrong_kernel_in_rope(const KernelTable& table);
+const char* wrong_kernel_in_silu(const KernelTable& table);
+// the passes over a vocabulary,
+const char* wrong_kernel_in_maxima(const KernelTable& table);
+const char* wrong_kernel_in_weights(const KernelTable& table);
 // linears on numbers of which every sum and every rounding is exact,
 const char* wrong_kernel_in_linears(const KernelTable& table);
 // two of them with SwiGLU,

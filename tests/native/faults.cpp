@@ -86,8 +86,8 @@ int64_t attend_uncounted(const Attention& a, const Span& span, int64_t kv_head, 
     return 0;
 }
 
-void finish_with_v_turned(const Partial* parts, int64_t count, int64_t rows, const Scheme& scheme,
-                          const Partial& total) {
+void finish_with_v_rotated(const Partial* parts, int64_t count, int64_t rows, const Scheme& scheme,
+                           const Partial& total) {
     Scheme changed = scheme;
     forget_v_rotation(changed);
     right.finish(parts, count, rows, changed, total);
@@ -107,10 +107,10 @@ void forget_input_offset(Linear& linear) {
 }
 
 template <void (*change)(Linear&)>
-void quantize_inputs_with(const Linear& linear, const float* x, float* room, const Rounded& rows) {
+void quantize_inputs_with(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
     Linear changed = linear;
     change(changed);
-    right.quantize_inputs(changed, x, room, rows);
+    right.quantize_inputs(changed, x, scratch, rows);
 }
 
 void panels_without_bias(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
@@ -219,7 +219,7 @@ constexpr Fault kFaults[] = {
     {"dot_s8s8", "pairs saturate", [](KernelTable& t) { t.dot_s8s8 = saturating_dot<int8_t>; }},
     {"append", "no centre", [](KernelTable& t) { t.append = append_with<forget_center>; }},
     {"append", "no signs", [](KernelTable& t) { t.append = append_with<forget_signs>; }},
-    {"append", "v not turned", [](KernelTable& t) { t.append = append_with<forget_v_rotation>; }},
+    {"append", "v not rotated", [](KernelTable& t) { t.append = append_with<forget_v_rotation>; }},
     {"append", "no offsets", [](KernelTable& t) { t.append = append_with<forget_offsets>; }},
     {"append", "saturation not counted", [](KernelTable& t) { t.append = append_uncounted; }},
     {"append", "bfloat16 towards zero", [](KernelTable& t) { t.append = append_truncated; }},
@@ -229,9 +229,9 @@ constexpr Fault kFaults[] = {
     {"attend", "another sum", [](KernelTable& t) { t.attend = attend_with<forget_quantized_sum>; }},
     {"attend", "no window", [](KernelTable& t) { t.attend = attend_without_window; }},
     {"attend", "saturation not counted", [](KernelTable& t) { t.attend = attend_uncounted; }},
-    {"finish", "V stays turned", [](KernelTable& t) { t.finish = finish_with_v_turned; }},
+    {"finish", "V stays rotated", [](KernelTable& t) { t.finish = finish_with_v_rotated; }},
     {"finish", "only the first part", [](KernelTable& t) { t.finish = finish_the_first; }},
-    {"quantize_inputs", "not turned",
+    {"quantize_inputs", "not rotated",
      [](KernelTable& t) { t.quantize_inputs = quantize_inputs_with<forget_hadamard>; }},
     {"quantize_inputs", "no offset",
      [](KernelTable& t) { t.quantize_inputs = quantize_inputs_with<forget_input_offset>; }},

@@ -1,5 +1,5 @@
-"""Packed matrices (csrc/isa/kernels.h): one column of four rows of bytes, or of two of bfloat16, at a time, as the products
-take them."""
+"""Packed matrices (csrc/isa/kernels.h): one column of four rows of bytes, or of two of bfloat16, at a time, as
+the products take them."""
 
 import torch
 from torch import Tensor
