@@ -9,8 +9,9 @@ INTEROP_VENV = .venv-msmodelslim
 PEERS_VENV = .venv-peers
 PEERS_JOBS ?= 2
 BIN = $(VENV)/bin
-CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/python/*)
-FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
+CXX_FILES = $(wildcard csrc/*/*.cpp csrc/*/*.h tests/native/*.cpp tests/native/*.h)
+# What units of csrc/isa compile; an editor reads each of them alone. Some are for x86-64 only.
+UNIT_TEXTS = $(wildcard csrc/generic/*-inl.h $(if $(filter x86_64,$(shell uname -m)),csrc/isa/*-inl.h))
 PYTHON_DIRS = $(wildcard src tests benchmarks examples)
 
 .DEFAULT_GOAL := venv
@@ -34,16 +35,17 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml CMakeLists.txt $(CXX_FILES)
 	$(BIN)/python -m pip install --no-build-isolation -e '.[dev]'
 	touch $@
 
-check: venv ## Lint, formatting and types
+check: venv ## Lint, formatting and types; that an editor can read each text of csrc/generic alone
 	$(BIN)/ruff check $(PYTHON_DIRS)
 	$(BIN)/ruff format --check $(PYTHON_DIRS)
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(foreach text,$(UNIT_TEXTS),$(CXX) -std=c++17 -fsyntax-only -w -x c++ -Icsrc -include $(text) /dev/null &&) true
 
 format: venv ## Format Python and C++, and mend what the linter can
 	$(BIN)/ruff check --fix-only $(PYTHON_DIRS)
 	$(BIN)/ruff format $(PYTHON_DIRS)
-	$(BIN)/clang-format -i $(FORMATTED)
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 test: venv ## All tests but those that need msmodelslim, lm_eval or a browser
 	$(BIN)/python -m pytest -q
@@ -82,18 +84,19 @@ test-sanitizers: venv ## The kernels' tests with AddressSanitizer and UndefinedB
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $(SANITIZED)/base.txt
 	$(SANITIZED)/bin/python -c 'import site; print(open("$(SANITIZED)/base.txt").read(), file=open(site.getsitepackages()[0] + "/base.pth", "w"))'
 	$(BIN)/python -m pip --python $(SANITIZED)/bin/python install --no-build-isolation --no-deps --force-reinstall \
-		--config-settings=cmake.define.FAQUANT_SANITIZE=ON .
+		--config-settings=cmake.define.FAQUANT_SANITIZE=ON --config-settings=cmake.define.FAQUANT_NATIVE_TESTS=ON .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest -q $(SANITIZED_TESTS)
+	build/native-sanitized/faquant_native_tests
 
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 AARCH64_RUN ?= qemu-aarch64
 
-test-aarch64: ## The kernels' self-test on AArch64, by a cross compiler and an emulator; no Python
+test-aarch64: ## The native tests on AArch64, by a cross compiler and an emulator; no Python
 	mkdir -p build
 	$(AARCH64_CXX) -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -Werror -static -pthread -Icsrc \
-		tests/native/*.cpp $(filter-out csrc/kernels_avx%,$(wildcard csrc/*.cpp)) -o build/self-test-aarch64
-	$(AARCH64_RUN) build/self-test-aarch64
+		tests/native/*.cpp $(filter-out csrc/isa/avx% csrc/python/%,$(wildcard csrc/*/*.cpp)) -o build/native-tests-aarch64
+	$(AARCH64_RUN) build/native-tests-aarch64
 
 bench: venv ## Attention and linears beside torch's, and what memory gives (8 minutes)
 	$(BIN)/python benchmarks/attention_decode.py

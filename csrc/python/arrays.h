@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "dispatch.h"
+#include "runtime/dispatch.h"
 
 namespace nb = nanobind;
 

@@ -11,11 +11,11 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "decoder_layer.h"
-#include "elementwise_functions.h"
-#include "int8_linear.h"
-#include "layer_cache.h"
+#include "ops/decoder_layer.h"
+#include "python/arrays.h"
+#include "python/elementwise_functions.h"
+#include "python/int8_linear.h"
+#include "python/layer_cache.h"
 
 // Some layers of one model, one behind the other, with the caches that they append to.
 class DecoderLayers {

@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "arrays.h"
-#include "draw.h"
+#include "ops/draw.h"
+#include "python/arrays.h"
 
 // (temperature, top_k, top_p, min_p, uniform)
 using SamplingTuple = std::tuple<double, int64_t, double, double, double>;

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "elementwise.h"
+#include "ops/elementwise.h"
+#include "python/arrays.h"
 
 // A norm's weights, checked once.
 class RmsNorm {

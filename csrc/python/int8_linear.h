@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "linear.h"
+#include "ops/linear.h"
+#include "python/arrays.h"
 
 inline void pack_weight(const Array& weight, const WritableArray& packed, const WritableArray& excess) {
     require(weight.ndim() == 2, "weight must have two dimensions.");

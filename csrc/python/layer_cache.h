@@ -9,8 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "arrays.h"
-#include "attend.h"
+#include "ops/attend.h"
+#include "python/arrays.h"
+#include "python/keywords.h"
 
 // As good as none, and far from overflow.
 constexpr int64_t kNoWindow = int64_t{1} << 60;
@@ -43,7 +44,7 @@ inline std::vector<faquant::Span> checked_spans(const faquant::Cache& cache, con
     return all;
 }
 
-// Room for a window as the kernels want it.
+// A window as the kernels want it.
 inline int64_t checked_window(const std::optional<int64_t>& window) {
     require(!window || *window > 0, "window must be positive.");
     return std::min(window.value_or(kNoWindow), kNoWindow);
@@ -52,58 +53,67 @@ inline int64_t checked_window(const std::optional<int64_t>& window) {
 // One layer's cache with its scheme: all pointers are checked here, once.
 class LayerCache {
   public:
-    LayerCache(int64_t heads, const WritableArray& k, const WritableArray& v,
-               const std::optional<WritableArray>& k_scales, const std::optional<WritableArray>& v_scales, int64_t dim,
-               int64_t map_block, const OptionalArray& k_center, const OptionalArray& k_equalizer,
-               int64_t rotation_block, const OptionalArray& rotation_sign, int64_t v_rotation_block,
-               const OptionalArray& q_scale, bool q_by_channel, const OptionalArray& k_scale, bool k_by_channel,
-               const OptionalArray& k_offset, const OptionalArray& v_scale, const OptionalArray& v_offset,
-               int32_t p_levels, bool quantized_sum)
-        : kept_{k_center, k_equalizer, rotation_sign, q_scale, k_scale, k_offset, v_scale, v_offset},
-          stores_{k, v, k_scales, v_scales} {
+    explicit LayerCache(const nb::kwargs& given) {
+        Keywords all(given);
+        const auto heads = all.take<int64_t>("heads"), dim = all.take<int64_t>("dim");
+        const auto k = all.take<WritableArray>("k"), v = all.take<WritableArray>("v");
+        const auto k_scales = all.take<std::optional<WritableArray>>("k_scales");
+        const auto v_scales = all.take<std::optional<WritableArray>>("v_scales");
         const std::vector<int64_t> of_tiles = tiles_shape(heads, k, dim);
         const int64_t pages = of_tiles[0], kv_heads = of_tiles[1], page_size = of_tiles[2] * faquant::kTile;
-        require(map_block > 0 && map_block % faquant::kTile == 0, "map_block must be a multiple of a tile.");
-        require(p_levels == 127 || p_levels == 255 || p_levels == 32767, "p_levels must be 127, 255 or 32767.");
-        require(k_scales.has_value() != k_scale.has_value(), "k_scales or k_scale must be given, and not both.");
-        require(v_scales.has_value() != v_scale.has_value(), "v_scales or v_scale must be given, and not both.");
-        require(k_scale.has_value() || !k_offset.has_value(), "k_offset needs k_scale.");
-        require(v_scale.has_value() || (!v_offset.has_value() && !quantized_sum),
+        const std::vector<int64_t> of_q = {heads, dim}, of_kv = {kv_heads, dim},
+                                   of_scales = {pages, kv_heads, page_size};
+        const auto table = [&](const char* name, const std::vector<int64_t>& shape) {
+            kept_.push_back(all.take<OptionalArray>(name));
+            return floats(kept_.back(), name, shape);
+        };
+
+        faquant::Scheme& s = scheme_;
+        s.heads = heads;
+        s.kv_heads = kv_heads;
+        s.dim = dim;
+        s.map_block = all.take<int64_t>("map_block");
+        const auto k_center = all.take<OptionalArray>("k_center"), k_equalizer = all.take<OptionalArray>("k_equalizer");
+        const OptionalArray& any_map = k_center ? k_center : k_equalizer;
+        s.maps = any_map && any_map->ndim() > 0 ? static_cast<int64_t>(any_map->shape(0)) : 1;
+        s.k_center = floats(k_center, "k_center", {s.maps, kv_heads, dim});
+        s.k_equalizer = floats(k_equalizer, "k_equalizer", {s.maps, kv_heads, dim});
+        kept_.insert(kept_.end(), {k_center, k_equalizer});
+        s.rotation_block = all.take<int64_t>("rotation_block");
+        s.rotation_sign = table("rotation_sign", {dim});
+        s.v_rotation_block = all.take<int64_t>("v_rotation_block");
+        s.q_scale = table("q_scale", of_q);
+        s.q_by_channel = all.take<bool>("q_by_channel");
+        s.k_scale = table("k_scale", of_kv);
+        s.k_by_channel = all.take<bool>("k_by_channel");
+        s.k_offset = table("k_offset", of_kv);
+        s.v_scale = table("v_scale", of_kv);
+        s.v_offset = table("v_offset", of_kv);
+        s.p_levels = all.take<int32_t>("p_levels");
+        s.p_float16 = all.take<bool>("p_float16");
+        s.quantized_sum = all.take<bool>("quantized_sum");
+        all.require_all_taken();
+
+        require(s.maps > 0, "There must be one map at least.");
+        require(s.map_block > 0 && s.map_block % faquant::kTile == 0, "map_block must be a multiple of a tile.");
+        require(s.p_levels == 127 || s.p_levels == 255 || s.p_levels == 32767, "p_levels must be 127, 255 or 32767.");
+        require(s.p_float16 == (s.p_levels == 127), "p_float16 goes with p_levels 127, and with no others.");
+        require(k_scales.has_value() == (s.k_scale == nullptr), "k_scales or k_scale must be given, and not both.");
+        require(v_scales.has_value() == (s.v_scale == nullptr), "v_scales or v_scale must be given, and not both.");
+        require(s.k_scale != nullptr || s.k_offset == nullptr, "k_offset needs k_scale.");
+        require(s.v_scale != nullptr || (s.v_offset == nullptr && !s.quantized_sum),
                 "v_offset and quantized_sum need v_scale.");
-        for (const int64_t block : {rotation_block, v_rotation_block}) {
+        for (const int64_t block : {s.rotation_block, s.v_rotation_block}) {
             require(block >= 0 && (block & (block - 1)) == 0 && (block == 0 || dim % block == 0),
                     "A rotation block must be a power of two that divides the head.");
         }
-        const OptionalArray& any_map = k_center ? k_center : k_equalizer;
-        const int64_t maps = any_map && any_map->ndim() > 0 ? static_cast<int64_t>(any_map->shape(0)) : 1;
-        require(maps > 0, "There must be one map at least.");
-        const std::vector<int64_t> of_q = {heads, dim}, of_kv = {kv_heads, dim}, of_maps = {maps, kv_heads, dim};
-        scheme_ = {heads,
-                   kv_heads,
-                   dim,
-                   maps,
-                   map_block,
-                   floats(k_center, "k_center", of_maps),
-                   floats(k_equalizer, "k_equalizer", of_maps),
-                   rotation_block,
-                   floats(rotation_sign, "rotation_sign", {dim}),
-                   v_rotation_block,
-                   floats(q_scale, "q_scale", of_q),
-                   q_by_channel,
-                   floats(k_scale, "k_scale", of_kv),
-                   k_by_channel,
-                   floats(k_offset, "k_offset", of_kv),
-                   floats(v_scale, "v_scale", of_kv),
-                   floats(v_offset, "v_offset", of_kv),
-                   p_levels,
-                   quantized_sum};
-        const std::vector<int64_t> of_scales = {pages, kv_heads, page_size};
-        cache_ = {pages,
-                  page_size,
-                  data_of<uint8_t>(k, "k", "uint8", of_tiles),
-                  data_of<int8_t>(v, "v", "int8", of_tiles),
-                  k_scales ? halves(*k_scales, "k_scales", of_scales) : nullptr,
-                  v_scales ? halves(*v_scales, "v_scales", of_scales) : nullptr};
+        stores_ = {k, v, k_scales, v_scales};
+        cache_.pages = pages;
+        cache_.page_size = page_size;
+        cache_.k = data_of<uint8_t>(k, "k", "uint8", of_tiles);
+        cache_.v = data_of<int8_t>(v, "v", "int8", of_tiles);
+        cache_.k_scale = k_scales ? halves(*k_scales, "k_scales", of_scales) : nullptr;
+        cache_.v_scale = v_scales ? halves(*v_scales, "v_scales", of_scales) : nullptr;
     }
 
     // Of bfloat16.
@@ -163,18 +173,9 @@ class LayerCache {
     static void bind(nb::module_& m) {
         using namespace nb::literals;
         nb::class_<LayerCache>(m, "LayerCache")
-            .def(nb::init<int64_t, const WritableArray&, const WritableArray&, const std::optional<WritableArray>&,
-                          const std::optional<WritableArray>&, int64_t, int64_t, const OptionalArray&,
-                          const OptionalArray&, int64_t, const OptionalArray&, int64_t, const OptionalArray&, bool,
-                          const OptionalArray&, bool, const OptionalArray&, const OptionalArray&, const OptionalArray&,
-                          int32_t, bool>(),
-                 nb::kw_only(), "heads"_a, "k"_a, "v"_a, "k_scales"_a.none(), "v_scales"_a.none(), "dim"_a,
-                 "map_block"_a, "k_center"_a.none(), "k_equalizer"_a.none(), "rotation_block"_a,
-                 "rotation_sign"_a.none(), "v_rotation_block"_a, "q_scale"_a.none(), "q_by_channel"_a,
-                 "k_scale"_a.none(), "k_by_channel"_a, "k_offset"_a.none(), "v_scale"_a.none(), "v_offset"_a.none(),
-                 "p_levels"_a, "quantized_sum"_a)
             .def(nb::init<int64_t, const WritableArray&, const WritableArray&, int64_t>(), nb::kw_only(), "heads"_a,
                  "k"_a, "v"_a, "dim"_a)
+            .def(nb::init<const nb::kwargs&>())
             .def("append", &LayerCache::append, "k"_a, "v"_a, "slots"_a, "positions"_a, "threads"_a, "isa"_a.none())
             .def("attend", &LayerCache::attend, "out"_a, "q"_a, "spans"_a, "block_tables"_a, "window"_a.none(),
                  "split"_a, "threads"_a, "isa"_a.none());

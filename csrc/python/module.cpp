@@ -8,16 +8,16 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "cpu_features.h"
-#include "decoder_layers.h"
-#include "dispatch.h"
-#include "draw_functions.h"
-#include "elementwise_functions.h"
-#include "int8_linear.h"
-#include "layer_cache.h"
-#include "self_test.h"
-#include "stream.h"
+#include "ops/stream.h"
+#include "python/arrays.h"
+#include "python/decoder_layers.h"
+#include "python/draw_functions.h"
+#include "python/elementwise_functions.h"
+#include "python/int8_linear.h"
+#include "python/layer_cache.h"
+#include "runtime/cpu_features.h"
+#include "runtime/dispatch.h"
+#include "self_test/self_test.h"
 
 using namespace nb::literals;
 
@@ -62,18 +62,11 @@ uint64_t read_all(const Array& words, int64_t threads) {
 }
 
 nb::dict cpu_features() {
-    const faquant::CpuFeatures f = faquant::detect_cpu_features();
+    const uint32_t found = faquant::detect_cpu_features();
     nb::dict d;
-    d["avx2"] = f.avx2;
-    d["fma"] = f.fma;
-    d["f16c"] = f.f16c;
-    d["avx_vnni"] = f.avx_vnni;
-    d["avx512f"] = f.avx512f;
-    d["avx512bw"] = f.avx512bw;
-    d["avx512vl"] = f.avx512vl;
-    d["avx512_vnni"] = f.avx512_vnni;
-    d["avx512_bf16"] = f.avx512_bf16;
-    d["amx_int8"] = f.amx_int8;
+    for (const auto& [feature, name] : faquant::kCpuFeatures) {
+        d[name] = (found & feature) != 0;
+    }
     return d;
 }
 
@@ -91,15 +84,6 @@ nb::dict self_test() {
         results[table->name] = faquant::first_wrong_kernel(*table) == nullptr;
     }
     return results;
-}
-
-// [(kernel, fault, what the self-test reports)]
-nb::list reports_of_faults() {
-    nb::list reports;
-    for (const faquant::FaultReport& report : faquant::reports_of_faults()) {
-        reports.append(nb::make_tuple(report.kernel, report.fault, report.reported));
-    }
-    return reports;
 }
 
 }  // namespace
@@ -120,7 +104,6 @@ NB_MODULE(_C, m) {
     m.def("selected_isa", [] { return faquant::selected_kernels().kernels->name; });
     m.def("selection_warning", [] { return faquant::selected_kernels().warning; });
     m.def("self_test", &self_test);
-    m.def("reports_of_faults", &reports_of_faults);
     m.def("dot_u8s8", &dot_u8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.def("dot_s8s8", &dot_s8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.attr("TILE") = faquant::kTile;

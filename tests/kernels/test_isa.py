@@ -84,15 +84,6 @@ def test_the_values_tell_saturation(dot: Any, dtype: Any, length: int) -> None:
     assert saturating(a, b) != exact(a, b)
 
 
-def test_the_self_test_names_the_kernel_that_is_wrong() -> None:
-    reports = _C.reports_of_faults()
-    assert [report for report in reports if report[0] != report[2]] == []
-    assert {kernel for kernel, _, _ in reports} == {
-        *("dot_u8s8", "dot_s8s8", "append", "attend", "finish", "quantize_inputs", "linear_panels", "gated_panels"),
-        *("rms_norm", "rope", "silu_times", "block_maxima", "block_weights"),
-    }
-
-
 def test_self_test_passes() -> None:
     assert cpu.self_test() == dict.fromkeys(cpu.available_isas(), True)
 

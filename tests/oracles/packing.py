@@ -1,4 +1,4 @@
-"""The packed matrices of csrc/kernels.h, element by element as that comment describes them."""
+"""The packed matrices of csrc/isa/kernels.h, element by element as that comment describes them."""
 
 from functools import cache
 

@@ -182,6 +182,7 @@ def _layer_cache(pages: Int8Pages) -> _C.LayerCache:
         v_scale=table(scheme.v_scale),
         v_offset=table(scheme.v_offset),
         p_levels=scheme.p_levels,
+        p_float16=scheme.p_float16,
         quantized_sum=scheme.quantized_sum,
     )
 

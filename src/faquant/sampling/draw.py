@@ -1,4 +1,4 @@
-"""From rows of scores to tokens: temperature, top-k, top-p and min-p, and the draw itself, by csrc/draw.cpp.
+"""From rows of scores to tokens: temperature, top-k, top-p and min-p, and the draw itself, by csrc/ops/draw.cpp.
 
 The filters come in the order of transformers: each sees the distribution that the one before it left. Probabilities are
 worked out in float64, with sums in an order that the row alone decides, so that a token depends on neither the batch,

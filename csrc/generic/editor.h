@@ -1,0 +1,26 @@
+#pragma once
+
+// What a unit of isa/ defines before it includes the texts of generic/, for editors and checks that read one of these
+// alone. Units define FAQUANT_UNIT and never see this.
+
+#include "isa/kernels.h"
+
+using namespace faquant;
+
+constexpr int64_t kColumns = 8;
+constexpr int kMostBlocks = 1, kMostFloatBlocks = 1;
+
+using Vector = int32_t __attribute__((vector_size(32)));
+Vector load(const uint8_t* from);
+void store(int32_t* to, Vector x);
+Vector in_all_lanes(int32_t x);
+Vector add_products(Vector sum, Vector unsigned_a, Vector signed_b);
+
+using Floats = float __attribute__((vector_size(32)));
+Floats first_rows(const uint8_t* b);
+Floats second_rows(const uint8_t* b);
+Floats all_lanes(float x);
+Floats add_product(Floats sum, Floats a, Floats b);
+void store(float* to, Floats x);
+
+#define FAQUANT_REGISTER(x) "+m"(x)

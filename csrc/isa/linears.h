@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+
+namespace faquant {
+
+// A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are rounded with a scale per row, or with the given
+// one.
+struct Linear {
+    int64_t inputs, outputs;
+    int64_t hadamard_block;  // of the inputs, before they are rounded; 0: none
+    const int8_t* weight;    // packed (padded_inputs, padded_outputs), zeros where there is nothing
+    const int32_t* excess;   // [outputs]: 128 · ∑ of a column, because the inputs are bytes + 128
+    const float* scale;      // [outputs]
+    const float* bias;       // [outputs], or null
+    // Where the scale is given:
+    const float* input_scale;  // [1], or null
+    const float* input_offset;
+    const int32_t* quant_bias;  // [outputs]: the bias, and what the offset adds
+};
+
+// Rows of inputs as a linear takes them: bytes + 128 [count, padded_inputs], and what one step of each is worth.
+struct Rounded {
+    int64_t count;
+    uint8_t* bytes;
+    float* scales;
+};
+
+// y = x / rms(x) ⊙ weight (+ bias).
+struct Norm {
+    const float* weight;  // null: there is no norm
+    const float* bias;
+    float eps;
+};
+
+// A row of scores by token; one of the pointers is null.
+struct Scores {
+    int64_t count;
+    const float* narrow;
+    const double* wide;
+};
+
+}  // namespace faquant

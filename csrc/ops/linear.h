@@ -1,0 +1,31 @@
+#pragma once
+
+#include "isa/kernels.h"
+
+namespace faquant {
+
+// weight int8 [outputs, inputs] as Linear.weight and Linear.excess want it.
+void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess);
+
+// What the linears of one call read: x [rows, inputs], behind a norm if it has a weight.
+struct Inputs {
+    const float* x;
+    int64_t rows;
+    Norm norm;
+};
+
+// One linear's outputs, stored in out [rows, outputs] or added to it.
+struct Product {
+    const Linear* linear;
+    float* out;
+    bool add;
+};
+
+// All products of the same inputs, on up to `threads` threads.
+void apply(const KernelTable& table, const Inputs& inputs, const Product* products, int64_t count, int64_t threads);
+
+// out [rows, outputs] = silu(gate) · up of the same inputs.
+void apply_gated(const KernelTable& table, const Inputs& inputs, const Linear& gate, const Linear& up, float* out,
+                 int64_t threads);
+
+}  // namespace faquant
