@@ -2,8 +2,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import torch
 from hypothesis import settings
+
+from oracles.threads import set_threads
 
 # What a test needs is in it; transformers, datasets and lm_eval would else ask the hub. They read this when imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,6 @@ settings.load_profile("faquant")
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """The work is small, and the machine may be busy: threads would wait for each other."""
-    torch.set_num_threads(1)
+    set_threads(1)
     yield
-    torch.set_num_threads(1)
+    set_threads(1)

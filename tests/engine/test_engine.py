@@ -25,6 +25,7 @@ from faquant.structured.structured_output import StructuredOutput
 from faquant.text.chat_template import ChatTemplates
 from faquant.text.tokenizer import Tokenizer
 from oracles.random_decoder import VOCABULARY, tokens
+from oracles.threads import set_threads
 from oracles.tiny_engine import END, Asked, TinyEngine, tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -101,7 +102,7 @@ def test_any_mix_as_alone(
     threads: int,
     **options: Any,
 ) -> None:
-    torch.set_num_threads(threads)
+    set_threads(threads)
     engine = TinyEngine(kind, scheme, **options)
     requests: dict[int, list[Request]] = {}
     for step in range(400):

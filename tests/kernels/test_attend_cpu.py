@@ -15,6 +15,7 @@ from faquant.kernels import quantizers, reference
 from faquant.kernels.pages import Int8Pages, Spans
 from faquant.kernels.scheme import MAP_BLOCK, AttentionScheme
 from oracles.packing import store
+from oracles.threads import set_threads
 
 ISAS = cpu.available_isas()
 SCALES = ["token", "head", "channel", "channel, zero points"]
@@ -66,7 +67,7 @@ class Sample:
         pages = poisoned(self.scheme, -(-len(self.k8) // 256) + 2, 256, isa)
         table = torch.randperm(pages.num_pages, generator=torch.Generator().manual_seed(1))
         store(pages, table, self.k8, self.v8, self.k_scale, self.v_scale)
-        torch.set_num_threads(threads)
+        set_threads(threads)
         return pages.attend(self.q, Spans.of([(len(self.q), self.start, table)]), self.window)
 
     def assert_same_bits(self, isas: list[str] = ISAS, threads: int = 1) -> None:
@@ -192,7 +193,7 @@ def test_scales_below_the_normal_halves_where_the_process_flushes_subnormals(isa
     scheme = AttentionScheme(4, 2, 16)
     k, v = (torch.randn(200, 2, 16, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     q, places = torch.randn(1, 4, 16), torch.arange(200)
-    torch.set_num_threads(1)
+    set_threads(1)
     outs = []
     for flush in (False, True):
         pages = Int8Pages(scheme, 2, 128, isa)
@@ -237,7 +238,7 @@ def test_sequences_of_any_length_together_as_alone(isa: str, scales: str) -> Non
         queries.append(sample.q)
         alone.append(sample.expected())
     for threads in (1, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         assert torch.equal(pages.attend(torch.cat(queries), Spans.of(parts)), torch.cat(alone))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from faquant.kernels import isa as cpu
 from faquant.kernels.pages import BFloat16Pages, Spans, float_attend
+from oracles.threads import set_threads
 
 ISAS = cpu.available_isas()
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000, 2049, 4200]
@@ -53,7 +54,7 @@ class Sample:
         return pages, table
 
     def attend(self, isa: str | None = None, threads: int = 1) -> Tensor:
-        torch.set_num_threads(threads)
+        set_threads(threads)
         pages, table = self.pages(isa)
         return pages.attend(self.q, Spans.of([(len(self.q), self.start, table)]), self.window)
 
@@ -144,7 +145,7 @@ def test_sequences_together_as_alone(isa: str) -> None:
         queries.append(sample.q)
         alone.append(sample.attend(isa))
     for threads in (1, 3):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         assert torch.equal(pages.attend(torch.cat(queries), Spans.of(parts)), torch.cat(alone))
 
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faquant.errors import UsageError
-from faquant.kernels import _C
 from faquant.kernels import isa as cpu
 
 LENGTHS = [0, 1, 63, 64, 65, 127, 128, 129, 1000, cpu.MAX_DOT_LENGTH]

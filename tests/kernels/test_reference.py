@@ -14,6 +14,7 @@ from torch import Tensor
 from faquant.kernels import quantizers, reference
 from faquant.kernels.scheme import AttentionScheme
 from oracles import attention as oracle
+from oracles.threads import set_threads
 
 KINDS = ["token", "token, centred", "head", "channel", "channel, zero points", "q static"]
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000]
@@ -225,7 +226,7 @@ def test_threads_and_block_sizes_change_no_bit(kind: str, monkeypatch: pytest.Mo
     scheme = make_scheme(kind, q, k, v)
     expected = run(scheme, q, k, v, 0)
     for threads, rows, batch in ((2, 256, 2**18), (3, 7, 1), (1, 100, 2**22)):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         monkeypatch.setattr(reference, "_ROWS", rows)
         monkeypatch.setattr(reference, "_BATCH", batch)
         assert same_bits(run(scheme, q, k, v, 0), expected)

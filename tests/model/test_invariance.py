@@ -20,6 +20,7 @@ from faquant.model.decoder import RMSNorm
 from faquant.model.paged import Chunk
 from faquant.model.rope import Rope
 from oracles.random_decoder import MODELS, SCHEMES, Cache, Parts, parts, tokens
+from oracles.threads import set_threads
 
 LONGEST = 300
 THREADS = (1, 2, 3)
@@ -40,7 +41,7 @@ def in_chunks(made: Parts, ids: Tensor, sizes: list[int], page_size: int = 128) 
 @cache
 def alone(model: str, scheme: str = "default") -> Tensor:
     """The longest sequence's logits, in one chunk by one thread."""
-    torch.set_num_threads(1)
+    set_threads(1)
     return in_chunks(parts(model, scheme), tokens(LONGEST), [LONGEST])
 
 
@@ -50,7 +51,7 @@ def test_token_by_token_as_in_one_chunk(model: str, scheme: str) -> None:
     expected = alone(model, scheme)
     assert expected.isfinite().all()
     assert expected.std(0).min() > 0.1, "the logits tell the tokens apart"
-    torch.set_num_threads(1)
+    set_threads(1)
     length = 140
     assert torch.equal(in_chunks(parts(model, scheme), tokens(LONGEST)[:length], [1]), expected[:length])
 
@@ -60,7 +61,7 @@ def test_token_by_token_as_in_one_chunk(model: str, scheme: str) -> None:
 @pytest.mark.parametrize("count", THREADS)
 def test_a_prompt_s_logits_are_those_of_a_longer_one(model: str, scheme: str, count: int) -> None:
     expected = alone(model, scheme)
-    torch.set_num_threads(count)
+    set_threads(count)
     for length in (7, 65, 129, 300):
         logits = in_chunks(parts(model, scheme), tokens(LONGEST)[:length], [length])
         assert torch.equal(logits, expected[:length])
@@ -79,7 +80,7 @@ def test_chunks_of_any_size_as_in_one(
     model: str, scheme: str, sizes: list[int], length: int, page_size: int, count: int
 ) -> None:
     expected = alone(model, scheme)[:length]
-    torch.set_num_threads(count)
+    set_threads(count)
     sizes[-1] = max(sizes[-1], 10)
     assert torch.equal(in_chunks(parts(model, scheme), tokens(LONGEST)[:length], sizes, page_size), expected)
 
@@ -101,7 +102,7 @@ def test_among_other_sequences_as_alone(
     """Each step has a chunk of the sequence, chunks of others, and its place among them."""
     made = parts(model)
     expected = alone(model)
-    torch.set_num_threads(count)
+    set_threads(count)
     cache = Cache(made, page_size, LONGEST + 3 * 6 * 60 + 6 * page_size)
     ids, rope = tokens(LONGEST), Rope(made[0].config)
     table = cache.table(LONGEST)
@@ -125,10 +126,10 @@ def test_among_other_sequences_as_alone(
 def test_across_splits_of_the_keys_as_in_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of another split are merged in another run of tiles."""
     monkeypatch.setattr(reference, "SPLIT", reference.TILE)
-    torch.set_num_threads(1)
+    set_threads(1)
     made, ids = parts("odd"), tokens(LONGEST)
     whole = in_chunks(made, ids, [LONGEST], 128)
-    torch.set_num_threads(2)
+    set_threads(2)
     assert torch.equal(in_chunks(made, ids, [120, *[1] * 12, 61], 256), whole)
 
 
@@ -149,9 +150,9 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_a_row_s_bits_do_not_depend_on_the_other_rows(name: str, width: int, count: int) -> None:
     operation = OPERATIONS[name]
     x = torch.randn(260, width, generator=torch.Generator().manual_seed(width)) * 4
-    torch.set_num_threads(1)
+    set_threads(1)
     expected = torch.cat([operation(row[None]) for row in x])
-    torch.set_num_threads(count)
+    set_threads(count)
     for rows in (2, 3, 31, 64, 127, 255, 260):
         for first in (0, 3):
             some = x[first : first + rows]

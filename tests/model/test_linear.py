@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from faquant.model.linear import DynamicLinear, StaticLinear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from faquant.kernels import _C, reference
 from faquant.kernels import isa as cpu
 from faquant.kernels.packing import PackedWeight
-from faquant.model.linear import DynamicLinear, StaticLinear
 from oracles.packing import pack
+from oracles.threads import set_threads
 
 ISAS = cpu.available_isas()
 
@@ -40,7 +41,7 @@ def parts(outputs: int, inputs: int, seed: int = 0) -> tuple[Tensor, Tensor, Ten
 def check(x: Tensor, outputs: int, block: int, biased: bool, threads: int = 1) -> None:
     """Both kinds of linear, and every row as alone."""
     weight, scale, bias = parts(outputs, x.shape[1])
-    torch.set_num_threads(threads)
+    set_threads(threads)
     dynamic = DynamicLinear(weight, scale, bias if biased else None, block)
     expected = reference.dynamic_linear(x, weight, scale, bias if biased else None, block)
     assert torch.equal(dynamic(x), expected)

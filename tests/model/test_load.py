@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from faquant.model.linear import FloatLinear, StaticLinear
 from safetensors.torch import load_file, save_file
 
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
 from faquant.evaluation.divergence import window_logits
 from faquant.kernels.pages import BFloat16Pages, FloatPages, Int8Pages
-from faquant.model.linear import FloatLinear, StaticLinear
 from faquant.model.load import load, load_float
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope

@@ -6,16 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from faquant.model.linear import DynamicLinear, FloatLinear, Linear, StaticLinear
 from torch import Tensor
 
 from faquant.kernels import _C
 from faquant.kernels import isa as cpu
 from faquant.kernels.pages import FloatPages
 from faquant.model.decoder import Decoder, DecoderLayer, RMSNorm
-from faquant.model.linear import DynamicLinear, FloatLinear, Linear, StaticLinear
 from faquant.model.paged import Batch, Chunk, PagedDecoder
 from faquant.model.rope import Rope
 from oracles.random_decoder import MODELS, SCHEMES, Cache, Parts, parts, tokens
+from oracles.threads import set_threads
 
 LENGTHS = (1, 150, 40)
 
@@ -58,7 +59,7 @@ def same_both_ways(made: Parts, prepare: Callable[[Cache], None] = lambda cache:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("model", MODELS)
 def test_fused_as_step_by_step(model: str, scheme: str, isa: str) -> None:
-    torch.set_num_threads(2)
+    set_threads(2)
     same_both_ways(parts(model, scheme), isa=isa)
 
 

@@ -3,13 +3,13 @@
 from functools import cache
 
 import torch
+from faquant.model.linear import DynamicLinear
 from torch import Tensor
 
 from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages
 from faquant.kernels.scheme import AttentionScheme
 from faquant.model.decoder import Decoder, build_decoder
-from faquant.model.linear import DynamicLinear
 from faquant.model.load import has_bias, linear_shape
 from faquant.model.paged import Chunk, PagedDecoder
 

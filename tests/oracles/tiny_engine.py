@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
@@ -17,6 +16,7 @@ from faquant.sampling.params import SamplingParams
 from faquant.text.chat_template import ChatTemplates
 from faquant.text.tokenizer import Tokenizer
 from oracles.random_decoder import VOCABULARY, parts
+from oracles.threads import set_threads
 
 END = VOCABULARY - 1
 
@@ -85,7 +85,7 @@ class Asked:
 
     def alone(self, kind: str = "llama", scheme: str = "default") -> Completion:
         """Answered with nothing beside it, no page used twice, and the prompt in one piece, by one thread."""
-        torch.set_num_threads(1)
+        set_threads(1)
         engine = TinyEngine(kind, scheme, max_num_seqs=1, max_num_batched_tokens=4096, enable_prefix_caching=False)
         request = engine.add(self.prompt, self.params)[self.index]
         engine.run()

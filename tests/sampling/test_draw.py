@@ -21,6 +21,7 @@ from faquant.kernels import isa as cpu
 from faquant.sampling.draw import TokenLogprobs, distribution, draw, log_probabilities
 from faquant.sampling.sampler import Sampler, SamplingParams, uniform
 from oracles.sampling import PARAMS, plain_distribution
+from oracles.threads import set_threads
 
 
 def transformers_probabilities(logits: torch.Tensor, params: SamplingParams, history: list[int]) -> torch.Tensor:
@@ -132,18 +133,18 @@ def test_instruction_set_threads_and_batch_change_nothing(size: int, dtype: Any)
     ]
     uniforms, counts = [0.1, 0.9, 0.5, 0.99, 1.0 - 2.0**-53], [20, None, 5, 0, 3]
     results = []
-    before = torch.get_num_threads()
+    before = threads.count()
     try:
         for isa in cpu.available_isas():
             for threads in (1, 2, 4):
-                torch.set_num_threads(threads)
+                set_threads(threads)
                 tokens = draw(rows, params, uniforms, isa)
                 results.append((tokens, log_probabilities(rows, tokens, counts, isa)))
             alone = [draw(rows[i : i + 1], params[i : i + 1], uniforms[i : i + 1], isa)[0] for i in range(5)]
             logs = [log_probabilities(rows[i : i + 1], [alone[i]], counts[i : i + 1], isa)[0] for i in range(5)]
             results.append((alone, logs))
     finally:
-        torch.set_num_threads(before)
+        set_threads(before)
     assert all(result == results[0] for result in results)
     for row, one in zip(rows, params, strict=True):
         kept = [distribution(row, one, isa) for isa in cpu.available_isas()]
