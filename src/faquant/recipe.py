@@ -24,7 +24,7 @@ class AttentionRecipe(_Frozen):
         q_scale: dynamic per token and head (`token`), or calibrated per head (`head`).
         center, equalize, rotate: K's map before quantization, with its inverse transpose on q.
         rotate_v: Hadamard on each head of V, folded into v_proj and o_proj.
-        p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as the ecosystem does it.
+        p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as MindIE does it.
     """
 
     kv_scale: Literal["token", "channel", "head"] = "token"
@@ -61,42 +61,49 @@ class LinearRecipe(_Frozen):
 
 
 class Recipe(_Frozen):
-    """What `faquant quantize` does. A part that is None stays float."""
+    """What `faquant quantize` does. A part that is None stays float.
+
+    Attributes:
+        format: of the checkpoint: `faquant`, or `msmodelslim`, which MindIE loads and which allows less.
+    """
 
     name: str = Field(pattern=r"^[\w .+-]{1,64}$")
+    format: Literal["faquant", "msmodelslim"] = "faquant"
     attention: AttentionRecipe | None = AttentionRecipe()
     linear: LinearRecipe | None = LinearRecipe()
 
     @model_validator(mode="after")
     def _sound(self) -> "Recipe":
-        if self.attention is None and self.linear is None:
+        attention, linear = self.attention, self.linear
+        if attention is None and linear is None:
             raise ValueError("attention and linear are both null, so nothing would be quantized")
-        static_linear = self.linear is not None and self.linear.activation == "tensor"
-        if static_linear != self.is_mindie:
-            raise ValueError(
-                "calibrated activations (linear.activation 'tensor') are offered in the ecosystem's format only: "
-                "with attention {kv_scale: head, q_scale: head, p: int8, and center, equalize and rotate false} and "
-                "linears {rotate: none}; with outlier suppression, attention.rotate_v and linear.equalize are true, "
-                "without it both are false and rounding is nearest"
-            )
-        if self.attention and self.attention.q_scale == "head" and not self.is_mindie:
-            raise ValueError("attention.q_scale 'head' is offered in the ecosystem's format only; use 'token'")
-        if self.attention and self.attention.p == "int8" and not self.is_mindie:
-            raise ValueError("attention.p 'int8' is offered in the ecosystem's format only; use 'int16' or 'uint8'")
+        if self.format == "msmodelslim":
+            if attention is None or linear is None or not _fits_msmodelslim(attention, linear):
+                raise ValueError(
+                    "the format 'msmodelslim' takes attention {kv_scale: head, q_scale: head, p: int8, and center, "
+                    "equalize and rotate false} and linear {activation: tensor, rotate: none}; with outlier "
+                    "suppression, attention.rotate_v and linear.equalize are true, without it both are false and "
+                    "rounding is nearest"
+                )
+            return self
+        for only, there in (
+            ("calibrated activations (linear.activation 'tensor')", linear and linear.activation == "tensor"),
+            ("attention.q_scale 'head'", attention and attention.q_scale == "head"),
+            ("attention.p 'int8'", attention and attention.p == "int8"),
+        ):
+            if there:
+                raise ValueError(f'{only} takes "format": "msmodelslim"')
         return self
 
-    @property
-    def is_mindie(self) -> bool:
-        """Whether the result is in the ecosystem's own format."""
-        if self.attention is None or self.linear is None:
-            return False
-        smooth = self.linear.equalize
-        return (
-            self.attention == _MINDIE_ATTENTION.model_copy(update={"rotate_v": smooth})
-            and self.linear.activation == "tensor"
-            and self.linear.rotate == "none"
-            and (smooth or self.linear.rounding == "nearest")
-        )
+
+def _fits_msmodelslim(attention: AttentionRecipe, linear: LinearRecipe) -> bool:
+    smooth = linear.equalize
+    return (
+        attention == _MINDIE_ATTENTION.model_copy(update={"rotate_v": smooth})
+        and linear.activation == "tensor"
+        and linear.rotate == "none"
+        and (smooth or linear.rounding == "nearest")
+    )
 
 
 _MINDIE_ATTENTION = AttentionRecipe(
@@ -119,11 +126,13 @@ RECIPES = {
         Recipe(name="attention-only", linear=None),
         Recipe(
             name="mindie",
+            format="msmodelslim",
             attention=_MINDIE_ATTENTION.model_copy(update={"rotate_v": True}),
             linear=LinearRecipe(activation="tensor", rotate="none", float_layers=_MINDIE_FLOAT),
         ),
         Recipe(
             name="mindie-plain",
+            format="msmodelslim",
             attention=_MINDIE_ATTENTION,
             linear=LinearRecipe(
                 activation="tensor", rotate="none", equalize=False, rounding="nearest", float_layers=_MINDIE_FLOAT

@@ -84,7 +84,7 @@ def quantize(
     side_files(source)  # what cannot be copied is told before the long work
     metadata = metadata_of(config, recipe, model_fingerprint(files), fingerprint([list(ids) for ids in calibration]))
     quantizer: Quantizer
-    if recipe.is_mindie:
+    if recipe.format == "msmodelslim":
         smooth = recipe.linear is not None and recipe.linear.equalize
         quantizer = (SmoothingQuantizer if smooth else MindieQuantizer)(config, checked, recipe)
     else:
@@ -93,7 +93,8 @@ def quantize(
     identity = {
         "model": metadata.model,
         "calibration": metadata.calibration,
-        "recipe": recipe.model_dump_json(),
+        # Without the format, which the rest implies, so that runs from before there was one are taken up.
+        "recipe": recipe.model_dump_json(exclude={"format"}),
         "version of faquant": version("faquant"),
     }
     with unfinished_directory(target, identity, overwrite, restart, keep=source) as work:
@@ -103,7 +104,7 @@ def quantize(
             model_quant_type=_model_quant_type(recipe),
             fa_quant_type="FAQuant" if recipe.attention else None,
             kv_cache_type=None,
-            metadata={} if recipe.is_mindie else {"faquant": metadata.model_dump()},
+            metadata={} if recipe.format == "msmodelslim" else {"faquant": metadata.model_dump()},
             tensor_types=types,
         )
         write_json(work.output / "quant_model_description.json", description.to_json())
@@ -195,7 +196,7 @@ def metadata_of(config: ModelConfig, recipe: Recipe, model: str, calibration: st
 def _model_quant_type(recipe: Recipe) -> str:
     if recipe.linear is None:
         return "FLOAT"
-    return "W8A8" if recipe.is_mindie else "W8A8_DYNAMIC"
+    return "W8A8" if recipe.format == "msmodelslim" else "W8A8_DYNAMIC"
 
 
 def _check_recipe(recipe: Recipe, config: ModelConfig, checked: SourceTensors) -> None:
@@ -208,5 +209,5 @@ def _check_recipe(recipe: Recipe, config: ModelConfig, checked: SourceTensors) -
     biased = any(name.endswith("norm.bias") for name in checked.names())
     if biased and (recipe.linear.equalize or recipe.linear.rotate == "folded"):
         raise UnsupportedError("The model's norms have biases, so nothing can be folded into them.")
-    if recipe.is_mindie and config.head_dim > 256:
-        raise UnsupportedError(f"The ecosystem's runtime takes a head_dim up to 256; this model has {config.head_dim}.")
+    if recipe.format == "msmodelslim" and config.head_dim > 256:
+        raise UnsupportedError(f"MindIE takes a head_dim up to 256; this model has {config.head_dim}.")
