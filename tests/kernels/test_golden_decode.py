@@ -26,7 +26,8 @@ def sample(layer: int) -> tuple[AttentionScheme, dict[str, torch.Tensor]]:
     }
     weights = load_file(GOLDEN / "w8a8_fa_fp32_ascendV1" / "quant_model_weight_w8a8.safetensors")
     q_scale, k_scale, v_scale = (weights[f"model.layers.{layer}.self_attn.fa_{part}.scale"] for part in "qkv")
-    return AttentionScheme(8, 2, 16, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, p_levels=127), golden
+    scales = {"q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale}
+    return AttentionScheme(8, 2, 16, **scales, p_levels=127, p_float16=True), golden
 
 
 def decode(layer: int, pages_of: int = 128) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

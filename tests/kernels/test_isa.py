@@ -148,12 +148,12 @@ def in_a_new_process(isa: str, code: str) -> subprocess.CompletedProcess[str]:
 
 @isas
 def test_the_environment_forces_one(isa: str) -> None:
-    result = in_a_new_process(isa, "from faquant.kernels import cpu; print(cpu.selected_isa())")
+    result = in_a_new_process(isa, "from faquant.kernels import isa; print(isa.selected_isa())")
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{isa}\n", "")
 
 
 def test_an_empty_environment_variable_forces_none() -> None:
-    result = in_a_new_process("", "from faquant.kernels import cpu; print(cpu.selected_isa())")
+    result = in_a_new_process("", "from faquant.kernels import isa; print(isa.selected_isa())")
     assert result.stdout.strip() == cpu.available_isas()[0]
 
 
@@ -161,10 +161,10 @@ def test_an_unknown_name_is_refused_at_first_use() -> None:
     code = """
 import faquant
 from faquant.errors import UsageError
-from faquant.kernels import cpu
+from faquant.kernels import isa
 for _ in range(2):
     try:
-        cpu.selected_isa()
+        isa.selected_isa()
     except UsageError as error:
         print(error)
 """

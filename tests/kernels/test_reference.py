@@ -39,6 +39,7 @@ def random_qkv(
 
 def make_scheme(kind: str, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> AttentionScheme:
     """A scheme of that kind whose tables are calibrated on k and v, with a small margin of clipping."""
+    more["p_float16"] = more.get("p_levels") == 127
     _, heads, dim = q.shape
     kv_heads = k.shape[1]
     base: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
@@ -324,7 +325,7 @@ def test_a_zero_point_of_v_comes_out_by_the_sum_of_the_quantized_p(levels: int) 
     moved = v + torch.linspace(-1, 1, 100)[:, None, None]
     exact = oracle.exact_attention(float64(q), float64(k), float64(moved), 95)
     torch.testing.assert_close(run(scheme, q, k, moved, 95).double(), torch.from_numpy(exact), rtol=0, atol=0.03)
-    biased = AttentionScheme(**{**scheme.__dict__, "quantized_sum": False, "p_levels": 127})
+    biased = AttentionScheme(**{**scheme.__dict__, "quantized_sum": False, "p_levels": 127, "p_float16": True})
     assert (run(biased, q, k, v, 95) - 7.0).abs().max() > 1e-3
 
 

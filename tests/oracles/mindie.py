@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from faquant.formats.base import open_checkpoint
+from faquant.formats import open_checkpoint
 from faquant.quantization.layerwise import NamedTensor
 from faquant.quantization.mindie.plain import MindieQuantizer
 from faquant.recipe import RECIPES, LinearRecipe, Recipe

@@ -1,6 +1,5 @@
 """An engine over a random int8 decoder, whose cache pages are poisoned whenever somebody takes them."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +9,11 @@ from tokenizers import decoders, models
 from faquant.engine.engine import PAGE_SIZE, Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Completion
-from faquant.kernels.pages import Int8Pages, Pages
 from faquant.model.load import Model
 from faquant.sampling.params import SamplingParams
 from faquant.text.chat_template import ChatTemplates
 from faquant.text.tokenizer import Tokenizer
+from oracles.pages import poison
 from oracles.random_decoder import VOCABULARY, parts
 from oracles.threads import set_threads
 
@@ -66,13 +65,6 @@ class TinyEngine(Engine):
     def run(self) -> None:
         while self.has_work:
             self.step()
-
-
-def poison(pages: Pages, chosen: list[int]) -> None:
-    assert isinstance(pages, Int8Pages)
-    for store in (pages.k, pages.v, pages.k_scale, pages.v_scale):
-        if store is not None:
-            store[chosen] = math.nan if store.dtype.is_floating_point else 0x7F
 
 
 @dataclass(frozen=True)
