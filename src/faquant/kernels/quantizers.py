@@ -45,7 +45,7 @@ def in_torch(scheme: AttentionScheme) -> AttentionScheme:
     tables = {name: getattr(scheme, name) for name in _TABLES}
     if all(table is None or isinstance(table, Tensor) for table in tables.values()):
         return scheme
-    tensors: dict[str, Any] = {name: None if x is None else torch.as_tensor(x) for name, x in tables.items()}
+    tensors: dict[str, Any] = {name: None if x is None else tensor_of(x) for name, x in tables.items()}
     return replace(scheme, **tensors)
 
 
