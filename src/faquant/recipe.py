@@ -1,5 +1,6 @@
 """Recipe: which parts of a model are quantized, and how. Validated once; its JSON stands in the checkpoint."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -71,6 +72,11 @@ class Recipe(_Frozen):
     format: Literal["faquant", "msmodelslim"] = "faquant"
     attention: AttentionRecipe | None = AttentionRecipe()
     linear: LinearRecipe | None = LinearRecipe()
+
+    def quantized(self, linears: Iterable[str]) -> frozenset[str]:
+        """Those of the linears, by their names in the checkpoint, that become int8."""
+        linear = self.linear
+        return frozenset(() if linear is None else (name for name in linears if not linear.is_float(name)))
 
     @model_validator(mode="after")
     def _sound(self) -> "Recipe":

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..errors import CheckpointError, UnsupportedError, UsageError
 from .json_object import LARGEST_INTEGER, JsonObject, read_json, shown
@@ -52,6 +53,14 @@ class RopeConfig:
     truncate: bool = True
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+
+
+class LinearSize(NamedTuple):
+    """Outputs and inputs of a linear, and whether it has a bias."""
+
+    n: int
+    k: int
+    has_bias: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,12 @@ class ModelConfig:
         if kind in ("q_proj", "k_proj", "v_proj"):
             return self.qkv_bias
         return self.o_bias if kind == "o_proj" else self.mlp_bias and kind != "lm_head"
+
+    @cached_property
+    def linears(self) -> dict[str, LinearSize]:
+        """All linears by checkpoint name, the head last."""
+        names = (*self.layer_linears, "lm_head")
+        return {name: LinearSize(*self.linear_shape(name), self.has_bias(name)) for name in names}
 
     @property
     def layer_linears(self) -> list[str]:

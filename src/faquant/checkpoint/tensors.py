@@ -1,9 +1,10 @@
 """Random access to the tensors of a checkpoint directory; nothing is trusted, nothing read unless asked for."""
 
+import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,22 @@ class TensorFiles:
         """Raises CheckpointError if there is no such tensor."""
         return self._entry(name).shape
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def dtypes(self) -> dict[str, str]:
+        """Of all tensors. Raises: UnsupportedError: one of them is not one we read."""
+        return {name: self._kind(entry, name)[0] for name, entry in self._entries.items()}
+
+    def fingerprint(self) -> str:
+        """sha256 over the names, dtypes, shapes and bytes of all tensors."""
+        digest = hashlib.sha256()
+        for name in sorted(self._entries):
+            digest.update(f"{name} torch.{self.dtype(name)} {list(self.shape(name))}".encode())
+            digest.update(self.read(name).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
     def dtype(self, name: str) -> str:
         """Such as "bfloat16".
 
@@ -166,6 +183,10 @@ class TensorFiles:
             with _opened(entry, name) as descriptor:
                 _read_into(descriptor, array.reshape(-1).view(np.uint8).data, entry.file.data_start + entry.begin)
         return array
+
+    def read_all(self, names: Iterable[str]) -> dict[str, Stored]:
+        """Several tensors. Raises: as read."""
+        return {name: self.read(name) for name in names}
 
     @staticmethod
     def _kind(entry: _Entry, name: str) -> tuple[str, type[np.generic]]:
@@ -280,6 +301,6 @@ class TensorDict:
         """The array itself."""
         return self._tensors[name]
 
-    def read(self, name: str) -> Stored:
-        """The array itself."""
-        return self._tensors[name]
+    def read_all(self, names: Iterable[str]) -> dict[str, Stored]:
+        """The arrays themselves."""
+        return {name: self._tensors[name] for name in names}

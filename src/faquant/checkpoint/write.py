@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from .files import list_names, read_object, regular_file
 
 if TYPE_CHECKING:
     import torch
+
+    from .shards import ShardWriter
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -112,6 +114,16 @@ def check_storable(name: str, tensor: "torch.Tensor") -> None:
             f"{name} would hold values that are not finite{', zero or negative' if scale else ''} in "
             f"{str(tensor.dtype).removeprefix('torch.')}. The model's weights or activations are beyond its range."
         )
+
+
+def add_all(writer: "ShardWriter", tensors: "Iterable[tuple[str, str, torch.Tensor]]") -> dict[str, str]:
+    """Check and write tensors (name, type, tensor); their types by name. Raises: as check_storable and the writer."""
+    types = {}
+    for name, kind, tensor in tensors:
+        check_storable(name, tensor)
+        writer.add(name, tensor.contiguous())
+        types[name] = kind
+    return types
 
 
 def prepared(target: Path, overwrite: bool, keep: Path | None) -> Path:

@@ -9,7 +9,6 @@ from ..checkpoint.files import read_object
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, UsageError
-from ..formats.faquant.metadata import model_fingerprint
 from ..kernels.backend import make_backend
 from ..kernels.scheme import MAP_BLOCK
 from ..model.inspection import inspect
@@ -138,7 +137,7 @@ def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> 
         raise UsageError(f"{directory} is a float model. Name a quantized directory, and its source with --against.")
     if source.description is not None:
         raise UsageError(f"{against} is quantized. Name the float model that {directory} was made from.")
-    fingerprint = model_fingerprint(TensorFiles.open(against))
+    fingerprint = TensorFiles.open(against).fingerprint()
     if model.metadata is not None and model.metadata.model != fingerprint:
         raise UsageError(f"{directory} was not made from {against}: the weights are others. Name its own float model.")
     for field in fields(ModelConfig):

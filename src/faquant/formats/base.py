@@ -96,55 +96,63 @@ def float_table(checked: Checked, config: ModelConfig, name: str) -> FloatTable:
     """The float linear `name`; a tied head is the embedding."""
     if name == "lm_head" and "lm_head.weight" not in checked:
         return FloatTable(checked.finite("model.embed_tokens.weight"))
-    bias = checked.finite(f"{name}.bias", (config.linear_shape(name)[0],)) if config.has_bias(name) else None
+    size = config.linears[name]
+    bias = checked.finite(f"{name}.bias", (size.n,)) if size.has_bias else None
     return FloatTable(checked.finite(f"{name}.weight"), bias)
 
 
-def check_shapes(config: ModelConfig, checked: Checked, source: str) -> None:
+def check_shapes(config: ModelConfig, files: TensorFiles) -> None:
     """Every tensor that the configuration implies is there with its shape, before anything large is read.
 
     Raises:
         CheckpointError: one is missing, of another shape, or unexpected.
     """
-    hidden = config.hidden_size
-    checked.expect("model.embed_tokens.weight", (config.vocab_size, hidden))
-    checked.expect("model.norm.weight", (hidden,))
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            checked.expect(f"{prefix}{name}.weight", (hidden,))
-        for name in ("q_norm", "k_norm") if config.qk_norm else ():
-            checked.expect(f"{prefix}self_attn.{name}.weight", (config.head_dim,))
-    names = config.layer_linears
-    if "lm_head.weight" in checked:
-        names.append("lm_head")
-    elif not config.tie_word_embeddings:
-        raise CheckpointError(
-            f"{source} has no lm_head.weight, and config.json says that the head is not tied (tie_word_embeddings)."
-        )
-    for name in names:
-        checked.expect(f"{name}.weight", config.linear_shape(name))
-    _refuse_unexpected(config, checked, source)
-    extra = f"model.layers.{config.num_layers}."
-    if any(name.startswith(extra) for name in checked.names()):
-        raise CheckpointError(
-            f"{source} has tensors of layer {config.num_layers}, but config.json says num_hidden_layers "
-            f"{config.num_layers}."
-        )
-
-
-def _refuse_unexpected(config: ModelConfig, checked: Checked, source: str) -> None:
-    """Biases and norms that config.json does not imply would be left out of the computation without a word."""
-    unexpected = [f"{name}.bias" for name in (*config.layer_linears, "lm_head") if not config.has_bias(name)]
+    shapes, source = files.shapes(), files.directory
+    for name, wanted in _implied(config, "lm_head.weight" in shapes, source).items():
+        if name not in shapes:
+            raise CheckpointError(f"The checkpoint has no tensor {name}, which its config.json implies.")
+        if shapes[name] != wanted:
+            raise CheckpointError(f"{name} has shape {list(shapes[name])}, but config.json implies {list(wanted)}.")
+    # Biases and norms that config.json does not imply would be left out of the computation without a word.
+    unexpected = [f"{name}.bias" for name, size in config.linears.items() if not size.has_bias]
     if not config.qk_norm:
         unexpected += [
             f"model.layers.{layer}.self_attn.{name}.weight"
             for layer in range(config.num_layers)
             for name in ("q_norm", "k_norm")
         ]
-    found = next((name for name in unexpected if name in checked), None)
+    found = next((name for name in unexpected if name in shapes), None)
     if found is not None:
         raise CheckpointError(
             f"{source} has the tensor {found}, which a {config.model_type} model with this config.json does not have. "
             "Is attention_bias, mlp_bias or model_type wrong?"
         )
+    extra = f"model.layers.{config.num_layers}."
+    if any(name.startswith(extra) for name in shapes):
+        raise CheckpointError(
+            f"{source} has tensors of layer {config.num_layers}, but config.json says num_hidden_layers "
+            f"{config.num_layers}."
+        )
+
+
+def _implied(config: ModelConfig, has_head: bool, source: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights that the configuration implies."""
+    hidden = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}{name}.weight"] = (hidden,)
+        for name in ("q_norm", "k_norm") if config.qk_norm else ():
+            shapes[f"{prefix}self_attn.{name}.weight"] = (config.head_dim,)
+    if not has_head and not config.tie_word_embeddings:
+        raise CheckpointError(
+            f"{source} has no lm_head.weight, and config.json says that the head is not tied (tie_word_embeddings)."
+        )
+    for name, size in config.linears.items():
+        if has_head or name != "lm_head":
+            shapes[f"{name}.weight"] = (size.n, size.k)
+    return shapes

@@ -23,9 +23,8 @@ class OpenedFloat(Opened):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source, TensorFiles.open(source.directory))
-        check_shapes(self.config, self.checked, str(source.directory))
-        for name in self.checked.names():
-            dtype = self.files.dtype(name)
+        check_shapes(self.config, self.files)
+        for name, dtype in self.files.dtypes().items():
             if dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
                     f"{name} has dtype {dtype}, but there is no quant_model_description.json that says how it is "

@@ -71,6 +71,8 @@ class LayerQuantizer:
         self.checked = checked
         self.recipe = recipe
         self.metadata = metadata
+        self._quantized = recipe.quantized(config.linears)
+        self._input_blocks = metadata.input_blocks
 
     def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
         """The embedding as stored, and the streams that enter the first layer, for prompts of int64 ids [tokens]."""
@@ -173,7 +175,7 @@ class LayerQuantizer:
             for weight in torch.split(self._stored(name), ROWS):
                 squares += weight.double().square().sum(0)
                 peaks = torch.maximum(peaks, weight.double().abs().amax(0))
-        if self.metadata.input_block(names[0]):
+        if self._input_block(names[0]):
             return balance(gram.square_sums() / gram.tokens, squares).sqrt()
         return balance(gram.peaks.double(), peaks)
 
@@ -183,7 +185,7 @@ class LayerQuantizer:
             return None
         if self.recipe.linear is None or self.recipe.linear.rounding == "nearest":
             return None
-        return gram.transformed(equalizer, self.metadata.input_block(names[0]))
+        return gram.transformed(equalizer, self._input_block(names[0]))
 
     def _norm(self, name: str, equalizer: Tensor | None) -> Tensor:
         weight = self._tensor(f"{name}.weight")
@@ -191,8 +193,11 @@ class LayerQuantizer:
             return torch.ones_like(weight)
         return weight if equalizer is None else (weight.double() / equalizer).float()
 
+    def _input_block(self, name: str) -> int:
+        return self._input_blocks[name.rpartition(".")[2]]
+
     def _is_quantized(self, name: str) -> bool:
-        return self.recipe.linear is not None and not self.recipe.linear.is_float(name)
+        return name in self._quantized
 
     def _linear_tensors(
         self, name: str, gram: TransformedGram | None, equalizer: Tensor | None, outputs: Tensor | None
@@ -200,18 +205,18 @@ class LayerQuantizer:
         """One linear with its inputs multiplied by `equalizer` [k], its outputs divided by `outputs` [n], and its
         rotations folded in."""
         stored = self._stored(name)
-        bias = self._tensor(f"{name}.bias") if self.config.has_bias(name) else None
+        bias = self._tensor(f"{name}.bias") if self.config.linears[name].has_bias else None
         if bias is not None:
             bias = self._folded_bias(name, bias.double())
             bias = bias if outputs is None else bias / outputs
         quantized = self._is_quantized(name)
-        block = self.metadata.input_block(name) if quantized else 0
+        block = self._input_block(name) if quantized else 0
         # What was divided or multiplied would be rounded once more in 16 bits.
         dtype = stored.dtype if equalizer is None and outputs is None else torch.float32
         weights, scales = [], []
         for start in range(0, len(stored), self._rows_at_once(name, stored)):
             rows = slice(start, start + self._rows_at_once(name, stored))
-            weight = self._folded(name, stored[rows].double())
+            weight = self._folded(name, stored[rows].to(torch.float64, copy=True))
             if equalizer is not None:
                 weight *= equalizer
             if outputs is not None:

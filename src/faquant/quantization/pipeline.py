@@ -16,10 +16,10 @@ from torch import Tensor
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.unfinished import Unfinished, unfinished_directory
-from ..checkpoint.write import check_storable, copy_side_files, side_files
+from ..checkpoint.write import add_all, copy_side_files, side_files
 from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
-from ..formats.faquant.metadata import Metadata, model_fingerprint
+from ..formats.faquant.metadata import Metadata
 from ..formats.msmodelslim.description import Description
 from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
@@ -82,7 +82,7 @@ def quantize(
             f"A calibration prompt has {longest} tokens, but the model's context is {config.max_position} tokens."
         )
     side_files(source)  # what cannot be copied is told before the long work
-    metadata = metadata_of(config, recipe, model_fingerprint(files), fingerprint([list(ids) for ids in calibration]))
+    metadata = metadata_of(config, recipe, files.fingerprint(), fingerprint([list(ids) for ids in calibration]))
     quantizer: Quantizer
     if recipe.format == "msmodelslim":
         smooth = recipe.linear is not None and recipe.linear.equalize
@@ -133,7 +133,7 @@ def _run(
     if saved is None:
         done, writer = 0, ShardWriter(work.output, stem, work=work.path)
         tensors, streams = quantizer.start(prompts)
-        _add(tensors, writer, types)
+        types |= add_all(writer, tensors)
     else:
         values, kept = saved
         done, types = values["layers"], values["types"]
@@ -146,21 +146,14 @@ def _run(
             for index in range(done, num_layers):
                 progress(index, num_layers + 1)
                 tensors, streams = quantizer.layer(index, streams)
-                _add(tensors, writer, types)
+                types |= add_all(writer, tensors)
                 _save(work, index + 1, streams, writer, types)
             progress(num_layers, num_layers + 1)
-            _add(quantizer.finish(streams), writer, types)
+            types |= add_all(writer, quantizer.finish(streams))
     finally:
         torch.set_num_threads(threads)
     progress(num_layers + 1, num_layers + 1)
     return types
-
-
-def _add(tensors: list[NamedTensor], writer: ShardWriter, types: dict[str, str]) -> None:
-    for name, kind, tensor in tensors:
-        check_storable(name, tensor)
-        writer.add(name, tensor.contiguous())
-        types[name] = kind
 
 
 def _save(work: Unfinished, layers: int, streams: list[Tensor], writer: ShardWriter, types: dict[str, str]) -> None:

@@ -20,7 +20,6 @@ from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
 from ..evaluation.streaming import Window, run
 from ..formats import open_checkpoint
-from ..formats.faquant.metadata import model_fingerprint
 from ..kernels.backend import make_backend
 from ..model.lazy import LazySequence
 from ..model.load import Model, load
@@ -108,7 +107,7 @@ class _Search:
         self._max_kl, self._progress = max_kl, progress
         self._rows: list[Measured] = []
         identity = [
-            model_fingerprint(opened.files),
+            opened.files.fingerprint(),
             fingerprint([prompt.tolist() for prompt in self._prompts]),
             fingerprint([window.tokens.tolist() for window in self._windows]),
             version("faquant"),

@@ -1,14 +1,11 @@
 """What stands under `metadata.faquant` in the description of a checkpoint of ours."""
 
-import hashlib
 import json
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ...checkpoint.model_config import ModelConfig
-from ...checkpoint.tensors import TensorFiles
 from ...errors import CheckpointError
 from ...kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ...recipe import Recipe
@@ -31,7 +28,7 @@ class Metadata(BaseModel):
         hidden_block, down_block: on the inputs of q, k, v, gate, up and the head, and of down_proj (R4), at run time.
         residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
         max_position: tokens of context that calibration covered; serving beyond them is refused.
-        model, calibration: sha256 of the source's tensors (model_fingerprint), and of the calibration's token ids.
+        model, calibration: sha256 of the source's tensors (TensorFiles.fingerprint), and of the calibration's token ids.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -62,10 +59,15 @@ class Metadata(BaseModel):
                 raise ValueError(f"{field} is {present!r}, which contradicts the recipe")
         return self
 
+    @property
+    def input_blocks(self) -> dict[str, int]:
+        """Hadamard block on the input of a quantized linear, at run time, by the last part of its name; 0: none."""
+        hidden = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head"), self.hidden_block)
+        return {**hidden, "o_proj": 0, "down_proj": self.down_block}
+
     def input_block(self, name: str) -> int:
-        """Hadamard block on the input of the quantized linear `name`, at run time; 0: none."""
-        kind = name.rpartition(".")[2]
-        return {"down_proj": self.down_block, "o_proj": 0}.get(kind, self.hidden_block)
+        """The same of the linear `name`."""
+        return self.input_blocks[name.rpartition(".")[2]]
 
 
 def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Metadata:
@@ -100,12 +102,3 @@ def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Met
             f"{config.max_position} tokens."
         )
     return metadata
-
-
-def model_fingerprint(files: TensorFiles) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of a float model's tensors."""
-    digest = hashlib.sha256()
-    for name in sorted(files.names()):
-        digest.update(f"{name} torch.{files.dtype(name)} {list(files.shape(name))}".encode())
-        digest.update(files.read(name).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

@@ -33,7 +33,7 @@ class OpenedMsModelSlim(Opened):
         self.types: Description = source.description
         self.types.check_against(self.files)
         self._check_metadata()
-        check_shapes(self.config, self.checked, str(self.directory))
+        check_shapes(self.config, self.files)
         fa_quant_type = effective_fa_quant_type(self.raw_config, self.types)
         check_attention_types(self.types)
         for name in (*self.config.layer_linears, "lm_head"):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...checkpoint.model_config import ModelConfig
 from ...checkpoint.shards import ShardWriter, write_json
-from ...checkpoint.write import check_storable, copy_side_files, output_directory
+from ...checkpoint.write import add_all, copy_side_files, output_directory
 from ...errors import UnsupportedError, UsageError
 from ...formats import open_checkpoint
 from ...formats.faquant.metadata import ROTATED_TYPE
@@ -42,12 +42,8 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False) -> No
             "--recipe mindie instead."
         )
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
-        types: dict[str, str] = {}
         with ShardWriter(directory, "quant_model_weight_w8a8") as writer:
-            for name, kind, tensor in _tensors(config, checked, description, schemes):
-                check_storable(name, tensor)
-                writer.add(name, tensor)
-                types[name] = kind
+            types = add_all(writer, _tensors(config, checked, description, schemes))
         result = Description("1.0.0", "W8A8", "FAQuant", None, {}, types)
         write_json(directory / "quant_model_description.json", result.to_json())
         copy_side_files(source, directory)
