@@ -95,22 +95,6 @@ class RoundedInputs {
 
 }  // namespace
 
-void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess) {
-    const int64_t depth = padded_inputs(inputs), columns = padded_outputs(outputs);
-    std::fill(packed, packed + depth * columns, int8_t{0});
-    for (int64_t n = 0; n < outputs; ++n) {
-        const int64_t panel = n / kPanel * kPanel, width = std::min(kPanel, columns - panel);
-        int8_t* column = packed + panel * depth + (n - panel) * 4;
-        int32_t sum = 0;
-        for (int64_t i = 0; i < inputs; ++i) {
-            const int8_t value = weight[n * inputs + i];
-            column[i / 4 * 4 * width + i % 4] = value;
-            sum += value;
-        }
-        excess[n] = 128 * sum;
-    }
-}
-
 void apply(const KernelTable& table, const Inputs& inputs, const Product* products, int64_t count, int64_t threads) {
     int64_t outputs = 0, total = 0;
     std::vector<const Linear*> linears;

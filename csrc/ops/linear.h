@@ -4,8 +4,9 @@
 
 namespace faquant {
 
-// weight int8 [outputs, inputs] as Linear.weight and Linear.excess want it.
-void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess);
+// weight int8 [outputs, inputs] as Linear.weight and Linear.excess want it, on up to `threads` threads.
+void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess,
+                 int64_t threads);
 
 // What the linears of one call read: x [rows, inputs], behind a norm if it has a weight.
 struct Inputs {

@@ -10,6 +10,7 @@
 
 #include "ops/stream.h"
 #include "python/arrays.h"
+#include "python/convert_functions.h"
 #include "python/decoder_layers.h"
 #include "python/draw_functions.h"
 #include "python/elementwise_functions.h"
@@ -115,7 +116,9 @@ NB_MODULE(_C, m) {
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "heads"_a, "dim"_a, "threads"_a, "isa"_a.none(),
           unlocked);
     m.def("silu_times", &silu_times, "gate"_a, "up"_a, "count"_a, "out"_a, "threads"_a, "isa"_a.none(), unlocked);
-    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a);
+    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a, "threads"_a);
+    m.def("widen_bfloat16", &widen_array<faquant::widen_bfloat16>, "source"_a, "target"_a, "threads"_a);
+    m.def("widen_float16", &widen_array<faquant::widen_float16>, "source"_a, "target"_a, "threads"_a);
     m.def("draw", &draw, "scores"_a, "is_wide"_a, "vocab"_a, "rows"_a, "draws"_a, "threads"_a, "isa"_a.none());
     m.def("distribution", &distribution, "scores"_a, "is_wide"_a, "vocab"_a, "sampling"_a, "isa"_a.none());
     m.def("likeliest", &likeliest, "scores"_a, "is_wide"_a, "vocab"_a, "counts"_a, "threads"_a, "isa"_a.none());

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
+from . import threads
 
 PANEL: int = _C.PANEL
 """Columns of a packed matrix that stand together."""
@@ -29,7 +30,7 @@ class PackedWeight:
         self._rows, self._columns = -(-inputs // 4) * 4, -(-outputs // _C.PADDING) * _C.PADDING
         self.values = torch.empty(self._rows * self._columns, dtype=torch.int8)
         self.excess = torch.empty(outputs, dtype=torch.int32)
-        _C.pack_weight(weight.contiguous(), self.values, self.excess)
+        _C.pack_weight(weight.contiguous(), self.values, self.excess, threads.count())
 
     def unpack(self) -> Tensor:
         """int8 [outputs, inputs]."""
