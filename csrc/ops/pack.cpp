@@ -22,20 +22,20 @@ void transpose(const int8_t* columns, int64_t stride, int64_t count, int64_t wid
     }
 }
 
-// The panel [depth, width] of words whose columns are the rows [count, inputs].
-void pack_panel(const int8_t* rows, int64_t count, int64_t inputs, int64_t width, int8_t* panel) {
-    const int64_t whole = inputs / 4, depth = padded_inputs(inputs) / 4;
+// The panel [depth, width] of words whose columns are `count` rows of so many bytes, which zeros fill up.
+void pack_panel(const int8_t* rows, int64_t count, int64_t bytes, int64_t width, int8_t* panel) {
+    const int64_t whole = bytes / 4, depth = (bytes + 3) / 4;
     auto* words = reinterpret_cast<uint32_t*>(panel);
     int64_t i = 0;
     for (; i + kWords <= whole; i += kWords) {
-        transpose<kWords>(rows + 4 * i, inputs, count, width, words + i * width);
+        transpose<kWords>(rows + 4 * i, bytes, count, width, words + i * width);
     }
     for (; i < whole; ++i) {
-        transpose<1>(rows + 4 * i, inputs, count, width, words + i * width);
+        transpose<1>(rows + 4 * i, bytes, count, width, words + i * width);
     }
     for (int64_t column = 0; whole < depth && column < count; ++column) {
         uint32_t last = 0;
-        std::memcpy(&last, rows + column * inputs + 4 * whole, static_cast<size_t>(inputs - 4 * whole));
+        std::memcpy(&last, rows + column * bytes + 4 * whole, static_cast<size_t>(bytes - 4 * whole));
         words[whole * width + column] = last;
     }
     for (i = 0; count < width && i < depth; ++i) {
@@ -58,6 +58,16 @@ int32_t sum_of(const int8_t* x, int64_t count) {
 }
 
 }  // namespace
+
+void pack_float_weight(const void* weight, bool is_bfloat16, int64_t outputs, int64_t inputs, void* packed,
+                       int64_t threads) {
+    const int64_t row = inputs * (is_bfloat16 ? 2 : 4), depth = (row + 3) / 4, columns = padded_outputs(outputs);
+    parallel((columns + kPanel - 1) / kPanel, threads, [&](int64_t panel) {
+        const int64_t first = panel * kPanel;
+        pack_panel(static_cast<const int8_t*>(weight) + first * row, std::min(kPanel, outputs - first), row,
+                   std::min(kPanel, columns - first), static_cast<int8_t*>(packed) + first * depth * 4);
+    });
+}
 
 void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess,
                  int64_t threads) {
