@@ -17,6 +17,11 @@ Vector in_all_lanes(int32_t x);
 Vector add_products(Vector sum, Vector unsigned_a, Vector signed_b);
 
 using Floats = float __attribute__((vector_size(32)));
+constexpr int64_t kFloatLanes = 8;
+constexpr int float_blocks(int) {
+    return 2;
+}
+Floats load_floats(const float* from);
 Floats first_rows(const uint8_t* b);
 Floats second_rows(const uint8_t* b);
 Floats all_lanes(float x);

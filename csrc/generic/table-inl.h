@@ -12,6 +12,7 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n);
 #include "generic/bfloat16_rows-inl.h"
 #include "generic/draw_rows-inl.h"
 #include "generic/elementwise_rows-inl.h"
+#include "generic/float_linear_rows-inl.h"
 #include "generic/linear_rows-inl.h"
 
 // Constant, so that no code of the unit runs before the CPU is known to have its instructions.
@@ -26,6 +27,7 @@ constexpr KernelTable table_of(const char* name, uint32_t features) {
     table.quantize_inputs = quantize_inputs;
     table.linear_panels = linear_panels;
     table.gated_panels = gated_panels;
+    table.float_panels = float_panels;
     table.rms_norm = rms_norm;
     table.rope = rope;
     table.silu_times = silu_times;

@@ -66,6 +66,16 @@ constexpr int kMostBlocks = 4, kMostFloatBlocks = 4;
 
 using Floats = __m512;
 
+constexpr int64_t kFloatLanes = 16;
+
+constexpr int float_blocks(int) {
+    return 4;
+}
+
+Floats load_floats(const float* from) {
+    return _mm512_loadu_ps(from);
+}
+
 Floats first_rows(const uint8_t* b) {
     const __m512i words = _mm512_loadu_si512(b);
     return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));

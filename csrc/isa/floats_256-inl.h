@@ -1,4 +1,4 @@
-// What multiply_floats-inl.h and attend_rows-inl.h need, of 256-bit vectors.
+// What multiply_floats-inl.h, float_linear_rows-inl.h and attend_rows-inl.h need, of 256-bit vectors.
 
 #pragma once
 
@@ -11,6 +11,16 @@ using namespace faquant;
 #endif
 
 using Floats = __m256;
+
+constexpr int64_t kFloatLanes = 8;
+
+constexpr int float_blocks(int rows) {
+    return rows <= 2 ? 8 / rows : 2;
+}
+
+Floats load_floats(const float* from) {
+    return _mm256_loadu_ps(from);
+}
 
 Floats first_rows(const uint8_t* b) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));

@@ -21,8 +21,8 @@ constexpr int64_t kStrip = 16;
 constexpr int64_t kBlock = 64;
 
 // A packed matrix [rows, columns] is cut into panels of kPanel columns, the last one narrower. A panel is contiguous
-// and a row-major matrix of words; a word has four rows of int8 or two of bfloat16 of one column. Of int8, with
-// row:column:
+// and a row-major matrix of words; a word has four rows of int8, two of bfloat16 or one of float32 of one column. Of
+// int8, with row:column:
 //
 //      panel 0                                                panel 1
 //     +-----------------+-----------------+-- --+            +-------------------+-- --+
@@ -77,6 +77,9 @@ struct KernelTable {
     // The same of silu(gate) · up, where both have their own rounding of the same rows.
     void (*gated_panels)(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
                          int64_t first, int64_t last, float* out);
+    // Some panels of a float weight, of all rows x [rows, inputs], stored in out [rows, outputs].
+    void (*float_panels)(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
+                         float* out);
     // What stands between the products: generic/elementwise_rows-inl.h.
     void (*rms_norm)(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out);
     void (*rope)(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t dim);

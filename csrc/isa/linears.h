@@ -19,6 +19,15 @@ struct Linear {
     const int32_t* quant_bias;  // [outputs]: the bias, and what the offset adds
 };
 
+// A linear of float weights: y = x · Wᵀ + bias. A sum begins with 0 and takes the inputs in order, each product fused
+// with its addition, and the bias last. One of the weights is null.
+struct FloatLinear {
+    int64_t inputs, outputs;
+    const float* weight;              // packed (inputs, padded_outputs), zeros where there is nothing
+    const uint16_t* bfloat16_weight;  // packed (inputs up to an even number, padded_outputs)
+    const float* bias;                // [outputs], or null
+};
+
 // Rows of inputs as a linear takes them: bytes + 128 [count, padded_inputs], and what one step of each is worth.
 struct Rounded {
     int64_t count;

@@ -68,6 +68,62 @@ void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t 
     }
 }
 
+using Floats = float __attribute__((vector_size(16)));
+
+constexpr int64_t kFloatLanes = 4;
+
+constexpr int float_blocks(int) {
+    return 4;
+}
+
+// A register where there are some for it; what is computed is the same.
+#if defined(__x86_64__)
+#define FAQUANT_REGISTER(x) "+x"(x)
+#elif defined(__aarch64__)
+#define FAQUANT_REGISTER(x) "+w"(x)
+#else
+#define FAQUANT_REGISTER(x) "+m"(x)
+#endif
+
+Floats load_floats(const float* from) {
+    Floats x;
+    __builtin_memcpy(&x, from, sizeof x);
+    return x;
+}
+
+Floats bfloat16_of_words(const uint8_t* b, int number) {
+    Floats x;
+    for (int i = 0; i < kFloatLanes; ++i) {
+        uint16_t halves[2];
+        __builtin_memcpy(halves, b + 4 * i, sizeof halves);
+        x[i] = float_of(uint32_t{halves[number]} << 16);
+    }
+    return x;
+}
+
+Floats first_rows(const uint8_t* b) {
+    return bfloat16_of_words(b, 0);
+}
+
+Floats second_rows(const uint8_t* b) {
+    return bfloat16_of_words(b, 1);
+}
+
+Floats all_lanes(float x) {
+    return Floats{x, x, x, x};
+}
+
+Floats add_product(Floats sum, Floats a, Floats b) {
+    for (int i = 0; i < kFloatLanes; ++i) {
+        sum[i] = __builtin_fmaf(a[i], b[i], sum[i]);
+    }
+    return sum;
+}
+
+void store(float* to, Floats x) {
+    __builtin_memcpy(to, &x, sizeof x);
+}
+
 void halves_to_floats(const uint16_t* halves, float* floats) {
     for (int64_t i = 0; i < kTile; ++i) {
         floats[i] = half_to_float(halves[i]);

@@ -17,8 +17,11 @@ constexpr int64_t kRowsPerJob = 8;
 constexpr int64_t kJobsPerThread = 4;
 // With fewer, rows are divided too, though each panel is read again then.
 constexpr int64_t kPanelsPerThread = 16;
+// Rows of floats that share a piece of a panel in a unit.
+constexpr int64_t kFloatRowsPerJob = 96;
 
-int64_t panels(const Linear& linear) {
+template <typename AnyLinear>
+int64_t panels(const AnyLinear& linear) {
     return (linear.outputs + kPanel - 1) / kPanel;
 }
 
@@ -33,10 +36,10 @@ int64_t threads_for(int64_t products, int64_t threads) {
     return std::max<int64_t>(1, std::min(threads, products / kWorkPerThread));
 }
 
-// Strips of rows that one job takes, of `total` panels.
-int64_t rows_per_job(int64_t rows, int64_t total, int64_t threads) {
+// Rows that one job takes, whole strips, of `total` panels.
+int64_t rows_per_job(int64_t rows, int64_t total, int64_t threads, int64_t strip = kStrip) {
     const int64_t parts = (kPanelsPerThread * threads + total - 1) / total;
-    return ((rows + parts - 1) / parts + kStrip - 1) / kStrip * kStrip;
+    return ((rows + parts - 1) / parts + strip - 1) / strip * strip;
 }
 
 // The same inputs for several linears; those that round alike share the bytes.
@@ -95,22 +98,6 @@ class RoundedInputs {
 
 }  // namespace
 
-void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess) {
-    const int64_t depth = padded_inputs(inputs), columns = padded_outputs(outputs);
-    std::fill(packed, packed + depth * columns, int8_t{0});
-    for (int64_t n = 0; n < outputs; ++n) {
-        const int64_t panel = n / kPanel * kPanel, width = std::min(kPanel, columns - panel);
-        int8_t* column = packed + panel * depth + (n - panel) * 4;
-        int32_t sum = 0;
-        for (int64_t i = 0; i < inputs; ++i) {
-            const int8_t value = weight[n * inputs + i];
-            column[i / 4 * 4 * width + i % 4] = value;
-            sum += value;
-        }
-        excess[n] = 128 * sum;
-    }
-}
-
 void apply(const KernelTable& table, const Inputs& inputs, const Product* products, int64_t count, int64_t threads) {
     int64_t outputs = 0, total = 0;
     std::vector<const Linear*> linears;
@@ -140,6 +127,19 @@ void apply(const KernelTable& table, const Inputs& inputs, const Product* produc
         const Product& product = products[job.product];
         table.linear_panels(*product.linear, rounded.of(job.product, job.row, std::min(rows, inputs.rows - job.row)),
                             job.first, job.last, product.add, product.out + job.row * product.linear->outputs);
+    });
+}
+
+void apply(const KernelTable& table, const FloatLinear& linear, const float* x, int64_t rows, float* out,
+           int64_t threads) {
+    const int64_t wanted = threads_for(rows * linear.inputs * linear.outputs, threads), total = panels(linear);
+    const int64_t some = std::max<int64_t>(1, total / (wanted * kJobsPerThread));
+    const int64_t together = rows_per_job(std::max<int64_t>(1, rows), total, wanted, kFloatRowsPerJob);
+    const int64_t parts = (rows + together - 1) / together;
+    parallel((total + some - 1) / some * parts, wanted, [&](int64_t job) {
+        const int64_t first = job / parts * some, row = job % parts * together;
+        table.float_panels(linear, x + row * linear.inputs, std::min(together, rows - row), first,
+                           std::min(first + some, total), out + row * linear.outputs);
     });
 }
 

@@ -9,7 +9,8 @@
 #include "ops/linear.h"
 #include "python/arrays.h"
 
-inline void pack_weight(const Array& weight, const WritableArray& packed, const WritableArray& excess) {
+inline void pack_weight(const Array& weight, const WritableArray& packed, const WritableArray& excess,
+                        int64_t threads) {
     require(weight.ndim() == 2, "weight must have two dimensions.");
     const int64_t n = static_cast<int64_t>(weight.shape(0)), k = static_cast<int64_t>(weight.shape(1));
     require(k <= faquant::kMaxDotLength, "A linear has too many inputs for exact sums.");
@@ -17,7 +18,7 @@ inline void pack_weight(const Array& weight, const WritableArray& packed, const 
     int8_t* to = data_of<int8_t>(packed, "packed", "int8", {faquant::padded_inputs(k) * faquant::padded_outputs(n)});
     int32_t* sums = data_of<int32_t>(excess, "excess", "int32", {n});
     nb::gil_scoped_release unlocked;
-    faquant::pack_weight(from, n, k, to, sums);
+    faquant::pack_weight(from, n, k, to, sums, threads);
 }
 
 // An int8 linear: all pointers are checked here, once.

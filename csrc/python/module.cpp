@@ -10,9 +10,11 @@
 
 #include "ops/stream.h"
 #include "python/arrays.h"
+#include "python/convert_functions.h"
 #include "python/decoder_layers.h"
 #include "python/draw_functions.h"
 #include "python/elementwise_functions.h"
+#include "python/float_linear.h"
 #include "python/int8_linear.h"
 #include "python/layer_cache.h"
 #include "runtime/cpu_features.h"
@@ -113,12 +115,16 @@ NB_MODULE(_C, m) {
     m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "threads"_a, "isa"_a.none());
     m.def("silu_times", &silu_times, "gate"_a, "up"_a, "out"_a, "threads"_a, "isa"_a.none());
-    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a);
+    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a, "threads"_a);
+    m.def("pack_float_weight", &pack_float_weight, "weight"_a, "packed"_a, "threads"_a);
+    m.def("widen_bfloat16", &widen_array<faquant::widen_bfloat16>, "source"_a, "target"_a, "threads"_a);
+    m.def("widen_float16", &widen_array<faquant::widen_float16>, "source"_a, "target"_a, "threads"_a);
     m.def("draw", &draw, "scores"_a, "is_wide"_a, "vocab"_a, "rows"_a, "draws"_a, "threads"_a, "isa"_a.none());
     m.def("distribution", &distribution, "scores"_a, "is_wide"_a, "vocab"_a, "sampling"_a, "isa"_a.none());
     m.def("likeliest", &likeliest, "scores"_a, "is_wide"_a, "vocab"_a, "counts"_a, "threads"_a, "isa"_a.none());
     RmsNorm::bind(m);
     Int8Linear::bind(m);
+    FloatLinear::bind(m);
     LayerCache::bind(m);
     DecoderLayers::bind(m);
 }

@@ -86,7 +86,7 @@ RandomLinear::RandomLinear(Random& random, int64_t inputs, int64_t outputs, floa
       bias(random.floats(outputs, unit)) {
     std::generate(weight.begin(), weight.end(), [&] { return static_cast<int8_t>(random.next()); });
     std::fill_n(weight.begin(), inputs, int8_t{-128});
-    pack_weight(weight.data(), outputs, inputs, packed.data(), excess.data());
+    pack_weight(weight.data(), outputs, inputs, packed.data(), excess.data(), 1);
     for (int64_t n = 0; n < outputs; ++n) {
         scale.push_back(unit / static_cast<float>(1 << n % 4));
         quant_bias.push_back((random.next() - 128) * 10);

@@ -69,6 +69,8 @@ const char* wrong_kernel_in_weights(const KernelTable& table);
 const char* wrong_kernel_in_linears(const KernelTable& table);
 // two of them with SwiGLU,
 const char* wrong_kernel_in_gated_linears(const KernelTable& table);
+// linears of float32 and of bfloat16,
+const char* wrong_kernel_in_float_linears(const KernelTable& table);
 // a small attention through a page, with scales per token, with static ones and in bfloat16,
 const char* wrong_kernel_in_attention(const KernelTable& table);
 // a few small decoder layers of all kinds.

@@ -26,6 +26,7 @@ constexpr Kernel kKernels[] = {{"append", take<&KernelTable::append>},
                                {"quantize_inputs", take<&KernelTable::quantize_inputs>},
                                {"linear_panels", take<&KernelTable::linear_panels>},
                                {"gated_panels", take<&KernelTable::gated_panels>},
+                               {"float_panels", take<&KernelTable::float_panels>},
                                {"rms_norm", take<&KernelTable::rms_norm>},
                                {"rope", take<&KernelTable::rope>},
                                {"silu_times", take<&KernelTable::silu_times>},
@@ -62,9 +63,10 @@ const char* wrong_kernel_in(const KernelTable& table, const char* name, const Ru
 }
 
 const char* first_wrong_kernel(const KernelTable& table) {
-    for (const auto& find : {wrong_kernel_in_dots, wrong_kernel_in_norms, wrong_kernel_in_rope, wrong_kernel_in_silu,
-                             wrong_kernel_in_maxima, wrong_kernel_in_weights, wrong_kernel_in_linears,
-                             wrong_kernel_in_gated_linears, wrong_kernel_in_attention, wrong_kernel_in_layers}) {
+    for (const auto& find :
+         {wrong_kernel_in_dots, wrong_kernel_in_norms, wrong_kernel_in_rope, wrong_kernel_in_silu,
+          wrong_kernel_in_maxima, wrong_kernel_in_weights, wrong_kernel_in_linears, wrong_kernel_in_gated_linears,
+          wrong_kernel_in_float_linears, wrong_kernel_in_attention, wrong_kernel_in_layers}) {
         if (const char* kernel = find(table)) {
             return kernel;
         }

@@ -137,6 +137,40 @@ void gated_panels_exchanged(const Linear& gate, const Rounded& gate_rows, const 
     right.gated_panels(up, up_rows, gate, gate_rows, first, last, out);
 }
 
+void float_panels_without_bias(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
+                               float* out) {
+    FloatLinear changed = linear;
+    changed.bias = nullptr;
+    right.float_panels(changed, x, rows, first, last, out);
+}
+
+// The first output of each panel, with two roundings for each product.
+void float_panels_not_fused(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
+                            float* out) {
+    right.float_panels(linear, x, rows, first, last, out);
+    if (linear.weight == nullptr) {
+        return;
+    }
+    for (int64_t panel = first; panel < last; ++panel) {
+        const int64_t n = panel * kPanel, width = std::min(kPanel, padded_outputs(linear.outputs) - n);
+        float sum = 0.0f;
+        for (int64_t k = 0; k < linear.inputs; ++k) {
+            sum += x[k] * linear.weight[n * linear.inputs + k * width];
+        }
+        out[n] = sum + linear.bias[n];
+    }
+}
+
+void float_panels_with_another_column(const FloatLinear& linear, const float* x, int64_t rows, int64_t first,
+                                      int64_t last, float* out) {
+    FloatLinear changed = linear;
+    if (linear.weight == nullptr) {
+        changed.bfloat16_weight += 2;
+    }
+    right.float_panels(changed, x, rows, first, first + 1, out);
+    right.float_panels(linear, x, rows, first + 1, last, out);
+}
+
 void norm_without_eps(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out) {
     right.rms_norm({norm.weight, norm.bias, 0.0f}, x, rows, size, out);
 }
@@ -240,6 +274,10 @@ constexpr Fault kFaults[] = {
     {"linear_panels", "always adds", [](KernelTable& t) { t.linear_panels = panels_added; }},
     {"gated_panels", "not the last panel", [](KernelTable& t) { t.gated_panels = gated_panels_but_the_last; }},
     {"gated_panels", "gate and up exchanged", [](KernelTable& t) { t.gated_panels = gated_panels_exchanged; }},
+    {"float_panels", "no bias", [](KernelTable& t) { t.float_panels = float_panels_without_bias; }},
+    {"float_panels", "not fused", [](KernelTable& t) { t.float_panels = float_panels_not_fused; }},
+    {"float_panels", "another column in bfloat16",
+     [](KernelTable& t) { t.float_panels = float_panels_with_another_column; }},
     {"rms_norm", "no eps", [](KernelTable& t) { t.rms_norm = norm_without_eps; }},
     {"rms_norm", "no bias", [](KernelTable& t) { t.rms_norm = norm_without_bias; }},
     {"rms_norm", "another last bit", [](KernelTable& t) { t.rms_norm = norm_nudged; }},

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from . import _C, threads
+
 Array: TypeAlias = Any
 """A NumPy array or a torch tensor on the CPU."""
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -27,9 +29,12 @@ def contiguous(x: Array) -> Array:
 
 def widen(x: Stored) -> Floats:
     """float32 of stored floats, exactly; x itself where it is float32."""
-    if x.dtype == np.uint16:
-        return (x.astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float32, copy=False)
+    if x.dtype not in (np.uint16, np.float16):
+        return x.astype(np.float32, copy=False)
+    out = np.empty(x.shape, np.float32)
+    convert = _C.widen_bfloat16 if x.dtype == np.uint16 else _C.widen_float16
+    convert(np.ascontiguousarray(x).reshape(-1), out.reshape(-1), threads.count())
+    return out
 
 
 def is_finite(x: Stored) -> bool:

@@ -4,8 +4,8 @@ bfloat16 or one of float32 for each column at a time."""
 import numpy as np
 import numpy.typing as npt
 
-from . import _C
-from .arrays import Stored
+from . import _C, threads
+from .arrays import Floats, Stored, widen
 
 PANEL: int = _C.PANEL
 """Columns of a packed matrix that stand together."""
@@ -29,7 +29,7 @@ class PackedWeight:
         self._rows, self._columns = -(-inputs // 4) * 4, -(-outputs // _C.PADDING) * _C.PADDING
         self.values = np.empty(self._rows * self._columns, np.int8)
         self.excess = np.empty(outputs, np.int32)
-        _C.pack_weight(np.ascontiguousarray(weight), self.values, self.excess)
+        _C.pack_weight(np.ascontiguousarray(weight), self.values, self.excess, threads.count())
 
     def unpack(self) -> npt.NDArray[np.int8]:
         """int8 [outputs, inputs]."""
@@ -40,3 +40,25 @@ class PackedWeight:
     def nbytes(self) -> int:
         """Bytes of all that is held."""
         return self.values.nbytes + self.excess.nbytes
+
+
+class PackedFloats:
+    """Float weight [outputs, inputs] of a linear, packed for the kernels: bfloat16 as it is, all else as float32."""
+
+    def __init__(self, weight: Stored) -> None:
+        self.shape = outputs, inputs = weight.shape
+        weight = np.ascontiguousarray(weight if weight.dtype == np.uint16 else widen(weight))
+        in_word = 4 // weight.itemsize
+        self._rows, self._columns = -(-inputs // in_word) * in_word, -(-outputs // _C.PADDING) * _C.PADDING
+        self.values = np.empty(self._rows * self._columns, weight.dtype)
+        _C.pack_float_weight(weight, self.values, threads.count())
+
+    def unpack(self) -> Floats:
+        """float32 [outputs, inputs]."""
+        outputs, inputs = self.shape
+        return np.ascontiguousarray(widen(unpacked(self.values, self._rows, self._columns))[:inputs, :outputs].T)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is held."""
+        return self.values.nbytes
