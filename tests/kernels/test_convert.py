@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from faquant import _C
+from faquant.kernels import _C
 
 ALL = np.arange(1 << 16, dtype=np.uint16)
 WIDEN = {"bfloat16": _C.widen_bfloat16, "float16": _C.widen_float16}

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faquant import _C
-from faquant.kernels import cpu
+from faquant.kernels import _C
+from faquant.kernels import isa as isa_module
 from oracles import fused
 
-isas = pytest.mark.parametrize("isa", cpu.available_isas())
+isas = pytest.mark.parametrize("isa", isa_module.available_isas())
 kinds = pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 
 
