@@ -116,6 +116,7 @@ NB_MODULE(_C, m) {
     const nb::call_guard<nb::gil_scoped_release> unlocked;
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "heads"_a, "dim"_a, "threads"_a, "isa"_a.none(),
           unlocked);
+    m.def("rope_tables", &rope_tables, "frequencies"_a, "positions"_a, "scaling"_a, "cos"_a, "sin"_a);
     m.def("silu_times", &silu_times, "gate"_a, "up"_a, "count"_a, "out"_a, "threads"_a, "isa"_a.none(), unlocked);
     m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a, "threads"_a);
     m.def("pack_float_weight", &pack_float_weight, "weight"_a, "packed"_a, "threads"_a);
