@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/elementwise.h"
+#include "ops/rope_tables.h"
 #include "python/arrays.h"
 
 // A norm's weights, checked once.
@@ -79,4 +80,17 @@ inline void silu_times(const Array& gate, const Array& up, const WritableArray& 
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
     faquant::silu_times(table, of_gate, of_up, count, to, threads);
+}
+
+// frequencies float32 [dim / 2], positions int64 [tokens]; cos and sin float32 [tokens, dim]
+inline void rope_tables(const Array& frequencies, const Array& positions, float scaling, const WritableArray& cos,
+                        const WritableArray& sin) {
+    require(frequencies.ndim() == 1 && positions.ndim() == 1, "frequencies and positions must have one dimension.");
+    const int64_t count = static_cast<int64_t>(frequencies.shape(0)), tokens = static_cast<int64_t>(positions.shape(0));
+    const auto* from = data_of<const float>(frequencies, "frequencies", "float32", {count});
+    const auto* at = data_of<const int64_t>(positions, "positions", "int64", {tokens});
+    auto* cosines = data_of<float>(cos, "cos", "float32", {tokens, 2 * count});
+    auto* sines = data_of<float>(sin, "sin", "float32", {tokens, 2 * count});
+    nb::gil_scoped_release unlocked;
+    faquant::rope_tables(from, count, at, tokens, scaling, cosines, sines);
 }

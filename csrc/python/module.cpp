@@ -114,6 +114,7 @@ NB_MODULE(_C, m) {
     m.attr("PANEL") = faquant::kPanel;
     m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "threads"_a, "isa"_a.none());
+    m.def("rope_tables", &rope_tables, "frequencies"_a, "positions"_a, "scaling"_a, "cos"_a, "sin"_a);
     m.def("silu_times", &silu_times, "gate"_a, "up"_a, "out"_a, "threads"_a, "isa"_a.none());
     m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a, "threads"_a);
     m.def("pack_float_weight", &pack_float_weight, "weight"_a, "packed"_a, "threads"_a);

@@ -4,7 +4,7 @@ Kinds: default (RoFormer, arXiv 2104.09864), linear (position interpolation, arX
 length), yarn (arXiv 2309.00071), llama3 (Llama 3.1). transformers is the oracle for each.
 
 No value depends on a library or a CPU: powers and logarithms are computed in decimal, cosine and sine by
-csrc/ops/rope.cpp, and all the rest is IEEE arithmetic.
+csrc/ops/rope_tables.cpp, and all the rest is IEEE arithmetic.
 """
 
 import math
@@ -13,6 +13,7 @@ from decimal import Context, Decimal
 import numpy as np
 
 from ..checkpoint.model_config import ModelConfig, RopeConfig
+from ..kernels import _C
 from ..kernels.arrays import Floats, Integers
 
 _EXACT = Context(prec=40)
@@ -33,10 +34,10 @@ class Rope:
         return self._tables(positions, 1.0)
 
     def _tables(self, positions: Integers, scaling: float) -> tuple[Floats, Floats]:
-        angles = positions.astype(np.float32)[:, None] * self.frequencies
-        angles = np.concatenate((angles, angles), axis=-1)[:, None, :].astype(np.float64)
-        factor = np.float32(scaling)
-        return np.cos(angles).astype(np.float32) * factor, np.sin(angles).astype(np.float32) * factor
+        shape = len(positions), 2 * len(self.frequencies)
+        cos, sin = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        _C.rope_tables(self.frequencies, np.ascontiguousarray(positions, np.int64), scaling, cos, sin)
+        return cos[:, None, :], sin[:, None, :]
 
 
 def _frequencies(rope: RopeConfig, dim: int, length: int | None) -> tuple[Floats, float]:
