@@ -3,8 +3,8 @@
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -82,8 +82,8 @@ def test_any_configuration_is_read_or_is_one_error(raw: dict[str, Any]) -> None:
 def assert_has_rope_tables(config: ModelConfig) -> None:
     if config.head_dim <= 1024:
         for length in (None, 1, 2048, config.max_position):
-            cos, sin = Rope(config, length).tables(torch.arange(3))
-            assert (cos.isfinite() & sin.isfinite()).all()
+            cos, sin = Rope(config, length).tables(np.arange(3))
+            assert np.isfinite([cos, sin]).all()
 
 
 @given(st.dictionaries(st.text(max_size=8) | st.sampled_from(sorted(LLAMA)), json_values))

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from faquant.checkpoint.model_config import parse_config
+from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.kernels.quantizers import dequantize_k, map_k, quantize_k
 from faquant.kernels.scheme import MAP_BLOCK
-from faquant.model.rope import Rope, apply_rope
+from faquant.kernels.torch_backend import rope as apply_rope
+from faquant.model.rope import Rope
 from faquant.quantization import attention
 from faquant.recipe import AttentionRecipe
 
@@ -30,11 +31,15 @@ def _keys(seed: int, lengths: tuple[int, ...] = (30, 7)) -> list[torch.Tensor]:
     return [torch.randn(length, 2, 16, generator=generator) * scale + scale for length in lengths]
 
 
+def _rotation(positions: torch.Tensor, config: ModelConfig = CONFIG) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = Rope(config).rotation(positions.numpy())
+    return torch.from_numpy(cos), torch.from_numpy(sin)
+
+
 def _turned(prompts: list[torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
     """Every token, wherever it stood in its prompt, at each of the positions: the plain way."""
-    rope = Rope(CONFIG)
-    cos, sin = (x[:, None] for x in rope.rotation(positions))
-    back = [apply_rope(x, *rope.rotation(-torch.arange(len(x)))) for x in prompts]
+    cos, sin = (x[:, None] for x in _rotation(positions))
+    back = [apply_rope(x, *_rotation(-torch.arange(len(x)))) for x in prompts]
     return torch.cat([apply_rope(torch.cat(back), c[0], s[0]) for c, s in zip(cos, sin, strict=True)])
 
 
@@ -64,11 +69,11 @@ def test_keys_that_never_vary_are_followed_through_the_context() -> None:
     """A key that is one vector turned by RoPE leaves, in slow channels, nothing to quantize but its turn in a block."""
     config = parse_config({**RAW, "rope_theta": 1e6})
     key = torch.arange(16.0).expand(40, 2, 16)
-    keys = [apply_rope(key, *Rope(config).rotation(torch.arange(40)))]
+    keys = [apply_rope(key, *_rotation(torch.arange(40), config))]
     queries = [keys[0].repeat_interleave(3, dim=1)]
     scheme = attention.calibrate(config, AttentionRecipe(), queries, keys, keys, v_folded=True)
     for position in (10, 1500, 2490):
-        there = apply_rope(key[:1], *Rope(config).rotation(torch.tensor([position])))
+        there = apply_rope(key[:1], *_rotation(torch.tensor([position]), config))
         left = (there - scheme.at(position // MAP_BLOCK).k_center)[0, :, 7]
         assert left.abs().max() < 0.05 * key[0, 0, 7]
 

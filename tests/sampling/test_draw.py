@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from faquant.kernels import isa as cpu
+from faquant.kernels import threads
 from faquant.sampling.draw import TokenLogprobs, distribution, draw, log_probabilities
 from faquant.sampling.sampler import Sampler, SamplingParams, uniform
 from oracles.sampling import PARAMS, plain_distribution
@@ -136,8 +137,8 @@ def test_instruction_set_threads_and_batch_change_nothing(size: int, dtype: Any)
     before = threads.count()
     try:
         for isa in cpu.available_isas():
-            for threads in (1, 2, 4):
-                set_threads(threads)
+            for count in (1, 2, 4):
+                set_threads(count)
                 tokens = draw(rows, params, uniforms, isa)
                 results.append((tokens, log_probabilities(rows, tokens, counts, isa)))
             alone = [draw(rows[i : i + 1], params[i : i + 1], uniforms[i : i + 1], isa)[0] for i in range(5)]

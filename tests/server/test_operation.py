@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,7 +14,6 @@ import openai
 import pytest
 
 from faquant.sampling.sampler import SamplingParams
-from faquant.server.config import ServerConfig
 from faquant.server.http import connection
 from faquant.server.http.middleware import Supervisor
 from faquant.server.operate.logs import Seldom
@@ -202,8 +200,7 @@ def test_the_time_is_over_wherever_a_reader_stops(stops_at: int) -> None:
         if message is messages[stops_at]:
             await asyncio.Event().wait()
 
-    service: Any = SimpleNamespace(config=ServerConfig(NAME, request_timeout=0.05))
-    asyncio.run(asyncio.wait_for(Supervisor(app, service)({"type": "http"}, receive, send), 10))
+    asyncio.run(asyncio.wait_for(Supervisor(app, timeout=0.05)({"type": "http"}, receive, send), 10))
     assert ended
 
 

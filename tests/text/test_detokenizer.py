@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from faquant.text.tokenizer import IncrementalDecoder, Tokenizer
+from faquant.text.detokenizer import IncrementalDecoder
+from faquant.text.tokenizer import Tokenizer
 
 Make = Callable[..., Path]
 KEEP = {"suppress_health_check": [HealthCheck.function_scoped_fixture], "deadline": None}

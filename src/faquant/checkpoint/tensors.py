@@ -17,6 +17,8 @@ from ..kernels.arrays import Stored
 from .files import find_files, regular_file, unique_keys
 
 MAX_HEADER_BYTES = 4 << 20  # some 30,000 tensors; larger ones take seconds to parse
+MAPPED_BYTES = 1 << 20
+"""Tensors below are not worth a mapping, each of which holds its file open: a model has thousands of small ones."""
 _KINDS: dict[str, tuple[str, type[np.generic]]] = {
     "BOOL": ("bool", np.bool_),
     "U8": ("uint8", np.uint8),
@@ -54,8 +56,9 @@ class _Entry:
 class TensorFiles:
     """The tensors of a directory, whichever of the known names its files have.
 
-    `get` maps a tensor, for weights that are packed or looked up at once; `read` copies it, so that a file that is
-    truncated later is an error and no SIGBUS. No file stays open between calls; threads may share the object.
+    `get` maps a large tensor, for weights that are packed or looked up at once; `read` copies it, so that a file that
+    is truncated later is an error and no SIGBUS. No file stays open between calls but for what is mapped; threads may
+    share the object.
     """
 
     def __init__(self, directory: Path, stem: str, entries: Mapping[str, _Entry]) -> None:
@@ -144,7 +147,8 @@ class TensorFiles:
         return entry.end - entry.begin
 
     def get(self, name: str) -> Stored:
-        """Map a tensor: a read-only array whose values are read from the file when they are looked at.
+        """Map a tensor: a read-only array whose values are read from the file when they are looked at. One below
+        MAPPED_BYTES is copied.
 
         Raises:
             CheckpointError: no such tensor, or its file cannot be read or changed since `open`.
@@ -154,10 +158,10 @@ class TensorFiles:
         kind = self._kind(entry, name)[1]
         count = (entry.end - entry.begin) // np.dtype(kind).itemsize
         begin = entry.file.data_start + entry.begin
-        if count == 0:
-            return np.empty(entry.shape, kind)
-        if begin % np.dtype(kind).itemsize:
-            return self.read(name)  # a header of odd length, as some writers leave it
+        if entry.end - entry.begin < MAPPED_BYTES or begin % np.dtype(kind).itemsize:
+            array = self.read(name)  # small, or behind a header of odd length, as some writers leave it
+            array.flags.writeable = False
+            return array
         page = begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         with _opened(entry, name) as descriptor:
             size = begin - page + entry.end - entry.begin
@@ -262,7 +266,7 @@ def _opened(entry: _Entry, name: str) -> Iterator[int]:
             yield descriptor
         finally:
             os.close(descriptor)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter: mmap's, of a file that is shorter by now
         raise CheckpointError(f"{where} cannot be read: {error}.") from None
 
 

@@ -17,7 +17,8 @@ from ..model.rope import Rope
 from ..sampling.draw import Floats
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import Sampler, sample_rows
-from ..structured.grammar import Constraint, Grammars
+from ..structured.constraint import Constraint
+from ..structured.grammar import Grammars
 from ..text.tokenizer import Tokenizer
 from .engine_config import EngineConfig
 from .page_pool import PagePool, page_digest

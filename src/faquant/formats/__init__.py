@@ -20,11 +20,15 @@ def open_checkpoint(directory: Path) -> Opened:
         UnsupportedError: the model is of a kind that this program does not run.
     """
     source = Source.of(directory)
+    return format_of(source).open(source)
+
+
+def format_of(source: Source) -> Format:
+    """The format of a directory. Raises: UnsupportedError: none of those that we read."""
     for format in FORMATS:
         if format.detect(source):
-            return format.open(source)
-    method = source.config.quant_method
+            return format
     raise UnsupportedError(
-        f"{directory / 'config.json'}: the model is quantized already, by {method}. "
+        f"{source.directory / 'config.json'}: the model is quantized already, by {source.config.quant_method}. "
         "Start from the checkpoint in bfloat16, float16 or float32."
     )

@@ -33,7 +33,7 @@ def widen(x: Stored) -> Floats:
         return x.astype(np.float32, copy=False)
     out = np.empty(x.shape, np.float32)
     convert = _C.widen_bfloat16 if x.dtype == np.uint16 else _C.widen_float16
-    convert(np.ascontiguousarray(x).reshape(-1), out.reshape(-1), threads.count())
+    convert(np.ascontiguousarray(x).reshape(-1).view(np.uint16), out.reshape(-1), threads.count())
     return out
 
 

@@ -61,10 +61,10 @@ class StoredEmbedding:
     """An embedding [vocab, hidden] as stored, whose rows are widened when they are asked for."""
 
     def __init__(self, weight: Stored) -> None:
-        self._weight = weight
+        self.weight = weight
 
     def __getitem__(self, tokens: Integers) -> Floats:
-        return widen(self._weight[tokens])
+        return widen(self.weight[tokens])
 
 
 class CpuLayers:

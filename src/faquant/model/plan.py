@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.model_config import ModelConfig, load_config
+from ..checkpoint.model_config import ModelConfig
 from ..errors import UsageError
-from ..formats.msmodelslim.description import read_description
+from ..formats import format_of
+from ..formats.base import Source
 from ..kernels.scheme import AttentionScheme
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
 from .inspection import FLOAT_CACHE_BYTES, inspect
@@ -86,8 +87,10 @@ def plan(directory: Path, recipe: Recipe | None = None, tokens: int = 512, seque
         CheckpointError, UnsupportedError: the directory is not such a model.
         UsageError: a recipe is given for a model that is quantized already.
     """
-    config = load_config(directory)
-    if read_description(directory) is None:
+    source = Source.of(directory)
+    format_of(source)  # refuses what is quantized in another way
+    config = source.config
+    if source.description is None:
         chosen = recipe or Recipe(name="default")
         ours = Footprint(chosen.name, _weights(config, chosen.linear), _cache(config, chosen.attention))
     elif recipe is not None:

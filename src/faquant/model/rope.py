@@ -100,9 +100,10 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
 
 def _llama3(rope: RopeConfig, frequencies: Floats) -> Floats:
     """Long waves are interpolated, short ones kept, those between are mixed."""
-    wavelengths = 2 * math.pi / frequencies
+    # A number over a tensor is two roundings in torch, which multiplies by the reciprocal.
+    wavelengths = 1 / frequencies * (2 * math.pi)
     original, low, high = rope.original_max_position, rope.low_freq_factor, rope.high_freq_factor
-    smooth = (original / wavelengths - low) / (high - low)
+    smooth = (1 / wavelengths * original - low) / (high - low)
     mixed = (1 - smooth) * frequencies / rope.factor + smooth * frequencies
     kept = np.where(wavelengths > original / low, frequencies / rope.factor, frequencies)
     return np.where((wavelengths <= original / low) & (wavelengths >= original / high), mixed, kept)

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from ..errors import FaquantError
 from ..kernels import _C, threads
+from ..structured.constraint import Bits
 from .params import SamplingParams
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
-Bits = npt.NDArray[np.uint8]
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
 """A token's log-probability, and (id, log-probability) of the likeliest, likeliest first, then lowest id."""
 

@@ -9,17 +9,14 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import UsageError
 from ..kernels.arrays import Array
-from .draw import Bits, Floats, Integers, TokenLogprobs, check_maximum, draw, draw_masked, log_probabilities
+from ..structured.constraint import Bits, Constraint
+from .draw import Floats, Integers, TokenLogprobs, check_maximum, draw, draw_masked, log_probabilities
 from .params import SamplingParams as SamplingParams
-
-if TYPE_CHECKING:
-    from ..structured.grammar import Constraint
 
 _TRIES = 4
 _UNIFORM_BITS = 48  # leaves room below 1.0 for the rounding of uniform · total
@@ -50,7 +47,7 @@ class Sampler:
         *,
         vocab_size: int | None = None,
         end_token_ids: Iterable[int] = (),
-        constraint: "Constraint | None" = None,
+        constraint: Constraint | None = None,
     ) -> None:
         bias: dict[int, float] = dict(params.logit_bias)
         if vocab_size is not None:
@@ -74,7 +71,7 @@ class Sampler:
         elif params.presence_penalty or params.frequency_penalty:
             self._history = _History(())
 
-    def for_answer(self, index: int, constraint: "Constraint | None" = None) -> "Sampler":
+    def for_answer(self, index: int, constraint: Constraint | None = None) -> "Sampler":
         """That of answer `index` to the same request, at its beginning: with draws of its own, in the same memory."""
         other = copy.copy(self)
         other.index, other.constraint, other.step, other.logprobs = index, constraint, 0, []

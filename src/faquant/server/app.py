@@ -25,11 +25,11 @@ def make_app(service: Service) -> FastAPI:
     for module in (chat, chat_page, completions, endpoints):
         app.include_router(module.router)
     handle_errors(app)
-    app.add_middleware(Supervisor, service=service)
+    app.add_middleware(Supervisor, timeout=service.config.request_timeout)
     hosts = service.config.allowed_hosts
     if hosts is not None and "*" not in hosts:
         app.add_middleware(Hosts, names=hosts)
-    app.add_middleware(Access, service=service)
+    app.add_middleware(Access, gate=service.gate, metrics=service.metrics, api_key=service.config.api_key)
     if service.config.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 
 from ..errors import UnsupportedError
-from ..sampling.draw import Bits as Bits
 from ..text.tokenizer import Tokenizer
+from .constraint import Bits
 
 # What leads out of a JSON text soonest, by its first byte: between strings, where a line may end, the ends of objects
 # and arrays before their beginnings, a comma before a number's further digits. Within a string "a" is the best where it

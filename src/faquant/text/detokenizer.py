@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _REPLACEMENT = "\ufffd"
@@ -25,7 +24,7 @@ class IncrementalDecoder:
     """
 
     def __init__(
-        self, tokenizer: "Tokenizer", skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
+        self, tokenizer: Tokenizer, skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
     ) -> None:
         self._tokenizer = tokenizer
         self._shown = shown

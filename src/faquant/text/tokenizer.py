@@ -11,7 +11,6 @@ import tokenizers
 from ..checkpoint.json_object import read_json
 from ..errors import CheckpointError, UsageError
 from .chat_template import ChatTemplates, load_chat_templates
-from .detokenizer import IncrementalDecoder as IncrementalDecoder
 
 MAX_TOKENIZER_BYTES = 256 << 20
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faquant.errors import CheckpointError
-from faquant.quantization.mindie.plain import eager_attention
+from faquant.quantization.mindie.attention import eager_attention
 from oracles.mindie import calibrate
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"

@@ -12,9 +12,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ApiError, as_api_error
+from ..operate.metrics import Metrics
 from ..operate.record import Record, request_id
 from ..page import files as chat_page
-from ..service import Service
+from .gate import Gate
 from .streaming import event
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,12 @@ class Access:
     """Gives a request its id, asks for the key, and when it is over, however that was, gives back its place and says
     what it was."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics, api_key: str | None) -> None:
         self._app = app
-        self._service = service
-        key = service.config.api_key
+        self._gate = gate
+        self._metrics = metrics
         # Digests have one length, so that comparing tells nothing of the key's.
-        self._key = None if key is None else sha256(key.encode()).digest()
+        self._key = None if api_key is None else sha256(api_key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,19 +75,19 @@ class Access:
 
     def _end(self, record: Record, scope: MutableMapping[str, Any]) -> None:
         record.end()
-        self._service.gate.leave(record)
-        self._service.metrics.observe(record, getattr(scope.get("route"), "path", "other"))
+        self._gate.leave(record)
+        self._metrics.observe(record, getattr(scope.get("route"), "path", "other"))
         # Whoever watches the server asks every few seconds.
         is_watching = record.method == "GET" and record.status == 200
         log.log(logging.DEBUG if is_watching else logging.INFO, "request", extra={"fields": record.as_log()})
 
 
 class Supervisor:
-    """Ends the work for a request when its client leaves or its time is over."""
+    """Ends the work for a request when its client leaves or its time is over: after `timeout` seconds; 0: never."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, timeout: float) -> None:
         self._app = app
-        self._timeout = service.config.request_timeout or None
+        self._timeout = timeout or None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -2,14 +2,11 @@
 
 import sys
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
 from ...errors import UsageError
+from ..constraint import Bits, Constraint
+from ..vocabulary import Vocabulary
 from .opening import Opening, Seen
-
-if TYPE_CHECKING:
-    from ..grammar import GrammarConstraint
-    from ..vocabulary import Bits, Vocabulary
 
 
 class CallConstraint:
@@ -22,10 +19,10 @@ class CallConstraint:
     def __init__(
         self,
         opening: Opening,
-        vocabulary: "Vocabulary",
+        vocabulary: Vocabulary,
         end_token_ids: Collection[int],
         shown: Collection[int],
-        begin: Callable[[str, int], "GrammarConstraint | None"],
+        begin: Callable[[str, int], Constraint | None],
     ) -> None:
         self.shown = frozenset(shown)
         self.unwatched_from: int | None = None
@@ -33,11 +30,11 @@ class CallConstraint:
         self._vocabulary = vocabulary
         self._ends = frozenset(end_token_ids)
         self._begin = begin
-        self._calls: GrammarConstraint | None = None
+        self._calls: Constraint | None = None
         self.is_cut = False
         self._held, self._at_start, self._ended = "", True, False
         self._count = 0
-        self._tried: tuple[int, Seen | None, GrammarConstraint | None] | None = None
+        self._tried: tuple[int, Seen | None, Constraint | None] | None = None
 
     @property
     def may_end(self) -> bool:
@@ -51,7 +48,7 @@ class CallConstraint:
     def is_free(self) -> bool:
         return self._calls is None
 
-    def mask(self) -> "Bits | None":
+    def mask(self) -> Bits | None:
         return None if self._calls is None else self._calls.mask()
 
     def admits(self, token: int, left: int) -> bool:
