@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from faquant.errors import UsageError
+from faquant.kernels.cpu import StoredEmbedding
 from faquant.model.decoder import Decoder
 from faquant.model.load import load
 from faquant.model.plan import plan
@@ -16,11 +16,10 @@ from oracles.tiny_models import tiny_model
 
 
 def held(decoder: Decoder) -> int:
-    """Bytes of embedding, linears and head; what a tied head shares counts once."""
-    linears = [linear for layer in decoder.layers for linear in vars(layer).values() if hasattr(linear, "nbytes")]
-    head = decoder.lm_head
-    shared = isinstance(head.weight, Tensor) and head.weight.data_ptr() == decoder.embedding.data_ptr()  # type: ignore[attr-defined]
-    return decoder.embedding.nbytes + sum(linear.nbytes for linear in linears) + (0 if shared else head.nbytes)
+    """Bytes of embedding, linears and head."""
+    assert isinstance(decoder.embedding, StoredEmbedding)
+    linears = [linear for layer in decoder.layers for linear in layer.linears]
+    return decoder.embedding.weight.nbytes + sum(linear.nbytes for linear in (*linears, decoder.lm_head))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

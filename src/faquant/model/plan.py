@@ -115,21 +115,14 @@ def _bfloat16_weights(config: ModelConfig) -> int:
 def _weights(config: ModelConfig, linear: LinearRecipe | None) -> int:
     embedding = config.vocab_size * config.hidden_size
     embedding_bytes = embedding * (4 if config.dtype == "float32" else 2)
-    names = [*config.layer_linears, "lm_head"]
-    if (
-        config.tie_word_embeddings
-        and embedding_bytes == 4 * embedding
-        and (linear is None or linear.is_float("lm_head"))
-    ):
-        names.pop()  # is the embedding itself
-    return embedding_bytes + sum(_linear(config, name, linear) for name in names)
+    return embedding_bytes + sum(_linear(config, name, linear) for name in (*config.layer_linears, "lm_head"))
 
 
 def _linear(config: ModelConfig, name: str, linear: LinearRecipe | None) -> int:
     n, _ = config.linear_shape(name)
     bias = 4 * n if config.has_bias(name) else 0
     if linear is None or linear.is_float(name):
-        return 4 * _size(config, name) + bias
+        return (2 if config.dtype == "bfloat16" else 4) * _size(config, name) + bias
     return _size(config, name) + 8 * n + bias  # with a scale and the correction of unsigned products for each output
 
 
