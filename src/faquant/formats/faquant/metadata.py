@@ -28,7 +28,7 @@ class Metadata(BaseModel):
         hidden_block, down_block: on the inputs of q, k, v, gate, up and the head, and of down_proj (R4), at run time.
         residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
         max_position: tokens of context that calibration covered; serving beyond them is refused.
-        model, calibration: sha256 of the source's tensors (TensorFiles.fingerprint), and of the calibration's token ids.
+        model, calibration: sha256 of the source's tensors (TensorFiles.fingerprint) and of the calibration's token ids.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
