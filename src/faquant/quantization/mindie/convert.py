@@ -14,6 +14,7 @@ from ...formats import open_checkpoint
 from ...formats.faquant.metadata import ROTATED_TYPE
 from ...formats.msmodelslim.description import Description
 from ...formats.msmodelslim.linears import unpack_deq_scale
+from ...kernels.quantizers import tensor_of
 from ...kernels.scheme import AttentionScheme
 from ..tensors import DTYPES, SourceTensors
 from .w8a8 import pack_deq_scale
@@ -109,6 +110,6 @@ def _tensors(
             if scale is None:
                 continue
             prefix = f"model.layers.{layer}.self_attn.fa_{part}"
-            tensor = torch.as_tensor(scale).to(dtype)
+            tensor = tensor_of(scale).to(dtype)
             yield f"{prefix}.scale", "FAQuant", tensor
             yield f"{prefix}.offset", "FAQuant", torch.zeros_like(tensor, dtype=torch.int8)

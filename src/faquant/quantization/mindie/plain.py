@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...checkpoint.model_config import LINEARS, ModelConfig
 from ...kernels.torch_backend import TorchBackend, TorchLinear, TorchRMSNorm
-from ...model.decoder import DecoderLayer, build_layer
+from ...model.decoder import DecoderLayer, Tables, build_layer
 from ...model.rope import Rope
 from ...recipe import Recipe
 from ..layerwise import NamedTensor
@@ -59,8 +58,7 @@ class MindieQuantizer:
             calibrating = _calibrating(layer, name, self.is_float)
             after = []
             for x in streams:
-                rope = Rope(self.config, len(x))
-                after.append(calibrating(x, rope.tables(np.arange(len(x))), attention))
+                after.append(calibrating(x, _tables(Rope(self.config, len(x)), len(x)), attention))
             return [*attention.tensors(f"{name}.self_attn"), *layer_tensors(calibrating, name, self.config)], after
 
     def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
@@ -84,6 +82,14 @@ class MindieQuantizer:
 
     def _linear(self, name: str) -> TorchLinear:
         return self.checked.linear(name, self.config, self.dtype)
+
+
+def _tables(rope: Rope, tokens: int) -> Tables:
+    """RoPE's for a prompt, with torch's cosine and sine as the tool has them: where an input is rounded, the last bit
+    of one is a whole step."""
+    angles = torch.arange(tokens).float()[:, None] * torch.from_numpy(rope.frequencies)
+    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
+    return angles.cos() * rope.scaling, angles.sin() * rope.scaling
 
 
 def _calibrating(layer: DecoderLayer, name: str, is_float: Callable[[str], bool]) -> DecoderLayer:
