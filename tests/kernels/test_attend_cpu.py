@@ -312,6 +312,12 @@ def test_a_page_holds_whole_tiles(page_size: int) -> None:
         ({"spans": Spans(torch.tensor([[2, 3]]), torch.tensor([[2]]))}, "page is not in the cache"),
         ({"spans": Spans(torch.tensor([[2, 3]]), torch.tensor([[-1]]))}, "page is not in the cache"),
         ({"spans": Spans(torch.tensor([[2, 3]]), torch.tensor([[1.0]]))}, "block_tables must be"),
+        ({"spans": Spans(np.array([[2, 3]], np.int32), np.array([[1]]))}, "tokens_starts must be"),
+        ({"spans": Spans(np.array([[2, 3, 0]])[:, :2].T, np.array([[1]]))}, "tokens_starts must be"),
+        ({"spans": Spans(np.array([[2, 3]]), np.array([[1]], np.int32))}, "block_tables must be"),
+        ({"spans": Spans(np.array([[2, 3]]), np.array([1]))}, "block_tables must have 2 dimensions"),
+        ({"spans": Spans(np.array([[2, 3]]), np.zeros((1, 4), np.int64)[:, ::2])}, "block_tables must be"),
+        ({"q": np.zeros((2, 4, 8))}, "q must be a contiguous"),
         ({"window": 0}, "window"),
     ],
 )
@@ -337,6 +343,10 @@ def test_wrong_operands_of_attend_are_refused(wrong: dict[str, Any], message: st
         ({"slots": torch.tensor([-1, 0])}, "slot is not in the cache"),
         ({"positions": torch.tensor([0, -1])}, "position is negative"),
         ({"positions": torch.tensor([0])}, "positions must be"),
+        ({"positions": np.array([0.0, 1.0])}, "positions must be"),
+        ({"slots": np.array([0, 200], np.int32)}, "slots must be a contiguous array of int64"),
+        ({"slots": np.array([0, 0, 200, 0])[::2]}, "slots must be a contiguous array of int64"),
+        ({"k": np.zeros((2, 2, 8))}, "k must be a contiguous array of float32"),
     ],
 )
 def test_wrong_operands_of_append_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 the same bits."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +81,8 @@ def evaluated(cache: Cache) -> Iterator[Tensor]:
         batch = Batch(chunks, PAGE_SIZE)
         x = torch.from_numpy(decoder.embed(batch.tokens))
         for number, layer in enumerate(decoder.layers):
-            pages, window = cache.pages[number], decoder.config.sliding_windows[number]
-            x = layer(
-                x, batch.tables, lambda _, q, k, v, pages=pages, window=window: batch.attend(pages, window, q, k, v)
-            )
+            attend = partial(batch.attend, cache.pages[number], decoder.config.sliding_windows[number])
+            x = layer(x, batch.tables, lambda _, q, k, v, attend=attend: attend(q, k, v))
             assert isinstance(x, Tensor)
         yield decoder.logits(decoder.norm(x))
 

@@ -232,6 +232,16 @@ def test_the_older_spelling_of_the_configuration_means_the_same(kind: str, key: 
     assert load_config(tmp_path) == new
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["llama-bias", "smollm", "qwen3"])
+def test_weights_of_16_bits_compute_in_float32(kind: str, dtype: str, backend: str, tmp_path: Path) -> None:
+    oracle = tiny_model(kind, tmp_path, dtype).float()
+    ids = tokens(40)
+    logits = prompt_logits(load(tmp_path, backend=make_backend(backend)), ids)
+    assert logits.dtype == torch.float32
+    assert_same(logits, expected(oracle, ids))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["llama3", "llama-bias", "qwen3"])
 def test_torch_s_decoder_repeats_every_bit_of_transformers(kind: str, dtype: str, tmp_path: Path) -> None:

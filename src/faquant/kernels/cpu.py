@@ -1,5 +1,5 @@
 """The CPU's backend: NumPy arrays and the C++ kernels. Everything computes in float32, and a row's bits depend on
-nothing but the row."""
+nothing but the row, except where attention is float32 (FloatPages), which NumPy's products compute."""
 
 from collections.abc import Sequence
 from typing import Any
