@@ -1,4 +1,4 @@
-// A bfloat16 cache, for one instruction set, and which kind of cache append and attend find.
+// A bfloat16 cache, for one instruction set.
 //
 // The softmax is that of softmax-inl.h, the products are floats'. They shall have the same bits whether a CPU can fuse
 // them with their additions or not, so they are exact: K and V have 8 significant bits, and q and P, rounded to 16, the
@@ -155,22 +155,4 @@ void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int6
         }
         merge(scratch.split, total, rows, padded);
     }
-}
-
-void append(const Scheme& s, const Cache& c, const float* k, const float* v, const int64_t* slots,
-            const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
-    if (c.bfloat16_k != nullptr) {
-        append_bfloat16(s, c, k, v, slots, first, last);
-    } else {
-        append_int8(s, c, k, v, slots, positions, first, last, saturated);
-    }
-}
-
-int64_t attend(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
-               int64_t end, const Scratch& scratch, const Partial& total) {
-    if (a.cache->bfloat16_k != nullptr) {
-        attend_bfloat16(a, span, kv_head, first, last, begin, end, scratch, total);
-        return 0;
-    }
-    return attend_int8(a, span, kv_head, first, last, begin, end, scratch, total);
 }

@@ -9,7 +9,7 @@ int32_t dot_u8s8(const uint8_t* a, const int8_t* b, int64_t n);
 int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n);
 #endif
 
-#include "generic/bfloat16_rows-inl.h"
+#include "generic/cache_rows-inl.h"
 #include "generic/draw_rows-inl.h"
 #include "generic/elementwise_rows-inl.h"
 #include "generic/float_linear_rows-inl.h"

@@ -4,8 +4,8 @@
 
 namespace faquant {
 
-// How one layer's q, k and v become int8: kernels/scheme.py. Tables are float32; null: there is none. A bfloat16 cache
-// looks at the sizes only.
+// How one layer's q, k and v become int8: kernels/scheme.py. Tables are float32; null: there is none. A cache of
+// floats looks at the sizes only.
 struct Scheme {
     int64_t heads, kv_heads, dim;
     int64_t maps, map_block;  // map m of K is that of the positions from m · map_block on
@@ -26,8 +26,8 @@ struct Scheme {
     bool quantized_sum;
 };
 
-// The cache pages of one layer, int8 or bfloat16. Slot s is key s % page_size of page s / page_size. What no query sees
-// may hold anything.
+// The cache pages of one layer, int8, bfloat16 or float32. Slot s is key s % page_size of page s / page_size. What no
+// query sees may hold anything.
 //
 // A tile of one head is contiguous, a packed matrix of K [channels, keys] or V [keys, channels].
 struct Cache {
@@ -38,6 +38,8 @@ struct Cache {
     uint16_t* v_scale;
     uint16_t* bfloat16_k = nullptr;  // in place of all these, in the same shapes as k and v
     uint16_t* bfloat16_v = nullptr;
+    float* float_k = nullptr;  // in place of all these, unpacked: [pages, page_size, kv_heads, dim]
+    float* float_v = nullptr;
 };
 
 // Some of one sequence's tokens, with the cache pages of the whole sequence.
@@ -76,10 +78,13 @@ struct Scratch {
     int32_t* excess;    // [rows]: 128 · ∑ q
     uint8_t* p;         // [2 · kStrip, kTile]
     int32_t* products;  // [2 · kStrip, max(kTile, padded dim)]
-    // For bfloat16:
+    // For bfloat16 and float32:
     float* factors;  // [rows, padded dim]: q
     float* sums;     // [kStrip, padded dim]
     uint16_t* v;     // a tile
+    // For float32:
+    float* float_k;  // a tile, packed (dim, kTile)
+    float* float_v;  // a tile [kTile, padded dim]
 };
 
 }  // namespace faquant

@@ -29,8 +29,9 @@ int64_t round_up(int64_t x, int64_t step) {
 class ScratchMemory {
   public:
     // Cut into parts of so many bytes.
-    template <size_t count>
-    void cut(const int64_t (&sizes)[count], char* (&parts)[count]) {
+    template <size_t count, size_t most>
+    void cut(const int64_t (&sizes)[count], char* (&parts)[most]) {
+        static_assert(count <= most);
         int64_t total = kLine;
         for (const int64_t size : sizes) {
             total += round_up(size, kLine);
@@ -56,6 +57,39 @@ Partial partial(char* start, int64_t rows, int64_t padded) {
 
 int64_t partial_bytes(int64_t rows, int64_t padded) {
     return rows * (padded + 2) * static_cast<int64_t>(sizeof(float));
+}
+
+// Scratch for blocks of up to `most_rows` rows, and the `total` of one of `rows`.
+Scratch cut(ScratchMemory& memory, const Cache& cache, int64_t dim, int64_t most_rows, int64_t rows, Partial& total) {
+    const int64_t padded = padded_dim(dim), outs = partial_bytes(most_rows, padded);
+    Scratch scratch{};
+    char* p[8];
+    const auto floats = [&](int part) { return reinterpret_cast<float*>(p[part]); };
+    if (cache.float_k != nullptr) {
+        memory.cut({outs, outs, most_rows * padded * 4, kStrip * padded * 4, kTile * dim * 4, kTile * padded * 4}, p);
+        scratch.factors = floats(2);
+        scratch.sums = floats(3);
+        scratch.float_k = floats(4);
+        scratch.float_v = floats(5);
+    } else if (cache.bfloat16_k != nullptr) {
+        memory.cut({outs, outs, most_rows * padded * 4, kStrip * padded * 4, kTile * padded * 2}, p);
+        scratch.factors = floats(2);
+        scratch.sums = floats(3);
+        scratch.v = reinterpret_cast<uint16_t*>(p[4]);
+    } else {
+        memory.cut({outs, outs, most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4, 2 * kStrip * kTile,
+                    2 * kStrip * std::max(kTile, padded) * 4},
+                   p);
+        scratch.q = reinterpret_cast<int8_t*>(p[2]);
+        scratch.scale = floats(3);
+        scratch.bias = floats(4);
+        scratch.excess = reinterpret_cast<int32_t*>(p[5]);
+        scratch.p = reinterpret_cast<uint8_t*>(p[6]);
+        scratch.products = reinterpret_cast<int32_t*>(p[7]);
+    }
+    scratch.split = partial(p[0], rows, padded);
+    total = partial(p[1], rows, padded);
+    return scratch;
 }
 
 // Rows of one span in one key/value head. Its keys are cut into `parts` parts of `keys` keys, each of them a job.
@@ -134,31 +168,8 @@ int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, 
             const Block& b = blocks[static_cast<size_t>(number)];
             const int64_t rows = (b.last - b.first) * group;
             thread_local ScratchMemory memory;
-            Scratch scratch{};
             Partial total;
-            const int64_t outs = partial_bytes(most_rows, padded);
-            if (a.cache->bfloat16_k != nullptr) {
-                char* p[5];
-                memory.cut({outs, outs, most_rows * padded * 4, kStrip * padded * 4, kTile * padded * 2}, p);
-                scratch.split = partial(p[0], rows, padded);
-                total = partial(p[1], rows, padded);
-                scratch.factors = reinterpret_cast<float*>(p[2]);
-                scratch.sums = reinterpret_cast<float*>(p[3]);
-                scratch.v = reinterpret_cast<uint16_t*>(p[4]);
-            } else {
-                char* p[8];
-                memory.cut({outs, outs, most_rows * padded, most_rows * 4, most_rows * 4, most_rows * 4,
-                            2 * kStrip * kTile, 2 * kStrip * std::max(kTile, padded) * 4},
-                           p);
-                scratch.split = partial(p[0], rows, padded);
-                total = partial(p[1], rows, padded);
-                scratch.q = reinterpret_cast<int8_t*>(p[2]);
-                scratch.scale = reinterpret_cast<float*>(p[3]);
-                scratch.bias = reinterpret_cast<float*>(p[4]);
-                scratch.excess = reinterpret_cast<int32_t*>(p[5]);
-                scratch.p = reinterpret_cast<uint8_t*>(p[6]);
-                scratch.products = reinterpret_cast<int32_t*>(p[7]);
-            }
+            const Scratch scratch = cut(memory, *a.cache, s.dim, most_rows, rows, total);
             const auto part = [&](int64_t i) {
                 return partial(partials.get() + b.partial + i * partial_bytes(rows, padded), rows, padded);
             };

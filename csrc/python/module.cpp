@@ -14,6 +14,7 @@
 #include "python/decoder_layers.h"
 #include "python/draw_functions.h"
 #include "python/elementwise_functions.h"
+#include "python/float_cache.h"
 #include "python/float_linear.h"
 #include "python/int8_linear.h"
 #include "python/layer_cache.h"
@@ -127,5 +128,6 @@ NB_MODULE(_C, m) {
     Int8Linear::bind(m);
     FloatLinear::bind(m);
     LayerCache::bind(m);
+    FloatCache::bind(m);
     DecoderLayers::bind(m);
 }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -84,7 +85,14 @@ const char* wrong_kernel_in_attention(const KernelTable& table) {
     sizes.heads = kHeads;
     sizes.kv_heads = 1;
     sizes.dim = kDim;
-    const auto run = [&](const KernelTable& kernels) {
+    const auto attended = [&](const KernelTable& kernels, const Cache& cache) {
+        int64_t saturated[2];
+        append(kernels, sizes, cache, k.data(), v.data(), places.data(), places.data(), kEnd, 1, saturated);
+        std::vector<float> out(kTokens * kHeads * kDim);
+        attend(kernels, {&sizes, &cache, kEnd, kTile, q.data(), out.data()}, &span, 1, 1);
+        return out;
+    };
+    const auto in_bfloat16 = [&](const KernelTable& kernels) {
         constexpr uint16_t kNan = 0x7fc0;
         std::vector<uint16_t> k_store(kPage * kPadded, kNan), v_store(kPage * kPadded, kNan);
         Cache cache{};
@@ -92,16 +100,30 @@ const char* wrong_kernel_in_attention(const KernelTable& table) {
         cache.page_size = kPage;
         cache.bfloat16_k = k_store.data();
         cache.bfloat16_v = v_store.data();
-        int64_t saturated[2];
-        append(kernels, sizes, cache, k.data(), v.data(), places.data(), places.data(), kEnd, 1, saturated);
-        std::vector<float> out(kTokens * kHeads * kDim);
-        attend(kernels, {&sizes, &cache, kEnd, kTile, q.data(), out.data()}, &span, 1, 1);
+        std::vector<float> out = attended(kernels, cache);
         for (const auto& store : {k_store, v_store}) {
             out.insert(out.end(), store.begin(), store.end());
         }
         return out;
     };
-    return wrong_kernel_in(table, "attention in bfloat16", run, exact, 0.01);
+    if (const char* kernel = wrong_kernel_in(table, "attention in bfloat16", in_bfloat16, exact, 0.01)) {
+        return kernel;
+    }
+    const auto in_float32 = [&](const KernelTable& kernels) {
+        constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+        std::vector<float> k_store(kPage * kDim, kNan), v_store(kPage * kDim, kNan);
+        Cache cache{};
+        cache.pages = 1;
+        cache.page_size = kPage;
+        cache.float_k = k_store.data();
+        cache.float_v = v_store.data();
+        std::vector<float> out = attended(kernels, cache);
+        for (const auto& store : {k_store, v_store}) {
+            out.insert(out.end(), store.begin(), store.begin() + kEnd * kDim);
+        }
+        return out;
+    };
+    return wrong_kernel_in(table, "attention in float32", in_float32, exact, 1e-6);
 }
 
 }  // namespace faquant

@@ -71,7 +71,7 @@ const char* wrong_kernel_in_linears(const KernelTable& table);
 const char* wrong_kernel_in_gated_linears(const KernelTable& table);
 // linears of float32 and of bfloat16,
 const char* wrong_kernel_in_float_linears(const KernelTable& table);
-// a small attention through a page, with scales per token, with static ones and in bfloat16,
+// a small attention through a page, with scales per token, with static ones, in bfloat16 and in float32,
 const char* wrong_kernel_in_attention(const KernelTable& table);
 // a few small decoder layers of all kinds.
 const char* wrong_kernel_in_layers(const KernelTable& table);

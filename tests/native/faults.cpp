@@ -2,17 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
+#include <cstdint>
 #include <numeric>
 #include <vector>
 
+#include "attention_faults.h"
+#include "linear_faults.h"
+#include "right.h"
 #include "self_test/self_test.h"
 
 namespace faquant {
 namespace {
-
-const KernelTable& right = kPortableKernels;
 
 // Pairs saturate at int16, as vpmaddubsw's do.
 template <typename A>
@@ -25,162 +25,12 @@ int32_t saturating_dot(const A* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-void forget_center(Scheme& s) {
-    s.k_center = nullptr;
-}
-
-void forget_equalizer(Scheme& s) {
-    s.k_equalizer = nullptr;
-}
-
-void forget_signs(Scheme& s) {
-    s.rotation_sign = nullptr;
-}
-
-void forget_v_rotation(Scheme& s) {
-    s.v_rotation_block = 0;
-}
-
-void forget_offsets(Scheme& s) {
-    s.k_offset = s.v_offset = nullptr;
-}
-
-void forget_quantized_sum(Scheme& s) {
-    s.quantized_sum = false;
-}
-
-template <void (*change)(Scheme&)>
-void append_with(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
-                 const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
-    Scheme changed = scheme;
-    change(changed);
-    right.append(changed, cache, k, v, slots, positions, first, last, saturated);
-}
-
-void append_uncounted(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
-                      const int64_t* positions, int64_t first, int64_t last, int64_t*) {
-    int64_t saturated[2] = {};
-    right.append(scheme, cache, k, v, slots, positions, first, last, saturated);
-}
-
-template <void (*change)(Scheme&)>
-int64_t attend_with(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
-                    int64_t end, const Scratch& scratch, const Partial& total) {
-    Scheme changed = *a.scheme;
-    change(changed);
-    Attention b = a;
-    b.scheme = &changed;
-    return right.attend(b, span, kv_head, first, last, begin, end, scratch, total);
-}
-
-int64_t attend_without_window(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last,
-                              int64_t begin, int64_t end, const Scratch& scratch, const Partial& total) {
-    Attention b = a;
-    b.window = INT32_MAX;
-    return right.attend(b, span, kv_head, first, last, begin, end, scratch, total);
-}
-
-int64_t attend_uncounted(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last,
-                         int64_t begin, int64_t end, const Scratch& scratch, const Partial& total) {
-    right.attend(a, span, kv_head, first, last, begin, end, scratch, total);
-    return 0;
-}
-
-void finish_with_v_rotated(const Partial* parts, int64_t count, int64_t rows, const Scheme& scheme,
-                           const Partial& total) {
-    Scheme changed = scheme;
-    forget_v_rotation(changed);
-    right.finish(parts, count, rows, changed, total);
-}
-
-void finish_the_first(const Partial* parts, int64_t, int64_t rows, const Scheme& scheme, const Partial& total) {
-    right.finish(parts, 0, rows, scheme, total);
-}
-
-void forget_hadamard(Linear& linear) {
-    linear.hadamard_block = 0;
-}
-
-void forget_input_offset(Linear& linear) {
-    static constexpr float kZero = 0.0f;
-    linear.input_offset = &kZero;
-}
-
-template <void (*change)(Linear&)>
-void quantize_inputs_with(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
-    Linear changed = linear;
-    change(changed);
-    right.quantize_inputs(changed, x, scratch, rows);
-}
-
-void panels_without_bias(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
-    Linear changed = linear;
-    changed.bias = nullptr;
-    right.linear_panels(changed, rows, first, last, add, out);
-}
-
-void panels_stored(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool, float* out) {
-    right.linear_panels(linear, rows, first, last, false, out);
-}
-
-void panels_added(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool, float* out) {
-    right.linear_panels(linear, rows, first, last, true, out);
-}
-
-void gated_panels_but_the_last(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
-                               int64_t first, int64_t last, float* out) {
-    right.gated_panels(gate, gate_rows, up, up_rows, first, last - (last * kPanel >= up.outputs), out);
-}
-
-void gated_panels_exchanged(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
-                            int64_t first, int64_t last, float* out) {
-    right.gated_panels(up, up_rows, gate, gate_rows, first, last, out);
-}
-
-void float_panels_without_bias(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
-                               float* out) {
-    FloatLinear changed = linear;
-    changed.bias = nullptr;
-    right.float_panels(changed, x, rows, first, last, out);
-}
-
-// The first output of each panel, with two roundings for each product.
-void float_panels_not_fused(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
-                            float* out) {
-    right.float_panels(linear, x, rows, first, last, out);
-    if (linear.weight == nullptr) {
-        return;
-    }
-    for (int64_t panel = first; panel < last; ++panel) {
-        const int64_t n = panel * kPanel, width = std::min(kPanel, padded_outputs(linear.outputs) - n);
-        float sum = 0.0f;
-        for (int64_t k = 0; k < linear.inputs; ++k) {
-            sum += x[k] * linear.weight[n * linear.inputs + k * width];
-        }
-        out[n] = sum + linear.bias[n];
-    }
-}
-
-void float_panels_with_another_column(const FloatLinear& linear, const float* x, int64_t rows, int64_t first,
-                                      int64_t last, float* out) {
-    FloatLinear changed = linear;
-    if (linear.weight == nullptr) {
-        changed.bfloat16_weight += 2;
-    }
-    right.float_panels(changed, x, rows, first, first + 1, out);
-    right.float_panels(linear, x, rows, first + 1, last, out);
-}
-
 void norm_without_eps(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out) {
     right.rms_norm({norm.weight, norm.bias, 0.0f}, x, rows, size, out);
 }
 
 void norm_without_bias(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out) {
     right.rms_norm({norm.weight, nullptr, norm.eps}, x, rows, size, out);
-}
-
-void nudge(float& x) {
-    x = std::nextafter(x, std::numeric_limits<float>::infinity());
 }
 
 void norm_nudged(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out) {
@@ -216,32 +66,6 @@ double weights_summed_in_order(const Scores& scores, int64_t block, double top, 
     return std::accumulate(weights, weights + kBlock, 0.0);
 }
 
-// To bfloat16 towards zero.
-void append_truncated(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
-                      const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
-    right.append(scheme, cache, k, v, slots, positions, first, last, saturated);
-    if (cache.bfloat16_k == nullptr) {
-        return;
-    }
-    std::vector<float> k_cut(k, k + last * scheme.kv_heads * scheme.dim);
-    for (float& x : k_cut) {
-        uint32_t bits;
-        std::memcpy(&bits, &x, sizeof bits);
-        bits &= 0xffff0000u;
-        std::memcpy(&x, &bits, sizeof bits);
-    }
-    right.append(scheme, cache, k_cut.data(), v, slots, positions, first, last, saturated);
-}
-
-int64_t attend_nudged_in_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last,
-                                  int64_t begin, int64_t end, const Scratch& scratch, const Partial& total) {
-    const int64_t saturated = right.attend(a, span, kv_head, first, last, begin, end, scratch, total);
-    if (a.cache->bfloat16_k != nullptr) {
-        nudge(total.out[0]);
-    }
-    return saturated;
-}
-
 struct Fault {
     const char* kernel;
     const char* fault;
@@ -258,6 +82,8 @@ constexpr Fault kFaults[] = {
     {"append", "saturation not counted", [](KernelTable& t) { t.append = append_uncounted; }},
     {"append", "bfloat16 towards zero", [](KernelTable& t) { t.append = append_truncated; }},
     {"attend", "another last bit in bfloat16", [](KernelTable& t) { t.attend = attend_nudged_in_bfloat16; }},
+    {"append", "another key in float32", [](KernelTable& t) { t.append = append_scaled_in_float32; }},
+    {"attend", "another last bit in float32", [](KernelTable& t) { t.attend = attend_nudged_in_float32; }},
     {"attend", "no equalizer", [](KernelTable& t) { t.attend = attend_with<forget_equalizer>; }},
     {"attend", "no offsets", [](KernelTable& t) { t.attend = attend_with<forget_offsets>; }},
     {"attend", "another sum", [](KernelTable& t) { t.attend = attend_with<forget_quantized_sum>; }},

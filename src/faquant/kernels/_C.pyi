@@ -86,6 +86,20 @@ class LayerCache:
         isa: str | None,
     ) -> int: ...
 
+class FloatCache:
+    def __init__(self, *, heads: int, k: Array, v: Array) -> None: ...
+    def append(self, k: Array, v: Array, slots: Array) -> None: ...
+    def attend(
+        self,
+        out: Array,
+        q: Array,
+        spans: Array,
+        block_tables: Array,
+        window: int | None,
+        threads: int,
+        isa: str | None = None,
+    ) -> None: ...
+
 class Int8Linear:
     def __init__(
         self,

@@ -1,5 +1,5 @@
 """The CPU's backend: NumPy arrays and the C++ kernels. Everything computes in float32, and a row's bits depend on
-nothing but the row, except where attention is float32 (FloatPages), which NumPy's products compute."""
+nothing but the row and what it attends to."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +46,7 @@ class CpuBackend:
     ) -> Pages:
         if dtype == "bfloat16":
             return BFloat16Pages(num_heads, num_kv_heads, head_dim, num_pages, page_size, self._isa)
-        return FloatPages(num_heads, num_kv_heads, head_dim, num_pages, page_size)
+        return FloatPages(num_heads, num_kv_heads, head_dim, num_pages, page_size, self._isa)
 
     def can_fuse(self, layer: Any, pages: Pages) -> bool:
         return bool(layer.is_int8) and pages.is_packed

@@ -228,27 +228,34 @@ class FloatPages:
 
     is_packed = False
 
-    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int) -> None:
-        self.group = num_heads // num_kv_heads
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        isa: str | None = None,
+    ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.saturation = Saturation()
         self.k = np.empty((num_pages, page_size, num_kv_heads, head_dim), np.float32)
         self.v = np.empty_like(self.k)
+        self._cache = _C.FloatCache(heads=num_heads, k=self.k, v=self.v)
+        self._isa = isa
 
     @property
     def bytes_per_token(self) -> int:
         return 2 * self.k.shape[2] * self.k.shape[3] * self.k.itemsize
 
     def append(self, k: Array, v: Array, slots: Array, positions: Array) -> None:
-        self.k.reshape(-1, *self.k.shape[2:])[slots] = k
-        self.v.reshape(-1, *self.v.shape[2:])[slots] = v
+        self._cache.append(contiguous(k), contiguous(v), slots)
 
     def attend(self, q: Array, spans: Spans, window: int | None = None) -> Array:
+        q = contiguous(q)
         out = empty(q, *q.shape)
-        for rows, start, block_table in spans.parts:
-            k, v = self.read(block_table, start + rows.stop - rows.start)
-            np.asarray(out)[rows] = _float_attend(np.asarray(q)[rows], k, v, start, window)
+        self._cache.attend(out, q, spans.tokens_starts, spans.block_tables, window, threads.count(), self._isa)
         return out
 
     def copy_page(self, source: int, target: int) -> None:
@@ -259,24 +266,3 @@ class FloatPages:
         pages = np.asarray(block_table)[: -(-length // self.page_size)]
         k, v = (store[pages].reshape(-1, *store.shape[2:])[:length] for store in (self.k, self.v))
         return k, v
-
-
-def _float_attend(q: Floats, k: Floats, v: Floats, start: int, window: int | None) -> Floats:
-    """Causal float attention: q [tokens, Hq, D] at `start` over k, v [start + tokens, Hkv, D]."""
-    tokens, heads, dim = q.shape
-    length, kv_heads, _ = k.shape
-    group = heads // kv_heads
-    # What no query sees is left out, not multiplied by zero: it may be freed memory and hold NaN.
-    oldest = 0 if window is None else max(0, start - window + 1)
-    k, v = k[oldest:], v[oldest:]
-    positions, keys = np.arange(start, start + tokens)[:, None], np.arange(oldest, length)
-    visible = keys <= positions
-    if window is not None:
-        visible &= keys > positions - window
-    rows = q.reshape(tokens, kv_heads, group, dim).transpose(1, 0, 2, 3).reshape(kv_heads, -1, dim)
-    scores = (rows @ k.transpose(1, 2, 0)).reshape(kv_heads, tokens, group, -1) / np.float32(dim**0.5)
-    scores = np.where(visible[:, None, :], scores, np.float32(-np.inf))
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    out = p.reshape(kv_heads, -1, p.shape[-1]) @ v.transpose(1, 0, 2)
-    return out.reshape(kv_heads, tokens, group, dim).transpose(1, 0, 2, 3).reshape(tokens, heads, dim)
