@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faquant.evaluation.divergence import compare
-from faquant.formats.base import DTYPES
-from faquant.model.load import load, load_float
+from faquant.kernels.torch_backend import TorchBackend
+from faquant.model.load import load
+from faquant.quantization.tensors import DTYPES
 from oracles.mindie import calibrate
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
@@ -193,7 +194,7 @@ def test_its_better_checkpoints_load(command: tuple[str | Path, ...], tool_pytho
         if not (directory / "config.json").exists():
             shutil.copy(tmp_path / "float" / "config.json", directory)
 
-    source = load_float(tmp_path / "float")
+    source = load(tmp_path / "float", backend=TorchBackend())
     models = {"tool": load(tmp_path / "tool"), "folded": load(tmp_path / "folded")}
     found = compare(source, models, prompts[0], window=len(prompts[0]))
     assert found["folded"].kl_mean < 1e-6

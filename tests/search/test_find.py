@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from faquant.checkpoint.model_config import load_config
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants
-from faquant.formats.base import layer_linears, linear_shape
+from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
@@ -63,7 +64,7 @@ def test_without_a_bound_the_least_kl_at_full_speed_is_taken(best: Found) -> Non
 def test_a_candidate_costs_what_the_checkpoint_will(best: Found, source: Path, tmp_path: Path) -> None:
     """The same calibration written and read back has the same KL, to the last bit of the arithmetic."""
     quantize(source, tmp_path / "out", RECIPES["default"], PROMPTS)
-    model, plain = load(tmp_path / "out"), load(source)
+    model, plain = load(tmp_path / "out"), load(source, backend=TorchBackend())
     results = [compare(plain, variants(model, plain), text, window=50) for text in TEXTS]
     for part, name, variant in (("attention", "token, mapped, P 16", "attention"), ("linears", "rotated", "linears")):
         mean = sum(result[variant].kl_mean for result in results) / 2
@@ -93,7 +94,7 @@ def test_a_tight_bound_leaves_the_linears_float_that_lose_most_for_their_bytes(s
     left = found.recipe.linear.float_layers
     names = chosen(found).change.removeprefix("float: ").split("; ")
     assert 0 < len(names) < 13
-    config = load(source).config
+    config = load_config(source)
 
     def loss(name: str) -> float:
         """For each parameter of the group."""
@@ -103,12 +104,12 @@ def test_a_tight_bound_leaves_the_linears_float_that_lose_most_for_their_bytes(s
             if name == "lm_head"
             else [
                 module
-                for module in layer_linears(config)
+                for module in config.layer_linears
                 if module.startswith(f"model.layers.{layer}.") and module.rpartition(".")[2] in kinds.split(", ")
             ]
         )
         assert all((module in left) == (name in names) for module in modules)
-        return groups[name] / sum(prod(linear_shape(config, module)) for module in modules)
+        return groups[name] / sum(prod(config.linear_shape(module)) for module in modules)
 
     assert min(loss(name) for name in names) >= max(loss(name) for name in groups.keys() - names)
 
