@@ -59,7 +59,6 @@ def room(path: str) -> str:
 def chat(trace: Trace) -> None:
     """One chat request, answered through the server's application."""
     import httpx
-    from oracles.tiny_tokenizer import write_tokenizer
 
     from faquant.engine.async_engine import AsyncEngine
     from faquant.engine.engine import Engine
@@ -68,6 +67,7 @@ def chat(trace: Trace) -> None:
     from faquant.server.config import ServerConfig
     from faquant.server.service import Service
     from faquant.text.tokenizer import Tokenizer
+    from oracles.tiny_tokenizer import write_tokenizer
 
     with tempfile.TemporaryDirectory() as directory:
         write_tokenizer(Path(directory))

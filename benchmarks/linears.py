@@ -16,8 +16,8 @@ from timing import finish, seconds, start
 from torch import Tensor
 
 from faquant.kernels import _C, reference
+from faquant.kernels.modules import DynamicLinear
 from faquant.kernels.quantizers import quantize_rows
-from faquant.model.linear import DynamicLinear
 
 # SmolLM2-135M's q and up, Llama-3.1-8B's q and up: outputs, inputs.
 SHAPES = ((576, 576), (1536, 576), (4096, 4096), (14336, 4096))

@@ -28,9 +28,9 @@ from faquant.engine.engine_config import EngineConfig
 from faquant.evaluation.texts import builtin_texts
 from faquant.formats.base import linear_shape
 from faquant.kernels import _C
+from faquant.kernels.modules import DynamicLinear
 from faquant.kernels.scheme import AttentionScheme
 from faquant.model.decoder import build_decoder
-from faquant.model.linear import DynamicLinear
 from faquant.model.load import Model
 from faquant.text.tokenizer import Tokenizer
 

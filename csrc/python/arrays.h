@@ -12,8 +12,11 @@
 #include <vector>
 
 #include "runtime/dispatch.h"
+#include "runtime/pool.h"
 
 namespace nb = nanobind;
+
+using faquant::threads_of;
 
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using WritableArray = nb::ndarray<nb::device::cpu>;

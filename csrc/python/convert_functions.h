@@ -11,5 +11,5 @@ void widen_array(const Array& source, const WritableArray& target, int64_t threa
     const auto* from = data_of<const uint16_t>(source, "source", "uint16", {count});
     auto* to = data_of<float>(target, "target", "float32", {count});
     nb::gil_scoped_release unlocked;
-    widen(from, count, to, threads);
+    widen(from, count, to, threads_of(threads));
 }

@@ -96,8 +96,8 @@ class DecoderLayers {
         {
             const faquant::KernelTable& table = kernels(isa);
             nb::gil_scoped_release unlocked;
-            faquant::run_layers(table, layers_.data(), static_cast<int64_t>(layers_.size()), batch, stream, threads,
-                                saturated.data());
+            faquant::run_layers(table, layers_.data(), static_cast<int64_t>(layers_.size()), batch, stream,
+                                threads_of(threads), saturated.data());
         }
         std::vector<std::array<int64_t, 3>> counts;
         for (const faquant::Saturated& some : saturated) {

@@ -46,7 +46,7 @@ inline std::vector<int64_t> draw(uintptr_t scores, bool is_wide, int64_t vocab, 
     }
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
-    return faquant::draw(table, all, threads);
+    return faquant::draw(table, all, threads_of(threads));
 }
 
 inline std::vector<std::pair<int64_t, double>> distribution(uintptr_t scores, bool is_wide, int64_t vocab,
@@ -68,7 +68,7 @@ inline std::vector<std::pair<double, std::vector<std::pair<int64_t, double>>>> l
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
     std::vector<std::pair<double, std::vector<std::pair<int64_t, double>>>> results;
-    for (faquant::Likeliest& row : faquant::likeliest(table, rows, counts, threads)) {
+    for (faquant::Likeliest& row : faquant::likeliest(table, rows, counts, threads_of(threads))) {
         results.emplace_back(row.log_sum, std::move(row.tokens));
     }
     return results;

@@ -32,7 +32,7 @@ class RmsNorm {
         auto* to = data_of<float>(out, "out", "float32", shape);
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
-        faquant::rms_norm(table, norm_, from, rows, size_, to, threads);
+        faquant::rms_norm(table, norm_, from, rows, size_, to, threads_of(threads));
     }
 
     const faquant::Norm& norm() const { return norm_; }
@@ -63,7 +63,7 @@ inline void rope(const WritableArray& x, const Array& cos, const Array& sin, int
     const auto* s = data_of<const float>(sin, "sin", "float32", of_tables);
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
-    faquant::rope(table, states, c, s, shape[0], shape[1], shape[2], threads);
+    faquant::rope(table, states, c, s, shape[0], shape[1], shape[2], threads_of(threads));
 }
 
 // gate, up and out of one shape.
@@ -79,7 +79,7 @@ inline void silu_times(const Array& gate, const Array& up, const WritableArray& 
     auto* to = data_of<float>(out, "out", "float32", shape);
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
-    faquant::silu_times(table, of_gate, of_up, count, to, threads);
+    faquant::silu_times(table, of_gate, of_up, count, to, threads_of(threads));
 }
 
 // frequencies float32 [dim / 2], positions int64 [tokens]; cos and sin float32 [tokens, dim]

@@ -60,7 +60,7 @@ class FloatCache {
         const faquant::Attention attention = {&sizes_, &cache_, keys, faquant::kFloatSplit, rows, results};
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
-        faquant::attend(table, attention, all.data(), static_cast<int64_t>(all.size()), threads);
+        faquant::attend(table, attention, all.data(), static_cast<int64_t>(all.size()), threads_of(threads));
     }
 
     static void bind(nb::module_& m) {

@@ -34,7 +34,7 @@ inline void pack_float_weight(const Array& weight, const WritableArray& packed, 
         to = data_of<float>(packed, "packed", "float32", size);
     }
     nb::gil_scoped_release unlocked;
-    faquant::pack_float_weight(from, is_bfloat16, n, k, to, threads);
+    faquant::pack_float_weight(from, is_bfloat16, n, k, to, threads_of(threads));
 }
 
 // A linear of floats: all pointers to its weights are checked here, once.
@@ -62,7 +62,7 @@ class FloatLinear {
         float* to = data_of<float>(out, "out", "float32", {rows, linear_.outputs});
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
-        faquant::apply(table, linear_, from, rows, to, threads);
+        faquant::apply(table, linear_, from, rows, to, threads_of(threads));
     }
 
     static void bind(nb::module_& m) {

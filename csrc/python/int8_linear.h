@@ -18,7 +18,7 @@ inline void pack_weight(const Array& weight, const WritableArray& packed, const 
     int8_t* to = data_of<int8_t>(packed, "packed", "int8", {faquant::padded_inputs(k) * faquant::padded_outputs(n)});
     int32_t* sums = data_of<int32_t>(excess, "excess", "int32", {n});
     nb::gil_scoped_release unlocked;
-    faquant::pack_weight(from, n, k, to, sums, threads);
+    faquant::pack_weight(from, n, k, to, sums, threads_of(threads));
 }
 
 // An int8 linear: all pointers are checked here, once.
@@ -57,7 +57,7 @@ class Int8Linear {
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
         const faquant::Product product = {&linear_, to, false};
-        faquant::apply(table, {from, rows, {}}, &product, 1, threads);
+        faquant::apply(table, {from, rows, {}}, &product, 1, threads_of(threads));
     }
 
     const faquant::Linear& linear() const { return linear_; }

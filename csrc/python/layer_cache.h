@@ -145,7 +145,7 @@ class LayerCache {
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
         int64_t saturated[2] = {};
-        faquant::append(table, scheme_, cache_, keys, values, slot, position, tokens, threads, saturated);
+        faquant::append(table, scheme_, cache_, keys, values, slot, position, tokens, threads_of(threads), saturated);
         return {saturated[0], saturated[1]};
     }
 
@@ -164,7 +164,7 @@ class LayerCache {
         const faquant::Attention attention = {&scheme_, &cache_, keys, split, queries, outputs};
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
-        return faquant::attend(table, attention, all.data(), static_cast<int64_t>(all.size()), threads);
+        return faquant::attend(table, attention, all.data(), static_cast<int64_t>(all.size()), threads_of(threads));
     }
 
     const faquant::Scheme& scheme() const { return scheme_; }

@@ -61,7 +61,7 @@ int32_t dot_s8s8(const Array& a, const Array& b, const std::optional<std::string
 uint64_t read_all(const Array& words, int64_t threads) {
     const auto* data = reinterpret_cast<const uint64_t*>(vector_data<int64_t>(words, "words", "int64"));
     nb::gil_scoped_release unlocked;
-    return faquant::read_all(data, static_cast<int64_t>(words.shape(0)), threads);
+    return faquant::read_all(data, static_cast<int64_t>(words.shape(0)), threads_of(threads));
 }
 
 nb::dict cpu_features() {
@@ -113,6 +113,7 @@ NB_MODULE(_C, m) {
     m.attr("MAX_HEAD_DIM") = faquant::kMaxHeadDim;
     m.attr("PADDING") = faquant::kPadding;
     m.attr("PANEL") = faquant::kPanel;
+    m.def("set_threads", &faquant::set_threads, "threads"_a);
     m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "threads"_a, "isa"_a.none());
     m.def("rope_tables", &rope_tables, "frequencies"_a, "positions"_a, "scaling"_a, "cos"_a, "sin"_a);

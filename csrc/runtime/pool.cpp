@@ -202,4 +202,16 @@ void parallel_in_order(int64_t jobs, int64_t threads, const std::function<void(i
     pool().run(jobs, std::min(threads, jobs), true, work);
 }
 
+namespace {
+std::atomic<int64_t> set{1};
+}  // namespace
+
+int64_t threads_of(int64_t threads) {
+    return threads > 0 ? threads : set.load(std::memory_order_relaxed);
+}
+
+void set_threads(int64_t threads) {
+    set.store(threads, std::memory_order_relaxed);
+}
+
 }  // namespace faquant

@@ -13,4 +13,8 @@ void parallel(int64_t jobs, int64_t threads, const std::function<void(int64_t)>&
 // The same, but the jobs are begun in their order, whoever is free: for jobs of unlike sizes, the largest first.
 void parallel_in_order(int64_t jobs, int64_t threads, const std::function<void(int64_t)>& work);
 
+// What a call for `threads` threads uses; 0: as many as were set last, one before that.
+int64_t threads_of(int64_t threads);
+void set_threads(int64_t threads);
+
 }  // namespace faquant

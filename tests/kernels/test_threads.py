@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from faquant.kernels import _C, elementwise, threads
+from faquant.kernels import _C, modules, threads
 
 TASKS = Path("/proc/self/task")
 
@@ -56,7 +56,7 @@ def test_torch_s_threads_and_ours_are_set_apart() -> None:
     threads.set_count(3)
     torch.set_num_threads(2)
     x = torch.ones(1 << 16)
-    elementwise.silu_times(x, x)
+    modules.silu_times(x, x)
     assert (threads.count(), torch.get_num_threads()) == (3, 2)
 
 
@@ -127,4 +127,4 @@ def test_threads_that_no_call_wants_sleep() -> None:
         spent = sorted((ticks - before.get(thread, 0) for thread, ticks in processor_time().items()), reverse=True)
     assert sum(spent[2:]) < spent[0] / 2
     call(8)
-    assert torch.equal(out, elementwise.silu_times(gate, gate))
+    assert torch.equal(out, modules.silu_times(gate, gate))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from faquant.kernels import cpu
 from faquant.kernels.arrays import Floats, Integers
-from faquant.kernels.elementwise import RMSNorm, silu_times
+from faquant.kernels.modules import RMSNorm, silu_times
 from faquant.kernels.quantizers import hadamard, quantize_rows, quantize_rows_fp16
 from faquant.kernels.reference import exp2
 from faquant.kernels.scheme import TILE

@@ -13,7 +13,7 @@ from torch import Tensor
 from faquant.kernels import _C, reference
 from faquant.kernels import isa as cpu
 from faquant.kernels.arrays import Array
-from faquant.kernels.linear import DynamicLinear, FloatLinear, StaticLinear
+from faquant.kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from faquant.kernels.packing import PackedWeight
 from oracles.packing import pack
 from oracles.threads import set_threads

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
 from faquant.evaluation.divergence import window_logits
 from faquant.kernels.backend import make_backend
-from faquant.kernels.linear import FloatLinear, StaticLinear
+from faquant.kernels.modules import FloatLinear, StaticLinear
 from faquant.kernels.pages import BFloat16Pages, FloatPages, Int8Pages
 from faquant.kernels.torch_backend import TorchEmbedding, TorchLinear, TorchPages, TorchRMSNorm
 from faquant.model.load import load

@@ -10,8 +10,7 @@ from faquant.kernels import _C
 from faquant.kernels import isa as cpu
 from faquant.kernels.arrays import Floats
 from faquant.kernels.backend import Linear
-from faquant.kernels.elementwise import RMSNorm
-from faquant.kernels.linear import DynamicLinear, FloatLinear, StaticLinear
+from faquant.kernels.modules import DynamicLinear, FloatLinear, RMSNorm, StaticLinear
 from faquant.kernels.pages import FloatPages
 from faquant.model.decoder import Decoder
 from faquant.model.paged import Batch, Chunk, PagedDecoder

@@ -8,7 +8,7 @@ import torch
 from faquant.evaluation.scores import Heads
 from faquant.evaluation.streaming import Window, run
 from faquant.formats import open_checkpoint
-from faquant.kernels.elementwise import RMSNorm
+from faquant.kernels.modules import RMSNorm
 from faquant.model.load import load
 from faquant.quantization.candidate import Calibration, Candidate
 from faquant.quantization.layerwise import LayerQuantizer

@@ -97,7 +97,7 @@ class Sequences:
         """Of the next tokens int64 [sequences, n], of which each sequence has `start` already."""
         chunks = [Chunk(row, start, table, self._rope) for row, table in zip(rows, self._tables, strict=False)]
         hidden = self._decoder.run(chunks)
-        return self.model.decoder.logits(hidden[-1:] if last_only else hidden)
+        return self._decoder.logits(hidden[-1:] if last_only else hidden)
 
     def _make_pages(self, length: int, count: int) -> None:
         each = -(-length // PAGE_SIZE)

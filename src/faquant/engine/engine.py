@@ -24,6 +24,7 @@ from .engine_config import EngineConfig
 from .page_pool import PagePool, page_digest
 from .request import Output, Request
 from .scheduler import Scheduler, Work
+from .speculation import PromptLookup
 from .stats import State, Stats
 
 PAGE_SIZE = 128
@@ -209,7 +210,7 @@ class Engine:
             end += item.count + len(item.guessed)
             if item.decodes:
                 wanted += range(end - len(item.guessed) - 1, end)
-        return np.asarray(self.model.decoder.logits(hidden[wanted]) if wanted else hidden)
+        return np.asarray(self._decoder.logits(hidden[wanted]) if wanted else hidden)
 
     def _advance(self, work: Sequence[Work], logits: Floats) -> list[Output]:
         """Draw the next token of each, and where it is the guessed one, those behind it."""
@@ -263,7 +264,11 @@ class Engine:
 
     def _guess(self, request: Request, most: int) -> list[int]:
         most = min(most, self.config.speculative_tokens)
-        return request.lookup.guess(request.ids, most) if most else []
+        if not most:
+            return []
+        if request.lookup is None:
+            request.lookup = PromptLookup()
+        return request.lookup.guess(request.ids, most)
 
 
 def _fitting(config: EngineConfig, max_position: int, bytes_per_page: int) -> tuple[int, int]:

@@ -93,14 +93,14 @@ class Request:
         self.error: FaquantError | None = None
         self.awaited: bytes | None = None
         self.sampler = sampler
-        self.lookup = PromptLookup()
+        self.lookup: PromptLookup | None = None
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
         self._digests: list[bytes] = []
         self._prompt_digest: bytes | None = None
         self._root = root
         shown = frozenset() if sampler.constraint is None else sampler.constraint.shown
         self._decoder = IncrementalDecoder(tokenizer, shown=shown)
-        self._stop = StopChecker(self.params.stop)
+        self._stop = StopChecker(self.params.stop) if self.params.stop else None
         self._text: list[str] = []
         self._told = 0
         self._logprobs: list[TokenLogprobs] = []
@@ -176,9 +176,8 @@ class Request:
             if self.params.logprobs is not None:
                 logprobs.append(self.sampler.logprobs[place - len(tokens)])
             text = self._decoder.push(token)
-            # Within a call, a stop string would only break it.
-            texts.append(self._stop.push(text) if self._is_watched else self._stop.flush() + text)
-            if self._stop.stopped:
+            texts.append(self._before_stop(text))
+            if self._stop is not None and self._stop.stopped:
                 self.finish("stop", self._stop.matched)
             elif self.sampler.must_end and place == len(tokens) - 1:
                 self.finish("stop")
@@ -186,17 +185,23 @@ class Request:
                 self.finish("length")
             if self.finish_reason is not None:
                 break
-        if self.finish_reason is not None and not self._stop.stopped:
-            text = self._decoder.flush()
-            texts.append(self._stop.push(text) if self._is_watched else self._stop.flush() + text)
-            if self._stop.stopped:
+        if self.finish_reason is not None and (self._stop is None or not self._stop.stopped):
+            texts.append(self._before_stop(self._decoder.flush()))
+            if self._stop is not None and self._stop.stopped:
                 self.finish("stop", self._stop.matched)
-            else:
+            elif self._stop is not None:
                 texts.append(self._stop.flush())
         text = "".join(texts)
         self._text.append(text)
         self._logprobs += logprobs
         return Output(self, text, tuple(accepted), tuple(logprobs), self.finish_reason)
+
+    def _before_stop(self, text: str) -> str:
+        """What of the text, and of what was held back before, is sure to be in the answer."""
+        if self._stop is None:
+            return text
+        # Within a call, a stop string would only break it.
+        return self._stop.push(text) if self._is_watched else self._stop.flush() + text
 
     @property
     def _is_watched(self) -> bool:
@@ -207,7 +212,7 @@ class Request:
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         self.finish_reason, self.stop_reason, self.finished = reason, stop_reason, time.monotonic()
-        self.lookup = PromptLookup()  # frees what it remembers
+        self.lookup = None
 
     def fail(self, error: FaquantError) -> Output:
         """It cannot go on."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..kernels.linear import DynamicLinear, FloatLinear, StaticLinear
+from ..kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from ..kernels.scheme import AttentionScheme
 from ..kernels.torch_backend import TorchLinear
 from ..model.load import Model

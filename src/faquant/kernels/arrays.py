@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import _C, threads
+from . import _C
+from .threads import ALL_THREADS
 
 Array: TypeAlias = Any
 """A NumPy array or a torch tensor on the CPU."""
@@ -33,7 +34,7 @@ def widen(x: Stored) -> Floats:
         return x.astype(np.float32, copy=False)
     out = np.empty(x.shape, np.float32)
     convert = _C.widen_bfloat16 if x.dtype == np.uint16 else _C.widen_float16
-    convert(np.ascontiguousarray(x).reshape(-1).view(np.uint16), out.reshape(-1), threads.count())
+    convert(np.ascontiguousarray(x).reshape(-1).view(np.uint16), out.reshape(-1), ALL_THREADS)
     return out
 
 

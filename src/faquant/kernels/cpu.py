@@ -4,13 +4,13 @@ nothing but the row and what it attends to."""
 from collections.abc import Sequence
 from typing import Any
 
-from . import _C, elementwise, threads
+from . import _C, modules
 from .arrays import Array, Floats, Integers, Stored, widen
 from .backend import Embedding, FusedLayers, Linear, Norm, Pages
-from .linear import DynamicLinear, FloatLinear, StaticLinear
 from .pages import BFloat16Pages, FloatPages, Int8Pages, PackedPages, Spans
 from .scheme import SPLIT, AttentionScheme
 from .tables import DynamicTable, LinearTable, StaticTable
+from .threads import ALL_THREADS
 
 
 class CpuBackend:
@@ -21,22 +21,24 @@ class CpuBackend:
 
     def linear(self, table: LinearTable) -> Linear:
         if isinstance(table, DynamicTable):
-            return DynamicLinear(table.weight, table.scale, table.bias, table.hadamard_block)
+            return modules.DynamicLinear(table.weight, table.scale, table.bias, table.hadamard_block)
         if isinstance(table, StaticTable):
-            return StaticLinear(table.weight, table.input_scale, table.input_offset, table.quant_bias, table.deq_scale)
-        return FloatLinear(table.weight, None if table.bias is None else widen(table.bias))
+            return modules.StaticLinear(
+                table.weight, table.input_scale, table.input_offset, table.quant_bias, table.deq_scale
+            )
+        return modules.FloatLinear(table.weight, None if table.bias is None else widen(table.bias))
 
     def norm(self, weight: Array, eps: float, bias: Array | None = None) -> Norm:
-        return elementwise.RMSNorm(widen(weight), eps, None if bias is None else widen(bias))
+        return modules.RMSNorm(widen(weight), eps, None if bias is None else widen(bias))
 
     def embedding(self, weight: Array) -> Embedding:
         return StoredEmbedding(weight)
 
     def rope(self, x: Array, cos: Array, sin: Array) -> Array:
-        return elementwise.rope(x, cos, sin)
+        return modules.rope(x, cos, sin)
 
     def silu_times(self, gate: Array, up: Array) -> Array:
-        return elementwise.silu_times(gate, up)
+        return modules.silu_times(gate, up)
 
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
         return Int8Pages(scheme, num_pages, page_size, self._isa)
@@ -87,8 +89,6 @@ class CpuLayers:
             )
 
     def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:
-        beyond = self._kernels.run(
-            x, *tables, spans.tokens_starts, spans.block_tables, SPLIT, threads.count(), self._isa
-        )
+        beyond = self._kernels.run(x, *tables, spans.tokens_starts, spans.block_tables, SPLIT, ALL_THREADS, self._isa)
         for pages, (q, k, v) in zip(self._pages, beyond, strict=True):
             pages.count_saturated(len(x), q=q, k=k, v=v)

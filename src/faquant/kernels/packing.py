@@ -4,8 +4,9 @@ bfloat16 or one of float32 for each column at a time."""
 import numpy as np
 import numpy.typing as npt
 
-from . import _C, threads
+from . import _C
 from .arrays import Floats, Stored, widen
+from .threads import ALL_THREADS
 
 PANEL: int = _C.PANEL
 """Columns of a packed matrix that stand together."""
@@ -29,7 +30,7 @@ class PackedWeight:
         self._rows, self._columns = -(-inputs // 4) * 4, -(-outputs // _C.PADDING) * _C.PADDING
         self.values = np.empty(self._rows * self._columns, np.int8)
         self.excess = np.empty(outputs, np.int32)
-        _C.pack_weight(np.ascontiguousarray(weight), self.values, self.excess, threads.count())
+        _C.pack_weight(np.ascontiguousarray(weight), self.values, self.excess, ALL_THREADS)
 
     def unpack(self) -> npt.NDArray[np.int8]:
         """int8 [outputs, inputs]."""
@@ -51,7 +52,7 @@ class PackedFloats:
         in_word = 4 // weight.itemsize
         self._rows, self._columns = -(-inputs // in_word) * in_word, -(-outputs // _C.PADDING) * _C.PADDING
         self.values = np.empty(self._rows * self._columns, weight.dtype)
-        _C.pack_float_weight(weight, self.values, threads.count())
+        _C.pack_float_weight(weight, self.values, ALL_THREADS)
 
     def unpack(self) -> Floats:
         """float32 [outputs, inputs]."""

@@ -11,11 +11,12 @@ from itertools import accumulate
 
 import numpy as np
 
-from . import _C, threads
+from . import _C
 from .arrays import Array, Floats, Integers, Stored, contiguous, empty, widen
 from .packing import unpacked
 from .saturation import Saturation
 from .scheme import MAP_BLOCK, PADDING, SPLIT, TILE, AttentionScheme
+from .threads import ALL_THREADS
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class PackedPages:
         self._isa = isa
 
     def append(self, k: Array, v: Array, slots: Array, positions: Array) -> None:
-        beyond = self.cache.append(contiguous(k), contiguous(v), slots, positions, threads.count(), self._isa)
+        beyond = self.cache.append(contiguous(k), contiguous(v), slots, positions, ALL_THREADS, self._isa)
         self.count_saturated(len(k), k=beyond[0], v=beyond[1])
 
     def attend(self, q: Array, spans: Spans, window: int | None = None) -> Array:
         q = contiguous(q)
         out = empty(q, *q.shape)
         beyond = self.cache.attend(
-            out, q, spans.tokens_starts, spans.block_tables, window, SPLIT, threads.count(), self._isa
+            out, q, spans.tokens_starts, spans.block_tables, window, SPLIT, ALL_THREADS, self._isa
         )
         self.count_saturated(len(q), q=beyond)
         return out
@@ -255,7 +256,7 @@ class FloatPages:
     def attend(self, q: Array, spans: Spans, window: int | None = None) -> Array:
         q = contiguous(q)
         out = empty(q, *q.shape)
-        self._cache.attend(out, q, spans.tokens_starts, spans.block_tables, window, threads.count(), self._isa)
+        self._cache.attend(out, q, spans.tokens_starts, spans.block_tables, window, ALL_THREADS, self._isa)
         return out
 
     def copy_page(self, source: int, target: int) -> None:

@@ -4,12 +4,15 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-_chosen: int | None = None
+from . import _C
+
+ALL_THREADS = 0
+"""What a kernel is called with to use `count()` threads."""
 
 
 def count() -> int:
     """Threads for a kernel."""
-    return _chosen or _default()
+    return _count
 
 
 def set_count(threads: int | None) -> None:
@@ -18,21 +21,16 @@ def set_count(threads: int | None) -> None:
     Raises:
         ValueError: threads is not positive.
     """
-    global _chosen, _known
+    global _count
     if threads is not None and threads < 1:
         raise ValueError(f"the kernels need at least one thread, not {threads}")
-    _chosen, _known = threads, None
-
-
-_known: int | None = None
+    _count = threads or _default()
+    _C.set_threads(_count)
 
 
 def _default() -> int:
-    global _known
-    if _known is None:
-        asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-        _known = int(asked) if asked.isdigit() and int(asked) > 0 else _cores()
-    return _known
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdigit() and int(asked) > 0 else _cores()
 
 
 def _cores() -> int:
@@ -57,3 +55,7 @@ def _quota() -> int:
         if quota != "max":
             return max(1, -(-int(quota) // int(period)))
     return 1 << 20
+
+
+_count = 1
+set_count(None)

@@ -107,7 +107,7 @@ class PagedDecoder:
     def run(self, chunks: Sequence[Chunk]) -> Array:
         """Append every chunk to the cache and return the hidden states of all their tokens: [Σ n, hidden]."""
         batch = Batch(chunks, self.pages[0].page_size)
-        x = self.decoder.embed(batch.tokens)
+        x = self.decoder.embedding[batch.tokens]
         for numbers, call in self._runs:
             if call is not None:
                 call.run(x, batch.tables, batch.spans)
@@ -115,6 +115,10 @@ class PagedDecoder:
                 for layer in numbers:
                     x = self.decoder.layers[layer](x, batch.tables, partial(self._attend, batch))
         return self.decoder.norm(x)
+
+    def logits(self, hidden: Array) -> Array:
+        """Logits [tokens, vocab] of hidden states that `run` returned."""
+        return self.decoder.lm_head(hidden)
 
     def copy_page(self, source: int, target: int) -> None:
         """Let one page of every layer hold what another does."""

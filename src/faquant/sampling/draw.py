@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FaquantError
-from ..kernels import _C, threads
+from ..kernels import _C
+from ..kernels.threads import ALL_THREADS
 from ..structured.constraint import Bits
 from .params import SamplingParams
 
@@ -50,7 +51,7 @@ def draw(
         FaquantError: some row's maximum is not finite.
     """
     asked = [(row, 0, _asked(*one)) for row, one in enumerate(zip(params, uniforms, strict=True))]
-    tokens = _C.draw(*_row_addresses(scores, len(asked)), len(asked), asked, threads.count(), isa)
+    tokens = _C.draw(*_row_addresses(scores, len(asked)), len(asked), asked, ALL_THREADS, isa)
     if -1 in tokens:
         check_maximum(float(scores[tokens.index(-1)].max(initial=-math.inf)))
     return tokens
@@ -75,7 +76,7 @@ def draw_masked(
         (row, mask.ctypes.data, _asked(*one))
         for row, mask, one in zip(rows, masks, zip(params, uniforms, strict=True), strict=True)
     ]
-    return _C.draw(*_row_addresses(scores, len(scores)), len(scores), asked, threads.count(), None)
+    return _C.draw(*_row_addresses(scores, len(scores)), len(scores), asked, ALL_THREADS, None)
 
 
 def distribution(scores: Floats, params: SamplingParams, isa: str | None = None) -> tuple[Integers, Floats]:
@@ -93,7 +94,7 @@ def log_probabilities(
     None where its count is None. Tokens of score -inf are not among the likeliest.
     """
     wanted = [-1 if count is None else count for count in counts]
-    found = _C.likeliest(*_row_addresses(scores, len(wanted)), wanted, threads.count(), isa)
+    found = _C.likeliest(*_row_addresses(scores, len(wanted)), wanted, ALL_THREADS, isa)
     return [
         None
         if count is None

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from ..engine.async_engine import EngineStoppedError
 from ..errors import FaquantError, UnsupportedError, UsageError
-from .schema.body import Body
+from .schema.messages import Body
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _SHOWN_PROBLEMS = 3

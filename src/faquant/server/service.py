@@ -20,7 +20,7 @@ from ..text.tokenizer import Tokenizer
 from .answer.logprobs import TokenTexts
 from .config import ServerConfig
 from .errors import ApiError, blamed_on
-from .http.gate import Gate
+from .http.limits import Gate
 from .operate.metrics import Metrics
 from .operate.record import Record
 from .schema.messages import FunctionTool, Message

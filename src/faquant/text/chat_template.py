@@ -11,8 +11,7 @@ from jinja2.meta import find_undeclared_variables
 
 from ..checkpoint.json_object import read_json
 from ..errors import CheckpointError, UnsupportedError, UsageError
-from .template_limits import Budget
-from .template_sandbox import TemplateEnvironment, TemplateRefusalError
+from .template_sandbox import Budget, TemplateEnvironment, TemplateRefusalError
 
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_DEPTH = 64

@@ -11,11 +11,10 @@ from ...engine.engine import Checked
 from ...engine.request import Output
 from ...sampling.sampler import SamplingParams
 from ...structured.tools.calls import ToolCalls
+from ..answer.asked import sampling_params, tool_calls
 from ..answer.reply import Reply
-from ..answer.sampling import sampling_params
-from ..answer.tool_choice import tool_calls
 from ..errors import blamed_on, in_place_of
-from ..http.route import StrictRoute
+from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
 from ..schema.requests import ChatRequest
 from ..schema.responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, Delta

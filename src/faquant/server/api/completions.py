@@ -9,8 +9,8 @@ from fastapi import APIRouter, Response
 from ...engine.engine import Checked
 from ...engine.request import Output
 from ...sampling.sampler import SamplingParams
-from ..answer.sampling import sampling_params
-from ..http.route import StrictRoute
+from ..answer.asked import sampling_params
+from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
 from ..schema.requests import CompletionRequest
 from ..schema.responses import Completion, CompletionChoice, Usage

@@ -4,9 +4,9 @@ import asyncio
 
 from fastapi import APIRouter, Response
 
-from ..answer.tool_choice import all_calls
+from ..answer.asked import all_calls
 from ..errors import ApiError, blamed_on
-from ..http.route import StrictRoute
+from ..http.limits import StrictRoute
 from ..schema.requests import DetokenizeRequest, TokenizeRequest
 from ..schema.responses import Detokenized, Health, ModelCard, ModelList, Tokenized, Version
 from ..service import VERSION, CurrentCall

@@ -15,7 +15,7 @@ from ..errors import ApiError, as_api_error
 from ..operate.metrics import Metrics
 from ..operate.record import Record, request_id
 from ..page import files as chat_page
-from .gate import Gate
+from .limits import Gate
 from .streaming import event
 
 log = logging.getLogger(__name__)

@@ -1,17 +1,27 @@
-"""Messages of a conversation, and the tools and calls in it."""
+"""What all bodies of requests have in common; messages of a conversation, and the tools and calls in it."""
 
 import json
 import math
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..config import MAX_MESSAGES, MAX_TEXT, MAX_TOOL_CALLS
-from .body import Body
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Body(BaseModel):
+    """As JSON has it: no text for a number, no NaN. A field that is null counts as not given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 class TextPart(Body):

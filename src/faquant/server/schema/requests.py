@@ -7,8 +7,7 @@ from pydantic import Field, model_validator
 from ...errors import UsageError
 from ...structured.tools.calls import MAX_TOOLS
 from ..config import MAX_CHOICES, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPTS, MAX_TEXT
-from .body import Body
-from .messages import FunctionTool, Message, Text, ToolChoice
+from .messages import Body, FunctionTool, Message, Text, ToolChoice
 
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TEXT)]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from faquant.kernels import _C, elementwise
+from faquant.kernels import _C, modules
 from faquant.kernels import isa as cpu
-from faquant.kernels.elementwise import RMSNorm
+from faquant.kernels.modules import RMSNorm
 from faquant.kernels.torch_backend import TorchRMSNorm, rope
 from oracles.threads import set_threads
 
@@ -29,7 +29,7 @@ def test_rms_norm(size: int, biased: bool) -> None:
     exact = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
     exact = exact if bias is None else exact + bias.double()
     kernel = RMSNorm(weight, 1e-5, bias).kernel
-    outs = [elementwise.rms_norm(kernel, x, isa) for isa in ISAS]
+    outs = [modules.rms_norm(kernel, x, isa) for isa in ISAS]
     torch.testing.assert_close(outs[0].double(), exact, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(outs[0], TorchRMSNorm(weight, 1e-5, bias)(x), rtol=1e-6, atol=1e-6)
     assert all(torch.equal(out, outs[0]) for out in outs)
@@ -37,10 +37,10 @@ def test_rms_norm(size: int, biased: bool) -> None:
 
 def test_rms_norm_of_heads_and_of_zeros() -> None:
     x, norm = normal(3, 4, 20), RMSNorm(normal(20), 1e-6).kernel
-    rows = elementwise.rms_norm(norm, x.view(12, 20))
-    assert torch.equal(elementwise.rms_norm(norm, x).view(12, 20), rows)
-    assert torch.equal(elementwise.rms_norm(norm, x.transpose(0, 1)), elementwise.rms_norm(norm, x).transpose(0, 1))
-    assert not elementwise.rms_norm(norm, torch.zeros(2, 20)).any()
+    rows = modules.rms_norm(norm, x.view(12, 20))
+    assert torch.equal(modules.rms_norm(norm, x).view(12, 20), rows)
+    assert torch.equal(modules.rms_norm(norm, x.transpose(0, 1)), modules.rms_norm(norm, x).transpose(0, 1))
+    assert not modules.rms_norm(norm, torch.zeros(2, 20)).any()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -50,25 +50,25 @@ def test_rope_has_the_bits_of_the_reference(isa: str, tokens: int, heads: int, d
     expected = rope(x, angle.cos(), angle.sin())
     for threads in (1, 3):
         set_threads(threads)
-        assert torch.equal(elementwise.rope(x.clone(), angle.cos(), angle.sin(), isa), expected)
+        assert torch.equal(modules.rope(x.clone(), angle.cos(), angle.sin(), isa), expected)
 
 
 def test_silu_is_accurate_everywhere() -> None:
     special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 3e38, -3e38, torch.inf])
     gate = torch.cat((torch.linspace(-120, 120, 100_001), special))
     exact = torch.nn.functional.silu(gate.double())
-    outs = [elementwise.silu_times(gate, torch.ones_like(gate), isa) for isa in ISAS]
+    outs = [modules.silu_times(gate, torch.ones_like(gate), isa) for isa in ISAS]
     torch.testing.assert_close(outs[0].double(), exact, rtol=4e-7, atol=1e-36)
     assert all(torch.equal(out, outs[0]) for out in outs)
     up = normal(len(gate))
-    assert torch.equal(elementwise.silu_times(gate[:-1], up[:-1]), outs[0][:-1] * up[:-1])
-    assert elementwise.silu_times(torch.tensor([torch.nan]), torch.ones(1)).isnan().all()
+    assert torch.equal(modules.silu_times(gate[:-1], up[:-1]), outs[0][:-1] * up[:-1])
+    assert modules.silu_times(torch.tensor([torch.nan]), torch.ones(1)).isnan().all()
 
 
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
-    "norm": lambda x: elementwise.RMSNorm(x[0, 0].copy() if isinstance(x, np.ndarray) else x[0, 0].clone(), 1e-5)(x),
-    "rope": lambda x: elementwise.rope(x, x[:, :1], x[:, 1:2]),
-    "silu_times": lambda x: elementwise.silu_times(x, x),
+    "norm": lambda x: modules.RMSNorm(x[0, 0].copy() if isinstance(x, np.ndarray) else x[0, 0].clone(), 1e-5)(x),
+    "rope": lambda x: modules.rope(x, x[:, :1], x[:, 1:2]),
+    "silu_times": lambda x: modules.silu_times(x, x),
 }
 
 
@@ -87,7 +87,7 @@ def test_arrays_of_numpy_give_the_bits_of_tensors_and_come_back_as_arrays(
 
 def test_rope_works_in_place_where_elements_lie_in_order() -> None:
     for x in (normal(3, 2, 8), normal(3, 2, 8).numpy()):
-        assert elementwise.rope(x, x[:, :1], x[:, 1:]) is x
+        assert modules.rope(x, x[:, :1], x[:, 1:]) is x
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_result_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(TypeError):
         _C.silu_times(x, x, out, 1, None)
     with pytest.raises(TypeError):
-        elementwise.rope(out[:, None], x[:, None], x[:, None])
+        modules.rope(out[:, None], x[:, None], x[:, None])
 
 
 def test_other_tensors_are_refused() -> None:
@@ -142,12 +142,12 @@ def test_other_tensors_are_refused() -> None:
     norm = RMSNorm(normal(8), 1e-5)
     for wrong in (x.double(), normal(3, 7)):
         with pytest.raises(ValueError, match="x must be"):
-            elementwise.rms_norm(norm.kernel, wrong)
+            modules.rms_norm(norm.kernel, wrong)
     with pytest.raises(ValueError, match="weight must"):
         RMSNorm(normal(8).double(), 1e-5)
     with pytest.raises(ValueError, match="bias must"):
         RMSNorm(normal(8), 1e-5, normal(7))
     with pytest.raises(ValueError, match="cos must be"):
-        elementwise.rope(normal(3, 2, 8), normal(2, 1, 8), normal(3, 1, 8))
+        modules.rope(normal(3, 2, 8), normal(2, 1, 8), normal(3, 1, 8))
     with pytest.raises(ValueError, match="up must be"):
-        elementwise.silu_times(normal(3, 8), normal(3, 7))
+        modules.silu_times(normal(3, 8), normal(3, 7))

@@ -1,11 +1,13 @@
-"""The CPU's linears: float, int8 with a scale per token, int8 with a calibrated scale."""
+"""A decoder's parts on the CPU, each of which is one call of C++: linears (float, int8 with a scale per token, int8 with
+a calibrated scale), RMSNorm, RoPE, SwiGLU's product. A row's bits depend on nothing but the row."""
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _C, threads
+from . import _C
 from .arrays import Array, Floats, Stored, contiguous, empty
 from .packing import PackedFloats, PackedWeight
+from .threads import ALL_THREADS
 
 
 class FloatLinear:
@@ -105,6 +107,43 @@ class StaticLinear:
         return self._packed.nbytes + _nbytes(self.input_scale, self.input_offset, self.quant_bias, self.deq_scale)
 
 
+class RMSNorm:
+    """x / rms(x) · weight (+ bias, which outlier suppression can leave), over the last dimension of float32 x.
+
+    weight and bias are float32 [size].
+    """
+
+    def __init__(self, weight: Floats, eps: float, bias: Floats | None = None) -> None:
+        self.weight, self.eps, self.bias = weight, eps, bias
+        self.kernel = _C.RmsNorm(weight=weight, bias=bias, eps=eps)
+
+    def __call__(self, x: Array) -> Array:
+        return rms_norm(self.kernel, x)
+
+
+def rms_norm(norm: _C.RmsNorm, x: Array, isa: str | None = None) -> Array:
+    """x / rms(x) · weight (+ bias) over the last dimension of float32 x."""
+    x = contiguous(x)
+    out = empty(x, *x.shape)
+    norm.apply(x, out, ALL_THREADS, isa)
+    return out
+
+
+def rope(x: Array, cos: Array, sin: Array, isa: str | None = None) -> Array:
+    """Rotate float32 x [tokens, heads, D] in place by tables [tokens, 1, D], with the bits of torch_backend.rope."""
+    x = contiguous(x)
+    _C.rope(x, contiguous(cos), contiguous(sin), ALL_THREADS, isa)
+    return x
+
+
+def silu_times(gate: Array, up: Array, isa: str | None = None) -> Array:
+    """gate / (1 + e^-gate) · up, float32; the factor of `up` is within 3e-7."""
+    gate, up = contiguous(gate), contiguous(up)
+    out = empty(gate, *gate.shape)
+    _C.silu_times(gate, up, out, ALL_THREADS, isa)
+    return out
+
+
 def _kernel(
     packed: PackedWeight,
     scale: Floats,
@@ -133,7 +172,7 @@ def _kernel(
 def _apply(kernel: _C.Int8Linear | _C.FloatLinear, x: Array, outputs: int) -> Array:
     x = contiguous(x)
     out = empty(x, len(x), outputs)
-    kernel.apply(x, out, threads.count(), None)
+    kernel.apply(x, out, ALL_THREADS, None)
     return out
 
 

@@ -1,4 +1,4 @@
-"""How bodies are read: within a limit, and as JSON without NaN, Infinity or half surrogates."""
+"""What a request may take: a place among those that are answered, and a body of so many bytes, in strict JSON."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -8,6 +8,38 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
 from ..errors import ApiError
+from ..operate.record import Record
+
+
+class Gate:
+    """Counts the sequences that are answered or wait.
+
+    Args:
+        running: sequences that are answered at the same time.
+        waiting: sequences that may wait beside them.
+    """
+
+    def __init__(self, running: int, waiting: int) -> None:
+        self.capacity = running + waiting
+        self.inside = 0
+        self.closed = False
+
+    def enter(self, record: Record, sequences: int) -> None:
+        """Let a request in, until `leave`. Raises: ApiError: the queue is full, or the server is ending."""
+        if self.closed:
+            raise ApiError(503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "10"})
+        if sequences > self.capacity:
+            raise ApiError(
+                400, f"{sequences} answers are wanted at once; this server gives at most {self.capacity}.", "n"
+            )
+        if self.inside + sequences > self.capacity:
+            message = f"{self.inside} answers are being written or waited for already. Try again later."
+            raise ApiError(429, message, code="too_many_requests", headers={"Retry-After": "1"})
+        self.inside += sequences
+        record.sequences += sequences
+
+    def leave(self, record: Record) -> None:
+        self.inside -= record.sequences
 
 
 class _StrictRequest(Request):

@@ -1,0 +1,84 @@
+"""From a request's fields to SamplingParams, and to what of its tools the answer may or must call."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...sampling.params import SamplingParams
+from ...structured.structured_output import StructuredOutput
+from ...structured.tools.calls import Tool, ToolCalls
+from ..errors import ApiError, blamed_on
+from ..schema.messages import AllowedToolsChoice, FunctionTool, NamedTool
+from ..schema.requests import ChatRequest, ResponseFormat, Sampling
+
+_SAME_NAMES = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("seed", "min_tokens", "ignore_eos"),
+)
+
+
+def sampling_params(
+    request: Sampling, max_tokens: int, logprobs: int | None, calls: ToolCalls | None = None
+) -> SamplingParams:
+    """What the request asks of the sampler.
+
+    Raises:
+        UsageError: a value is outside its range.
+        ApiError: the response format cannot be enforced.
+    """
+    wanted: dict[str, Any] = {name: getattr(request, name) for name in _SAME_NAMES}
+    wanted["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    wanted["stop_token_ids"] = tuple(request.stop_token_ids)
+    wanted["logit_bias"] = {int(token): bias for token, bias in request.logit_bias.items()}
+    with blamed_on("response_format"):
+        wanted["structured_output"] = (
+            _structure(request.response_format) if calls is None else StructuredOutput(tool_calls=calls)
+        )
+    return SamplingParams(**wanted, max_tokens=max_tokens, logprobs=logprobs)
+
+
+def _structure(asked: ResponseFormat | None) -> StructuredOutput | None:
+    """What an answer must be; None where any text will do."""
+    if asked is None or asked.type == "text":
+        return None
+    if asked.json_schema is None:
+        return StructuredOutput(json_object=True)
+    return StructuredOutput(json_schema=asked.json_schema.schema_ or {})
+
+
+def all_calls(tools: Sequence[FunctionTool], format: str | None) -> ToolCalls:
+    """Calls of any of the tools. Raises: ApiError, UsageError: as tool_calls."""
+    if format is None:
+        message = "The format in which this model calls tools is not known; the server's --tool-call-parser names it."
+        raise ApiError(400, message, "tools", "unsupported_parameter")
+    return ToolCalls(tuple(Tool(tool.function.name, tool.function.parameters) for tool in tools), format)
+
+
+def tool_calls(request: ChatRequest, format: str | None) -> ToolCalls | None:
+    """format: in which the model writes calls, None where that is not known. None: the request has no tools.
+
+    Raises:
+        ApiError: the request contradicts itself, or this model can call no tools.
+        UsageError: two tools have one name, parameters cannot be enforced, or a tool that is chosen is not there.
+    """
+    tools, choice = request.tools, request.tool_choice
+    if tools is None:
+        if choice not in (None, "none", "auto"):
+            raise ApiError(400, "tool_choice wants a call, but there are no tools.", "tool_choice")
+        return None
+    calls = all_calls(tools, format)
+    has_form = request.response_format is not None and request.response_format.type != "text"
+    if choice == "none":
+        return None if has_form else replace(calls, tools=())
+    if has_form:
+        message = "Tools and a response_format exclude each other, unless tool_choice is none."
+        raise ApiError(400, message, "response_format", "unsupported_parameter")
+    if isinstance(choice, NamedTool):
+        return replace(calls.only([choice.function.name]), forced=True, parallel=False)
+    mode: str | None
+    if isinstance(choice, AllowedToolsChoice):
+        allowed = choice.allowed_tools
+        calls, mode = calls.only(tool.function.name for tool in allowed.tools), allowed.mode
+    else:
+        mode = choice
+    return replace(calls, forced=mode == "required", parallel=request.parallel_tool_calls)
