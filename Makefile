@@ -14,7 +14,7 @@ FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
 PYTHON_DIRS = $(wildcard src tests benchmarks)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 wheel bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -85,6 +85,11 @@ test-sanitizers: venv ## The kernels' tests with AddressSanitizer and UndefinedB
 		--config-settings=cmake.define.FAQUANT_SANITIZE=ON .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest -q $(SANITIZED_TESTS)
+
+wheel: venv ## Build the sdist, the wheel from it, and try that in an empty environment without a compiler (3 minutes)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python tests/packaging/wheel_round_trip.py dist/*.whl --torch "$(TORCH)"
 
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 AARCH64_RUN ?= qemu-aarch64
