@@ -11,10 +11,10 @@ PEERS_JOBS ?= 2
 BIN = $(VENV)/bin
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/python/*)
 FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
-PYTHON_DIRS = $(wildcard src tests benchmarks)
+PYTHON_DIRS = $(wildcard src tests benchmarks docs/*.py)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 wheel bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
+.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 docs wheel bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -57,12 +57,9 @@ $(INTEROP_VENV)/.installed:
 test-interop: venv $(INTEROP_VENV)/.installed ## Tests against msmodelslim, which lives in an environment of its own
 	FAQUANT_MSMODELSLIM_PYTHON=$(CURDIR)/$(INTEROP_VENV)/bin/python $(BIN)/python -m pytest -q -m interop
 
-$(VENV)/.browser: $(VENV)/.installed
-	$(BIN)/python -m pip install --no-build-isolation -e '.[browser]'
-	touch $@
-
-$(VENV)/.harness: $(VENV)/.installed
-	$(BIN)/python -m pip install --no-build-isolation -e '.[harness]'
+# An extra of pyproject.toml that few targets need: .venv/.browser has what [browser] names.
+$(VENV)/.%: $(VENV)/.installed
+	$(BIN)/python -m pip install --no-build-isolation -e '.[$*]'
 	touch $@
 
 test-harness: $(VENV)/.harness ## Score with lm-evaluation-harness, and compare with its own model of transformers
@@ -85,6 +82,9 @@ test-sanitizers: venv ## The kernels' tests with AddressSanitizer and UndefinedB
 		--config-settings=cmake.define.FAQUANT_SANITIZE=ON .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest -q $(SANITIZED_TESTS)
+
+docs: $(VENV)/.docs ## The documentation as a site, build/docs/index.html; a warning is an error (Python 3.11 or newer)
+	$(BIN)/python -m sphinx -c docs -b html -E -W --keep-going -q . build/docs
 
 wheel: venv ## Build the sdist, the wheel from it, and try that in an empty environment without a compiler (3 minutes)
 	rm -rf dist
