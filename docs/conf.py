@@ -31,6 +31,7 @@ _CONTENTS = {
 }
 
 myst_heading_anchors = 4
+smartquotes = False
 highlight_language = "none"  # of blocks that name none, as on GitHub
 default_role = "literal"  # in docstrings `x` is code, as in Markdown
 napoleon_numpy_docstring = False
