@@ -121,7 +121,7 @@ profile: $(VENV)/.profile smollm2-fa8/config.json ## Where decoding spends its t
 	$(BIN)/py-spy record $(PY_SPY_FLAGS) --rate 100 --output build/profile/decode.svg -- $(PROFILED)/bin/python -m faquant $(PROFILE)
 	if command -v perf > /dev/null; then \
 		perf record --quiet -F 499 -g --output build/profile/perf.data -- $(PROFILED)/bin/python -m faquant $(PROFILE) && \
-		perf report --input build/profile/perf.data --stdio --no-children --call-graph none --fields overhead,dso,symbol \
+		perf report --input build/profile/perf.data --stdio --no-children --call-graph none --fields overhead,dso,symbol --column-widths 8,42,90 \
 			2> build/profile/perf.log > build/profile/kernels.txt && head -30 build/profile/kernels.txt; \
 	fi
 
