@@ -214,7 +214,7 @@ def test_a_guess_whose_logits_are_no_numbers_does_not_take_back_what_was_drawn()
         engine = TinyEngine(speculative_tokens=count)
         params = replace(GREEDY, max_tokens=40, logit_bias={5: 100.0}, stop=("FFFFFFFF",))
         (request,) = engine.add(prompt(9), params)
-        logits = engine.model.decoder.logits
+        logits = engine._decoder.logits
 
         def none_from_the_ninth_on(hidden: torch.Tensor, request: Request = request) -> torch.Tensor:
             rows = logits(hidden)  # noqa: B023
@@ -225,7 +225,7 @@ def test_a_guess_whose_logits_are_no_numbers_does_not_take_back_what_was_drawn()
         try:
             engine.run()
         finally:
-            del engine.model.decoder.logits
+            del engine._decoder.logits
         answers.append(request.completion())
     assert answers[0].finish_reason == "stop"
     same(*answers)
@@ -356,7 +356,7 @@ def test_logits_that_are_no_numbers_end_their_own_request_only() -> None:
     engine = TinyEngine()
     (broken,) = engine.add(prompt(20), GREEDY)
     (sound,) = engine.add(prompt(30, 1), GREEDY)
-    logits = engine.model.decoder.logits
+    logits = engine._decoder.logits
 
     def first_is_nan(hidden: torch.Tensor) -> torch.Tensor:
         rows = logits(hidden)
@@ -364,11 +364,11 @@ def test_logits_that_are_no_numbers_end_their_own_request_only() -> None:
             rows[0] = float("nan")
         return rows
 
-    engine.model.decoder.logits = first_is_nan  # type: ignore[method-assign]
+    engine._decoder.logits = first_is_nan  # type: ignore[method-assign]
     try:
         engine.run()
     finally:
-        del engine.model.decoder.logits
+        del engine._decoder.logits
     assert broken.completion().finish_reason == "error"
     assert isinstance(broken.error, FaquantError)
     same(sound.completion(), alone(Asked(prompt(30, 1), GREEDY)))

@@ -11,15 +11,16 @@ from ..errors import UsageError
 class EngineConfig:
     """Limits and switches, named as vLLM's. Checked when it is made.
 
-    max_model_len: tokens of a prompt and its answer; None: what the model may be used for and the cache holds.
-    max_num_seqs: sequences that are answered at the same time; more wait.
-    max_num_batched_tokens: tokens that go through the model in one step; long prompts are cut into chunks of it.
-    kv_cache_memory: bytes for the cache of keys and values; None: what max_num_seqs sequences of max_model_len can use,
-        but at most 4 GiB and half of the memory that is available. Taken when it is first written to.
-    kv_cache_dtype: `auto` is int8 as the checkpoint says; `bfloat16` is there to compare with.
-    enable_prefix_caching: keep the pages of what was answered, and find them when a prompt begins alike.
-    speculative_tokens: guess so many tokens at once by looking them up in the prompt and the answer; 0: none. The
-        answer is the same.
+    Attributes:
+        max_model_len: tokens of a prompt and its answer; None: what the model may be used for and the cache holds.
+        max_num_seqs: sequences that are answered at the same time; more wait.
+        max_num_batched_tokens: tokens that go through the model in one step; long prompts are cut into chunks of it.
+        kv_cache_memory: bytes for the cache of keys and values; None: what max_num_seqs sequences of max_model_len can
+            use, but at most 4 GiB and half of the memory that is available. Taken when it is first written to.
+        kv_cache_dtype: `auto` is int8 as the checkpoint says; `bfloat16` is there to compare with.
+        enable_prefix_caching: keep the pages of what was answered, and find them when a prompt begins alike.
+        speculative_tokens: guess so many tokens at once by looking them up in the prompt and the answer; 0: none. The
+            answer is the same.
 
     Raises:
         UsageError: a value is outside its range.

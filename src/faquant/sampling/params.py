@@ -18,15 +18,25 @@ MAX_ANSWERS = 128
 class SamplingParams:
     """How the tokens of one request are chosen and when it ends. Checked when it is made.
 
-    temperature: 0 is greedy. top_k: 0 or -1 keeps all. top_p, min_p: 1 and 0 keep all. repetition_penalty: above 1
-    discourages the tokens of prompt and answer (Keskar et al. 2019, arXiv:1909.05858, section 4.1). presence_penalty,
-    frequency_penalty: taken from a token's logit once, and for each time, if the answer has it already (OpenAI's API
-    reference). logit_bias: what is added to the logits of some tokens, {id: bias}; kept as sorted pairs.
-    seed: None draws one from the operating system. n: how many answers; each has draws of its own.
-    max_tokens: tokens of an answer at most. min_tokens: before so many, nothing that ends the answer can be chosen.
-    stop: a string or several; the text ends before the first. stop_token_ids: tokens that end the answer and are no
-    part of its text. ignore_eos: go on to max_tokens. logprobs: report the log-probability of each token and of so
-    many of the likeliest. structured_output: the form that the answer must have.
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep so many of the likeliest tokens; 0 or -1 keeps all.
+        top_p: keep the likeliest tokens that make this probability; 1 keeps all.
+        min_p: drop tokens below this share of the likeliest one's probability; 0 keeps all.
+        repetition_penalty: above 1 discourages the tokens of prompt and answer (Keskar et al. 2019, arXiv:1909.05858,
+            section 4.1).
+        presence_penalty: taken from a token's logit once if the answer has it already (OpenAI's API reference).
+        frequency_penalty: taken from it for each time that the answer has it.
+        logit_bias: what is added to the logits of some tokens, {id: bias}; kept as sorted pairs.
+        seed: None draws one from the operating system.
+        n: how many answers; each has draws of its own.
+        max_tokens: tokens of an answer at most.
+        min_tokens: before so many, nothing that ends the answer can be chosen.
+        stop: a string or several; the text ends before the first.
+        stop_token_ids: tokens that end the answer and are no part of its text.
+        ignore_eos: go on to max_tokens.
+        logprobs: report the log-probability of each token and of so many of the likeliest.
+        structured_output: the form that the answer must have.
 
     Raises:
         UsageError: a value is outside its range.

@@ -15,9 +15,13 @@ MAX_CHOICES = 1024
 class StructuredOutput:
     """The form of an answer; exactly one field is given.
 
-    json_schema: a JSON schema (draft 2020-12), as a mapping or as JSON text; kept as text. json_object: any JSON
-    object. regex: of the whole answer, in the syntax of Rust's regex crate. choice: one of these texts. grammar: in
-    llguidance's dialect of Lark. tool_calls: calls of tools, or free text that they may follow.
+    Attributes:
+        json_schema: a JSON schema (draft 2020-12), as a mapping or as JSON text; kept as text.
+        json_object: any JSON object.
+        regex: of the whole answer, in the syntax of Rust's regex crate.
+        choice: one of these texts.
+        grammar: in llguidance's dialect of Lark.
+        tool_calls: calls of tools, or free text that they may follow.
 
     Raises:
         UsageError: none or several are given, one is no such thing or too large, or the schema has a keyword that
