@@ -47,11 +47,16 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: torch takes a second, and `import faquant.errors` does not need it.
+    # Imported when first used: `import faquant.errors` needs none of it, and only quantizing and evaluating need torch.
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        try:
+            return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ImportError(f"faquant.{name} needs torch: pip install 'faquant[quantize]'") from None
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

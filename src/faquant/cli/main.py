@@ -76,6 +76,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _unforeseen(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "gguf"):
+        return f"This needs the package {error.name}: pip install 'faquant[quantize]'"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "There is not enough memory for this. Free some, or use a smaller model or context."
     if isinstance(error, OSError):

@@ -1,5 +1,5 @@
-"""A decoder's parts on the CPU, each of which is one call of C++: linears (float, int8 with a scale per token, int8 with
-a calibrated scale), RMSNorm, RoPE, SwiGLU's product. A row's bits depend on nothing but the row."""
+"""A decoder's parts on the CPU, each of which is one call of C++: linears (float, int8 with a scale per token, int8
+with a calibrated scale), RMSNorm, RoPE, SwiGLU's product. A row's bits depend on nothing but the row."""
 
 import numpy as np
 import numpy.typing as npt
