@@ -11,6 +11,7 @@ from ..config import load_config
 from ..errors import FaquantError
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
+from .interrupts import raise_from_now_on
 
 FEW_TOKENS = 1000
 
@@ -42,6 +43,8 @@ def quantize(
     started = time.monotonic()
     load_config(model)
     from .. import api  # loads torch: a wrong directory or option is told before that
+
+    raise_from_now_on()
 
     if max_kl is not None and recipe == "default":
         recipe = "auto"
