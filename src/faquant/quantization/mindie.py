@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.pieces import Keep, keep_nothing
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..kernels.pages import float_attend
@@ -39,8 +40,12 @@ class MindieLinear:
         self._rounded = w8a8.fake_quantize_weight(linear.weight, self._weight_scale)
         self._observer = w8a8.InputObserver()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def observe(self, x: Tensor) -> None:
+        """Take the range of one batch of inputs into account."""
         self._observer.update(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.observe(x)
         return w8a8.fake_quantize_linear(x, self._rounded, self._bias, *self._input_scale_offset())
 
     @property
@@ -153,6 +158,8 @@ class MindieQuantizer:
     What a layer sees depends on the order of the prompts, because an input is rounded with the range of those so far.
     """
 
+    head_blocks = 1
+
     def __init__(self, config: ModelConfig, checked: Checked, recipe: Recipe) -> None:
         self.config = config
         self.checked = checked
@@ -181,8 +188,13 @@ class MindieQuantizer:
                 after.append(calibrating(x, rope.tables(torch.arange(len(x)), self.dtype), attention))
             return [*attention.tensors(f"{name}.self_attn"), *_layer_tensors(calibrating, name, self.config)], after
 
-    def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
-        """What stands behind the last layer."""
+    def finish(
+        self,
+        streams: list[Tensor],
+        keep: Keep = keep_nothing,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[NamedTensor]:
+        """What stands behind the last layer, which takes so little time that nothing of it is kept."""
         bias = self._tensor("model.norm.bias") if "model.norm.bias" in self.checked else None
         norm = RMSNorm(self._tensor("model.norm.weight"), self.config.rms_norm_eps, bias)
         tensors = list(_norm_tensors(norm, "model.norm"))
@@ -194,7 +206,7 @@ class MindieQuantizer:
             linear = head if self.is_float("lm_head") else MindieLinear(head)
             if isinstance(linear, MindieLinear):
                 for x in streams:
-                    linear(norm(x))
+                    linear.observe(norm(x))
             return [*tensors, *_linear_tensors(linear, "lm_head")]
 
     def _tensor(self, name: str) -> Tensor:
@@ -232,9 +244,14 @@ class SmoothingQuantizer(MindieQuantizer):
             layer = self._smoothed(folded, name, groups)
             return [*attention.tensors(f"{name}.self_attn", self.dtype), *self._tensors(layer, name)], after
 
-    def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
+    def finish(
+        self,
+        streams: list[Tensor],
+        keep: Keep = keep_nothing,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[NamedTensor]:
         """As MindieQuantizer's."""
-        return super().finish([stream.to(self.dtype) for stream in streams])
+        return super().finish([stream.to(self.dtype) for stream in streams], keep, progress)
 
     def folded(self, index: int, streams: list[Tensor]) -> DecoderLayer:
         """The float layer with everything folded into it that can be, from what it does to the streams."""

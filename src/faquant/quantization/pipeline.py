@@ -1,7 +1,8 @@
 """From a float directory to a quantized one, layer by layer.
 
 Only one layer's weights are in memory at a time, with the calibration prompts' residual stream before and after it.
-That stream and what was written are saved after each layer: a run that was cut off goes on there.
+That stream and what was written are saved after each layer, and behind the last one each block of the head: a run
+that was cut off goes on there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..checkpoint.description import Description
 from ..checkpoint.metadata import Metadata, model_fingerprint
+from ..checkpoint.pieces import Keep, Pieces
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.unfinished import Unfinished, unfinished_directory
 from ..checkpoint.write import check_storable, copy_side_files, side_files
@@ -39,7 +41,10 @@ class Quantizer(Protocol):
 
     def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]: ...
 
-    def finish(self, streams: list[Tensor]) -> list[NamedTensor]: ...
+    @property
+    def head_blocks(self) -> int: ...
+
+    def finish(self, streams: list[Tensor], keep: Keep, progress: Callable[[int], None]) -> list[NamedTensor]: ...
 
 
 def quantize(
@@ -125,8 +130,13 @@ def _run(
 ) -> dict[str, str]:
     """Write all tensors, from where the work stopped, and return their types."""
     threads = torch.get_num_threads()
+    steps = num_layers + quantizer.head_blocks
     saved = work.load()
     types: dict[str, str] = {}
+
+    def head(done: int) -> None:
+        progress(num_layers + done, steps)
+
     if saved is None:
         done, writer = 0, ShardWriter(work.output, stem, work=work.path)
         tensors, streams = quantizer.start(prompts)
@@ -141,15 +151,15 @@ def _run(
     try:
         with writer:
             for index in range(done, num_layers):
-                progress(index, num_layers + 1)
+                progress(index, steps)
                 tensors, streams = quantizer.layer(index, streams)
                 _add(tensors, writer, types)
                 _save(work, index + 1, streams, writer, types)
-            progress(num_layers, num_layers + 1)
-            _add(quantizer.finish(streams), writer, types)
+            progress(num_layers, steps)
+            _add(quantizer.finish(streams, Pieces(work.path).keep, head), writer, types)
     finally:
         torch.set_num_threads(threads)
-    progress(num_layers + 1, num_layers + 1)
+    progress(steps, steps)
     return types
 
 
