@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from faquant.model.decoder import LINEARS
 from faquant.quantization import layerwise, mindie, pipeline
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, Recipe
+from oracles.kills import STRIDE, at_step, counted, killed_at
 from oracles.tiny_models import tiny_model
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
-STRIDE = int(os.environ.get("FAQUANT_KILL_STRIDE", "11"))
-"""Every so many steps are tried; `make test-resume` tries them all."""
 SHARD = 100_000
 """Bytes: the tiny model then has several files, and layers that begin in one and end in the next."""
 ROWS = 50
@@ -59,51 +58,6 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def at_step(number: int, act: Callable[[], None]) -> tuple[pytest.MonkeyPatch, list[int]]:
-    """Call `act` before the `number`-th thing that this process does to a disk, and half through its writes."""
-    patch = pytest.MonkeyPatch()
-    count = [0]
-
-    def before(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any, **kwargs: Any) -> Any:
-            count[0] += 1
-            if count[0] == number:
-                act()
-            return real(*args, **kwargs)
-
-        return step
-
-    real_write = ShardWriter._write
-
-    def torn(self: ShardWriter, data: Any) -> None:
-        count[0] += 1
-        if count[0] == number:
-            view = memoryview(data)
-            real_write(self, view[: len(view) // 2])
-            act()
-        real_write(self, data)
-
-    patch.setattr(ShardWriter, "_write", torn)
-    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (shutil, "rmtree")):
-        patch.setattr(owner, name, before(getattr(owner, name)))
-    return patch, count
-
-
-def killed_at(number: int, run: Callable[[], None]) -> bool:
-    """Whether `run`, in a process of its own, got so far as to be killed at that step."""
-    child = os.fork()
-    if child == 0:
-        at_step(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        try:
-            run()
-        except BaseException:
-            os._exit(3)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
 
 
 @pytest.mark.parametrize(
@@ -202,18 +156,6 @@ def interrupted(source: Path, out: Path, after: int = 1, recipe: Recipe = RECIPE
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert killed_at(-1, run)
-
-
-def counted(owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with each call of that function."""
-    real, calls = getattr(owner, name), []
-
-    def call(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        return real(*args, **options)
-
-    monkeypatch.setattr(owner, name, call)
-    return calls
 
 
 @pytest.mark.parametrize("blocks", [1, 3, BLOCKS - 1])
