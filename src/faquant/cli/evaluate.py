@@ -47,7 +47,7 @@ def evaluate(
     from .. import api  # loads torch: a wrong directory or option is told before that
 
     raise_from_now_on()
-    with progress_bar("evaluating layers") as progress:
+    with progress_bar("evaluating") as progress:
         report = api.evaluate(directory, against, texts, max_tokens, progress, quick=quick)
     if str(json_file) != "-":
         print_report(report)

@@ -26,6 +26,7 @@ from ..kernels.quantizers import MAX_INPUT_BLOCK, hadamard_block
 from ..model.opening import layer_linears, open_checkpoint
 from ..model.schemes import Checked
 from ..recipe import Recipe
+from . import made
 from .calibration import fingerprint
 from .layerwise import LayerQuantizer, NamedTensor
 from .mindie import MindieQuantizer, SmoothingQuantizer
@@ -57,6 +58,7 @@ def quantize(
     restart: bool = False,
     progress: Progress = lambda done, total: None,
     notes: Mapping[str, Any] | None = None,
+    asked: str | None = None,
 ) -> None:
     """Quantize the float directory `source` into the new directory `target`.
 
@@ -65,6 +67,7 @@ def quantize(
         overwrite: replace `target` if it is a model directory already.
         restart: throw away what an interrupted run has left, in place of going on with it.
         notes: JSON values by the name of the file in `target` that they are written to.
+        asked: leave a note of what `target` was made of (made.note), with the recipe in these words.
 
     Raises:
         CheckpointError, UnsupportedError: the source cannot be read, or not with this recipe.
@@ -118,6 +121,8 @@ def quantize(
             raw_config["tie_word_embeddings"] = False
         # Last, so that no directory without all the rest is taken for a model.
         write_json(work.output / "config.json", raw_config)
+        if asked is not None:
+            made.note(target, work.output, made.asked_of(metadata.model, metadata.calibration, asked))
 
 
 def _run(
