@@ -70,8 +70,8 @@ $(VENV)/.%: $(VENV)/.installed
 test-harness: $(VENV)/.harness ## Score with lm-evaluation-harness, and compare with its own model of transformers
 	$(BIN)/python -m pytest -q -m harness
 
-test-resume: venv ## Kill quantizing at every single step (minutes; `make test` tries every eleventh)
-	FAQUANT_KILL_STRIDE=1 $(BIN)/python -m pytest -q tests/quantization/test_resume.py --timeout 3600
+test-resume: venv ## Kill quantizing and measuring at every single step (minutes; `make test` tries every eleventh)
+	FAQUANT_KILL_STRIDE=1 $(BIN)/python -m pytest -q tests/quantization/test_resume.py tests/evaluation/test_resume.py tests/cli/test_quantize_again.py --timeout 3600
 
 test-browser: $(VENV)/.browser ## Look at the HTML report and the server's page in chromium, which must be there with its chromedriver
 	$(BIN)/python -m pytest -q -m browser

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from faquant.evaluation.divergence import compare, variants
+from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import load
 from faquant.text.tokenizer import Tokenizer
 
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("quantized", type=Path, nargs="+")
     parser.add_argument("--max-tokens", type=int)
     arguments = parser.parse_args()
-    source = load(arguments.model, lazy=True)
+    source = load(arguments.model, lazy=True, backend=TorchBackend())
     candidates = {
         f"{path.name} {part}": model
         for path in arguments.quantized

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from faquant.kernels import _C, reference
-from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages, Spans, float_attend
+from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages, Spans
 from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.torch_backend import float_attend
 
 SHAPES = ((9, 3, 64), (32, 8, 128), (8, 8, 128), (64, 8, 128))
 STREAM_BYTES = 512 << 20
@@ -49,7 +50,8 @@ def check(pages: PackedPages, spans: Spans, q: Tensor) -> None:
         expected = reference.attend(q[:1], *pages.read_bytes(table, start + 1), pages.scheme, start)
         good = torch.equal(out, expected)
     else:
-        good = torch.allclose(out, float_attend(q[:1], *pages.read(table, start + 1), start), atol=1e-4)
+        k, v = (torch.from_numpy(x) for x in pages.read(table, start + 1))
+        good = torch.allclose(out, float_attend(q[:1], k, v, start), atol=1e-4)
     if not good:
         raise SystemExit("The kernel does not give the oracle's result.")
 

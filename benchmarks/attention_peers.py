@@ -20,8 +20,9 @@ from timing import finish, seconds, start
 from torch import Tensor
 
 from faquant.kernels import _C
-from faquant.kernels.pages import Int8Pages, float_attend
+from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.torch_backend import float_attend
 
 PAGE_SIZE, SPREAD, ROUNDS, PAUSE = 128, 128 << 20, 7, 0.05
 OURS = {"P 16": 32767, "P 8": 255}

@@ -13,6 +13,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -21,7 +22,10 @@ from faquant.checkpoint.tensors import TensorFiles
 from faquant.evaluation.positions import offset_windows
 from faquant.evaluation.scores import Heads, score
 from faquant.evaluation.streaming import run
+from faquant.kernels.arrays import Integers
 from faquant.kernels.pages import Spans
+from faquant.kernels.quantizers import tensor_of
+from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import Model, load
 from faquant.model.rope import Rope
 from faquant.recipe import AttentionRecipe, Recipe
@@ -36,26 +40,26 @@ SCHEMES = {
 }
 
 
-def median_sizes(model: Model, ids: torch.Tensor) -> list[torch.Tensor]:
+def median_sizes(model: Model, ids: Integers) -> list[torch.Tensor]:
     """For each layer the median over channels of K's root mean square, [Hkv]; it is the same before and after RoPE."""
     sizes: list[torch.Tensor] = []
-    decoder = model.decoder
+    decoder, numbers = model.decoder, np.arange(len(ids))
 
     def attention(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         sizes.append(k.square().mean(0).sqrt().median(-1).values)
         pages = model.make_layer_pages(layer, 1, len(ids))
-        pages.append(k, v, torch.arange(len(ids)), torch.arange(len(ids)))
-        return pages.attend(q, Spans.of([(len(ids), 0, torch.zeros(1, dtype=torch.int64))]))
+        pages.append(k, v, numbers, numbers)
+        return pages.attend(q, Spans.of([(len(ids), 0, np.zeros(1, np.int64))]))
 
-    decoder.hidden(ids, Rope(model.config).tables(torch.arange(len(ids))), attention)
+    decoder.hidden(ids, Rope(model.config).tables(numbers), attention)
     return sizes
 
 
-def write_biased(source: Path, target: Path, ids: torch.Tensor) -> None:
+def write_biased(source: Path, target: Path, ids: Integers) -> None:
     """The model of `source` with a bias of K."""
-    model, files = load(source), TensorFiles.open(source)
+    model, files = load(source, backend=TorchBackend()), TensorFiles.open(source)
     config = model.config
-    tensors = {name: files.get(name).clone() for name in files.names()}
+    tensors = {name: tensor_of(files.read(name)) for name in files.names()}
     dtype = tensors["model.norm.weight"].dtype
     half = config.head_dim // 2
     for layer, sizes in enumerate(median_sizes(model, ids)):
@@ -85,8 +89,8 @@ def main() -> None:
         text = arguments.text.read_text(encoding="utf-8")
         ids = Tokenizer.from_directory(arguments.model).encode(text, add_special_tokens=False)[: arguments.tokens]
         biased = folder / "float"
-        write_biased(arguments.model, biased, torch.tensor(ids))
-        models = {"float": load(biased)}
+        write_biased(arguments.model, biased, np.array(ids))
+        models = {"float": load(biased, backend=TorchBackend())}
         for name, attention in SCHEMES.items():
             directory = folder / name.replace(", ", "-").replace(" ", "-")
             quantize(biased, directory, Recipe(name="biased", attention=attention, linear=None))

@@ -38,7 +38,7 @@ STEPS, STEPS_TOGETHER = 16, 4
 MOST_TOKENS = 65_536
 """Of all sequences of a case, so that the caches of all systems fit into memory."""
 MOST_FLOAT_TOKENS = 8192
-"""Ours in float32 attends to one sequence behind the other, by torch, and is left out beyond that."""
+"""Ours in float32 attends to one sequence behind the other, by NumPy, and is left out beyond that."""
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS, LEAST_AGREEMENT = 8, 64, 32, 0.85
 LOGITS_TOKENS = 512
 INT8, FLOAT = "ours int8", "ours float32"

@@ -39,7 +39,7 @@ def measure(outputs: int, inputs: int, rows: int, threads: int) -> dict[str, flo
     copies = max(1, COLD_BYTES // (outputs * inputs))
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
     scale, x = torch.rand(outputs) * 0.01, torch.randn(rows, inputs)
-    ours = [DynamicLinear(weight, scale) for _ in range(copies)]
+    ours = [DynamicLinear(weight.numpy(), scale.numpy()) for _ in range(copies)]
     if not torch.equal(ours[0](x), reference.dynamic_linear(x, weight, scale)):
         raise SystemExit("The kernel does not give the oracle's result.")
     ints = [weight.clone() for _ in range(copies)]

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from random import Random
 
-import torch
+import numpy as np
 from end_to_end import add_models, models
 from soak import resident
 from timing import finish, seconds, start
@@ -26,8 +26,9 @@ from faquant.checkpoint.model_config import parse_config
 from faquant.engine.engine import Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.evaluation.texts import builtin_texts
-from faquant.formats.base import linear_shape
 from faquant.kernels import _C
+from faquant.kernels.arrays import Floats
+from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.modules import DynamicLinear
 from faquant.kernels.scheme import AttentionScheme
 from faquant.model.decoder import build_decoder
@@ -66,19 +67,19 @@ def random_model(rope: dict[str, object], layers: int, length: int, vocabulary: 
             "rope_scaling": rope,
         }
     )
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
 
-    def tensor(name: str) -> torch.Tensor:
+    def tensor(name: str) -> Floats:
         if name.endswith("embed_tokens.weight"):
-            return torch.randn(vocabulary, config.hidden_size, generator=generator)
-        return torch.ones(config.hidden_size)
+            return generator.standard_normal((vocabulary, config.hidden_size), np.float32)
+        return np.ones(config.hidden_size, np.float32)
 
     def linear(name: str) -> DynamicLinear:
-        n, k = linear_shape(config, name)
-        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=generator)
-        return DynamicLinear(weight, torch.full((n,), 1 / (73 * k**0.5)), None, 0)
+        n, k = config.linear_shape(name)
+        weight = generator.integers(-127, 128, (n, k), np.int8)
+        return DynamicLinear(weight, np.full(n, 1 / (73 * k**0.5), np.float32))
 
-    decoder = build_decoder(config, tensor, linear, lambda name: False, fused_norm=True)
+    decoder = build_decoder(config, CpuBackend(), tensor, linear, lambda name: False)
     scheme = AttentionScheme(num_heads=4, num_kv_heads=1, head_dim=128, rotation_block=128)
     return Model(config, decoder, [scheme] * layers, length)
 
@@ -112,7 +113,7 @@ def whole_length(name: str, model: Model, tokenizer: Tokenizer, length: int) -> 
 
 def decode_by_depth(model: Model, depths: list[int], threads: int) -> list[dict[str, object]]:
     """Tokens a second of one sequence, int8 beside bfloat16; what stands in the caches is random."""
-    words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
+    words = np.ones(STREAM_BYTES // 8, np.int64)
     print(f"\n{'depth':>10}{'int8':>10}{'bfloat16':>10}{'ratio':>8}   tokens a second, {len(model.schemes)} layers")
     rows: list[dict[str, object]] = []
     for depth in depths:

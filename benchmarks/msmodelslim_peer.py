@@ -19,8 +19,8 @@ from pathlib import Path
 from faquant.api import MAX_PROMPT_TOKENS, quantize
 from faquant.checkpoint.model_config import load_config
 from faquant.evaluation.divergence import Divergence, compare, variants
-from faquant.formats.base import layer_linears
-from faquant.model.load import load, load_float
+from faquant.kernels.torch_backend import TorchBackend
+from faquant.model.load import load
 from faquant.quantization.calibration import builtin_records, tokenize_records
 from faquant.text.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ def make(python: str, method: Method, model: Path, out: Path, calibration: Path)
     """Let the tool quantize `model` into `out`; where that fails, say why and return False."""
     floats = ["lm_head"]
     if not method.quantizes_down:
-        floats += [name for name in layer_linears(load_config(model)) if name.endswith("down_proj")]
+        floats += [name for name in load_config(model).layer_linears if name.endswith("down_proj")]
     command = [python, method.script.resolve(), model.resolve(), out.resolve(), "--calibration", calibration]
     command += [*method.arguments, "--float-names", *floats]
     directories = [out]
@@ -116,12 +116,12 @@ def measure(
     model: Path, quantized: dict[str, Path], texts: list[Path], max_tokens: int | None
 ) -> Iterator[tuple[str, dict[str, Divergence]]]:
     """For each checkpoint and part, the results by text; a checkpoint at a time, as floats take much memory."""
-    source = load_float(model)
+    source = load(model, backend=TorchBackend())
     tokenizer = Tokenizer.from_directory(model)
     ids = {path: tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in texts}
     for name, out in quantized.items():
         folded = float_directory(out)
-        parts = variants(load(out), load(folded) if folded.exists() else source)
+        parts = variants(load(out), load(folded, backend=TorchBackend()) if folded.exists() else source)
         if name == f"ours ({FOLDED})":
             parts.pop("attention", None)  # which would need the folded floats
         results = {path.stem: compare(source, parts, ids[path][:max_tokens]) for path in texts}

@@ -51,7 +51,7 @@ class Ours:
         return list(self._llm.generate([tokens], greedy)[0].token_ids)
 
     def logits(self, tokens: list[int]) -> Tensor:
-        return self._sequences.all_logits(tokens)
+        return torch.from_numpy(self._sequences.all_logits(tokens))
 
 
 class Theirs:

@@ -9,14 +9,16 @@ import torch
 from faquant.bench.speed import WARM_UP as WARM_UP
 from faquant.bench.speed import seconds as seconds
 from faquant.kernels import isa as cpu
+from faquant.kernels import threads
 
 
 def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line, with --threads and --json added, and say what runs."""
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=threads.count())
     parser.add_argument("--json", type=Path, help="write the rows, times in seconds, there as well")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    threads.set_count(arguments.threads)
     torch.manual_seed(0)
     print(f"{cpu.cpu_name()}, {cpu.selected_isa()}, {arguments.threads} threads")
     return arguments

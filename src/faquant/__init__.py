@@ -1,8 +1,10 @@
 """8-bit attention for LLaMA-family models, from calibration to serving."""
 
-from typing import TYPE_CHECKING, Any
-
+# Not from typing: until cli.start has provided for an interrupt, it would end in a traceback, so that comes soon.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api import evaluate, quantize
     from .engine.async_engine import AsyncEngine
     from .engine.engine import Engine
@@ -46,7 +48,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # Imported when first used: `import faquant.errors` needs none of it, and only quantizing and evaluating need torch.
     if name in _HOMES:
         from importlib import import_module

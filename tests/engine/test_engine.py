@@ -170,6 +170,18 @@ def test_prompts_that_arrive_together_read_what_they_share_once() -> None:
     assert engine.stats().prefilled_tokens == 300 + 3 * 44
 
 
+def test_a_prompt_counts_once_for_all_its_answers() -> None:
+    engine = TinyEngine()
+    engine.add(prompt(300), replace(GREEDY, n=4))
+    engine.run()
+    stats = engine.stats()
+    assert (stats.prompt_tokens, stats.cached_tokens) == (300, 0)
+    assert (stats.generated_tokens, stats.finished) == (4 * 8, {"length": 4})
+    engine.add(prompt(300), replace(GREEDY, n=2))
+    engine.run()
+    assert (engine.stats().prompt_tokens, engine.stats().cached_tokens) == (600, 256)
+
+
 def test_a_prompt_that_is_all_there_still_runs_its_last_token() -> None:
     engine = TinyEngine()
     answers = []

@@ -42,8 +42,11 @@ def test_the_example() -> None:
     assert states[1] == ({"A": 256, "B": 256}, {"A": 3, "B": 5}, [])
     assert states[2] == ({"A": 44, "B": 344}, {"A": 3, "B": 5}, ["C"])
     assert states[3] == ({"A": 1, "B": 1}, {"A": 3, "B": 5}, ["C"])
-    assert states[42][1] == {"A": 3, "B": 5} and states[43][1] == {"A": 3, "B": 6}
-    assert states[86][1] == {"A": 3, "B": 6} and states[87][1] == {"A": 4, "B": 6}
-    assert states[170][2] == ["C"] and states[171] == ({"A": 1}, {"A": 4}, ["B", "C"])
+    assert states[42][1] == {"A": 3, "B": 5}
+    assert states[43][1] == {"A": 3, "B": 6}
+    assert states[86][1] == {"A": 3, "B": 6}
+    assert states[87][1] == {"A": 4, "B": 6}
+    assert states[170][2] == ["C"]
+    assert states[171] == ({"A": 1}, {"A": 4}, ["B", "C"])
     assert states[215] == ({"A": 1}, {"A": 5}, ["B", "C"])
     assert scheduler.preemptions == 1

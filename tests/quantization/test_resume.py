@@ -4,7 +4,8 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,27 @@ from safetensors.torch import load_file, save_file
 
 from faquant.checkpoint.shards import ShardWriter
 from faquant.errors import OutputError
-from faquant.quantization import pipeline
+from faquant.model.decoder import LINEARS
+from faquant.quantization import layerwise, mindie, pipeline
 from faquant.quantization.pipeline import quantize
-from faquant.recipe import RECIPES
+from faquant.recipe import RECIPES, Recipe
+from oracles.kills import STRIDE, at_step, counted, killed_at
 from oracles.tiny_models import tiny_model
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
-STRIDE = int(os.environ.get("FAQUANT_KILL_STRIDE", "11"))
-"""Every so many steps are tried; `make test-resume` tries them all."""
 SHARD = 100_000
 """Bytes: the tiny model then has several files, and layers that begin in one and end in the next."""
+ROWS = 50
+"""Outputs worked on together: the head of 320 then has 7 blocks."""
+LAYERS, BLOCKS = 3, 7
+MADE_BEFORE = Path(__file__).parents[1] / "data" / "made_at_cad73ab"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blocks_of_the_head() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layerwise, "ROWS", ROWS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -46,51 +58,6 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def at_step(number: int, act: Callable[[], None]) -> tuple[pytest.MonkeyPatch, list[int]]:
-    """Call `act` before the `number`-th thing that this process does to a disk, and half through its writes."""
-    patch = pytest.MonkeyPatch()
-    count = [0]
-
-    def before(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any, **kwargs: Any) -> Any:
-            count[0] += 1
-            if count[0] == number:
-                act()
-            return real(*args, **kwargs)
-
-        return step
-
-    real_write = ShardWriter._write
-
-    def torn(self: ShardWriter, data: Any) -> None:
-        count[0] += 1
-        if count[0] == number:
-            view = memoryview(data)
-            real_write(self, view[: len(view) // 2])
-            act()
-        real_write(self, data)
-
-    patch.setattr(ShardWriter, "_write", torn)
-    for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (shutil, "rmtree")):
-        patch.setattr(owner, name, before(getattr(owner, name)))
-    return patch, count
-
-
-def killed_at(number: int, run: Callable[[], None]) -> bool:
-    """Whether `run`, in a process of its own, got so far as to be killed at that step."""
-    child = os.fork()
-    if child == 0:
-        at_step(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        try:
-            run()
-        except BaseException:
-            os._exit(3)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +100,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch, shard_bytes: int) -> None:
     real = ShardWriter.__init__
 
     def init(self: ShardWriter, directory: Path, stem: str, **options: Any) -> None:
-        real(self, directory, stem, shard_bytes, **options)
+        real(self, directory, stem, **{"shard_bytes": shard_bytes, **options})
 
     real_resume = ShardWriter.resume.__func__  # type: ignore[attr-defined]
 
@@ -178,17 +145,78 @@ def test_a_full_disk_is_told_and_the_work_goes_on_once_there_is_room(
     assert kept > tried / 4
 
 
-def interrupted(source: Path, out: Path) -> None:
-    """Leave a run that was killed after its first layer."""
+def interrupted(source: Path, out: Path, after: int = 1, recipe: Recipe = RECIPES["default"]) -> None:
+    """Leave a run that was killed after its first layer, or so many layers and blocks of the head."""
 
     def run() -> None:
-        quantize(source, out, RECIPES["default"], PROMPTS, progress=stop)
+        quantize(source, out, recipe, PROMPTS, progress=stop)
 
     def stop(done: int, _: int) -> None:
-        if done == 1:
+        if done == after:
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert killed_at(-1, run)
+
+
+@pytest.mark.parametrize("blocks", [1, 3, BLOCKS - 1])
+def test_blocks_of_the_head_that_are_done_are_not_done_again(
+    blocks: int, source: Path, tmp_path: Path, expected: dict[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    interrupted(source, out, LAYERS + blocks)
+    steps: list[tuple[int, int]] = []
+    rounded = counted(layerwise, "round_with_compensation", monkeypatch)
+    watched = counted(layerwise.Gram, "add", monkeypatch)
+    quantize(source, out, RECIPES["default"], PROMPTS, progress=lambda *step: steps.append(step))
+    assert (len(rounded), len(watched)) == (BLOCKS - blocks, 0)
+    assert list(dict.fromkeys(steps)) == [(done, LAYERS + BLOCKS) for done in range(LAYERS, LAYERS + BLOCKS + 1)]
+    assert contents(out) == expected["default"]
+
+
+def test_a_run_that_the_version_before_left_in_the_head_is_taken_up(
+    source: Path, tmp_path: Path, expected: dict[str, dict[str, bytes]]
+) -> None:
+    out = tmp_path / "out"
+    interrupted(source, out, LAYERS + 2)
+    kept = list((tmp_path / ".out.unfinished").glob("piece-*"))
+    assert kept
+    for path in kept:  # it knew of none
+        path.unlink()
+    quantize(source, out, RECIPES["default"], PROMPTS)
+    assert contents(out) == expected["default"]
+
+
+@pytest.mark.parametrize("recipe", ["default", "mindie"])
+def test_runs_that_were_left_by_the_version_before_are_taken_up(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layerwise, "ROWS", 4096)
+    with tarfile.open(MADE_BEFORE / "interrupted.tar.gz") as archive:
+        archive.extractall(tmp_path)  # our own
+    out = tmp_path / f"interrupted_{recipe}"
+    steps: list[int] = []
+    quantize(MADE_BEFORE / "float", out, RECIPES[recipe], PROMPTS, progress=lambda done, _: steps.append(done))
+    assert steps[0] == 2
+    assert contents(out).keys() == contents(MADE_BEFORE / recipe).keys()
+    got, before = (load_file(path / "quant_model_weight_w8a8.safetensors") for path in (out, MADE_BEFORE / recipe))
+    assert got.keys() == before.keys()
+    for name, tensor in got.items():
+        if tensor.dtype == torch.int8:  # another CPU's sums of floats may round some otherwise
+            assert (tensor != before[name]).double().mean() < 0.01, name
+
+
+def test_the_head_is_calibrated_without_the_logits_of_all_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a large vocabulary they take longer than a layer, and nobody wants them."""
+    tiny_model("llama2", tmp_path / "float")
+    linear = RECIPES["mindie-plain"].linear
+    assert linear is not None
+    recipe = RECIPES["mindie-plain"].model_copy(update={"linear": linear.model_copy(update={"float_layers": ()})})
+    computed = counted(mindie.w8a8, "fake_quantize_linear", monkeypatch)
+    quantize(tmp_path / "float", tmp_path / "out", recipe, PROMPTS)
+    assert len(computed) == LAYERS * len(LINEARS) * len(PROMPTS)
+    assert "lm_head.deq_scale" in load_file(tmp_path / "out" / "quant_model_weight_w8a8.safetensors")
 
 
 @pytest.mark.parametrize("change", ["model", "recipe", "calibration", "version"])

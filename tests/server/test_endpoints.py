@@ -1,10 +1,12 @@
 """The endpoints beside the answers."""
 
+from typing import Any
+
 import httpx
 import openai
 
 import faquant.server.service as service_module
-from oracles.tiny_server import NAME, TinyServer, tokenizer
+from oracles.tiny_server import GREEDY, NAME, TinyServer, tokenizer
 
 
 def test_models(client: openai.OpenAI, server: TinyServer) -> None:
@@ -47,3 +49,21 @@ def test_metrics(server: TinyServer, client: openai.OpenAI) -> None:
     assert float(lines['faquant_http_requests_total{method="POST",path="/v1/completions",status="200"}']) >= 1
     assert float(lines["faquant_first_token_seconds_count"]) >= 1
     assert any(line.startswith("faquant_info{") and 'model="tiny"' in line for line in lines)
+
+
+def test_metrics_count_a_prompt_once_for_all_its_answers_as_usage_does(
+    server: TinyServer, client: openai.OpenAI
+) -> None:
+    def counted() -> tuple[int, ...]:
+        stats = server.engine.stats()
+        return stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens
+
+    prompts = ["counted once " * 30, "and this one too " * 30]
+    for asked in (prompts, prompts[:1]):
+        before = counted()
+        usage = client.completions.create(model=NAME, prompt=asked, n=3, max_tokens=4, **GREEDY).usage
+        assert usage is not None
+        details: Any = usage.prompt_tokens_details
+        told = (usage.prompt_tokens, details.cached_tokens, usage.completion_tokens)
+        assert tuple(after - some for after, some in zip(counted(), before, strict=True)) == told
+    assert details.cached_tokens > 0, "the second time it was there"

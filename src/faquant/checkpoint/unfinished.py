@@ -33,10 +33,8 @@ def unfinished_directory(
     """
     shown = target
     try:
-        path = target.resolve().parent / f".{target.resolve().name[:64]}.unfinished"
-        if (path / "state.safetensors").exists() and not (path / "output").exists():
-            # All was done but for this.
-            shutil.rmtree(path, ignore_errors=True)
+        path = _place(target)
+        remove_remains(target)
         target = prepared(target, overwrite, keep)
         path.mkdir(exist_ok=True)
         lock = (path / "lock").open("w")
@@ -60,6 +58,17 @@ def unfinished_directory(
                 raise OutputError(explain(error, shown, target, path, work.has_state)) from error
             raise
         shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_remains(target: Path) -> None:
+    """Remove what a run has left that was killed when all was done but for this."""
+    path = _place(target)
+    if (path / "state.safetensors").exists() and not (path / "output").exists():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _place(target: Path) -> Path:
+    return target.resolve().parent / f".{target.resolve().name[:64]}.unfinished"
 
 
 class OtherWorkError(OutputError):

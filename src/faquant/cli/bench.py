@@ -14,6 +14,7 @@ from ..checkpoint.model_config import load_config
 from ..errors import UsageError
 from ..progress import progress_bar
 from .console import write_json_file
+from .interrupts import raise_from_now_on
 
 if TYPE_CHECKING:
     from ..bench.replay import Arrival, Served
@@ -57,6 +58,7 @@ def bench(
     from ..model.load import load
     from ..text.tokenizer import Tokenizer
 
+    raise_from_now_on()
     if requests and max_position <= 2 * LONGEST_ANSWER:
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests in; give --requests 0.")
     model, tokenizer = load(directory), Tokenizer.from_directory(directory)

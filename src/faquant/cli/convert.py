@@ -10,6 +10,7 @@ import typer
 from ..checkpoint.model_config import load_config
 from ..errors import UsageError
 from ..progress import progress_bar
+from .interrupts import raise_from_now_on
 
 
 class Target(str, Enum):
@@ -43,6 +44,7 @@ def convert(
     load_config(source)
     from ..quantization.mindie.convert import convert_to_mindie  # loads torch: a wrong directory is told before that
 
+    raise_from_now_on()
     convert_to_mindie(source, output, overwrite)
     print(f"{output}: written for {to.value}.", file=sys.stderr)
 
@@ -54,6 +56,7 @@ def _from_gguf(source: Path, output: Path, dtype: str, overwrite: bool) -> None:
         )
     from ..formats.gguf.convert import convert_gguf
 
+    raise_from_now_on()
     with progress_bar("dequantizing tensors") as progress:
         convert_gguf(source, output, dtype, progress, overwrite)
     print(f"{output}: {dtype} weights. Next: faquant quantize {output} -o OUT", file=sys.stderr)

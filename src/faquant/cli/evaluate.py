@@ -15,6 +15,7 @@ from ..evaluation.limits import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts
 from ..progress import progress_bar
 from .console import write_json_file
+from .interrupts import raise_from_now_on
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -45,7 +46,8 @@ def evaluate(
     load_config(against)
     from .. import api  # loads torch: a wrong directory or option is told before that
 
-    with progress_bar("evaluating layers") as progress:
+    raise_from_now_on()
+    with progress_bar("evaluating") as progress:
         report = api.evaluate(directory, against, texts, max_tokens, progress, quick=quick)
     if str(json_file) != "-":
         print_report(report)

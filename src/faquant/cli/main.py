@@ -1,7 +1,6 @@
 """The `faquant` program: its commands, and how errors reach a person."""
 
 import io
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -18,6 +17,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .generate import generate
 from .inspect import inspect
+from .interrupts import INTERRUPTED, end_at_once, say_interrupted
 from .plan import plan
 from .quantize import quantize
 from .serve import serve
@@ -45,11 +45,15 @@ for command in (quantize, evaluate, generate, chat, serve, bench, inspect, plan,
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line. Returns 0: done, 1: failed, 2: wrong use. `--debug` anywhere shows tracebacks."""
+    """Run one command line. Returns 0: done, 1: failed, 2: wrong use, 130: interrupted. `--debug` anywhere shows
+    tracebacks."""
     debug = "--debug" in arguments
     try:
         plain = [argument for argument in arguments if argument != "--debug"]
-        return app(args=plain or ["--help"], prog_name="faquant", standalone_mode=False) or 0
+        status: int = app(args=plain or ["--help"], prog_name="faquant", standalone_mode=False) or 0
+        if status == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            say_interrupted()
+        return status
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except typer.Abort:
@@ -87,11 +91,11 @@ def _unforeseen(error: Exception) -> str:
 
 
 def main() -> None:
-    """The console script."""
-    for signal_number in (signal.SIGTERM, signal.SIGHUP):
-        # As an exception, so that what is half written is removed.
-        signal.signal(signal_number, lambda number, _: sys.exit(128 + number))
+    """What the console script runs."""
+    end_at_once()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    end_at_once()  # all is in order; an exception would come up in what Python does at its end
+    sys.exit(status)

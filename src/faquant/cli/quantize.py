@@ -11,6 +11,7 @@ from ..checkpoint.model_config import load_config
 from ..errors import FaquantError
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
+from .interrupts import raise_from_now_on
 
 FEW_TOKENS = 1000
 
@@ -43,9 +44,20 @@ def quantize(
     load_config(model)
     from .. import api  # loads torch: a wrong directory or option is told before that
 
+    raise_from_now_on()
     if max_kl is not None and recipe == "default":
         recipe = "auto"
-    with progress_bar("quantizing layers") as progress:
+    again = f"faquant evaluate {output} --against {model}"
+    if (
+        measure
+        and not restart
+        and _lacks_report(output)
+        and api.is_quantized(model, output, recipe, calibration, overwrite=overwrite, max_kl=max_kl)
+    ):
+        print(f"{output} is complete; what is left is to measure it.", file=sys.stderr)
+        _measure(model, output, again)
+        return
+    with progress_bar("quantizing") as progress:
 
         def show(what: str, done: int, total: int) -> None:
             progress(done, total, f"trying recipes: {what}")
@@ -60,22 +72,43 @@ def quantize(
             max_kl=max_kl,
             progress=progress,
             search_progress=show,
+            to_be_measured=measure,
         )
     if tokens < FEW_TOKENS:
         print(f"Only {tokens:,} tokens of calibration: thousands, of every kind you serve, do better.", file=sys.stderr)
     took = f"{output}: recipe {recipe}, calibrated on {tokens:,} tokens, {time.monotonic() - started:.0f} s."
-    again = f"faquant evaluate {output} --against {model}"
     if not measure:
         print(f"{took} What it cost: {again}", file=sys.stderr)
         return
     print(took, file=sys.stderr)
+    _measure(model, output, again)
+
+
+def _lacks_report(output: Path) -> bool:
+    """Whether it is a directory that was not measured."""
+    from ..evaluation.report import NAME
+    from ..quantization import made
+
+    if (output / f"{NAME}.html").exists():
+        made.forget(output)  # which a run that was cut off has not come to
+        return False
+    return output.is_dir()
+
+
+def _measure(model: Path, output: Path, again: str) -> None:
+    """Measure the new directory quickly, and leave a report in it."""
+    from .. import api
+    from ..quantization import made
+
     try:
-        with progress_bar("evaluating layers") as progress:
+        with progress_bar("evaluating") as progress:
             report = api.evaluate(output, model, progress=progress, quick=True)
     except FaquantError as error:
         # The directory is whole; only what it cost is not known.
         print(f"{output} is complete, but could not be measured: {error}", file=sys.stderr)
+        made.forget(output)
         return
     print_report(report)
     write_report(report, output)
+    made.forget(output)
     print(f"Measured on little, to be quick. On all of the texts: {again}", file=sys.stderr)

@@ -13,6 +13,7 @@ from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
 from ..server.config import ServerConfig
 from ..structured.tools.formats import FORMATS
+from .interrupts import raise_from_now_on
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def serve(
             "faquant: anybody who reaches this address can use the model; FAQUANT_API_KEY asks them for a key.",
             file=sys.stderr,
         )
+    raise_from_now_on()
     run(service, listener)
 
 

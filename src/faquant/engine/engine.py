@@ -241,7 +241,7 @@ class Engine:
         except FaquantError as error:
             output = request.fail(error)
         else:
-            if not request.first_token:
+            if not request.first_token and request.index == 0:  # its other answers find what this one has read
                 self._stats.prompt_tokens += request.prompt_length
                 self._stats.cached_tokens += request.cached_tokens or 0
             output = request.accept(tokens)

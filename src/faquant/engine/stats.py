@@ -9,7 +9,8 @@ class Stats:
 
     Attributes:
         steps, step_seconds, model_seconds: model_seconds is the part that the model took.
-        prompt_tokens: of the requests that were answered; cached_tokens of them were found in the cache.
+        prompt_tokens: of the prompts that were answered, each once for all its answers; cached_tokens of them were
+            found in the cache.
         prefilled_tokens: that went through the model as part of a prompt, or again after a preemption.
         generated_tokens: of the answers.
         guessed_tokens, accepted_tokens: by speculation.

@@ -1,26 +1,35 @@
 """Evaluating a directory against its float source: everything in one pass over the layers."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from ..checkpoint.files import read_object
 from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.pieces import Tensors
+from ..checkpoint.stamp import stamp
 from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, UsageError
+from ..kernels import isa as cpu
 from ..kernels.backend import make_backend
 from ..kernels.scheme import MAP_BLOCK
 from ..model.inspection import inspect
 from ..model.load import Model, load
+from ..quantization.calibration import fingerprint as fingerprint_of_ids
 from ..text.tokenizer import Tokenizer
 from .divergence import WINDOW, Divergence, cut, variants
+from .kept import Kept, kept_beside, packed, unpacked
 from .needle import needle_result, needle_windows
 from .noise import NoiseMeter
 from .positions import float_drift, long_result, long_windows, offset_windows, offsets_result
 from .report import Report
-from .scores import Heads, score
-from .streaming import Progress, Window, run
+from .scores import Heads, Scores, score
+from .streaming import Progress, Streams, Window, run
 
 MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id", "quant_method")
 SEARCH_FILE = "faquant_search.json"
@@ -64,11 +73,12 @@ def evaluate(
 ) -> Report:
     """Measure the quantized `directory` against the float directory `against`.
 
-    One layer of each is in memory at a time, with the residual streams of all that is measured.
+    One layer of each is in memory at a time, with the residual streams of all that is measured. What was found is kept
+    beside `directory` from time to time: an evaluation that is cut off goes on there.
 
     Args:
         texts: name → text; each is cut into windows.
-        progress: called with (layers done, layers in all); the head counts as one.
+        progress: called with (steps done, steps in all), layers and windows that the head scores.
 
     Raises:
         UsageError: the directories do not belong together, or there is nothing to measure.
@@ -102,33 +112,106 @@ def evaluate(
     haystacks = needle_windows(encode, filler, min(effort.needle, context), effort.trials, frozenset({_FLOAT, whole}))
     needles = planned(haystacks)
 
-    layers = source.config.num_layers
     looked_at = [part.start for part in parts.values()] if effort.noise else []
     meter = NoiseMeter(models, _FLOAT, windows, looked_at, effort.noise)
-    streams = run(models, windows, meter.look, lambda done, _: progress(done, layers + 1))
-    heads = Heads(models)
-    scores = score(heads, _FLOAT, windows, streams)
+    with kept_beside(directory, _identity(directory, fingerprint, list(ids), windows, effort)) as kept:
+        found = _measured(models, windows, meter, offsets, kept, progress)
+    scores = found.scores
     results = {
         name: {variant: Divergence.of([scored[variant] for scored in scores[part]]) for variant in scores[part.start]}
         for name, part in parts.items()
     }
-    drift = float_drift(heads, _FLOAT, streams[_FLOAT][offsets])
-    report = Report(
+    return Report(
         inspection=inspect(directory),
         source=inspect(against),
         model_fingerprint=fingerprint,
         window=window,
         texts=results,
-        offsets=offsets_result(moved_text, windows[offsets], scores[offsets], drift),
+        offsets=offsets_result(moved_text, windows[offsets], scores[offsets], found.drift),
         long=long_result(windows[long], scores[long]),
         layers=meter.layers if looked_at else [],
-        lm_head=meter.head(heads, streams),
+        lm_head=found.head_noise,
         outliers=meter.channels.largest(),
         needle=needle_result(windows[needles], scores[needles], effort.trials, whole),
         search=read_object(directory, SEARCH_FILE) if (directory / SEARCH_FILE).is_file() else None,
     )
-    progress(layers + 1, layers + 1)
-    return report
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Scores by window and variant, KL of the float model with itself by offset, the head's signal to noise in dB."""
+
+    scores: list[dict[str, Scores]]
+    drift: list[float]
+    head_noise: float | None
+
+
+def _measured(
+    models: dict[str, Model],
+    windows: Sequence[Window],
+    meter: NoiseMeter,
+    offsets: slice,
+    kept: Kept,
+    progress: Progress,
+) -> _Found:
+    """All that takes long; what is kept is not done again, and ends with the same figures."""
+    layers = models[_FLOAT].config.num_layers
+    steps = layers + len(windows)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(kept.threads)
+    try:
+        saved = kept.load("scores")
+        scored = 0 if saved is None else int(saved["place"][0])
+        streams = _streams(models, windows, meter, kept, lambda done, _: progress(done + scored, steps))
+        heads = Heads(models)
+        scores = score(
+            heads,
+            _FLOAT,
+            windows,
+            streams,
+            lambda done: progress(layers + done, steps),
+            saved,
+            partial(kept.save, "scores"),
+        )
+
+        def rest() -> Tensors:
+            drift, noise = float_drift(heads, _FLOAT, streams[_FLOAT][offsets]), meter.head(heads, streams)
+            noises = [] if noise is None else [noise]
+            return {name: torch.tensor(x, dtype=torch.float64) for name, x in (("drift", drift), ("noises", noises))}
+
+        last = kept.keep("rest", rest)
+    finally:
+        torch.set_num_threads(threads)
+    return _Found(scores, last["drift"].tolist(), next(iter(last["noises"].tolist()), None))
+
+
+def _streams(
+    models: Mapping[str, Model], windows: Sequence[Window], meter: NoiseMeter, kept: Kept, progress: Progress
+) -> Streams:
+    """The streams behind the last layer, with every layer looked at."""
+
+    def save(done: int, streams: Streams) -> None:
+        kept.save("layers", lambda: packed(done, streams, meter.state()))
+
+    begin, piece = None, kept.load("layers")
+    if piece is not None:
+        done, streams, state = unpacked(piece)
+        meter.restore(state)
+        begin = done, streams
+    return run(models, windows, meter.look, progress, begin, save)
+
+
+def _identity(
+    directory: Path, fingerprint: str, names: list[str], windows: Sequence[Window], effort: Effort
+) -> dict[str, str]:
+    """All that the figures depend on."""
+    return {
+        "directory": json.dumps(stamp(directory)),
+        "model": fingerprint,
+        "texts": json.dumps([names, fingerprint_of_ids([window.tokens.tolist() for window in windows])]),
+        "effort": repr(effort),
+        "program": f"faquant {version('faquant')}, torch {version('torch')}, {cpu.selected_isa()}",
+    }
 
 
 def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> str:

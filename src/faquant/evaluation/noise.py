@@ -34,6 +34,7 @@ from .outliers import MEAN_OF_K, Channels
 from .scores import Heads
 from .streaming import PAGE_SIZE, Layers, Streams, Window
 
+_RATIOS = ("q", "k", "v", "p", "stream")
 _KINDS = tuple(name.rpartition(".")[2] for name in LINEARS)
 
 
@@ -57,6 +58,17 @@ class Ratio:
         self.signal = self.signal + torch.tensor(float(len(wanted)), dtype=torch.float64)
         self.noise = self.noise + (errors / energies.clamp_min(1e-300)).sum()
 
+    def state(self) -> list[Any] | None:
+        """As JSON values; None where nothing was counted."""
+        if not (isinstance(self.signal, Tensor) and isinstance(self.noise, Tensor)):
+            return None
+        return [self.signal.tolist(), self.noise.tolist()]
+
+    @classmethod
+    def of(cls, state: list[Any] | None) -> "Ratio":
+        """One that has counted what `state` gave."""
+        return cls() if state is None else cls(*(torch.tensor(value, dtype=torch.float64) for value in state))
+
     def decibels(self) -> list[float | None]:
         """By head, or one for all; None where there is no noise or no signal."""
         ratio = 10 * torch.log10(torch.as_tensor(self.signal) / torch.as_tensor(self.noise))
@@ -74,6 +86,18 @@ class LayerNoise:
     linears: dict[str, Ratio | None] = field(default_factory=dict)
     stream: Ratio = field(default_factory=Ratio)
     clipped: dict[str, float] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, as JSON values."""
+        linears = {name: None if ratio is None else ratio.state() for name, ratio in self.linears.items()}
+        return {name: getattr(self, name).state() for name in _RATIOS} | {"linears": linears, "clipped": self.clipped}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "LayerNoise":
+        """One that has counted what `state` gave."""
+        linears = {name: None if counted is None else Ratio.of(counted) for name, counted in state["linears"].items()}
+        ratios = {name: Ratio.of(state[name]) for name in _RATIOS}
+        return cls(**ratios, linears=linears, clipped=state["clipped"])
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; a linear that stayed float is null."""
@@ -153,6 +177,15 @@ class NoiseMeter:
                 self._linears(noise, quantized, seen)
             noise.stream.add_by_token(self._turned(step.after[self.source][number]), step.after[self.whole][number])
         self.layers.append(noise)
+
+    def state(self) -> dict[str, Any]:
+        """What was measured of the layers so far, as JSON values."""
+        return {"layers": [layer.state() for layer in self.layers], "channels": self.channels.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.layers = [LayerNoise.of(layer) for layer in state["layers"]]
+        self.channels.restore(state["channels"])
 
     def _sliding(self, layer: int) -> int | None:
         return self.models[self.source].config.sliding_windows[layer]

@@ -1,7 +1,7 @@
 """Channels that are far larger than their neighbours, in the float model."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,6 +51,16 @@ class Channels:
             total, squares, tokens = self._sums.get(name, (torch.zeros(()), torch.zeros(()), 0))
             wide = x.double()
             self._sums[name] = total + wide.sum(0), squares + wide.square().sum(0), tokens + len(x)
+
+    def state(self) -> list[dict[str, Any]]:
+        """What was found in the layers so far, as JSON values."""
+        self._close()
+        return [outlier.to_json() for outlier in self._found.values()]
+
+    def restore(self, state: Sequence[dict[str, Any]]) -> None:
+        """Go on from what `state` gave."""
+        found = [Outlier(**values) for values in state]
+        self._found = {(outlier.tensor, outlier.head, outlier.channel): outlier for outlier in found}
 
     def largest(self) -> list[Outlier]:
         """Those that stand out most, the largest first; a few of each tensor, as some have hundreds."""

@@ -112,6 +112,8 @@ class Report:
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
+        for left in path.parent.glob(f".{path.name}.partial-*"):  # by a run that was killed
+            left.unlink(missing_ok=True)
         try:
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)

@@ -1,11 +1,13 @@
 """What the head makes of the residual streams: next-token distributions of each model beside the float one's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.pieces import Tensors
 from ..errors import CheckpointError
 from ..kernels.backend import Linear
 from ..model.decoder import Decoder
@@ -94,9 +96,10 @@ class Heads:
         """float32 logits [n, vocab] of a model's last stream [n, hidden]."""
         return self._heads[name](self._decoders[name].norm(x)).float()
 
-    def blocks(self, streams: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Rows and their log-probabilities, float32 [rows, vocab], of several (model, stream [n, hidden]) at once."""
-        for row in range(0, len(streams[0][1]), self._rows):
+    def blocks(self, streams: Sequence[tuple[str, Tensor]], begin: int = 0) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Rows and their log-probabilities, float32 [rows, vocab], of several (model, stream [n, hidden]) at once;
+        `begin` is where a block begins."""
+        for row in range(begin, len(streams[0][1]), self._rows):
             rows = slice(row, row + self._rows)
             yield rows, [self.logits(name, x[rows]).log_softmax(-1) for name, x in streams]
 
@@ -110,8 +113,21 @@ def _by_decoder(decoders: Mapping[str, Decoder]) -> dict[str, Linear]:
 
 
 @torch.inference_mode()
-def score(heads: Heads, source: str, windows: Sequence[Window], streams: Streams) -> list[dict[str, Scores]]:
+def score(
+    heads: Heads,
+    source: str,
+    windows: Sequence[Window],
+    streams: Streams,
+    progress: Callable[[int], None] = lambda done: None,
+    saved: Tensors | None = None,
+    save: Callable[[Callable[[], Tensors]], None] = lambda make: None,
+) -> list[dict[str, Scores]]:
     """For each window, the scores of each of its models against the float one called `source`.
+
+    Args:
+        progress: called with how many windows are done.
+        save: called after each block of rows with a function that gives all scores so far.
+        saved: what that function of an earlier call has given, to go on there.
 
     Raises:
         CheckpointError: logits are not finite.
@@ -121,9 +137,33 @@ def score(heads: Heads, source: str, windows: Sequence[Window], streams: Streams
     # All room is taken before the first logits: what is small and stays, between large blocks that come and go, keeps
     # malloc from reusing their places, and memory grows by gigabytes.
     results = [{name: Scores.empty(count) for name in some[1:]} for some, count in zip(names, counts, strict=True)]
+    done, row = (0, 0) if saved is None else _take(results, saved)
     for number, (window, some, count) in enumerate(zip(windows, names, counts, strict=True)):
+        progress(max(number, done))
+        if number < done:
+            continue
         following = window.tokens[len(window.tokens) - count + 1 :]
-        for rows, (p, *others) in heads.blocks([(name, streams[name][number][-count:]) for name in some]):
+        parts = [(name, streams[name][number][-count:]) for name in some]
+        for rows, (p, *others) in heads.blocks(parts, row if number == done else 0):
             for name, q in zip(some[1:], others, strict=True):
                 results[number][name].put(rows, p, q, following[rows])
+            place = (number, rows.stop) if rows.stop < count else (number + 1, 0)
+            save(partial(_given, results, *place))
+    progress(len(windows))
     return results
+
+
+def _given(results: Sequence[Mapping[str, Scores]], window: int, row: int) -> Tensors:
+    """All scores before that row of that window, and the room that is not yet filled in."""
+    whole = Scores.cat([scores for some in results for scores in some.values()])
+    return {field.name: getattr(whole, field.name) for field in fields(Scores)} | {"place": torch.tensor([window, row])}
+
+
+def _take(results: Sequence[Mapping[str, Scores]], saved: Tensors) -> tuple[int, int]:
+    """Fill in what _given gave: the window and the row to go on with."""
+    for field in fields(Scores):
+        rooms = [getattr(scores, field.name) for some in results for scores in some.values()]
+        for room, values in zip(rooms, torch.split(saved[field.name], [len(room) for room in rooms]), strict=True):
+            room.copy_(values)
+    window, row = saved["place"].tolist()
+    return window, row

@@ -73,17 +73,20 @@ def run(
     windows: Sequence[Window],
     look: Callable[[Layers], None] = lambda layers: None,
     progress: Progress = lambda done, total: None,
+    begin: tuple[int, Streams] | None = None,
+    save: Callable[[int, Streams], None] = lambda done, streams: None,
 ) -> Streams:
     """The streams of all windows behind the last layer of each model, before its norm.
 
     Models that share a layer share what it and float attention make of the same stream. `look` is called after each
-    layer, while it is in memory.
+    layer, while it is in memory, and then `save` with how many are done and the streams behind them; `begin` is what
+    an earlier call has saved, to go on there.
     """
     first = next(iter(models.values()))
     batches = [window.batch(first) for window in windows]
-    streams = _embedded(models, windows)
+    done, streams = begin or (0, _embedded(models, windows))
     total = first.config.num_layers
-    for index in range(total):
+    for index in range(done, total):
         progress(index, total)
         shared = {id(model.decoder): model.decoder.layers[index] for model in models.values()}
         step = Layers(index, {name: shared[id(model.decoder)] for name, model in models.items()}, streams)
@@ -104,6 +107,7 @@ def run(
                 step.after[name].append(after)
         look(step)
         streams = step.after
+        save(index + 1, streams)
         # Before the next layer is read, or there would be two of each.
         del shared, step, layer
     progress(total, total)

@@ -1,6 +1,7 @@
 """The recipes of our own, layer by layer: observe the float layer, fold what can be folded, round what remains."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.pieces import Keep, Tensors, keep_nothing
 from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
 from ..kernels.backend import Linear
 from ..kernels.scheme import AttentionScheme
@@ -87,19 +89,38 @@ class LayerQuantizer:
         observed, streams = self.observe(index, streams)
         return list(self.tensors(index, observed)), streams
 
-    def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
-        """What stands behind the last layer."""
-        norm = TorchRMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
-        gram = None
+    @property
+    def head_blocks(self) -> int:
+        """Blocks of outputs that `finish` rounds one after the other; a float head is one."""
+        return -(-self.config.vocab_size // ROWS) if self._is_quantized("lm_head") else 1
+
+    def finish(
+        self,
+        streams: list[Tensor],
+        keep: Keep = keep_nothing,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[NamedTensor]:
+        """What stands behind the last layer. `progress` is called with how many blocks of the head are done."""
+        gram = equalizer = None
         if self._is_quantized("lm_head"):
-            gram = Gram(self.config.hidden_size)
-            for stream in streams:
-                gram.add(self._folded_input("lm_head", norm(stream)))
-        equalizer = self._equalizer(("lm_head",), gram)
+            kept = keep("head-inputs", partial(self._head_inputs, streams))
+            gram = Gram.of(kept["blocks"], kept["peaks"], int(kept["tokens"]))
+            equalizer = kept.get("equalizer")
         tensors = [("model.norm.weight", "FLOAT", self._norm("model.norm", equalizer))]
         if "lm_head.weight" in self.checked or self.metadata.residual_rotation or self._is_quantized("lm_head"):
-            tensors += self._linear_tensors("lm_head", self._seen_by(("lm_head",), gram, equalizer), equalizer, None)
+            seen = self._seen_by(("lm_head",), gram, equalizer)
+            tensors += self._linear_tensors("lm_head", seen, equalizer, None, keep, progress)
         return tensors
+
+    def _head_inputs(self, streams: list[Tensor]) -> Tensors:
+        """A Gram matrix of the head's inputs, and the equalizer if there is one."""
+        norm = TorchRMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
+        gram = Gram(self.config.hidden_size)
+        for stream in streams:
+            gram.add(self._folded_input("lm_head", norm(stream)))
+        equalizer = self._equalizer(("lm_head",), gram)
+        found = {"blocks": gram.blocks, "peaks": gram.peaks, "tokens": torch.tensor(gram.tokens)}
+        return found if equalizer is None else {**found, "equalizer": equalizer}
 
     def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
         """Run one float layer over all prompts: what it saw, and the streams after it."""
@@ -200,10 +221,16 @@ class LayerQuantizer:
         return name in self._quantized
 
     def _linear_tensors(
-        self, name: str, gram: TransformedGram | None, equalizer: Tensor | None, outputs: Tensor | None
+        self,
+        name: str,
+        gram: TransformedGram | None,
+        equalizer: Tensor | None,
+        outputs: Tensor | None,
+        keep: Keep = keep_nothing,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> Iterator[NamedTensor]:
         """One linear with its inputs multiplied by `equalizer` [k], its outputs divided by `outputs` [n], and its
-        rotations folded in."""
+        rotations folded in. `progress` is called with how many blocks of outputs are rounded."""
         stored = self._stored(name)
         bias = self._tensor(f"{name}.bias") if self.config.linears[name].has_bias else None
         if bias is not None:
@@ -214,21 +241,31 @@ class LayerQuantizer:
         # What was divided or multiplied would be rounded once more in 16 bits.
         dtype = stored.dtype if equalizer is None and outputs is None else torch.float32
         weights, scales = [], []
-        for start in range(0, len(stored), self._rows_at_once(name, stored)):
-            rows = slice(start, start + self._rows_at_once(name, stored))
+
+        def folded(rows: slice) -> Tensor:
             weight = self._folded(name, stored[rows].to(torch.float64, copy=True))
             if equalizer is not None:
                 weight *= equalizer
             if outputs is not None:
                 weight /= outputs[rows, None]
-            if not quantized:
-                weights.append(weight.to(dtype))
-                continue
+            return weight
+
+        def rounded(rows: slice) -> Tensors:
+            weight = folded(rows)
             if block:
                 weight = rotate.rotate_inputs(weight, weight.shape[1], block)
             result = round_to_nearest(weight) if gram is None else round_with_compensation(weight, gram)
-            weights.append(result.weight)
-            scales.append(result.scale)
+            return {"weight": result.weight, "scale": result.scale}
+
+        for done, start in enumerate(range(0, len(stored), self._rows_at_once(name, stored)), 1):
+            rows = slice(start, start + self._rows_at_once(name, stored))
+            if not quantized:
+                weights.append(folded(rows).to(dtype))
+                continue
+            piece = keep(f"{name}-{start}", partial(rounded, rows))
+            weights.append(piece["weight"])
+            scales.append(piece["scale"])
+            progress(done)
         if not quantized:
             yield f"{name}.weight", "FLOAT", torch.cat(weights)
             if bias is not None:

@@ -1,7 +1,8 @@
 """From a float directory to a quantized one, layer by layer.
 
 Only one layer's weights are in memory at a time, with the calibration prompts' residual stream before and after it.
-That stream and what was written are saved after each layer: a run that was cut off goes on there.
+That stream and what was written are saved after each layer, and behind the last one each block of the head: a run
+that was cut off goes on there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.pieces import Keep, Pieces
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.unfinished import Unfinished, unfinished_directory
 from ..checkpoint.write import add_all, copy_side_files, side_files
@@ -23,6 +25,7 @@ from ..formats.faquant.metadata import Metadata
 from ..formats.msmodelslim.description import Description
 from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
+from . import made
 from .calibration import fingerprint
 from .layerwise import LayerQuantizer, NamedTensor
 from .mindie.plain import MindieQuantizer
@@ -40,7 +43,10 @@ class Quantizer(Protocol):
 
     def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]: ...
 
-    def finish(self, streams: list[Tensor]) -> list[NamedTensor]: ...
+    @property
+    def head_blocks(self) -> int: ...
+
+    def finish(self, streams: list[Tensor], keep: Keep, progress: Callable[[int], None]) -> list[NamedTensor]: ...
 
 
 def quantize(
@@ -53,6 +59,7 @@ def quantize(
     restart: bool = False,
     progress: Progress = lambda done, total: None,
     notes: Mapping[str, Any] | None = None,
+    asked: str | None = None,
 ) -> None:
     """Quantize the float directory `source` into the new directory `target`.
 
@@ -61,6 +68,7 @@ def quantize(
         overwrite: replace `target` if it is a model directory already.
         restart: throw away what an interrupted run has left, in place of going on with it.
         notes: JSON values by the name of the file in `target` that they are written to.
+        asked: leave a note of what `target` was made of (made.note), with the recipe in these words.
 
     Raises:
         CheckpointError, UnsupportedError: the source cannot be read, or not with this recipe.
@@ -116,6 +124,8 @@ def quantize(
             raw_config["tie_word_embeddings"] = False
         # Last, so that no directory without all the rest is taken for a model.
         write_json(work.output / "config.json", raw_config)
+        if asked is not None:
+            made.note(target, work.output, made.asked_of(metadata.model, metadata.calibration, asked))
 
 
 def _run(
@@ -128,8 +138,13 @@ def _run(
 ) -> dict[str, str]:
     """Write all tensors, from where the work stopped, and return their types."""
     threads = torch.get_num_threads()
+    steps = num_layers + quantizer.head_blocks
     saved = work.load()
     types: dict[str, str] = {}
+
+    def head(done: int) -> None:
+        progress(num_layers + done, steps)
+
     if saved is None:
         done, writer = 0, ShardWriter(work.output, stem, work=work.path)
         tensors, streams = quantizer.start(prompts)
@@ -144,15 +159,15 @@ def _run(
     try:
         with writer:
             for index in range(done, num_layers):
-                progress(index, num_layers + 1)
+                progress(index, steps)
                 tensors, streams = quantizer.layer(index, streams)
                 types |= add_all(writer, tensors)
                 _save(work, index + 1, streams, writer, types)
-            progress(num_layers, num_layers + 1)
-            types |= add_all(writer, quantizer.finish(streams))
+            progress(num_layers, steps)
+            types |= add_all(writer, quantizer.finish(streams, Pieces(work.path).keep, head))
     finally:
         torch.set_num_threads(threads)
-    progress(num_layers + 1, num_layers + 1)
+    progress(steps, steps)
     return types
 
 

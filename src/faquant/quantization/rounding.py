@@ -43,6 +43,13 @@ class Gram:
         self.peaks = torch.zeros(size)
         self.tokens = 0
 
+    @classmethod
+    def of(cls, blocks: Tensor, peaks: Tensor, tokens: int) -> "Gram":
+        """One that has counted these."""
+        gram = cls(len(peaks))
+        gram.blocks, gram.peaks, gram.tokens = blocks, peaks, tokens
+        return gram
+
     def add(self, x: Tensor) -> None:
         """Count inputs [tokens, k]."""
         parts = x.float().view(x.shape[0], -1, self.block).transpose(0, 1)

@@ -25,8 +25,12 @@ class MindieLinear:
         self._rounded = w8a8.fake_quantize_weight(linear.weight, self._weight_scale)
         self._observer = w8a8.InputObserver()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def observe(self, x: Tensor) -> None:
+        """Take the range of one batch of inputs into account."""
         self._observer.update(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.observe(x)
         return w8a8.fake_quantize_linear(x, self._rounded, self._bias, *self._input_scale_offset())
 
     @property

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.model_config import LINEARS, ModelConfig
+from ...checkpoint.pieces import Keep, keep_nothing
 from ...kernels.torch_backend import TorchBackend, TorchLinear, TorchRMSNorm
 from ...model.decoder import DecoderLayer, Tables, build_layer
 from ...model.rope import Rope
@@ -31,6 +32,8 @@ class MindieQuantizer:
 
     What a layer sees depends on the order of the prompts, because an input is rounded with the range of those so far.
     """
+
+    head_blocks = 1
 
     def __init__(self, config: ModelConfig, checked: SourceTensors, recipe: Recipe) -> None:
         self.config = config
@@ -61,8 +64,13 @@ class MindieQuantizer:
                 after.append(calibrating(x, _tables(Rope(self.config, len(x)), len(x)), attention))
             return [*attention.tensors(f"{name}.self_attn"), *layer_tensors(calibrating, name, self.config)], after
 
-    def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
-        """What stands behind the last layer."""
+    def finish(
+        self,
+        streams: list[Tensor],
+        keep: Keep = keep_nothing,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[NamedTensor]:
+        """What follows the last layer; it takes so little time that nothing of it is kept."""
         bias = self._tensor("model.norm.bias") if "model.norm.bias" in self.checked else None
         norm = TorchRMSNorm(self._tensor("model.norm.weight"), self.config.rms_norm_eps, bias)
         tensors = list(norm_tensors(norm, "model.norm"))
@@ -74,7 +82,7 @@ class MindieQuantizer:
             linear = head if self.is_float("lm_head") else MindieLinear(head)
             if isinstance(linear, MindieLinear):
                 for x in streams:
-                    linear(norm(x))
+                    linear.observe(norm(x))
             return [*tensors, *linear_tensors(linear, "lm_head")]
 
     def _tensor(self, name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """msModelSlim's format with outlier suppression and error compensation, neither of which the runtime notices."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.model_config import LINEARS, ModelConfig
+from ...checkpoint.pieces import Keep, keep_nothing
 from ...kernels.torch_backend import TorchBackend, float_attend
 from ...model.decoder import Attention, DecoderLayer, build_layer
 from ...model.rope import Rope
@@ -51,9 +52,14 @@ class SmoothingQuantizer(MindieQuantizer):
             layer = self._smoothed(folded, name, groups)
             return [*attention.tensors(f"{name}.self_attn", self.dtype), *self._tensors(layer, name)], after
 
-    def finish(self, streams: list[Tensor]) -> list[NamedTensor]:
+    def finish(
+        self,
+        streams: list[Tensor],
+        keep: Keep = keep_nothing,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[NamedTensor]:
         """As MindieQuantizer's."""
-        return super().finish([stream.to(self.dtype) for stream in streams])
+        return super().finish([stream.to(self.dtype) for stream in streams], keep, progress)
 
     def folded(self, index: int, streams: list[Tensor]) -> DecoderLayer:
         """The float layer with everything folded into it that can be, from what it does to the streams."""

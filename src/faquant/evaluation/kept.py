@@ -1,0 +1,151 @@
+"""What an evaluation has found so far, in a directory beside the one that it measures: if cut off, it goes on there."""
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from safetensors import SafetensorError
+
+from ..checkpoint.files import read_object
+from ..checkpoint.pieces import Pieces, Tensors
+from ..checkpoint.shards import write_json
+from ..errors import CheckpointError
+from .streaming import Streams
+
+SECONDS = 10.0
+"""Of work that a kill may cost: less is not worth what keeping takes, and a short evaluation writes nothing."""
+_IDENTITY = "identity.json"
+
+
+@contextmanager
+def kept_beside(directory: Path, identity: Mapping[str, str]) -> Iterator["Kept"]:
+    """What was kept of an evaluation of `directory`, and is kept until this one has ended well or in an error.
+
+    A kill, an interrupt or a lack of memory leaves it. Where nothing can be written, or another evaluation is at work,
+    nothing is kept, and nobody is told.
+
+    Args:
+        identity: what the figures depend on; what was kept of another one is thrown away.
+    """
+    kept = Kept(directory, identity)
+    try:
+        yield kept
+    except (OSError, MemoryError, KeyboardInterrupt, SystemExit):
+        kept.close()
+        raise
+    except BaseException:
+        kept.forget()
+        raise
+    kept.forget()
+
+
+class Kept:
+    """Pieces by name, each replaced as a whole.
+
+    Attributes:
+        threads: torch's, when the evaluation was begun: sums of floats depend on them.
+    """
+
+    def __init__(self, directory: Path, identity: Mapping[str, str]) -> None:
+        place = directory.resolve()
+        self._path = place.with_name(f".{place.name[:64]}.evaluation")
+        self._pieces = Pieces(self._path)
+        self._identity = dict(identity)
+        self._lock: TextIO | None = None
+        self._last = time.monotonic()
+        self._possible = True
+        self.threads = torch.get_num_threads()
+        if self._path.is_dir():
+            self._begin()
+
+    def load(self, name: str) -> Tensors | None:
+        """A piece, or None."""
+        if self._lock is None:
+            return None
+        try:
+            return self._pieces.get(name)
+        except (OSError, SafetensorError):
+            return None  # damaged; it can be computed again
+
+    def save(self, name: str, make: Callable[[], Tensors]) -> None:
+        """Keep what `make` gives, if the last time is a while ago."""
+        if not self._possible or time.monotonic() - self._last < SECONDS:
+            return
+        if self._lock is None:
+            self._begin()
+        if self._possible:
+            try:
+                self._pieces.put(name, make())
+            except OSError:
+                self.forget()
+        self._last = time.monotonic()
+
+    def keep(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
+        """A piece that takes a while: the one that is kept, or what `compute` gives."""
+        piece = self.load(name)
+        if piece is None:
+            piece = compute()
+            self.save(name, lambda: piece)
+        return piece
+
+    def close(self) -> None:
+        """Nothing more is kept."""
+        if self._lock is not None:
+            self._lock.close()
+        self._lock, self._possible = None, False
+
+    def forget(self) -> None:
+        """Remove what is kept, and keep nothing more."""
+        if self._lock is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+        self.close()
+
+    def _begin(self) -> None:
+        """Take the directory for this evaluation alone, with what is there if it is of the same identity."""
+        try:
+            self._path.mkdir(exist_ok=True)
+            self._lock = (self._path / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            return
+        try:
+            found = read_object(self._path, _IDENTITY)
+        except CheckpointError:
+            found = {}
+        try:
+            if found.get("identity") == self._identity:
+                self.threads = found["threads"]
+                return
+            for path in self._path.iterdir():
+                if path.name != "lock":
+                    path.unlink()
+            write_json(self._path / _IDENTITY, {"identity": self._identity, "threads": self.threads})
+        except OSError:
+            self.forget()
+
+
+def packed(layers: int, streams: Streams, values: Any) -> Tensors:
+    """The streams behind so many layers, with JSON values beside them, as one piece."""
+    numbers: dict[int, int] = {}
+    tensors: Tensors = {}
+    for some in streams.values():
+        for stream in some:
+            number = numbers.setdefault(id(stream), len(numbers))
+            tensors[f"stream {number}"] = stream
+    places = {name: [numbers[id(stream)] for stream in some] for name, some in streams.items()}
+    text = json.dumps({"layers": layers, "streams": places, "values": values})
+    return {**tensors, "json": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+
+
+def unpacked(piece: Tensors) -> tuple[int, Streams, Any]:
+    """What `packed` was given; a stream that several models shared is shared again."""
+    found = json.loads(bytes(piece["json"].numpy()))
+    streams = {name: [piece[f"stream {number}"] for number in places] for name, places in found["streams"].items()}
+    return found["layers"], streams, found["values"]
