@@ -14,7 +14,7 @@ from ..checkpoint.model_config import load_config
 from ..checkpoint.shards import write_json
 from ..checkpoint.stamp import stamp
 from ..errors import FaquantError
-from ..formats.faquant.metadata import Metadata, parse_metadata
+from ..formats.faquant.metadata import METADATA_KEY, Metadata, parse_metadata
 from ..formats.msmodelslim.description import read_description
 
 
