@@ -82,14 +82,14 @@ def signalled(
 
 
 @pytest.mark.parametrize("how", STARTS)
-@pytest.mark.parametrize("module", ["faquant.cli.main", "typer", "torch", "faquant.model.inspection"])
+@pytest.mark.parametrize("module", ["faquant.cli.main", "typer", "numpy", "faquant.model.inspection"])
 def test_an_interrupt_while_something_is_imported(how: str, module: str, source: Path, tmp_path: Path) -> None:
     ended = signalled(tmp_path, [*STARTS[how], "inspect", str(source)], signal.SIGINT, MODULE=module)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "faquant: Interrupted.\n")
 
 
 @pytest.mark.parametrize("command", ["quantize", "evaluate", "generate", "serve", "bench", "convert"])
-def test_every_command_is_interrupted_while_torch_is_imported(command: str, source: Path, tmp_path: Path) -> None:
+def test_every_command_is_interrupted_while_numpy_is_imported(command: str, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     more = {
         "quantize": ["-o", str(out)],
@@ -99,19 +99,19 @@ def test_every_command_is_interrupted_while_torch_is_imported(command: str, sour
         "convert": ["--to", "mindie", "-o", str(out)],
     }
     program = [*STARTS["module"], command, str(source), *more.get(command, [])]
-    ended = signalled(tmp_path, program, signal.SIGINT, MODULE="torch")
+    ended = signalled(tmp_path, program, signal.SIGINT, MODULE="numpy")
     assert (ended.returncode, ended.stderr) == (130, "faquant: Interrupted.\n")
     assert not out.exists()
 
 
 def test_a_termination_while_something_is_imported(source: Path, tmp_path: Path) -> None:
-    ended = signalled(tmp_path, [*STARTS["module"], "inspect", str(source)], signal.SIGTERM, MODULE="torch")
+    ended = signalled(tmp_path, [*STARTS["module"], "inspect", str(source)], signal.SIGTERM, MODULE="numpy")
     assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGTERM, "", "")
 
 
 @pytest.mark.parametrize(
     ("number", "module"),
-    [(signal.SIGINT, "torch"), (signal.SIGHUP, "torch"), (signal.SIGHUP, "faquant.model.load")],
+    [(signal.SIGINT, "numpy"), (signal.SIGHUP, "numpy"), (signal.SIGHUP, "faquant.model.load")],
 )
 def test_what_the_caller_ignores_is_ignored(number: int, module: str, source: Path, tmp_path: Path) -> None:
     """As nohup does with SIGHUP, and a shell with SIGINT for what runs in the background."""
