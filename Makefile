@@ -142,7 +142,7 @@ $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
 
 bench-peers: venv $(PEERS_VENV)/.installed ## Beside llama.cpp, OpenVINO and onnxruntime, in an environment of theirs
 	$(BIN)/python benchmarks/attention_peers.py
-	PYTHONPATH=examples $(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/end_to_end.py
 
 # llama.cpp's own server, of the version whose library the peers use.
 LLAMA_SERVER = $(PEERS_VENV)/bin/llama-server

@@ -11,6 +11,7 @@ have chosen the same token; where a system gives logits, their mean KL to the fl
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, cycle, islice
@@ -23,12 +24,15 @@ from systems import Ours, System, Theirs
 from timing import finish, seconds, start
 from torch import Tensor
 
-from demo_model import fetch_demo_model
 from faquant import quantize
 from faquant.checkpoint.model_config import ModelConfig
 from faquant.evaluation.texts import builtin_texts
 from faquant.kernels import _C
 from faquant.text.tokenizer import Tokenizer
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+from demo_model import fetch_demo_model
 
 WORK = Path(__file__).parent.parent / "build" / "peers"
 STREAM_BYTES, PAUSE = 512 << 20, 0.05
