@@ -77,7 +77,7 @@ test-browser: $(VENV)/.browser ## Look at the HTML report and the server's page 
 	$(BIN)/python -m pytest -q -m browser
 
 SANITIZED = .venv-sanitizers
-SANITIZED_TESTS = tests/engine/test_draw.py tests/engine/test_sampling.py tests/kernels/test_attend_cpu.py tests/kernels/test_bfloat16_pages.py tests/kernels/test_cpu.py tests/kernels/test_pages.py tests/model/test_linear.py tests/model/test_paged.py
+SANITIZED_TESTS = tests/engine/test_draw.py tests/engine/test_sampling.py $(addprefix tests/kernels/test_,attend_cpu.py bfloat16_pages.py convert.py cpu.py float_cache.py float_linear.py packing.py pages.py rope_tables.py) tests/model/test_linear.py tests/model/test_paged.py
 
 test-sanitizers: venv ## The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PYTHON) -m venv --without-pip $(SANITIZED)
