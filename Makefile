@@ -98,11 +98,12 @@ test-aarch64: ## The native tests on AArch64, by a cross compiler and an emulato
 		tests/native/*.cpp $(filter-out csrc/isa/avx% csrc/python/%,$(wildcard csrc/*/*.cpp)) -o build/native-tests-aarch64
 	$(AARCH64_RUN) build/native-tests-aarch64
 
-bench: venv ## Attention and linears beside torch's, and what memory gives (8 minutes)
+bench: venv ## Attention and linears beside torch's, and what memory gives (9 minutes)
 	$(BIN)/python benchmarks/attention_decode.py
 	$(BIN)/python benchmarks/attention_decode.py --contexts 4096 --batch 8
 	$(BIN)/python benchmarks/attention_prefill.py
 	$(BIN)/python benchmarks/linears.py
+	$(BIN)/python benchmarks/floats.py
 
 $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
 	$(call make_venv,$(PEERS_VENV))
