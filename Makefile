@@ -77,7 +77,8 @@ test-browser: $(VENV)/.browser ## Look at the HTML report and the server's page 
 	$(BIN)/python -m pytest -q -m browser
 
 SANITIZED = .venv-sanitizers
-SANITIZED_TESTS = tests/sampling tests/kernels tests/model/test_linear.py tests/model/test_paged.py tests/model/test_decoders.py
+SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,attend_cpu.py bfloat16_pages.py convert.py float_cache.py \
+	float_linear.py isa.py modules.py packing.py pages.py rope_tables.py) tests/model/test_linear.py tests/model/test_paged.py
 
 # An environment with a build of its own of the extension, on top of the packages of .venv. $(2) are settings of that build.
 define make_overlay
@@ -129,10 +130,12 @@ profile: $(VENV)/.profile smollm2-fa8/config.json ## Where decoding spends its t
 	fi
 
 bench: venv ## Attention and linears beside torch's, and what memory gives (8 minutes)
+bench: venv ## Attention and linears beside torch's, and what memory gives (9 minutes)
 	$(BIN)/python benchmarks/attention_decode.py
 	$(BIN)/python benchmarks/attention_decode.py --contexts 4096 --batch 8
 	$(BIN)/python benchmarks/attention_prefill.py
 	$(BIN)/python benchmarks/linears.py
+	$(BIN)/python benchmarks/floats.py
 
 $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
 	$(call make_venv,$(PEERS_VENV))

@@ -21,8 +21,9 @@ uint32_t bits_of_float16(uint16_t half) {
     uint32_t bits;
     std::memcpy(&bits, &small, sizeof bits);
     constexpr uint32_t kLeastNormal = 1u << 23, kInfinite = 31u << 23, kBias = 112u << 23;
-    const uint32_t normal = size + kBias + (size >= kInfinite ? kBias : 0);
-    return sign | (size < kLeastNormal ? bits : normal);
+    // Masks, because GCC makes branches of conditions here, and no vectors.
+    const uint32_t is_small = 0u - (size < kLeastNormal), is_infinite = 0u - (size >= kInfinite);
+    return sign | (bits & is_small) | ((size + kBias + (kBias & is_infinite)) & ~is_small);
 }
 
 template <uint32_t (*bits_of)(uint16_t)>
