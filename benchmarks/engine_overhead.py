@@ -125,7 +125,7 @@ def of_lookup(length: int, steps: int) -> dict[str, float]:
     lookup, times = PromptLookup(), []
     for number in range(steps):
         begin = time.perf_counter()
-        lookup.guess(text, 4)
+        lookup.propose(text, 4)
         times.append(time.perf_counter() - begin)
         text.append(text[7 * number % length])
     return {"first": times[0], "further": statistics.median(times[1:])}

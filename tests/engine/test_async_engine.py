@@ -135,7 +135,7 @@ def test_an_answer_that_ends_in_a_step_that_fails_is_not_waited_for(engine: Asyn
     accept = engine.engine._accept
 
     def failing(item: Work, *rest: object) -> Output:
-        if item.request.params.max_tokens == 9 and item.request.room == 6:
+        if item.request.params.max_tokens == 9 and item.request.remaining_tokens == 6:
             raise RuntimeError("out of luck")
         return accept(item, *rest)  # type: ignore[arg-type]
 

@@ -211,7 +211,7 @@ def test_guesses_take_no_tokens_from_prompts() -> None:
     """Else whoever repeats itself would keep all others waiting."""
     engine = TinyEngine(max_num_batched_tokens=8, speculative_tokens=7)
     (repeats,) = engine.add(prompt(9), replace(GREEDY, max_tokens=600, logit_bias={5: 100.0}))
-    while repeats.room > 580:
+    while repeats.remaining_tokens > 580:
         engine.step()
     assert engine.stats().accepted_tokens > 7
     (other,) = engine.add(prompt(35, 1), GREEDY)
@@ -481,6 +481,6 @@ def test_a_configuration_that_the_model_cannot_have_is_refused() -> None:
         TinyEngine(max_model_len=5000)
     with pytest.raises(UsageError, match="cache of 100 bytes holds 0 tokens"):
         TinyEngine(kv_cache_memory=100)
-    with pytest.raises(UsageError, match=r"holds 256 tokens, fewer than the 300 of one.*kv_cache_memory"):
+    with pytest.raises(UsageError, match=r"holds 256 tokens, but one request may have 300.*kv_cache_memory"):
         TinyEngine(pages=2, max_model_len=300)
     assert TinyEngine(pages=2, max_model_len=256).max_model_len == TinyEngine(pages=2).max_model_len == 256

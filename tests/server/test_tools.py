@@ -107,7 +107,7 @@ class LedEngine(BytesEngine):
                 place = len(item.request.answer_ids)
                 if place < len(self.led):
                     logits[row, self.led[place]] += 1000
-                row += 1 + len(item.guessed)
+                row += 1 + len(item.draft)
         return logits
 
 

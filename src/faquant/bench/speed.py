@@ -62,18 +62,18 @@ class Sequences:
         self._make_pages(len(tokens), 1)
         return self._read(tokens)
 
-    def prepare(self, tokens: Sequence[int], count: int, room: int = PAGE_SIZE) -> None:
+    def prepare(self, tokens: Sequence[int], count: int, spare: int = PAGE_SIZE) -> None:
         """Let each of `count` sequences hold the tokens, in memory of its own, with room for so many more."""
-        self._make_pages(len(tokens) + room, count)
+        self._make_pages(len(tokens) + spare, count)
         last = self._read(tokens)
         for table in self._tables[1:]:
             for source, target in zip(self._tables[0].tolist(), table.tolist(), strict=True):
                 self._decoder.copy_page(source, target)
         self._depth, self._next = len(tokens), np.repeat(last.argmax(-1), count)
 
-    def prepare_random(self, depth: int, room: int = PAGE_SIZE) -> None:
+    def prepare_random(self, depth: int, spare: int = PAGE_SIZE) -> None:
         """Let one sequence hold random keys and values, where reading a prompt would take too long."""
-        self._make_pages(depth + room, 1)
+        self._make_pages(depth + spare, 1)
         heads, dim = self.model.config.num_kv_heads, self.model.config.head_dim
         for start in range(0, depth, PREFILL_CHUNK):
             slots = np.arange(start, min(start + PREFILL_CHUNK, depth))

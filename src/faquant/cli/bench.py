@@ -24,7 +24,7 @@ MOST_TOKENS = 65_536
 """In one cache."""
 MOST_FLOAT_DEPTH = 2048
 """A float model's own attention is there to be right, and takes one sequence behind the other."""
-ROOM = 128
+SPARE = 128
 INT8, BFLOAT16, FLOAT = "int8 cache", "bfloat16 cache", "float model"
 
 
@@ -72,10 +72,10 @@ def bench(
         systems[FLOAT] = Sequences(load(against))
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
     text = list(islice(cycle(chain.from_iterable(texts)), max_position))
-    deep = [depth for depth in chosen_depths if depth + ROOM <= max_position]
+    deep = [depth for depth in chosen_depths if depth + SPARE <= max_position]
     for depth in chosen_depths:
         if depth not in deep:
-            _leave_out(f"{depth:,} tokens", f"the context of {max_position:,} has no room for them and {ROOM} more")
+            _leave_out(f"{depth:,} tokens", f"the context of {max_position:,} has no room for them and {SPARE} more")
         for count in chosen_batches:
             if depth in deep and count * depth > MOST_TOKENS:
                 _leave_out(f"{count} sequences of {depth:,} tokens", f"they are more than {MOST_TOKENS:,}")

@@ -37,7 +37,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a model will take in memory and how many tokens that leaves, before anything is quantized."""
-    room = parse_size(memory)
+    budget = parse_size(memory)
     limits = EngineConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
     chosen = None if recipe is None else load_recipe(recipe)
     load_config(directory)
@@ -45,12 +45,12 @@ def plan(
 
     made = make(directory, chosen, limits.max_num_batched_tokens, limits.max_num_seqs)
     if json:
-        print_json(made.to_json(room))
+        print_json(made.to_json(budget))
     else:
-        _print(made, directory, memory, room)
+        _print(made, directory, memory, budget)
 
 
-def _print(made: "Plan", directory: Path, memory: str, room: int) -> None:
+def _print(made: "Plan", directory: Path, memory: str, budget: int) -> None:
     from ..model.plan import PROGRAM_BYTES
 
     config, ours = made.config, made.ours
@@ -69,7 +69,7 @@ def _print(made: "Plan", directory: Path, memory: str, room: int) -> None:
     row("the program", [show_size(PROGRAM_BYTES)] * 2)
     for tokens in sorted({*(some for some in CONTEXTS if some < config.max_position), config.max_position}):
         row(f"in all, {tokens:,} tokens", [show_size(made.memory_for(some, tokens)) for some in made.footprints])
-    fitting = [made.tokens_in(some, room) for some in made.footprints]
+    fitting = [made.tokens_in(some, budget) for some in made.footprints]
     row(f"tokens in {memory}", [f"{tokens:,}" for tokens in fitting])
     row(
         f"sequences of {config.max_position:,} tokens in {memory}",
@@ -77,7 +77,7 @@ def _print(made: "Plan", directory: Path, memory: str, room: int) -> None:
     )
     console.print(table)
     if fitting[0]:
-        console.print(f"faquant serve OUT --kv-cache-memory {show_size(made.cache_memory(ours, room))}")
+        console.print(f"faquant serve OUT --kv-cache-memory {show_size(made.cache_memory(ours, budget))}")
     else:
         least = show_size(made.memory_for(ours, 0))
         console.print(f"{memory} is too little: without any cache it takes {least}.")

@@ -1,4 +1,4 @@
-"""The engine in a thread of its own, for callers in event loops."""
+"""The engine in its own thread, for callers in event loops."""
 
 import asyncio
 import logging
@@ -12,16 +12,16 @@ from typing import Any
 from ..errors import FaquantError
 from ..sampling.params import SamplingParams
 from ..structured.structured_output import StructuredOutput
-from .engine import Checked, Engine
+from .engine import CheckedPrompt, Engine
 from .request import Output, Request
 
 log = logging.getLogger(__name__)
 
 _COMPILERS = 2
 _LONG = 4096
-"""Tokens of prompts whose check is worth a thread."""
+"""Prompts with this many tokens in total are checked in a thread."""
 _ANSWER = 32
-"""Tokens that take as long as what is made for an answer."""
+"""Setting up one answer costs as much time as checking this many prompt tokens."""
 
 
 class EngineStoppedError(FaquantError):
@@ -29,32 +29,32 @@ class EngineStoppedError(FaquantError):
 
 
 class AsyncEngine:
-    """Answers for any number of tasks in any number of event loops. The thread runs from `start` to `shutdown`."""
+    """Serves any number of tasks in any number of event loops. The thread runs from `start` to `shutdown`."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._todo: deque[Callable[[], object]] = deque()  # for the thread, which alone touches the engine
+        self._todo: deque[Callable[[], object]] = deque()  # run by the thread; nothing else touches the engine
         self._streams: dict[Request, _Stream] = {}
-        self._wake = threading.Condition()  # guards what is written from several threads: all but streams
+        self._wake = threading.Condition()  # guards all attributes except _streams, which only the thread uses
         self._callers: set[_Stream] = set()
         self._draining = self._abandoning = False
         self._thread = threading.Thread(target=self._run, name="faquant-engine", daemon=True)
-        # Of their own: threads that compile structures for seconds are not there for anything else.
+        # A separate pool, because compiling a structure can block a thread for seconds.
         self._compilers = ThreadPoolExecutor(_COMPILERS, "faquant-compile")
-        self._compiling: dict[Future[Any], int] = {}  # and how many wait for it
+        self._compiling: dict[Future[Any], int] = {}  # with the number of tasks that wait for each
 
     def start(self) -> None:
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs and takes requests."""
+        """Whether the thread runs and accepts requests."""
         return self._thread.is_alive() and not self._draining
 
     async def generate(self, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Output, None]:
-        """What each step brings for a prompt of token ids, until its params.n answers have ended.
+        """Yield the output of each step for a prompt of token ids, until its params.n answers have finished.
 
-        A caller that leaves (closes the iterator, or is cancelled) frees what the answers hold before the next step.
+        If the caller closes the iterator or is cancelled, the answers' pages are freed before the next step.
 
         Raises:
             UsageError: the request cannot be answered.
@@ -65,8 +65,8 @@ class AsyncEngine:
             async for _, output in outputs:
                 yield output
 
-    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Checked]:
-        """What `answers` takes.
+    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[CheckedPrompt]:
+        """Check prompts for `answers`.
 
         Raises:
             UsageError: the request cannot be answered.
@@ -79,11 +79,11 @@ class AsyncEngine:
             return self._check(prompts, params)
         return await asyncio.to_thread(self._check, prompts, params)
 
-    def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Checked]:
+    def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[CheckedPrompt]:
         return [self.engine.check(prompt, params) for prompt in prompts]
 
     async def _compile(self, structure: StructuredOutput) -> None:
-        """Wait until a structure is compiled. Where all who wait have left, it is not begun."""
+        """Wait until a structure is compiled. If every waiting task is cancelled first, compilation does not start."""
         grammars = await asyncio.to_thread(lambda: self.engine.grammars)
         with self._wake:
             if self._draining:
@@ -101,11 +101,11 @@ class AsyncEngine:
                     del self._compiling[compiled]
                     compiled.cancel()
         if compiled.cancelled():
-            raise EngineStoppedError("The engine was shut down before the answer was begun.")
+            raise EngineStoppedError("The engine was shut down before the answer was started.")
         compiled.result()
 
-    async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:
-        """As generate, for several prompts at once, with the number of the prompt that an output belongs to."""
+    async def answers(self, prompts: Sequence[CheckedPrompt]) -> AsyncGenerator[tuple[int, Output], None]:
+        """Like `generate`, for several prompts at once; yields the index of the prompt with each output."""
         stream = _Stream(asyncio.get_running_loop())
         with self._wake:
             if self._draining:
@@ -128,10 +128,10 @@ class AsyncEngine:
                 self._wake.notify()
 
     def shutdown(self, drain: bool = False, timeout: float | None = None) -> bool:
-        """End the thread: at once, or with `drain` when all requests have been answered. Nobody may join any more.
+        """Stop the thread: immediately, or with `drain` after all requests have been answered. Refuse new requests.
 
         Returns:
-            Whether it ended within so many seconds.
+            Whether the thread ended within `timeout` seconds.
         """
         with self._wake:
             self._draining = True
@@ -151,13 +151,13 @@ class AsyncEngine:
             while todo := self._wait():
                 for what in todo:
                     what()
-        except Exception:  # nobody else would hear of it; who waits is told by _end
-            log.exception("The engine has failed for good")
+        except Exception:  # nothing else would report it; _end notifies the callers
+            log.exception("The engine has failed permanently")
         finally:
             self._end()
 
     def _wait(self) -> list[Callable[[], object]]:
-        """What callers want done before the next step, a step included; nothing when the thread shall end."""
+        """Wait for work. Return the callers' tasks followed by a step, or an empty list to end the thread."""
         with self._wake:
             while not (self._todo or self._draining or self.engine.has_work):
                 self._wake.wait()
@@ -179,7 +179,7 @@ class AsyncEngine:
                 if output.finish_reason is not None:
                     self._streams.pop(output.request, None)
 
-    def _begin(self, stream: "_Stream", prompts: Sequence[Checked]) -> None:
+    def _begin(self, stream: "_Stream", prompts: Sequence[CheckedPrompt]) -> None:
         if stream.left:
             return
         try:
@@ -197,14 +197,14 @@ class AsyncEngine:
             del self._streams[request]
 
     def _fail(self, error: Exception) -> None:
-        """What ran in a step that failed cannot go on; what waits can."""
+        """Fail the requests that took part in a failed step. Waiting requests continue."""
         stopped = EngineStoppedError(f"The engine failed: {error}")
         self.engine.abort_running()
-        ended = [request for request in self._streams if request.finish_reason is not None]  # by the step or just now
+        ended = [request for request in self._streams if request.finish_reason is not None]  # in the step or aborted
         self._deliver([(self._streams.pop(request), stopped) for request in ended])
 
     def _end(self) -> None:
-        """Nobody waits for a thread that runs no more, however it ended."""
+        """Fail all remaining callers when the thread has ended, for whatever reason."""
         with self._wake:
             self._draining = True
             callers = list(self._callers)
@@ -216,7 +216,7 @@ class AsyncEngine:
         self._streams.clear()
 
     def _deliver(self, items: Sequence[tuple["_Stream | None", Output | Exception]]) -> None:
-        """Give each stream what is its own, in one call for each event loop."""
+        """Put the items into their streams, with one call per event loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Output | Exception]]] = {}
         for stream, item in items:
             if stream is not None:
@@ -224,13 +224,13 @@ class AsyncEngine:
         for loop, parts in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_put, parts)
-            except RuntimeError:  # the loop is closed, and with it whoever waited there
+            except RuntimeError:  # the loop is closed, so nothing waits there any more
                 for stream, _ in parts:
                     self._leave(stream)
 
 
 class _Stream:
-    """What one caller has not yet read; `places` has the number of the prompt that each request is for."""
+    """The outputs that one caller has not read yet. `places` maps each request to the index of its prompt."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from ..engine.async_engine import AsyncEngine
-from ..engine.engine import Checked
+from ..engine.engine import CheckedPrompt
 from ..engine.request import Output
 from ..kernels import isa as cpu
 from ..sampling.sampler import SamplingParams
@@ -64,7 +64,7 @@ class Service:
             message = f"The model {name[:200]!r} does not exist here; this server has {self.name!r}."
             raise ApiError(404, message, "model", "model_not_found")
 
-    def room(self, prompts: Sequence[Sequence[int]], field: str) -> int:
+    def context_left(self, prompts: Sequence[Sequence[int]], field: str) -> int:
         """Tokens that the answer to the longest prompt may have. Raises: ApiError: none."""
         longest = max(map(len, prompts))
         if longest >= self.max_model_len:
@@ -101,9 +101,9 @@ class Call:
         self.service.check_model(model)
         self.service.gate.enter(self.record, sequences)
 
-    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> list[Checked]:
+    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> list[CheckedPrompt]:
         """What `answers` takes. field: that of the prompts. Raises: ApiError: the engine refuses them."""
-        room = self.service.room(prompts, field)
+        room = self.service.context_left(prompts, field)
         if params.max_tokens > room:
             message = (
                 f"max_tokens is {params.max_tokens}, and the context of {self.service.max_model_len} tokens leaves "
@@ -114,7 +114,7 @@ class Call:
         with blamed_on(field if structure is None else "tools" if structure.tool_calls else "response_format"):
             return await self.service.engine.check(prompts, params)
 
-    async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:
+    async def answers(self, prompts: Sequence[CheckedPrompt]) -> AsyncGenerator[tuple[int, Output], None]:
         """What each step brings, with the number of the choice: the answers to the first prompt come first."""
         async with aclosing(self.service.engine.answers(prompts)) as outputs:
             async for place, output in outputs:

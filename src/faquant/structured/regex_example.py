@@ -14,7 +14,7 @@ def example(pattern: str) -> str | None:
     Look-around, back-references and set operations in classes are not understood. The text may be wrong where case or
     Unicode categories matter.
     """
-    parser = _Parser(pattern)
+    parser = _RegexParser(pattern)
     try:
         text = parser.alternatives()
         text.encode()
@@ -23,7 +23,7 @@ def example(pattern: str) -> str | None:
     return text if parser.place == len(pattern) else None
 
 
-class _Parser:
+class _RegexParser:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.place = 0

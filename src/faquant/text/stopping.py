@@ -16,7 +16,7 @@ class StopChecker:
     def __init__(self, stop: Sequence[str]) -> None:
         if "" in stop:
             raise UsageError("A stop string cannot be empty.")
-        self._searches = [_Search(text) for text in stop]
+        self._searches = [_StringSearch(text) for text in stop]
         self._held = ""
         self.matched: str | None = None
 
@@ -50,7 +50,7 @@ class StopChecker:
         return final
 
 
-class _Search:
+class _StringSearch:
     """Knuth, Morris and Pratt's search (SIAM J. Comput. 6, 1977, p. 323): constant work for each character."""
 
     def __init__(self, text: str) -> None:

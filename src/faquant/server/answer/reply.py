@@ -10,7 +10,7 @@ from ..schema.responses import (
     CallsMessage,
     ChatMessage,
     Delta,
-    FunctionCall,
+    ToolCallFunction,
     FunctionDelta,
     ToolCall,
     ToolCallDelta,
@@ -68,7 +68,7 @@ class Reply:
         if not self._calls:
             return ChatMessage(role="assistant", content=self._content, refusal=None)
         calls = [
-            ToolCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+            ToolCall(id=call.id, function=ToolCallFunction(name=call.name, arguments=call.arguments))
             for call in self._calls
         ]
         return CallsMessage(role="assistant", content=self._content or None, refusal=None, tool_calls=calls)

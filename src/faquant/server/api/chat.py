@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from fastapi import APIRouter, Response
 
-from ...engine.engine import Checked
+from ...engine.engine import CheckedPrompt
 from ...engine.request import Output
 from ...sampling.sampler import SamplingParams
 from ...structured.tools.calls import ToolCalls
@@ -35,7 +35,7 @@ async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Respon
         calls = await asyncio.to_thread(tool_calls, body, call.service.conversation.format)
     shown = (body.tools or []) if body.tool_choice != "none" else []
     prompts = [await call.service.encode_chat(body.messages, shown, body.chat_template_kwargs)]
-    max_tokens = body.max_completion_tokens or body.max_tokens or call.service.room(prompts, "messages")
+    max_tokens = body.max_completion_tokens or body.max_tokens or call.service.context_left(prompts, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = await asyncio.to_thread(sampling_params, body, max_tokens, logprobs, calls)
     with in_place_of("max_tokens", "max_completion_tokens" if body.max_completion_tokens else None):
@@ -57,7 +57,7 @@ class _Chat:
         self._replies = [Reply(calls) for _ in range(params.n)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
 
-    async def complete(self, prompts: Sequence[Checked]) -> ChatCompletion:
+    async def complete(self, prompts: Sequence[CheckedPrompt]) -> ChatCompletion:
         service = self._call.service
         outputs: list[list[Output]] = [[] for _ in range(self._params.n)]
         async with aclosing(self._call.answers(prompts)) as answers:
@@ -73,7 +73,7 @@ class _Chat:
             usage=self._call.record.usage(),
         )
 
-    async def stream(self, prompts: Sequence[Checked], with_usage: bool) -> AsyncGenerator[ChatChunk, None]:
+    async def stream(self, prompts: Sequence[CheckedPrompt], with_usage: bool) -> AsyncGenerator[ChatChunk, None]:
         begun: set[int] = set()
         async with aclosing(self._call.answers(prompts)) as answers:
             async for index, output in answers:

@@ -6,14 +6,14 @@ from contextlib import aclosing
 
 from fastapi import APIRouter, Response
 
-from ...engine.engine import Checked
+from ...engine.engine import CheckedPrompt
 from ...engine.request import Output
 from ...sampling.sampler import SamplingParams
 from ..answer.asked import sampling_params
 from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
 from ..schema.requests import CompletionRequest
-from ..schema.responses import Completion, CompletionChoice, Usage
+from ..schema.responses import CompletionResponse, CompletionChoice, Usage
 from ..service import Call, CurrentCall, Service
 
 router = APIRouter(route_class=StrictRoute)
@@ -21,12 +21,12 @@ router = APIRouter(route_class=StrictRoute)
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
 
-Prompts = Sequence[Checked]
+Prompts = Sequence[CheckedPrompt]
 
 
 @router.post(
     "/v1/completions",
-    response_model=Completion,
+    response_model=CompletionResponse,
     responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def create_completion(body: CompletionRequest, call: CurrentCall) -> Response:
@@ -34,7 +34,7 @@ async def create_completion(body: CompletionRequest, call: CurrentCall) -> Respo
     wanted = _prompts(body)
     call.enter(body.model, len(wanted) * body.n)
     prompts = await _encoded(wanted, call.service)
-    max_tokens = body.max_tokens or min(DEFAULT_MAX_TOKENS, call.service.room(prompts, "prompt"))
+    max_tokens = body.max_tokens or min(DEFAULT_MAX_TOKENS, call.service.context_left(prompts, "prompt"))
     params = sampling_params(body, max_tokens, body.logprobs)
     checked = await call.check(prompts, params, "prompt")
     call.record.asks(prompts, body.stream)
@@ -67,7 +67,7 @@ class _Completions:
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._offsets: dict[int, int] = {}
 
-    async def complete(self, prompts: Prompts) -> Completion:
+    async def complete(self, prompts: Prompts) -> CompletionResponse:
         outputs: list[list[Output]] = [[] for _ in range(len(prompts) * self._params.n)]
         async with aclosing(self._call.answers(prompts)) as answers:
             async for index, output in answers:
@@ -75,7 +75,7 @@ class _Completions:
         choices = [self._choice(index, some) for index, some in enumerate(outputs)]
         return self._body(choices).model_copy(update={"usage": self._call.record.usage()})
 
-    async def stream(self, prompts: Prompts, with_usage: bool) -> AsyncGenerator[Completion, None]:
+    async def stream(self, prompts: Prompts, with_usage: bool) -> AsyncGenerator[CompletionResponse, None]:
         usage: dict[str, Usage | None] = {"usage": None} if with_usage else {}
         async with aclosing(self._call.answers(prompts)) as answers:
             async for index, output in answers:
@@ -102,9 +102,9 @@ class _Completions:
             }
         )
 
-    def _body(self, choices: Sequence[CompletionChoice]) -> Completion:
+    def _body(self, choices: Sequence[CompletionChoice]) -> CompletionResponse:
         service = self._call.service
-        return Completion(
+        return CompletionResponse(
             id=self._id,
             object="text_completion",
             created=self._call.created,

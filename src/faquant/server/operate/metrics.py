@@ -21,7 +21,7 @@ _COUNTERS = {
     "cached_tokens": "Tokens of prompts that were found in the cache, once for all answers to one",
     "prefilled_tokens": "Tokens of prompts that went through the model",
     "generated_tokens": "Tokens of answers",
-    "guessed_tokens": "Tokens guessed by speculation",
+    "draft_tokens": "Tokens guessed by speculation",
     "accepted_tokens": "Guessed tokens that were right",
     "preemptions": "Sequences that gave their pages back to older ones",
 }

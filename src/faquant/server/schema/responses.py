@@ -52,7 +52,7 @@ class ChatMessage(_Answer):
     refusal: None
 
 
-class FunctionCall(_Answer):
+class ToolCallFunction(_Answer):
     name: str
     arguments: str
 
@@ -60,7 +60,7 @@ class FunctionCall(_Answer):
 class ToolCall(_Answer):
     id: str
     type: Literal["function"] = "function"
-    function: FunctionCall
+    function: ToolCallFunction
 
 
 class CallsMessage(_Answer):
@@ -131,7 +131,7 @@ class CompletionChoice(_Answer):
     finish_reason: FinishReason | None
 
 
-class Completion(_Answer):
+class CompletionResponse(_Answer):
     """Also a chunk of one, where it is streamed."""
 
     id: str

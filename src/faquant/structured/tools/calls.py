@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ..json_schema import MAX_BYTES, checked_schema, lark
-from .formats import FORMATS, Format
+from .formats import FORMATS, CallFormat
 from .pythonic import check_parameters, python_arguments
 
 MAX_TOOLS = 128
@@ -89,7 +89,7 @@ class ToolCalls:
         return replace(self, tools=tuple(given[name] for name in names))
 
     @property
-    def style(self) -> Format:
+    def style(self) -> CallFormat:
         return FORMATS[self.format]
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Format:
+class CallFormat:
     """What stands around calls. A call is its head, the arguments and its tail.
 
     tag: what begins calls anywhere in an answer. has_bare: whether an answer may also begin with calls and no tag, as
@@ -35,13 +35,13 @@ class Format:
 
 
 FORMATS = {
-    "hermes": Format(
+    "hermes": CallFormat(
         "<tool_call>", False, "\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", arguments="arguments"
     ),
     # Its templates refuse a message with two calls.
-    "llama3_json": Format("<|python_tag|>", True, "", None, "", arguments="parameters"),
-    "mistral": Format("[TOOL_CALLS]", False, " [", ", ", "]", arguments="arguments"),
-    "pythonic": Format(None, True, "[", ", ", "]", arguments=None),
+    "llama3_json": CallFormat("<|python_tag|>", True, "", None, "", arguments="parameters"),
+    "mistral": CallFormat("[TOOL_CALLS]", False, " [", ", ", "]", arguments="arguments"),
+    "pythonic": CallFormat(None, True, "[", ", ", "]", arguments=None),
 }
 
 
