@@ -1,4 +1,4 @@
-"""Answers of a form: whatever the model prefers, they have it, and end within their tokens. jsonschema and re judge."""
+"""Structured answers follow their grammar and end within the limit, whatever the model prefers (per jsonschema, re)."""
 
 import json
 import re
@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from faquant.errors import UnsupportedError, UsageError
 from faquant.sampling.sampler import Sampler, SamplingParams, sample_rows
 from faquant.structured import grammar
-from faquant.structured.grammar import Grammars, StructuredOutput
+from faquant.structured.grammar import GrammarConstraint, Grammars, StructuredOutput
 from faquant.text.tokenizer import Tokenizer
 from oracles.constrained import LETTERS, SCHEMAS, Model, check
+from oracles.tiny_tokenizer import write_tokenizer
 from oracles.tokenizer_kinds import BACKENDS, write_model
 
 TOOL = {
@@ -65,6 +66,29 @@ def byte_level_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(write_model(tmp_path_factory.mktemp("byte_level"), BACKENDS["byte_level"]()))
 
 
+def test_the_example_of_the_docstring(tmp_path: Path) -> None:
+    """The steps in the docstring of structured/grammar.py."""
+    rows = re.findall(r"^    (\S*) +(\d) {5}(\S*)  ", str(grammar.__doc__), re.MULTILINE)
+    assert rows[0] == ("", "6", "[]")
+    assert rows[-1] == ('["aa"]', "0", "")
+    write_tokenizer(tmp_path)
+    model = Model(tmp_path)
+    sampler = model.sampler(
+        StructuredOutput(json_schema={"type": "array", "items": {"type": "string"}}), temperature=0, max_tokens=6
+    )
+    logits = np.full(model.vocab_size, -9.0, np.float32)
+    for rank, letter in enumerate('a,"['):
+        logits[model.texts.index(letter)] = -rank
+    text, steps = "", []
+    for left in range(6, -1, -1):
+        assert isinstance(sampler.constraint, GrammarConstraint)
+        plan = "".join(model.texts[token] for token in sampler.constraint._plan)
+        steps.append((text, str(left), plan))
+        text += model.texts[sampler.sample(logits)] if left else ""
+    assert steps == rows
+    assert sampler.must_end
+
+
 @given(
     schema=SCHEMAS,
     letters=LETTERS,
@@ -108,7 +132,7 @@ def test_numbers_within_bounds_are_found_and_kept(
 
 
 @pytest.mark.parametrize("bound", [True, "a", 10**400, None])
-def test_bounds_that_are_no_numbers_do_no_harm(bound: Any) -> None:
+def test_bounds_that_are_not_numbers_are_ignored(bound: Any) -> None:
     for schema in ({"exclusiveMinimum": bound, "maximum": 0.5}, {"exclusiveMinimum": 0, "maximum": bound}):
         assert json.loads(StructuredOutput(json_schema=schema).json_schema or "") == schema
 
@@ -118,7 +142,7 @@ def test_durations_are_found(byte_level_model: Model) -> None:
 
 
 def least_tokens(model: Model, wanted: StructuredOutput) -> int:
-    """What the message says that refuses fewer."""
+    """The minimum max_tokens, from the error message for fewer."""
     try:
         model.grammars.constraints(wanted, 0, model.tokenizer.eos_token_ids)
     except UsageError as error:
@@ -202,7 +226,7 @@ def test_trying_a_token_does_not_take_it(model: Model) -> None:
         constraint.accept(model.texts.index("a"))
 
 
-def test_where_llguidance_gives_up_the_plan_is_followed(model: Model) -> None:
+def test_the_plan_is_followed_if_llguidance_reaches_a_limit(model: Model) -> None:
     sampler = model.sampler(StructuredOutput(json_schema=TOOL), max_tokens=90, temperature=0)
     constraint, preference = sampler.constraint, model.fond_of("a", 0)
     ids = [sampler.sample(preference(step)) for step in range(40)]
@@ -214,7 +238,7 @@ def test_where_llguidance_gives_up_the_plan_is_followed(model: Model) -> None:
     assert sampler.is_end(sampler.sample(preference(0)))
 
 
-def test_after_the_last_token_only_an_end_comes(model: Model) -> None:
+def test_only_an_end_follows_the_last_token(model: Model) -> None:
     sampler = model.sampler(StructuredOutput(choice=("a",)), max_tokens=9, min_tokens=5, seed=1)
     assert model.answer(sampler, model.fond_of("", 0)) == "a"
     assert sampler.must_end
@@ -257,7 +281,7 @@ def test_an_answer_does_not_depend_on_others_of_its_grammar(byte_level_model: Mo
         assert [sampler.sample(row[number]) for row in rows[: len(steps)]] == [step[number] for step in steps]
 
 
-def test_compiled_grammars_are_kept_and_forgotten(byte_level_model: Model) -> None:
+def test_compiled_grammars_are_cached_and_evicted(byte_level_model: Model) -> None:
     grammars = Grammars(byte_level_model.tokenizer, byte_level_model.vocab_size, capacity=2)
     first, second, third = (StructuredOutput(choice=(text,)) for text in "abc")
     for wanted in (first, second, first, third):
@@ -265,7 +289,7 @@ def test_compiled_grammars_are_kept_and_forgotten(byte_level_model: Model) -> No
     assert list(grammars._compiled) == [first, third]
 
 
-def test_a_grammar_is_compiled_once_for_all_who_ask_at_once(
+def test_a_grammar_is_compiled_once_for_concurrent_requests(
     byte_level_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = [], threading.Event()
@@ -312,14 +336,14 @@ def test_a_limit_too_small_for_any_answer_is_refused(model: Model) -> None:
         ({"x-guidance": {"lenient": True}}, "'x-guidance'"),
         ({"type": "object", "minProperties": 2}, "minProperties at its top"),
         ([], "must be a JSON object"),
-        ("{", "is no JSON"),
-        ("", "not empty"),
+        ("{", "is not valid JSON"),
+        ("", "non-empty"),
         (5, "must be a JSON object"),
-        ({"const": float("nan")}, "is no JSON"),
-        ({"const": {1}}, "is no JSON"),
+        ({"const": float("nan")}, "is not valid JSON"),
+        ({"const": {1}}, "is not valid JSON"),
         ({"const": "\ud800"}, "valid Unicode"),
         ({"description": "x" * 300_000}, "at most 262144 bytes"),
-        ("[" * 100_000 + "]" * 100_000, "is no JSON|nested"),
+        ("[" * 100_000 + "]" * 100_000, "is not valid JSON|nested"),
     ],
 )
 def test_schemas_that_would_not_be_enforced_are_refused(schema: Any, message: str) -> None:
@@ -353,8 +377,8 @@ DEFINITIONS = {"$defs": {f"d{number}": pattern(number) for number in range(16)}}
         {"$ref": "#/$defs/d0", "$defs": {f"d{n}": {**pattern(n), "$ref": f"#/$defs/d{n + 1}"} for n in range(16)}},
     ],
 )
-def test_patterns_that_meet_are_refused_before_they_take_all_memory(schema: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="patterns or formats meet"):
+def test_combined_patterns_are_refused_before_they_use_all_memory(schema: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="more than 4 patterns or formats"):
         StructuredOutput(json_schema=schema)
 
 
@@ -366,7 +390,7 @@ def test_patterns_that_meet_are_refused_before_they_take_all_memory(schema: dict
         {"properties": {f"p{n}": {"allOf": [{"$ref": f"#/$defs/d{n}"}]} for n in range(16)}, **DEFINITIONS},
     ],
 )
-def test_patterns_side_by_side_are_not(schema: dict[str, Any], model: Model) -> None:
+def test_separate_patterns_are_accepted(schema: dict[str, Any], model: Model) -> None:
     model.grammars.constraints(StructuredOutput(json_schema=schema), 200, model.tokenizer.eos_token_ids)
 
 
@@ -397,7 +421,7 @@ MANY_OPTIONAL = {
         (StructuredOutput(regex="(?=a)b"), "look-around"),
         (StructuredOutput(grammar="begin: /a/"), "cannot be enforced"),
         (StructuredOutput(grammar="start: start"), "."),
-        (StructuredOutput(json_schema=MANY_OPTIONAL), "it is too large"),
+        (StructuredOutput(json_schema=MANY_OPTIONAL), "structure is too large"),
     ],
 )
 def test_what_llguidance_refuses_is_a_usage_error(
@@ -424,7 +448,7 @@ def test_what_llguidance_refuses_is_a_usage_error(
         {"grammar": "\ud800"},
     ],
 )
-def test_exactly_one_form_is_taken(fields: dict[str, Any]) -> None:
+def test_exactly_one_field_is_accepted(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         StructuredOutput(**fields)
 
@@ -438,7 +462,7 @@ def test_forms_are_values() -> None:
     assert StructuredOutput(choice=["a"]) == StructuredOutput(choice=("a",))  # type: ignore[arg-type]
 
 
-def test_ends_must_be_there_and_no_text(byte_level_model: Model) -> None:
+def test_end_tokens_are_required_and_must_be_special(byte_level_model: Model) -> None:
     model, wanted = byte_level_model, StructuredOutput(choice=("a",))
     with pytest.raises(UsageError, match="needs a model with an end token"):
         model.grammars.constraints(wanted, 9, [])
@@ -453,7 +477,7 @@ def test_ends_must_be_there_and_no_text(byte_level_model: Model) -> None:
 
 
 @pytest.mark.parametrize("name", ["metaspace", "no_decoder", "ctc"])
-def test_tokenizers_whose_bytes_are_not_known_are_refused(name: str, tmp_path: Path) -> None:
+def test_tokenizers_with_unknown_bytes_are_refused(name: str, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_directory(write_model(tmp_path / name, BACKENDS[name]()))
     with pytest.raises(UnsupportedError, match="Structured output is not possible"):
         Grammars(tokenizer, tokenizer.vocab_size)

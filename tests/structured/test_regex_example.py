@@ -49,7 +49,7 @@ def test_some_examples(pattern: str, text: str) -> None:
 @pytest.mark.parametrize(
     "pattern", ["(", "a)", "[a", "(" * 5000, "a{9999}", "[[:alpha:]]", "[a&&b]", r"\u{D800}", r"\x{99999999}", "\\"]
 )
-def test_what_is_not_understood_gives_none(pattern: str) -> None:
+def test_unsupported_patterns_return_none(pattern: str) -> None:
     assert example(pattern) is None
 
 

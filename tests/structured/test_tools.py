@@ -1,4 +1,4 @@
-"""Calls of tools: forced or begun freely, they are right whatever the model prefers; nothing else looks like one."""
+"""Tool calls, forced or free, are valid whatever the model prefers; nothing else is taken for a call."""
 
 import json
 import re
@@ -96,7 +96,7 @@ class TestReading:
             ("mistral", "Well. [TOOL_C", "Well. "),
         ],
     )
-    def test_a_beginning_that_the_limit_cuts_off_is_no_content(self, format: str, text: str, content: str) -> None:
+    def test_a_beginning_that_the_limit_cuts_off_is_not_content(self, format: str, text: str, content: str) -> None:
         parser = CallParser(ToolCalls(TOOLS, format))
         pieces = [piece for letter in text for piece in parser.push(letter)] + parser.flush(cut=True)
         assert "".join(piece.text for piece in pieces if isinstance(piece, Content)) == content
@@ -113,7 +113,7 @@ class TestReading:
         assert whole[2] == bool(wanted)
 
     @pytest.mark.parametrize(("format", "text", "content", "wanted"), ANSWERS)
-    def test_wherever_it_is_cut_off_no_markup_is_content(
+    def test_no_markup_is_content_wherever_the_answer_is_cut_off(
         self, format: str, text: str, content: str, wanted: list[tuple[str, Any]]
     ) -> None:
         calls = ToolCalls(TOOLS, format)
@@ -140,7 +140,7 @@ class TestFormats:
         ("template", "format"),
         [("qwen", "hermes"), ("llama", "llama3_json"), ("mistral_tools", "mistral"), ("pythonic", "pythonic")],
     )
-    def test_are_told_from_the_template(self, template: str, format: str) -> None:
+    def test_are_detected_in_templates(self, template: str, format: str) -> None:
         assert detect(TEMPLATES[template]) == format
 
     @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ class TestFormats:
             """{{ '{"name": "' + tool.name + '", ' }}\n{{ '"parameters": ' }}\n<function_call> {"name": """,
         ],
     )
-    def test_others_are_not_guessed(self, template: str) -> None:
+    def test_others_are_unknown(self, template: str) -> None:
         assert detect(template) is None
 
-    def test_a_template_without_tools_gets_our_prompt(self, tmp_path: Path) -> None:
+    def test_a_template_without_tools_gets_the_built_in_prompt(self, tmp_path: Path) -> None:
         tokenizer = tokenizer_of(tmp_path, {"chat_template": TEMPLATES["chatml"]})
         conversation = Conversation(tokenizer)
         assert conversation.format == "hermes"
-        assert "prompt of ours" in conversation.description
+        assert "built-in prompt" in conversation.description
         call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
         talk = [
             {"role": "system", "content": "Be brief."},
@@ -183,7 +183,7 @@ class TestFormats:
         with pytest.raises(UsageError, match="no section for tools"):
             Conversation(tokenizer, "mistral")
 
-    def test_mistrals_ids_have_nine_letters(self, tmp_path: Path) -> None:
+    def test_mistral_ids_have_nine_characters(self, tmp_path: Path) -> None:
         tokenizer = tokenizer_of(tmp_path, {"chat_template": TEMPLATES["mistral_tools"]})
         call = {"id": "call_0123456789", "type": "function", "function": {"name": "weather", "arguments": {}}}
         talk = [
@@ -196,7 +196,7 @@ class TestFormats:
         assert len(ids) == 2
         assert len(set(ids)) == 1
 
-    def test_a_flag_goes_before_the_template(self, tmp_path: Path) -> None:
+    def test_the_flag_overrides_the_template(self, tmp_path: Path) -> None:
         tokenizer = tokenizer_of(tmp_path, {"chat_template": "{{ tools }}"})
         assert Conversation(tokenizer).format is None
         assert Conversation(tokenizer, "pythonic").format == "pythonic"
@@ -208,7 +208,7 @@ def tokenizer_of(path: Path, config: Any = None) -> Tokenizer:
 
 @pytest.fixture(scope="module", params=["special", "plain", "text", "byte_fallback"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Tags are special tokens, added ones, or any text."""
+    """Tags are special tokens, added tokens, or plain text."""
     backend = byte_fallback() if request.param == "byte_fallback" else byte_level()
     tags = [style.tag for style in FORMATS.values() if style.tag]
     if request.param in ("special", "byte_fallback"):
@@ -237,7 +237,7 @@ def answer(model: Model, calls: ToolCalls, preference: Any, **params: Any) -> tu
 
 
 def least_tokens(model: Model, calls: ToolCalls) -> int:
-    """What the message says that refuses fewer."""
+    """The minimum max_tokens, from the error message for fewer."""
     with pytest.raises(UsageError) as error:
         model.grammars.constraints(StructuredOutput(tool_calls=calls), 0, model.tokenizer.eos_token_ids)
     return int(re.findall(r"\d+", str(error.value))[-1])
@@ -293,7 +293,7 @@ class TestForced:
             check(arguments, parameters if name == "tool" else {"maxProperties": 0})
 
     @pytest.mark.parametrize("format", list(FORMATS))
-    def test_an_answer_ends_though_the_model_would_not(self, model: Model, format: str) -> None:
+    def test_an_answer_ends_even_if_the_model_would_not(self, model: Model, format: str) -> None:
         calls = ToolCalls(TOOLS, format, forced=True)
         never = np.zeros(model.vocab_size, np.float32)
         never[list(model.tokenizer.eos_token_ids)] = -100
@@ -302,7 +302,7 @@ class TestForced:
         assert 1 <= len(read(calls, text)[1]) <= MAX_CALLS
 
     @pytest.mark.parametrize("format", list(FORMATS))
-    def test_one_call_if_no_more_are_wanted(self, model: Model, format: str) -> None:
+    def test_one_call_without_parallel_calls(self, model: Model, format: str) -> None:
         calls = ToolCalls(TOOLS, format, forced=True, parallel=False)
         text, ended = answer(model, calls, model.fond_of(",<\n[", 3), max_tokens=500, seed=5)
         assert ended
@@ -310,7 +310,7 @@ class TestForced:
 
 
 class TestFree:
-    """The model is made to write some text, and then what it likes."""
+    """The model is forced to write some text, and then writes what it prefers."""
 
     def writes(self, model: Model, text: str, after: Any) -> Any:
         ids = model.tokenizer.encode(text, add_special_tokens=False)
@@ -335,7 +335,7 @@ class TestFree:
         ],
     )
     @pytest.mark.parametrize("seed", range(4))
-    def test_a_call_that_has_begun_is_right(
+    def test_a_call_that_has_begun_is_valid(
         self, model: Model, format: str, beginning: str, content: str, seed: int
     ) -> None:
         if model.kind == "byte_fallback":  # type: ignore[attr-defined]
@@ -357,7 +357,9 @@ class TestFree:
             ("pythonic", "[weather("),
         ],
     )
-    def test_one_that_could_not_end_in_time_leaves_no_trace(self, model: Model, format: str, beginning: str) -> None:
+    def test_a_call_that_would_exceed_the_limit_leaves_no_trace(
+        self, model: Model, format: str, beginning: str
+    ) -> None:
         calls = ToolCalls((Tool("weather", WEATHER),), format)
         shortest = least_tokens(model, ToolCalls(calls.tools, format, forced=True))
         for limit in range(1, shortest + 24):
@@ -377,7 +379,7 @@ class TestFree:
         assert tag == "x" or tag not in text
         assert read(calls, text) == (text, [], False)
 
-    def test_free_text_is_as_it_would_be_without_tools(self, model: Model) -> None:
+    def test_free_text_is_the_same_as_without_tools(self, model: Model) -> None:
         calls = ToolCalls(TOOLS, "hermes")
         preference = model.fond_of("é", 3)
         for params in ({"temperature": 0}, {"seed": 3}, {"seed": 4, "top_p": 0.7, "repetition_penalty": 1.3}):
@@ -443,7 +445,9 @@ class TestRefusals:
         ],
     )
     @pytest.mark.parametrize("forced", [True, False])
-    def test_what_cannot_be_compiled(self, model: Model, parameters: Any, message: str, forced: bool) -> None:
+    def test_parameters_that_cannot_be_compiled(
+        self, model: Model, parameters: Any, message: str, forced: bool
+    ) -> None:
         calls = ToolCalls((Tool("good"), Tool("broken", parameters)), "hermes", forced=forced)
         wanted = StructuredOutput(tool_calls=calls)
         with pytest.raises(UsageError, match=message):

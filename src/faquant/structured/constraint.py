@@ -1,4 +1,4 @@
-"""What a sampler asks of the constraint that an answer must keep."""
+"""The interface between a sampler and the constraint on its answer."""
 
 from typing import Protocol, TypeAlias
 
@@ -10,11 +10,12 @@ Bits: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Constraint(Protocol):
-    """What one answer may be, token by token.
+    """Restricts one answer, token by token.
 
-    shown: special tokens that are part of the answer's text. unwatched_from: from this token of the answer on, counted
-    from 0, stop strings do not end it; None where they always do. is_cut: it ends before the last token,
-    because those left do not suffice for what that would begin.
+    Attributes:
+        shown: special tokens that are part of the answer's text.
+        unwatched_from: from this token of the answer on, counted from 0, stop strings are ignored; None: never.
+        is_cut: the answer ends before the last accepted token, which starts a call that could not end within the limit.
     """
 
     shown: frozenset[int]
@@ -23,24 +24,24 @@ class Constraint(Protocol):
 
     @property
     def may_end(self) -> bool:
-        """Whether what is there is complete."""
+        """Whether the answer is complete."""
 
     @property
     def must_end(self) -> bool:
-        """Whether it is, and nothing can follow; the answer may as well end without an end token."""
+        """Whether the answer is complete and nothing can follow, so that it ends without an end token."""
 
     @property
     def is_free(self) -> bool:
-        """Whether mostly anything may come next: `mask` is None, and only `admits` knows better."""
+        """Whether almost any token may come next: `mask` returns None, and only `admits` restricts tokens."""
 
     def mask(self) -> Bits | None:
-        """The tokens that may come next, a bit each: token n is bit n % 8, from the lowest, of byte n // 8; or all."""
+        """The tokens that may come next, as Bits; None: all tokens."""
 
     def admits(self, token: int, left: int) -> bool:
-        """Whether `token` may come next, and the answer can then be completed with `left` more after it."""
+        """Whether `token` may come next and the answer can be completed with at most `left` tokens after it."""
 
     def fallback(self) -> int:
-        """A token that `admits` accepts, if `left` is one less than it was for the token before."""
+        """A token that `admits` always accepts, provided that `left` decreases by 1 with each token."""
 
     def accept(self, token: int) -> None:
-        """Go on with `token`, one that `admits` accepted."""
+        """Append `token`, which `admits` must have accepted."""

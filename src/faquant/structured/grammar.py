@@ -1,8 +1,23 @@
-"""Answers of a given form: which tokens may come next, so that the answer has the form and ends within its tokens.
+"""Structured output: which tokens may come next, so that the answer follows the grammar and ends within its limit.
 
-llguidance says which tokens continue a text of the grammar. That alone would let an answer run into its limit half
-done. So beside the text goes a plan: tokens that end it, never more than are left. A token is admitted only if a plan
-that fits is known after it; the next token of the old plan always is.
+llguidance determines which tokens continue a text of the grammar. That alone does not prevent an answer from reaching
+max_tokens before it is complete. So each constraint keeps a plan: tokens that complete the text, never more than are
+left. A token is admitted only if a plan that fits is known for the text with this token. The next token of the plan is
+always admitted, because the rest of the plan completes the text.
+
+An example: the schema `{"type": "array", "items": {"type": "string"}}`, max_tokens 6, and a tokenizer with one token
+per byte. The model prefers `a`, then `,`, then `"`, then `[`, whatever the text is.
+
+    text      left  plan  why
+              6     []    the shortest answer, found when the schema was compiled
+    [         5     ]     the grammar excludes a, the comma and the quote
+    ["        4     "]    the grammar excludes a and the comma; a string can begin, and its plan fits
+    ["a       3     "]    the model's choice; the plan still fits
+    ["aa      2     "]    the model's choice; now the plan takes all tokens that are left
+    ["aa"     1     ]     a and the comma leave 1 token, but their plan needs 2; the quote is next in the plan
+    ["aa"]    0           the comma leaves no token for another string and the end; the bracket is next in the plan
+
+If the sampler draws only refused tokens, it takes the plan's next token after a few tries (`fallback`).
 """
 
 import json
@@ -27,7 +42,7 @@ from .tools.constraint import CallConstraint
 from .tools.parser import opening_of
 from .vocabulary import Vocabulary, bits_of
 
-# How many steps a search may take, when a grammar is compiled and for each token.
+# The maximum steps of a search, when a grammar is compiled and for each token.
 _COMPILING, _GENERATING = 8192, 256
 _MOST_SKIPPED = 32
 _MOST_PATTERNS, _LONGEST_HINT = 8, 32
@@ -36,12 +51,14 @@ _MOST_FOUND = 8
 
 
 class Grammars:
-    """The grammars of one model's requests, compiled once for each `StructuredOutput` and kept, the latest used.
+    """Compiles the grammars of one model and caches them by `StructuredOutput` (least recently used). Thread-safe.
 
-    vocab_size: columns of the logits, which may be more than the tokenizer has tokens. Safe to use from many threads.
+    Args:
+        vocab_size: columns of the logits; may exceed the number of tokens.
+        capacity: maximum number of cached grammars.
 
     Raises:
-        UnsupportedError: the tokens' bytes cannot be told from tokenizer.json.
+        UnsupportedError: the bytes of the tokens cannot be derived from tokenizer.json.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, capacity: int = 64) -> None:
@@ -53,16 +70,16 @@ class Grammars:
     def constraints(
         self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
     ) -> Callable[[], Constraint]:
-        """What makes the constraint of each new answer of at most `max_tokens` tokens, the end token not counted.
+        """Return a function that creates the constraint of one answer of at most `max_tokens` tokens.
 
-        Compiling may take seconds, making a constraint takes none.
+        The end token does not count. Compiling may take seconds; the returned function is fast.
 
         Raises:
-            UsageError: the grammar or schema cannot be compiled, no answer so short was found, the model has no end
-                token, or one of `end_token_ids` is ordinary text.
+            UsageError: the grammar or schema cannot be compiled, no answer within the limit was found, the model has
+                no end token, or one of `end_token_ids` is ordinary text.
         """
         if not end_token_ids:
-            raise UsageError("Structured output needs a model with an end token; give one in stop_token_ids.")
+            raise UsageError("Structured output needs a model with an end token; pass one in stop_token_ids.")
         text = [token for token in end_token_ids if self._vocabulary.is_text(token)]
         if text:
             raise UsageError(
@@ -75,7 +92,7 @@ class Grammars:
             return self._from_beginning(wanted, max_tokens, end_token_ids)
         begin: Callable[[str, int], GrammarConstraint | None] = _refuse
         if calls.tools:
-            # Compiled now, before an answer waits for it.
+            # Compile now, so that no answer has to wait for it.
             begin = partial(self._from_calls, self.compiled(wanted).result(), end_token_ids)
         shown = self._vocabulary.special(calls.style.tag)
         return partial(CallConstraint, opening_of(calls), self._vocabulary, end_token_ids, shown, begin)
@@ -86,12 +103,12 @@ class Grammars:
         compiled = self.compiled(wanted).result()
         if compiled.plan is None:
             raise UsageError(
-                "No complete answer of the structure asked for was found. Either it has none, or it is too large (an "
-                "object may have some 600 optional properties); make it simpler."
+                "No complete answer of the requested structure was found. Either there is none, or the structure is "
+                "too large (an object may have about 600 optional properties); simplify it."
             )
         if len(compiled.plan) > max_tokens:
             raise UsageError(
-                f"max_tokens ({max_tokens}) is too small for the structure asked for: the shortest answer found has "
+                f"max_tokens ({max_tokens}) is too small for the requested structure: the shortest answer found has "
                 f"{len(compiled.plan)} tokens.",
                 "max_tokens",
             )
@@ -100,15 +117,15 @@ class Grammars:
     def _from_calls(
         self, compiled: "_Compiled", end_token_ids: Collection[int], text: str, left: int
     ) -> "GrammarConstraint | None":
-        """Of calls that go on with `text`; None where that is wrong, or takes more tokens than are left."""
+        """The constraint for calls that begin with `text`; None if `text` is invalid or `left` tokens are too few."""
         constraint = GrammarConstraint(self._vocabulary, compiled, end_token_ids)
-        return constraint if constraint.go_on(text.encode("latin-1"), left) else None
+        return constraint if constraint.start_after(text.encode("latin-1"), left) else None
 
     def compiled(self, wanted: StructuredOutput, submit: Callable[..., object] | None = None) -> "Future[_Compiled]":
-        """What `constraints` waits for, made once for all who want it, also at the same time.
+        """The future of the compiled grammar, shared by all requests for the same structure.
 
-        submit: an executor's, in which it is compiled; None: at once. Who gives up the future that is not yet done may
-        cancel it, if nobody else waits for it.
+        submit: the method of an executor that compiles it; None: compile it in this call. The last caller that waits
+        for the future may cancel it.
         """
         with self._lock:
             compiled = self._compiled.get(wanted)
@@ -131,7 +148,7 @@ class Grammars:
         except BaseException as error:
             self._forget(wanted, compiled)
             compiled.set_exception(error)
-            del compiled  # which holds the error, which holds this frame
+            del compiled  # avoids a reference cycle: the future holds the error, whose traceback holds this frame
         else:
             compiled.set_result(result)
             with self._lock:
@@ -146,19 +163,19 @@ class Grammars:
 
 
 class GrammarConstraint:
-    """`Constraint` by llguidance. Made by what `Grammars.constraints` gives."""
+    """A `Constraint` based on llguidance, created by the function that `Grammars.constraints` returns."""
 
     def __init__(self, vocabulary: Vocabulary, compiled: "_Compiled", end_token_ids: Collection[int]) -> None:
         self._vocabulary = vocabulary
         self._matcher = compiled.matcher.deep_copy()
         self._plan = list(compiled.plan or ())
-        self._found: list[list[int]] = []  # plans that searches have led to, the latest first
+        self._found: list[list[int]] = []  # plans found by searches, the latest first
         self._compiled = compiled
         self._text = b""
         self._ends = frozenset(end_token_ids)
         self._end_bits = bits_of(self._ends, vocabulary.size)
         self._text_bits = vocabulary.text_bits & ~self._end_bits
-        self._tried: tuple[int, list[int]] | None = None  # a token that was admitted, and the plan after it
+        self._tried: tuple[int, list[int]] | None = None  # the last admitted token, and the plan after it
         self._ended = False
         self.shown: frozenset[int] = frozenset()
         self.unwatched_from = compiled.unwatched_from
@@ -180,7 +197,7 @@ class GrammarConstraint:
         if self.must_end:
             return self._end_bits
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: self._end_bits.size]
-        if self._matcher.is_error():  # too much for llguidance's limits: there is the plan
+        if self._matcher.is_error():  # llguidance has reached a limit of its own: follow the plan
             return bits_of(self._plan[:1], self._vocabulary.size) if self._plan else self._end_bits
         bits = bits & self._text_bits
         return bits | self._end_bits if self.may_end else bits
@@ -207,34 +224,34 @@ class GrammarConstraint:
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
         self._plan = self._tried[1]
-        self._matcher.consume_token(token)  # also where that is too much for it: there is the plan
+        self._matcher.consume_token(token)  # may reach a limit of llguidance's; then the plan is followed
         self._text += self._vocabulary.text([token])
         self._tried = None
 
-    def go_on(self, text: bytes, left: int) -> bool:
-        """At the beginning: behind this text, if it is right and `left` tokens suffice for the rest."""
+    def start_after(self, text: bytes, left: int) -> bool:
+        """Start after `text`; False if the text is invalid or `left` tokens do not suffice to complete it."""
         if text:
             if not self._matcher.consume_tokens(self._vocabulary.tokens(text)):
                 return False
             self._text = text
-            self._plan = self._vocabulary.way_out(self._matcher, self._compiled.within, _COMPILING) or []
+            self._plan = self._vocabulary.find_plan(self._matcher, self._compiled.within, _COMPILING) or []
         return len(self._plan) <= left and self._vocabulary.ends(self._matcher, self._plan)
 
     def _plan_after(self, token: int, left: int) -> list[int] | None:
-        """At most `left` tokens that end the text with `token` behind it; None where none are known."""
+        """At most `left` tokens that complete the text followed by `token`; None if no such plan is found."""
         if self._matcher.is_error():
             return None
-        # The old plan often still is one. Where it is and takes too long, a search would mostly find it again.
+        # Often the old plan still works. If it works but is too long, a search would mostly find it again.
         right = self._vocabulary.right(self._matcher, [token, *self._plan])
         if right == 0:
             return None
         if right == len(self._plan) + 2:
             return self._plan if len(self._plan) <= left else None
-        # Where the token stands in it or begins as it does, what comes after that may be one.
-        plan = self._behind(self._vocabulary.text([token]))
+        # If the token's text occurs near the beginning of the plan, the rest of the plan may work.
+        plan = self._rest_of_plan(self._vocabulary.text([token]))
         if plan is not None and len(plan) <= left and self._vocabulary.ends(self._matcher, [token, *plan]):
             return plan
-        # Its end may be one, perhaps after what must come now.
+        # An end of the plan may work, perhaps after the tokens that the grammar forces now.
         matcher = self._matcher.deep_copy()
         if not matcher.consume_token(token):
             return None
@@ -244,19 +261,19 @@ class GrammarConstraint:
                 plan = beginning + self._plan[place:]
                 if len(plan) <= left and self._vocabulary.ends(matcher, plan):
                     return plan
-        # Lists and calls come again within an answer, and so do the ways out of them. Those of other answers must not
-        # count: what is admitted would depend on who else is there.
+        # Lists and calls repeat within an answer, and so do their plans. Plans of other answers must not be used:
+        # which tokens are admitted would depend on concurrent requests.
         for plan in self._found:
             if len(plan) <= left and self._vocabulary.ends(matcher, plan):
                 return plan
-        found = self._compiled.way_out(self._text + self._vocabulary.text([token]), matcher)
+        found = self._compiled.find_plan(self._text + self._vocabulary.text([token]), matcher)
         if found is None:
             return None
         self._found = [found, *self._found[: _MOST_FOUND - 1]]
         return found if len(found) <= left else None
 
-    def _behind(self, new: bytes) -> list[int] | None:
-        """What the plan has behind a text that stands near its beginning, or as far as it begins with that."""
+    def _rest_of_plan(self, new: bytes) -> list[int] | None:
+        """The plan after the text `new`, which must occur near its beginning or share a prefix with it; else None."""
         texts = [self._vocabulary.text([token]) for token in self._plan]
         old = b"".join(texts)
         place = old.find(new, 0, len(new) + 16)
@@ -272,55 +289,55 @@ class GrammarConstraint:
 
 
 class _Compiled:
-    """A grammar before its first token, and a short answer of it."""
+    """A compiled grammar: the matcher before the first token, and the plan of a short answer."""
 
     def __init__(self, vocabulary: Vocabulary, wanted: StructuredOutput) -> None:
         calls = wanted.tool_calls
         source = _source(wanted, vocabulary)
         failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
-        if messages:  # a warning tells of something that would not be enforced
+        if messages:  # warnings are about parts that would not be enforced
             if calls is not None:
                 _blame(calls, vocabulary)
-            raise UsageError(f"The structure asked for cannot be enforced: {messages[0][:500]}")
+            raise UsageError(f"The requested structure cannot be enforced: {messages[0][:500]}")
         self.matcher = LLMatcher(vocabulary.backend, source, log_level=0)
         if failed or self.matcher.is_error():
-            raise UsageError(f"The structure asked for cannot be enforced: {self.matcher.get_error()[:500]}")
+            raise UsageError(f"The requested structure cannot be enforced: {self.matcher.get_error()[:500]}")
         self.unwatched_from = None if calls is None else 0
         hints = [vocabulary.tokens(text.encode()) for text in _hints(wanted)]
         self.within = [*vocabulary.quote, *hints] if wanted.is_json else [*hints, *vocabulary.quote]
-        self.plan = vocabulary.way_out(self.matcher, self.within, _COMPILING)
+        self.plan = vocabulary.find_plan(self.matcher, self.within, _COMPILING)
         if calls is not None:
             self._plan_each_call(calls, vocabulary)
         self._vocabulary = vocabulary
-        self._ways: dict[bytes, list[int] | None] = {}
+        self._plans: dict[bytes, list[int] | None] = {}
 
-    def way_out(self, text: bytes, matcher: LLMatcher) -> list[int] | None:
-        """Tokens that end `text`, which `matcher` has read. Answers begin alike: short texts come again and again."""
+    def find_plan(self, text: bytes, matcher: LLMatcher) -> list[int] | None:
+        """A plan for `text`, which `matcher` has read. Short texts are cached, because answers often begin alike."""
         if len(text) > _LONGEST_KEPT:
-            return self._vocabulary.way_out(matcher, self.within, _GENERATING)
-        if text not in self._ways:
-            if len(self._ways) >= _MOST_KEPT:
-                self._ways.clear()
-            self._ways[text] = self._vocabulary.way_out(matcher, self.within, _GENERATING)
-        return self._ways[text]
+            return self._vocabulary.find_plan(matcher, self.within, _GENERATING)
+        if text not in self._plans:
+            if len(self._plans) >= _MOST_KEPT:
+                self._plans.clear()
+            self._plans[text] = self._vocabulary.find_plan(matcher, self.within, _GENERATING)
+        return self._plans[text]
 
     def _plan_each_call(self, calls: ToolCalls, vocabulary: Vocabulary) -> None:
-        """Find the tool whose call is the shortest."""
+        """Replace the plan by the shortest call of a tool that is found, if it is shorter."""
         tag = vocabulary.tokens(calls.tag.encode()) if calls.tag else []
         for text in calls.beginnings():
             beginning, state = tag + vocabulary.tokens(text.encode()), self.matcher.deep_copy()
             if state.consume_tokens(beginning):
-                rest = vocabulary.way_out(state, self.within, _COMPILING // len(calls.tools))
+                rest = vocabulary.find_plan(state, self.within, _COMPILING // len(calls.tools))
                 if rest is not None and (self.plan is None or len(beginning) + len(rest) < len(self.plan)):
                     self.plan = beginning + rest
 
 
 def _refuse(text: str, left: int) -> None:
-    """No calls may begin."""
+    """Refuse all calls."""
 
 
 def _blame(calls: ToolCalls, vocabulary: Vocabulary) -> None:
-    """Raises: UsageError: names the tool whose parameters cannot be enforced, if there is such a one."""
+    """Raises: UsageError: the parameters of a tool cannot be enforced; the message names the tool."""
     for tool in calls.tools:
         source = LLMatcher.grammar_from_json_schema(tool.schema, overrides=OPTIONS)
         _, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
@@ -329,7 +346,7 @@ def _blame(calls: ToolCalls, vocabulary: Vocabulary) -> None:
 
 
 def _hints(wanted: StructuredOutput) -> list[str]:
-    """What may end a string of some pattern, the longest first; the shorter ones for states further on in it."""
+    """Texts that may complete a string of some pattern, longest first; shorter ones are for states further on in it."""
     texts = [text for text in map(example, wanted.patterns()[:_MOST_PATTERNS]) if text]
     if wanted.is_json:
         texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts]

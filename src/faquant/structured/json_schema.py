@@ -1,4 +1,4 @@
-"""JSON schemas: whether one can be enforced, and what is in it."""
+"""JSON schemas: validation, and the patterns in them."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 64
 MAX_MEETING = 4
-"""Regular expressions that one string may have to match at once: their intersection grows with the product of all."""
-# Between the parts of a JSON text: what the usual printers write, but no endless run of it.
+"""Regular expressions that one string must match at once. The size of their intersection grows with their product."""
+# Allow the whitespace that usual printers write, but no endless run of it.
 OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"\n? {0,16}", "lenient": False}
-"""How llguidance shall read schemas."""
+"""llguidance's options for JSON schemas."""
 
 _SCHEMA = {"items", "additionalItems", "additionalProperties"}
 _SCHEMAS = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
@@ -30,34 +30,34 @@ _ANNOTATIONS = {
 }
 _KNOWN = _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _CONSTRAINTS | _ANNOTATIONS
 _LITTLE = 1e-6
-# Formats whose strings need more than any letters.
+# Formats with a required syntax, each with a regular expression for a short example.
 _FORMATS = {"email": r"a@a\.aa", "uri": "a:a", "duration": "P1D"}
 
 
 def checked_schema(value: object, name: str = "json_schema") -> str:
-    """A schema (draft 2020-12), a mapping or JSON text, as text; errors call it `name`.
+    """Validate a schema (draft 2020-12), given as a mapping or JSON text; return it as text. Errors call it `name`.
 
     Raises:
-        UsageError: it is no such thing, too large or too deep, or has a keyword that would not be enforced.
+        UsageError: it is not a JSON schema, too large, too deep, or has a keyword that would not be enforced.
     """
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
         check_text(name, text)
         schema = json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{name} is no JSON: {str(error)[:200]}.") from None
+        raise UsageError(f"{name} is not valid JSON: {str(error)[:200]}.") from None
     if not isinstance(schema, dict):
         raise UsageError(f"{name} must be a JSON object.")
     if _depth(schema) > MAX_DEPTH:
-        raise UsageError(f"{name} is nested more than {MAX_DEPTH} deep.")
+        raise UsageError(f"{name} is nested more than {MAX_DEPTH} levels deep.")
     regexes = _regexes(schema)
     moved = False
     for place, part in _subschemas("", schema):
         _check_keywords(name, place or "its top", part)
         if _meeting(part, regexes) > MAX_MEETING:
             raise UsageError(
-                f"{name} lets more than {MAX_MEETING} patterns or formats meet at {place[:200] or 'its top'}, which "
-                "would take too long; write them as one, or in the properties themselves."
+                f"{name} combines more than {MAX_MEETING} patterns or formats at {place[:200] or 'its top'}, which "
+                "would take too long; merge them into one, or move them into the properties."
             )
         moved |= _move_exclusive_bound(part, "exclusiveMinimum", "minimum", 1)
         moved |= _move_exclusive_bound(part, "exclusiveMaximum", "maximum", -1)
@@ -65,17 +65,17 @@ def checked_schema(value: object, name: str = "json_schema") -> str:
 
 
 def check_text(name: str, value: object) -> None:
-    """Raises: UsageError: `value` is no text, or an empty, a large or an invalid one."""
+    """Raises: UsageError: `value` is not a string, or is empty, too large or invalid Unicode."""
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{name} must be a text that is not empty.")
-    # Half a surrogate pair, which JSON can carry, has no UTF-8; it is refused here and counted as too long.
+        raise UsageError(f"{name} must be a non-empty string.")
+    # JSON can contain unpaired surrogates, which UTF-8 cannot encode.
     size = len(value.encode("utf-8", "replace"))
     if size > MAX_BYTES or any("\ud800" <= mark <= "\udfff" for mark in value):
-        raise UsageError(f"{name} must be valid Unicode of at most {MAX_BYTES} bytes; this has {size}.")
+        raise UsageError(f"{name} must be valid Unicode of at most {MAX_BYTES} bytes; it has {size}.")
 
 
 def patterns(schema: str) -> list[str]:
-    """The regular expressions of strings in it."""
+    """The regular expressions of strings in a schema."""
     found: list[str] = []
     for _, part in _subschemas("", json.loads(schema)):
         names = part.get("patternProperties")
@@ -113,7 +113,7 @@ def _subschemas(place: str, schema: object) -> Iterator[tuple[str, dict[str, Any
 
 
 def _regexes(schema: object) -> int:
-    """How many patterns and formats stand in a schema."""
+    """The number of patterns and formats in a schema."""
     return sum(
         ("pattern" in part) + ("format" in part) + len(part.get("patternProperties") or ())
         for _, part in _subschemas("", schema)
@@ -121,7 +121,7 @@ def _regexes(schema: object) -> int:
 
 
 def _meeting(schema: Mapping[str, Any], of_all: int) -> int:
-    """How many of them one string may have to match because schemas hold together here; 0 if none do."""
+    """The number of patterns and formats that one string must match because subschemas are combined; 0 if none are."""
 
     def branches(key: str) -> list[int]:
         value = schema.get(key)
@@ -142,15 +142,16 @@ def _check_keywords(name: str, place: str, schema: Mapping[str, Any]) -> None:
     if unknown:
         raise UsageError(f"{name} has {unknown[0][:80]!r} at {place[:200]}, which cannot be enforced; remove it.")
     required, least = schema.get("required"), schema.get("minProperties")
-    # The grammar does not see whether a name comes twice.
+    # The grammar cannot detect duplicate names.
     if isinstance(least, int) and least > max(1, len(required) if isinstance(required, list) else 0):
-        raise UsageError(f"{name} has minProperties at {place[:200]}; name the properties in `required` instead.")
+        raise UsageError(f"{name} has minProperties at {place[:200]}; list the properties in `required` instead.")
 
 
 def _move_exclusive_bound(schema: dict[str, Any], exclusive: str, inclusive: str, sign: int) -> bool:
-    """Replace a whole exclusive bound by an inclusive one behind it, where the other bound is less than 1 away.
+    """Replace an integral exclusive bound by an inclusive one next to it, if the other bound is less than 1 away.
 
-    llguidance 1.9.1 admits the bound itself there: 0, where exclusiveMinimum is 0 and maximum 0.5. True: it was done.
+    Otherwise llguidance 1.9.1 admits the bound itself, such as 0 for exclusiveMinimum 0 and maximum 0.5. Returns
+    whether the bound was replaced.
     """
     bound: Any = schema.get(exclusive)
     if not _is_number(bound) or bound % 1:
@@ -167,10 +168,10 @@ def _move_exclusive_bound(schema: dict[str, Any], exclusive: str, inclusive: str
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is one that floats tell from those beside it."""
+    """Whether it is a number that floats can distinguish from its neighbors."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def lark(schema: Mapping[str, Any]) -> str:
-    """JSON of a schema, as part of a rule in llguidance's dialect of Lark."""
+    """An expression of llguidance's Lark dialect for JSON of a schema."""
     return "%json " + json.dumps({**schema, "x-guidance": OPTIONS}, ensure_ascii=False)

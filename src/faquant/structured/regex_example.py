@@ -1,4 +1,4 @@
-"""A short text that a regular expression matches: a guess, for those who check it."""
+"""A short text that a regular expression probably matches. The caller must verify it."""
 
 import re
 
@@ -9,9 +9,9 @@ _ANY = 'a0A-_ .é!#~"'
 
 
 def example(pattern: str) -> str | None:
-    """A text that `pattern` matches as a whole, of as few repetitions as it allows; None where that is not seen.
+    """A text that matches all of `pattern`, with as few repetitions as possible; None if none is found.
 
-    Look-around, back-references and set operations in classes are not understood. The text may be wrong where case or
+    Look-around, back-references and set operations in classes are not supported. The text may be wrong if case or
     Unicode categories matter.
     """
     parser = _RegexParser(pattern)
@@ -82,7 +82,7 @@ class _RegexParser:
             first = first or item
         if not negated:
             return first
-        # Python's own classes are like these.
+        # Python has the same syntax for classes.
         others = re.compile("[^" + self.pattern[start : self.place])
         return next(mark for mark in _ANY if others.match(mark))
 

@@ -1,4 +1,4 @@
-"""What an answer must look like: JSON of a schema or any, a regular expression, a choice, a grammar or tool calls."""
+"""The required form of an answer: a JSON schema, any JSON object, a regex, a choice, a grammar or tool calls."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,18 +13,18 @@ MAX_CHOICES = 1024
 
 @dataclass(frozen=True)
 class StructuredOutput:
-    """The form of an answer; exactly one field is given.
+    """The form of an answer. Exactly one field must be given.
 
     Attributes:
-        json_schema: a JSON schema (draft 2020-12), as a mapping or as JSON text; kept as text.
+        json_schema: a JSON schema (draft 2020-12), as a mapping or as JSON text; stored as text.
         json_object: any JSON object.
-        regex: of the whole answer, in the syntax of Rust's regex crate.
+        regex: a regular expression for the whole answer, in the syntax of Rust's regex crate.
         choice: one of these texts.
-        grammar: in llguidance's dialect of Lark.
-        tool_calls: calls of tools, or free text that they may follow.
+        grammar: a grammar in llguidance's Lark dialect.
+        tool_calls: tool calls, alone or after free text.
 
     Raises:
-        UsageError: none or several are given, one is no such thing or too large, or the schema has a keyword that
+        UsageError: no field or several are given, a value is invalid or too large, or the schema has a keyword that
             would not be enforced.
     """
 
@@ -57,11 +57,11 @@ class StructuredOutput:
 
     @property
     def is_json(self) -> bool:
-        """Whether the answer is a JSON text, or has some in it."""
+        """Whether the answer is JSON or contains JSON."""
         return self.json_object or self.json_schema is not None or self.tool_calls is not None
 
     def patterns(self) -> list[str]:
-        """The regular expressions of the answer, or of strings in it."""
+        """The regular expressions for the answer or for strings in it."""
         found = [] if self.regex is None else [self.regex]
         if isinstance(self.json_schema, str):
             found += patterns(self.json_schema)

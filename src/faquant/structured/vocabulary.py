@@ -1,4 +1,4 @@
-"""llguidance's view of a tokenizer, and the search for tokens that end a text of a grammar."""
+"""llguidance's view of a tokenizer, and the search for tokens that complete a text of a grammar."""
 
 import json
 from collections import deque
@@ -12,9 +12,9 @@ from ..errors import UnsupportedError
 from ..text.tokenizer import Tokenizer
 from .constraint import Bits
 
-# What leads out of a JSON text soonest, by its first byte: between strings, where a line may end, the ends of objects
-# and arrays before their beginnings, a comma before a number's further digits. Within a string "a" is the best where it
-# must go on.
+# Bytes in the order in which they are tried to complete a JSON text soon. Between strings, where a line break may come:
+# the ends of objects and arrays before their beginnings, a comma before further digits of a number. Within a string
+# that must continue, "a" is the best.
 _BETWEEN = b'})]",0ntf123456789-:[{'
 _WITHIN = b"a})]0ntf123456789-,:[{"
 _MOST_STATES = 16
@@ -22,10 +22,10 @@ _MOST_ZEROS = 16
 
 
 class Vocabulary:
-    """A tokenizer's tokens, of logits with `size` columns.
+    """The tokens of a tokenizer, for logits with `size` columns.
 
     Raises:
-        UnsupportedError: the tokens' bytes cannot be told from tokenizer.json.
+        UnsupportedError: the bytes of the tokens cannot be derived from tokenizer.json.
     """
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
@@ -54,7 +54,7 @@ class Vocabulary:
         self._line_end = single.get(ord("\n"))
         self._between, self._within = ([single[byte] for byte in row if byte in single] for row in (_BETWEEN, _WITHIN))
         self._zero = single.get(ord("0"))
-        # Zeros alone do not lead above 0, nor ones to a multiple of 10.
+        # A second order without zero: zeros alone never exceed 0. (The first has it: ones never make a multiple of 10.)
         self._within_without_zero = [token for token in self._within if token != self._zero]
 
     def text(self, tokens: Sequence[int]) -> bytes:
@@ -64,38 +64,38 @@ class Vocabulary:
         return list(self.backend.tokenize_bytes(text))
 
     def ends(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:
-        """Whether `plan` continues the matcher's text, and the text is complete then."""
+        """Whether `plan` continues the matcher's text and completes it."""
         return self.right(matcher, plan) == len(plan) + 1
 
     def right(self, matcher: LLMatcher, plan: Sequence[int]) -> int:
-        """How many tokens of `plan`, and of the end behind it, continue the matcher's text."""
+        """How many tokens of `plan`, followed by an end token, continue the matcher's text."""
         return int(matcher.validate_tokens([*plan, self.backend.eos_token]))
 
     def special(self, text: str | None) -> list[int]:
-        """The special token that is written so, if there is one."""
+        """The special token with this text, as a list; empty if there is none."""
         found = self.tokens(text.encode()) if text else []
         return found if len(found) == 1 and found[0] in self._special else []
 
     def symbol(self, text: str) -> str:
-        """What stands for a text in llguidance's dialect of Lark, as one token where there is one."""
+        """The symbol for a text in llguidance's Lark dialect: a single token if there is one, else a string."""
         found = self.tokens(text.encode())
         return f"<[{found[0]}]>" if len(found) == 1 else json.dumps(text)
 
     def shown_text(self, token: int, shown: Collection[int]) -> bytes:
-        """What a token adds to an answer; special ones nothing, unless they are among the `shown`."""
+        """The bytes that a token adds to an answer; none for special tokens, unless they are in `shown`."""
         return self.text([token]) if self.is_text(token) or token in shown else b""
 
     def is_text(self, token: int) -> bool:
-        """Whether a token is written out in answers."""
+        """Whether a token is text in answers, not a special token."""
         return token not in self._special
 
-    def way_out(self, matcher: LLMatcher, within: Sequence[list[int]], effort: int) -> list[int] | None:
-        """Tokens, few if not the fewest, that end the matcher's text; None where none were found.
+    def find_plan(self, matcher: LLMatcher, within: Sequence[list[int]], effort: int) -> list[int] | None:
+        """Tokens that complete the matcher's text, few but not always the fewest; None if none are found.
 
-        Straight out, and where that leads nowhere from the states around, breadth first, one token for each first byte.
-        There, states count as the same where the same tokens may come.
+        The search is greedy. If it fails, it is repeated from the following states, breadth first, with one token for
+        each first byte. States in which the same tokens may come next count as equal.
 
-        within: what to try first where no line may end.
+        within: tokens to try first within strings (where no line break may come).
         """
         waiting: deque[tuple[LLMatcher, list[int]]] = deque([(matcher, [])])
         seen = set()
@@ -104,10 +104,10 @@ class Vocabulary:
             if not waiting:
                 break
             state, before = waiting.popleft()
-            after = self._straight_out(state.deep_copy(), within, self._within, steps)
+            after = self._greedy_plan(state.deep_copy(), within, self._within, steps)
             if after is None:
                 steps = effort // _MOST_STATES
-                after = self._straight_out(state.deep_copy(), within, self._within_without_zero, steps)
+                after = self._greedy_plan(state.deep_copy(), within, self._within_without_zero, steps)
             if after is not None:
                 plan = before + after
                 merged = self.tokens(self.text(plan))
@@ -121,10 +121,10 @@ class Vocabulary:
                         waiting.append((child, [*before, token]))
         return None
 
-    def _straight_out(
+    def _greedy_plan(
         self, matcher: LLMatcher, hints: Sequence[list[int]], within: Sequence[list[int]], steps: int
     ) -> list[int] | None:
-        """By what is tried first and may come, again and again. Hints are first within strings, each once in one."""
+        """Repeatedly take the first choice that is allowed. Within strings, hints come first, each once per string."""
         plan: list[int] = []
         unused = list(hints)
         zeros = 0
@@ -147,7 +147,7 @@ class Vocabulary:
             if step in self.quote:
                 unused = list(hints)
             elif step in unused:
-                unused.remove(step)  # what may stand again and again leads nowhere
+                unused.remove(step)  # a hint that may be repeated forever completes nothing
         return None
 
     def _one_of_each_kind(self, allowed: npt.NDArray[np.bool_]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which tools an answer may or must call, and the grammar of these calls."""
+"""The tools that an answer may or must call, and the grammar of the calls."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from .pythonic import check_parameters, python_arguments
 
 MAX_TOOLS = 128
 MAX_CALLS = 16
-"""Of one answer: a weak model would go on with calls to the token limit."""
+"""Maximum calls per answer: a weak model would repeat calls up to the token limit."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -23,11 +23,13 @@ _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": Fal
 class Tool:
     """A function that a model may call.
 
-    parameters: the JSON schema of its arguments, an object, as a mapping or as JSON text, kept as text; None: it takes
-    none.
+    Attributes:
+        name: 1 to 64 letters, digits, _ or -.
+        parameters: the JSON schema of the arguments, of type object, as a mapping or as JSON text; stored as text.
+            None: no arguments.
 
     Raises:
-        UsageError: the name is none, or the schema is none of an object or cannot be enforced.
+        UsageError: the name is invalid, or the schema is not of type object or cannot be enforced.
     """
 
     name: str
@@ -50,13 +52,17 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCalls:
-    """What an answer may call.
+    """The tools that an answer may call, and how.
 
-    tools: none of them means that no calls may be begun. format: of FORMATS. forced: the answer is calls and nothing
-    else; otherwise free text, which calls may follow. parallel: there may be several, where the format has that.
+    Attributes:
+        tools: if empty, the answer must not contain calls.
+        format: a key of FORMATS.
+        forced: whether the answer consists of calls only; otherwise it is free text that calls may follow.
+        parallel: whether several calls are allowed, if the format supports that.
 
     Raises:
-        UsageError: there are too many tools, two of one name, some that the format cannot write, or they are too large.
+        UsageError: there are too many tools, two with the same name, one that the format cannot express, or the schemas
+            are too large.
     """
 
     tools: tuple[Tool, ...]
@@ -80,7 +86,7 @@ class ToolCalls:
                 check_parameters(tool.name, json.loads(tool.schema))
 
     def only(self, names: Iterable[str]) -> "ToolCalls":
-        """Of these tools. Raises: UsageError: one of them is not there."""
+        """Restrict the calls to the tools with these names. Raises: UsageError: there is no such tool."""
         given = {tool.name: tool for tool in self.tools}
         names = list(dict.fromkeys(names))
         unknown = [name for name in names if name not in given]
@@ -94,15 +100,18 @@ class ToolCalls:
 
     @property
     def tag(self) -> str | None:
-        """What a forced answer begins with."""
+        """The text that a forced answer begins with."""
         return self.style.tag if self.forced and not self.style.has_bare else None
 
     def beginnings(self) -> list[str]:
-        """What calls may begin with, behind the tag: one text for each tool."""
+        """The possible beginnings of calls after the tag, one text per tool."""
         return [self.style.before + self.style.head(tool.name) for tool in self.tools]
 
     def grammar(self, tag: str) -> str:
-        """In llguidance's dialect of Lark: calls, behind the tag where they are not forced. tag: what stands for it."""
+        """The grammar of the calls in llguidance's Lark dialect; unless forced, of the text after the tag.
+
+        tag: the grammar symbol for the tag.
+        """
         style = self.style
 
         def text(value: str) -> str:

@@ -1,4 +1,4 @@
-"""Free text until calls begin, and from there nothing but calls that are right and end within their tokens."""
+"""Free text until a tool call begins; from there on only valid calls that end within the token limit."""
 
 import sys
 from collections.abc import Callable, Collection
@@ -10,10 +10,12 @@ from .opening import Opening, Seen
 
 
 class CallConstraint:
-    """`Constraint` of an answer that may call tools. One that begins a call that could not end in time ends there.
+    """The `Constraint` of an answer that may call tools. The answer ends before a call that would exceed the limit.
 
-    begin: makes the constraint of calls that go on with some text, within so many tokens; None where they cannot.
-    shown: special tokens that are part of the answer's text.
+    Args:
+        begin: creates the constraint of calls that begin with the given text and end within the given number of tokens;
+            returns None if there are none.
+        shown: special tokens that are part of the answer's text.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class CallConstraint:
         self._tried = (token, None, None)
         if token in self._ends:
             return True
-        # Tags are ASCII, so that single bytes of other characters do no harm.
+        # Tags are ASCII, so incomplete characters do not matter.
         text = self._held + self._vocabulary.shown_text(token, self.shown).decode("latin-1")
         seen = self._opening.look(text, self._at_start)
         calls = None if seen.calls is None else self._begin(seen.calls, left)

@@ -1,6 +1,6 @@
-"""How one model is shown tools and conversations with calls, and how it writes calls itself.
+"""Encodes conversations with tools and calls for a model, and knows the model's tool-call format.
 
-A template that has no section for tools gets a prompt of ours.
+If the chat template has no section for tools, a built-in prompt describes them.
 """
 
 import hashlib
@@ -24,17 +24,18 @@ To call one, answer with nothing but a JSON object of its name and arguments, be
 {{"name": "the function's name", "arguments": {{"an argument's name": "its value"}}}}
 </tool_call>
 Write one such block for each call. Once a function has returned something, answer in words."""
-_RESULTS_END = "\nNow answer my question with that."  # SmolLM2 repeats results that stand in tags
+_RESULTS_END = "\nNow answer my question with that."  # SmolLM2 repeats results that are in tags
 
 
 class Conversation:
-    """Of one tokenizer and its chat template.
+    """Encodes conversations with one tokenizer and its chat template.
 
-    format: of FORMATS, or auto: as the template says. A template without a section for tools gets a prompt of ours,
-    which is in the format hermes.
+    Args:
+        format: a key of FORMATS, or auto to detect it from the template. If the template has no section for tools, the
+            built-in prompt is used, which is in the format hermes.
 
     Raises:
-        UsageError: the format is another, and the template has no section for tools.
+        UsageError: another format than hermes is given, and the template has no section for tools.
     """
 
     def __init__(self, tokenizer: Tokenizer, format: str = "auto") -> None:
@@ -42,13 +43,13 @@ class Conversation:
         self._has_tools = True
         try:
             template = tokenizer.tool_template
-        except UnsupportedError:  # of several templates none is for chat; rendering says so
+        except UnsupportedError:  # there are several templates but none for chat; rendering reports that
             template = None
         if template is None:
             self._has_tools = False
             if format not in ("auto", "hermes"):
                 raise UsageError(
-                    f"The chat template has no section for tools; the prompt that stands in for it is in the format "
+                    "The chat template has no section for tools. The built-in prompt that replaces it is in the format "
                     f"hermes, not {format}."
                 )
             self.format: str | None = "hermes" if tokenizer.has_chat_template else None
@@ -57,10 +58,10 @@ class Conversation:
 
     @property
     def description(self) -> str:
-        """For people."""
+        """A description for people."""
         if self.format is None:
-            return "none, its format is not known; --tool-call-parser names one"
-        return self.format if self._has_tools else f"{self.format}, by a prompt of ours"
+            return "none, the format is unknown; set --tool-call-parser"
+        return self.format if self._has_tools else f"{self.format}, with a built-in prompt"
 
     def encode(
         self,
@@ -69,7 +70,7 @@ class Conversation:
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        """Token ids of a conversation. Messages may have `tool_calls`, whose arguments are objects, and role `tool`.
+        """Token ids of a conversation. Messages may have `tool_calls`, with arguments as objects, and the role `tool`.
 
         Raises: as Tokenizer.encode_chat.
         """
@@ -81,7 +82,7 @@ class Conversation:
 
 
 def with_short_ids(messages: Sequence[Message]) -> list[Message]:
-    """As Mistral's templates want them: nine letters and digits. Others are replaced, the same wherever they stand."""
+    """Replace call ids by ids of nine letters and digits, as Mistral's templates require; equal ids stay equal."""
     changed: list[Message] = []
     for message in messages:
         one = dict(message)
@@ -98,8 +99,11 @@ def _short(call_id: str) -> str:
 
 
 def as_plain_messages(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The conversation without tools and calls: the tools stand in the system message, calls in the assistant's text in
-    the format hermes, and results in the user's text."""
+    """Rewrite a conversation for a template without tools.
+
+    The tools are described in the system message; calls become text of the assistant in the format hermes, and results
+    become text of the user.
+    """
     plain: list[dict[str, Any]] = []
     for message in messages:
         role, content = message["role"], _text(message.get("content"))

@@ -1,4 +1,4 @@
-"""How families of models write calls of tools; by the names that vLLM's `--tool-call-parser` has for them."""
+"""The tool-call formats of model families, named as in vLLM's `--tool-call-parser`."""
 
 import re
 from dataclasses import dataclass
@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CallFormat:
-    """What stands around calls. A call is its head, the arguments and its tail.
+    """The text around calls. A call consists of its head, the arguments and its tail.
 
-    tag: what begins calls anywhere in an answer. has_bare: whether an answer may also begin with calls and no tag, as
-    it does where it must call. before, between, after: around and between calls, behind the tag; `between` is None
-    where an answer has one call at most. arguments: the key of a JSON call's arguments; None where calls are Python.
+    Attributes:
+        tag: text that starts calls anywhere in an answer.
+        has_bare: whether an answer may also begin with a call without the tag. Forced answers then do.
+        before, between, after: the text before, between and after the calls, following the tag. `between` is None if an
+            answer has at most one call.
+        arguments: the key of the arguments in a JSON call; None if calls are Python.
     """
 
     tag: str | None
@@ -21,7 +24,7 @@ class CallFormat:
     arguments: str | None
 
     def head(self, name: str) -> str:
-        """What stands before the arguments."""
+        """The text of a call before its arguments."""
         return f"{name}(" if self.arguments is None else f'{{"name": "{name}", "{self.arguments}": '
 
     @property
@@ -29,7 +32,7 @@ class CallFormat:
         return ")" if self.arguments is None else "}"
 
     def bare_beginning(self, name: str) -> str:
-        """What of before and head suffices to know that an answer is a call."""
+        """The beginning of an answer that identifies it as a bare call: `before` and a part of the head."""
         head = self.head(name)
         return self.before + (head if self.arguments is None else head[: head.index(",")])
 
@@ -45,12 +48,12 @@ FORMATS = {
 }
 
 
-# As it is described to the model, or written for it. A tool's own parameters stand further off.
+# As the template describes or writes a call. In a tool's own schema, "parameters" is further away from "name".
 _LLAMA_CALL = re.compile(r"""{\\?["']name\\?["']:[^\n]{1,100}["'] *parameters\\?["'] *:""")
 
 
 def detect(template: str) -> str | None:
-    """The format that a chat template with a section for tools tells its model to write; None: none of these."""
+    """The format that a chat template with a section for tools asks its model to write; None: an unknown format."""
     if "<function=" in template or "[ARGS]" in template:
         return None
     if "<tool_call>" in template:

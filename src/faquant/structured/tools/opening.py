@@ -1,19 +1,22 @@
-"""Where in an answer its calls begin."""
+"""Detects where calls begin in an answer."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _SPACE = " \t\r\n"
-# Llama 3.1 often writes the type first, as it stands in the tools that it is shown.
+# Llama 3.1 often writes the type first, as in the tools that it is shown.
 _JSON_BEGINNINGS = (("{", '"name"', ":"), ("{", '"type"', ":", '"function"', ",", '"name"', ":"))
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a text that may go on.
+    """An incomplete text, split into parts.
 
-    text: certain to be no call. held: may become the beginning of one. calls: what follows a tag, or from a bare call
-    on, that one's beginning written as the grammar has it; None where nothing has begun.
+    Attributes:
+        text: certainly not part of a call.
+        held: may become the beginning of a call.
+        calls: the text after a tag, or a bare call with its beginning normalized to the grammar's spelling; None if no
+            call has begun.
     """
 
     text: str
@@ -22,9 +25,11 @@ class Seen:
 
 
 class Opening:
-    """Looks for a tag anywhere, and at the beginning of an answer for a bare call.
+    """Looks for a tag anywhere in an answer, and for a bare call at its beginning.
 
-    beginnings: of bare calls, each by its last part as the model may write it, such as `"weather"` or `weather(`.
+    Args:
+        beginnings: for each bare call, the last part of its beginning as the model may write it, such as `"weather"` or
+            `weather(`, and the normalized beginning.
     """
 
     def __init__(self, tag: str | None, beginnings: Iterable[tuple[str, str]] = (), python: bool = False) -> None:
@@ -33,7 +38,7 @@ class Opening:
         self._prefixes = (("[",),) if python else _JSON_BEGINNINGS
 
     def look(self, text: str, at_start: bool) -> Seen:
-        """At `text`: what was held before and what is new. at_start: whether nothing was let go before it."""
+        """Split `text`, the held text followed by new text. at_start: whether it is at the beginning of the answer."""
         if self._tag is not None:
             before, found, after = text.partition(self._tag)
             if found:
@@ -47,7 +52,7 @@ class Opening:
         return Seen(text[: len(text) - length], text[len(text) - length :])
 
     def _bare(self, text: str, prefix: Sequence[str]) -> str | None:
-        """The calls, "" where the text may become one, None where it cannot."""
+        """The calls; "" if the text may become a call, None if it cannot."""
         for part in prefix:
             text = text.lstrip(_SPACE)
             if not text.startswith(part):
@@ -60,7 +65,7 @@ class Opening:
         return "" if any(last.startswith(text) for last in self._beginnings) else None
 
     def _beginning_of_tag(self, text: str) -> int:
-        """Characters at the end of the text that a tag may begin with."""
+        """The length of the text's longest suffix that is a prefix of the tag."""
         tag = self._tag or ""
         longest = min(len(text), len(tag) - 1)
         return next((length for length in range(longest, 0, -1) if tag.startswith(text[-length:])), 0)

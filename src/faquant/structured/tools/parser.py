@@ -1,4 +1,4 @@
-"""From an answer's text, piece by piece, to content and calls."""
+"""Splits an answer's text into content and calls, piece by piece."""
 
 import re
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ _PYTHON_HEAD = re.compile(r"(?P<name>[A-Za-z_]\w*)\(")
 
 @dataclass(frozen=True)
 class Content:
-    """Text of the message."""
+    """A part of the message's text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A call of this tool follows, the answer's call number `index`."""
+    """The beginning of a call: its index in the answer and the name of the tool."""
 
     index: int
     name: str
@@ -28,7 +28,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Arguments:
-    """More of a call's arguments, which are a JSON object."""
+    """A part of a call's arguments, which are a JSON object."""
 
     index: int
     text: str
@@ -39,14 +39,17 @@ Piece = Content | Begun | Arguments
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """A whole call: `arguments` is the text of a JSON object, which only the token limit can have cut off."""
+    """A call of a tool. `arguments` is the text of a JSON object; only the token limit can cut it off."""
 
     name: str
     arguments: str
 
 
 def parse(calls: ToolCalls, text: str, cut: bool) -> tuple[str, tuple[FunctionCall, ...], bool]:
-    """Content and calls of a whole answer, which the token limit has cut off or not; and whether no call is cut off."""
+    """The content and the calls of an answer, and whether it has calls and none is cut off.
+
+    cut: whether the token limit has ended the answer.
+    """
     parser = CallParser(calls)
     content, names, arguments = "", [], []
     for piece in parser.push(text) + parser.flush(cut):
@@ -61,7 +64,7 @@ def parse(calls: ToolCalls, text: str, cut: bool) -> tuple[str, tuple[FunctionCa
 
 
 def opening_of(calls: ToolCalls) -> Opening:
-    """Where calls begin in an answer that need not have any; where it must have none, also what looks like a tag."""
+    """The beginnings of calls in an answer that is not forced. If it must not call, half a tag counts as one."""
     style = calls.style
     if not calls.tools:
         return Opening(style.tag and style.tag[: len(style.tag) // 2 + 1])
@@ -74,7 +77,7 @@ def opening_of(calls: ToolCalls) -> Opening:
 
 
 class CallParser:
-    """Reads one answer of what `ToolCalls` asks for. What may be markup is held back until that is clear."""
+    """Reads one answer with the given `ToolCalls`. Text that may be markup is held back until that is certain."""
 
     def __init__(self, calls: ToolCalls) -> None:
         self._opening = None if calls.forced else opening_of(calls)
@@ -90,7 +93,7 @@ class CallParser:
         return self._count > 0 and self._arguments is None
 
     def push(self, text: str) -> list[Piece]:
-        """Take more of the answer."""
+        """Read more of the answer."""
         if self._opening is None:
             return self._calls(text)
         seen = self._opening.look(self._held + text, self._at_start)
@@ -103,10 +106,10 @@ class CallParser:
         return pieces
 
     def flush(self, cut: bool = False) -> list[Piece]:
-        """The answer has ended: what was held back is content, unless calls have begun.
+        """End the answer. Text held back is content, unless calls have begun.
 
-        Where the token limit has `cut` it off, more than one character of a beginning is more likely markup than text,
-        and is left out.
+        If the token limit has `cut` the answer off, a held text of more than one character is probably markup and is
+        dropped.
         """
         held, self._held = self._held, ""
         is_content = self._opening is not None and (len(held) == 1 or not cut)
@@ -134,7 +137,7 @@ class CallParser:
 
 
 class JsonArguments:
-    """A JSON object, piece by piece."""
+    """Reads a JSON object piece by piece."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -142,7 +145,7 @@ class JsonArguments:
         self.ended = False
 
     def push(self, text: str) -> tuple[str, str]:
-        """What of `text` belongs to the object, and what stands behind its end."""
+        """Split `text` into the part that belongs to the object and the part after its end."""
         for place, mark in enumerate(text):
             if self._in_string:
                 self._in_string = self._escaped or mark != '"'

@@ -1,4 +1,4 @@
-"""Calls as Python has them: `weather(city="Paris", days=3)`. Values are written as JSON, but for True and False."""
+"""Calls in Python syntax: `weather(city="Paris", days=3)`. Values are JSON, except for True and False."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ _WORDS = {"True": "true", "False": "false"}
 
 
 def check_parameters(tool: str, schema: Mapping[str, Any]) -> None:
-    """Raises: UsageError: keyword arguments cannot express these parameters."""
+    """Raises: UsageError: keyword arguments cannot express the parameters."""
     properties = schema.get("properties", {})
     unknown = [key for key in schema if key not in _WRITABLE and not key.startswith("x-")]
     unknown += [name for name in (tool, *properties) if not _NAME.fullmatch(name)]
@@ -23,12 +23,12 @@ def check_parameters(tool: str, schema: Mapping[str, Any]) -> None:
     if unknown:
         raise UsageError(
             f"The tool {tool} cannot be called in the format pythonic because of {str(unknown[0])[:80]!r}: names must "
-            "be Python's, its parameters plain properties, and what they refer to definitions."
+            "be Python identifiers, parameters plain properties, and references to $defs or definitions."
         )
 
 
 def _references(value: object) -> Iterator[str]:
-    """Each `$ref`; a property of that name is none."""
+    """Yield each `$ref`, except for properties with this name."""
     if isinstance(value, dict):
         if isinstance(value.get("$ref"), str):
             yield value["$ref"]
@@ -40,7 +40,7 @@ def _references(value: object) -> Iterator[str]:
 
 
 def python_arguments(rule: str, schema: Mapping[str, Any]) -> list[str]:
-    """Rules of Lark for checked parameters, in the schema's order; the first is named `rule`."""
+    """Lark rules for checked parameters, in the schema's order; the first is named `rule`."""
     shared = {key: schema[key] for key in _DEFINITIONS if key in schema}
     properties = list(schema.get("properties", {}).items())
     required = schema.get("required", ())
@@ -51,7 +51,7 @@ def python_arguments(rule: str, schema: Mapping[str, Any]) -> list[str]:
         rules.append(f'{rule}_v{number}: "{name}=" {rule}_j{number}')
         rules.append(f"{rule}_j{number}: {rule}_k{number}{words}")
         rules.append(f"{rule}_k{number}: {value}")
-        # n: what may come from this property on; m: the same where there is one before it.
+        # n: the arguments from this property on; m: the same after another argument.
         optional = name not in required
         here = f"{rule}_v{number} {rule}_m{number + 1}"
         rules.append(f"{rule}_n{number}: {here}" + (f" | {rule}_n{number + 1}" if optional else ""))
@@ -65,7 +65,7 @@ def _is_flag(schema: Mapping[str, Any]) -> bool:
 
 
 class PythonArguments:
-    """From Python's arguments, piece by piece, to a JSON object."""
+    """Converts Python arguments to a JSON object, piece by piece."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -74,7 +74,7 @@ class PythonArguments:
         self.ended = False
 
     def push(self, text: str) -> tuple[str, str]:
-        """What follows of the JSON object, and what of `text` stands behind its end."""
+        """The next part of the JSON object, and the part of `text` after the arguments' end."""
         written = [] if self._begun else ["{"]
         self._begun = True
         for place, mark in enumerate(text):
@@ -91,7 +91,7 @@ class PythonArguments:
         elif not self._in_value:
             yield from self._name(mark)
         elif mark.isalpha():
-            self._word += mark  # known to be Python's or JSON's when it ends
+            self._word += mark  # converted when it is complete
         else:
             yield _WORDS.get(self._word, self._word)
             self._word = ""
