@@ -233,7 +233,7 @@ def test_a_draft_token_with_nan_logits_keeps_the_tokens_before_it() -> None:
             rows[8 - len(request.answer_ids) :] = float("nan")
             return rows
 
-        engine.model.decoder.logits = none_from_the_ninth_on  # type: ignore[method-assign]
+        engine._decoder.logits = none_from_the_ninth_on  # type: ignore[method-assign]
         try:
             engine.run()
         finally:
