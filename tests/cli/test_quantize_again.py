@@ -16,7 +16,7 @@ from oracles.kills import STRIDE, counted, killed_at
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 
-COMPLETE = "is complete; what is left is to measure it"
+COMPLETE = "is complete; only the evaluation is missing"
 
 
 @pytest.fixture(scope="module")

@@ -271,9 +271,7 @@ class TestStructures:
 
         asyncio.run(main())
 
-    def test_compilation_does_not_start_if_all_waiting_tasks_were_cancelled(
-        self, begun: list[StructuredOutput]
-    ) -> None:
+    def test_compilation_does_not_start_if_all_callers_left(self, begun: list[StructuredOutput]) -> None:
         async def main() -> None:
             engine = AsyncEngine(BytesEngine(pages=20))
             busy = [self.ask(engine, wanted) for wanted in (self.SLOW, self.OTHER)]

@@ -93,7 +93,7 @@ def test_any_float_dtype_is_taken(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_distribution_are_refused(values: list[float], temperature: float) -> None:
     sampler = Sampler(SamplingParams(temperature=temperature))
-    with pytest.raises(FaquantError, match="no usable logits"):
+    with pytest.raises(FaquantError, match="unusable logits"):
         sampler.sample(torch.tensor(values))
     assert sampler.step == 0
 
@@ -184,7 +184,7 @@ def test_the_callers_logits_stay_as_they_are(params: SamplingParams) -> None:
 def test_no_change_hides_logits_that_are_no_distribution(params: SamplingParams, bad: float) -> None:
     logits = np.array([[1.0, 2.0, 3.0], [1.0, bad, 3.0]], np.float32)
     samplers = [Sampler(params, [1]) for _ in range(2)]
-    with pytest.raises(FaquantError, match="no usable logits"):
+    with pytest.raises(FaquantError, match="unusable logits"):
         sample_rows(logits, samplers)
     assert logits[0].tolist() == [1.0, 2.0, 3.0]
     assert [sampler.step for sampler in samplers] == [0, 0]
@@ -302,7 +302,7 @@ def test_rows_together_equal_rows_alone(chosen: list[SamplingParams]) -> None:
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams()])
 def test_a_bad_row_moves_no_sampler(params: SamplingParams) -> None:
     samplers = [Sampler(params), Sampler(params)]
-    with pytest.raises(FaquantError, match="no usable logits"):
+    with pytest.raises(FaquantError, match="unusable logits"):
         sample_rows(torch.tensor([[1.0, 2.0], [math.nan, 1.0]]), samplers)
     assert [sampler.step for sampler in samplers] == [0, 0]
     with pytest.raises(UsageError, match="one row of floats"):

@@ -98,7 +98,7 @@ def test_every_setting_of_the_engine_is_a_flag() -> None:
 def test_the_table_says_what_is_in_use(start: Callable[..., Process]) -> None:
     process = start("--kv-cache-memory", "1MiB", "--served-model-name", "mine", "--no-enable-prefix-caching")
     assert httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"] == "mine"
-    for part in ("float", "576 bytes a token", "1,792 tokens at most", "threads", "mine", "no key"):
+    for part in ("float", "576 bytes per token", "1,792 tokens at most", "threads", "mine", "no key"):
         assert part in process.told
 
 

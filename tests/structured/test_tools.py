@@ -357,9 +357,7 @@ class TestFree:
             ("pythonic", "[weather("),
         ],
     )
-    def test_a_call_that_would_exceed_the_limit_leaves_no_trace(
-        self, model: Model, format: str, beginning: str
-    ) -> None:
+    def test_a_call_beyond_the_limit_leaves_no_trace(self, model: Model, format: str, beginning: str) -> None:
         calls = ToolCalls((Tool("weather", WEATHER),), format)
         shortest = least_tokens(model, ToolCalls(calls.tools, format, forced=True))
         for limit in range(1, shortest + 24):
@@ -445,9 +443,7 @@ class TestRefusals:
         ],
     )
     @pytest.mark.parametrize("forced", [True, False])
-    def test_parameters_that_cannot_be_compiled(
-        self, model: Model, parameters: Any, message: str, forced: bool
-    ) -> None:
+    def test_broken_parameters(self, model: Model, parameters: Any, message: str, forced: bool) -> None:
         calls = ToolCalls((Tool("good"), Tool("broken", parameters)), "hermes", forced=forced)
         wanted = StructuredOutput(tool_calls=calls)
         with pytest.raises(UsageError, match=message):

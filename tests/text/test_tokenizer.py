@@ -128,7 +128,7 @@ def test_vocab_size_is_one_more_than_the_largest_id(byte_level_directory: Path) 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "\udfff", None, 3, b"bytes"])
 def test_what_is_no_unicode_text_is_refused(byte_level_tokenizer: Tokenizer, text: Any) -> None:
-    with pytest.raises(UsageError, match=r"surrogate pair at character|must be a string"):
+    with pytest.raises(UsageError, match=r"is an unpaired surrogate|must be a string"):
         byte_level_tokenizer.encode(text)
 
 
@@ -159,7 +159,7 @@ def test_a_missing_tokenizer_says_what_to_do(tmp_path: Path) -> None:
 )
 def test_a_broken_tokenizer_is_a_checkpoint_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read by the library"):
         Tokenizer.from_directory(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A trace of requests served, and what each of them waited."""
+"""Replays a trace of requests and measures throughput and latency."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ LONGEST_ANSWER = 128
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request of a trace: when it comes, in seconds, and how many tokens it wants for which prompt."""
+    """A request of a trace: its arrival time in seconds, its prompt, and the number of tokens to generate."""
 
     at: float
     prompt: tuple[int, ...]
@@ -25,11 +25,11 @@ class Arrival:
 def trace(
     texts: Sequence[Sequence[int]], count: int, rate: float = 0.0, longest: int = 2048, seed: int = 0
 ) -> list[Arrival]:
-    """`count` requests whose prompts are pieces of tokenized texts; the same for the same arguments.
+    """Generate `count` requests whose prompts are pieces of tokenized texts. Deterministic.
 
-    Lengths are spread as chats' are: prompts log-normally around 200 tokens, some of them on a beginning that a quarter
-    of all have in common, answers of 16 to LONGEST_ANSWER. They come at `rate` a second as a Poisson process; 0: all at
-    once.
+    The lengths resemble those of chats: log-normal around 200 tokens for prompts, 16 to LONGEST_ANSWER tokens for
+    answers. A quarter of the prompts share a prefix. The requests arrive as a Poisson process with `rate` per second;
+    0: all at once.
     """
     random, at, requests = Random(seed), 0.0, []
     size = min(300, longest // 4)
@@ -47,14 +47,15 @@ def trace(
 
 @dataclass(frozen=True)
 class Served:
-    """What a trace took.
+    """The measurements of a replayed trace.
 
     Attributes:
-        seconds: from the first arrival to the last answer's end.
-        tokens: of all answers; prompt_tokens: of all prompts.
-        first_token: seconds from a request's arrival to its first token, for each.
-        per_token: seconds for each further token, by request.
-        overhead: share of the time that was not the model's; None where that is not known.
+        seconds: from the first arrival to the end of the last answer.
+        tokens: tokens of all answers.
+        prompt_tokens: tokens of all prompts.
+        first_token: for each request, seconds from its arrival to its first token.
+        per_token: for each request, mean seconds per further token.
+        overhead: the fraction of the time spent outside the model; None if unknown.
     """
 
     seconds: float
@@ -69,7 +70,7 @@ class Served:
         return self.tokens / self.seconds
 
     def figures(self) -> dict[str, float]:
-        """What tables show of it; times in seconds."""
+        """The figures for tables; times in seconds."""
         return {
             "requests_per_second": len(self.first_token) / self.seconds,
             "tokens_per_second": self.tokens_per_second,
@@ -83,12 +84,12 @@ class Served:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The smallest value that so many percent are not above, between neighbours interpolated."""
+    """A percentile, linearly interpolated."""
     return quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]
 
 
 def replay(engine: Engine, requests: Sequence[Arrival]) -> Served:
-    """Let the requests arrive when they do, and answer them greedily to their full length.
+    """Submit the requests at their arrival times, and answer them greedily to their full length.
 
     Raises:
         UsageError: a request does not fit the engine.
@@ -96,28 +97,28 @@ def replay(engine: Engine, requests: Sequence[Arrival]) -> Served:
     """
     before, begin = engine.stats(), time.monotonic()
     waiting = list(reversed(requests))
-    came: list[tuple[float, Request]] = []
+    arrived: list[tuple[float, Request]] = []
     while waiting or engine.has_work:
         now = time.monotonic() - begin
         while waiting and waiting[-1].at <= now:
             item = waiting.pop()
             params = SamplingParams(temperature=0, max_tokens=item.tokens, ignore_eos=True)
-            came += [(begin + item.at, request) for request in engine.add(item.prompt, params)]
+            arrived += [(begin + item.at, request) for request in engine.add(item.prompt, params)]
         if not engine.step() and waiting and not engine.has_work:
             time.sleep(max(0.0, waiting[-1].at - (time.monotonic() - begin)))
     seconds, after = time.monotonic() - begin, engine.stats()
-    for _, request in came:
+    for _, request in arrived:
         if request.error is not None:
             raise request.error
     steps = after.step_seconds - before.step_seconds
     return Served(
         seconds=seconds,
-        tokens=sum(len(request.answer_ids) for _, request in came),
-        prompt_tokens=sum(request.prompt_length for _, request in came),
-        first_token=[request.first_token - at for at, request in came],
+        tokens=sum(len(request.answer_ids) for _, request in arrived),
+        prompt_tokens=sum(request.prompt_length for _, request in arrived),
+        first_token=[request.first_token - at for at, request in arrived],
         per_token=[
             (request.finished - request.first_token) / (len(request.answer_ids) - 1)
-            for _, request in came
+            for _, request in arrived
             if len(request.answer_ids) > 1
         ],
         overhead=1 - (after.model_seconds - before.model_seconds) / steps if steps else None,

@@ -1,4 +1,4 @@
-"""How fast a model is: prompts read, and tokens decoded at a depth, with nothing that schedules."""
+"""Measures the speed of a model without the scheduler: prefill, and decoding at a given depth."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +19,17 @@ PREFILL_CHUNK = 512
 WARM_UP = 2
 PAUSE = 0.02
 STEPS, STEPS_TOGETHER = 16, 4
-"""Of one repetition, for one sequence and for several."""
+"""Decoding steps per repetition, with one sequence and with several."""
 
 
 def seconds(
     calls: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0, warm_up: int = WARM_UP
 ) -> dict[str, float]:
-    """Median time of each; every round makes all calls in a random order, so that none always comes behind the same
-    one: what is timed behind a read of all memory finds nothing in the caches.
+    """The median time of each call in seconds.
 
-    A call that returns a float says so how long it took itself. `pause` seconds in front of each call let the threads
-    of the one before it fall asleep, where they spin for a while first.
+    Every round makes all calls in a random order, because a call's time depends on what the previous one left in the
+    CPU's caches. A call can return its own time as a float. The `pause` before each call, in seconds, lets the previous
+    call's spinning threads go to sleep.
     """
     names, order = list(calls), Random(0)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -45,7 +45,7 @@ def seconds(
 
 
 class Sequences:
-    """Some sequences of one length, each in pages of its own, that decode together; nothing schedules them."""
+    """Sequences of equal length, each with its own pages, that decode together without a scheduler."""
 
     def __init__(self, model: Model, kv_cache_dtype: KvCacheDtype = "auto") -> None:
         self.model = model
@@ -54,16 +54,16 @@ class Sequences:
 
     @property
     def cache_bytes(self) -> int:
-        """Of one token."""
+        """Cache bytes per token."""
         return self.model.cache_bytes_per_token(self.kv_cache_dtype)
 
     def prefill(self, tokens: Sequence[int]) -> Array:
-        """Read a prompt in an empty cache; logits [1, vocab] of its last token."""
+        """Prefill a prompt into an empty cache; return the logits [1, vocab] of its last token."""
         self._make_pages(len(tokens), 1)
         return self._read(tokens)
 
     def prepare(self, tokens: Sequence[int], count: int, spare: int = PAGE_SIZE) -> None:
-        """Let each of `count` sequences hold the tokens, in memory of its own, with room for so many more."""
+        """Fill each of `count` sequences with the tokens, in its own memory, with space for `spare` more."""
         self._make_pages(len(tokens) + spare, count)
         last = self._read(tokens)
         for table in self._tables[1:]:
@@ -72,7 +72,7 @@ class Sequences:
         self._depth, self._next = len(tokens), np.repeat(last.argmax(-1), count)
 
     def prepare_random(self, depth: int, spare: int = PAGE_SIZE) -> None:
-        """Let one sequence hold random keys and values, where reading a prompt would take too long."""
+        """Fill one sequence with random keys and values, because prefilling a prompt would take too long."""
         self._make_pages(depth + spare, 1)
         heads, dim = self.model.config.num_kv_heads, self.model.config.head_dim
         for start in range(0, depth, PREFILL_CHUNK):
@@ -83,18 +83,18 @@ class Sequences:
         self._depth, self._next = depth, np.zeros(1, np.int64)
 
     def decode(self, steps: int, count: int | None = None) -> None:
-        """So many more tokens of the first `count` sequences (None: of all), greedily, from one place each time."""
+        """Decode `steps` tokens of the first `count` sequences (None: all) greedily, always from the same position."""
         tokens = self._next[:count]
         for step in range(steps):
             tokens = self._logits(tokens[:, None], self._depth + step).argmax(-1)
 
     def all_logits(self, tokens: Sequence[int]) -> Array:
-        """Of every token of a sequence, [tokens, vocab]."""
+        """The logits of all tokens of a sequence, [tokens, vocab]."""
         self._make_pages(len(tokens), 1)
         return self._logits(np.array([tokens]), 0)
 
     def _logits(self, rows: Integers, start: int, last_only: bool = False) -> Array:
-        """Of the next tokens int64 [sequences, n], of which each sequence has `start` already."""
+        """The logits of the next tokens, int64 [sequences, n], from position `start` on."""
         chunks = [Chunk(row, start, table, self._rope) for row, table in zip(rows, self._tables, strict=False)]
         hidden = self._decoder.run(chunks)
         return self._decoder.logits(hidden[-1:] if last_only else hidden)
@@ -112,7 +112,7 @@ class Sequences:
 
 
 def measure_prefill(systems: Mapping[str, Sequences], tokens: Sequence[int], rounds: int) -> dict[str, float]:
-    """Tokens of a prompt read in a second, by system."""
+    """Prefilled tokens per second, by system."""
     times = seconds({name: partial(system.prefill, tokens) for name, system in systems.items()}, rounds, PAUSE, 1)
     return {name: len(tokens) / taken for name, taken in times.items()}
 
@@ -120,7 +120,7 @@ def measure_prefill(systems: Mapping[str, Sequences], tokens: Sequence[int], rou
 def measure_decode(
     systems: Mapping[str, Sequences], tokens: Sequence[int], batches: Sequence[int], rounds: int
 ) -> dict[int, dict[str, float]]:
-    """Tokens decoded in a second behind those that stand in the cache, by number of sequences and by system."""
+    """Decoded tokens per second after `tokens` in the cache, by number of sequences and by system."""
     for system in systems.values():
         system.prepare(tokens, max(batches))
     found = {}

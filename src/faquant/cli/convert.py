@@ -25,28 +25,28 @@ class Dtype(str, Enum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Quantized directory, or for hf a GGUF file.", metavar="OUT|GGUF")],
+    source: Annotated[Path, typer.Argument(help="Quantized directory, or a GGUF file for hf.", metavar="OUT|GGUF")],
     to: Annotated[
-        Target, typer.Option(help="mindie: the runtime that is to load it. hf: a float Hugging Face directory.")
+        Target, typer.Option(help="mindie: a directory that MindIE can load. hf: a float Hugging Face directory.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")],
     dtype: Annotated[
-        Dtype | None, typer.Option(help="For hf: of the weights; float32 rounds none.", show_default="float32")
+        Dtype | None, typer.Option(help="Type of the weights for hf; float32 is exact.", show_default="float32")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it is a model directory.")] = False,
 ) -> None:
-    """Rewrite a quantized directory for another runtime, where its recipe allows it; or a GGUF file for quantize."""
+    """Convert a quantized directory for MindIE, if its recipe allows that, or a GGUF file for quantize."""
     if to is Target.hf:
         _from_gguf(source, output, (dtype or Dtype.float32).value, overwrite)
         return
     if dtype is not None:
-        raise UsageError("--dtype is for --to hf; --to mindie keeps the types that the recipe gave.")
+        raise UsageError("--dtype is for --to hf only; --to mindie keeps the types of the directory.")
     load_config(source)
-    from ..quantization.mindie.convert import convert_to_mindie  # loads torch: a wrong directory is told before that
+    from ..quantization.mindie.convert import convert_to_mindie  # loads torch, so check the directory first
 
     raise_from_now_on()
     convert_to_mindie(source, output, overwrite)
-    print(f"{output}: written for {to.value}.", file=sys.stderr)
+    print(f"{output}: converted for {to.value}.", file=sys.stderr)
 
 
 def _from_gguf(source: Path, output: Path, dtype: str, overwrite: bool) -> None:

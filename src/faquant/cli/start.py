@@ -1,10 +1,10 @@
-"""The console script. Signals are provided for before anything is imported that takes long."""
+"""The console script. It sets up signal handling before the slow imports."""
 
 from .interrupts import end_at_once
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Run the command line."""
     end_at_once()
     from .main import main as run
 

@@ -1,11 +1,11 @@
-"""From rows of scores to tokens: temperature, top-k, top-p and min-p, and the draw itself, by csrc/ops/draw.cpp.
+"""Draws tokens from rows of scores: temperature, top-k, top-p, min-p and the draw itself (csrc/ops/draw.cpp).
 
-The filters come in the order of transformers: each sees the distribution that the one before it left. Probabilities are
-worked out in float64, with sums in an order that the row alone decides, so that a token depends on neither the batch,
-the number of threads nor the instruction set.
+The filters are applied in the order of transformers, each to the distribution that the previous one leaves.
+Probabilities are computed in float64 and summed in an order that depends only on the row, so a token depends neither on
+the batch, nor on the number of threads, nor on the instruction set.
 
-Ties: greedy takes the lowest id. Top-k keeps every token that is as likely as the k-th, as transformers does. Where
-top-p must choose between equally likely tokens, it keeps the lower ids (transformers keeps the higher ones).
+Ties: greedy sampling takes the lowest id. Top-k keeps all tokens that are as likely as the k-th, as transformers does.
+If top-p has to choose between equally likely tokens, it keeps the lower ids (transformers keeps the higher ones).
 """
 
 import math
@@ -24,15 +24,15 @@ from .params import SamplingParams
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
-"""A token's log-probability, and (id, log-probability) of the likeliest, likeliest first, then lowest id."""
+"""A token's log-probability, and (id, log-probability) pairs of the likeliest tokens, in descending order; ties by id."""
 
 
 def check_maximum(top: float) -> None:
-    """Raises: FaquantError: `top`, the maximum of some logits, is not finite, so that they are no distribution."""
+    """Raises: FaquantError: `top`, the maximum of some logits, is not finite."""
     if not math.isfinite(top):
         raise FaquantError(
-            f"The model gave no usable logits (their maximum is {top}). The checkpoint is probably damaged, or a "
-            "quantized layer overflowed; `faquant evaluate` tells which."
+            f"The model returned unusable logits (their maximum is {top}). The checkpoint is probably damaged, or a "
+            "quantized layer overflowed; `faquant evaluate` shows which."
         )
 
 
@@ -43,12 +43,12 @@ def draw(
 
     Args:
         scores: [rows, vocab], contiguous, float32 or float64; -inf rules a token out.
-        params: of each row: temperature, top_k, top_p and min_p count here; None: the likeliest.
-        uniforms: a number in [0, 1) for each row; the token is where it falls when the kept tokens' probabilities are
-            laid side by side in ascending order of id.
+        params: one for each row, of which temperature, top_k, top_p and min_p are used; None: greedy.
+        uniforms: a number in [0, 1) for each row. It selects a token from the cumulative probabilities of the kept
+            tokens, in ascending order of id.
 
     Raises:
-        FaquantError: some row's maximum is not finite.
+        FaquantError: the maximum of a row is not finite.
     """
     asked = [(row, 0, _asked(*one)) for row, one in enumerate(zip(params, uniforms, strict=True))]
     tokens = _C.draw(*_row_addresses(scores, len(asked)), len(asked), asked, ALL_THREADS, isa)
@@ -64,14 +64,14 @@ def draw_masked(
     params: Sequence[SamplingParams],
     uniforms: Sequence[float],
 ) -> list[int]:
-    """Choose a token for some of the rows of scores, float32, from those of a mask; -1 where that leaves none.
+    """Choose a token from those in a mask, for some rows of float32 scores; -1 if the mask leaves none.
 
-    masks: a bit for each token: token n is bit n % 8, from the lowest, of byte n // 8.
+    masks: one for each of `rows`.
     """
     if scores.dtype.char != "f" or any(
         8 * mask.size < scores.shape[1] or not mask.flags.c_contiguous for mask in masks
     ):
-        raise ValueError("Masks are of float32 rows, contiguous, and have a bit for each token.")
+        raise ValueError("Scores must be float32; masks must be contiguous, with a bit for each token.")
     asked = [
         (row, mask.ctypes.data, _asked(*one))
         for row, mask, one in zip(rows, masks, zip(params, uniforms, strict=True), strict=True)
@@ -80,7 +80,7 @@ def draw_masked(
 
 
 def distribution(scores: Floats, params: SamplingParams, isa: str | None = None) -> tuple[Integers, Floats]:
-    """What temperature, top-k, top-p and min-p leave of `scores` [vocab]: ids, ascending, and their probabilities."""
+    """The distribution after temperature, top-k, top-p and min-p of `scores` [vocab]: ascending ids, probabilities."""
     tokens = _C.distribution(*_row_addresses(scores[None], 1), _asked(params, 0.0), isa)
     weights = np.array([weight for _, weight in tokens])
     return np.array([token for token, _ in tokens]), weights / weights.sum()
@@ -89,9 +89,9 @@ def distribution(scores: Floats, params: SamplingParams, isa: str | None = None)
 def log_probabilities(
     scores: Floats, tokens: Sequence[int], counts: Sequence[int | None], isa: str | None = None
 ) -> list[TokenLogprobs | None]:
-    """For each row of scores [rows, vocab], log-probabilities of its token and of the `count` likeliest.
+    """For each row of scores [rows, vocab], the log-probabilities of its token and of the `count` likeliest tokens.
 
-    None where its count is None. Tokens of score -inf are not among the likeliest.
+    None for rows whose count is None. Tokens with score -inf are not among the likeliest.
     """
     wanted = [-1 if count is None else count for count in counts]
     found = _C.likeliest(*_row_addresses(scores, len(wanted)), wanted, ALL_THREADS, isa)
@@ -110,7 +110,7 @@ def _asked(params: SamplingParams | None, uniform: float) -> tuple[float, int, f
 
 
 def _row_addresses(scores: Floats, rows: int) -> tuple[int, bool, int]:
-    """Where scores [rows, vocab] stand, whether they are float64, and vocab."""
+    """The address of scores [rows, vocab], whether they are float64, and vocab."""
     kind = scores.dtype.char
     if kind not in "fd" or len(scores) != rows or not scores.flags.c_contiguous:
         raise ValueError(

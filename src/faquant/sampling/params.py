@@ -1,4 +1,4 @@
-"""What a request may ask of the choice of its tokens, and when its answer ends."""
+"""Sampling parameters: how the tokens of a request are chosen, and when its answer ends."""
 
 import sys
 from collections.abc import Mapping
@@ -16,27 +16,27 @@ MAX_ANSWERS = 128
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of one request are chosen and when it ends. Checked when it is made.
+    """How the tokens of one request are chosen, and when its answer ends. Validated on construction.
 
     Attributes:
         temperature: 0 is greedy.
-        top_k: keep so many of the likeliest tokens; 0 or -1 keeps all.
-        top_p: keep the likeliest tokens that make this probability; 1 keeps all.
-        min_p: drop tokens below this share of the likeliest one's probability; 0 keeps all.
-        repetition_penalty: above 1 discourages the tokens of prompt and answer (Keskar et al. 2019, arXiv:1909.05858,
-            section 4.1).
-        presence_penalty: taken from a token's logit once if the answer has it already (OpenAI's API reference).
-        frequency_penalty: taken from it for each time that the answer has it.
-        logit_bias: what is added to the logits of some tokens, {id: bias}; kept as sorted pairs.
-        seed: None draws one from the operating system.
-        n: how many answers; each has draws of its own.
-        max_tokens: tokens of an answer at most.
-        min_tokens: before so many, nothing that ends the answer can be chosen.
-        stop: a string or several; the text ends before the first.
-        stop_token_ids: tokens that end the answer and are no part of its text.
-        ignore_eos: go on to max_tokens.
-        logprobs: report the log-probability of each token and of so many of the likeliest.
-        structured_output: the form that the answer must have.
+        top_k: keep only the k likeliest tokens; 0 or -1 keeps all.
+        top_p: keep the likeliest tokens whose probabilities add up to top_p; 1 keeps all.
+        min_p: drop tokens whose probability is below min_p times the highest one; 0 keeps all.
+        repetition_penalty: above 1 discourages tokens of the prompt and the answer (Keskar et al. 2019,
+            arXiv:1909.05858, section 4.1).
+        presence_penalty: subtracted once from the logits of tokens that are in the answer (OpenAI's API reference).
+        frequency_penalty: subtracted from a token's logit for each time that it is in the answer.
+        logit_bias: added to the logits of some tokens, {id: bias}; stored as sorted pairs.
+        seed: seed of the random draws; None: one from the operating system.
+        n: number of answers, drawn independently.
+        max_tokens: maximum tokens of an answer.
+        min_tokens: tokens of an answer before which no end token can be chosen.
+        stop: one or more strings; the text ends before the first one that occurs.
+        stop_token_ids: tokens that end the answer and are not part of its text.
+        ignore_eos: continue up to max_tokens even after the model's end tokens.
+        logprobs: report the log-probabilities of each token and of this many of the likeliest ones.
+        structured_output: the required form of the answer.
 
     Raises:
         UsageError: a value is outside its range.
@@ -84,7 +84,7 @@ class SamplingParams:
                 raise self._wrong("structured_output", "a StructuredOutput or None")
             if self.ignore_eos:
                 raise UsageError(
-                    "ignore_eos excludes structured output (a response format, or tools): a structure has an end.",
+                    "ignore_eos excludes structured output (a response format, or tools), which must end.",
                     "ignore_eos",
                 )
         object.__setattr__(self, "stop", self._checked_stop(self.stop))
@@ -118,7 +118,7 @@ class SamplingParams:
         return tuple(dict.fromkeys(value))
 
     def _checked_bias(self, value: object) -> tuple[tuple[int, float], ...]:
-        # Also the pairs themselves, which is what dataclasses.replace hands back.
+        # The pairs themselves are accepted too, because dataclasses.replace passes them.
         pairs = tuple(value.items()) if isinstance(value, Mapping) else value
         if (
             not isinstance(pairs, tuple)
@@ -147,5 +147,5 @@ def _is_token_id(value: object) -> bool:
 def _shown(value: object) -> str:
     try:
         return repr(value)[:200]
-    except ValueError:  # a number inside it that Python refuses to print
-        return "something with a larger number in it"
+    except ValueError:  # it contains an integer that Python refuses to print
+        return "something that contains a larger number"

@@ -1,7 +1,7 @@
-"""From the model's logits to a request's next token.
+"""Samples the next token of a request from the model's logits.
 
-The order is vLLM's: grammar, logit_bias, min_tokens, penalties (repetition, then frequency and presence), temperature,
-filters (`draw`).
+The order of operations is vLLM's: grammar, logit_bias, min_tokens, penalties (repetition, then frequency and presence),
+temperature, filters (`draw`).
 """
 
 import copy
@@ -19,25 +19,30 @@ from .draw import Floats, Integers, TokenLogprobs, check_maximum, draw, draw_mas
 from .params import SamplingParams as SamplingParams
 
 _TRIES = 4
-_UNIFORM_BITS = 48  # leaves room below 1.0 for the rounding of uniform · total
+_UNIFORM_BITS = 48  # fewer than 53, so that rounding uniform · total cannot reach the total
 
 
 class Sampler:
-    """The draws of one answer. Token number n depends on params, seed, index, n, the logits and its own tokens alone.
+    """Samples the tokens of one answer.
 
-    `seed` is the seed in use, also where params had none; `index` counts a request's answers; `step` is the number of
-    tokens chosen so far. `logprobs` has theirs, where params ask for them: those of the model itself, before penalties,
-    temperature and filters, as vLLM reports them.
+    Token n depends only on params, seed, index, n, the logits, and the tokens of the prompt and the answer.
+
+    Attributes:
+        seed: the seed in use, also if params has none.
+        index: the number of the answer within its request.
+        step: number of tokens sampled so far.
+        logprobs: the log-probabilities of the sampled tokens, if params requests them. They are the model's, before
+            penalties, temperature and filters, as in vLLM.
 
     Args:
-        prompt_ids: they count for the repetition penalty.
-        vocab_size: columns of the logits; token ids of `params` must be below it.
-        end_token_ids: what ends an answer of this model; not looked at with params.ignore_eos.
-        constraint: what the tokens must form, made with the same end tokens and stop_token_ids as its ends.
+        prompt_ids: the prompt, for the repetition penalty.
+        vocab_size: columns of the logits; token ids in `params` must be smaller.
+        end_token_ids: the model's end tokens; unused with params.ignore_eos.
+        constraint: restricts the answer; its end tokens must be those of this sampler.
 
     Raises:
-        UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary, or params want a structure
-            and there is no constraint.
+        UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary, or params has a
+            structured_output and there is no constraint.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class Sampler:
         self.step = 0
         self.logprobs: list[TokenLogprobs] = []
         self._ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else end_token_ids)
-        # Some models' configs name end tokens that they have no logits for.
+        # The configs of some models have end tokens without logits.
         self._end_ids = np.array([i for i in self._ends if vocab_size is None or i < vocab_size], dtype=np.int64)
         self._bias_ids = np.array(list(bias), dtype=np.int64)
         self._biases = np.array(list(bias.values()))
@@ -72,32 +77,32 @@ class Sampler:
             self._history = _History(())
 
     def for_answer(self, index: int, constraint: Constraint | None = None) -> "Sampler":
-        """That of answer `index` to the same request, at its beginning: with draws of its own, in the same memory."""
+        """The sampler of answer `index` to the same request, before its first token; it shares memory with this one."""
         other = copy.copy(self)
         other.index, other.constraint, other.step, other.logprobs = index, constraint, 0, []
         other._history = None if self._history is None else self._history.beginning()
         return other
 
     def is_end(self, token: int) -> bool:
-        """Whether `token` ends the answer: an end token of the model or one of stop_token_ids; it is no text."""
+        """Whether `token` ends the answer: an end token of the model or one of stop_token_ids."""
         return token in self._ends
 
     @property
     def must_end(self) -> bool:
-        """Whether the constraint lets nothing follow: the answer is complete, though its last token is text."""
+        """Whether the answer is complete without an end token, because the constraint lets nothing follow."""
         return self.constraint is not None and self.constraint.must_end
 
     @property
     def is_cut(self) -> bool:
-        """Whether the answer ends before its last token, because too few are left for what that would begin."""
+        """Whether the answer ends before its last token, which starts a call that would exceed the limit."""
         return self.constraint is not None and self.constraint.is_cut
 
     def sample(self, logits: Array) -> int:
-        """Choose the next token from logits [vocab] and remember it.
+        """Sample the next token from logits [vocab] and advance.
 
         Raises:
             UsageError: logits is not one row of floats.
-            FaquantError: the logits hold NaN or +inf, or nothing but -inf; the sampler is as it was.
+            FaquantError: the logits contain NaN or +inf, or only -inf; the sampler is unchanged.
         """
         return sample_rows(_as_one_row(logits), [self])[0]
 
@@ -107,7 +112,7 @@ class Sampler:
 
     @property
     def _draws_from_all(self) -> bool:
-        """Whether the whole row is drawn from, and not what a mask leaves, which filters would have to see."""
+        """Whether the first draw is from all tokens; not with filters, which must be applied after the mask."""
         params = self.params
         is_unfiltered = params.temperature == 0.0 or (params.top_k <= 0 and params.top_p == 1.0 and params.min_p == 0.0)
         return self.constraint is None or self.constraint.is_free or is_unfiltered
@@ -117,11 +122,11 @@ class Sampler:
 
     @property
     def _left(self) -> int:
-        """Tokens that the answer may have after the next."""
+        """The number of tokens that the answer may have after the next one."""
         return self.params.max_tokens - self.step - 1
 
     def _edit(self, row: Floats) -> "_Edit | None":
-        """Change what bias, min_tokens and penalties change of a row."""
+        """Apply the bias, min_tokens and the penalties to a row in place; None if there are none."""
         parts: list[Integers] = [self._bias_ids] if self._bias_ids.size else []
         if self._ends_are_out:
             parts.append(self._end_ids)
@@ -146,12 +151,12 @@ class Sampler:
 
 
 def sample_rows(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
-    """The next token of each sampler, from logits [samplers, vocab]: the same as each one's `sample` of its row.
+    """Sample the next token of each sampler from logits [samplers, vocab]; equivalent to calling `sample` per row.
 
     Raises:
-        UsageError: logits has another shape, or holds no floats.
-        FaquantError: some row holds NaN or +inf, or nothing but -inf. No sampler has moved, so that each row can still
-            be sampled alone.
+        UsageError: logits has another shape or dtype.
+        FaquantError: a row contains NaN or +inf, or only -inf. All samplers are unchanged, so that each row can still
+            be sampled on its own.
     """
     rows = _floats(logits, len(samplers))
     if not samplers:
@@ -159,7 +164,7 @@ def sample_rows(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
     edits: list[_Edit | None] = []
     try:
         edits += (sampler._edit(row) for sampler, row in zip(samplers, rows, strict=True))
-        # Where a mask comes first, the scores are only checked here.
+        # For rows whose draw is from a mask, this only checks the scores.
         params = [sampler.params if sampler._draws_from_all else None for sampler in samplers]
         tokens = draw(rows, params, [sampler._uniform() for sampler in samplers])
         _draw_admitted(rows, samplers, tokens)
@@ -177,9 +182,10 @@ def sample_rows(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
 
 
 def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int]) -> None:
-    """Draw again, from what their constraints admit, for those whose token is not admitted or was not drawn.
+    """Draw again, from the mask, for the rows whose token their constraint does not admit, or which need the mask.
 
-    What is drawn from all and admitted is as good as drawn from the admitted, whose mask takes longer to find.
+    A token that is drawn from all tokens and then admitted has the same distribution as one drawn from the admitted
+    tokens, and computing the mask takes longer.
     """
     constraints = {place: one.constraint for place, one in enumerate(samplers) if one.constraint is not None}
     masks: dict[int, Bits] = {}
@@ -196,7 +202,7 @@ def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int])
             return
         places = list(masks)
         asked = [samplers[place] for place in places]
-        # Where a token was drawn from all, that has used the first number.
+        # The draw from all tokens has used the first uniform number.
         uniforms = [sampler._uniform(number + sampler._draws_from_all) for sampler in asked]
         drawn = draw_masked(rows, places, list(masks.values()), [sampler.params for sampler in asked], uniforms)
         for place, token in zip(places, drawn, strict=True):
@@ -205,14 +211,14 @@ def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int])
                 del masks[place]
             elif token >= 0:
                 _rule_out(masks[place], token)
-    for place in masks:  # what is likely leads too far for the tokens left
+    for place in masks:  # all tokens drawn would exceed the limit
         tokens[place] = constraints[place].fallback()
         constraints[place].admits(tokens[place], samplers[place]._left)
 
 
 def uniform(seed: int, step: int, index: int = 0, attempt: int = 0) -> float:
-    """A number in [0, 1) that is a function of its arguments alone: no generator whose state others could advance."""
-    # Seeds of 2^63 and above are the two's complement of negative ones; both mean the same 64 bits.
+    """A number in [0, 1) that depends only on the arguments, not on a generator state that other requests change."""
+    # Seeds of 2^63 and above are the two's complement of negative ones: the same 64 bits.
     message = (seed % 2**64).to_bytes(8, "little") + step.to_bytes(8, "little")
     if index or attempt:
         message += index.to_bytes(8, "little")
@@ -223,9 +229,9 @@ def uniform(seed: int, step: int, index: int = 0, attempt: int = 0) -> float:
 
 
 class _Edit:
-    """What stood in some places of a row before they were changed.
+    """Saves the scores at some positions of a row, to restore them later.
 
-    Raises: FaquantError: NaN or +inf did.
+    Raises: FaquantError: a score is NaN or +inf.
     """
 
     def __init__(self, row: Floats, ids: Integers) -> None:
@@ -239,7 +245,7 @@ class _Edit:
 
 
 class _History:
-    """The distinct tokens that penalties look at, and how often the answer has each."""
+    """The distinct tokens that are penalized, and how often each is in the answer."""
 
     def __init__(self, prompt_ids: Iterable[int]) -> None:
         self._prompt_ids = np.array(list(dict.fromkeys(prompt_ids)), dtype=np.int64)
@@ -247,14 +253,14 @@ class _History:
         self._begin()
 
     def beginning(self) -> "_History":
-        """With the same prompt and no answer."""
+        """A history with the same prompt and an empty answer."""
         other = copy.copy(self)
         other._begin()
         return other
 
     def _begin(self) -> None:
-        self._places: dict[int, int] = {}  # of tokens that the prompt does not have
-        self._ids = self._prompt_ids  # replaced before anything is written behind its end
+        self._places: dict[int, int] = {}  # of tokens that are not in the prompt
+        self._ids = self._prompt_ids  # shared: replaced by a copy before anything is appended
         self._counts = np.zeros(self._ids.size)
 
     @property
@@ -270,15 +276,15 @@ class _History:
         if place is None:
             place = self._places.setdefault(token, self._size)
         if place >= self._ids.size:
-            room = np.zeros(64 + place, dtype=np.int64)  # doubled, not to copy it all for each token
-            self._ids, self._counts = np.concatenate((self._ids, room)), np.concatenate((self._counts, room))
+            spare = np.zeros(64 + place, dtype=np.int64)  # doubles the arrays, so that copies are rare
+            self._ids, self._counts = np.concatenate((self._ids, spare)), np.concatenate((self._counts, spare))
         self._ids[place] = token
         self._counts[place] += 1
 
     def penalize(self, scores: Floats, params: SamplingParams) -> None:
-        """Change scores [vocab] in place."""
+        """Apply the penalties to scores [vocab] in place."""
         ids, counts = self.ids, self._counts[: self._size]
-        old = scores[ids].astype(np.float64)  # where nothing overflows
+        old = scores[ids].astype(np.float64)  # avoids overflow
         old = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
         old -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
         largest = np.finfo(scores.dtype).max
@@ -299,7 +305,7 @@ def _floats(logits: Array, rows: int) -> Floats:
     if logits.ndim != 2 or logits.shape[0] != rows or "float" not in str(logits.dtype):
         raise _wrong_shape(logits)
     if hasattr(logits, "detach"):
-        logits = logits.detach().float().cpu()  # torch has 16-bit floats that NumPy lacks
+        logits = logits.detach().float().cpu()  # NumPy has no bfloat16
     array: Floats = np.ascontiguousarray(logits, dtype=np.float32)
     return array if array.flags.writeable else array.copy()
 

@@ -1,4 +1,4 @@
-"""Chat templates: the jinja2 text in a checkpoint that turns messages into the prompt its model was trained on."""
+"""Chat templates: jinja2 templates in a checkpoint that turn messages into the prompt format of the model."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,15 +19,17 @@ _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class ChatTemplate:
-    """One template. It is compiled when first used, so that a broken one does not keep a model from completing text.
+    """One template. It is compiled on first use, so that a broken template does not prevent plain completions.
 
-    `source` is the jinja2 text, `origin` the file it is from, for errors.
+    Attributes:
+        source: the jinja2 text.
+        origin: the file it comes from, for error messages.
     """
 
     def __init__(self, source: str, origin: str) -> None:
         if len(source.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
             raise UnsupportedError(
-                f"The chat template in {origin} is larger than {MAX_TEMPLATE_BYTES} bytes; that is no chat template."
+                f"The chat template in {origin} is larger than {MAX_TEMPLATE_BYTES} bytes, which is not supported."
             )
         self.source = source
         self.origin = origin
@@ -39,20 +41,20 @@ class ChatTemplate:
                 return TemplateEnvironment().from_string(self.source)
         except TemplateSyntaxError as error:
             problem = f"line {error.lineno}: {error.message}"
-        except Exception as error:  # the compiler meets a stranger's text: RecursionError, SyntaxError, OverflowError
+        except Exception as error:  # untrusted input: RecursionError, SyntaxError, OverflowError
             problem = f"{type(error).__name__}: {error}"
         raise UnsupportedError(
-            f"The chat template in {self.origin} cannot be compiled ({problem}). Mend it, or put a working one into "
-            "chat_template.jinja beside it."
+            f"The chat template in {self.origin} cannot be compiled ({problem}). Fix it, or put a working one into "
+            "chat_template.jinja in the same directory."
         )
 
     @cached_property
     def takes_tools(self) -> bool:
-        """Whether it asks for the tools, so that it can show them to its model."""
+        """Whether the template uses the variable `tools`."""
         try:
             with Budget():
                 return "tools" in find_undeclared_variables(TemplateEnvironment().parse(self.source))
-        except Exception:  # as above; `render` will say what is wrong
+        except Exception:  # as above; `render` reports the error
             return False
 
     def render(
@@ -62,19 +64,22 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Render a conversation. `variables` are further names for the template, such as bos_token or enable_thinking.
+        """Render a conversation.
 
-        As in transformers, keys of a message whose value is None are left out. A message's content given as a list of
-        text parts is joined with line breaks; an empty list of tools counts as none.
+        As in transformers, keys of a message whose value is None are left out. If a message's content is a list of text
+        parts, they are joined with line breaks. An empty list of tools counts as none.
+
+        Args:
+            variables: additional variables for the template, such as bos_token or enable_thinking.
 
         Raises:
             UsageError: messages, tools or variables have the wrong shape, or the template refuses them.
-            UnsupportedError: the template cannot be compiled, asks for what the sandbox forbids, or works too long.
+            UnsupportedError: the template cannot be compiled, uses what the sandbox forbids, or runs for too long.
         """
         names: dict[str, Any] = {}
         for name, value in (variables or {}).items():
             if name in _OWN_VARIABLES:
-                message = f"The chat template's variable {name!r} has an argument of its own; pass it there."
+                message = f"The chat template's variable {name!r} has its own argument; pass it there."
                 raise UsageError(message, "chat_template_kwargs")
             names[str(name)] = _plain(value, f"variable {name!r}")
         names["messages"] = _check_messages(messages)
@@ -89,7 +94,7 @@ class ChatTemplate:
             raise UsageError(f"The chat template refuses these messages: {error.message}") from None
         except (SecurityError, OverflowError, MemoryError) as error:
             raise UnsupportedError(f"The chat template in {self.origin} was stopped: {error}.") from None
-        except Exception as error:  # whatever a stranger's program can raise
+        except Exception as error:  # the template is an untrusted program
             raise UsageError(
                 f"The chat template in {self.origin} fails on these messages ({type(error).__name__}: {error}). "
                 "Check that every message has the keys that this model's template expects."
@@ -107,10 +112,10 @@ class ChatTemplates:
         return bool(self._templates)
 
     def choose(self, with_tools: bool) -> ChatTemplate:
-        """The template for a request: `tool_use` where there are tools and such a template, else `default`.
+        """The template for a request: `tool_use` if the request has tools and the template exists, else `default`.
 
         Raises:
-            UnsupportedError: there is none.
+            UnsupportedError: there is no such template.
         """
         names = ("tool_use", "default") if with_tools else ("default",)
         for name in names:
@@ -119,16 +124,16 @@ class ChatTemplates:
         if self._templates:
             raise UnsupportedError(
                 f"{self._directory} has chat templates named {', '.join(self._templates)}, but none named default. "
-                "Put the one to use into chat_template.jinja."
+                "Copy the one to use to chat_template.jinja."
             )
         raise UnsupportedError(
-            f"{self._directory} has no chat template, so this is probably no chat model. Give it plain text instead of "
-            "messages, or put its template into chat_template.jinja."
+            f"{self._directory} has no chat template, so it is probably not a chat model. Use plain text instead of "
+            "messages, or put a template into chat_template.jinja."
         )
 
 
 def load_chat_templates(directory: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplates:
-    """Find the templates: chat_template.jinja before tokenizer_config.json before chat_template.json.
+    """Load the templates. chat_template.jinja overrides tokenizer_config.json, which overrides chat_template.json.
 
     Raises:
         CheckpointError: a file cannot be read or has the wrong shape.
@@ -163,7 +168,7 @@ def _collect(templates: dict[str, ChatTemplate], value: object, path: Path) -> N
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise UnsupportedError(f"{path} is larger than {MAX_TEMPLATE_BYTES} bytes; that is no chat template.")
+            raise UnsupportedError(f"{path} is larger than {MAX_TEMPLATE_BYTES} bytes, which is not supported.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
@@ -173,7 +178,7 @@ def _check_messages(messages: object) -> list[dict[str, Any]]:
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise UsageError('Messages must be a list of objects such as {"role": "user", "content": "Hello"}.')
     if not messages:
-        raise UsageError("There are no messages; give at least one.")
+        raise UsageError("There are no messages; at least one is required.")
     return [_check_message(message, f"message {index}") for index, message in enumerate(messages)]
 
 
@@ -212,7 +217,7 @@ def _check_tools(tools: object) -> list[dict[str, Any]] | None:
 
 
 def _plain(value: object, where: str, depth: int = 0) -> Any:
-    # Only JSON's own types go into a template: an object's methods would be within its reach.
+    # Only JSON types are passed to a template, because it could call the methods of other objects.
     if depth > MAX_DEPTH:
         raise UsageError(f"{where} is nested more than {MAX_DEPTH} levels deep.")
     if value is None or type(value) in (str, bool, int, float):

@@ -1,4 +1,4 @@
-"""Text from a stream of tokens, given out as soon as no later token can change it."""
+"""Incremental detokenization: text is returned as soon as no later token can change it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,15 @@ _LOCAL_STEPS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "St
 
 
 class IncrementalDecoder:
-    """Text of a token stream, piece by piece; all pieces and `flush` together equal `Tokenizer.decode` of all ids.
+    """Decodes a token stream piece by piece. The pieces and `flush` together equal `Tokenizer.decode` of all ids.
 
-    What a later token could still change is held back: an unfinished UTF-8 character, and a run of byte tokens
-    (<0xE2> and so on) until it ends, since one wrong byte changes how the whole run is read. Each push decodes a few
-    tokens only: those not yet final, after some that take up what a decoder strips from the beginning of a text. With
-    a kind of decoder that cannot be cut like this, all text comes from `flush`.
+    Text that a later token can change is held back: an incomplete UTF-8 character, and a run of byte tokens (such as
+    <0xE2>) until it ends, because one invalid byte changes how the whole run is decoded. Each push decodes only a few
+    tokens: those not yet final, after a few earlier ones from which the decoder can strip what it strips from the
+    beginning of a text. If the decoder does not allow this, all text is returned by `flush`.
 
-    shown: special tokens that are written out, though others are skipped.
+    Args:
+        shown: special tokens that are part of the text even if other special tokens are skipped.
     """
 
     def __init__(
@@ -37,13 +38,13 @@ class IncrementalDecoder:
         self._reset()
 
     def _reset(self) -> None:
-        self._first: list[int] = []  # decoded before the window, its text cut off again
+        self._first: list[int] = []  # decoded together with the window; their text is then removed
         self._first_length = 0
         self._window: list[int] = []
         self._emitted = 0  # characters of the window's text that have been returned
 
     def push(self, token_id: int) -> str:
-        """Take one more token; return the text that became final, often one word, sometimes nothing."""
+        """Add a token and return the text that became final: often a word, sometimes nothing."""
         token = self._tokenizer.token_text(token_id)
         if token is not None and token_id in self._shown:
             return self.flush() + token
@@ -64,7 +65,7 @@ class IncrementalDecoder:
         return piece
 
     def flush(self) -> str:
-        """The stream has ended: return what was held back. A new stream may begin afterwards."""
+        """End the stream and return the text held back. A new stream may begin afterwards."""
         rest = self._window_text()[self._emitted :] if self._window else ""
         self._reset()
         return rest
@@ -78,14 +79,14 @@ class IncrementalDecoder:
     def _close_window(self) -> None:
         if not self._first_length:
             tokens = self._first + self._window
-            # The shortest end that gives text does: a long one would be decoded again with each token.
+            # The shortest end with text suffices; a longer one would cost time at each token.
             self._first = next((tokens[-n:] for n in range(1, len(tokens)) if self._decode(tokens[-n:])), tokens)
             self._first_length = len(self._decode(self._first))
         self._window, self._emitted = [], 0
 
     def _shorten_window(self, text: str) -> None:
-        # So many bytes that are no UTF-8; three of them at most still wait for more. Where both parts together give
-        # the same text, the cut goes through no character.
+        # The window ends with many bytes that are not UTF-8, of which at most three can belong to an incomplete
+        # character. If both parts decode to the same text as the whole, the cut does not split a character.
         cut = len(self._window) - 4
         head, tail = self._window[:cut], self._window[cut:]
         tail_text = self._decode(tail)

@@ -1,4 +1,4 @@
-"""Stop strings: where generated text ends, and what of it may already be shown."""
+"""Stop strings: where the generated text ends, and which part of it may already be shown."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,10 +7,10 @@ from ..errors import UsageError
 
 
 class StopChecker:
-    """Watches a text that arrives in pieces for the first of some stop strings, across the borders of the pieces.
+    """Searches a text that arrives in pieces for stop strings, across the borders of the pieces.
 
-    The text ends before the occurrence that is complete first; where two are complete at the same character, before
-    the longer one. That does not depend on how the text is cut into pieces.
+    The text ends before the occurrence that is complete first; if two are complete at the same character, before the
+    longer one. This does not depend on how the text is divided into pieces.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ class StopChecker:
         return self.matched is not None
 
     def push(self, text: str) -> str:
-        """Take more text; return what is now certain to stand before any stop string (nothing after a match)."""
+        """Add text and return the part that is certainly before any stop string (nothing after a match)."""
         if self.stopped:
             return ""
         if not self._searches:
@@ -45,17 +45,17 @@ class StopChecker:
         return final
 
     def flush(self) -> str:
-        """The text has ended: return what was held back as the possible beginning of a stop string."""
+        """End the text and return the part held back as the possible beginning of a stop string."""
         final, self._held = self._held, ""
         return final
 
 
 class _StringSearch:
-    """Knuth, Morris and Pratt's search (SIAM J. Comput. 6, 1977, p. 323): constant work for each character."""
+    """Knuth, Morris and Pratt's search (SIAM J. Comput. 6, 1977, p. 323): amortized constant work per character."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.matched = 0  # the longest beginning of `text` that the text seen so far ends with
+        self.matched = 0  # length of the longest prefix of `text` that is a suffix of the text seen so far
         self._fallback = _fallback(text)
 
     def advance(self, character: str) -> None:
@@ -66,7 +66,7 @@ class _StringSearch:
 
 @lru_cache(maxsize=1024)  # the answers of a request share it
 def _fallback(text: str) -> Sequence[int]:
-    """For each length, the longest shorter beginning of `text` that its beginning of that length ends with."""
+    """For each prefix of `text`, the length of its longest proper prefix that is also its suffix."""
     fallback = [0] * (len(text) + 1)
     length = 0
     for index in range(1, len(text)):

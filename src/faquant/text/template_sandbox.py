@@ -1,8 +1,8 @@
-"""The jinja2 environment that chat templates run in: sandboxed, and with a bound on the work they can cause.
+"""The jinja2 environment of chat templates: sandboxed, and with limits on time and memory.
 
-A chat template arrives with a checkpoint, so it is a stranger's program. jinja2's sandbox keeps it from the
-interpreter; the budget here keeps ordinary loops, recursion and doubling strings from taking all time and memory.
-It is no proof against every waste of time: whoever serves models of unknown origin limits the process too.
+A chat template is part of a checkpoint, so it is an untrusted program. jinja2's sandbox protects the interpreter; the
+budget in this module prevents ordinary loops, recursion and growing strings from using all time and memory. It does not
+prevent every waste of time: if you serve models of unknown origin, limit the process too.
 """
 
 import json
@@ -22,7 +22,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_STEPS = 500_000  # about 20 times what a conversation of 4,000 messages takes
+MAX_STEPS = 500_000  # about 20 times as many as a conversation of 4,000 messages needs
 MAX_LENGTH = 32 << 20  # characters of one string, items of one list
 MAX_WIDTH = 10_000
 _CHARACTERS_PER_STEP = 4096
@@ -37,7 +37,7 @@ class TemplateLimitError(SecurityError):
 
 
 class Budget:
-    """What one compilation or one rendering may still do; used as a context manager."""
+    """The remaining steps of one compilation or rendering; a context manager."""
 
     def __init__(self) -> None:
         self.steps = MAX_STEPS
@@ -59,12 +59,12 @@ _budget: ContextVar[Budget] = ContextVar("faquant_template_budget")
 
 
 def spend(steps: int) -> None:
-    """Charge `steps` to the budget in force."""
+    """Charge `steps` to the current budget."""
     _budget.get().spend(steps)
 
 
 def charge(value: Any) -> Any:
-    """Charge for a value just made, and return it; one that is too large ends the template."""
+    """Charge for a new value and return it. Raises: TemplateLimitError: it is too large."""
     if isinstance(value, str | list | tuple | dict):
         charge_length(len(value), isinstance(value, str))
     else:
@@ -73,14 +73,14 @@ def charge(value: Any) -> Any:
 
 
 def charge_length(length: int, is_text: bool) -> None:
-    """Charge for a string or a list of this length, before it is made where that can be."""
+    """Charge for a string or a list of this length, if possible before it is created."""
     if length > MAX_LENGTH:
         raise TemplateLimitError(f"it makes a value of {length} characters or items; at most {MAX_LENGTH} are allowed")
     spend(1 + (length // _CHARACTERS_PER_STEP if is_text else length))
 
 
 def check_widths(values: tuple[Any, ...]) -> None:
-    """Refuse a large number among the arguments of a method or filter that pads or repeats."""
+    """Refuse large numbers in the arguments of methods and filters that pad or repeat."""
     if any(isinstance(value, int) and abs(value) > MAX_WIDTH for value in values):
         raise TemplateLimitError(f"it pads or repeats more than {MAX_WIDTH} times")
 
@@ -120,13 +120,13 @@ def _join(parts: Iterable[str]) -> str:
 
 
 def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)  # also copies the mark by which jinja2 knows that a filter wants its context
+    @wraps(function)  # also copies the attribute that tells jinja2 to pass the context
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if name in _WIDTH_FILTERS:
             check_widths((*args[1:], *kwargs.values()))
         elif name == "format" and args:
             _check_format(_WIDE_PERCENT, args[0])
-        for value in args[:2]:  # after a context there is the value
+        for value in args[:2]:  # the value is second if the first is a context
             if isinstance(value, str | list | tuple):
                 charge_length(len(value), isinstance(value, str))
         return charge(function(*args, **kwargs))
@@ -146,7 +146,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja2's own filter escapes <, > and & for HTML, which models have not been trained on.
+    # jinja2's own filter escapes <, > and & for HTML; models are not trained on that.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -183,7 +183,7 @@ def _namespace(*args: Any, **kwargs: Any) -> _Namespace:
 
 
 class _Generation(Extension):
-    """{% generation %} marks what a trainer learns from; here its body is simply rendered."""
+    """{% generation %} marks text for training; here its body is rendered as is."""
 
     tags = {"generation"}  # noqa: RUF012 - an instance variable to jinja2
 
@@ -211,7 +211,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         )
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        # Loops and ~ compile to plain Python that no hook of the sandbox sees, so they are led through filters.
+        # Loops and ~ compile to plain Python without a hook in the sandbox, so they are wrapped in filters.
         tree = super()._parse(source, name, filename)
         for loop in list(tree.find_all(nodes.For)):
             loop.iter = _filter_node("faquant_each", loop.iter)

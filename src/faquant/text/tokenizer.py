@@ -1,4 +1,4 @@
-"""Text to token ids and back, as the checkpoint's own tokenizer.json says."""
+"""The tokenizer of a checkpoint (tokenizer.json): text to token ids and back."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,11 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 class Tokenizer:
     """A checkpoint's tokenizer and chat template.
 
-    eos_token_ids: every id that ends an answer (config.json, generation_config.json and the tokenizer's eos_token).
-    bos_token_id: None where the model has none. special_tokens: the named ones, such as bos_token, as text.
+    Attributes:
+        eos_token_ids: all ids that end an answer (from config.json, generation_config.json and the tokenizer's
+            eos_token).
+        bos_token_id: None if the model has none.
+        special_tokens: the named special tokens, such as bos_token, as text.
     """
 
     def __init__(
@@ -32,7 +35,7 @@ class Tokenizer:
         chat_templates: ChatTemplates,
         prepend_bos: bool = False,
     ) -> None:
-        backend.no_truncation()  # a tokenizer.json may carry the settings of its training run
+        backend.no_truncation()  # tokenizer.json may contain settings from training
         backend.no_padding()
         self._backend = backend
         self._chat_templates = chat_templates
@@ -45,8 +48,8 @@ class Tokenizer:
     def from_directory(cls, directory: Path) -> "Tokenizer":
         """Read the tokenizer of a Hugging Face model directory.
 
-        As in transformers 5, tokenizer.json decides which special tokens `encode` adds. Only where it says nothing (it
-        has no post-processor) does add_bos_token in tokenizer_config.json count.
+        As in transformers 5, the post-processor in tokenizer.json determines which special tokens `encode` adds. If
+        there is none, add_bos_token in tokenizer_config.json does.
 
         Raises:
             CheckpointError: tokenizer.json is missing, damaged or too large, or another file contradicts it.
@@ -77,51 +80,51 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id; a model's logits may have more columns, for padding."""
+        """The largest id plus 1. A model's logits may have more columns, because of padding."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `render_chat` has a template to render with."""
+        """Whether there is a template for `render_chat`."""
         return bool(self._chat_templates)
 
     @property
     def chat_template(self) -> str | None:
-        """The text of the chat template for requests without tools. Raises: UnsupportedError: only others are there."""
+        """The source of the template for requests without tools. Raises: UnsupportedError: there are only others."""
         return self._chat_templates.choose(with_tools=False).source if self._chat_templates else None
 
     @property
     def tool_template(self) -> str | None:
-        """The text of the chat template for requests with tools; None where there is none, or it takes no tools."""
+        """The source of the template for requests with tools; None if there is none or it does not use tools."""
         template = self._chat_templates.choose(with_tools=True) if self._chat_templates else None
         return template.source if template is not None and template.takes_tools else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, by default with what the model expects around it, such as BOS.
+        """Token ids of `text`, by default with the special tokens that the model expects, such as BOS.
 
         Raises:
-            UsageError: `text` is no string, or has half of a surrogate pair, which no UTF-8 text can hold.
+            UsageError: `text` is not a string, or has an unpaired surrogate, which UTF-8 cannot encode.
         """
         if not isinstance(text, str):
             raise UsageError(f"Text to encode must be a string, not a {type(text).__name__}.")
         try:
-            # Other than `encode`, this lets other threads run meanwhile.
+            # Unlike `encode`, this releases the GIL.
             (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             ids: list[int] = encoded.ids
         except TypeError:
             half = next((place for place, mark in enumerate(text) if "\ud800" <= mark <= "\udfff"), None)
             raise UsageError(
-                f"The text has half of a surrogate pair at character {half}; it is no valid Unicode. Remove it."
+                f"The text is not valid Unicode: character {half} is an unpaired surrogate. Remove it."
             ) from None
         if add_special_tokens and self._prepend_bos and self.bos_token_id is not None:
             ids.insert(0, self.bos_token_id)
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`. Ids that no token has (the padding of a vocabulary) give no text.
+        """The text of `ids`. Ids without a token (the padding of a vocabulary) have no text.
 
         Raises:
-            UsageError: an id is negative, of 2^32 or more, or no integer.
+            UsageError: an id is negative, 2^32 or larger, or not an integer.
         """
         try:
             return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
@@ -129,22 +132,22 @@ class Tokenizer:
             raise UsageError("Token ids to decode must be integers from 0 to 2^32 - 1.") from None
 
     def token_text(self, token_id: int) -> str | None:
-        """The token as the vocabulary writes it, or None where no token has this id."""
+        """The token as written in the vocabulary; None if there is no token with this id."""
         text: str | None = self._backend.id_to_token(token_id)
         return text
 
     def to_json(self) -> str:
-        """The tokenizer as tokenizer.json has it, with the named special tokens marked as such."""
+        """The tokenizer in the format of tokenizer.json, with the named special tokens marked as special."""
         return str(self._backend.to_str())
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
-        """The ids that decoding with skip_special_tokens leaves out."""
+        """The ids that `decode` omits with skip_special_tokens."""
         return frozenset(index for index, token in self._backend.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
     def decoder_description(self) -> Mapping[str, Any] | None:
-        """The `decoder` of tokenizer.json: how tokens are put together to text."""
+        """The `decoder` in tokenizer.json, which joins tokens into text."""
         decoder = self._backend.decoder
         description: Mapping[str, Any] | None = json.loads(decoder.__getstate__()) if decoder is not None else None
         return description
@@ -156,7 +159,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt for a conversation. `variables`: further names for the template, such as enable_thinking.
+        """The prompt for a conversation. `variables`: additional variables for the template, such as enable_thinking.
 
         Raises:
             UnsupportedError: there is no chat template, or it cannot be run.
@@ -164,7 +167,7 @@ class Tokenizer:
         """
         template = self._chat_templates.choose(with_tools=bool(tools))
         if not isinstance(variables or {}, Mapping):
-            raise UsageError("chat_template_kwargs is a mapping from names to values.", "chat_template_kwargs")
+            raise UsageError("chat_template_kwargs must be a mapping from names to values.", "chat_template_kwargs")
         names = {**self.special_tokens, **(variables or {})}
         return template.render(messages, add_generation_prompt, tools, names)
 
@@ -175,9 +178,9 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of `render_chat`. The template writes BOS where the model wants one, so none is added.
+        """Token ids of `render_chat`. No BOS is added, because the template writes it if the model needs one.
 
-        As in transformers, a special token written out in a message becomes that token.
+        As in transformers, the text of a special token in a message becomes that token.
         """
         return self.encode(self.render_chat(messages, add_generation_prompt, tools, variables), False)
 
@@ -186,16 +189,16 @@ def _read_backend(directory: Path) -> tokenizers.Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{directory} has no tokenizer.json. Copy it from the original model; one that has only tokenizer.model or "
-            "vocab.json gets one from transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
+            f"{directory} has no tokenizer.json. Copy it from the original model. If that has only tokenizer.model or "
+            "vocab.json, convert it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
         )
     size = path.stat().st_size
     if size > MAX_TOKENIZER_BYTES:
-        raise CheckpointError(f"{path} has {size} bytes; more than {MAX_TOKENIZER_BYTES} is no tokenizer.")
+        raise CheckpointError(f"{path} has {size} bytes; the limit is {MAX_TOKENIZER_BYTES}.")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for whatever it cannot read
-        raise CheckpointError(f"{path} is no tokenizer that the library tokenizers can read: {error}.") from None
+    except Exception as error:  # the library raises plain Exception for all errors
+        raise CheckpointError(f"{path} cannot be read by the library tokenizers: {error}.") from None
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
@@ -203,7 +206,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _special_tokens(config: Mapping[str, Any], older: Mapping[str, Any], directory: Path) -> dict[str, str]:
-    """The named special tokens; tokenizer_config.json goes before special_tokens_map.json."""
+    """The named special tokens; tokenizer_config.json overrides special_tokens_map.json."""
     found: dict[str, str] = {}
     for table, name in ((older, "special_tokens_map.json"), (config, "tokenizer_config.json")):
         for key in NAMED_TOKENS:
@@ -221,7 +224,7 @@ def _special_tokens(config: Mapping[str, Any], older: Mapping[str, Any], directo
 
 
 def _mark_special(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> None:
-    """Let decoding skip the named special tokens also where tokenizer.json lists them as ordinary ones."""
+    """Mark the named special tokens as special, even if tokenizer.json does not, so that `decode` can skip them."""
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     missing = [text for text in dict.fromkeys(texts) if text not in special and backend.token_to_id(text) is not None]
     backend.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in missing])

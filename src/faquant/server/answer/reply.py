@@ -10,10 +10,10 @@ from ..schema.responses import (
     CallsMessage,
     ChatMessage,
     Delta,
-    ToolCallFunction,
     FunctionDelta,
     ToolCall,
     ToolCallDelta,
+    ToolCallFunction,
 )
 
 

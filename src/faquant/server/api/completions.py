@@ -13,7 +13,7 @@ from ..answer.asked import sampling_params
 from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
 from ..schema.requests import CompletionRequest
-from ..schema.responses import CompletionResponse, CompletionChoice, Usage
+from ..schema.responses import CompletionChoice, CompletionResponse, Usage
 from ..service import Call, CurrentCall, Service
 
 router = APIRouter(route_class=StrictRoute)
