@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command at any moment: with status 130 and a line, never with a traceback, and never unnoticed."""
+"""Ctrl-C ends a command at any moment, with status 130 and a message, and without a traceback."""
 
 import os
 import re

@@ -16,7 +16,7 @@ import pytest
 from faquant.sampling.sampler import SamplingParams
 from faquant.server.http import connection
 from faquant.server.http.middleware import Supervisor
-from faquant.server.operate.logs import Seldom
+from faquant.server.operate.logs import RateLimit
 from oracles.tiny_server import GREEDY, NAME, BytesEngine, TinyServer, alone, tokenizer
 
 ENDLESS: Any = {"model": NAME, "prompt": "One day", "max_tokens": 3000, **GREEDY}
@@ -168,9 +168,9 @@ def test_a_connection_without_a_whole_head_is_closed(monkeypatch: pytest.MonkeyP
 
 
 def test_too_many_connections_are_told_of_once() -> None:
-    seldom = Seldom()
+    limit = RateLimit()
     records = [logging.makeLogRecord({"msg": "full", "created": at}) for at in (1.0, 2.0, 10.9, 11.1)]
-    assert [seldom.filter(record) for record in records] == [True, False, False, True]
+    assert [limit.filter(record) for record in records] == [True, False, False, True]
 
 
 @pytest.mark.parametrize("stops_at", [0, 1, 2])

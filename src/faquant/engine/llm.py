@@ -140,7 +140,7 @@ class LLM:
             return self.generate(ids, params, progress=progress)
         each = _for_each(params, len(ids))
         if any(some.structured_output is not None for some in each):
-            raise UsageError("Tools and a structured_output exclude each other.")
+            raise UsageError("Tools and structured_output cannot be combined.")
         wanted = [replace(some, structured_output=StructuredOutput(tool_calls=calls)) for some in each]
         return [_with_calls(answer, calls) for answer in self.generate(ids, wanted, progress=progress)]
 

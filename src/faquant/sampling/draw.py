@@ -24,7 +24,7 @@ from .params import SamplingParams
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
-"""A token's log-probability, and (id, log-probability) pairs of the likeliest tokens, in descending order; ties by id."""
+"""A token's log-probability, and (id, log-probability) pairs of the likeliest tokens, descending, then by id."""
 
 
 def check_maximum(top: float) -> None:

@@ -1,4 +1,4 @@
-"""The application, put together."""
+"""Builds the ASGI application."""
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -12,11 +12,11 @@ from .service import VERSION, Service
 
 
 def make_app(service: Service) -> FastAPI:
-    """The ASGI application over a service whose engine has been started."""
+    """Create the ASGI application for a service whose engine has been started."""
     app = FastAPI(
         title="faquant",
         version=VERSION,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other servers
         redoc_url=None,
         # Also keeps FastAPI from documenting 422, which is never sent.
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},

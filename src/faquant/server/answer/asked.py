@@ -1,4 +1,4 @@
-"""From a request's fields to SamplingParams, and to what of its tools the answer may or must call."""
+"""Converts the fields of a request to SamplingParams and ToolCalls."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ _SAME_NAMES = (
 def sampling_params(
     request: Sampling, max_tokens: int, logprobs: int | None, calls: ToolCalls | None = None
 ) -> SamplingParams:
-    """What the request asks of the sampler.
+    """The sampling parameters of a request.
 
     Raises:
         UsageError: a value is outside its range.
@@ -38,7 +38,7 @@ def sampling_params(
 
 
 def _structure(asked: ResponseFormat | None) -> StructuredOutput | None:
-    """What an answer must be; None where any text will do."""
+    """The structured output for a response format; None for plain text."""
     if asked is None or asked.type == "text":
         return None
     if asked.json_schema is None:
@@ -47,31 +47,34 @@ def _structure(asked: ResponseFormat | None) -> StructuredOutput | None:
 
 
 def all_calls(tools: Sequence[FunctionTool], format: str | None) -> ToolCalls:
-    """Calls of any of the tools. Raises: ApiError, UsageError: as tool_calls."""
+    """ToolCalls with all of the tools. Raises: ApiError, UsageError: as `tool_calls`."""
     if format is None:
-        message = "The format in which this model calls tools is not known; the server's --tool-call-parser names it."
+        message = "The tool-call format of this model is unknown; start the server with --tool-call-parser."
         raise ApiError(400, message, "tools", "unsupported_parameter")
     return ToolCalls(tuple(Tool(tool.function.name, tool.function.parameters) for tool in tools), format)
 
 
 def tool_calls(request: ChatRequest, format: str | None) -> ToolCalls | None:
-    """format: in which the model writes calls, None where that is not known. None: the request has no tools.
+    """The tools that the answer may or must call; None if the request has no tools.
+
+    Args:
+        format: the model's tool-call format; None if unknown.
 
     Raises:
-        ApiError: the request contradicts itself, or this model can call no tools.
-        UsageError: two tools have one name, parameters cannot be enforced, or a tool that is chosen is not there.
+        ApiError: the request is inconsistent, or the model's tool-call format is unknown.
+        UsageError: two tools have the same name, parameters cannot be enforced, or the chosen tool does not exist.
     """
     tools, choice = request.tools, request.tool_choice
     if tools is None:
         if choice not in (None, "none", "auto"):
-            raise ApiError(400, "tool_choice wants a call, but there are no tools.", "tool_choice")
+            raise ApiError(400, "tool_choice requires a call, but there are no tools.", "tool_choice")
         return None
     calls = all_calls(tools, format)
     has_form = request.response_format is not None and request.response_format.type != "text"
     if choice == "none":
         return None if has_form else replace(calls, tools=())
     if has_form:
-        message = "Tools and a response_format exclude each other, unless tool_choice is none."
+        message = "Tools and response_format cannot be combined, unless tool_choice is none."
         raise ApiError(400, message, "response_format", "unsupported_parameter")
     if isinstance(choice, NamedTool):
         return replace(calls.only([choice.function.name]), forced=True, parallel=False)

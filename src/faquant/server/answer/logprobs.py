@@ -1,4 +1,4 @@
-"""Log-probabilities with their tokens as text and bytes."""
+"""Log-probabilities in OpenAI's formats, with the text and bytes of the tokens."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,7 +14,7 @@ _LOWEST = -9999.0  # JSON has no infinity; vLLM writes this
 
 
 class TokenTexts:
-    """What each token of a vocabulary adds to a text."""
+    """The text and bytes of each token in a vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -24,7 +24,7 @@ class TokenTexts:
         self._marks_spaces = bool(kinds & {"Replace", "Metaspace"})
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Its bytes, which need not be whole characters."""
+        """The bytes of a token, which may be incomplete characters."""
         text = self._tokenizer.token_text(token_id)
         if text is None:
             return b""
@@ -36,7 +36,7 @@ class TokenTexts:
         return (text.replace("▁", " ") if self._marks_spaces else text).encode()
 
     def text_of(self, token_id: int) -> str:
-        """Its text; bytes that are no characters are written as OpenAI does, such as bytes:\\xe2\\x80."""
+        """The text of a token. Incomplete characters are written as by OpenAI, such as bytes:\\xe2\\x80."""
         raw = self.bytes_of(token_id)
         try:
             return raw.decode()
@@ -52,14 +52,14 @@ class TokenTexts:
         return ChatLogprobs(content=content, refusal=None)
 
     def completion(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], offset: int) -> CompletionLogprobs:
-        """In the format of plain completions, for tokens whose first begins at character `offset`."""
+        """In the format of plain completions, for tokens that begin at character `offset`."""
         tokens = [self.text_of(token_id) for token_id in ids]
         offsets = [offset]
         for token_id in ids:
             offsets.append(offsets[-1] + self.width(token_id))
         tops = []
         for _, top in logprobs:
-            # Where two tokens have one text, the likelier one stands for it.
+            # If two tokens have the same text, the likelier one is reported.
             tops.append({self.text_of(other): max(value, _LOWEST) for other, value in reversed(top)})
         return CompletionLogprobs(
             tokens=tokens,
@@ -69,7 +69,7 @@ class TokenTexts:
         )
 
     def width(self, token_id: int) -> int:
-        """Characters that begin in it."""
+        """The number of characters that begin in a token."""
         return sum(byte & 0xC0 != 0x80 for byte in self.bytes_of(token_id))
 
     def _entry(self, token_id: int, logprob: float) -> TopLogprob:
@@ -86,7 +86,7 @@ def _kinds(decoder: Mapping[str, Any] | None) -> list[str]:
 @cache
 def _byte_letters() -> dict[str, int]:
     """The letters that byte-level vocabularies write bytes with (Radford et al. 2019, GPT-2's encoder.py)."""
-    # Printable bytes stand for themselves; the others follow from U+0100 on, in order.
+    # Printable bytes are written as themselves; the others as U+0100 and following, in order.
     letters = set(pre_tokenizers.ByteLevel.alphabet())
     own = {letter: ord(letter) for letter in letters if ord(letter) < 256}
     rest = sorted(set(range(256)) - set(own.values()))

@@ -1,4 +1,4 @@
-"""One answer of a chat: from the engine's output to the deltas of a stream, and to a whole message."""
+"""One answer of a chat: converts the engine's outputs to stream deltas and to a complete message."""
 
 import uuid
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class _Call:
 
 
 class Reply:
-    """calls: what tools the answer may call; None: it is only text."""
+    """Collects one answer. calls: the tools that it may call; None: plain text."""
 
     def __init__(self, calls: ToolCalls | None) -> None:
         self._parser = None if calls is None else CallParser(calls)
@@ -35,11 +35,11 @@ class Reply:
 
     @property
     def first(self) -> Delta:
-        """What a stream begins with."""
+        """The first delta of a stream."""
         return Delta(role="assistant", content="" if self._parser is None else None)
 
     def push(self, output: Output) -> list[Delta]:
-        """What one step brings: at most one delta with text, and one for each call."""
+        """Add a step's output; return at most one delta with text, and one for each call."""
         self.finish_reason = output.finish_reason
         if self._parser is None:
             pieces: list[Piece] = [Content(output.text)] if output.text else []
@@ -50,7 +50,7 @@ class Reply:
                 if self._parser.complete:
                     self.finish_reason = "tool_calls"
                 elif not (pieces or self._content or self._calls):
-                    pieces = [Content("")]  # a message is never without both
+                    pieces = [Content("")]  # a message has content or calls
         content: list[Delta] = []
         deltas: dict[int, ToolCallDelta] = {}
         for piece in pieces:
@@ -64,7 +64,7 @@ class Reply:
         return [*content, *(Delta(tool_calls=[delta]) for delta in deltas.values())]
 
     def message(self) -> ChatMessage | CallsMessage:
-        """All that has been pushed."""
+        """The complete message."""
         if not self._calls:
             return ChatMessage(role="assistant", content=self._content, refusal=None)
         calls = [

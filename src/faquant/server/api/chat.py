@@ -49,7 +49,7 @@ async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Respon
 
 
 class _Chat:
-    """One answer in the making."""
+    """Builds the answer to one request."""
 
     def __init__(self, call: Call, params: SamplingParams, calls: ToolCalls | None) -> None:
         self._call = call

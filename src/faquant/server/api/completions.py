@@ -19,7 +19,7 @@ from ..service import Call, CurrentCall, Service
 router = APIRouter(route_class=StrictRoute)
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's."""
+"""The default of OpenAI's API."""
 
 Prompts = Sequence[CheckedPrompt]
 
@@ -30,7 +30,7 @@ Prompts = Sequence[CheckedPrompt]
     responses={200: {"content": {"text/event-stream": {}}}},
 )
 async def create_completion(body: CompletionRequest, call: CurrentCall) -> Response:
-    """Go on from one or several prompts, text or token ids."""
+    """Continue one or several prompts, given as text or token ids."""
     wanted = _prompts(body)
     call.enter(body.model, len(wanted) * body.n)
     prompts = await _encoded(wanted, call.service)
@@ -59,7 +59,7 @@ async def _encoded(prompts: Sequence[str | list[int]], service: Service) -> list
 
 
 class _Completions:
-    """The answers to some prompts, in the making."""
+    """Builds the answer to one request, which may have several prompts."""
 
     def __init__(self, call: Call, params: SamplingParams) -> None:
         self._call = call

@@ -1,4 +1,4 @@
-"""The small endpoints: models, tokens, and what watches a server."""
+"""The small endpoints: models, tokenization and monitoring."""
 
 import asyncio
 
@@ -21,13 +21,13 @@ def _card(call: CurrentCall) -> ModelCard:
 
 @router.get("/v1/models")
 async def list_models(call: CurrentCall) -> ModelList:
-    """The model that is served."""
+    """List the served model."""
     return ModelList(data=[_card(call)])
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, call: CurrentCall) -> ModelCard:
-    """What is known of the model of this name."""
+    """Describe the model with this name."""
     call.service.check_model(model)
     return _card(call)
 
@@ -56,14 +56,14 @@ async def detokenize(body: DetokenizeRequest, call: CurrentCall) -> Detokenized:
     vocabulary = call.service.engine.engine.model.config.vocab_size
     outside = next((token for token in body.tokens if token >= vocabulary), None)
     if outside is not None:
-        raise ApiError(400, f"tokens has {outside}, but the vocabulary's last is {vocabulary - 1}.", "tokens")
+        raise ApiError(400, f"tokens contains {outside}, but the largest token id is {vocabulary - 1}.", "tokens")
     text = await asyncio.to_thread(call.service.tokenizer.decode, body.tokens, body.skip_special_tokens)
     return Detokenized(prompt=text)
 
 
 @router.get("/health")
 async def health(call: CurrentCall) -> Health:
-    """Whether requests are answered; 503 where they are not, or will soon not be."""
+    """Report whether the server accepts requests; status 503 if it does not."""
     if not call.service.ready:
         raise ApiError(503, "The server is shutting down, or its engine has stopped.", code="not_ready")
     return Health()
@@ -71,12 +71,12 @@ async def health(call: CurrentCall) -> Health:
 
 @router.get("/version")
 async def version() -> Version:
-    """Of faquant."""
+    """The version of faquant."""
     return Version(version=VERSION)
 
 
 @router.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
 async def metrics(call: CurrentCall) -> Response:
-    """For Prometheus."""
+    """Metrics for Prometheus."""
     text, media_type = call.service.metrics.render()
     return Response(text, headers={"Content-Type": media_type})

@@ -1,15 +1,15 @@
-"""A client's connection."""
+"""The connection of a client."""
 
 import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 30.0
-"""From a connection's beginning, or a head's, to the end of that head."""
+"""Maximum time for the headers of a request, from the start of the connection or of the headers."""
 
 
 class Connection(H11Protocol):
-    """uvicorn's, closed where the head of a request does not come in time: until then no request is there to time."""
+    """uvicorn's connection, closed if a request's headers are late. (Supervisor limits the time after the headers.)"""
 
     _timer: asyncio.TimerHandle | None = None
 

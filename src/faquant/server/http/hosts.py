@@ -1,7 +1,7 @@
-"""Which names a request may call the server by.
+"""Checks the Host header, as a protection against DNS rebinding.
 
-A web page can let its own name point at this machine once it is loaded (DNS rebinding). To the browser, the server then
-has the page's origin, and neither CORS nor a loopback address keeps the page out; but its requests still say its name.
+After it has been loaded, a web page can make its own host name point to this machine. For the browser, the server then
+has the page's origin, so neither CORS nor a loopback address blocks the page; but its requests still contain its name.
 """
 
 import re
@@ -17,9 +17,9 @@ _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:%\[\]]+)(?::\d*)?")
 
 
 class Hosts:
-    """Lets those requests through whose Host is localhost, a loopback address, or one of these names, at any port.
+    """Accepts requests whose Host is localhost, a loopback address, or one of the names, with any port.
 
-    Starlette's TrustedHostMiddleware answers with plain text, not with an error object.
+    Starlette's TrustedHostMiddleware would answer with plain text, not with an error object.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -46,6 +46,6 @@ class Hosts:
 
 
 def _misdirected() -> ApiError:
-    # What the client has sent is not repeated: it may be anything.
-    message = "The request's Host is no name of this server. Call it localhost, or name it with --allowed-hosts."
+    # The message does not repeat the client's header, which can be anything.
+    message = "The request's Host is not a name of this server. Use localhost, or allow the name with --allowed-hosts."
     return ApiError(421, message, code="unknown_host")

@@ -1,4 +1,4 @@
-"""What a request may take: a place among those that are answered, and a body of so many bytes, in strict JSON."""
+"""Limits of requests: the number of concurrent sequences, and the size of the body, which must be strict JSON."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,11 +12,11 @@ from ..operate.record import Record
 
 
 class Gate:
-    """Counts the sequences that are answered or wait.
+    """Limits the number of running and waiting sequences.
 
     Args:
-        running: sequences that are answered at the same time.
-        waiting: sequences that may wait beside them.
+        running: maximum running sequences.
+        waiting: maximum waiting sequences.
     """
 
     def __init__(self, running: int, waiting: int) -> None:
@@ -25,15 +25,15 @@ class Gate:
         self.closed = False
 
     def enter(self, record: Record, sequences: int) -> None:
-        """Let a request in, until `leave`. Raises: ApiError: the queue is full, or the server is ending."""
+        """Admit a request until `leave`. Raises: ApiError: the queue is full, or the server is shutting down."""
         if self.closed:
             raise ApiError(503, "The server is shutting down.", code="shutting_down", headers={"Retry-After": "10"})
         if sequences > self.capacity:
             raise ApiError(
-                400, f"{sequences} answers are wanted at once; this server gives at most {self.capacity}.", "n"
+                400, f"{sequences} answers are requested; this server allows at most {self.capacity} at once.", "n"
             )
         if self.inside + sequences > self.capacity:
-            message = f"{self.inside} answers are being written or waited for already. Try again later."
+            message = f"The queue is full: {self.inside} answers are running or waiting. Try again later."
             raise ApiError(429, message, code="too_many_requests", headers={"Retry-After": "1"})
         self.inside += sequences
         record.sequences += sequences
@@ -62,11 +62,11 @@ class _StrictRequest(Request):
         try:
             return from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
-            raise ApiError(400, f"The body is no JSON: {error}.", code="invalid_json") from None
+            raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read so."""
+    """A route that limits the size of the body and parses it as strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()

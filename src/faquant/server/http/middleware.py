@@ -1,4 +1,4 @@
-"""What goes around every request: its id, the key, its time, a client that leaves, the log."""
+"""Middleware for every request: its id, the API key, the timeout, disconnecting clients and the log."""
 
 import asyncio
 import contextlib
@@ -25,14 +25,13 @@ _METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")
 
 
 class Access:
-    """Gives a request its id, asks for the key, and when it is over, however that was, gives back its place and says
-    what it was."""
+    """Assigns the request id and checks the API key; at the end, frees the request's place in the queue and logs it."""
 
     def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics, api_key: str | None) -> None:
         self._app = app
         self._gate = gate
         self._metrics = metrics
-        # Digests have one length, so that comparing tells nothing of the key's.
+        # Digests have equal lengths, so that comparing them does not reveal the length of the key.
         self._key = None if api_key is None else sha256(api_key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,13 +76,13 @@ class Access:
         record.end()
         self._gate.leave(record)
         self._metrics.observe(record, getattr(scope.get("route"), "path", "other"))
-        # Whoever watches the server asks every few seconds.
-        is_watching = record.method == "GET" and record.status == 200
-        log.log(logging.DEBUG if is_watching else logging.INFO, "request", extra={"fields": record.as_log()})
+        # Monitoring sends such requests every few seconds.
+        is_monitoring = record.method == "GET" and record.status == 200
+        log.log(logging.DEBUG if is_monitoring else logging.INFO, "request", extra={"fields": record.as_log()})
 
 
 class Supervisor:
-    """Ends the work for a request when its client leaves or its time is over: after `timeout` seconds; 0: never."""
+    """Cancels a request when its client disconnects, or after `timeout` seconds (0: never)."""
 
     def __init__(self, app: ASGIApp, timeout: float) -> None:
         self._app = app
@@ -117,7 +116,7 @@ class Supervisor:
         late = False
         try:
             await asyncio.wait({answer, leaving}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
-            if progress.complete:  # what comes behind a complete answer is no leaving
+            if progress.complete:  # disconnecting after a complete answer is normal
                 await asyncio.wait({answer})
             late = not answer.done() and not leaving.done()
         finally:
@@ -127,7 +126,7 @@ class Supervisor:
         if not answer.cancelled():
             answer.result()
         elif late:
-            with contextlib.suppress(asyncio.TimeoutError):  # a reader too slow to be told
+            with contextlib.suppress(asyncio.TimeoutError):  # the client reads too slowly
                 await asyncio.wait_for(self._tell_late(progress, body_read.is_set(), scope, receive, send), 1.0)
 
     async def _tell_late(
@@ -144,7 +143,7 @@ class Supervisor:
 
 
 class _Progress:
-    """How much of an answer has been sent."""
+    """Tracks how much of a response has been sent."""
 
     started = False
     complete = False

@@ -1,4 +1,4 @@
-"""Server-sent events: one JSON object a chunk, [DONE] at the end."""
+"""Server-sent events: one JSON object per chunk, and [DONE] at the end."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from ...errors import FaquantError
 from ..errors import as_api_error
 
-HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies shall pass chunks on at once
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # asks proxies not to buffer
 
 
 def event(data: str) -> bytes:
@@ -18,9 +18,9 @@ def event(data: str) -> bytes:
 
 
 class EventStream(Response):
-    """Begins with the first chunk, so what fails before it has a status of its own; what fails later is an event.
+    """Starts with the first chunk, so that an earlier error has its own status. A later error is sent as an event.
 
-    Sending waits for a reader that is slow. That holds nobody else back: the engine does not wait.
+    Sending waits for slow clients. That delays no other request, because the engine does not wait.
     """
 
     def __init__(self, chunks: AsyncGenerator[BaseModel, None]) -> None:
@@ -31,17 +31,17 @@ class EventStream(Response):
         self.init_headers(HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def tell(body: bytes, more: bool = True) -> None:
+        async def write(body: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
         async with aclosing(self._chunks) as chunks:
             first = await anext(chunks)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await tell(event(first.model_dump_json(exclude_unset=True)))
+            await write(event(first.model_dump_json(exclude_unset=True)))
             try:
                 async for chunk in chunks:
-                    await tell(event(chunk.model_dump_json(exclude_unset=True)))
+                    await write(event(chunk.model_dump_json(exclude_unset=True)))
             except FaquantError as error:
-                await tell(event(as_api_error(error).body.model_dump_json()), more=False)
+                await write(event(as_api_error(error).body.model_dump_json()), more=False)
             else:
-                await tell(event("[DONE]"), more=False)
+                await write(event("[DONE]"), more=False)

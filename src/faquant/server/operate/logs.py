@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line."""
+"""Logs with one JSON object per line."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level, logger and message, and what stands in `fields`."""
+    """Writes the time, level and message, and the entries of `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = {
@@ -22,8 +22,8 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(told, ensure_ascii=True)
 
 
-class Seldom(logging.Filter):
-    """Each message at most once in ten seconds: asyncio says in a loop that there are too many connections."""
+class RateLimit(logging.Filter):
+    """Passes each message at most once in ten seconds: asyncio reports too many connections in a loop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Seldom(logging.Filter):
 
 def log_to_stderr() -> None:
     """Send the logs of the server, of uvicorn and of asyncio to stderr."""
-    logging.getLogger("asyncio").addFilter(Seldom())
+    logging.getLogger("asyncio").addFilter(RateLimit())
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     for name, level in (("faquant", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.ERROR)):

@@ -1,4 +1,4 @@
-"""What Prometheus is told: the engine's counters as they are when it asks, and times of requests."""
+"""Metrics for Prometheus: the engine's counters, read when Prometheus asks, and the times of requests."""
 
 from collections.abc import Iterator
 
@@ -15,34 +15,34 @@ _PER_TOKEN = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1)
 _REQUEST = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _COUNTERS = {
     "steps": "Steps of the engine",
-    "step_seconds": "Seconds that steps took",
-    "model_seconds": "Seconds of them in the model",
-    "prompt_tokens": "Tokens of prompts, once for all answers to one",
-    "cached_tokens": "Tokens of prompts that were found in the cache, once for all answers to one",
-    "prefilled_tokens": "Tokens of prompts that went through the model",
+    "step_seconds": "Seconds spent in steps",
+    "model_seconds": "Seconds spent in the model",
+    "prompt_tokens": "Tokens of prompts, counted once per prompt",
+    "cached_tokens": "Tokens of prompts found in the prefix cache, counted once per prompt",
+    "prefilled_tokens": "Tokens computed for prompts, including recomputation",
     "generated_tokens": "Tokens of answers",
-    "draft_tokens": "Tokens guessed by speculation",
-    "accepted_tokens": "Guessed tokens that were right",
-    "preemptions": "Sequences that gave their pages back to older ones",
+    "draft_tokens": "Draft tokens proposed by speculation",
+    "accepted_tokens": "Draft tokens accepted",
+    "preemptions": "Sequences preempted in favor of older ones",
 }
 _GAUGES = {
-    "running": ("sequences_running", "Sequences that are answered"),
-    "waiting": ("sequences_waiting", "Sequences that wait for pages or a place"),
-    "used_pages": ("cache_pages_used", "Pages of the cache that sequences hold"),
-    "cached_pages": ("cache_pages_idle", "Pages that only the prefix cache keeps"),
-    "num_pages": ("cache_pages", "Pages of the cache"),
-    "page_size": ("cache_page_tokens", "Tokens of a page"),
-    "cache_bytes": ("cache_bytes", "Bytes of the cache"),
+    "running": ("sequences_running", "Running sequences"),
+    "waiting": ("sequences_waiting", "Waiting sequences"),
+    "used_pages": ("cache_pages_used", "Cache pages held by sequences"),
+    "cached_pages": ("cache_pages_idle", "Cache pages held only by the prefix cache"),
+    "num_pages": ("cache_pages", "Cache pages in total"),
+    "page_size": ("cache_page_tokens", "Tokens per cache page"),
+    "cache_bytes": ("cache_bytes", "Size of the cache in bytes"),
 }
 
 
 class Metrics:
-    """A registry of its own for each server."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self, engine: Engine, name: str, version: str) -> None:
         self._engine = engine
         self._registry = CollectorRegistry()
-        info = Info("faquant", "What is served, and how", registry=self._registry)
+        info = Info("faquant", "The served model and the server's settings", registry=self._registry)
         info.info(
             {
                 "version": version,
@@ -59,23 +59,23 @@ class Metrics:
         )
         self._first_token = Histogram(
             "faquant_first_token_seconds",
-            "From the request to its first token",
+            "Time from a request to its first token",
             buckets=_FIRST_TOKEN,
             registry=self._registry,
         )
         self._per_token = Histogram(
             "faquant_per_token_seconds",
-            "Between tokens of an answer, in the mean of a request",
+            "Mean time between the tokens of a request",
             buckets=_PER_TOKEN,
             registry=self._registry,
         )
         self._seconds = Histogram(
-            "faquant_request_seconds", "Of requests that were answered", buckets=_REQUEST, registry=self._registry
+            "faquant_request_seconds", "Time of successful requests", buckets=_REQUEST, registry=self._registry
         )
         self._registry.register(self)
 
     def observe(self, record: Record, route: str) -> None:
-        """Take a request that has ended into account; `route` is its path as the application has it."""
+        """Record a finished request; `route` is the path template of its endpoint."""
         self._requests.labels(record.method, route, record.status).inc()
         if record.first_token is None:
             return
@@ -88,11 +88,11 @@ class Metrics:
             self._per_token.observe((record.seconds - record.first_token) / steps)
 
     def collect(self) -> Iterator[Metric]:
-        """What the engine has counted. The thread that counts is another; each number by itself is right."""
+        """The engine's counters. Another thread updates them; each number is consistent on its own."""
         stats, state = self._engine.stats(), self._engine.state()
         for name, text in _COUNTERS.items():
             yield CounterMetricFamily(f"faquant_{name}", text, value=getattr(stats, name))
-        finished = CounterMetricFamily("faquant_answers", "Answers that have ended, by reason", labels=["reason"])
+        finished = CounterMetricFamily("faquant_answers", "Finished answers by reason", labels=["reason"])
         for reason, count in stats.finished.items():
             finished.add_metric([reason], count)
         yield finished
@@ -100,5 +100,5 @@ class Metrics:
             yield GaugeMetricFamily(f"faquant_{name}", text, value=getattr(state, field))
 
     def render(self) -> tuple[bytes, str]:
-        """The text, and its media type."""
+        """The metrics as text, and the media type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -1,4 +1,4 @@
-"""What is known of one request while it is answered, and told about it afterwards."""
+"""The record of one request, for the log, the metrics and the usage."""
 
 import re
 import time
@@ -15,12 +15,12 @@ _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/=+@-]{1,128}")
 
 @dataclass
 class Record:
-    """Nothing in it is text of a prompt or an answer.
+    """The record of one request. It contains no text of a prompt or an answer.
 
     Attributes:
-        sequences: that it has been let in with.
-        first_token: seconds from its arrival.
-        status: of the answer; 499 where the client left before it was complete.
+        sequences: number of admitted sequences.
+        first_token: seconds from arrival to the first token.
+        status: HTTP status; 499 if the client disconnected before the response was complete.
     """
 
     request_id: str
@@ -42,17 +42,17 @@ class Record:
         self.stream = stream
 
     def count(self, output: Output) -> None:
-        """Take note of what one step has brought."""
+        """Count the output of a step."""
         if self.first_token is None:
             self.first_token = time.monotonic() - self.begin
         self.completion_tokens += len(output.token_ids)
         if output.finish_reason is not None:
             self.finish_reasons.append(output.finish_reason)
-            if output.request.index == 0:  # the other answers to a prompt find what this one has read
+            if output.request.index == 0:  # the other answers reuse this one's pages
                 self.cached_tokens += output.request.cached_tokens or 0
 
     def calls_tools(self) -> None:
-        """The answer that has just ended is calls."""
+        """Record that the last finished answer consists of tool calls."""
         self.finish_reasons[-1] = "tool_calls"
 
     def end(self) -> None:
@@ -83,5 +83,5 @@ class Record:
 
 
 def request_id(sent: str) -> str:
-    """The client's own, if it is one that may stand in a log and a header; else a new one."""
+    """The client's request id if it is safe for logs and headers, else a new one."""
     return sent if _ACCEPTABLE_ID.fullmatch(sent) else uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""The page at /, where a person tries the model: files of page/, as they are."""
+"""The chat page at /, from the static files in page/."""
 
 from functools import cache
 from hashlib import sha256
@@ -22,7 +22,7 @@ _MEDIA_TYPES = {
     "text.js": _JAVASCRIPT,
 }
 PATHS = frozenset({"/", *(f"/page/{name}" for name in _MEDIA_TYPES)})
-"""Nothing here needs the API key: the page asks for it itself."""
+"""Paths that need no API key: the page itself asks for the key."""
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -42,7 +42,7 @@ router = APIRouter(include_in_schema=False)
 
 @cache
 def _read(name: str) -> tuple[bytes, str]:
-    """A file and its ETag. Of the content: times and sizes may be the same in another version."""
+    """A file and its ETag, a digest of the content: modification times and sizes may be equal in another version."""
     content = (Path(__file__).parent / name).read_bytes()
     return content, f'"{sha256(content).hexdigest()[:32]}"'
 

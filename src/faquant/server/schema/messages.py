@@ -1,4 +1,4 @@
-"""What all bodies of requests have in common; messages of a conversation, and the tools and calls in it."""
+"""The base class of request bodies; messages, tools and calls of a conversation."""
 
 import json
 import math
@@ -14,7 +14,7 @@ CallId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Body(BaseModel):
-    """As JSON has it: no text for a number, no NaN. A field that is null counts as not given."""
+    """Strict JSON types: no strings for numbers, no NaN. A field that is null counts as missing."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -32,7 +32,7 @@ class TextPart(Body):
 
 
 class CalledFunction(Body):
-    """What was called: `arguments` is the JSON text of an object."""
+    """A called function; `arguments` is a JSON object as text."""
 
     name: Name
     arguments: Text
@@ -44,19 +44,19 @@ class CalledFunction(Body):
 
     def parsed(self) -> dict[str, Any]:
         try:
-            # A tool without parameters is often called with no text at all.
+            # Calls of tools without parameters often have empty arguments.
             value = json.loads(self.arguments or "{}", parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise ValueError(
-                f"the arguments of the call of {self.name} must be a JSON object of finite numbers, as text"
+                f"the arguments of the call of {self.name} must be a JSON object, as text, with finite numbers"
             )
         return value
 
 
 class CalledTool(Body):
-    """A call in an assistant's message, as it was answered. `index` is what streams have."""
+    """A call in an assistant's message, as in an earlier answer. `index` occurs in streams."""
 
     id: CallId
     type: Literal["function"] = "function"
@@ -80,15 +80,15 @@ class Message(Body):
     @model_validator(mode="after")
     def _fits_its_role(self) -> "Message":
         if self.content is None and self.tool_calls is None:
-            raise ValueError(f"content is missing in a message of role {self.role}")
+            raise ValueError(f"content is missing in a message with role {self.role}")
         if self.tool_calls is not None and self.role != "assistant":
-            raise ValueError("tool_calls belongs to messages of role assistant")
+            raise ValueError("tool_calls is only allowed in messages with role assistant")
         if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("tool_call_id belongs to messages of role tool, and to all of them")
+            raise ValueError("tool_call_id is required in messages with role tool, and not allowed in others")
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """The names that templates know: a developer's message is a system message."""
+        """The message for chat templates, in which a developer message is a system message."""
         plain = self.model_dump(exclude_none=True, exclude={"tool_calls"})
         if self.tool_calls is not None:
             plain["tool_calls"] = [call.for_template() for call in self.tool_calls]
@@ -96,7 +96,7 @@ class Message(Body):
 
 
 class Function(Body):
-    """A function that the model may call. `strict` changes nothing: arguments always follow the schema."""
+    """A function that the model may call. `strict` has no effect: arguments always follow the schema."""
 
     name: Name
     description: Annotated[str, Field(max_length=MAX_TEXT)] | None = None
@@ -115,27 +115,27 @@ class FunctionTool(Body):
 
 
 class FunctionName(Body):
-    """Names one of the tools."""
+    """The name of a tool."""
 
     name: Name
 
 
 class NamedTool(Body):
-    """A tool_choice: this one must be called."""
+    """A tool_choice: this tool must be called."""
 
     type: Literal["function"]
     function: FunctionName
 
 
 class AllowedTools(Body):
-    """Some of the tools."""
+    """A subset of the tools."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOL_CALLS)]
 
 
 class AllowedToolsChoice(Body):
-    """A tool_choice: only these."""
+    """A tool_choice: only these tools may be called."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools

@@ -1,4 +1,4 @@
-"""The bodies of requests. What would change an answer and is not listed here is refused; what would not is accepted."""
+"""The bodies of requests. Unknown fields are refused; fields of OpenAI's API without effect on answers are accepted."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ Tools = Annotated[list[FunctionTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class JsonSchema(Body):
-    """A schema that the answer shall follow."""
+    """A schema that the answer must follow."""
 
     name: Annotated[str, Field(max_length=64)]
     description: Annotated[str, Field(max_length=4096)] | None = None
@@ -25,7 +25,7 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """What the answer shall be."""
+    """The required format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -33,19 +33,19 @@ class ResponseFormat(Body):
     @model_validator(mode="after")
     def _complete(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema belongs to the type json_schema, and to it alone")
+            raise ValueError("json_schema is required for the type json_schema, and not allowed for others")
         return self
 
 
 class StreamOptions(Body):
-    """`include_obfuscation`, random padding against eavesdroppers, is not done."""
+    """Options of a stream. `include_obfuscation`, random padding against eavesdroppers, is not supported."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
 class Sampling(Body):
-    """What chat and plain completions have in common."""
+    """The common fields of chat and plain completions."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -85,7 +85,7 @@ class Sampling(Body):
     @model_validator(mode="after")
     def _streams(self) -> "Sampling":
         if self.stream_options is not None and not self.stream:
-            raise UsageError("stream_options belongs to stream: true.", "stream_options")
+            raise UsageError("stream_options requires stream: true.", "stream_options")
         return self
 
     @property
@@ -109,10 +109,10 @@ class ChatRequest(Sampling):
     @model_validator(mode="after")
     def _agrees(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise UsageError("top_logprobs belongs to logprobs: true.", "top_logprobs")
+            raise UsageError("top_logprobs requires logprobs: true.", "top_logprobs")
         both = self.max_tokens is not None and self.max_completion_tokens is not None
         if both and self.max_tokens != self.max_completion_tokens:
-            raise UsageError("max_tokens and max_completion_tokens differ; give one of them.", "max_tokens")
+            raise UsageError("max_tokens and max_completion_tokens differ; use only one.", "max_tokens")
         return self
 
 
@@ -145,10 +145,10 @@ class TokenizeRequest(Body):
     @model_validator(mode="after")
     def _one(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise UsageError("Give either prompt or messages.", "prompt")
+            raise UsageError("Exactly one of prompt and messages is required.", "prompt")
         for field in ("tools", "chat_template_kwargs"):
             if self.messages is None and getattr(self, field) is not None:
-                raise UsageError(f"{field} belongs to messages.", field)
+                raise UsageError(f"{field} requires messages.", field)
         return self
 
 

@@ -1,4 +1,4 @@
-"""The bodies of answers, as OpenAI's clients read them. Fields that were not set are not written."""
+"""The bodies of responses, in OpenAI's formats. Fields that are not set are omitted."""
 
 from typing import Literal
 
@@ -93,7 +93,7 @@ class FunctionDelta(_Answer):
 
 
 class ToolCallDelta(_Answer):
-    """The first one of a call has all fields, the others only more of the arguments."""
+    """A part of a call. The first one has all fields; the others only continue the arguments."""
 
     index: int
     id: str | None = None
@@ -132,7 +132,7 @@ class CompletionChoice(_Answer):
 
 
 class CompletionResponse(_Answer):
-    """Also a chunk of one, where it is streamed."""
+    """A plain completion, or a chunk of its stream."""
 
     id: str
     object: Literal["text_completion"]
