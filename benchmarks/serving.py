@@ -19,7 +19,7 @@ from end_to_end import add_models, models
 from peers.client import Peer, PeerError, add_python, start_peers
 from timing import finish, start
 
-from faquant.bench.replay import Arrival, Served, replay, trace
+from faquant.bench.replay import Arrival, TraceResult, replay, trace
 from faquant.engine.engine import Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.evaluation.texts import builtin_texts
@@ -36,13 +36,13 @@ PEERS = {
 OUR_SERVER = "ours int8, server"
 
 
-def serve_by(peer: Peer, requests: Sequence[Arrival]) -> Served:
+def serve_by(peer: Peer, requests: Sequence[Arrival]) -> TraceResult:
     """Raises: PeerError: the peer fails, or an answer has not its length."""
     found = peer.call("serve", requests=[(item.at, item.prompt, item.tokens) for item in requests])
     counts = [count for *_, count in found["times"]]
     if counts != [item.tokens for item in requests]:
         raise PeerError(f"answers of {sum(counts)} tokens, where {sum(item.tokens for item in requests)} were wanted")
-    return Served(
+    return TraceResult(
         seconds=found["seconds"],
         tokens=sum(counts),
         prompt_tokens=sum(len(item.prompt) for item in requests),
@@ -61,7 +61,7 @@ def main() -> None:
     arguments = start(parser)
     source, int8, gguf = models(arguments)
     tokenizer, model = Tokenizer.from_directory(source), load(int8)
-    systems: dict[str, Callable[[Sequence[Arrival]], Served]] = {
+    systems: dict[str, Callable[[Sequence[Arrival]], TraceResult]] = {
         f"ours {name}": partial(replay, Engine(model, tokenizer, EngineConfig(kv_cache_dtype=dtype)))
         for name, dtype in (("int8", "auto"), ("bfloat16", "bfloat16"))
     }
@@ -80,7 +80,7 @@ def main() -> None:
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
     rows: list[dict[str, object]] = []
     for rate in arguments.rates:
-        served: dict[str, list[Served]] = {name: [] for name in systems}
+        served: dict[str, list[TraceResult]] = {name: [] for name in systems}
         for number in range(arguments.rounds + 1):  # the first one warms up
             requests = trace(texts, arguments.requests, rate, seed=number)
             for name in list(systems):

@@ -16,7 +16,7 @@ from faquant.structured.structured_output import StructuredOutput
 from faquant.structured.tools.calls import MAX_CALLS, MAX_TOOLS, Tool, ToolCalls
 from faquant.structured.tools.conversation import Conversation
 from faquant.structured.tools.formats import FORMATS, detect
-from faquant.structured.tools.parser import Begun, CallParser, Content, opening_of, parse
+from faquant.structured.tools.parser import CallParser, CallStart, Content, opening_of, parse
 from faquant.text.tokenizer import Tokenizer
 from oracles.chat_templates import TEMPLATES
 from oracles.constrained import LETTERS, SCHEMAS, Model, check
@@ -75,7 +75,7 @@ def read(calls: ToolCalls, *texts: str) -> tuple[str, list[tuple[str, str]], boo
         if isinstance(piece, Content):
             assert not found, "content comes before the calls"
             content += piece.text
-        elif isinstance(piece, Begun):
+        elif isinstance(piece, CallStart):
             assert piece.index == len(found)
             found.append((piece.name, ""))
         else:
@@ -118,7 +118,7 @@ class TestReading:
     ) -> None:
         calls = ToolCalls(TOOLS, format)
         begin = (
-            next(n for n in range(len(text) + 1) if opening_of(calls).look(text[:n], True).calls is not None)
+            next(n for n in range(len(text) + 1) if opening_of(calls).split(text[:n], True).calls is not None)
             if (wanted)
             else len(text) + 1
         )

@@ -46,7 +46,7 @@ def trace(
 
 
 @dataclass(frozen=True)
-class Served:
+class TraceResult:
     """The measurements of a replayed trace.
 
     Attributes:
@@ -88,7 +88,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]
 
 
-def replay(engine: Engine, requests: Sequence[Arrival]) -> Served:
+def replay(engine: Engine, requests: Sequence[Arrival]) -> TraceResult:
     """Submit the requests at their arrival times, and answer them greedily to their full length.
 
     Raises:
@@ -111,7 +111,7 @@ def replay(engine: Engine, requests: Sequence[Arrival]) -> Served:
         if request.error is not None:
             raise request.error
     steps = after.step_seconds - before.step_seconds
-    return Served(
+    return TraceResult(
         seconds=seconds,
         tokens=sum(len(request.answer_ids) for _, request in arrived),
         prompt_tokens=sum(request.prompt_length for _, request in arrived),

@@ -14,15 +14,15 @@ from ..checkpoint.model_config import load_config
 from ..errors import UsageError
 from ..progress import progress_bar
 from .console import write_json_file
-from .interrupts import raise_from_now_on
+from .interrupts import raise_on_signals
 
 if TYPE_CHECKING:
-    from ..bench.replay import Arrival, Served
+    from ..bench.replay import Arrival, TraceResult
     from ..engine.engine import Engine
 
-MOST_TOKENS = 65_536
+MAX_TOKENS = 65_536
 """Maximum tokens in one cache."""
-MOST_FLOAT_DEPTH = 2048
+MAX_FLOAT_DEPTH = 2048
 """The float model's attention is a slow reference that handles one sequence at a time."""
 SPARE = 128
 INT8, BFLOAT16, FLOAT = "int8 cache", "bfloat16 cache", "float model"
@@ -58,7 +58,7 @@ def bench(
     from ..model.load import load
     from ..text.tokenizer import Tokenizer
 
-    raise_from_now_on()
+    raise_on_signals()
     if requests and max_position <= 2 * LONGEST_ANSWER:
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests; use --requests 0.")
     model, tokenizer = load(directory), Tokenizer.from_directory(directory)
@@ -77,8 +77,8 @@ def bench(
         if depth not in deep:
             _skip(f"{depth:,} tokens", f"they exceed the context of {max_position:,} with {SPARE} more")
         for count in chosen_batches:
-            if depth in deep and count * depth > MOST_TOKENS:
-                _skip(f"{count} sequences of {depth:,} tokens", f"they exceed {MOST_TOKENS:,} tokens in total")
+            if depth in deep and count * depth > MAX_TOKENS:
+                _skip(f"{count} sequences of {depth:,} tokens", f"they exceed {MAX_TOKENS:,} tokens in total")
     found: dict[str, Any] = {
         "directory": str(directory),
         "cpu": cpu.cpu_name(),
@@ -95,8 +95,8 @@ def bench(
         update(1, total, "decoding")
         found["decode"] = []
         for done, depth in enumerate(deep):
-            fitting = [count for count in chosen_batches if count * depth <= MOST_TOKENS]
-            some = {name: system for name, system in systems.items() if name != FLOAT or depth <= MOST_FLOAT_DEPTH}
+            fitting = [count for count in chosen_batches if count * depth <= MAX_TOKENS]
+            some = {name: system for name, system in systems.items() if name != FLOAT or depth <= MAX_FLOAT_DEPTH}
             for count, rates in measure_decode(some, text[:depth], fitting, rounds).items() if fitting else ():
                 found["decode"].append({"depth": depth, "sequences": count, "tokens_per_second": rates})
             update(2 + done, total)
@@ -122,17 +122,17 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _serve(
-    engines: Mapping[str, "Engine"], asked: Sequence["Arrival"], rounds: int, tell: Callable[[int], None]
+    engines: Mapping[str, "Engine"], asked: Sequence["Arrival"], rounds: int, report: Callable[[int], None]
 ) -> dict[str, dict[str, float]]:
     """Serve the trace with each engine in turn; return the figures of the round with the median throughput."""
     from ..bench.replay import replay
 
-    served: dict[str, list[Served]] = {name: [] for name in engines}
+    served: dict[str, list[TraceResult]] = {name: [] for name in engines}
     for number in range(rounds * len(engines)):
         name = list(engines)[number % len(engines)]
         engines[name].forget_prefixes()
         served[name].append(replay(engines[name], asked))
-        tell(number + 1)
+        report(number + 1)
     return {
         name: sorted(some, key=lambda one: one.tokens_per_second)[len(some) // 2].figures()
         for name, some in served.items()

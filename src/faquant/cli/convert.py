@@ -10,7 +10,7 @@ import typer
 from ..checkpoint.model_config import load_config
 from ..errors import UsageError
 from ..progress import progress_bar
-from .interrupts import raise_from_now_on
+from .interrupts import raise_on_signals
 
 
 class Target(str, Enum):
@@ -44,7 +44,7 @@ def convert(
     load_config(source)
     from ..quantization.mindie.convert import convert_to_mindie  # loads torch, so check the directory first
 
-    raise_from_now_on()
+    raise_on_signals()
     convert_to_mindie(source, output, overwrite)
     print(f"{output}: converted for {to.value}.", file=sys.stderr)
 
@@ -56,7 +56,7 @@ def _from_gguf(source: Path, output: Path, dtype: str, overwrite: bool) -> None:
         )
     from ..formats.gguf.convert import convert_gguf
 
-    raise_from_now_on()
+    raise_on_signals()
     with progress_bar("dequantizing tensors") as progress:
         convert_gguf(source, output, dtype, progress, overwrite)
     print(f"{output}: {dtype} weights. Next: faquant quantize {output} -o OUT", file=sys.stderr)

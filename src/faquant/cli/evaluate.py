@@ -15,7 +15,7 @@ from ..evaluation.limits import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts
 from ..progress import progress_bar
 from .console import write_json_file
-from .interrupts import raise_from_now_on
+from .interrupts import raise_on_signals
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -46,7 +46,7 @@ def evaluate(
     load_config(against)
     from .. import api  # loads torch, so check the directories and options first
 
-    raise_from_now_on()
+    raise_on_signals()
     with progress_bar("evaluating") as progress:
         report = api.evaluate(directory, against, texts, max_tokens, progress, quick=quick)
     if str(json_file) != "-":

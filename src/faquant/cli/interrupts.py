@@ -10,24 +10,24 @@ INTERRUPTED = 128 + signal.SIGINT
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def end_at_once() -> None:
-    """Let SIGINT, SIGTERM and SIGHUP end the process at once, until `raise_from_now_on` is called.
+def exit_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP end the process at once, until `raise_on_signals` is called.
 
     An exception could be lost during an import: libraries catch exceptions there, and torch's C++ drops them or aborts.
     """
     _handle(_end)
 
 
-def raise_from_now_on() -> None:
+def raise_on_signals() -> None:
     """Turn these signals into exceptions, so that incomplete files are removed or kept for the next run.
 
-    Commands call this after their imports. Does nothing if `end_at_once` was not called.
+    Commands call this after their imports. Does nothing if `exit_on_signals` was not called.
     """
     if any(signal.getsignal(number) is _end for number in _SIGNALS):
         _handle(_raise)
 
 
-def say_interrupted() -> None:
+def print_interrupted() -> None:
     """Print a message on stderr, on a new line after a terminal's ^C."""
     line = "\nfaquant: Interrupted.\n" if os.isatty(2) else "faquant: Interrupted.\n"
     with suppress(OSError):
@@ -42,7 +42,7 @@ def _handle(handler: "signal._HANDLER") -> None:
 
 def _end(number: int, _: FrameType | None) -> None:
     if number == signal.SIGINT:
-        say_interrupted()
+        print_interrupted()
     os._exit(128 + number)
 
 

@@ -17,7 +17,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .generate import generate
 from .inspect import inspect
-from .interrupts import INTERRUPTED, end_at_once, say_interrupted
+from .interrupts import INTERRUPTED, exit_on_signals, print_interrupted
 from .plan import plan
 from .quantize import quantize
 from .serve import serve
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         plain = [argument for argument in arguments if argument != "--debug"]
         status: int = app(args=plain or ["--help"], prog_name="faquant", standalone_mode=False) or 0
         if status == INTERRUPTED:  # typer converts a KeyboardInterrupt to this status
-            say_interrupted()
+            print_interrupted()
         return status
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -95,10 +95,10 @@ def _unforeseen(error: Exception) -> str:
 
 def main() -> None:
     """Entry point of the console script."""
-    end_at_once()
+    exit_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     status = run(sys.argv[1:])
-    end_at_once()  # nothing is left to clean up, and an exception would disturb Python's shutdown
+    exit_on_signals()  # nothing is left to clean up, and an exception would disturb Python's shutdown
     sys.exit(status)

@@ -11,7 +11,7 @@ from ..checkpoint.model_config import load_config
 from ..errors import FaquantError
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
-from .interrupts import raise_from_now_on
+from .interrupts import raise_on_signals
 
 FEW_TOKENS = 1000
 
@@ -44,7 +44,7 @@ def quantize(
     load_config(model)
     from .. import api  # loads torch, so check the directory and options first
 
-    raise_from_now_on()
+    raise_on_signals()
     if max_kl is not None and recipe == "default":
         recipe = "auto"
     again = f"faquant evaluate {output} --against {model}"

@@ -13,7 +13,7 @@ from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
 from ..server.config import ServerConfig
 from ..structured.tools.formats import FORMATS
-from .interrupts import raise_from_now_on
+from .interrupts import raise_on_signals
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def serve(
             "faquant: anyone who can reach this address can use the model; set FAQUANT_API_KEY to require a key.",
             file=sys.stderr,
         )
-    raise_from_now_on()
+    raise_on_signals()
     run(service, listener)
 
 

@@ -1,11 +1,11 @@
 """The console script. It sets up signal handling before the slow imports."""
 
-from .interrupts import end_at_once
+from .interrupts import exit_on_signals
 
 
 def main() -> None:
     """Run the command line."""
-    end_at_once()
+    exit_on_signals()
     from .main import main as run
 
     run()

@@ -18,9 +18,9 @@ from .request import Output, Request
 log = logging.getLogger(__name__)
 
 _COMPILERS = 2
-_LONG = 4096
+_LONG_PROMPTS = 4096
 """Prompts with this many tokens in total are checked in a thread."""
-_ANSWER = 32
+_ANSWER_COST = 32
 """Setting up one answer costs as much time as checking this many prompt tokens."""
 
 
@@ -75,7 +75,7 @@ class AsyncEngine:
         structure = params.structured_output
         if structure is not None and (structure.tool_calls is None or structure.tool_calls.tools):
             await self._compile(structure)
-        if structure is None and sum(len(prompt) + params.n * _ANSWER for prompt in prompts) < _LONG:
+        if structure is None and sum(len(prompt) + params.n * _ANSWER_COST for prompt in prompts) < _LONG_PROMPTS:
             return self._check(prompts, params)
         return await asyncio.to_thread(self._check, prompts, params)
 
@@ -124,7 +124,7 @@ class AsyncEngine:
         finally:
             with self._wake:
                 self._callers.discard(stream)
-                self._todo.append(lambda: self._leave(stream))
+                self._todo.append(lambda: self._cancel(stream))
                 self._wake.notify()
 
     def shutdown(self, drain: bool = False, timeout: float | None = None) -> bool:
@@ -180,7 +180,7 @@ class AsyncEngine:
                     self._streams.pop(output.request, None)
 
     def _begin(self, stream: "_Stream", prompts: Sequence[CheckedPrompt]) -> None:
-        if stream.left:
+        if stream.cancelled:
             return
         try:
             for place, checked in enumerate(prompts):
@@ -190,8 +190,8 @@ class AsyncEngine:
         except Exception as error:
             self._deliver([(stream, error)])
 
-    def _leave(self, stream: "_Stream") -> None:
-        stream.left = True
+    def _cancel(self, stream: "_Stream") -> None:
+        stream.cancelled = True
         for request in [request for request, some in self._streams.items() if some is stream]:
             self.engine.abort(request)
             del self._streams[request]
@@ -223,10 +223,10 @@ class AsyncEngine:
                 by_loop.setdefault(stream.loop, []).append((stream, item))
         for loop, parts in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_put, parts)
+                loop.call_soon_threadsafe(_put_all, parts)
             except RuntimeError:  # the loop is closed, so nothing waits there any more
                 for stream, _ in parts:
-                    self._leave(stream)
+                    self._cancel(stream)
 
 
 class _Stream:
@@ -234,7 +234,7 @@ class _Stream:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.left = False
+        self.cancelled = False
         self.places: dict[Request, int] = {}
         self.queue: asyncio.Queue[Output | Exception] = asyncio.Queue()
 
@@ -245,6 +245,6 @@ class _Stream:
         return item
 
 
-def _put(parts: Sequence[tuple[_Stream, Any]]) -> None:
+def _put_all(parts: Sequence[tuple[_Stream, Any]]) -> None:
     for stream, item in parts:
         stream.queue.put_nowait(item)

@@ -29,7 +29,7 @@ from .stats import State, Stats
 
 PAGE_SIZE = 128
 """Tokens per page: one tile of the attention kernels, and the unit of prefix sharing. Larger pages were not faster."""
-MOST_CACHE_BYTES = 4 << 30
+MAX_CACHE_BYTES = 4 << 30
 """Size limit of the cache if kv_cache_memory is not set."""
 
 
@@ -62,7 +62,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = config
         self.bytes_per_token = model.cache_bytes_per_token(config.kv_cache_dtype)
-        num_pages, self.max_model_len = _fitting(config, model.max_position, PAGE_SIZE * self.bytes_per_token)
+        num_pages, self.max_model_len = _cache_limits(config, model.max_position, PAGE_SIZE * self.bytes_per_token)
         pages = model.make_pages(num_pages, PAGE_SIZE, config.kv_cache_dtype)
         self._saturation = Saturation()
         for layer in pages:
@@ -265,21 +265,21 @@ class Engine:
         self._stats.draft_tokens += len(item.draft)
         self._stats.prefilled_tokens += max(0, min(item.count, item.request.reached - item.request.computed))
 
-    def _propose(self, request: Request, most: int) -> list[int]:
-        most = min(most, self.config.speculative_tokens)
-        if not most:
+    def _propose(self, request: Request, count: int) -> list[int]:
+        count = min(count, self.config.speculative_tokens)
+        if not count:
             return []
         if request.lookup is None:
             request.lookup = PromptLookup()
-        return request.lookup.propose(request.ids, most)
+        return request.lookup.propose(request.ids, count)
 
 
-def _fitting(config: EngineConfig, max_position: int, bytes_per_page: int) -> tuple[int, int]:
+def _cache_limits(config: EngineConfig, max_position: int, bytes_per_page: int) -> tuple[int, int]:
     """The number of pages that fit into kv_cache_memory, at most as many as can be used; and the maximum length."""
     length = config.length(max_position)
     memory = config.kv_cache_memory
     if memory is None:
-        memory = min(MOST_CACHE_BYTES, available_memory() // 2)
+        memory = min(MAX_CACHE_BYTES, available_memory() // 2)
     pages = min(memory // bytes_per_page, config.max_num_seqs * -(-length // PAGE_SIZE))
     capacity = pages * PAGE_SIZE
     if capacity == 0 or (config.max_model_len is not None and capacity < length):

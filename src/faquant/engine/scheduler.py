@@ -15,7 +15,7 @@ from .request import Request
 
 MAX_PREFILLS = 4
 """Prompts that are read at the same time, so that a short prompt does not wait until a long one is finished."""
-MAX_LOOKS = 16
+MAX_CANDIDATES = 16
 """Waiting sequences that one step considers, not counting those that wait for the pages of another prompt."""
 
 
@@ -128,21 +128,21 @@ class Scheduler:
         """Start waiting sequences while there are tokens and pages for them, and add them to `prefills`."""
         if not self.waiting or budget <= 0 or len(self.running) == self._max_running:
             return
-        looks, coming = 0, {digest for request in prefills for digest in self._coming(request)}
+        candidates, upcoming = 0, {digest for request in prefills for digest in self._upcoming_digests(request)}
         for request in list(self.waiting):
-            if request.awaited in coming:  # a running prompt will compute this page, so waiting saves the work
+            if request.awaited in upcoming:  # a running prompt will compute this page, so waiting saves the work
                 continue
             enough = len(prefills) >= MAX_PREFILLS and sum(some.pending for some in prefills) >= budget
-            if enough or len(self.running) == self._max_running or looks == MAX_LOOKS:
+            if enough or len(self.running) == self._max_running or candidates == MAX_CANDIDATES:
                 return
-            looks += 1
+            candidates += 1
             digests = self._known_digests(request)
             pages = self.pool.find(digests)
             known = len(pages)
             partial = self._partial_digest(request, known)
             missing = [digest for digest in (*digests[known:], partial) if digest is not None]
-            if missing and missing[0] in coming:
-                request.awaited = next(digest for digest in reversed(missing) if digest in coming)
+            if missing and missing[0] in upcoming:
+                request.awaited = next(digest for digest in reversed(missing) if digest in upcoming)
                 self.pool.free(pages)
                 continue
             needed = self._pages_of(len(request.ids)) - known
@@ -156,7 +156,7 @@ class Scheduler:
             self.waiting.remove(request)
             insort(self.running, request, key=_number)
             insort(prefills, request, key=_number)
-            coming.update(self._coming(request))
+            upcoming.update(self._upcoming_digests(request))
             if source is not None:
                 self._copy_page(source, request.pages[known])
 
@@ -176,11 +176,11 @@ class Scheduler:
                 return some.pages[known]
         return None
 
-    def _coming(self, request: Request) -> list[bytes]:
+    def _upcoming_digests(self, request: Request) -> list[bytes]:
         """Digests of the pages that a running prompt will fill."""
-        coming = self._known_digests(request)[request.computed // self._page_size :]
+        upcoming = self._known_digests(request)[request.computed // self._page_size :]
         partial = request.prompt_digest(self._page_size) if self._reuse_pages else None
-        return coming if partial is None or request.computed >= request.prompt_length - 1 else [*coming, partial]
+        return upcoming if partial is None or request.computed >= request.prompt_length - 1 else [*upcoming, partial]
 
     def _pages_of(self, tokens: int) -> int:
         return -(-tokens // self._page_size)

@@ -32,14 +32,14 @@ class PromptLookup:
         """
         if len(ids) <= SHORTEST:
             return []
-        text = self._follow(ids)
+        text = self._append(ids)
         recent = max(0, len(ids) - _RECENT)
         length, place = _last_run(text, recent, len(ids) - 1)
         if length < LONGEST and recent:
             length, place = max((length, place), _last_run(text, 0, recent))
         return list(ids[place : place + count]) if length >= SHORTEST else []
 
-    def _follow(self, ids: Sequence[int]) -> Text:
+    def _append(self, ids: Sequence[int]) -> Text:
         if len(ids) > self._ids.size:
             grown = np.empty(len(ids) + max(_SPARE, len(ids) // 4), np.int32)
             grown[: self._known] = self._ids[: self._known]

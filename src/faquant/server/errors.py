@@ -58,7 +58,7 @@ class ApiError(HTTPException):
 
 
 @contextmanager
-def blamed_on(param: str | None) -> Iterator[None]:
+def errors_for(param: str | None) -> Iterator[None]:
     """Convert UsageError and UnsupportedError to ApiError, with `param` unless the error names another field."""
     try:
         yield
@@ -67,7 +67,7 @@ def blamed_on(param: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def in_place_of(field: str, given: str | None) -> Iterator[None]:
+def errors_renamed(field: str, given: str | None) -> Iterator[None]:
     """Replace `field` in errors by `given`, if the request uses that field instead."""
     try:
         yield
@@ -105,7 +105,7 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    problems = [problem for problem in problems if not _is_of_another_branch(problem)] or problems
+    problems = [problem for problem in problems if not _is_from_other_branch(problem)] or problems
     shown = []
     for problem in problems[:_SHOWN_PROBLEMS]:
         where = _place(problem)
@@ -123,7 +123,7 @@ def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     return ApiError(400, " ".join(dict.fromkeys(shown)), first, "unsupported_parameter" if unknown else None)
 
 
-def _is_of_another_branch(problem: Mapping[str, Any]) -> bool:
+def _is_from_other_branch(problem: Mapping[str, Any]) -> bool:
     """Whether pydantic reports that a list is not a string, or the reverse, for a field that accepts both."""
     wanted, value = problem["type"], problem.get("input")
     return (wanted == "string_type" and isinstance(value, list)) or (wanted == "list_type" and isinstance(value, str))

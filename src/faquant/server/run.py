@@ -28,7 +28,7 @@ def serve(service: Service, listener: socket.socket) -> None:
         FaquantError: another program listens on the address.
     """
     log_to_stderr()
-    _allow_files()
+    _raise_file_limit()
     try:
         listener.listen(BACKLOG)
     except OSError as error:
@@ -48,7 +48,7 @@ def serve(service: Service, listener: socket.socket) -> None:
     )
     # For the time after uvicorn removes its handlers, while Python waits for threads.
     for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, _end_now)
+        signal.signal(kind, _exit_now)
     service.engine.start()
     try:
         _Server(config, service).run([listener])
@@ -65,9 +65,9 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._gate.closed:
-            _end_now(sig, frame)
+            _exit_now(sig, frame)
         self._gate.closed = True
-        _say(f"shutting down on {signal.Signals(sig).name}, after the {self._gate.inside} answers in progress")
+        _print(f"shutting down on {signal.Signals(sig).name}, after the {self._gate.inside} answers in progress")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Python would wait for threads that compile or tokenize, although their results are not needed any more.
@@ -80,18 +80,18 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter) or (self._gate.closed and self._gate.inside == 0)
 
 
-def _allow_files() -> None:
+def _raise_file_limit() -> None:
     """Raise the limit of open files, of which each connection is one, from the default of often 1024 to the maximum."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _end_now(sig: int, frame: FrameType | None) -> None:
-    _say(f"terminated by a second {signal.Signals(sig).name}")
+def _exit_now(sig: int, frame: FrameType | None) -> None:
+    _print(f"terminated by a second {signal.Signals(sig).name}")
     os._exit(128 + sig)  # the engine's thread may be in a long step
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     # Not sys.stderr, which may be in use when the signal arrives.
     os.write(2, f"faquant: {text}.\n".encode())

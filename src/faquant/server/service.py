@@ -19,7 +19,7 @@ from ..structured.tools.conversation import Conversation
 from ..text.tokenizer import Tokenizer
 from .answer.logprobs import TokenTexts
 from .config import ServerConfig
-from .errors import ApiError, blamed_on
+from .errors import ApiError, errors_for
 from .http.limits import Gate
 from .operate.metrics import Metrics
 from .operate.record import Record
@@ -111,7 +111,7 @@ class Call:
             )
             raise ApiError(400, message, "max_tokens", "context_length_exceeded")
         structure = params.structured_output
-        with blamed_on(field if structure is None else "tools" if structure.tool_calls else "response_format"):
+        with errors_for(field if structure is None else "tools" if structure.tool_calls else "response_format"):
             return await self.service.engine.check(prompts, params)
 
     async def answers(self, prompts: Sequence[CheckedPrompt]) -> AsyncGenerator[tuple[int, Output], None]:

@@ -44,10 +44,10 @@ from .vocabulary import Vocabulary, bits_of
 
 # The maximum steps of a search, when a grammar is compiled and for each token.
 _COMPILING, _GENERATING = 8192, 256
-_MOST_SKIPPED = 32
-_MOST_PATTERNS, _LONGEST_HINT = 8, 32
-_MOST_KEPT, _LONGEST_KEPT = 1024, 256
-_MOST_FOUND = 8
+_MAX_SKIPPED = 32
+_MAX_PATTERNS, _LONGEST_HINT = 8, 32
+_MAX_PLANS, _LONGEST_CACHED = 1024, 256
+_MAX_FOUND = 8
 
 
 class Grammars:
@@ -242,10 +242,10 @@ class GrammarConstraint:
         if self._matcher.is_error():
             return None
         # Often the old plan still works. If it works but is too long, a search would mostly find it again.
-        right = self._vocabulary.right(self._matcher, [token, *self._plan])
-        if right == 0:
+        valid = self._vocabulary.valid_length(self._matcher, [token, *self._plan])
+        if valid == 0:
             return None
-        if right == len(self._plan) + 2:
+        if valid == len(self._plan) + 2:
             return self._plan if len(self._plan) <= left else None
         # If the token's text occurs near the beginning of the plan, the rest of the plan may work.
         plan = self._rest_of_plan(self._vocabulary.text([token]))
@@ -257,7 +257,7 @@ class GrammarConstraint:
             return None
         forced = matcher.compute_ff_tokens()
         for beginning, first in (([], 1), (forced, 0)) if forced else (([], 1),):
-            for place in range(first, min(len(self._plan), _MOST_SKIPPED)):
+            for place in range(first, min(len(self._plan), _MAX_SKIPPED)):
                 plan = beginning + self._plan[place:]
                 if len(plan) <= left and self._vocabulary.ends(matcher, plan):
                     return plan
@@ -269,7 +269,7 @@ class GrammarConstraint:
         found = self._compiled.find_plan(self._text + self._vocabulary.text([token]), matcher)
         if found is None:
             return None
-        self._found = [found, *self._found[: _MOST_FOUND - 1]]
+        self._found = [found, *self._found[: _MAX_FOUND - 1]]
         return found if len(found) <= left else None
 
     def _rest_of_plan(self, new: bytes) -> list[int] | None:
@@ -297,7 +297,7 @@ class _Compiled:
         failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
         if messages:  # warnings are about parts that would not be enforced
             if calls is not None:
-                _blame(calls, vocabulary)
+                _raise_for_tool(calls, vocabulary)
             raise UsageError(f"The requested structure cannot be enforced: {messages[0][:500]}")
         self.matcher = LLMatcher(vocabulary.backend, source, log_level=0)
         if failed or self.matcher.is_error():
@@ -313,10 +313,10 @@ class _Compiled:
 
     def find_plan(self, text: bytes, matcher: LLMatcher) -> list[int] | None:
         """A plan for `text`, which `matcher` has read. Short texts are cached, because answers often begin alike."""
-        if len(text) > _LONGEST_KEPT:
+        if len(text) > _LONGEST_CACHED:
             return self._vocabulary.find_plan(matcher, self.within, _GENERATING)
         if text not in self._plans:
-            if len(self._plans) >= _MOST_KEPT:
+            if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[text] = self._vocabulary.find_plan(matcher, self.within, _GENERATING)
         return self._plans[text]
@@ -336,7 +336,7 @@ def _refuse(text: str, left: int) -> None:
     """Refuse all calls."""
 
 
-def _blame(calls: ToolCalls, vocabulary: Vocabulary) -> None:
+def _raise_for_tool(calls: ToolCalls, vocabulary: Vocabulary) -> None:
     """Raises: UsageError: the parameters of a tool cannot be enforced; the message names the tool."""
     for tool in calls.tools:
         source = LLMatcher.grammar_from_json_schema(tool.schema, overrides=OPTIONS)
@@ -347,7 +347,7 @@ def _blame(calls: ToolCalls, vocabulary: Vocabulary) -> None:
 
 def _hints(wanted: StructuredOutput) -> list[str]:
     """Texts that may complete a string of some pattern, longest first; shorter ones are for states further on in it."""
-    texts = [text for text in map(example, wanted.patterns()[:_MOST_PATTERNS]) if text]
+    texts = [text for text in map(example, wanted.patterns()[:_MAX_PATTERNS]) if text]
     if wanted.is_json:
         texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts]
     ends = {text[place:] for text in texts for place in range(min(len(text), _LONGEST_HINT))}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 64
-MAX_MEETING = 4
+MAX_COMBINED = 4
 """Regular expressions that one string must match at once. The size of their intersection grows with their product."""
 # Allow the whitespace that usual printers write, but no endless run of it.
 OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"\n? {0,16}", "lenient": False}
@@ -29,7 +29,7 @@ _ANNOTATIONS = {
     *("$schema", "$id", "$anchor", "$comment", "contentMediaType", "contentEncoding", "contentSchema"),
 }
 _KNOWN = _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _CONSTRAINTS | _ANNOTATIONS
-_LITTLE = 1e-6
+_STEP = 1e-6
 # Formats with a required syntax, each with a regular expression for a short example.
 _FORMATS = {"email": r"a@a\.aa", "uri": "a:a", "duration": "P1D"}
 
@@ -54,9 +54,9 @@ def checked_schema(value: object, name: str = "json_schema") -> str:
     moved = False
     for place, part in _subschemas("", schema):
         _check_keywords(name, place or "its top", part)
-        if _meeting(part, regexes) > MAX_MEETING:
+        if _combined(part, regexes) > MAX_COMBINED:
             raise UsageError(
-                f"{name} combines more than {MAX_MEETING} patterns or formats at {place[:200] or 'its top'}, which "
+                f"{name} combines more than {MAX_COMBINED} patterns or formats at {place[:200] or 'its top'}, which "
                 "would take too long; merge them into one, or move them into the properties."
             )
         moved |= _move_exclusive_bound(part, "exclusiveMinimum", "minimum", 1)
@@ -120,7 +120,7 @@ def _regexes(schema: object) -> int:
     )
 
 
-def _meeting(schema: Mapping[str, Any], of_all: int) -> int:
+def _combined(schema: Mapping[str, Any], of_all: int) -> int:
     """The number of patterns and formats that one string must match because subschemas are combined; 0 if none are."""
 
     def branches(key: str) -> list[int]:
@@ -161,7 +161,7 @@ def _move_exclusive_bound(schema: dict[str, Any], exclusive: str, inclusive: str
     nearest = min((distance for distance in away if distance > 0), default=1)
     if nearest >= 1:
         return False
-    moved = bound + sign * min(_LITTLE, nearest / 2)
+    moved = bound + sign * min(_STEP, nearest / 2)
     schema[inclusive] = max(moved, schema.get(inclusive, moved), key=lambda value: value * sign)
     del schema[exclusive]
     return True

@@ -17,8 +17,8 @@ from .constraint import Bits
 # that must continue, "a" is the best.
 _BETWEEN = b'})]",0ntf123456789-:[{'
 _WITHIN = b"a})]0ntf123456789-,:[{"
-_MOST_STATES = 16
-_MOST_ZEROS = 16
+_MAX_STATES = 16
+_MAX_ZEROS = 16
 
 
 class Vocabulary:
@@ -65,9 +65,9 @@ class Vocabulary:
 
     def ends(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:
         """Whether `plan` continues the matcher's text and completes it."""
-        return self.right(matcher, plan) == len(plan) + 1
+        return self.valid_length(matcher, plan) == len(plan) + 1
 
-    def right(self, matcher: LLMatcher, plan: Sequence[int]) -> int:
+    def valid_length(self, matcher: LLMatcher, plan: Sequence[int]) -> int:
         """How many tokens of `plan`, followed by an end token, continue the matcher's text."""
         return int(matcher.validate_tokens([*plan, self.backend.eos_token]))
 
@@ -100,13 +100,13 @@ class Vocabulary:
         waiting: deque[tuple[LLMatcher, list[int]]] = deque([(matcher, [])])
         seen = set()
         steps = effort
-        for _ in range(_MOST_STATES):
+        for _ in range(_MAX_STATES):
             if not waiting:
                 break
             state, before = waiting.popleft()
             after = self._greedy_plan(state.deep_copy(), within, self._within, steps)
             if after is None:
-                steps = effort // _MOST_STATES
+                steps = effort // _MAX_STATES
                 after = self._greedy_plan(state.deep_copy(), within, self._within_without_zero, steps)
             if after is not None:
                 plan = before + after
@@ -142,7 +142,7 @@ class Vocabulary:
                 return None
             plan += step
             zeros = zeros + 1 if step == self._zero else 0
-            if zeros > _MOST_ZEROS:
+            if zeros > _MAX_ZEROS:
                 return None
             if step in self.quote:
                 unused = list(hints)

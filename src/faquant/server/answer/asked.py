@@ -7,7 +7,7 @@ from typing import Any
 from ...sampling.params import SamplingParams
 from ...structured.structured_output import StructuredOutput
 from ...structured.tools.calls import Tool, ToolCalls
-from ..errors import ApiError, blamed_on
+from ..errors import ApiError, errors_for
 from ..schema.messages import AllowedToolsChoice, FunctionTool, NamedTool
 from ..schema.requests import ChatRequest, ResponseFormat, Sampling
 
@@ -30,7 +30,7 @@ def sampling_params(
     wanted["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     wanted["stop_token_ids"] = tuple(request.stop_token_ids)
     wanted["logit_bias"] = {int(token): bias for token, bias in request.logit_bias.items()}
-    with blamed_on("response_format"):
+    with errors_for("response_format"):
         wanted["structured_output"] = (
             _structure(request.response_format) if calls is None else StructuredOutput(tool_calls=calls)
         )

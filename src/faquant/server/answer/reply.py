@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ...engine.request import Output
 from ...structured.tools.calls import ToolCalls
-from ...structured.tools.parser import Arguments, Begun, CallParser, Content, Piece
+from ...structured.tools.parser import Arguments, CallParser, CallStart, Content, Piece
 from ..schema.responses import (
     CallsMessage,
     ChatMessage,
@@ -57,7 +57,7 @@ class Reply:
             if isinstance(piece, Content):
                 self._content += piece.text
                 content.append(Delta(content=piece.text))
-            elif isinstance(piece, Begun):
+            elif isinstance(piece, CallStart):
                 deltas[piece.index] = self._begin(piece)
             else:
                 deltas[piece.index] = self._go_on(piece, deltas.get(piece.index))
@@ -73,7 +73,7 @@ class Reply:
         ]
         return CallsMessage(role="assistant", content=self._content or None, refusal=None, tool_calls=calls)
 
-    def _begin(self, piece: Begun) -> ToolCallDelta:
+    def _begin(self, piece: CallStart) -> ToolCallDelta:
         call = _Call(f"call_{uuid.uuid4().hex[:24]}", piece.name)
         self._calls.append(call)
         function = FunctionDelta(name=call.name, arguments="")

@@ -13,7 +13,7 @@ from ...sampling.sampler import SamplingParams
 from ...structured.tools.calls import ToolCalls
 from ..answer.asked import sampling_params, tool_calls
 from ..answer.reply import Reply
-from ..errors import blamed_on, in_place_of
+from ..errors import errors_for, errors_renamed
 from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
 from ..schema.requests import ChatRequest
@@ -31,14 +31,14 @@ router = APIRouter(route_class=StrictRoute)
 async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Response:
     """Answer a conversation in the model's chat template."""
     call.enter(body.model, body.n)
-    with blamed_on("tools"):  # in a thread: schemas may be large
+    with errors_for("tools"):  # in a thread: schemas may be large
         calls = await asyncio.to_thread(tool_calls, body, call.service.conversation.format)
     shown = (body.tools or []) if body.tool_choice != "none" else []
     prompts = [await call.service.encode_chat(body.messages, shown, body.chat_template_kwargs)]
     max_tokens = body.max_completion_tokens or body.max_tokens or call.service.context_left(prompts, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = await asyncio.to_thread(sampling_params, body, max_tokens, logprobs, calls)
-    with in_place_of("max_tokens", "max_completion_tokens" if body.max_completion_tokens else None):
+    with errors_renamed("max_tokens", "max_completion_tokens" if body.max_completion_tokens else None):
         checked = await call.check(prompts, params, "messages")
     call.record.asks(prompts, body.stream)
     chat = _Chat(call, params, calls)

@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Response
 
 from ..answer.asked import all_calls
-from ..errors import ApiError, blamed_on
+from ..errors import ApiError, errors_for
 from ..http.limits import StrictRoute
 from ..schema.requests import DetokenizeRequest, TokenizeRequest
 from ..schema.responses import Detokenized, Health, ModelCard, ModelList, Tokenized, Version
@@ -41,7 +41,7 @@ async def tokenize(body: TokenizeRequest, call: CurrentCall) -> Tokenized:
         ids = await service.encode(body.prompt or "", body.add_special_tokens)
     else:
         if body.tools:
-            with blamed_on("tools"):
+            with errors_for("tools"):
                 await asyncio.to_thread(all_calls, body.tools, service.conversation.format)
         ids = await service.encode_chat(
             body.messages, body.tools or (), body.chat_template_kwargs, body.add_generation_prompt

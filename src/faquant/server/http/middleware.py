@@ -101,35 +101,35 @@ class Supervisor:
                 body_read.set()
             return message
 
-        async def tell(message: Message) -> None:
+        async def write(message: Message) -> None:
             progress.begun(message)
             await send(message)  # waits for a slow reader
             progress.sent(message)
 
-        async def client_leaves() -> None:
+        async def client_disconnects() -> None:
             await body_read.wait()
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        answer = asyncio.ensure_future(self._app(scope, read, tell))
-        leaving = asyncio.ensure_future(client_leaves())
+        answer = asyncio.ensure_future(self._app(scope, read, write))
+        disconnected = asyncio.ensure_future(client_disconnects())
         late = False
         try:
-            await asyncio.wait({answer, leaving}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, disconnected}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
             if progress.complete:  # disconnecting after a complete answer is normal
                 await asyncio.wait({answer})
-            late = not answer.done() and not leaving.done()
+            late = not answer.done() and not disconnected.done()
         finally:
-            leaving.cancel()
+            disconnected.cancel()
             answer.cancel()
-            await asyncio.wait({answer, leaving})
+            await asyncio.wait({answer, disconnected})
         if not answer.cancelled():
             answer.result()
         elif late:
             with contextlib.suppress(asyncio.TimeoutError):  # the client reads too slowly
-                await asyncio.wait_for(self._tell_late(progress, body_read.is_set(), scope, receive, send), 1.0)
+                await asyncio.wait_for(self._report_timeout(progress, body_read.is_set(), scope, receive, send), 1.0)
 
-    async def _tell_late(
+    async def _report_timeout(
         self, progress: "_Progress", body_was_read: bool, scope: Scope, receive: Receive, send: Send
     ) -> None:
         error = ApiError(

@@ -67,9 +67,9 @@ class Record:
         )
 
     def as_log(self) -> dict[str, Any]:
-        told = {"id": self.request_id, "method": self.method, "path": self.path, "status": self.status}
+        entry = {"id": self.request_id, "method": self.method, "path": self.path, "status": self.status}
         if self.sequences:
-            told |= {
+            entry |= {
                 "stream": self.stream,
                 "sequences": self.sequences,
                 "prompt_tokens": self.prompt_tokens,
@@ -78,8 +78,8 @@ class Record:
                 "finish": ",".join(sorted(set(self.finish_reasons))),
             }
         if self.first_token is not None:
-            told["first_token_s"] = round(self.first_token, 4)
-        return told | {"seconds": round(self.seconds, 4)}
+            entry["first_token_s"] = round(self.first_token, 4)
+        return entry | {"seconds": round(self.seconds, 4)}
 
 
 def request_id(sent: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from ...errors import UsageError
 from ..constraint import Bits, Constraint
 from ..vocabulary import Vocabulary
-from .opening import Opening, Seen
+from .opening import Opening, SplitText
 
 
 class CallConstraint:
@@ -36,7 +36,7 @@ class CallConstraint:
         self.is_cut = False
         self._held, self._at_start, self._ended = "", True, False
         self._count = 0
-        self._tried: tuple[int, Seen | None, Constraint | None] | None = None
+        self._tried: tuple[int, SplitText | None, Constraint | None] | None = None
 
     @property
     def may_end(self) -> bool:
@@ -61,10 +61,10 @@ class CallConstraint:
             return True
         # Tags are ASCII, so incomplete characters do not matter.
         text = self._held + self._vocabulary.shown_text(token, self.shown).decode("latin-1")
-        seen = self._opening.look(text, self._at_start)
-        calls = None if seen.calls is None else self._begin(seen.calls, left)
-        is_wrong = seen.calls is not None and calls is None and self._begin(seen.calls, sys.maxsize) is None
-        self._tried = None if is_wrong else (token, seen, calls)
+        split = self._opening.split(text, self._at_start)
+        calls = None if split.calls is None else self._begin(split.calls, left)
+        is_wrong = split.calls is not None and calls is None and self._begin(split.calls, sys.maxsize) is None
+        self._tried = None if is_wrong else (token, split, calls)
         return not is_wrong
 
     def fallback(self) -> int:
@@ -76,13 +76,13 @@ class CallConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        _, seen, calls = self._tried
+        _, split, calls = self._tried
         self._tried = None
-        if seen is None:
+        if split is None:
             self._ended = True
             return
-        self.is_cut = seen.calls is not None and calls is None
-        self._held, self._at_start = seen.held, self._at_start and not seen.text
+        self.is_cut = split.calls is not None and calls is None
+        self._held, self._at_start = split.held, self._at_start and not split.text
         if calls is not None:
             self._calls, self.unwatched_from = calls, self._count
         self._count += 1

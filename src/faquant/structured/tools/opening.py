@@ -9,7 +9,7 @@ _JSON_BEGINNINGS = (("{", '"name"', ":"), ("{", '"type"', ":", '"function"', ","
 
 
 @dataclass(frozen=True)
-class Seen:
+class SplitText:
     """An incomplete text, split into parts.
 
     Attributes:
@@ -37,19 +37,19 @@ class Opening:
         self._beginnings = dict(beginnings)
         self._prefixes = (("[",),) if python else _JSON_BEGINNINGS
 
-    def look(self, text: str, at_start: bool) -> Seen:
+    def split(self, text: str, at_start: bool) -> SplitText:
         """Split `text`, the held text followed by new text. at_start: whether it is at the beginning of the answer."""
         if self._tag is not None:
             before, found, after = text.partition(self._tag)
             if found:
-                return Seen(before, "", after)
+                return SplitText(before, "", after)
         if at_start and self._beginnings:
             for prefix in self._prefixes:
                 calls = self._bare(text, prefix)
                 if calls is not None:
-                    return Seen("", "", calls) if calls else Seen("", text)
+                    return SplitText("", "", calls) if calls else SplitText("", text)
         length = self._beginning_of_tag(text)
-        return Seen(text[: len(text) - length], text[len(text) - length :])
+        return SplitText(text[: len(text) - length], text[len(text) - length :])
 
     def _bare(self, text: str, prefix: Sequence[str]) -> str | None:
         """The calls; "" if the text may become a call, None if it cannot."""

@@ -19,7 +19,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Begun:
+class CallStart:
     """The beginning of a call: its index in the answer and the name of the tool."""
 
     index: int
@@ -34,7 +34,7 @@ class Arguments:
     text: str
 
 
-Piece = Content | Begun | Arguments
+Piece = Content | CallStart | Arguments
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def parse(calls: ToolCalls, text: str, cut: bool) -> tuple[str, tuple[FunctionCa
     for piece in parser.push(text) + parser.flush(cut):
         if isinstance(piece, Content):
             content += piece.text
-        elif isinstance(piece, Begun):
+        elif isinstance(piece, CallStart):
             names.append(piece.name)
             arguments.append("")
         else:
@@ -96,13 +96,13 @@ class CallParser:
         """Read more of the answer."""
         if self._opening is None:
             return self._calls(text)
-        seen = self._opening.look(self._held + text, self._at_start)
-        self._held = seen.held
-        self._at_start = self._at_start and not seen.text
-        pieces: list[Piece] = [Content(seen.text)] if seen.text else []
-        if seen.calls is not None:
+        split = self._opening.split(self._held + text, self._at_start)
+        self._held = split.held
+        self._at_start = self._at_start and not split.text
+        pieces: list[Piece] = [Content(split.text)] if split.text else []
+        if split.calls is not None:
             self._opening = None
-            pieces += self._calls(seen.calls)
+            pieces += self._calls(split.calls)
         return pieces
 
     def flush(self, cut: bool = False) -> list[Piece]:
@@ -124,7 +124,7 @@ class CallParser:
                 if head is None:
                     break
                 text = text[head.end() :]
-                pieces.append(Begun(self._count, head["name"]))
+                pieces.append(CallStart(self._count, head["name"]))
                 self._count += 1
                 self._arguments = JsonArguments() if self._is_json else PythonArguments()
             written, text = self._arguments.push(text)
