@@ -1,4 +1,4 @@
-"""The files of the page at /: how they are served, and that they come with the package."""
+"""The files of the chat page: how they are served, and that the wheel contains them."""
 
 import re
 import zipfile
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 FILES = ROOT / "src" / "faquant" / "server" / "page"
 
 
-def test_every_file_is_served_as_what_it_is(server: TinyServer) -> None:
+def test_every_file_is_served_with_its_media_type(server: TinyServer) -> None:
     assert {f"/page/{path.name}" for path in FILES.iterdir()} | {"/"} == chat_page.PATHS
     types = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
     for path in FILES.iterdir():
@@ -40,7 +40,7 @@ def test_the_policy_allows_its_own_files_only(server: TinyServer) -> None:
         assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
 
 
-def test_a_browser_that_has_a_file_asks_whether_it_is_still_the_same(server: TinyServer) -> None:
+def test_a_cached_file_is_revalidated(server: TinyServer) -> None:
     first = httpx.get(f"{server.url}/page/page.js")
     assert first.headers["cache-control"] == "no-cache"
     for known in (first.headers["etag"], f'"other", W/{first.headers["etag"]}'):
@@ -57,7 +57,7 @@ def test_nothing_else_is_served(server: TinyServer, path: str) -> None:
     assert response.json()["error"]["type"] == "not_found_error"
 
 
-def test_the_page_needs_no_key_and_gives_none_away() -> None:
+def test_the_page_needs_no_key_and_reveals_none() -> None:
     with TinyServer(api_key="secret") as server:
         for path in chat_page.PATHS:
             response = httpx.get(server.url + path)
@@ -69,6 +69,6 @@ def test_the_page_needs_no_key_and_gives_none_away() -> None:
 
 def test_the_files_are_in_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    wheel = build_wheel(str(tmp_path), {"wheel.cmake": "false"})  # the C++ is not what is asked here
+    wheel = build_wheel(str(tmp_path), {"wheel.cmake": "false"})  # without the C++ extension
     packed = set(zipfile.ZipFile(tmp_path / wheel).namelist())
     assert {f"faquant/server/page/{path.name}" for path in FILES.iterdir()} <= packed

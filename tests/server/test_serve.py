@@ -95,7 +95,7 @@ def test_every_setting_of_the_engine_is_a_flag() -> None:
         assert flags[field.name].default == field.default
 
 
-def test_the_table_says_what_is_in_use(start: Callable[..., Process]) -> None:
+def test_the_table_shows_the_settings_in_use(start: Callable[..., Process]) -> None:
     process = start("--kv-cache-memory", "1MiB", "--served-model-name", "mine", "--no-enable-prefix-caching")
     assert httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"] == "mine"
     for part in ("float", "576 bytes per token", "1,792 tokens at most", "threads", "mine", "no key"):
@@ -112,7 +112,7 @@ def test_the_table_says_what_is_in_use(start: Callable[..., Process]) -> None:
         (("--api-key", "k"), (200, 200)),
     ],
 )
-def test_without_a_key_a_page_that_turns_its_name_to_this_machine_is_refused(
+def test_without_a_key_dns_rebinding_is_refused(
     start: Callable[..., Process], flags: tuple[str, ...], statuses: tuple[int, int]
 ) -> None:
     url = start(*flags).url
@@ -120,7 +120,7 @@ def test_without_a_key_a_page_that_turns_its_name_to_this_machine_is_refused(
     assert tuple(httpx.get(f"{url}/health", headers={"Host": host}).status_code for host in asked) == statuses
 
 
-def test_sigterm_lets_answers_be_finished_and_refuses_new_ones(start: Callable[..., Process]) -> None:
+def test_sigterm_finishes_answers_and_refuses_new_requests(start: Callable[..., Process]) -> None:
     process = start()
     with httpx.stream(
         "POST", f"{process.url}/v1/completions", json={**LONG, "max_tokens": 500}, timeout=60
@@ -154,7 +154,7 @@ main()
 
 
 @pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 128 + signal.SIGTERM)])
-def test_a_thread_that_still_works_does_not_keep_the_server(directory: Path, signals: int, status: int) -> None:
+def test_a_busy_thread_does_not_prevent_shutdown(directory: Path, signals: int, status: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9, "response_format": {"type": "json_object"}}
@@ -171,14 +171,14 @@ def test_a_thread_that_still_works_does_not_keep_the_server(directory: Path, sig
         assert answered == 504
         for _ in range(signals):
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.7)  # uvicorn has gone, and Python waits for the thread
+            time.sleep(0.7)  # uvicorn has ended, and Python waits for the thread
         assert process.wait(20) == status
     finally:
         process.kill()
         process.wait()
 
 
-def test_a_second_signal_ends_it_now(start: Callable[..., Process]) -> None:
+def test_a_second_signal_ends_the_server_at_once(start: Callable[..., Process]) -> None:
     process = start()
     with httpx.stream("POST", f"{process.url}/v1/completions", json={**LONG, "n": 8}, timeout=60) as response:
         lines = response.iter_lines()
@@ -192,7 +192,7 @@ def test_a_second_signal_ends_it_now(start: Callable[..., Process]) -> None:
     assert "Traceback" not in process.told
 
 
-def test_killed_and_started_again_at_the_same_port(start: Callable[..., Process]) -> None:
+def test_killed_and_restarted_on_the_same_port(start: Callable[..., Process]) -> None:
     process = start()
     process.process.kill()
     process.end()
@@ -209,7 +209,7 @@ def test_a_busy_port_is_one_line(directory: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_host_of_another_machine_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["serve", str(directory), "--host", "192.0.2.1"]) == 1  # of RFC 5737, which nobody has
+    assert run(["serve", str(directory), "--host", "192.0.2.1"]) == 1  # reserved for documentation, RFC 5737
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "--host" in told
