@@ -1,4 +1,4 @@
-"""Traces are the same for the same arguments, and what is measured of them adds up."""
+"""Traces are deterministic, and the measurements are consistent."""
 
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ TEXTS = [tokens(900, seed=seed).tolist() for seed in range(3)]
 @given(
     count=st.integers(1, 40), rate=st.sampled_from([0.0, 3.0]), longest=st.integers(40, 2048), seed=st.integers(0, 9)
 )
-def test_a_trace_is_what_its_arguments_say(count: int, rate: float, longest: int, seed: int) -> None:
+def test_a_trace_follows_its_arguments(count: int, rate: float, longest: int, seed: int) -> None:
     requests = trace(TEXTS, count, rate, longest, seed)
     assert requests == trace(TEXTS, count, rate, longest, seed)
     assert len(requests) == count
@@ -27,13 +27,13 @@ def test_a_trace_is_what_its_arguments_say(count: int, rate: float, longest: int
     assert all(1 <= len(item.prompt) <= longest and 16 <= item.tokens <= 128 for item in requests)
 
 
-def test_some_prompts_begin_alike() -> None:
+def test_some_prompts_share_a_prefix() -> None:
     beginnings = [item.prompt[:100] for item in trace(TEXTS, 40)]
     assert 3 <= max(map(beginnings.count, beginnings)) <= 20
 
 
 @pytest.mark.parametrize("rate", [0.0, 20.0])
-def test_a_replay_answers_all_and_counts_what_it_took(rate: float) -> None:
+def test_a_replay_answers_all_requests_and_measures_them(rate: float) -> None:
     requests = trace(TEXTS, 8, rate, longest=300)
     engine = TinyEngine()
     served = replay(engine, requests)
@@ -47,7 +47,7 @@ def test_a_replay_answers_all_and_counts_what_it_took(rate: float) -> None:
     assert not engine.has_work
 
 
-def test_an_answer_that_failed_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_answer_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TinyEngine()
     monkeypatch.setattr(engine._decoder, "logits", lambda hidden: np.full((len(hidden), 50), np.nan, np.float32))
     with pytest.raises(FaquantError, match="unusable logits"):

@@ -26,7 +26,7 @@ from oracles.threads import set_threads
 
 
 def transformers_probabilities(logits: torch.Tensor, params: SamplingParams, history: list[int]) -> torch.Tensor:
-    """What transformers makes of logits [vocab]: probabilities [vocab], computed in float64 to keep rounding out."""
+    """The probabilities [vocab] according to transformers, computed in float64 to avoid rounding."""
     scores, ids = logits.double()[None], torch.tensor([history], dtype=torch.long)
     if params.repetition_penalty != 1.0 and history:
         scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
@@ -41,7 +41,7 @@ def transformers_probabilities(logits: torch.Tensor, params: SamplingParams, his
 
 
 def assume_no_edge(logits: torch.Tensor, params: SamplingParams, history: list[int]) -> None:
-    """Leave out what only a rounding decides: how many tokens reach top_p."""
+    """Discard examples in which rounding decides how many tokens reach top_p."""
     before = transformers_probabilities(logits, replace(params, top_p=1.0, min_p=0.0), history)
     assume((before.sort(descending=True).values.cumsum(0) - params.top_p).abs().min() > 1e-9)
 
@@ -102,7 +102,7 @@ def test_ties_at_the_edge_of_top_p_go_to_the_lower_ids() -> None:
     assert probabilities.tolist() == [0.5, 0.5]
 
 
-def test_ties_at_the_edge_of_top_k_all_stay() -> None:
+def test_ties_at_the_edge_of_top_k_are_all_kept() -> None:
     ids, _ = distribution(np.array([3.0, 1.0, 1.0, 0.0, 1.0]), SamplingParams(top_k=2))
     assert ids.tolist() == [0, 1, 2, 4]
 
@@ -178,7 +178,7 @@ def test_a_token_ruled_out_is_never_drawn(point: float) -> None:
 
 
 def log_probabilities_of(logits: torch.Tensor, token: int, count: int) -> TokenLogprobs:
-    """Of one row, behind one that wants none."""
+    """The log-probabilities of one row, which follows a row without any."""
     nothing, found = log_probabilities(torch.stack((-logits, logits)).numpy(), [0, token], [None, count])
     assert nothing is None
     assert found is not None

@@ -1,4 +1,4 @@
-"""What a request may ask of the sampler: values outside their range are refused by name."""
+"""Sampling parameters: values outside their range are refused by name."""
 
 import math
 import pickle
@@ -41,7 +41,7 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None
         SamplingParams(**{field: value})
 
 
-def test_a_number_that_python_does_not_print_is_refused_too() -> None:
+def test_a_number_that_python_does_not_print_is_refused() -> None:
     with pytest.raises(UsageError, match="a larger number"):
         SamplingParams(top_k=10**6000)
     with pytest.raises(UsageError, match="a larger number"):
@@ -54,7 +54,7 @@ def test_too_many_stop_tokens_are_refused() -> None:
 
 
 @pytest.mark.parametrize("stop", [["x"] * 65, "x" * 1025])
-def test_too_much_to_stop_at_is_refused(stop: Any) -> None:
+def test_too_many_or_too_long_stop_strings_are_refused(stop: Any) -> None:
     with pytest.raises(UsageError, match="at most 64 strings of 1024"):
         SamplingParams(stop=stop)
 

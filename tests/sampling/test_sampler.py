@@ -1,4 +1,4 @@
-"""A request's sampler: its tokens, its seeds and what it refuses, against the plain definition."""
+"""The sampler of a request: tokens, seeds and refusals, compared with the plain definition."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ from oracles.sampling import PARAMS, plain_distribution, plain_sample, plain_sco
 
 
 @given(values=st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 2.0]), min_size=1, max_size=30))
-def test_greedy_takes_the_lowest_of_the_best(values: list[float]) -> None:
+def test_greedy_takes_the_lowest_id_of_the_likeliest(values: list[float]) -> None:
     if max(values) == -math.inf:
         return
     logits = torch.tensor(values)
@@ -45,13 +45,13 @@ def test_uniform_numbers_are_uniform_over_steps_and_seeds() -> None:
         assert len(set(numbers)) == 10_000
 
 
-def test_the_draws_of_a_seed_stay_what_they_are() -> None:
+def test_the_draws_of_a_seed_do_not_change() -> None:
     sampler = Sampler(SamplingParams(seed=1234))
     assert [sampler.sample(torch.zeros(100)) for _ in range(8)] == [int(uniform(1234, n) * 100) for n in range(8)]
     assert uniform(1234, 0) == 0.7522309183959237
 
 
-def test_a_request_depends_on_nothing_beside_it() -> None:
+def test_a_request_does_not_depend_on_others() -> None:
     rows = torch.randn(20, 500, generator=torch.Generator().manual_seed(0))
     params = SamplingParams(seed=7, top_p=0.95, repetition_penalty=1.2)
     alone = Sampler(params, [1, 2, 3])
@@ -82,7 +82,7 @@ def test_without_a_seed_requests_differ() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_any_float_dtype_is_taken(dtype: torch.dtype) -> None:
+def test_any_float_dtype_is_accepted(dtype: torch.dtype) -> None:
     logits = torch.tensor([0.0, 50.0], dtype=dtype)
     assert Sampler(SamplingParams()).sample(logits) == 1
     if dtype != torch.bfloat16:
@@ -91,7 +91,7 @@ def test_any_float_dtype_is_taken(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("values", [[math.nan, 1.0], [1.0, math.nan], [math.inf, 1.0], [-math.inf, -math.inf], []])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_no_distribution_are_refused(values: list[float], temperature: float) -> None:
+def test_invalid_logits_are_refused(values: list[float], temperature: float) -> None:
     sampler = Sampler(SamplingParams(temperature=temperature))
     with pytest.raises(FaquantError, match="unusable logits"):
         sampler.sample(torch.tensor(values))
@@ -170,7 +170,7 @@ EDITS = [
 
 
 @pytest.mark.parametrize("params", EDITS)
-def test_the_callers_logits_stay_as_they_are(params: SamplingParams) -> None:
+def test_the_callers_logits_do_not_change(params: SamplingParams) -> None:
     logits = np.array([1.0, 2.0, 3.0], np.float32)
     locked = logits.copy()
     locked.flags.writeable = False
@@ -181,7 +181,7 @@ def test_the_callers_logits_stay_as_they_are(params: SamplingParams) -> None:
 
 @pytest.mark.parametrize("params", EDITS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_no_change_hides_logits_that_are_no_distribution(params: SamplingParams, bad: float) -> None:
+def test_no_edit_hides_invalid_logits(params: SamplingParams, bad: float) -> None:
     logits = np.array([[1.0, 2.0, 3.0], [1.0, bad, 3.0]], np.float32)
     samplers = [Sampler(params, [1]) for _ in range(2)]
     with pytest.raises(FaquantError, match="unusable logits"):
@@ -190,13 +190,13 @@ def test_no_change_hides_logits_that_are_no_distribution(params: SamplingParams,
     assert [sampler.step for sampler in samplers] == [0, 0]
 
 
-def test_a_penalty_beyond_floats_is_the_largest_float() -> None:
+def test_a_penalized_logit_is_clipped_to_the_largest_float() -> None:
     sampler = Sampler(SamplingParams(temperature=0, repetition_penalty=0.01), [0, 1])
     assert sampler.sample(np.array([3e38, -3e38, 1.0], np.float32)) == 0
 
 
 class Some:
-    """A constraint: some tokens, for ever."""
+    """A constraint that always admits the same tokens."""
 
     shown: frozenset[int] = frozenset()
     unwatched_from = None
@@ -222,7 +222,7 @@ class Some:
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}, {"top_k": 3}, {"min_p": 0.2}])
-def test_admitted_tokens_are_drawn_as_if_there_were_no_others(filters: dict[str, Any]) -> None:
+def test_admitted_tokens_are_drawn_as_if_there_were_no_other_tokens(filters: dict[str, Any]) -> None:
     logits = np.array([2.0, 1.5, 3.0, 0.0, 1.0, 2.5, -1.0, 0.5], np.float32)
     tokens, draws = [0, 1, 3, 4, 6], 4000
     params = SamplingParams(seed=3, max_tokens=draws, **filters)
@@ -238,7 +238,7 @@ def test_admitted_tokens_are_drawn_as_if_there_were_no_others(filters: dict[str,
     assert some.masks / draws == pytest.approx(share, abs=0.03)
 
 
-def test_an_end_comes_only_after_min_tokens() -> None:
+def test_no_end_before_min_tokens() -> None:
     logits = torch.tensor([1.0, 5.0, 6.0, 4.0])
     sampler = Sampler(SamplingParams(temperature=0, min_tokens=2, stop_token_ids=(2,)), end_token_ids=(1,))
     assert [sampler.sample(logits) for _ in range(3)] == [3, 3, 2]
@@ -255,7 +255,7 @@ def test_tokens_outside_the_vocabulary_are_refused(params: SamplingParams) -> No
     Sampler(params, vocab_size=51)
 
 
-def test_each_of_n_answers_has_draws_of_its_own() -> None:
+def test_each_of_n_answers_has_its_own_draws() -> None:
     logits = torch.zeros(1000)
 
     def answer(index: int) -> list[int]:
@@ -267,7 +267,7 @@ def test_each_of_n_answers_has_draws_of_its_own() -> None:
     assert answer(2) == answer(2)
 
 
-def test_the_answers_of_a_request_share_nothing_that_moves() -> None:
+def test_the_answers_of_a_request_share_no_mutable_state() -> None:
     params = SamplingParams(seed=5, n=3, repetition_penalty=1.5, frequency_penalty=1.0, logit_bias={3: 2.0}, logprobs=1)
     prompt = [1, 2, 2, 3]
     rows = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
@@ -300,7 +300,7 @@ def test_rows_together_equal_rows_alone(chosen: list[SamplingParams]) -> None:
 
 
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams()])
-def test_a_bad_row_moves_no_sampler(params: SamplingParams) -> None:
+def test_an_invalid_row_advances_no_sampler(params: SamplingParams) -> None:
     samplers = [Sampler(params), Sampler(params)]
     with pytest.raises(FaquantError, match="unusable logits"):
         sample_rows(torch.tensor([[1.0, 2.0], [math.nan, 1.0]]), samplers)

@@ -97,13 +97,13 @@ def test_variables_reach_the_template(make_directory: Make) -> None:
         ours.render_chat([USER], variables={"messages": []})
 
 
-def test_a_date_may_be_given(make_directory: Make) -> None:
+def test_a_date_can_be_passed(make_directory: Make) -> None:
     ours = Tokenizer.from_directory(make_directory({"chat_template": TEMPLATES["llama"]}))
     assert "Today: 1 May 2030\n" in ours.render_chat([USER], variables={"date_string": "1 May 2030"})
 
 
 class TestWhichTemplate:
-    """Where templates stand, and which one is taken."""
+    """The sources of templates, and which one is used."""
 
     def test_named_templates(self, make_directory: Make) -> None:
         entries = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
@@ -146,7 +146,7 @@ class TestWhichTemplate:
         with pytest.raises(UnsupportedError, match="larger than 1048576 bytes"):
             Tokenizer.from_directory(directory)
 
-    def test_a_broken_one_does_not_keep_from_completing(self, make_directory: Make) -> None:
+    def test_a_broken_template_does_not_prevent_completions(self, make_directory: Make) -> None:
         ours = Tokenizer.from_directory(make_directory({"chat_template": "{% if %}"}))
         assert ours.decode(ours.encode("hello")) == "hello"
         with pytest.raises(UnsupportedError, match=r"tokenizer_config\.json cannot be compiled \(line 1: "):
@@ -217,7 +217,7 @@ def test_the_template_may_refuse() -> None:
         "{% extends 'base' %}",
     ],
 )
-def test_what_fails_in_a_template_is_a_usage_error(source: str) -> None:
+def test_an_error_in_a_template_is_a_usage_error(source: str) -> None:
     with pytest.raises(UsageError, match=r"in a test fails on these messages \("):
         render(source)
 
@@ -236,7 +236,7 @@ def test_what_fails_in_a_template_is_a_usage_error(source: str) -> None:
         "{% endif %}",
     ],
 )
-def test_what_does_not_compile_is_unsupported(source: str) -> None:
+def test_a_template_that_does_not_compile_is_unsupported(source: str) -> None:
     with pytest.raises(UnsupportedError, match="cannot be compiled"):
         render(source)
 
@@ -271,7 +271,7 @@ def test_tools_of_the_wrong_shape_are_refused(tools: Any) -> None:
         render("x", tools=tools)
 
 
-def test_messages_nested_without_end_are_refused() -> None:
+def test_cyclic_messages_are_refused() -> None:
     nested: Any = []
     for _ in range(5000):
         nested = [nested]

@@ -1,4 +1,4 @@
-"""Streaming detokenization: whatever the tokens, the pieces are a decoding of all of them."""
+"""Streaming detokenization: for any tokens, the pieces together equal the decoding of all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def pieces_of(tokenizer: Tokenizer, ids: list[int], skip: bool = True) -> list[s
 @pytest.mark.parametrize("skip", [True, False])
 @given(data=st.data())
 @settings(max_examples=200, **KEEP)
-def test_any_tokens_give_the_decoding_of_all(any_tokenizer: Tokenizer, skip: bool, data: st.DataObject) -> None:
+def test_any_tokens_equal_the_decoding_of_all(any_tokenizer: Tokenizer, skip: bool, data: st.DataObject) -> None:
     tokenizer = any_tokenizer
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 2), max_size=60))
     assert "".join(pieces_of(tokenizer, ids, skip)) == tokenizer.decode(ids, skip)
@@ -31,7 +31,7 @@ def test_any_tokens_give_the_decoding_of_all(any_tokenizer: Tokenizer, skip: boo
 
 @given(text=TEXTS)
 @settings(max_examples=200, **KEEP)
-def test_any_text_gives_the_decoding_of_all(any_tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_equals_the_decoding_of_all(any_tokenizer: Tokenizer, text: str) -> None:
     tokenizer = any_tokenizer
     ids = tokenizer.encode(text)
     assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids)
@@ -39,7 +39,7 @@ def test_any_text_gives_the_decoding_of_all(any_tokenizer: Tokenizer, text: str)
 
 @given(data=st.binary(max_size=80))
 @settings(max_examples=300, **KEEP)
-def test_any_bytes_give_the_decoding_of_all(byte_level_tokenizer: Tokenizer, data: bytes) -> None:
+def test_any_bytes_equal_the_decoding_of_all(byte_level_tokenizer: Tokenizer, data: bytes) -> None:
     tokenizer = byte_level_tokenizer
     single = [tokenizer.encode(bytes([byte]).decode("latin-1"))[-1] for byte in range(128)]
     lead = {0xE4: tokenizer.encode("你")[0]}
@@ -57,7 +57,7 @@ def test_no_half_character_is_shown(byte_level_tokenizer: Tokenizer) -> None:
     assert "" in pieces
 
 
-def test_text_comes_as_soon_as_it_is_final(byte_level_tokenizer: Tokenizer) -> None:
+def test_text_is_returned_as_soon_as_it_is_final(byte_level_tokenizer: Tokenizer) -> None:
     tokenizer = byte_level_tokenizer
     ids = tokenizer.encode("The quick brown fox")
     decoder = IncrementalDecoder(tokenizer)

@@ -11,7 +11,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=6), max_size=4)
 
 
 def expected(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """The occurrence that ends first; of those, the longest."""
+    """The occurrence that ends first, and of those the longest."""
     found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in stops if stop in text]
     if not found:
         return text, None
@@ -46,13 +46,13 @@ def test_holds_back_no_more_than_could_become_a_stop(text: str, stops: list[str]
 
 @given(text=st.text("ab", max_size=30), stops=STOPS)
 @settings(max_examples=500, deadline=None)
-def test_every_cut_gives_the_same(text: str, stops: list[str]) -> None:
+def test_every_cut_returns_the_same(text: str, stops: list[str]) -> None:
     for cut in range(len(text) + 1):
         checker = StopChecker(stops)
         assert checker.push(text[:cut]) + checker.push(text[cut:]) + checker.flush() == expected(text, stops)[0]
 
 
-def test_nothing_comes_after_a_stop() -> None:
+def test_nothing_follows_a_stop() -> None:
     checker = StopChecker(["END"])
     assert checker.push("on E") == "on "
     assert checker.push("ND more") == ""

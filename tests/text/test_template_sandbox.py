@@ -1,4 +1,4 @@
-"""Templates that mean harm: nothing leads out of the sandbox, nothing is changed inside, and no work is endless."""
+"""Hostile templates: they cannot escape the sandbox, modify objects or run endlessly."""
 
 import contextlib
 import time
@@ -42,7 +42,7 @@ from oracles.chat_templates import TEMPLATES, USER, render
         "lipsum.__globals__",
     ],
 )
-def test_nothing_leads_out_of_the_sandbox(expression: str) -> None:
+def test_the_sandbox_cannot_be_escaped(expression: str) -> None:
     source = "{% macro m() %}{% endmacro %}{% for i in [1] %}[{{ " + expression + " }}]{% endfor %}"
     text = ""
     with contextlib.suppress(FaquantError):
@@ -65,7 +65,7 @@ def test_nothing_leads_out_of_the_sandbox(expression: str) -> None:
         "{{ (1).__class__() }}",
     ],
 )
-def test_nothing_is_changed_from_inside(source: str) -> None:
+def test_templates_cannot_modify_objects(source: str) -> None:
     messages = [dict(USER)]
     with pytest.raises(UnsupportedError, match="was stopped"):
         render(source, messages)

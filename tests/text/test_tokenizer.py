@@ -1,4 +1,4 @@
-"""Tokenizer against transformers, from all the files a checkpoint may bring."""
+"""The tokenizer compared with transformers, for all files that a checkpoint can contain."""
 
 import contextlib
 from collections.abc import Callable
@@ -127,13 +127,13 @@ def test_vocab_size_is_one_more_than_the_largest_id(byte_level_directory: Path) 
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "\udfff", None, 3, b"bytes"])
-def test_what_is_no_unicode_text_is_refused(byte_level_tokenizer: Tokenizer, text: Any) -> None:
+def test_invalid_unicode_is_refused(byte_level_tokenizer: Tokenizer, text: Any) -> None:
     with pytest.raises(UsageError, match=r"is an unpaired surrogate|must be a string"):
         byte_level_tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("ids", [[-1], [2**32], ["a"], [1.5], None])
-def test_what_are_no_ids_is_refused(byte_level_tokenizer: Tokenizer, ids: Any) -> None:
+def test_invalid_ids_are_refused(byte_level_tokenizer: Tokenizer, ids: Any) -> None:
     with pytest.raises(UsageError, match="Token ids"):
         byte_level_tokenizer.decode(ids)
 
@@ -196,7 +196,7 @@ def test_a_huge_tokenizer_is_not_read(tmp_path: Path) -> None:
         ({"chat_template": [{"name": "default"}]}, {}, "strings name and template"),
     ],
 )
-def test_files_that_contradict(make_directory: Make, config: Any, files: Any, message: str) -> None:
+def test_contradictory_files(make_directory: Make, config: Any, files: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         Tokenizer.from_directory(make_directory(config, **files))
 
