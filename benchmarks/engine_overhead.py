@@ -3,7 +3,7 @@
 python benchmarks/engine_overhead.py [--int8 DIR] [--rounds 5] [--steps 300] [--threads N] [--json FILE]
 
 Of the steps of 32 sequences that only decode, by how tokens are drawn: the share outside the model, with and without
-the time in the C++ that draws. What a request for 128 answers takes to be checked and admitted; a guess by prompt
+the time in the C++ that draws. What a request for 128 answers takes to be checked and admitted; drafting by prompt
 lookup; and until eight answers to one prompt, or to eight prompts, have two tokens each. The model is the demo model,
 unless a directory is named.
 """
@@ -118,7 +118,7 @@ def of_admission(engine: Engine, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def of_lookup(length: int, steps: int) -> dict[str, float]:
-    """Seconds of the first guess in a text, and median seconds of those behind it."""
+    """Seconds of the first lookup in a text, and median seconds of the following ones."""
     random = Random(0)
     words = [random.choices(range(49_000), k=random.randint(1, 12)) for _ in range(length // 40)]
     text = [token for _ in range(length) for token in random.choice(words)][:length]
@@ -167,7 +167,7 @@ def main() -> None:
     for name, row in of_admission(engine, arguments.rounds).items():
         rows.append({"admission": name, **row})
         print(f"{name:28}{row['check'] * 1e3:10.1f}{row['admit'] * 1e3:10.1f}")
-    print(f"\na guess by prompt lookup{'first, ms':>14}{'further, µs':>13}")
+    print(f"\ndraft by prompt lookup  {'first, ms':>14}{'further, µs':>13}")
     for length in LOOKUPS:
         row = of_lookup(length, arguments.steps)
         rows.append({"lookup": length, **row})

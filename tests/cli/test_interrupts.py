@@ -67,7 +67,7 @@ def quantize(source: Path, out: Path) -> list[str]:
 def signalled(
     folder: Path, program: list[str], number: int, before: Callable[[], object] | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program that sends itself the signal, by SIGNAL_AT_IMPORT where MODULE is among the variables."""
+    """Run a program that sends itself the signal, with SIGNAL_AT_IMPORT if MODULE is among the variables."""
     (folder / "sitecustomize.py").write_text(SIGNAL_AT_IMPORT if "MODULE" in variables else "")
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     return subprocess.run(

@@ -135,7 +135,7 @@ def test_a_directory_without_a_report_is_measured(
     quantized = counted(pipeline, "quantize", monkeypatch)
     (tmp_path / "default" / "faquant_report.html").unlink()
     assert run(command(source, tmp_path / "default", "--recipe", "default", "--overwrite")) == 0
-    assert len(quantized) == 1, "who overwrites what was finished wants it anew"
+    assert len(quantized) == 1, "--overwrite quantizes a finished directory again"
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def test_the_answers_of_a_request_share_no_mutable_state() -> None:
         lone = Sampler(params, prompt, vocab_size=30).for_answer(index)
         assert tuple(lone.sample(row) for row in rows) == tokens
         assert lone.logprobs == samplers[index].logprobs
-    assert samplers[0].for_answer(0).sample(rows[0]) == together[0][0], "also from one that has begun"
+    assert samplers[0].for_answer(0).sample(rows[0]) == together[0][0], "also from a sampler that has advanced"
 
 
 MANY = [

@@ -123,7 +123,7 @@ def test_a_slow_reader_delays_no_other_client() -> None:
     with TinyServer(BytesEngine(pages=80)) as server:
         server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         body = {**flat(ENDLESS), "stream": True, "logprobs": 20, "max_tokens": 500}
-        slow = [raw_request(server, body) for _ in range(3)]  # nobody reads what comes
+        slow = [raw_request(server, body) for _ in range(3)]  # clients that do not read
         assert server.client().completions.create(**SHORT).choices[0].text == EXPECTED
         end = time.monotonic() + 60
         while server.engine.has_work and time.monotonic() < end:

@@ -44,13 +44,13 @@ class Process:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        self.told = ""
+        self.output = ""
         assert self.process.stderr is not None
         self.url = ""
         while not self.url:
             line = self.process.stderr.readline()
-            assert line, self.told
-            self.told += line
+            assert line, self.output
+            self.output += line
             if match := re.search(r"http://\S+:\d+", line):
                 self.url = match[0]
         self._reader = threading.Thread(target=self._read)
@@ -62,12 +62,12 @@ class Process:
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
-        raise AssertionError(self.told)
+        raise AssertionError(self.output)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.told += line
+            self.output += line
 
     def end(self) -> int:
         status = self.process.wait(30)
@@ -99,7 +99,7 @@ def test_the_table_shows_the_settings_in_use(start: Callable[..., Process]) -> N
     process = start("--kv-cache-memory", "1MiB", "--served-model-name", "mine", "--no-enable-prefix-caching")
     assert httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"] == "mine"
     for part in ("float", "576 bytes per token", "1,792 tokens at most", "threads", "mine", "no key"):
-        assert part in process.told
+        assert part in process.output
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_sigterm_finishes_answers_and_refuses_new_requests(start: Callable[..., 
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert process.end() == 0
-    assert "Traceback" not in process.told
+    assert "Traceback" not in process.output
 
 
 ENDLESS = """
@@ -189,7 +189,7 @@ def test_a_second_signal_ends_the_server_at_once(start: Callable[..., Process]) 
         assert process.end() == 128 + signal.SIGTERM
         with pytest.raises(httpx.TransportError):
             list(lines)
-    assert "Traceback" not in process.told
+    assert "Traceback" not in process.output
 
 
 def test_killed_and_restarted_on_the_same_port(start: Callable[..., Process]) -> None:
@@ -203,16 +203,16 @@ def test_killed_and_restarted_on_the_same_port(start: Callable[..., Process]) ->
 def test_a_busy_port_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         assert run(["serve", str(directory), "--port", str(busy.getsockname()[1])]) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "in use" in told
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "in use" in output
 
 
 def test_a_host_of_another_machine_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(directory), "--host", "192.0.2.1"]) == 1  # reserved for documentation, RFC 5737
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "--host" in told
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "--host" in output
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,6 @@ def test_a_host_of_another_machine_is_one_line(directory: Path, capsys: pytest.C
 )
 def test_a_wrong_flag_is_one_line(directory: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(directory), "--port", "0", *flags]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith("faquant: ")
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert output.startswith("faquant: ")

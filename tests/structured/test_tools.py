@@ -124,7 +124,7 @@ class TestReading:
         )
         for length in range(len(text)):
             got, found, _ = read(calls, *text[:length])
-            # Before calls have certainly begun, all is content; behind that, what stood before them.
+            # Until a call has certainly begun, everything is content; after that, the text before the calls.
             assert got == (text[:length] if length < begin else content)
             for (name, arguments), (right, complete) in zip(found, wanted, strict=False):
                 assert name == right

@@ -271,7 +271,7 @@ def test_tools_of_the_wrong_shape_are_refused(tools: Any) -> None:
         render("x", tools=tools)
 
 
-def test_cyclic_messages_are_refused() -> None:
+def test_deeply_nested_and_cyclic_messages_are_refused() -> None:
     nested: Any = []
     for _ in range(5000):
         nested = [nested]

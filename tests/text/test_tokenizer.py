@@ -62,7 +62,7 @@ def test_bos_as_in_transformers(make_directory: Make, processor: str, flag: bool
     backend.save(str(directory / "tokenizer.json"))
     ids = Tokenizer.from_directory(directory).encode("hello")
     if processor == "none" and flag:
-        # transformers 5 drops add_bos_token where there is a tokenizer.json; here it is all that speaks about BOS.
+        # transformers 5 ignores add_bos_token if there is a tokenizer.json; here, nothing else says whether to add BOS.
         assert ids == [1, *oracle_of(directory).encode("hello")]
     else:
         assert ids == oracle_of(directory).encode("hello")
