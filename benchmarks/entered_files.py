@@ -1,6 +1,6 @@
-"""How many files of faquant a chat request and a quantization enter, and how often a quantization changes rooms.
+"""How many files of faquant a chat request and a quantization enter, and how often a quantization changes packages.
 
-A room is a package of src/faquant. A change is a call, or the return from one, from a function of one room to one of
+A package is a package of src/faquant. A change is a call, or the return from one, from a function of one package to one of
 another; a layer's changes are what one layer more adds.
 """
 
@@ -23,7 +23,7 @@ sys.path.append(str(ROOT / "tests"))
 
 
 class Trace:
-    """Files entered, and changes of rooms, while it is on."""
+    """Files entered, and changes of packages, while it is on."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
@@ -41,7 +41,7 @@ class Trace:
         caller = frame.f_back
         while caller is not None and not caller.f_code.co_filename.startswith(SOURCES):
             caller = caller.f_back
-        if caller is not None and room(caller.f_code.co_filename) != room(here):
+        if caller is not None and package(caller.f_code.co_filename) != package(here):
             self.changes += 1
 
     @contextmanager
@@ -51,7 +51,7 @@ class Trace:
         self.on = False
 
 
-def room(path: str) -> str:
+def package(path: str) -> str:
     """The package, or at the top the module, of a source file."""
     return path.removeprefix(SOURCES + "/").partition("/")[0]
 
@@ -104,7 +104,7 @@ def main() -> None:
         work(trace)
         sys.setprofile(None)
         threading.setprofile(None)
-        print(f"{name}: {len(trace.files)} files, {trace.changes} changes of rooms")
+        print(f"{name}: {len(trace.files)} files, {trace.changes} changes of packages")
         if "--files" in sys.argv:
             print(*sorted(trace.files), sep="\n")
 

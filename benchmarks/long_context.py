@@ -142,9 +142,9 @@ def needles(systems: dict[str, LLM], lengths: list[int]) -> list[dict[str, objec
         for number, place in enumerate(PLACES):
             secret = str(Random(length + number).randrange(10_000, 100_000))
             needle = tokenizer.encode(NEEDLE.format(secret), add_special_tokens=False)
-            room = length - len(needle) - len(question) - 8
-            begin = int(room * place)
-            prompt = [*filler[:begin], *needle, *filler[begin:room], *question]
+            space = length - len(needle) - len(question) - 8
+            begin = int(space * place)
+            prompt = [*filler[:begin], *needle, *filler[begin:space], *question]
             for name, llm in systems.items():
                 (answer,) = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=8))
                 found[name] += secret in answer.text

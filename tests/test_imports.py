@@ -1,4 +1,4 @@
-"""What imports what: the order of the rooms of src/faquant, and that answering needs no torch."""
+"""What imports what: the order of the packages of src/faquant, and that answering needs no torch."""
 
 import ast
 import graphlib
@@ -15,12 +15,12 @@ from oracles.tiny_tokenizer import write_tokenizer
 SOURCE = Path(__file__).parents[1] / "src" / "faquant"
 MADE = Path(__file__).parent / "data" / "made_at_cad73ab" / "default"
 
-ROOMS = [
+PACKAGES = [
     *("errors", "progress", "kernels", "checkpoint", "recipe", "formats", "model", "quantization", "text"),
     *("structured", "sampling", "engine", "evaluation", "search", "bench", "server", "api", "__init__"),
     *("cli", "__main__"),
 ]
-"""Of faquant, from the bottom. A module imports from its own room and from those before it."""
+"""Of faquant, from the bottom. A module imports from its own package and from those before it."""
 SERVER_ROOMS = [
     *("config", "schema", "errors", "operate", "page", "http", "answer", "service", "api", "app", "run"),
     "__init__",
@@ -38,8 +38,8 @@ sys.modules["torch"] = None
 def test_no_room_imports_from_one_behind_it() -> None:
     modules = imports()
     found = {name.partition(".")[0] for name in modules}
-    assert found == set(ROOMS), "every room has its place in the order"
-    assert upward(modules, ROOMS) == []
+    assert found == set(PACKAGES), "every package has its place in the order"
+    assert upward(modules, PACKAGES) == []
 
 
 def test_within_the_server_no_part_imports_from_one_behind_it() -> None:
@@ -134,7 +134,7 @@ def _module(parts: tuple[str, ...], modules: dict[str, Path]) -> str:
 
 
 def upward(modules: dict[str, set[str]], order: list[str]) -> list[str]:
-    """The imports that go from a room to one behind it."""
+    """The imports that go from a package to one behind it."""
 
     def place(name: str) -> int:
         return order.index(name.partition(".")[0])

@@ -148,7 +148,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
     const int64_t seen_to = span.start + last;
     const int64_t oldest = larger(0, span.start + first - a.window + 1);
     const int64_t stop = smaller(end, seen_to);
-    // Whether centres of more than one map take part in the sequence, as reference.attend says.
+    // Whether centers of more than one map take part in the sequence, as reference.attend says.
     const bool shifted = smaller(s.maps, (span.start + span.tokens + s.map_block - 1) / s.map_block) > 1;
     const int64_t last_map = map_of(s, seen_to - 1);
 

@@ -23,7 +23,7 @@ class AttentionRecipe(_Frozen):
         kv_scale: K's and V's scales: one per token and head held in the cache page (`token`), or calibrated,
             one per channel (`channel`) or per head (`head`).
         q_scale: dynamic per token and head (`token`), or calibrated per head (`head`).
-        center: the centre of each of K's channels is subtracted before it is quantized.
+        center: the center of each of K's channels is subtracted before it is quantized.
         equalize: each of K's channels is divided by the factor that multiplies q's.
         rotate: K and q are turned by signs and a Hadamard transform.
         rotate_v: Hadamard on each head of V, folded into v_proj and o_proj.

@@ -118,9 +118,9 @@ def test_channels_that_stand_out_are_listed_once() -> None:
         k, stream = torch.randn(200, 2, 16, generator=generator), torch.randn(200, 64, generator=generator)
         k[:, 1, 5] *= size
         stream[:, 40] *= 20.0
-        unturned = torch.randn(200, 2, 16, generator=generator)
-        unturned[:, 0, 3] += 10.0
-        channels.add(layer, {"k": k, MEAN_OF_K: unturned, "stream": stream})
+        k_before_rope = torch.randn(200, 2, 16, generator=generator)
+        k_before_rope[:, 0, 3] += 10.0
+        channels.add(layer, {"k": k, MEAN_OF_K: k_before_rope, "stream": stream})
     found = {(one.tensor, one.head, one.channel): one for one in channels.largest()}
     assert found.keys() == {("k", 1, 5), (MEAN_OF_K, 0, 3), ("stream", None, 40)}
     assert (found["k", 1, 5].layer, found["k", 1, 5].layers) == (1, 2)

@@ -125,7 +125,7 @@ def sentencepiece():
 
 
 def greedy_pieces(text, metadata):
-    """Sentencepiece's BPE as defined: join the neighbours whose union scores best, the leftmost first."""
+    """Sentencepiece's BPE as defined: join the neighbors whose union scores best, the leftmost first."""
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     scores = {
         token: score

@@ -258,7 +258,7 @@ def test_exp2_and_the_rounding_of_p_at_every_magnitude() -> None:
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("dim", [7, 12, 16, 64, 80, 96, 128, 256])
 def test_append_stores_what_the_quantizers_say(isa: str, scales: str, dim: int) -> None:
-    """Any slots, any positions; neighbours keep their bytes."""
+    """Any slots, any positions; neighbors keep their bytes."""
     generator = torch.Generator().manual_seed(dim)
     more: dict[str, Any] = {
         "k_center": torch.randn(3, 2, dim, generator=generator),

@@ -200,7 +200,7 @@ def test_nan_in_what_is_seen_is_not_lost(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dim", [7, 12, 16, 64, 80, 96, 128, 256])
 def test_append_stores_the_nearest_bfloat16(isa: str, dim: int) -> None:
-    """Any slots; neighbours keep their bytes."""
+    """Any slots; neighbors keep their bytes."""
     generator = torch.Generator().manual_seed(dim)
     k, v = (torch.randn(40, 2, dim, generator=generator) * 10.0 ** torch.randint(-25, 30, (40, 2, 1)) for _ in range(2))
     k[3], v[3] = 0.0, -0.0

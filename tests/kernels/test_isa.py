@@ -27,14 +27,14 @@ def exact(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def saturating(a: np.ndarray, b: np.ndarray) -> int:
-    """What vpmaddubsw gives: the sum of each two neighbours' products is clipped to int16."""
+    """What vpmaddubsw gives: the sum of each two neighbors' products is clipped to int16."""
     products = a.astype(np.int64) * b.astype(np.int64)
     products = np.append(products, np.zeros(len(products) % 2, np.int64))
     return int(products.reshape(-1, 2).sum(axis=1).clip(-32768, 32767).sum())
 
 
 def within_poison(values: np.ndarray) -> np.ndarray:
-    """`values` at an odd address, with neighbours that would show in a sum that reads too far."""
+    """`values` at an odd address, with neighbors that would show in a sum that reads too far."""
     buffer = np.full(len(values) + 130, POISON, values.dtype)
     buffer[65 : 65 + len(values)] = values
     return buffer[65 : 65 + len(values)]

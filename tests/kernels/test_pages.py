@@ -167,7 +167,7 @@ def test_pages_before_the_window_may_be_freed(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neighbours_in_the_pool_and_later_tokens_change_nothing(kind: str) -> None:
+def test_neighbors_in_the_pool_and_later_tokens_change_nothing(kind: str) -> None:
     q, k, v = random_qkv(400)
     pages = make_pages(kind, 8, 128)
     mine, other = torch.tensor([5, 2, 7, 0]), torch.tensor([1, 6, 3, 4])

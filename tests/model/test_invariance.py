@@ -112,9 +112,9 @@ def test_among_other_sequences_as_alone(
     others = [cache.table(6 * 60) for _ in range(3)]
     starts = [0] * 3
     got, start = [], 0
-    for size, neighbours, place in steps:
+    for size, neighbors, place in steps:
         chunks = []
-        for i, count_i in enumerate(neighbours):
+        for i, count_i in enumerate(neighbors):
             chunks.append(Chunk(tokens(count_i, seed=100 + i), starts[i], others[i], rope))
             starts[i] += count_i
         place = min(place, len(chunks))

@@ -17,10 +17,10 @@ def fma(a: Floats, b: Floats, c: Floats) -> Floats:
         total = product + addend
         part = total - product
         rest = (product - (total - part)) + (addend - part)
-        neighbour = np.nextafter(total, np.copysign(np.inf, rest))
+        neighbor = np.nextafter(total, np.copysign(np.inf, rest))
         is_even = (total.view(np.int64) & 1) == 0
         inexact = np.isfinite(total) & (rest != 0)
-        return np.where(inexact & is_even, neighbour, total).astype(np.float32)
+        return np.where(inexact & is_even, neighbor, total).astype(np.float32)
 
 
 def linear(x: Floats, weight: Floats, bias: Floats | None) -> Floats:

@@ -123,9 +123,9 @@ def tokens(count: int, seed: int = 0) -> Integers:
 class Cache:
     """Pages that sequences take in random order, poisoned where nothing was written."""
 
-    def __init__(self, made: Parts, page_size: int, room: int) -> None:
+    def __init__(self, made: Parts, page_size: int, capacity: int) -> None:
         self.decoder, schemes = made
-        count = -(-room // page_size) + 8
+        count = -(-capacity // page_size) + 8
         self.page_size = page_size
         self.pages = [self._layer(scheme, count) for scheme in schemes]
         for pages in self.pages:

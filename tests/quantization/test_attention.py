@@ -1,4 +1,4 @@
-"""The calibration of K's centre, equaliser and scales over the positions of the context."""
+"""The calibration of K's center, equalizer and scales over the positions of the context."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def _rotation(positions: torch.Tensor, config: ModelConfig = CONFIG) -> tuple[to
     return torch.from_numpy(cos), torch.from_numpy(sin)
 
 
-def _turned(prompts: list[torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
+def _rotated(prompts: list[torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
     """Every token, wherever it stood in its prompt, at each of the positions: the plain way."""
     cos, sin = (x[:, None] for x in _rotation(positions))
     back = [apply_rope(x, *_rotation(-torch.arange(len(x)))) for x in prompts]
@@ -56,12 +56,12 @@ def test_center_is_the_mean_and_equalizer_balances_k_and_q_in_each_block(center:
     if not center:
         assert scheme.k_center is None
     for block, positions in enumerate(blocks):
-        k = _turned(keys, positions)
+        k = _rotated(keys, positions)
         mean = k.mean(0) if center else torch.zeros(2, 16)
         if center:
             torch.testing.assert_close(scheme.k_center[block], mean, rtol=1e-4, atol=1e-4)
         k_rms = (k - mean).square().mean(0).sqrt()
-        q_rms = _turned(queries, positions).square().mean(0).view(2, 3, 16).mean(1).sqrt()
+        q_rms = _rotated(queries, positions).square().mean(0).view(2, 3, 16).mean(1).sqrt()
         torch.testing.assert_close(scheme.k_equalizer[block], (k_rms / q_rms).sqrt(), rtol=1e-3, atol=1e-5)
 
 
@@ -103,7 +103,7 @@ def test_static_scales_cover_the_mapped_keys_of_every_block(granularity: str) ->
     scheme = attention.calibrate(CONFIG, recipe, _queries(3), keys, values, v_folded=False)
     peak = torch.zeros(2, 16)
     for block, positions in enumerate(torch.arange(2500).split(MAP_BLOCK)):
-        k = _turned(keys, positions)
+        k = _rotated(keys, positions)
         mapped = map_k(k, scheme.at(block)).abs().amax(0)
         peak = torch.maximum(peak, mapped)
         # No block's keys are larger than another's, so that none is quantized coarsely.

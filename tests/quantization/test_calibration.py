@@ -90,7 +90,7 @@ def test_builtin_holds_no_markup_of_a_model_and_no_traces_of_a_machine() -> None
     assert not re.search(r"copyright|all rights reserved|\(c\)|SPDX|GPL", letters, re.IGNORECASE)
 
 
-def test_builtin_stands_under_the_projects_licence() -> None:
+def test_builtin_stands_under_the_projects_license() -> None:
     root = Path(__file__).parents[2]
     assert 'license = "Apache-2.0"' in (root / "pyproject.toml").read_text(encoding="utf-8")
 

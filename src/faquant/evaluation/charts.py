@@ -1,7 +1,7 @@
 """Inline SVG for the accuracy report: line chart, heat map, legend, and a bar with its error.
 
 Figures are 360 units wide, as a phone is, so that no text is ever scaled small; a wide page sets several side by side.
-Colours are the page's: shapes carry classes only.
+Colors are the page's: shapes carry classes only.
 """
 
 import math
@@ -18,7 +18,7 @@ _LARGEST = 1e9  # beyond it there is nothing left to see
 
 
 def noise_class(decibels: float) -> int:
-    """Which colour a signal to noise ratio has: 0 is the noisiest, len(NOISE_BOUNDS) the cleanest."""
+    """Which color a signal to noise ratio has: 0 is the noisiest, len(NOISE_BOUNDS) the cleanest."""
     return sum(decibels >= bound for bound in NOISE_BOUNDS)
 
 
@@ -138,12 +138,12 @@ def heat_map(label: str, rows: Sequence[str], values: Sequence[Sequence[float | 
 
 
 def noise_legend() -> Markup:
-    """The colours of heat maps, noisiest first."""
+    """The colors of heat maps, noisiest first."""
     count, width = len(NOISE_BOUNDS) + 1, 20
     parts = [_tag("path", class_=f"c{i}", d=f"M{i * width} 0h{width}v10h-{width}z") for i in range(count)]
     parts.append(_tag("path", class_="frame", d=f"M0.5 0.5h{count * width - 1}v9.5h-{count * width - 1}z"))
     parts += [_text((i + 1) * width, 22, str(bound), "middle") for i, bound in enumerate(NOISE_BOUNDS) if i % 2 == 0]
-    label = f"Colours: from under {NOISE_BOUNDS[0]} dB, the strongest, to over {NOISE_BOUNDS[-1]} dB, the palest."
+    label = f"Colors: from under {NOISE_BOUNDS[0]} dB, the strongest, to over {NOISE_BOUNDS[-1]} dB, the palest."
     return _tag(
         "svg",
         *parts,
@@ -167,9 +167,9 @@ def _x_axis(ticks: Sequence[tuple[float, str]], base: float, name: str) -> list[
     while any(b - a < 3.4 * (len(p) + len(q)) + 6 for (_, a, p), (_, b, q) in pairwise(placed)):
         placed = placed[::2]
     parts = [_text(LEFT + PLOT_WIDTH / 2, base + 31, name, "middle")]
-    for x, centre, written in placed:
+    for x, center, written in placed:
         parts.append(_tag("path", class_="tick", d=f"M{_number(x)} {_number(base)}v4"))
-        parts.append(_text(centre, base + 16, written, "middle"))
+        parts.append(_text(center, base + 16, written, "middle"))
     return parts
 
 

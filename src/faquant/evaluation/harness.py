@@ -161,7 +161,7 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         sequences = [(context + continuation)[-self.max_length - 1 :] for _, context, continuation in requests]
         cache = _SequenceCache(self.llm.model, max(map(len, sequences), default=1))
         results: dict[int, tuple[float, bool]] = {}
-        order = sorted(range(len(requests)), key=sequences.__getitem__)  # neighbours begin alike
+        order = sorted(range(len(requests)), key=sequences.__getitem__)  # neighbors begin alike
         for index in tqdm(order, desc="Running loglikelihood requests", disable=disable_tqdm):
             texts, _, continuation = requests[index]
             tokens = sequences[index][:-1]

@@ -138,7 +138,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Measurements:
     """Scores by window and variant, KL of the float model with itself by offset, the head's signal to noise in dB."""
 
     scores: list[dict[str, Scores]]
@@ -153,7 +153,7 @@ def _measured(
     offsets: slice,
     kept: Kept,
     progress: Progress,
-) -> _Found:
+) -> _Measurements:
     """All that takes long; what is kept is not done again, and ends with the same figures."""
     layers = models[_FLOAT].config.num_layers
     steps = layers + len(windows)
@@ -182,7 +182,7 @@ def _measured(
         last = kept.keep("rest", rest)
     finally:
         torch.set_num_threads(threads)
-    return _Found(scores, last["drift"].tolist(), next(iter(last["noises"].tolist()), None))
+    return _Measurements(scores, last["drift"].tolist(), next(iter(last["noises"].tolist()), None))
 
 
 def _streams(

@@ -63,10 +63,10 @@ def needle_windows(
         for trial in range(trials):
             number = str(random.Random(_TRIALS_SEED * length + trial).randint(10_000, 99_999))
             needle, question, answer = (encode(text) for text in (_NEEDLE.format(number), _QUESTION, f" {number}"))
-            room = length - len(needle) - len(question) - len(answer)
-            straw = [filler[i % len(filler)] for i in range(room)]
-            depth = room * (2 * trial + 1) // (2 * trials)
-            ids = [*straw[:depth], *needle, *straw[depth:], *question, *answer]
+            space = length - len(needle) - len(question) - len(answer)
+            haystack = [filler[i % len(filler)] for i in range(space)]
+            depth = space * (2 * trial + 1) // (2 * trials)
+            ids = [*haystack[:depth], *needle, *haystack[depth:], *question, *answer]
             windows.append(Window(torch.tensor(ids), last=len(answer) + 1, models=models))
         length *= 2
     return windows

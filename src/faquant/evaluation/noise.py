@@ -2,12 +2,12 @@
 
 Every step is given what the float model computes there, so that its noise is its own and not what came before:
 
-- q, k: as they are quantized, centred, equalised and rotated. v: in its own basis.
+- q, k: as they are quantized, centered, equalized and rotated. v: in its own basis.
 - p: the attention's output through the cache, against float attention over the very q, k and v that the cache holds.
   What is left is the rounding of P.
 - linears: the quantized linear on the exact input, against the float linear's output. The input passes the quantized
-  model's own norm, which holds the equaliser; R1 and R2 turn the float side, which keeps energies. up_proj's outputs
-  are divided by down_proj's equaliser, which is in no file: it is taken from the two outputs, a factor for each
+  model's own norm, which holds the equalizer; R1 and R2 turn the float side, which keeps energies. up_proj's outputs
+  are divided by down_proj's equalizer, which is in no file: it is taken from the two outputs, a factor for each
   channel, and so such a factor is not seen as noise.
 - stream: the residual stream of the quantized model as it runs, so here the noise of all layers before is in it. Each
   token counts by its own size: one with enormous activations, which there often is, would hide all others.
@@ -128,7 +128,7 @@ class _Tap:
 
 
 @dataclass
-class _Seen:
+class _LayerTrace:
     """One float layer on one window: q, k, v after RoPE, and its linears' inputs and outputs."""
 
     x: Tensor
@@ -136,12 +136,12 @@ class _Seen:
     k: Tensor
     v: Tensor
     linears: dict[str, _Tap]
-    unturned_k: Tensor
+    k_before_rope: Tensor
 
     def channels(self) -> dict[str, Tensor]:
         """What may have outliers, [tokens, channels] or [tokens, heads, D]."""
         inputs = {f"{name} input": self.linears[name].x for name in ("q_proj", "o_proj", "gate_proj", "down_proj")}
-        return {"k": self.k, MEAN_OF_K: self.unturned_k, "v": self.v, "stream": self.x, **inputs}
+        return {"k": self.k, MEAN_OF_K: self.k_before_rope, "v": self.v, "stream": self.x, **inputs}
 
 
 class NoiseMeter:
@@ -175,7 +175,7 @@ class NoiseMeter:
                 self._attention(noise, step.index, seen)
             if quantized is not None:
                 self._linears(noise, quantized, seen)
-            noise.stream.add_by_token(self._turned(step.after[self.source][number]), step.after[self.whole][number])
+            noise.stream.add_by_token(self._rotated(step.after[self.source][number]), step.after[self.whole][number])
         self.layers.append(noise)
 
     def state(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class NoiseMeter:
     def _sliding(self, layer: int) -> int | None:
         return self.models[self.source].config.sliding_windows[layer]
 
-    def _attention(self, noise: LayerNoise, layer: int, seen: _Seen) -> None:
+    def _attention(self, noise: LayerNoise, layer: int, seen: _LayerTrace) -> None:
         tables = self.models["attention"].schemes[layer]
         if tables is None:
             return
@@ -207,7 +207,7 @@ class NoiseMeter:
         exact = float_attend(quantizers.unmap_q(q, scheme), k, v, 0, self._sliding(layer))
         noise.p.add(exact, pages.attend(seen.q, Spans.of([(count, 0, table)]), self._sliding(layer)), by_head=True)
 
-    def _linears(self, noise: LayerNoise, layer: DecoderLayer, seen: _Seen) -> None:
+    def _linears(self, noise: LayerNoise, layer: DecoderLayer, seen: _LayerTrace) -> None:
         metadata = self.models["linears"].metadata
         block = metadata.v_block if metadata is not None and metadata.v_folded else 0
 
@@ -215,22 +215,22 @@ class NoiseMeter:
             return hadamard(x.view(len(x), -1, layer.head_dim), block).flatten(1) if block else x
 
         taps = seen.linears
-        h = layer.input_layernorm(self._turned(seen.x))
+        h = layer.input_layernorm(self._rotated(seen.x))
         self._linear(noise, layer, "q_proj", h, taps["q_proj"].y)
         self._linear(noise, layer, "k_proj", h, taps["k_proj"].y)
         if "attention" in self.models or "both" not in self.models:
             self._linear(noise, layer, "v_proj", h, by_head(taps["v_proj"].y))
-            self._linear(noise, layer, "o_proj", by_head(taps["o_proj"].x), self._turned(taps["o_proj"].y))
+            self._linear(noise, layer, "o_proj", by_head(taps["o_proj"].x), self._rotated(taps["o_proj"].y))
         else:
             # Something unknown is folded into both (see divergence.variants).
             noise.linears["v_proj"] = noise.linears["o_proj"] = None
-        h = layer.post_attention_layernorm(self._turned(seen.x + taps["o_proj"].y))
+        h = layer.post_attention_layernorm(self._rotated(seen.x + taps["o_proj"].y))
         self._linear(noise, layer, "gate_proj", h, taps["gate_proj"].y)
         factor = torch.ones(1)
         if metadata is not None and metadata.recipe.linear is not None and metadata.recipe.linear.equalize:
             factor = _factors(taps["up_proj"].y, layer.up_proj(h))
         self._linear(noise, layer, "up_proj", h, taps["up_proj"].y, factor)
-        self._linear(noise, layer, "down_proj", taps["down_proj"].x / factor, self._turned(taps["down_proj"].y))
+        self._linear(noise, layer, "down_proj", taps["down_proj"].x / factor, self._rotated(taps["down_proj"].y))
 
     @staticmethod
     def _linear(
@@ -245,7 +245,7 @@ class NoiseMeter:
         noise.linears[name] = ratio
         ratio.add(wanted, y if factor is None else y * factor)
 
-    def _turned(self, x: Tensor) -> Tensor:
+    def _rotated(self, x: Tensor) -> Tensor:
         """A float residual stream in the basis of the quantized linears."""
         metadata = self.models[self.whole].metadata
         return rotate_residual(x) if metadata is not None and metadata.residual_rotation else x
@@ -257,11 +257,11 @@ class NoiseMeter:
         ratio = Ratio()
         for number in self.tables:
             x = streams[self.source][number][:rows]
-            ratio.add(heads.logits(self.source, x), heads.logits("linears", self._turned(x)))
+            ratio.add(heads.logits(self.source, x), heads.logits("linears", self._rotated(x)))
         return ratio.decibels()[0]
 
 
-def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None) -> _Seen:
+def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None) -> _LayerTrace:
     taps = {name: _Tap(getattr(layer, name)) for name in _KINDS}
     states: tuple[Tensor, ...] = ()
 
@@ -271,9 +271,9 @@ def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None
         return float_attend(q, k, v, 0, sliding)
 
     replace(layer, **taps)(x, tables, attention)  # type: ignore[arg-type]
-    unturned = taps["k_proj"].y.view(len(x), -1, layer.head_dim)
+    k_before_rope = taps["k_proj"].y.view(len(x), -1, layer.head_dim)
     q, k, v = states
-    return _Seen(x, q, k, v, taps, unturned if layer.k_norm is None else layer.k_norm(unturned))
+    return _LayerTrace(x, q, k, v, taps, k_before_rope if layer.k_norm is None else layer.k_norm(k_before_rope))
 
 
 def _factors(wanted: Tensor, got: Tensor) -> Tensor:

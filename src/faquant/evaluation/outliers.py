@@ -1,4 +1,4 @@
-"""Channels that are far larger than their neighbours, in the float model."""
+"""Channels that are far larger than their neighbors, in the float model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

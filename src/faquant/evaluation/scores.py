@@ -134,7 +134,7 @@ def score(
     """
     names = [[source, *(name for name in streams if name != source and window.runs(name))] for window in windows]
     counts = [min(window.last or len(window.tokens), len(window.tokens)) for window in windows]
-    # All room is taken before the first logits: what is small and stays, between large blocks that come and go, keeps
+    # All buffer is taken before the first logits: what is small and stays, between large blocks that come and go, keeps
     # malloc from reusing their places, and memory grows by gigabytes.
     results = [{name: Scores.empty(count) for name in some[1:]} for some, count in zip(names, counts, strict=True)]
     done, row = (0, 0) if saved is None else _take(results, saved)
@@ -154,7 +154,7 @@ def score(
 
 
 def _given(results: Sequence[Mapping[str, Scores]], window: int, row: int) -> Tensors:
-    """All scores before that row of that window, and the room that is not yet filled in."""
+    """All scores before that row of that window, and the buffer that is not yet filled in."""
     whole = Scores.cat([scores for some in results for scores in some.values()])
     return {field.name: getattr(whole, field.name) for field in fields(Scores)} | {"place": torch.tensor([window, row])}
 
@@ -162,8 +162,9 @@ def _given(results: Sequence[Mapping[str, Scores]], window: int, row: int) -> Te
 def _take(results: Sequence[Mapping[str, Scores]], saved: Tensors) -> tuple[int, int]:
     """Fill in what _given gave: the window and the row to go on with."""
     for field in fields(Scores):
-        rooms = [getattr(scores, field.name) for some in results for scores in some.values()]
-        for room, values in zip(rooms, torch.split(saved[field.name], [len(room) for room in rooms]), strict=True):
-            room.copy_(values)
+        buffers = [getattr(scores, field.name) for some in results for scores in some.values()]
+        sizes = [len(buffer) for buffer in buffers]
+        for buffer, values in zip(buffers, torch.split(saved[field.name], sizes), strict=True):
+            buffer.copy_(values)
     window, row = saved["place"].tolist()
     return window, row

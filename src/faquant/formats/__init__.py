@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from ..errors import UnsupportedError
-from .base import Format, Opened, Source
+from .base import CheckpointFormat, Opened, Source
 from .faquant.format import FaquantFormat
 from .float import FloatFormat
 from .msmodelslim.format import MsModelSlimFormat
 
-FORMATS: tuple[Format, ...] = (FaquantFormat(), MsModelSlimFormat(), FloatFormat())
+FORMATS: tuple[CheckpointFormat, ...] = (FaquantFormat(), MsModelSlimFormat(), FloatFormat())
 """The first that detects itself in a directory opens it."""
 
 
@@ -23,7 +23,7 @@ def open_checkpoint(directory: Path) -> Opened:
     return format_of(source).open(source)
 
 
-def format_of(source: Source) -> Format:
+def format_of(source: Source) -> CheckpointFormat:
     """The format of a directory. Raises: UnsupportedError: none of those that we read."""
     for format in FORMATS:
         if format.detect(source):

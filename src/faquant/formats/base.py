@@ -1,6 +1,6 @@
 """What every format of a checkpoint gives: detect it in a directory, open it, and plain tables come out.
 
-A format is one module with a class that implements `Format`, and one line in the registry (formats/__init__.py).
+A format is one module with a class that implements `CheckpointFormat`, and one line in the registry (formats/__init__.py).
 model/load.py builds a model from the tables, whatever the format.
 """
 
@@ -37,7 +37,7 @@ class Source:
         return cls(directory, config, read_json(directory / "config.json"), read_description(directory))
 
 
-class Format(Protocol):
+class CheckpointFormat(Protocol):
     """A kind of checkpoint."""
 
     name: str

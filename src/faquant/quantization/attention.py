@@ -17,7 +17,7 @@ from ..kernels.torch_backend import rope as apply_rope
 from ..model.rope import Rope
 from ..recipe import AttentionRecipe
 
-PEAK_KEYS, PEAK_TURNS = 4096, 1 << 15
+PEAK_KEYS, PEAK_ROTATIONS = 4096, 1 << 15
 """Where static scales look for the greatest value: so many keys, and so many pairs of key and position a block."""
 
 
@@ -39,7 +39,7 @@ def calibrate(
     """
     dim = config.head_dim
     rope = Rope(config, config.max_position)
-    k, q = (torch.cat([_turned_back(x, config) for x in prompts]) for prompts in (keys, queries))
+    k, q = (torch.cat([_at_position_0(x, config) for x in prompts]) for prompts in (keys, queries))
     context = config.max_position
     blocks = [torch.arange(start, min(start + MAP_BLOCK, context)) for start in range(0, context, MAP_BLOCK)]
     center, equalizer = _center_and_equalizer(config, recipe, q, k, rope, blocks)
@@ -73,7 +73,7 @@ def calibrate(
 def _center_and_equalizer(
     config: ModelConfig, recipe: AttentionRecipe, q: Tensor, k: Tensor, rope: Rope, blocks: list[Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """K's mean and √(rms of the centred k / rms of q) for each block and channel, [blocks, Hkv, D].
+    """K's mean and √(rms of the centered k / rms of q) for each block and channel, [blocks, Hkv, D].
 
     With a rotation behind it, rounding k' = k ⊘ e leaves an error of the score that grows as Σk²/e² · Σq²e², and
     rounding q' one that grows in the same way. By Cauchy and Schwarz that is least for e² ∝ rms(k)/rms(q).
@@ -102,9 +102,9 @@ def _moments(x: Tensor, rope: Rope, blocks: list[Tensor]) -> tuple[Tensor, Tenso
     means, squares = [], []
     for positions in blocks:
         cos, sin = _rotation(rope, positions)
-        turn = torch.complex(cos[:, 0, :half], sin[:, 0, :half])
-        turned, skewed = mean * turn.mean(0), (skew * turn.square().mean(0)).real
-        means.append(torch.cat((turned.real, turned.imag), -1))
+        rotation = torch.complex(cos[:, 0, :half], sin[:, 0, :half])
+        rotated, skewed = mean * rotation.mean(0), (skew * rotation.square().mean(0)).real
+        means.append(torch.cat((rotated.real, rotated.imag), -1))
         squares.append(torch.cat((power + skewed, power - skewed), -1) / 2)
     return torch.stack(means), torch.stack(squares)
 
@@ -114,7 +114,7 @@ def _rotation(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(cos), torch.from_numpy(sin)
 
 
-def _turned_back(x: Tensor, config: ModelConfig) -> Tensor:
+def _at_position_0(x: Tensor, config: ModelConfig) -> Tensor:
     """A prompt's q or k [tokens, heads, D] after RoPE, all turned to position 0."""
     return apply_rope(x, *_rotation(Rope(config, len(x)), -torch.arange(len(x))))
 
@@ -137,7 +137,7 @@ def _peak(k: Tensor, rope: Rope, positions: Tensor, scheme: AttentionScheme) -> 
     _, heads, dim = k.shape
     keys = k[:: -(-len(k) // PEAK_KEYS)].transpose(0, 1).contiguous()
     # At random within equal strides: even distances could beat with a frequency of RoPE.
-    count = min(max(1, PEAK_TURNS // keys.shape[1]), len(positions))
+    count = min(max(1, PEAK_ROTATIONS // keys.shape[1]), len(positions))
     jitter = torch.rand(count, generator=torch.Generator().manual_seed(int(positions[0])))
     some = positions[((torch.arange(count) + jitter) * (len(positions) / count)).long()]
     some[-1] = positions[-1]

@@ -43,7 +43,7 @@ _Group = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The chosen recipe, and the table of what was measured on `tokens` tokens."""
 
     recipe: Recipe
@@ -64,7 +64,7 @@ def find(
     max_kl: float | None = None,
     progress: Progress = lambda what, done, total: None,
     journal: Path | None = None,
-) -> Found:
+) -> SearchResult:
     """Choose a recipe for the float directory `source`.
 
     Args:
@@ -78,10 +78,10 @@ def find(
         UsageError: nothing stays within the bound, or there is nothing to measure.
         OutputError: the journal cannot be written.
     """
-    return _Search(source, calibration, texts, max_kl, progress, journal).find()
+    return _RecipeSearch(source, calibration, texts, max_kl, progress, journal).find()
 
 
-class _Search:
+class _RecipeSearch:
     def __init__(
         self,
         source: Path,
@@ -114,7 +114,7 @@ class _Search:
         ]
         self._journal = Journal(journal, " ".join(identity))
 
-    def find(self) -> Found:
+    def find(self) -> SearchResult:
         attentions, linears = self._attention(), self._linears()
         pairs = [(one, other) for one in attentions for other in linears]
         bound = self._max_kl
@@ -183,7 +183,7 @@ class _Search:
 
         return self._measured("both", {name: recipe}, measure)[0]
 
-    def _with_float_linears(self, attention: AttentionRecipe, alone: Measured, bound: float) -> Found:
+    def _with_float_linears(self, attention: AttentionRecipe, alone: Measured, bound: float) -> SearchResult:
         """Leave those groups of linears float that lose most for their bytes, as few as will do."""
         linear = LinearRecipe()
         losses = self._by_group(attention, linear)
@@ -281,9 +281,9 @@ class _Search:
         scores = score(Heads(everything), _FLOAT, self._windows, streams)
         return {name: Divergence.of([window[name] for window in scores]) for name in models}
 
-    def _found(self, recipe: Recipe) -> Found:
+    def _found(self, recipe: Recipe) -> SearchResult:
         rows = [*self._rows[:-1], replace(self._rows[-1], chosen=True)]
-        return Found(recipe, self._max_kl, sum(len(window.tokens) for window in self._windows), rows)
+        return SearchResult(recipe, self._max_kl, sum(len(window.tokens) for window in self._windows), rows)
 
 
 def _bytes_per_token(model: Model) -> int:

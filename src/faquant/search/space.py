@@ -13,7 +13,7 @@ _PLAIN = AttentionRecipe(kv_scale="head", center=False, equalize=False, rotate=F
 ATTENTION = {
     "head": ("one calibrated scale per head, P 8 bits", _PLAIN),
     "head, rotated": ("+ q, k and v rotated (R2, R3)", _PLAIN.model_copy(update={"rotate": True, "rotate_v": True})),
-    "head, centred": ("+ K centred", AttentionRecipe(kv_scale="head", equalize=False, p="uint8")),
+    "head, centered": ("+ K centered", AttentionRecipe(kv_scale="head", equalize=False, p="uint8")),
     "head, mapped": ("+ K's channels balanced against q's", AttentionRecipe(kv_scale="head", p="uint8")),
     "channel, mapped": ("a calibrated scale per channel", AttentionRecipe(kv_scale="channel", p="uint8")),
     "channel, mapped, P 16": ("+ P 16 bits (`static`)", AttentionRecipe(kv_scale="channel")),
@@ -21,7 +21,7 @@ ATTENTION = {
         "a scale per token, rotated, P 8 bits",
         AttentionRecipe(center=False, equalize=False, p="uint8"),
     ),
-    "token, mapped": ("+ K centred and balanced", AttentionRecipe(p="uint8")),
+    "token, mapped": ("+ K centered and balanced", AttentionRecipe(p="uint8")),
     "token, mapped, P 16": ("+ P 16 bits (`default`)", AttentionRecipe()),
 }
 """What is tried for the attention, by name, with what is other than in the one before."""

@@ -174,8 +174,8 @@ def _llama3_parameters(
     if divisors.shape == (head_dim // 2,) and np.all(divisors == 1.0):
         return {}
     factor, low, high = float(str(divisors.max())), 1.0, 4.0
-    turns = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)  # over the original context
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    rotations = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)  # over the original context
+    smooth = np.clip((rotations - low) / (high - low), 0.0, 1.0)
     expected = 1.0 / ((1.0 - smooth) / factor + smooth)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
         raise UnsupportedError(

@@ -99,10 +99,10 @@ def _read_one(path: Path) -> GgufFile:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    return _Parser(data, str(path)).parse()
+    return _HeaderParser(data, str(path)).parse()
 
 
-class _Parser:
+class _HeaderParser:
     """A cursor over the file's bytes that never leaves them."""
 
     def __init__(self, data: mmap.mmap, source: str) -> None:

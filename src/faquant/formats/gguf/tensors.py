@@ -65,7 +65,7 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
             raise CheckpointError(f"{gguf.source}: tensor {name!r} has shape {tensor.shape}, not {shape}.")
         left_over.remove(name)
         next(float_chunks(gguf, tensor, elements=1))  # an unknown packing is told before any is written
-        # The llama architecture of ggml turns neighbouring channels together, Hugging Face's the two halves of a head.
+        # The llama architecture of ggml turns neighboring channels together, Hugging Face's the two halves of a head.
         rotated = config["model_type"] in ("llama", "mistral") and name.split(".")[-2] in ("attn_q", "attn_k")
         rows = None
         if rotated and gguf.metadata["general.architecture"] == "llama":

@@ -130,8 +130,8 @@ def end_ids(metadata: Mapping[str, Any], source: str) -> list[int]:
     tokens = _strings(metadata, "tokenizer.ggml.tokens", source)
     named = [token_id(metadata, name, source) for name in ("eos", "eot", "eom")]
     template = str(metadata.get("tokenizer.chat_template", ""))
-    turns = [tokens.index(name) for name in TURN_ENDS if name in template and name in tokens]
-    return list(dict.fromkeys([*(index for index in named if index is not None), *turns]))
+    turn_ends = [tokens.index(name) for name in TURN_ENDS if name in template and name in tokens]
+    return list(dict.fromkeys([*(index for index in named if index is not None), *turn_ends]))
 
 
 def _pre(metadata: Mapping[str, Any]) -> Any:
@@ -176,7 +176,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], vocabulary: dict[str, int], sou
 def _sentencepiece_bpe(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], vocabulary: dict[str, int], source: str
 ) -> Tokenizer:
-    """Sentencepiece joins the neighbours whose union scores best; as ranked merges that is every way to cut a
+    """Sentencepiece joins the neighbors whose union scores best; as ranked merges that is every way to cut a
     token in two tokens, best score first."""
     scores = _numbers(metadata, "tokenizer.ggml.scores", source, len(tokens))
     if scores is None:

@@ -80,7 +80,7 @@ def _obstacles(config: ModelConfig, description: Description, schemes: list[Atte
         or scheme.v_offset is not None
         for scheme in present
     ):
-        reasons.append("K or V is centred, equalised, rotated or shifted at run time")
+        reasons.append("K or V is centered, equalized, rotated or shifted at run time")
     if config.head_dim > MAX_HEAD_DIM:
         reasons.append(f"head_dim is {config.head_dim}, and {MAX_HEAD_DIM} is its limit")
     return reasons

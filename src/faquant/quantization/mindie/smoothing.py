@@ -77,7 +77,7 @@ def fold_norm(
 def fold_values(
     layer: DecoderLayer, values: Sequence[Tensor], outputs: Sequence[Tensor], shift: bool
 ) -> tuple[TorchLinear, TorchLinear]:
-    """v_proj and o_proj for v' = v·M - c with a matrix M and a centre c for each head.
+    """v_proj and o_proj for v' = v·M - c with a matrix M and a center c for each head.
 
     M balances V's channels with o_proj's weights, spreads them by a Hadamard transform, and divides each by its range;
     then each head by the range of its outputs, which share one static scale. What attention gives is a mean of
