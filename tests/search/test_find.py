@@ -80,9 +80,7 @@ def test_a_loose_bound_buys_the_cheapest(source: Path, best: SearchResult) -> No
     assert found.max_kl == 0.02
 
 
-def test_a_tight_bound_leaves_the_most_costly_linears_float(
-    source: Path, best: SearchResult
-) -> None:
+def test_a_tight_bound_leaves_the_most_costly_linears_float(source: Path, best: SearchResult) -> None:
     attention = min(row.kl for row in best.candidates if row.part == "attention")
     bound = attention + 0.6 * (chosen(best).kl - attention)
     found = find(source, PROMPTS, TEXTS, max_kl=bound)

@@ -110,8 +110,8 @@ def find_files(directory: Path) -> tuple[str, list[str], dict[str, str] | None]:
     if not indexes:
         if shards != {single}:
             raise CheckpointError(
-                f"{directory} holds {min(shards - {single})!r} but no {stem}.safetensors.index.json. Download the index; "
-                "parts may be missing."
+                f"{directory} holds {min(shards - {single})!r} but no {stem}.safetensors.index.json. "
+                "Download the index; parts may be missing."
             )
         return stem, [single], None
     if len(indexes) > 1:

@@ -72,9 +72,7 @@ class JsonObject:
         value = self._value(key, default)
         sound = not isinstance(value, bool) and isinstance(value, int | float)
         if not sound or not (value == 0 or _SMALLEST_NUMBER <= value <= _LARGEST_NUMBER):
-            raise self.wrong(
-                key, value, f"a number that is 0 or between {_SMALLEST_NUMBER:g} and {_LARGEST_NUMBER:g}"
-            )
+            raise self.wrong(key, value, f"a number that is 0 or between {_SMALLEST_NUMBER:g} and {_LARGEST_NUMBER:g}")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
