@@ -100,8 +100,8 @@ def find_files(directory: Path) -> tuple[str, list[str], dict[str, str] | None]:
                 "so faquant does not open them. Convert them to safetensors first, in a trusted environment."
             )
         raise CheckpointError(
-            f"{directory} holds no weights. Expected model.safetensors, or model.safetensors.index.json with its parts,
-            " f"or the same for {', '.join(QUANT_STEMS)}."
+            f"{directory} holds no weights. Expected model.safetensors, or model.safetensors.index.json with its "
+            f"parts, or the same for {', '.join(QUANT_STEMS)}."
         )
     stem = stems[0]
     single = f"{stem}.safetensors"

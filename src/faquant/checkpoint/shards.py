@@ -100,8 +100,9 @@ class ShardWriter:
         if name in self._shard_of:
             raise OutputError(f"Tensor {name!r} was added twice; names in a checkpoint must be unique.")
         if tensor.dtype not in _NAMES or tensor.layout != torch.strided or tensor.is_meta:
-            raise OutputError(f"Tensor {name!r} ({tensor.dtype}, {tensor.layout}) cannot be stored in a safetensors
-            file.")
+            raise OutputError(
+                f"Tensor {name!r} ({tensor.dtype}, {tensor.layout}) cannot be stored in a safetensors file."
+            )
         tensor = tensor.detach().resolve_neg().cpu().contiguous()
         entry_bytes = len(_dump({name: _info(tensor, 1 << 60)}, name))
         if name == "__metadata__" or entry_bytes > HEADER_SPACE // 2:

@@ -79,8 +79,8 @@ class TensorFiles:
             for tensor, entry in _read_header(directory, name).items():
                 if tensor in entries:
                     raise CheckpointError(
-                        f"{directory}: tensor {tensor!r} is both in {entries[tensor].file.path.name!r} and in {name!r}.
-                        " "Remove the file that is left over from another checkpoint."
+                        f"{directory}: tensor {tensor!r} is both in {entries[tensor].file.path.name!r} and in {name!r}."
+                        " Remove the file that is left over from another checkpoint."
                     )
                 if weight_map is not None and weight_map.get(tensor) != name:
                     raise CheckpointError(
@@ -180,8 +180,8 @@ class TensorFiles:
             array = np.empty(entry.shape, kind)
         except (ValueError, MemoryError) as error:
             raise CheckpointError(
-                f"{entry.file.path}: tensor {name!r} of {entry.end - entry.begin} bytes does not fit into memory:
-                {error}."
+                f"{entry.file.path}: tensor {name!r} of {entry.end - entry.begin} bytes does not fit into memory: "
+                f"{error}."
             ) from None
         if array.size:
             with _opened(entry, name) as descriptor:

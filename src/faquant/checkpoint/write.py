@@ -172,8 +172,9 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.is_dir():
         raise OutputError(f"{target} exists and is not a directory. Choose another place.")
     if Path.cwd().is_relative_to(target):
-        raise OutputError(f"{target} is, or contains, the current directory. Choose one inside it, or change to another
-        one first.")
+        raise OutputError(
+            f"{target} is, or contains, the current directory. Choose one inside it, or change to another one first."
+        )
     if not any(target.iterdir()):
         return
     if not overwrite:

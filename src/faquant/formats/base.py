@@ -150,8 +150,8 @@ def _implied(config: ModelConfig, has_head: bool, source: Path) -> dict[str, tup
             shapes[f"{prefix}self_attn.{name}.weight"] = (config.head_dim,)
     if not has_head and not config.tie_word_embeddings:
         raise CheckpointError(
-            f"{source} has no lm_head.weight, but config.json does not tie the head to the embedding
-            (tie_word_embeddings)."
+            f"{source} has no lm_head.weight, but config.json does not tie the head to the embedding "
+            "(tie_word_embeddings)."
         )
     for name, size in config.linears.items():
         if has_head or name != "lm_head":

@@ -172,8 +172,9 @@ class _HeaderParser:
             )
         tensor_count, key_count = self.scalar("Q"), self.scalar("Q")
         if max(tensor_count, key_count) > MAX_ENTRIES:
-            raise CheckpointError(f"{self.source} claims {tensor_count} tensors and {key_count} keys; the file is
-            damaged.")
+            raise CheckpointError(
+                f"{self.source} claims {tensor_count} tensors and {key_count} keys; the file is damaged."
+            )
         metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key, kind = self.string(), self.scalar("I")
@@ -198,8 +199,7 @@ class _HeaderParser:
             raise CheckpointError(
                 f"{self.source}: tensor {name!r} claims {dimensions} dimensions; the file is damaged."
             )
-        shape = tuple(reversed([self.scalar("Q") for _ in range(dimensions)]))  # in ggml, the fastest dimension comes
-        first
+        shape = tuple(reversed([self.scalar("Q") for _ in range(dimensions)]))  # ggml lists the fastest first
         return name, shape, self.scalar("I"), self.scalar("Q")
 
     def tensor(self, name: str, shape: tuple[int, ...], quantization: int, start: int) -> GgufTensor:
@@ -209,8 +209,9 @@ class _HeaderParser:
         block, block_bytes = sizes[quantization]
         columns, rows = shape[-1], math.prod(shape[:-1])
         if columns % block or not columns or not rows:
-            raise CheckpointError(f"{self.source}: tensor {name!r} of shape {shape} is not divisible into blocks of
-            {block}.")
+            raise CheckpointError(
+                f"{self.source}: tensor {name!r} of shape {shape} is not divisible into blocks of {block}."
+            )
         row_bytes = columns // block * block_bytes
         self.at = min(start, len(self.data))
         self.take(rows * row_bytes + start - self.at)

@@ -74,8 +74,8 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
         plan.append(PlannedTensor(hf_name, tensor, rows))
     if left_over:
         raise UnsupportedError(
-            f"{gguf.source} holds {len(left_over)} tensors that a plain {config['model_type']} model does not have,
-            among them " f"{min(left_over)!r}."
+            f"{gguf.source} holds {len(left_over)} tensors that a plain {config['model_type']} model does not have, "
+            f"among them {min(left_over)!r}."
         )
     return plan
 

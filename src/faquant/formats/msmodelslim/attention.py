@@ -120,8 +120,8 @@ def _scheme(tables: AttentionTables, config: ModelConfig) -> AttentionScheme:
     missing = [f"fa_{part}.scale" for part, scale in scales.items() if scale is None]
     if missing:
         raise CheckpointError(
-            f"{tables.prefix} has some fa_* tensors but lacks {', '.join(missing)}. A layer must have all of them, or
-            none " "and float attention."
+            f"{tables.prefix} has some fa_* tensors but lacks {', '.join(missing)}. A layer must have all of them, or "
+            "none and float attention."
         )
     for part in "qkv":
         if tables.offset(f"{part}.offset") is not None:
