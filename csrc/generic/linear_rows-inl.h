@@ -20,7 +20,7 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
             const float scale = *linear.input_scale, offset = *linear.input_offset;
             for (int64_t i = 0; i < k; ++i) {
                 const float step = greater(lesser(row[i] / scale, 4e6f), -4e6f);
-                // Rounded before the offset is added, as the ecosystem's runtime does it.
+                // Rounded before the offset is added, as in MindIE.
                 const float rounded = (step + kRounder) - kRounder;
                 out[i] = byte_of(greater(lesser(rounded + offset, 127.0f), -128.0f) + kRounder);
             }

@@ -14,7 +14,7 @@ from .errors import CheckpointError, UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
 from .quantization import calibration as calibrating
-from .quantization import made, pipeline
+from .quantization import pipeline, provenance
 from .recipe import Recipe, load_recipe
 from .text.tokenizer import Tokenizer
 
@@ -59,32 +59,34 @@ def quantize(
         CheckpointError, UnsupportedError: the model cannot be read, or the recipe does not support it.
         OutputError: `output` exists or cannot be written, or contains the work of another interrupted run.
     """
-    asked = _Asked.of(model, output, recipe, calibration, max_kl)
-    source, chosen, ids = asked.source, asked.recipe, asked.calibration
+    arguments = _Arguments.of(model, output, recipe, calibration, max_kl)
+    source, chosen, ids = arguments.source, arguments.recipe, arguments.calibration
     notes, journal = {}, None
-    if asked.automatic:
-        if asked.tokenizer is None:
+    if arguments.automatic:
+        if arguments.tokenizer is None:
             raise UsageError(f"{source} has no tokenizer.json, which is needed to measure recipes on texts.")
         held_out = [
-            asked.tokenizer.encode(text, add_special_tokens=False)[:SEARCH_TOKENS]
+            arguments.tokenizer.encode(text, add_special_tokens=False)[:SEARCH_TOKENS]
             for text in texts.builtin_texts().values()
         ]
-        prepared(asked.output, overwrite, keep=source)  # report an output that cannot be written before the long work
-        journal = asked.journal
+        prepared(
+            arguments.output, overwrite, keep=source
+        )  # report an output that cannot be written before the long work
+        journal = arguments.journal
         if restart:
             journal.unlink(missing_ok=True)
         found = search.find(source, ids, held_out, max_kl, search_progress, journal)
         chosen, notes = found.recipe, {search.SEARCH_FILE: found.to_json()}
     pipeline.quantize(
         source,
-        asked.output,
+        arguments.output,
         chosen,
         ids,
         overwrite=overwrite,
         restart=restart,
         progress=progress,
         notes=notes,
-        asked=asked.words if to_be_measured else None,
+        requested=arguments.recipe_words if to_be_measured else None,
     )
     if journal is not None:
         journal.unlink(missing_ok=True)
@@ -110,26 +112,26 @@ def is_quantized(
     Raises:
         As quantize, for invalid models, recipes and calibrations.
     """
-    asked = _Asked.of(model, output, recipe, calibration, max_kl)
-    if not (asked.output / "config.json").is_file():
+    arguments = _Arguments.of(model, output, recipe, calibration, max_kl)
+    if not (arguments.output / "config.json").is_file():
         return False
-    ids = calibrating.fingerprint(asked.calibration)
-    says = None if overwrite else made.described(asked.output)
-    if says is not None and (says.calibration != ids or not asked.is_recipe(says.recipe)):
-        says = None
-    if says is None and not made.has_note(asked.output):
+    ids = calibrating.fingerprint(arguments.calibration)
+    described = None if overwrite else provenance.described(arguments.output)
+    if described is not None and (described.calibration != ids or not arguments.is_recipe(described.recipe)):
+        described = None
+    if described is None and not provenance.has_note(arguments.output):
         return False  # before all weights are read
-    fingerprint = TensorFiles.open(asked.source).fingerprint()
-    noted = made.is_noted(asked.output, made.asked_of(fingerprint, ids, asked.words))
-    if not noted and (says is None or says.model != fingerprint):
+    fingerprint = TensorFiles.open(arguments.source).fingerprint()
+    noted = provenance.is_noted(arguments.output, provenance.request(fingerprint, ids, arguments.recipe_words))
+    if not noted and (described is None or described.model != fingerprint):
         return False
-    remove_remains(asked.output)
-    asked.journal.unlink(missing_ok=True)
+    remove_remains(arguments.output)
+    arguments.journal.unlink(missing_ok=True)
     return True
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Arguments:
     """The parsed arguments of `quantize`; `recipe` is unused if `automatic`."""
 
     source: Path
@@ -148,7 +150,7 @@ class _Asked:
         recipe: str | Recipe,
         calibration: str | Path,
         max_kl: float | None,
-    ) -> "_Asked":
+    ) -> "_Arguments":
         source = Path(model)
         automatic = recipe == "auto"
         if max_kl is not None and not automatic:
@@ -163,7 +165,7 @@ class _Asked:
         return cls(source, Path(output), chosen, automatic, max_kl, tokenizer, ids)
 
     @property
-    def words(self) -> str:
+    def recipe_words(self) -> str:
         """The recipe, or how to find it."""
         return f"auto, max_kl {self.max_kl}" if self.automatic else self.recipe.model_dump_json()
 

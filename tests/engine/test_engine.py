@@ -1,4 +1,4 @@
-"""Promise 4: an answer is bitwise the one that the request would get alone, whatever else the engine does."""
+"""An answer is bitwise the one that the request would get alone, whatever else the engine does."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""The `mindie` semantics against an independent implementation of the ecosystem's decode formula (FORMAT.md §3)."""
+"""The `mindie` semantics against an independent implementation of MindIE's decode formula."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Loading quantized directories: the ecosystem's in all its spellings, and every way in which they can be wrong."""
+"""Loading quantized directories: msModelSlim's in all variants, and damaged ones of every kind."""
 
 import json
 import shutil

@@ -1,6 +1,7 @@
-"""Attention written from FORMAT.md's formulas in NumPy float64, one query and one head at a time.
+"""Attention written from the formulas in src/faquant/kernels/README.md in NumPy float64, for one
+query and one head at a time.
 
-It shares no code with faquant.kernels.reference. Of the scheme it reads the tables only.
+It shares no code with faquant.kernels.reference, and uses only the tables of the scheme.
 """
 
 import math
@@ -106,7 +107,7 @@ def attention(
     tile: int = 128,
     split: int = 2048,
 ) -> Array:
-    """Causal attention [tokens, Hq, D] of integers, FORMAT.md §3 and §6: each tile of keys has its own scale of P."""
+    """Causal attention [tokens, Hq, D] of integers; each tile of keys has its own scale of P."""
     out = np.empty_like(q.values)
     for row in range(q.values.shape[0]):
         newest = start + row

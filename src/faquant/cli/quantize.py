@@ -87,10 +87,10 @@ def quantize(
 def _lacks_report(output: Path) -> bool:
     """Whether it is a directory that was not measured."""
     from ..evaluation.report import NAME
-    from ..quantization import made
+    from ..quantization import provenance
 
     if (output / f"{NAME}.html").exists():
-        made.forget(output)  # which a run that was cut off has not come to
+        provenance.forget(output)  # which a run that was cut off has not come to
         return False
     return output.is_dir()
 
@@ -98,7 +98,7 @@ def _lacks_report(output: Path) -> bool:
 def _measure(model: Path, output: Path, again: str) -> None:
     """Measure the new directory quickly, and leave a report in it."""
     from .. import api
-    from ..quantization import made
+    from ..quantization import provenance
 
     try:
         with progress_bar("evaluating") as progress:
@@ -106,9 +106,9 @@ def _measure(model: Path, output: Path, again: str) -> None:
     except FaquantError as error:
         # The directory is whole; only what it cost is not known.
         print(f"{output} is complete, but could not be measured: {error}", file=sys.stderr)
-        made.forget(output)
+        provenance.forget(output)
         return
     print_report(report)
     write_report(report, output)
-    made.forget(output)
+    provenance.forget(output)
     print(f"Measured on little, to be quick. On all of the texts: {again}", file=sys.stderr)

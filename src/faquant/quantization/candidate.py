@@ -87,20 +87,22 @@ class Candidate:
 
     def finish(self) -> None:
         """Quantize what follows the last layer, after that layer was run."""
-        made, linear = self._made(self._quantizer.finish(self._seen.streams))
+        checkpoint, linear = self._read_back(self._quantizer.finish(self._seen.streams))
         decoder = self.model.decoder
-        if "lm_head.weight" in made:
+        if "lm_head.weight" in checkpoint:
             decoder.lm_head = linear("lm_head")
-        decoder.norm = build_norm("model.norm", self._quantizer.config, _BACKEND, made.finite, made.__contains__)
+        decoder.norm = build_norm(
+            "model.norm", self._quantizer.config, _BACKEND, checkpoint.finite, checkpoint.__contains__
+        )
 
     def _layer(self, index: int) -> DecoderLayer:
         quantizer = self._quantizer
-        made, linear = self._made(quantizer.tensors(index, self._seen.layer(index)))
+        checkpoint, linear = self._read_back(quantizer.tensors(index, self._seen.layer(index)))
         if self._attention:
-            self._schemes[index] = read_scheme(made, quantizer.config, index, quantizer.metadata)
-        return build_layer(quantizer.config, index, _BACKEND, made.finite, linear, made.__contains__)
+            self._schemes[index] = read_scheme(checkpoint, quantizer.config, index, quantizer.metadata)
+        return build_layer(quantizer.config, index, _BACKEND, checkpoint.finite, linear, checkpoint.__contains__)
 
-    def _made(self, tensors: Iterable[NamedTensor]) -> tuple[Checked, Callable[[str], Linear]]:
+    def _read_back(self, tensors: Iterable[NamedTensor]) -> tuple[Checked, Callable[[str], Linear]]:
         """Read these tensors as from a checkpoint."""
         kept, types = {}, {}
         for name, kind, tensor in tensors:

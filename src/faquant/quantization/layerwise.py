@@ -46,7 +46,7 @@ class Observed(NamedTuple):
     grams: dict[str, Gram]
 
 
-class _Watched:
+class _GramLinear:
     """A float linear that adds its inputs, transformed by `fold`, to a Gram matrix."""
 
     is_int8 = False
@@ -109,7 +109,7 @@ class LayerQuantizer:
             equalizer = kept.get("equalizer")
         tensors = [("model.norm.weight", "FLOAT", self._norm("model.norm", equalizer))]
         if "lm_head.weight" in self.checked or self.metadata.residual_rotation or self._is_quantized("lm_head"):
-            seen = self._seen_by(("lm_head",), gram, equalizer)
+            seen = self._input_gram(("lm_head",), gram, equalizer)
             tensors += self._linear_tensors("lm_head", seen, equalizer, None, keep, progress)
         return tensors
 
@@ -133,7 +133,7 @@ class LayerQuantizer:
             if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
             grams[name] = Gram(plain.weight.shape[1])
-            return _Watched(plain, grams[name], lambda x: self._folded_input(name, x))
+            return _GramLinear(plain, grams[name], lambda x: self._folded_input(name, x))
 
         layer = build_layer(self.config, index, TorchBackend(), self._float_tensor, linear, self.checked.__contains__)
         window = self.config.sliding_windows[index]
@@ -160,7 +160,7 @@ class LayerQuantizer:
         names = {group[0]: tuple(prefix + name for name in group) for group in GROUPS}
         equalizers = {first: self._equalizer(group, grams.get(prefix + first)) for first, group in names.items()}
         for first, group in names.items():
-            gram = self._seen_by(group, grams.pop(prefix + first, None), equalizers[first])
+            gram = self._input_gram(group, grams.pop(prefix + first, None), equalizers[first])
             for name in group:
                 outputs = equalizers["mlp.down_proj"] if name.endswith("up_proj") else None
                 yield from self._linear_tensors(name, gram, equalizers[first], outputs)
@@ -201,7 +201,9 @@ class LayerQuantizer:
             return balance(gram.square_sums() / gram.tokens, squares).sqrt()
         return balance(gram.peaks.double(), peaks)
 
-    def _seen_by(self, names: tuple[str, ...], gram: Gram | None, equalizer: Tensor | None) -> TransformedGram | None:
+    def _input_gram(
+        self, names: tuple[str, ...], gram: Gram | None, equalizer: Tensor | None
+    ) -> TransformedGram | None:
         """The Gram matrix of the inputs of these linears after quantization; None if none compensates errors."""
         if gram is None or not any(map(self._is_quantized, names)):
             return None

@@ -25,7 +25,7 @@ from ..formats.faquant.metadata import Metadata
 from ..formats.msmodelslim.description import Description
 from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
-from . import made
+from . import provenance
 from .calibration import fingerprint
 from .layerwise import LayerQuantizer, NamedTensor
 from .mindie.plain import MindieQuantizer
@@ -59,7 +59,7 @@ def quantize(
     restart: bool = False,
     progress: Progress = lambda done, total: None,
     notes: Mapping[str, Any] | None = None,
-    asked: str | None = None,
+    requested: str | None = None,
 ) -> None:
     """Quantize the float directory `source` into the new directory `target`.
 
@@ -68,7 +68,7 @@ def quantize(
         overwrite: replace `target` if it is a model directory.
         restart: discard the work of an interrupted run instead of resuming it.
         notes: JSON values to write into `target`, by file name.
-        asked: leave a note of what `target` was made of (made.note), with the recipe in these words.
+        requested: write a note about `target` (provenance.note), with this description of the recipe.
 
     Raises:
         CheckpointError, UnsupportedError: the source cannot be read, or the recipe does not support it.
@@ -124,8 +124,8 @@ def quantize(
             raw_config["tie_word_embeddings"] = False
         # Last, so that an incomplete directory is not mistaken for a model.
         write_json(work.output / "config.json", raw_config)
-        if asked is not None:
-            made.note(target, work.output, made.asked_of(metadata.model, metadata.calibration, asked))
+        if requested is not None:
+            provenance.note(target, work.output, provenance.request(metadata.model, metadata.calibration, requested))
 
 
 def _run(

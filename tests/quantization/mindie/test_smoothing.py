@@ -1,4 +1,4 @@
-"""Outlier suppression in the ecosystem's format: nothing changes but what quantization loses."""
+"""Outlier suppression for msModelSlim's format: the function stays the same, and quantization loses less."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -101,7 +101,7 @@ class SmoothedLinear:
         yield f"{name}.deq_scale", "W8A8", w8a8.pack_deq_scale(scale, dtype)
 
 
-class SeenLinear:
+class ObservedLinear:
     """A float linear that observes its inputs."""
 
     is_int8 = False

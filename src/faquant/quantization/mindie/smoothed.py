@@ -18,7 +18,7 @@ from ..layerwise import GROUPS, NamedTensor
 from ..rounding import Gram
 from ..tensors import SourceTensors
 from .attention import MindieAttention
-from .linears import SeenLinear, SmoothedLinear
+from .linears import ObservedLinear, SmoothedLinear
 from .plain import MindieQuantizer
 from .smoothing import Span, float_linear_of, fold
 from .tensors import layer_tensors, located
@@ -46,9 +46,9 @@ class SmoothingQuantizer(MindieQuantizer):
         name = f"model.layers.{index}"
         with located(name):
             folded = self.folded(index, streams)
-            watched, groups = self._watched(folded, name)
+            observed, groups = self._with_observers(folded, name)
             attention = MindieAttention(self.config.sliding_windows[index])
-            after = [self._run(watched, x, attention) for x in streams]
+            after = [self._run(observed, x, attention) for x in streams]
             layer = self._smoothed(folded, name, groups)
             return [*attention.tensors(f"{name}.self_attn", self.dtype), *self._tensors(layer, name)], after
 
@@ -82,7 +82,7 @@ class SmoothingQuantizer(MindieQuantizer):
             return outputs[-1]
 
         seen = replace(
-            layer, q_proj=SeenLinear(layer.q_proj, spans[0]), gate_proj=SeenLinear(layer.gate_proj, spans[1])
+            layer, q_proj=ObservedLinear(layer.q_proj, spans[0]), gate_proj=ObservedLinear(layer.gate_proj, spans[1])
         )
         for x in streams:
             self._run(seen, x, attend)
@@ -96,7 +96,7 @@ class SmoothingQuantizer(MindieQuantizer):
     def _run(self, layer: DecoderLayer, x: Tensor, attention: Attention) -> Tensor:
         return layer(x, Rope(self.config, len(x)).tables(np.arange(len(x))), attention)
 
-    def _watched(self, layer: DecoderLayer, name: str) -> tuple[DecoderLayer, dict[str, tuple[Gram, Span]]]:
+    def _with_observers(self, layer: DecoderLayer, name: str) -> tuple[DecoderLayer, dict[str, tuple[Gram, Span]]]:
         """The layer with observers on the first linear of each group, and the observers by the names of all linears."""
         groups: dict[str, tuple[Gram, Span]] = {}
         chosen: dict[str, Any] = {}
@@ -106,7 +106,7 @@ class SmoothingQuantizer(MindieQuantizer):
             kinds = [module.rpartition(".")[2] for module in group]
             first = float_linear_of(getattr(layer, kinds[0]))
             found = Gram(first.weight.shape[1]), Span()
-            chosen[kinds[0]] = SeenLinear(first, found[1], found[0])
+            chosen[kinds[0]] = ObservedLinear(first, found[1], found[0])
             groups |= dict.fromkeys(kinds, found)
         return replace(layer, **chosen), groups
 
