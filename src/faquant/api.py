@@ -69,9 +69,7 @@ def quantize(
             arguments.tokenizer.encode(text, add_special_tokens=False)[:SEARCH_TOKENS]
             for text in texts.builtin_texts().values()
         ]
-        prepared(
-            arguments.output, overwrite, keep=source
-        )  # report an output that cannot be written before the long work
+        prepared(arguments.output, overwrite, keep=source)  # report an unusable output before the long work
         journal = arguments.journal
         if restart:
             journal.unlink(missing_ok=True)
