@@ -58,7 +58,7 @@ struct Panel {
           width(smaller(kPanel, padded_outputs(l.outputs) - first)),
           weight(reinterpret_cast<const uint8_t*>(l.weight) + first * depth) {}
 
-    // What comes behind the panel is the next one, if there is one.
+    // The next panel follows in memory, if there is one.
     Prefetch next() const {
         const int64_t columns = smaller(kPanel, padded_outputs(linear.outputs) - first - width);
         return {reinterpret_cast<const char*>(weight + width * depth), columns * depth / kCacheLine};
@@ -77,7 +77,7 @@ struct Panel {
         if (linear.input_scale != nullptr) {
             const int32_t* bias = linear.quant_bias + first;
             for (int64_t c = 0; c < count; ++c) {
-                // Unsigned, because any quant_bias may stand in a file.
+                // Unsigned, because files may have any quant_bias.
                 const uint32_t sum = static_cast<uint32_t>(sums[c] - excess[c]) + static_cast<uint32_t>(bias[c]);
                 y[c] = static_cast<float>(static_cast<int32_t>(sum)) * unit[c];
             }

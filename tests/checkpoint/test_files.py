@@ -93,7 +93,7 @@ def test_tensor_in_two_parts(tmp_path: Path) -> None:
 def test_parts_without_index(tmp_path: Path) -> None:
     put_parts(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
-    with pytest.raises(CheckpointError, match=r"index\.json.*Fetch the index"):
+    with pytest.raises(CheckpointError, match=r"index\.json.*Download the index"):
         TensorFiles.open(tmp_path)
     put(tmp_path, raw(A, bytes(8)))  # beside a whole file, the parts are left over
     with pytest.raises(CheckpointError, match=r"00001-of-00002"):

@@ -176,7 +176,7 @@ def test_no_memory_for_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(np, "empty", refuse)
     for ask in (tensors.get, tensors.read):
-        with pytest.raises(CheckpointError, match="'a' of 8 bytes has no room in memory"):
+        with pytest.raises(CheckpointError, match="'a' of 8 bytes does not fit into memory"):
             ask("a")
 
 
@@ -346,7 +346,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_read_object_of_another_size(tmp_path: Path) -> None:
     put(tmp_path, b'{"a": 1}', "x.json")
     assert files_module.read_object(tmp_path, "x.json", limit=8) == {"a": 1}
-    with pytest.raises(CheckpointError, match="larger than 7"):
+    with pytest.raises(CheckpointError, match="larger than the limit of 7"):
         files_module.read_object(tmp_path, "x.json", limit=7)
 
 

@@ -294,8 +294,8 @@ def test_effective_fa_quant_type(config: dict[str, Any], description: Descriptio
         ({"fa_quant_type": "FAQuant", **nested(None)}, OLD_FA, "quantization_config: fa_quant_type is null"),
         ({"fa_quant_type": "FAQuant"}, PLAIN, "no description of FAQuant tensors"),
         ({"fa_quant_type": "FAQuant"}, None, "no description of FAQuant tensors"),
-        ({}, OLD_FA, "fa_quant_type is not set there"),
-        ({"fa_quant_type": None}, OLD_FA, "fa_quant_type is not set there"),
+        ({}, OLD_FA, "fa_quant_type is not set"),
+        ({"fa_quant_type": None}, OLD_FA, "fa_quant_type is not set"),
         ({"fa_quant_type": 1}, FA, "must be a string"),
     ],
 )

@@ -130,7 +130,7 @@ def test_parts_of_different_models_are_refused(tmp_path, parts, llama, tokens):
     half = dict(itertools.islice(arrays.items(), 17))
     write(tmp_path / "other" / "m.gguf", "llama", tokens, half, part_tensors=8)
     parts[2].write_bytes((tmp_path / "other" / parts[2].name).read_bytes())
-    with pytest.raises(CheckpointError, match="17 tensors, not 21; are they of one model"):
+    with pytest.raises(CheckpointError, match="17 tensors, not 21; do they belong to one model"):
         convert_gguf(parts[0], tmp_path / "out")
 
 

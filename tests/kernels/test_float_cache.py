@@ -255,7 +255,7 @@ def test_a_slot_beyond_the_cache_is_refused(slot: int) -> None:
     ("wrong", "message"),
     [
         ({"spans": np.array([[1, 0]])}, "as many tokens as there are rows"),
-        ({"spans": np.array([[2, -1]])}, "start at 0 or behind it"),
+        ({"spans": np.array([[2, -1]])}, "A span must have tokens"),
         ({"spans": np.array([[2, 127]])}, "block_table is too short"),
         ({"block_tables": np.array([[2]])}, "page is not in the cache"),
         ({"block_tables": np.array([0])}, "block_tables must have 2 dimensions"),

@@ -192,7 +192,7 @@ GOOD: dict[str, Any] = {
         ({"hadamard_block": 16}, "divides"),
         ({"inputs": 0}, "impossible"),
         ({"inputs": 1 << 17}, "impossible"),
-        ({"input_scale": np.ones(1, np.float32)}, "go together"),
+        ({"input_scale": np.ones(1, np.float32)}, "together"),
     ],
 )
 def test_wrong_tables_are_refused(wrong: dict[str, Any], message: str) -> None:

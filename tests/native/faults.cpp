@@ -14,7 +14,7 @@
 namespace faquant {
 namespace {
 
-// Pairs saturate at int16, as vpmaddubsw's do.
+// Pairs saturate at int16, as in vpmaddubsw.
 template <typename A>
 int32_t saturating_dot(const A* a, const int8_t* b, int64_t n) {
     int32_t sum = 0;
