@@ -1,4 +1,4 @@
-"""config.json: what is read from it, and that whatever else it may hold is one clear error."""
+"""config.json: how it is parsed, and that invalid content raises one clear error."""
 
 from typing import Any
 

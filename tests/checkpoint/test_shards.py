@@ -1,4 +1,4 @@
-"""Shards: what was written reads back, whatever its dtype and however it is cut."""
+"""Shards: written tensors can be read back, for any dtype and split."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""TensorFiles: what is sound loads, what is hostile is refused, quickly, and never with another kind of error."""
+"""TensorFiles: valid files load; hostile ones are refused quickly, and only with the documented errors."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_parts(tmp_path: Path, stem: str, index: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float64])
 def test_dtypes_and_odd_alignment(tmp_path: Path, dtype: torch.dtype) -> None:
-    # 3 bytes first, so that what follows is aligned to nothing.
+    # 3 bytes first, so that the next tensor is unaligned.
     size = torch.empty((), dtype=dtype).element_size()
     code = {1: "U8" if dtype == torch.uint8 else "BOOL", 2: "I16" if dtype == torch.int16 else "F16"}
     name = code.get(size, "I64" if dtype == torch.int64 else "F64")

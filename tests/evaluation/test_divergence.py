@@ -1,4 +1,4 @@
-"""The measures are right, and they really look at the cache that serves."""
+"""The measures are right, and they really use the cache that serves."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The report's page: all of a report is in it, none of it is taken for markup, and it needs nothing beside itself."""
+"""The report's page: it is complete, escaped, and self-contained."""
 
 import copy
 import json
@@ -127,7 +127,7 @@ def test_any_section_may_be_missing(report: dict[str, Any], value: str | None) -
 
 def test_any_value_may_be_null(report: dict[str, Any]) -> None:
     def emptied(value: Any, depth: int) -> Any:
-        """`value` with all that lies `depth` below it replaced by null."""
+        """`value` with everything at depth `depth` replaced by null."""
         if depth == 0:
             return None
         if isinstance(value, dict):
@@ -143,7 +143,7 @@ def test_text_is_never_markup(report: dict[str, Any]) -> None:
 
     def spoiled(value: Any) -> Any:
         if isinstance(value, dict):
-            # The keys of the schema stay; those that name things go.
+            # Keep the keys of the schema; drop those that are names.
             return {
                 hostile + key if key in ("prose", "both", "down_proj", "kv_scale") else key: spoiled(item)
                 for key, item in value.items()

@@ -1,4 +1,4 @@
-"""Signal to noise against its definition, in every basis that folding leaves; outliers; saturation."""
+"""Signal-to-noise ratios against their definition, in every basis that folding can result in; outliers; saturation."""
 
 import math
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_every_part_has_the_noise_of_eight_bits(kind: str, recipe: Recipe, tmp_p
 
 
 def test_what_is_folded_into_v_is_not_taken_for_noise(tmp_path: Path) -> None:
-    """The recipe `mindie` changes v_proj and o_proj so that no one can say what its attention alone would cost."""
+    """The recipe `mindie` changes v_proj and o_proj, so the loss of its attention alone is undefined."""
     models = _models("smollm", RECIPES["mindie"], tmp_path)
     assert models.keys() == {"float", "linears", "both"}
     meter, _ = _measure(models)

@@ -1,4 +1,4 @@
-"""The description of a quantized checkpoint: the golden ones round-trip, wrong ones are refused by name."""
+"""The description of a quantized checkpoint: golden ones round-trip, wrong ones are refused with the tensor's name."""
 
 import json
 import os
@@ -100,7 +100,8 @@ def test_order_of_keys() -> None:
 
 
 def test_what_the_newer_writer_says() -> None:
-    """msmodelslim's pipeline of processors names the attention's type otherwise, and each layer's besides."""
+    """msmodelslim's pipeline of processors uses another name for the attention's type, and lists it for each layer,
+    too."""
     raw = {**HEAD, "fa_quant_type": "FAKQuant", f"{LAYER}.quant_type": "INT8", f"{LAYER}.fa_k.scale": "FAQuant"}
     description = Description.from_json(raw)
     assert list(description.tensor_types) == [f"{LAYER}.fa_k.scale"]

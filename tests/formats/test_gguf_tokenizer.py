@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files: the same ids as from where they came."""
+"""Tokenizers of GGUF files: the same ids as the original tokenizers."""
 
 import itertools
 import json
@@ -125,7 +125,7 @@ def sentencepiece():
 
 
 def greedy_pieces(text, metadata):
-    """Sentencepiece's BPE as defined: join the neighbors whose union scores best, the leftmost first."""
+    """Sentencepiece's BPE by definition: merge the neighbors whose union has the best score, leftmost first."""
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     scores = {
         token: score

@@ -1,4 +1,4 @@
-"""The reference kernel against the float64 oracle, and the properties that it promises."""
+"""The reference kernel against the float64 oracle, and its properties."""
 
 import math
 from dataclasses import replace
@@ -28,7 +28,7 @@ def block_of(dim: int) -> int:
 def random_qkv(
     tokens: int, length: int, heads: int, kv_heads: int, dim: int, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q of the last tokens, k with a few channels far off zero, v."""
+    """q of the last tokens, k with a few channels far from zero, v."""
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(tokens, heads, dim, generator=generator)
     k = torch.randn(length, kv_heads, dim, generator=generator)
@@ -38,7 +38,7 @@ def random_qkv(
 
 
 def make_scheme(kind: str, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> AttentionScheme:
-    """A scheme of that kind whose tables are calibrated on k and v, with a small margin of clipping."""
+    """A scheme of this kind, calibrated on k and v, with slight clipping."""
     more["p_float16"] = more.get("p_levels") == 127
     _, heads, dim = q.shape
     kv_heads = k.shape[1]
@@ -53,7 +53,7 @@ def make_scheme(kind: str, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Atte
         return AttentionScheme(**base, **more)
     mapped = quantizers.map_k(k, AttentionScheme(**base))
     if kind == "channel, zero points":
-        # Zero points of K on purpose where the center has left none to need.
+        # Zero points of K on purpose, although the center makes them unnecessary.
         for part, x in (("k", mapped + 0.3), ("v", v)):
             low, high = x.amin(0), x.amax(0)
             base[f"{part}_scale"] = (high - low).clamp_min(0.1) / 250
@@ -78,7 +78,7 @@ def float64(x: Tensor) -> np.ndarray:
 
 
 def expect(scheme: AttentionScheme, q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None = None) -> Tensor:
-    """The oracle's attention of the reference's integers, which other tests compare with the oracle's own."""
+    """The oracle's attention on the reference's integers, which other tests compare with the oracle's own."""
     integers = []
     for (values, step), static_heads in (
         (quantizers.quantize_q(q, scheme), scheme.num_heads),
@@ -86,7 +86,7 @@ def expect(scheme: AttentionScheme, q: Tensor, k: Tensor, v: Tensor, start: int,
         (quantizers.quantize_v(v, scheme), 0),
     ):
         if static_heads and scheme.k_scale is not None and scheme.k_scale.shape[1] == 1:
-            # The reference holds K's scale per head in q's; the oracle applies it by itself.
+            # The reference includes K's scale per head in q's; the oracle applies it separately.
             assert step is not None
             step = step / scheme.k_scale[:, 0].repeat_interleave(static_heads // scheme.num_kv_heads)
         ones = np.ones(values.shape[:2])
@@ -174,7 +174,7 @@ def test_a_scale_of_q_per_channel_is_a_grid_before_folding(kind: str) -> None:
 
 
 def test_the_error_shrinks_with_better_schemes_and_more_bits_of_p() -> None:
-    """Relative rms error against float attention; K has a channel far off zero, as biased models do."""
+    """Relative rms error against float attention; K has a channel far from zero, as in models with biases."""
     tokens, start = 40, 460
     q, k, v = random_qkv(tokens, start + tokens, 6, 2, 64)
     exact = torch.from_numpy(oracle.exact_attention(float64(q), float64(k), float64(v), start))
@@ -191,7 +191,7 @@ def test_the_error_shrinks_with_better_schemes_and_more_bits_of_p() -> None:
     assert error("channel", 32767) < error("head", 32767)
 
 
-# Properties of a row: nothing beside it, after it or before its window matters
+# Properties of a row: nothing next to it, after it or before its window matters
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -263,7 +263,7 @@ def test_exp2_has_the_same_bits_alone_and_in_a_row() -> None:
     assert together[-6:].tolist()[0] == 1.0
     assert together[-1] == 0.0
     assert together.max() == 1.0
-    assert x[-1] == -math.inf  # the argument is left alone
+    assert x[-1] == -math.inf  # the argument is not modified
 
 
 # Invariances
@@ -271,7 +271,7 @@ def test_exp2_has_the_same_bits_alone_and_in_a_row() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_center_of_k_cancels(kind: str) -> None:
-    """The same integers with another center are the same attention, bit for bit: softmax cancels c·q."""
+    """The same integers with another center result in the same attention, bit for bit: c·q cancels in the softmax."""
     q, k, v = random_qkv(5, 100, 6, 2, 16)
     scheme = make_scheme(kind, q, k, v)
     shift = torch.linspace(-30, 30, 32).view(2, 16)
@@ -307,7 +307,7 @@ def test_a_zero_point_of_k_cancels(shape: str) -> None:
 
 @pytest.mark.parametrize("levels", [255, 32767])
 def test_a_zero_point_of_v_comes_out_by_the_sum_of_the_quantized_p(levels: int) -> None:
-    """Constant values far off zero come back, whatever P is: the bias of the unquantized sum is not there."""
+    """Constant values far from zero are exact for any P: there is no bias from the unquantized sum."""
     q, k, _ = random_qkv(5, 100, 6, 2, 16)
     k[:, :, 1] -= 20
     v = torch.full((100, 2, 16), 7.0)
@@ -385,7 +385,7 @@ def test_finite_values_of_any_size_give_finite_results(kind: str, size: float, o
     k[77] *= outlier
     out = run(scheme, q, k, v, 146)
     assert out.isfinite().all()
-    # A convex combination of what the cache holds.
+    # A convex combination of the values in the cache.
     v8, v_scale = quantizers.quantize_v(v, scheme)
     held = quantizers.dequantize_v(v8, v_scale, scheme).abs().max()
     slack = 2.0 if scheme.v_offset is not None else 1.001

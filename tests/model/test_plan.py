@@ -1,4 +1,4 @@
-"""What plan says of a model that is not quantized yet is what the quantized one takes."""
+"""The plan for a float model matches the memory of the quantized one."""
 
 import json
 from pathlib import Path

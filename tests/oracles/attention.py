@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 
 class Quantized(NamedTuple):
-    """Integers [tokens, heads, D], and what one step of them is worth for each token and head [tokens, heads]."""
+    """Integers [tokens, heads, D], and their scales for each token and head [tokens, heads]."""
 
     values: Array
     step: Array
@@ -65,7 +65,7 @@ def mapped_q(q: Array, scheme: AttentionScheme) -> Array:
 
 
 def half_up(x: Array) -> Array:
-    """The smallest positive float16 that is at least x; the greatest of all where none is."""
+    """The smallest positive float16 that is at least x, or the greatest float16 if there is none."""
     near = np.clip(x, 2.0**-24, 65504.0).astype(np.float16)
     up = np.where((near < x) & (near < 65504), np.nextafter(near, np.float16(np.inf)), near)
     return up.astype(np.float64)

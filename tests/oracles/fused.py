@@ -1,4 +1,4 @@
-"""float32's fused multiplication and addition, exactly, in NumPy."""
+"""Exact fused multiply-add in float32, in NumPy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ def fma(a: Floats, b: Floats, c: Floats) -> Floats:
     """a · b + c, rounded once.
 
     The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond, "Emulation of FMA and
-    correctly rounded sums", 2008), which the second rounding cannot tell from the exact sum.
+    correctly rounded sums", 2008), which the second rounding treats like the exact sum.
     """
     with np.errstate(all="ignore"):
         product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)

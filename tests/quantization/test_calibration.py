@@ -1,4 +1,4 @@
-"""The calibration set and its loader: properties, hostile files, and what the built-in set owes."""
+"""The calibration set and its loader: properties, hostile files, and requirements of the built-in set."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from faquant.quantization.calibration import (
 
 
 class ByteTokenizer:
-    """One token for each byte, after `bos` if there is one; `fault` is what the chat template raises."""
+    """One token per byte, after `bos` if there is one; the chat template raises `fault`."""
 
     def __init__(self, fault: Exception | None = None, bos: list[int] | None = None) -> None:
         self.fault = fault

@@ -1,4 +1,4 @@
-"""The search measures what a recipe would cost, and takes the cheapest that is good enough."""
+"""The search measures the loss of recipes, and chooses the cheapest that is good enough."""
 
 from math import prod
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_without_a_bound_the_least_kl_at_full_speed_is_taken(best: SearchResult)
 
 
 def test_a_candidate_costs_what_the_checkpoint_will(best: SearchResult, source: Path, tmp_path: Path) -> None:
-    """The same calibration written and read back has the same KL, to the last bit of the arithmetic."""
+    """The same calibration, written and read back, has the same KL, to the last bit."""
     quantize(source, tmp_path / "out", RECIPES["default"], PROMPTS)
     model, plain = load(tmp_path / "out"), load(source, backend=TorchBackend())
     results = [compare(plain, variants(model, plain), text, window=50) for text in TEXTS]
@@ -115,7 +115,7 @@ def test_a_tight_bound_leaves_the_most_costly_linears_float(source: Path, best: 
 
 
 def test_a_search_that_was_cut_off_goes_on(source: Path, best: SearchResult, tmp_path: Path) -> None:
-    """Cut off behind each measurement; what was measured is not measured again, and the table comes out the same."""
+    """Interrupted after each measurement: nothing is measured twice, and the table is the same."""
     journal = tmp_path / "journal.json"
     measured: list[str] = []
     while True:
@@ -169,7 +169,7 @@ def test_what_cannot_be_had_is_refused(source: Path) -> None:
 
 
 def test_biases_of_k_are_found_and_handled(source: Path, tmp_path: Path) -> None:
-    """Channels of K far from zero, constant before RoPE: what is cheap for other models is not good enough here."""
+    """Channels of K far from zero, constant before RoPE: cheap recipes for other models are not good enough here."""
     biased = tmp_path / "float"
     biased.mkdir()
     (biased / "config.json").write_bytes((source / "config.json").read_bytes())
