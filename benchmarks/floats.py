@@ -15,7 +15,7 @@ from timing import finish, seconds, start
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from faquant import _C
+from faquant.kernels import _C
 
 # SmolLM2-135M's up, down and head, Llama-3.1-8B's q: outputs, inputs.
 SHAPES = ((1536, 576), (576, 1536), (49152, 576), (4096, 4096))

@@ -49,7 +49,7 @@ def test_a_replay_answers_all_and_counts_what_it_took(rate: float) -> None:
 
 def test_an_answer_that_failed_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TinyEngine()
-    monkeypatch.setattr(engine.model.decoder, "logits", lambda hidden: np.full((len(hidden), 50), np.nan, np.float32))
+    monkeypatch.setattr(engine._decoder, "logits", lambda hidden: np.full((len(hidden), 50), np.nan, np.float32))
     with pytest.raises(FaquantError, match="no usable logits"):
         replay(engine, trace(TEXTS, 2, longest=300))
 

@@ -233,7 +233,7 @@ def test_a_guess_whose_logits_are_no_numbers_does_not_take_back_what_was_drawn()
             rows[8 - len(request.answer_ids) :] = float("nan")
             return rows
 
-        engine.model.decoder.logits = none_from_the_ninth_on  # type: ignore[method-assign]
+        engine._decoder.logits = none_from_the_ninth_on  # type: ignore[method-assign]
         try:
             engine.run()
         finally:

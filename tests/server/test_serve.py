@@ -143,8 +143,8 @@ def test_sigterm_lets_answers_be_finished_and_refuses_new_ones(start: Callable[.
 ENDLESS = """
 import sys, time
 from faquant.cli.main import main
-from faquant.engine import grammar
 from faquant.server import run
+from faquant.structured import grammar
 
 run.LAST_SECONDS = 1
 grammar._Compiled = lambda *_: time.sleep(1000)
