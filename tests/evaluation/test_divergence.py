@@ -108,5 +108,5 @@ def test_nothing_to_measure_is_refused(pair: tuple[Model, Model]) -> None:
     model, source = pair
     with pytest.raises(UsageError, match="fewer than two"):
         compare(source, {"both": model}, [1])
-    with pytest.raises(UsageError, match="beyond the context"):
+    with pytest.raises(UsageError, match="exceeds the context"):
         compare(source, {"both": model}, _tokens(source, 30), window=10**6)

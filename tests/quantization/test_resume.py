@@ -136,7 +136,7 @@ def test_a_full_disk_is_told_and_the_work_goes_on_once_there_is_room(
             if count[0] < number:
                 break
         except OutputError as error:
-            kept += "No space left" in str(error) and "goes on where it stopped" in str(error)
+            kept += "No space left" in str(error) and "same command again to resume" in str(error)
         finally:
             patch.undo()
         if not out.exists():

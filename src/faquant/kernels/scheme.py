@@ -48,10 +48,10 @@ class AttentionScheme:
         rotation_block: size of the Hadamard blocks on q and k after RoPE; 0: no rotation.
         rotation_sign: [D] of ±1, applied before the Hadamard transform; None: all +1.
         v_rotation_block: size of the Hadamard blocks on V and on the output, unless they are folded into v_proj and
-        o_proj; 0: no rotation at run time.
+            o_proj; 0: no rotation at run time.
         p_levels: the integer that represents the largest P of a tile: 127, 255 (8 bits) or 32767 (16 bits).
         p_float16: whether P is rounded to float16 before it is quantized, as in MindIE's kernel; only with 127 levels.
-        It can change a P close to a half by one step.
+            It can change a P close to a half by one step.
         quantized_sum: whether softmax divides by the sum of the quantized P; needs a static V scale.
     """
 

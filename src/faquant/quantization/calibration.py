@@ -56,7 +56,7 @@ class CalibrationRecord:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise UsageError(f"{self.origin}: give exactly one of text, messages and token_ids, not {found}.")
+            raise UsageError(f"{self.origin}: give exactly one of text, messages and token_ids; found {found}.")
         if self.text is not None:
             _check_text(self.text, "text", self.origin)
             if not self.text.strip():
