@@ -97,9 +97,7 @@ def main() -> None:
             models[name] = load(directory)
         windows = offset_windows(ids, models["float"].max_position, frozenset(models))
         scores = score(Heads(models), "float", windows, run(models, windows))
-        print(
-            f"{len(ids)} tokens of {arguments.text.name}, attention only: KL in 10⁻³ nats, and relative to the first"
-        )
+        print(f"{len(ids)} tokens of {arguments.text.name}, attention only: KL in 10⁻³ nats, and relative to the first")
         print(f"{'scheme':20}" + "".join(f"{window.position:>20,}" for window in windows))
         for name in SCHEMES:
             cells = [tuple(float(at[one].kl.mean()) for one in (name, "per head, static")) for at in scores]

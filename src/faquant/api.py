@@ -59,7 +59,7 @@ def quantize(
         CheckpointError, UnsupportedError: the model cannot be read, or the recipe does not support it.
         OutputError: `output` exists or cannot be written, or contains the work of another interrupted run.
     """
-    arguments = _Arguments.of(model, output, recipe, calibration, max_kl)
+    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl)
     source, chosen, ids = arguments.source, arguments.recipe, arguments.calibration
     notes, journal = {}, None
     if arguments.automatic:
@@ -110,7 +110,7 @@ def is_quantized(
     Raises:
         As quantize, for invalid models, recipes and calibrations.
     """
-    arguments = _Arguments.of(model, output, recipe, calibration, max_kl)
+    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl)
     if not (arguments.output / "config.json").is_file():
         return False
     ids = calibrating.fingerprint(arguments.calibration)
@@ -129,7 +129,7 @@ def is_quantized(
 
 
 @dataclass(frozen=True)
-class _Arguments:
+class _QuantizeArguments:
     """The parsed arguments of `quantize`; `recipe` is unused if `automatic`."""
 
     source: Path
@@ -148,7 +148,7 @@ class _Arguments:
         recipe: str | Recipe,
         calibration: str | Path,
         max_kl: float | None,
-    ) -> "_Arguments":
+    ) -> "_QuantizeArguments":
         source = Path(model)
         automatic = recipe == "auto"
         if max_kl is not None and not automatic:
