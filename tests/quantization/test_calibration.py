@@ -192,7 +192,7 @@ HOSTILE_LINES = [
     ('{"messages": {}}', "messages must be a list"),
     ('{"messages": []}', "messages is empty"),
     ('{"messages": ["hi"]}', "message 1 must be an object"),
-    ('{"messages": [{"role": "user"}]}', "message 1 must be an object with role and content"),
+    ('{"messages": [{"role": "user"}]}', "message 1 must be an object with only role and content"),
     ('{"messages": [{"role": "user", "content": "a", "name": "b"}]}', "nothing else"),
     ('{"messages": [{"role": "User", "content": "a"}]}', "role must be system, user, assistant, tool, not 'User'"),
     ('{"messages": [{"role": ["user"], "content": "a"}]}', "role must be"),
