@@ -1,4 +1,4 @@
-"""What several quantized directories of one model cost, side by side in one run: the table of docs/accuracy.md.
+"""The loss of several quantized directories of one model, measured in one run: the table in docs/accuracy.md.
 
 python benchmarks/accuracy.py MODEL TEXT OUT [OUT …] [--max-tokens N]
 """

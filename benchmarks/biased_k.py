@@ -1,11 +1,11 @@
-"""What a large K bias does to each scheme, at several positions of the context.
+"""The effect of a large K bias on each scheme, at several positions of the context.
 
 python benchmarks/biased_k.py MODEL FOLDER TEXT [--tokens 512]
 
-Gives the Llama in MODEL a bias of K: the slowest channel pair of each head is 40 times its head's median away from
-zero, the same for all tokens before RoPE. Such channels are what breaks calibrated caches on models with a K bias. The
-model, its own float self the reference, is then quantized into FOLDER, attention only, by several schemes, and the same
-text is measured at 0, ¼, ½ and nearly all of the context. What was written is deleted.
+Adds a bias of K to the Llama in MODEL: it shifts the slowest channel pair of each head from zero by 40 times the head's
+median, for all tokens, before RoPE. Such channels break calibrated caches on models with a K bias. This float model is
+then quantized into FOLDER, attention only, by several schemes, and compared on the same text at 0, ¼, ½ and the end of
+the context. The output is deleted.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SCHEMES = {
 
 
 def median_sizes(model: Model, ids: Integers) -> list[torch.Tensor]:
-    """For each layer the median over channels of K's root mean square, [Hkv]; it is the same before and after RoPE."""
+    """For each layer, the median over channels of K's root mean square, [Hkv]; the same before and after RoPE."""
     sizes: list[torch.Tensor] = []
     decoder, numbers = model.decoder, np.arange(len(ids))
 
@@ -56,7 +56,7 @@ def median_sizes(model: Model, ids: Integers) -> list[torch.Tensor]:
 
 
 def write_biased(source: Path, target: Path, ids: Integers) -> None:
-    """The model of `source` with a bias of K."""
+    """The model in `source` with a bias of K."""
     model, files = load(source, backend=TorchBackend()), TensorFiles.open(source)
     config = model.config
     tensors = {name: tensor_of(files.read(name)) for name in files.names()}
@@ -97,9 +97,7 @@ def main() -> None:
             models[name] = load(directory)
         windows = offset_windows(ids, models["float"].max_position, frozenset(models))
         scores = score(Heads(models), "float", windows, run(models, windows))
-        print(
-            f"{len(ids)} tokens of {arguments.text.name}, attention only: KL in 10⁻³ nats, and over the first scheme's"
-        )
+        print(f"{len(ids)} tokens of {arguments.text.name}, attention only: KL in 10⁻³ nats, and relative to the first")
         print(f"{'scheme':20}" + "".join(f"{window.position:>20,}" for window in windows))
         for name in SCHEMES:
             cells = [tuple(float(at[one].kl.mean()) for one in (name, "per head, static")) for at in scores]

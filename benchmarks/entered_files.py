@@ -1,7 +1,7 @@
-"""How many files of faquant a chat request and a quantization enter, and how often a quantization changes rooms.
+"""How many files of faquant a chat request and a quantization enter, and how often calls cross package boundaries.
 
-A room is a package of src/faquant. A change is a call, or the return from one, from a function of one room to one of
-another; a layer's changes are what one layer more adds.
+Packages are those of src/faquant. A change is a call or return between functions of different packages; the changes per
+layer are the difference that one more layer makes.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ sys.path.append(str(ROOT / "tests"))
 
 
 class Trace:
-    """Files entered, and changes of rooms, while it is on."""
+    """Records the files entered and the changes between packages while it is active."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
@@ -41,7 +41,7 @@ class Trace:
         caller = frame.f_back
         while caller is not None and not caller.f_code.co_filename.startswith(SOURCES):
             caller = caller.f_back
-        if caller is not None and room(caller.f_code.co_filename) != room(here):
+        if caller is not None and package(caller.f_code.co_filename) != package(here):
             self.changes += 1
 
     @contextmanager
@@ -51,8 +51,8 @@ class Trace:
         self.on = False
 
 
-def room(path: str) -> str:
-    """The package, or at the top the module, of a source file."""
+def package(path: str) -> str:
+    """The package of a source file, or the module at the top level."""
     return path.removeprefix(SOURCES + "/").partition("/")[0]
 
 
@@ -81,7 +81,7 @@ def chat(trace: Trace) -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             return await client.post("/v1/chat/completions", json=body)
 
-    asyncio.run(ask()).raise_for_status()  # what is made once is made
+    asyncio.run(ask()).raise_for_status()  # so that everything that is made once exists
     with trace():
         asyncio.run(ask()).raise_for_status()
     engine.shutdown(timeout=10)
@@ -104,7 +104,7 @@ def main() -> None:
         work(trace)
         sys.setprofile(None)
         threading.setprofile(None)
-        print(f"{name}: {len(trace.files)} files, {trace.changes} changes of rooms")
+        print(f"{name}: {len(trace.files)} files, {trace.changes} changes between packages")
         if "--files" in sys.argv:
             print(*sorted(trace.files), sep="\n")
 

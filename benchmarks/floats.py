@@ -1,9 +1,9 @@
-"""What stays float, beside torch: linears of float32 and bfloat16 weights, and attention through a float32 cache.
+"""Float operations compared with torch: linears with float32 and bfloat16 weights, and attention with a float32 cache.
 
 python benchmarks/floats.py [--rows 1 8 32 512] [--threads N] [--json FILE]
 
-"×" is the time of torch's float32 over ours, interleaved in one run. torch's SDPA gets the query heads of a group as
-rows where one token is decoded, which is its fastest way, and is_causal for a prompt. Results are compared first.
+"×" is the time of torch's float32 divided by faquant's, interleaved in one run. torch's SDPA gets the query heads of a
+group as rows if one token is decoded, which is fastest, and is_causal for a prompt. Results are compared first.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PAGE_SIZE = 128
 
 def require_close(x: np.ndarray, y: Tensor) -> None:
     if not torch.allclose(torch.from_numpy(x), y, atol=1e-3, rtol=1e-3):
-        raise SystemExit("The kernel does not give torch's result.")
+        raise SystemExit("The kernel's result differs from torch's.")
 
 
 def packed(weight: np.ndarray, threads: int) -> _C.FloatLinear:

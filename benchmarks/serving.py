@@ -1,12 +1,12 @@
-"""A trace of requests: our engine and server beside OpenVINO GenAI's continuous batching and llama.cpp's server.
+"""A trace of requests: faquant's engine and server, OpenVINO GenAI's continuous batching and llama.cpp's server.
 
 python benchmarks/serving.py [--float DIR] [--int8 DIR] [--gguf FILE] [--requests 32] [--rates 0 1] [--rounds 3]
                              [--threads N] [--json FILE] [--peers-python PYTHON]
 
-A rate is how many requests come in a second, 0: all at once. Each round has prompts of its own, the same for all
-systems, a quarter of which begin alike; all answers are greedy and of the wanted length. "first" is the time to the
-first token, "each" the time for each further one, both as p50 and p99 over the requests of the median round.
-The servers, llama.cpp's and ours, are spoken to over HTTP, the others by calls. Models are those of end_to_end.py.
+A rate is the number of requests per second; 0: all at once. Each round has its own prompts, the same for all systems; a
+quarter of them share a prefix. All answers are greedy and have the requested length. "first" is the time to the first
+token, "each" the time per further token, both as p50 and p99 over the requests of the median round. The servers of
+llama.cpp and faquant are accessed over HTTP, the others by calls. The models are those of end_to_end.py.
 """
 
 import argparse
@@ -32,16 +32,16 @@ PEERS = {
     "llama-server f16": ("llama_server", "f16", {}),
     "llama-server q8_0": ("llama_server", "q8_0", {}),
 }
-"""Worker, type of the KV cache, further arguments; the weights are Q8_0."""
+"""Worker, KV cache type, further arguments; the weights are Q8_0."""
 OUR_SERVER = "ours int8, server"
 
 
 def serve_by(peer: Peer, requests: Sequence[Arrival]) -> TraceResult:
-    """Raises: PeerError: the peer fails, or an answer has not its length."""
+    """Raises: PeerError: the peer fails, or an answer has the wrong length."""
     found = peer.call("serve", requests=[(item.at, item.prompt, item.tokens) for item in requests])
     counts = [count for *_, count in found["times"]]
     if counts != [item.tokens for item in requests]:
-        raise PeerError(f"answers of {sum(counts)} tokens, where {sum(item.tokens for item in requests)} were wanted")
+        raise PeerError(f"answers have {sum(counts)} tokens instead of {sum(item.tokens for item in requests)}")
     return TraceResult(
         seconds=found["seconds"],
         tokens=sum(counts),
@@ -75,8 +75,8 @@ def main() -> None:
             peer.call("load", model=str(model_path.resolve()), kv=kv, threads=arguments.threads, **more)
             systems[name] = partial(serve_by, peer)
         except PeerError as error:
-            versions[name] += f", left out: {error}"
-            print(f"{name}: left out: {error}")
+            versions[name] += f", skipped: {error}"
+            print(f"{name}: skipped: {error}")
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
     rows: list[dict[str, object]] = []
     for rate in arguments.rates:
@@ -88,9 +88,9 @@ def main() -> None:
                     served[name].append(systems[name](requests))
                     print(f"  {name}: {served[name][-1].seconds:.1f} s", file=sys.stderr, flush=True)
                 except PeerError as error:
-                    print(f"{name}: left out: {error}")
+                    print(f"{name}: skipped: {error}")
                     del systems[name], served[name]
-        come = f"{rate:g} a second" if rate else "all at once"
+        come = f"{rate:g} per second" if rate else "all at once"
         print(f"\n{arguments.requests} requests, {come}")
         print(f"{'':20}{'tokens/s':>10}{'seconds':>9}{'first':>16}{'each, ms':>16}")
         for name, some in served.items():

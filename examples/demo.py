@@ -1,4 +1,4 @@
-"""The whole path on a real model: fetch SmolLM2-135M-Instruct, quantize it, measure it, ask it something."""
+"""A complete demo on a real model: download SmolLM2-135M-Instruct, quantize it, measure it, ask it a question."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ PROMPT = "What is the capital of France, and what is it known for?"
 
 
 def main() -> int:
-    """Run the demo in the current folder; the exit status of its first step that fails, or 0."""
+    """Run the demo in the current directory; returns the exit status of the first step that fails, or 0."""
     started = time.monotonic()
     output = Path(OUTPUT)
     try:

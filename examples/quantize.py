@@ -1,4 +1,4 @@
-"""Quantize a model and print what that cost: python examples/quantize.py MODEL OUT"""
+"""Quantize a model and print the loss: python examples/quantize.py MODEL OUT"""
 
 import sys
 

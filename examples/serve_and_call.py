@@ -16,7 +16,7 @@ URL = f"http://127.0.0.1:{PORT}"
 
 
 def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
-    """Return when the server answers. Raises: RuntimeError: it has ended."""
+    """Wait until the server answers. Raises: RuntimeError: it has ended."""
     while server.poll() is None:
         try:
             urllib.request.urlopen(f"{URL}/health", timeout=1)

@@ -6,12 +6,12 @@ from hypothesis import settings
 
 from oracles.threads import set_threads
 
-# What a test needs is in it; transformers, datasets and lm_eval would else ask the hub. They read this when imported.
+# Tests need no network; transformers, datasets and lm_eval would otherwise ask the hub. They read this on import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 pytest_plugins = ["oracles.tokenizer_kinds"]
 
-# A slow machine is no fault of the code. FAQUANT_EXPLORE=1 draws other examples each time.
+# A slow machine is not a failure of the code. FAQUANT_EXPLORE=1 draws other examples each time.
 settings.register_profile("faquant", deadline=None, derandomize=not os.environ.get("FAQUANT_EXPLORE"))
 settings.load_profile("faquant")
 

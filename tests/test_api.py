@@ -1,4 +1,4 @@
-"""What `import faquant` offers, as the README shows it."""
+"""The API of `import faquant`, as shown in the README."""
 
 import json
 from contextlib import suppress

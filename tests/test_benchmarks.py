@@ -1,4 +1,4 @@
-"""The benchmarks are run by hand; here it is seen that they still fit what they measure."""
+"""The benchmarks are run by hand; these tests check that they still work with the current code."""
 
 import importlib.util
 import sys

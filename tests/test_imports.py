@@ -1,4 +1,4 @@
-"""What imports what: the order of the rooms of src/faquant, and that answering needs no torch."""
+"""Imports: the order of the packages of src/faquant, and that serving does not need torch."""
 
 import ast
 import graphlib
@@ -15,17 +15,17 @@ from oracles.tiny_tokenizer import write_tokenizer
 SOURCE = Path(__file__).parents[1] / "src" / "faquant"
 MADE = Path(__file__).parent / "data" / "made_at_cad73ab" / "default"
 
-ROOMS = [
+PACKAGES = [
     *("errors", "progress", "kernels", "checkpoint", "recipe", "formats", "model", "quantization", "text"),
     *("structured", "sampling", "engine", "evaluation", "search", "bench", "server", "api", "__init__"),
     *("cli", "__main__"),
 ]
-"""Of faquant, from the bottom. A module imports from its own room and from those before it."""
+"""faquant's packages, from the bottom. A module imports only from its own package and from those before it."""
 SERVER_ROOMS = [
     *("config", "schema", "errors", "operate", "page", "http", "answer", "service", "api", "app", "run"),
     "__init__",
 ]
-"""Likewise of faquant.server."""
+"""The same for faquant.server."""
 
 WITHOUT_TORCH = """
 import sys
@@ -38,8 +38,8 @@ sys.modules["torch"] = None
 def test_no_room_imports_from_one_behind_it() -> None:
     modules = imports()
     found = {name.partition(".")[0] for name in modules}
-    assert found == set(ROOMS), "every room has its place in the order"
-    assert upward(modules, ROOMS) == []
+    assert found == set(PACKAGES), "every package must be in the list"
+    assert upward(modules, PACKAGES) == []
 
 
 def test_within_the_server_no_part_imports_from_one_behind_it() -> None:
@@ -98,7 +98,8 @@ print(json.dumps(sorted(name for name, module in sys.modules.items() if module i
 
 
 def imports() -> dict[str, set[str]]:
-    """The modules of faquant, without its name, and which of them each one imports: anywhere, and for types too."""
+    """The modules of faquant, without that prefix, and the modules that each one imports, including local and type
+    imports."""
     paths = {_name(path): path for path in SOURCE.rglob("*.py")}
     assert len(paths) > 100
     return {name: set(_imported(name, path, paths)) for name, path in paths.items()}
@@ -125,7 +126,7 @@ def _imported(name: str, path: Path, modules: dict[str, Path]) -> list[str]:
 
 
 def _module(parts: tuple[str, ...], modules: dict[str, Path]) -> str:
-    """The module that `parts` names, or the one that holds what they name."""
+    """The module named by `parts`, or the module that contains that name."""
     for end in (len(parts), len(parts) - 1):
         for name in (".".join(parts[:end]), ".".join((*parts[:end], "__init__"))):
             if name in modules:
@@ -134,7 +135,7 @@ def _module(parts: tuple[str, ...], modules: dict[str, Path]) -> str:
 
 
 def upward(modules: dict[str, set[str]], order: list[str]) -> list[str]:
-    """The imports that go from a room to one behind it."""
+    """The imports from a package to a later one."""
 
     def place(name: str) -> int:
         return order.index(name.partition(".")[0])

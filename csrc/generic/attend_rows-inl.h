@@ -1,5 +1,5 @@
-// The attention of a block of rows through an int8 cache, for one instruction set; float operations stand in
-// reference.py's order, one rounding each.
+// The attention of a block of rows with an int8 cache, for one instruction set. Float operations are in reference.py's
+// order, one rounding each.
 
 #pragma once
 
@@ -11,10 +11,11 @@
 #include "generic/quantize_rows-inl.h"
 #include "generic/softmax-inl.h"
 
-// half_to_float of kTile numbers; a unit's own, because a select in that loop would take a tenth of decode.
+// half_to_float for kTile numbers; defined per unit, because a select in this loop would take a tenth of the decode
+// time.
 void halves_to_floats(const uint16_t* halves, float* floats);
 
-// What the rows of a block share at one tile.
+// The data that the rows of a block share for one tile.
 struct Tile {
     const uint8_t* k;
     const int8_t* v;
@@ -22,7 +23,7 @@ struct Tile {
     float v_scale[kTile];
 };
 
-// To float16's precision, for what is at most 65504 and, if less than 2^-14, rounds to the integer 0 anyway.
+// Rounds to float16's precision, for values up to 65504; values below 2^-14 become the integer 0 anyway.
 float through_half(float x) {
     const uint32_t bits = bits_of(x);
     return float_of((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fffu);
@@ -53,7 +54,7 @@ void probabilities(const Scheme& s, const Tile& tile, Strip& strip, int64_t r) {
     }
 }
 
-// Integer P of one row: a row of bytes, or where P has 16 bits one of the high and one of the low bytes.
+// Integer P of one row: a row of bytes, or for 16-bit P one of high and one of low bytes.
 template <bool wide, bool token_v>
 void round_p(const Scheme& s, Strip& strip, int64_t r, uint8_t* p_bytes) {
     const float* p = strip.p[r];
@@ -127,7 +128,7 @@ void read_scales(const uint16_t* halves, int64_t at, int64_t low, int64_t high, 
         return;
     }
     halves_to_floats(halves + at, scales);
-    // What nobody sees may be NaN.
+    // Invisible values may be NaN.
     for (int64_t j = 0; j < low; ++j) {
         scales[j] = 0.0f;
     }
@@ -148,7 +149,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
     const int64_t seen_to = span.start + last;
     const int64_t oldest = larger(0, span.start + first - a.window + 1);
     const int64_t stop = smaller(end, seen_to);
-    // Whether centres of more than one map take part in the sequence, as reference.attend says.
+    // Whether the sequence has centers of more than one map, as in reference.attend.
     const bool shifted = smaller(s.maps, (span.start + span.tokens + s.map_block - 1) / s.map_block) > 1;
     const int64_t last_map = map_of(s, seen_to - 1);
 
@@ -179,7 +180,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                     scratch.scale[r] = query.scale;
                     scratch.bias[r] = query.bias;
                     scratch.excess[r] = query.excess;
-                    // Each query is counted once, whatever maps and whichever threads want it.
+                    // Each query is counted once, whatever maps and threads use it.
                     saturated += map == last_map && end >= seen_to ? query.saturated : 0;
                 }
             }
@@ -204,7 +205,8 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), count, tile.k, padded / 4,
                                kTile, scratch.products, this_v);
                 const int64_t meanwhile = next_k.lines / (2 * count);
-                // All rows' scores, then all rows' P: each waits long for its greatest score, meanwhile others go on.
+                // The scores of all rows, then P of all rows: the maximum of a row has a long latency, which others
+                // hide.
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip.sees(i)) {
                         score(tile, scratch.products + i * kTile, scratch.excess[r + i], scratch.scale[r + i],

@@ -1,8 +1,7 @@
 // A bfloat16 cache, for one instruction set.
-//
-// The softmax is that of softmax-inl.h, the products are floats'. They shall have the same bits whether a CPU can fuse
-// them with their additions or not, so they are exact: K and V have 8 significant bits, and q and P, rounded to 16, the
-// others of float32's 24. What is below 2^-62 is zero, so that no product falls below float32's normal numbers.
+// The softmax is in softmax-inl.h, and the products are float products. They must have the same bits with and without
+// fused multiply-add, so they are exact: K and V have 8 significant bits, and q and P are rounded to 16, which makes 24
+// bits as in float32. Values below 2^-62 become zero, so that no product is subnormal.
 
 #pragma once
 
@@ -17,7 +16,7 @@
 
 constexpr uint32_t kLeastFactor = (127u - 62u) << 23;
 
-// To 16 significant bits, halves to even.
+// Rounds to 16 significant bits, halves to even.
 float factor_of(float x) {
     const uint32_t bits = bits_of(x), rounded = (bits + 0x7fu + ((bits >> 8) & 1)) & ~0xffu;
     const float factor = float_of((rounded & 0x7fffffffu) < kLeastFactor ? 0u : rounded);
@@ -44,7 +43,7 @@ void append_bfloat16(const Scheme& s, const Cache& c, const float* k, const floa
             uint16_t* v_tile = c.bfloat16_v + (row + key / kTile * kTile) * padded;
             const int64_t at = (token * s.kv_heads + head) * s.dim;
             for (int64_t i = 0; i < padded; ++i) {
-                // Zero where there is no channel: NaN times q's zeros would be NaN.
+                // Zero in the padding channels: NaN times q's zeros would be NaN.
                 k_tile[packed_at<2>(i, key % kTile, padded, kTile)] = i < s.dim ? bfloat16_of(k[at + i]) : uint16_t{0};
             }
             for (int64_t i = 0; i < s.dim; ++i) {
@@ -54,7 +53,7 @@ void append_bfloat16(const Scheme& s, const Cache& c, const float* k, const floa
     }
 }
 
-// A tile of V with zeros in place of the keys that nobody sees, which may be NaN.
+// A tile of V with zeros for invisible keys, which may be NaN.
 void copy_seen(const uint16_t* v, int64_t low, int64_t high, int64_t padded, uint16_t* seen) {
     for (int64_t j = 0; j < padded; j += kPanel) {
         const int64_t width = smaller(kPanel, padded - j);

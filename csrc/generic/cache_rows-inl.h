@@ -1,4 +1,4 @@
-// Which kind of cache append and attend find, for one instruction set.
+// Dispatches append and attend by the kind of cache, for one instruction set.
 
 #pragma once
 

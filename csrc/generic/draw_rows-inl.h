@@ -1,4 +1,4 @@
-// The passes over a whole vocabulary that a draw takes, for one instruction set.
+// The passes over a whole vocabulary for sampling, for one instruction set.
 
 #pragma once
 
@@ -9,11 +9,11 @@
 #include "generic/numbers-inl.h"
 #include "generic/reductions-inl.h"
 
-// Where 2^y is less than half of the least double.
+// Below this, 2^y is less than half of the least double.
 constexpr double kLowestPower = -1076.0;
 
-// 2^y within 4e-14 of itself, for kLowestPower <= y <= 0, and 0 at that bound. 2^y = 2^n · 2^f with n = rint(y), and
-// 2^n in two factors, because it may be no normal number. The polynomial is a Chebyshev fit of (2^f - 1) / f.
+// 2^y with a relative error of at most 4e-14, for kLowestPower <= y <= 0, and 0 at that bound. 2^y = 2^n · 2^f with n =
+// rint(y), and 2^n in two factors, because it may be subnormal. The polynomial is a Chebyshev fit of (2^f - 1) / f.
 double exp2_of(double y) {
     constexpr double rounder = 0x1.8p52;
     const double shifted = y + rounder;
@@ -35,7 +35,7 @@ double exp2_of(double y) {
     return p * power * (y > kLowestPower ? 0x1p-128 : 0.0);
 }
 
-// A block of a row; where it is the last and shorter, a copy that -infinity fills up.
+// A block of a row; if the last one is shorter, a copy padded with -infinity.
 template <typename Score>
 const Score* whole_block(const Score* scores, int64_t count, int64_t block, Score* scratch) {
     const int64_t first = block * kBlock;
@@ -53,7 +53,7 @@ void maxima_of(const Score* scores, int64_t count, double* maxima) {
     Score scratch[kBlock];
     for (int64_t block = 0; block * kBlock < count; ++block) {
         const Score* x = whole_block(scores, count, block, scratch);
-        int32_t unordered = 0;  // a maximum loses NaN
+        int32_t unordered = 0;  // a maximum ignores NaN
         for (int64_t i = 0; i < kBlock; ++i) {
             unordered |= x[i] != x[i];
         }

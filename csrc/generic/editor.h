@@ -1,7 +1,7 @@
 #pragma once
 
-// What a unit of isa/ defines before it includes the texts of generic/, for editors and checks that read one of these
-// alone. Units define FAQUANT_UNIT and never see this.
+// The definitions that a unit in isa/ makes before it includes the files in generic/, for editors and checks that parse
+// one of these files on its own. Units define FAQUANT_UNIT and never use this.
 
 #include "isa/kernels.h"
 

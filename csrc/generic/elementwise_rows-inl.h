@@ -1,5 +1,4 @@
-// What stands between the integer products of a layer, for one instruction set. A row's bits depend on nothing but the
-// row.
+// The operations between the products of a layer, for one instruction set. The bits of a row depend only on the row.
 
 #pragma once
 
@@ -54,7 +53,8 @@ void rope(float* x, const float* cos, const float* sin, int64_t tokens, int64_t 
     }
 }
 
-// gate / (1 + e^-gate) · up, within 3e-7. e^y = 2^n · e^r with n = rint(y / ln 2), and r in two parts of ln 2.
+// gate / (1 + e^-gate) · up, with silu(gate) to within 3e-7. e^y = 2^n · e^r with n = rint(y / ln 2), and r in two
+// parts of ln 2.
 void silu_times(const float* gate, const float* up, int64_t count, float* out) {
     for (int64_t i = 0; i < count; ++i) {
         const float y = greater(lesser(-gate[i], 88.0f), -87.0f);

@@ -26,7 +26,7 @@ void append_floats(const Scheme& s, const Cache& c, const float* k, const float*
 struct FloatKeys {
     const Cache& cache;
     const Span& span;
-    int64_t row, head;  // numbers of a key, and before its head
+    int64_t row, head;  // floats per key, and before its head
 
     const float* of(const float* store, int64_t key) const {
         return store + (span.block_table[key / cache.page_size] * cache.page_size + key % cache.page_size) * row + head;
@@ -39,14 +39,14 @@ void fetch_row(const float* row, int64_t dim) {
     }
 }
 
-// The keys [low, high) of the tile at `key`, packed (dim, kTile). Meanwhile their values are fetched, and keys up to
-// `stop` that come next: a head's rows stand apart, where no processor looks for them.
+// The keys [low, high) of the tile at `key`, packed (dim, kTile). Prefetches their values meanwhile, and the next keys
+// up to `stop`: the rows of a head are not contiguous, so hardware prefetchers do not find them.
 void pack_tile(const FloatKeys& keys, int64_t key, int64_t low, int64_t high, int64_t stop, int64_t dim,
                float* packed) {
     for (int64_t first = low / kLanes * kLanes; first < high; first += kLanes) {
         const float* rows[kLanes];
         for (int64_t j = 0; j < kLanes; ++j) {
-            // Some key, where there is none that anybody sees.
+            // Any valid key if no key is visible.
             const int64_t place = larger(low, smaller(first + j, high - 1));
             rows[j] = keys.of(keys.cache.float_k, key + place);
             fetch_row(keys.of(keys.cache.float_v, key + place), dim);
@@ -103,7 +103,7 @@ void attend_floats(const Attention& a, const Span& span, int64_t kv_head, int64_
         clear(scratch.split, rows, padded);
         const int64_t split_end = smaller(split + a.split, stop);
         for (int64_t key = larger(split, oldest / kTile * kTile); key < split_end; key += kTile) {
-            // What nobody sees may be NaN.
+            // Invisible values may be NaN.
             const int64_t low = larger(0, oldest - key), high = smaller(kTile, seen_to - key);
             pack_tile(keys, key, low, high, stop, s.dim, scratch.float_k);
             const float* v = scratch.float_v;
@@ -146,7 +146,7 @@ void attend_floats(const Attention& a, const Span& span, int64_t kv_head, int64_
                         float* __restrict out = scratch.split.out + (r + i) * padded;
                         const float* sums = scratch.sums + i * padded;
                         for (int64_t c = 0; c < padded; ++c) {
-                            // −0 becomes 0, as it does where more keys follow that the row does not see.
+                            // −0 becomes 0, as it would if invisible keys followed.
                             out[c] = out[c] * w.old[i] + (sums[c] + 0.0f) * w.added[i];
                         }
                     }

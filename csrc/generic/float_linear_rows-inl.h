@@ -1,4 +1,4 @@
-// Linears of float weights, for one instruction set.
+// Linears with float weights, for one instruction set.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 #include "generic/float_products-inl.h"
 #include "generic/numbers-inl.h"
 
-// Rows that share a piece of a panel in the second-level cache, and the inputs of that piece.
+// Rows that share a part of a panel in the L2 cache, and the number of inputs in that part.
 constexpr int64_t kFloatStrip = 16 * kFloatRows, kFloatDepth = 256;
 
 template <int in_word>

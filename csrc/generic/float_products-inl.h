@@ -1,9 +1,9 @@
-// Rows of floats times columns of floats, for one instruction set. A unit defines before this text FAQUANT_REGISTER,
-// Floats of kFloatLanes lanes, first_rows, second_rows, all_lanes, add_product (fused) and store as for
-// multiply_floats-inl.h, load_floats, and float_blocks: of how many Floats in each of so many rows the sums fit into
-// the registers.
-//
-// Each sum takes the products in the order of the inputs, each fused with its addition, so that all units agree.
+// Rows of floats times columns of floats, for one instruction set. A unit defines before including this file
+// FAQUANT_REGISTER, Floats of kFloatLanes lanes, first_rows, second_rows, all_lanes, add_product (fused) and store as
+// for multiply_floats-inl.h, load_floats, and float_blocks: how many Floats per row fit into the registers, for this
+// many rows.
+// Each sum adds the products in the order of the inputs, by fused multiply-adds, so that all units return the same
+// bits.
 
 #pragma once
 
@@ -20,8 +20,8 @@ Floats whole_rows(const uint8_t* b) {
     return load_floats(reinterpret_cast<const float*>(b));
 }
 
-// Columns of one row of the weight, and the sums of one row and of several. They nest as multiply_vnni-inl.h does, and
-// for the same reasons.
+// Columns of one row of the weight, and the sums of one row and of several. They nest like multiply_vnni-inl.h, for the
+// same reasons.
 template <Floats (*read)(const uint8_t*), int blocks>
 struct FloatColumns : FloatColumns<read, blocks - 1> {
     Floats column;
@@ -95,8 +95,8 @@ struct FloatRowSums<0, blocks> {
     FAQUANT_INLINE void write(float*, int64_t) const {}
 };
 
-// Add to c [rows, c_stride] the products of `depth` inputs x with b, for some Floats of columns; a step of b is one or
-// two rows of it in words, as isa/kernels.h says.
+// Add the products of `depth` inputs x with b to c [rows, c_stride], for some Floats of columns; a step of b is one or
+// two rows in words, as described in isa/kernels.h.
 template <int in_word, int rows, int blocks>
 __attribute__((noinline)) void add_float_block(const float* x, int64_t x_stride, const uint8_t* b, int64_t b_stride,
                                                int64_t depth, float* c, int64_t c_stride) {
@@ -118,7 +118,7 @@ __attribute__((noinline)) void add_float_block(const float* x, int64_t x_stride,
     sums.write(c, c_stride);
 }
 
-// What any number of rows are multiplied with: columns, a multiple of kPadding, and the inputs that they have.
+// The matrix to multiply by any number of rows: columns, a multiple of kPadding, and their inputs.
 struct FloatPanel {
     const uint8_t* b;
     int64_t b_stride;  // bytes

@@ -8,7 +8,7 @@
 
 #include "generic/numbers-inl.h"
 
-// (a, b) → (a + b, a - b) for all pairs `half` apart within kLanes elements, which takes vector instructions.
+// (a, b) → (a + b, a - b) for all pairs `half` apart within kLanes elements, with vector instructions.
 template <int64_t half>
 void butterflies(float* x, int64_t dim) {
     for (int64_t i = 0; i < dim; i += kLanes) {

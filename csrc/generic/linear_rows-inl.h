@@ -20,7 +20,7 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
             const float scale = *linear.input_scale, offset = *linear.input_offset;
             for (int64_t i = 0; i < k; ++i) {
                 const float step = greater(lesser(row[i] / scale, 4e6f), -4e6f);
-                // Rounded before the offset is added, as the ecosystem's runtime does it.
+                // Rounded before the offset is added, as in MindIE.
                 const float rounded = (step + kRounder) - kRounder;
                 out[i] = byte_of(greater(lesser(rounded + offset, 127.0f), -128.0f) + kRounder);
             }
@@ -58,7 +58,7 @@ struct Panel {
           width(smaller(kPanel, padded_outputs(l.outputs) - first)),
           weight(reinterpret_cast<const uint8_t*>(l.weight) + first * depth) {}
 
-    // What comes behind the panel is the next one, if there is one.
+    // The next panel follows in memory, if there is one.
     Prefetch next() const {
         const int64_t columns = smaller(kPanel, padded_outputs(linear.outputs) - first - width);
         return {reinterpret_cast<const char*>(weight + width * depth), columns * depth / kCacheLine};
@@ -77,7 +77,7 @@ struct Panel {
         if (linear.input_scale != nullptr) {
             const int32_t* bias = linear.quant_bias + first;
             for (int64_t c = 0; c < count; ++c) {
-                // Unsigned, because any quant_bias may stand in a file.
+                // Unsigned, because files may have any quant_bias.
                 const uint32_t sum = static_cast<uint32_t>(sums[c] - excess[c]) + static_cast<uint32_t>(bias[c]);
                 y[c] = static_cast<float>(static_cast<int32_t>(sum)) * unit[c];
             }

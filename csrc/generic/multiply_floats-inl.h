@@ -1,12 +1,10 @@
-// multiply_block of floats and bfloat16. Units with fused multiplication and addition define before this text, for
-// kColumns lanes, FAQUANT_REGISTER, Floats and
-//
-//   first_rows, second_rows  one of the two bfloat16 in each word from an address on
-//   all_lanes                a float
+// multiply_block for floats and bfloat16. Units with fused multiply-add define the following before including this
+// file, for kColumns lanes: FAQUANT_REGISTER, Floats and
+//   first_rows, second_rows  one of the two bfloat16 in each word from an address on, as floats
+//   all_lanes                a float, broadcast
 //   add_product              sum + a · b, fused
 //   store
-//
-// It nests as multiply_vnni-inl.h does, and for the same reasons.
+// It nests like multiply_vnni-inl.h, for the same reasons.
 
 #pragma once
 

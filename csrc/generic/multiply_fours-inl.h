@@ -1,8 +1,7 @@
-// multiply_panel in blocks of four rows. Units that have no instructions for more define kColumns, kMostBlocks and
-// kMostFloatBlocks before this text, and behind it both kinds of multiply_block:
-//
-//   kColumns          packed columns that multiply_block takes at a time, a divisor of kPadding
-//   kMostBlocks       how many blocks of them it is best given at once
+// multiply_panel in blocks of four rows. Units without registers for more rows define kColumns, kMostBlocks and
+// kMostFloatBlocks before including this file, and afterwards both kinds of multiply_block:
+//   kColumns          packed columns that multiply_block processes at a time, a divisor of kPadding
+//   kMostBlocks       the best number of such blocks per call
 //   kMostFloatBlocks  the same for floats
 
 #pragma once
@@ -13,7 +12,7 @@
 
 #include "generic/multiply_rows-inl.h"
 
-// The part of a Prefetch that one product fetches, so many lines in each step of its loop.
+// The part of a Prefetch for one product, with `lines` lines per step of its loop.
 struct PrefetchSteps {
     const char* next;
     int64_t lines;
@@ -32,7 +31,7 @@ template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
                     int64_t c_stride, PrefetchSteps next);
 
-// The same of floats and bfloat16, b [depth, b_stride / 4, 2].
+// The same for floats and bfloat16, b [depth, b_stride / 4, 2].
 template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, float* c,
                     int64_t c_stride, PrefetchSteps next);

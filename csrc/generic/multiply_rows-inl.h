@@ -13,12 +13,12 @@ constexpr int64_t kCacheLine = 64;
 
 #define FAQUANT_INLINE __attribute__((always_inline)) inline
 
-// What will be read next, to be fetched from memory while there is something to compute.
+// The memory that will be read next, to be prefetched during computations.
 struct Prefetch {
     const char* next;
     int64_t lines;
 
-    // Fetch some more lines, as far as there are any.
+    // Prefetch some more lines, if there are any.
     void fetch(int64_t some) {
         for (int64_t i = 0; i < smaller(some, lines); ++i) {
             __builtin_prefetch(next + i * kCacheLine);
@@ -27,7 +27,7 @@ struct Prefetch {
         lines -= some;
     }
 
-    // The next lines, for someone else to fetch.
+    // The next lines, to be fetched elsewhere.
     Prefetch take(int64_t some) {
         const Prefetch part = {next, some};
         next += some * kCacheLine;
@@ -36,16 +36,15 @@ struct Prefetch {
     }
 };
 
-// Rows of b that stand in a word, for rows of a of this type.
+// Rows of b per word, for rows of a of this type.
 template <typename A>
 constexpr int64_t kInWord = sizeof(A) == 1 ? 4 : 2;
 
-// The instruction set's own: c[r][j] = ∑ a[r][n · i + m] · b[i][j][m], n being kInWord, for up to kStrip rows a
-// [rows, n · depth] and a panel b [depth, width, n]. Each row's bits depend on it alone.
-//
-// Of bytes the sums are exact; one side is signed, the other not, the packed one where packed_unsigned. Of floats and
-// bfloat16 the products are added one after the other; they are exact, so it does not matter whether each is fused with
-// its addition. All of `next` is fetched meanwhile.
+// Defined per instruction set: c[r][j] = ∑ a[r][n · i + m] · b[i][j][m], where n is kInWord, for up to kStrip rows a
+// [rows, n · depth] and a panel b [depth, width, n]. The bits of a row depend only on the row.
+// Sums of bytes are exact; one side is signed and the other unsigned, the packed one if packed_unsigned. Products of
+// floats and bfloat16 are added one after another; they are exact, so it does not matter whether each is fused with its
+// addition. Prefetches all of `next` meanwhile.
 template <bool packed_unsigned, typename A, typename C>
 void multiply_panel(const A* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c, int64_t c_stride,
                     Prefetch next);

@@ -1,5 +1,6 @@
-// multiply_block with vpdpbusd. Units that have it define before this text Vector, load, store, in_all_lanes and
-// add_products for kColumns lanes, and FAQUANT_REGISTER, the operand of an assembly statement that changes a Vector.
+// multiply_block with vpdpbusd. Before including this file, units define Vector, load, store, in_all_lanes and
+// add_products for kColumns lanes, and FAQUANT_REGISTER, the operand constraint for an assembly statement that modifies
+// a Vector.
 
 #pragma once
 
@@ -15,14 +16,14 @@ int32_t four_bytes(const uint8_t* x) {
     return bytes;
 }
 
-// Sums of products, and the columns that they are made of. They nest, because GCC 12 keeps arrays of vectors in memory.
+// Sums of products, and their columns. Nested structs, because GCC 12 keeps arrays of vectors in memory.
 template <int blocks>
 struct Columns : Columns<blocks - 1> {
     Vector bytes;
 
     FAQUANT_INLINE explicit Columns(const uint8_t* b)
         : Columns<blocks - 1>(b), bytes(load(b + (blocks - 1) * 4 * kColumns)) {
-        // Else they are loaded anew for every row.
+        // Otherwise they are reloaded for every row.
         __asm__("" : FAQUANT_REGISTER(bytes));
     }
 };

@@ -1,4 +1,4 @@
-// Numbers and their bits, which a unit can take from no inline function of the library.
+// Numbers and their bits, without inline functions of the library, which units must not use.
 
 #pragma once
 
@@ -7,10 +7,10 @@
 #endif
 
 constexpr float kInfinity = __builtin_inff();
-// Adding 1.5 · 2^23 rounds to an integer, halves to even, and leaves it in the lowest bits.
+// Adding 1.5 · 2^23 rounds to an integer, halves to even, which is then in the lowest bits.
 constexpr float kRounder = 12582912.0f;
 
-// Elements that loops over rows take together.
+// Elements that loops over rows process together.
 constexpr int64_t kLanes = 16;
 
 uint32_t bits_of(float x) {
@@ -45,7 +45,7 @@ int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
-// A finite float16, whole also where the process takes subnormal floats for zero.
+// Converts a finite float16, exactly even if the process flushes subnormal floats to zero.
 float half_to_float(uint16_t half) {
     const uint32_t bits = half;
     const float size = (bits & 0x7c00u) == 0 ? static_cast<float>(bits & 0x3ffu) * 0x1p-24f
@@ -53,7 +53,7 @@ float half_to_float(uint16_t half) {
     return float_of((bits & 0x8000u) << 16 | bits_of(size));
 }
 
-// The least float16 that is not below x, which is in [2^-24, 65504].
+// The least float16 that is at least x, for x in [2^-24, 65504].
 uint16_t half_above(float x) {
     if (x < 0x1p-14f) {
         const float steps = x * 0x1p24f;

@@ -1,4 +1,4 @@
-// Rows of q, k and v become int8, for one instruction set: what kernels/quantizers.py does, operation by operation.
+// Quantizes rows of q, k and v to int8, for one instruction set, with the operations of kernels/quantizers.py.
 
 #pragma once
 
@@ -24,7 +24,7 @@ void rotate(const Scheme& s, float* x) {
     hadamard(x, s.dim, s.rotation_block);
 }
 
-// The greatest absolute value, by its bits, because a comparison of floats would lose NaN.
+// The greatest absolute value, compared as bits, because comparing floats would ignore NaN.
 float absolute_peak(const float* x, int64_t dim) {
     uint32_t peak = 0;
     for (int64_t i = 0; i < dim; ++i) {
@@ -34,7 +34,7 @@ float absolute_peak(const float* x, int64_t dim) {
     return float_of(peak);
 }
 
-// What one step of a row with that peak is worth.
+// The scale of a row with this peak.
 float step_of(float peak) {
     return (peak < 1e-30f ? 1e-30f : peak) / 127.0f;
 }
@@ -46,7 +46,8 @@ void round_row(const float* x, float scale, int64_t dim, int8_t* out) {
     }
 }
 
-// x / scale + offset in [-128, 127]; how many were beyond that. The tables advance by `step` for each channel.
+// x / scale + offset in [-128, 127]; returns how many values were out of range. The tables advance by `step` per
+// channel.
 int64_t round_static(const float* x, const float* scale, int64_t step, const float* offset, int64_t dim, int8_t* out) {
     int32_t beyond = 0;
     for (int64_t i = 0; i < dim; ++i) {
@@ -78,15 +79,15 @@ void map_key(const Scheme& s, int64_t map, int64_t head, const float* k, float* 
     rotate(s, mapped);
 }
 
-// Where row and column of a packed matrix [rows, columns] stand, with so many rows in a word.
+// The offset of a row and column in a packed matrix [rows, columns], with this many rows per word.
 template <int64_t in_word>
 int64_t packed_at(int64_t row, int64_t column, int64_t rows, int64_t columns) {
     const int64_t panel = column / kPanel * kPanel, width = smaller(kPanel, columns - panel);
     return panel * rows + row / in_word * in_word * width + (column - panel) * in_word + row % in_word;
 }
 
-// One head of a key or a value: with a scale of its own, which is stored in scales[at], or the static one [heads, dim].
-// Returns how many were beyond the latter.
+// Quantizes one head of a key or value: with its own scale, which is stored in scales[at], or a static one [heads,
+// dim]. Returns how many values were beyond the latter.
 int64_t round_head(const float* x, const float* table, const float* offset, int64_t head, int64_t dim, uint16_t* scales,
                    int64_t at, int8_t* out) {
     if (table != nullptr) {
@@ -128,7 +129,7 @@ void append_int8(const Scheme& s, const Cache& c, const float* k, const float* v
     }
 }
 
-// A query as one map of K wants it.
+// A query, transformed for one map of K.
 struct Query {
     float scale, bias;
     int32_t excess;
@@ -155,7 +156,7 @@ Query map_query(const Scheme& s, int64_t map, int64_t head, const float* q, bool
     }
     rotate(s, x);
     if (s.q_scale != nullptr && s.q_by_channel) {
-        // A scale per channel of q has no place in an integer product: round to its grid, then as a dynamic q.
+        // An integer product cannot have a scale per channel of q: round to that grid, then quantize dynamically.
         const float* grid = s.q_scale + head * s.dim;
         query.saturated += round_static(x, grid, 1, nullptr, s.dim, q8);
         for (int64_t i = 0; i < s.dim; ++i) {

@@ -22,7 +22,7 @@ Number sum_by_halves(const Number* x) {
     }
 }
 
-// As sum_by_halves, which compilers turn into vector instructions, as they do no plain loop for a maximum.
+// By halves like sum_by_halves, because compilers do not vectorize a plain loop for a maximum.
 template <int64_t width, typename Number>
 Number max_by_halves(const Number* x) {
     if constexpr (width == 1) {
@@ -36,7 +36,7 @@ Number max_by_halves(const Number* x) {
     }
 }
 
-// The sum of x [dim], filled up with zeros to a power of two, by halves; x is overwritten.
+// The sum of x [dim], padded with zeros to a power of two, by halves; x is overwritten.
 float tree_sum(float* x, int64_t dim) {
     int64_t width = 1;
     while (width < dim) {

@@ -1,5 +1,5 @@
-// The softmax over tiles of keys, for one instruction set; float operations stand in reference.py's order, one rounding
-// each. Shared by the kinds of cache.
+// The softmax over tiles of keys, for one instruction set, shared by all kinds of cache. Float operations are in
+// reference.py's order, one rounding each.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 #include "generic/numbers-inl.h"
 #include "generic/reductions-inl.h"
 
-// 2^x for -127 <= x <= 0, as reference.exp2. Clamping stands apart: in one loop with it, GCC computes both branches.
+// 2^x for -127 <= x <= 0, as reference.exp2. Clamping is separate: in the same loop, GCC would compute both branches.
 float exp2_of(float x) {
     const float shifted = x + kRounder;
     const float f = x - (shifted - kRounder);
@@ -24,7 +24,7 @@ float exp2_of(float x) {
     return p * float_of((bits_of(shifted) - bits_of(kRounder) + 127) << 23);
 }
 
-// 2^(x - top) for `count` values, in place; top is the greatest of them, and where that is -infinity, all become 0.
+// 2^(x - top) for `count` values, in place; top is the greatest of them. If it is -infinity, all become 0.
 template <int64_t count>
 void exponentials(float* x, float top) {
     const float finite = top == -kInfinity ? 0.0f : top;
@@ -46,20 +46,20 @@ void clear(const Partial& partial, int64_t rows, int64_t padded) {
     }
 }
 
-// The rows of a strip at one tile: which of its keys each sees, from low to before high, and its part of the softmax.
+// The rows of a strip for one tile: the keys [low, high) that each row sees, and its partial softmax.
 struct Strip {
     int64_t low[kStrip], high[kStrip];
     float top[kStrip], sum[kStrip];
-    float peak[kStrip];    // of P with V's scales in, where they are per token
-    float factor[kStrip];  // what P is multiplied by before rounding
-    float step[kStrip];    // what one step of P is worth, where V's scales are per token
-    float p_sum[kStrip];   // the sum of the integers, where V's are static
+    float peak[kStrip];    // of P times V's scales, if they are per token
+    float factor[kStrip];  // multiplies P before rounding
+    float step[kStrip];    // the scale of P, if V's scales are per token
+    float p_sum[kStrip];   // the sum of the integers, if V's scales are static
     float p[kStrip][kTile];
 
     bool sees(int64_t r) const { return low[r] < high[r]; }
 };
 
-// Which keys of the tile at `key` a strip sees, whose rows are those of a block from r on; whether it sees any.
+// Sets which keys of the tile at `key` a strip sees, whose rows start at r in the block; returns whether it sees any.
 bool find_visible(const Attention& a, const Span& span, int64_t first, int64_t r, int64_t count, int64_t key,
                   Strip& strip) {
     const int64_t group = a.scheme->heads / a.scheme->kv_heads;
@@ -68,7 +68,7 @@ bool find_visible(const Attention& a, const Span& span, int64_t first, int64_t r
         const int64_t position = span.start + first + (r + i) / group;
         strip.low[i] = smaller(kTile, larger(0, position - a.window + 1 - key));
         strip.high[i] = smaller(kTile, larger(0, position + 1 - key));
-        // A row that sees no key of a tile keeps its bits.
+        // A tile in which a row sees no key leaves its bits unchanged.
         strip.top[i] = -kInfinity;
         strip.sum[i] = 0.0f;
         any = any || strip.sees(i);
@@ -76,7 +76,7 @@ bool find_visible(const Attention& a, const Span& span, int64_t first, int64_t r
     return any;
 }
 
-// Takes out the scores of what a row does not see, and finds the greatest of the others.
+// Masks the scores of invisible keys, and returns the greatest of the others.
 void mask_scores(Strip& strip, int64_t r) {
     float* p = strip.p[r];
     for (int64_t j = 0; j < strip.low[r]; ++j) {
@@ -88,8 +88,8 @@ void mask_scores(Strip& strip, int64_t r) {
     strip.top[r] = max_by_halves<kTile>(p);
 }
 
-// Merge more (max, sum) into running ones, kStrip at a time: what the running outputs and the new ones are multiplied
-// by.
+// Merges further (max, sum) into running ones, kStrip at a time; computes the factors of the running and the new
+// outputs.
 struct Weights {
     float old[kStrip], added[kStrip];
 

@@ -61,7 +61,7 @@ template <bool packed_unsigned, int rows, int blocks>
 void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
                     int64_t c_stride, PrefetchSteps next) {
     static_assert(blocks == 1);
-    // Four columns each, with two sums for a column.
+    // Four columns each, with two sums per column.
     __m256i low[rows], high[rows];
     for (int r = 0; r < rows; ++r) {
         low[r] = high[r] = _mm256_setzero_si256();

@@ -21,7 +21,7 @@ int32_t dot_u8s8(const uint8_t* a, const int8_t* b, int64_t n) {
     return _mm512_reduce_add_epi32(acc);
 }
 
-// vpdpbusd wants its first factor unsigned: a·b = (a + 128)·b − 128·b. Lanes beyond n have b = 0.
+// The first factor of vpdpbusd is unsigned: a·b = (a + 128)·b − 128·b. Lanes beyond n have b = 0.
 int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
     __m512i acc = _mm512_setzero_si512();
@@ -50,7 +50,7 @@ Vector in_all_lanes(int32_t x) {
     return _mm512_set1_epi32(x);
 }
 
-// sum += a · b, four bytes in each lane. GCC 12 copies the sums of _mm512_dpbusd_epi32 around in a loop, which takes as
+// sum += a · b, four bytes in each lane. In a loop, GCC 12 copies the sums of _mm512_dpbusd_epi32, which takes as
 // long as the products.
 __attribute__((always_inline)) inline Vector add_products(Vector sum, Vector unsigned_a, Vector signed_b) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_a), "v"(signed_b));

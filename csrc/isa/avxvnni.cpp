@@ -1,5 +1,5 @@
-// 256-bit vectors with vpdpbusd, for CPUs that have it without AVX512. Compiled twice: in the VEX encoding of those
-// CPUs, and in that of AVX512, so that it can be tested on other ones.
+// 256-bit vectors with vpdpbusd, for CPUs that have it without AVX512. Compiled twice: in the VEX encoding for those
+// CPUs, and in AVX512's encoding, so that it can be tested on others.
 #define FAQUANT_UNIT
 #include <immintrin.h>
 
@@ -66,7 +66,7 @@ int32_t dot_u8s8(const uint8_t* a, const int8_t* b, int64_t n) {
     return sum;
 }
 
-// vpdpbusd wants its first factor unsigned: a·b = (a + 128)·b − 128·b.
+// The first factor of vpdpbusd is unsigned: a·b = (a + 128)·b − 128·b.
 int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     const Vector offset = _mm256_set1_epi8(static_cast<char>(0x80));
     Vector sums = in_all_lanes(0), excess = in_all_lanes(0);

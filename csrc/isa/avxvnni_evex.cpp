@@ -1,3 +1,3 @@
-// The same source again, in the other encoding.
+// The same source in the other encoding.
 #define FAQUANT_EVEX
 #include "isa/avxvnni.cpp"

@@ -4,7 +4,7 @@
 
 namespace faquant {
 
-// What a CPU may have, one bit each; runtime/cpu_features.cpp looks for them.
+// CPU features, one bit each; runtime/cpu_features.cpp detects them.
 enum CpuFeature : uint32_t {
     kAvx2 = 1 << 0,
     kFma = 1 << 1,

@@ -1,4 +1,4 @@
-// What multiply_floats-inl.h, float_linear_rows-inl.h and attend_rows-inl.h need, of 256-bit vectors.
+// The primitives for multiply_floats-inl.h, float_linear_rows-inl.h and attend_rows-inl.h, with 256-bit vectors.
 
 #pragma once
 

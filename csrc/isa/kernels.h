@@ -8,20 +8,20 @@
 
 namespace faquant {
 
-// A dot product of this many full-range 8-bit values is the longest that is sure to fit into int32.
+// The longest dot product of full-range 8-bit values that cannot overflow int32.
 constexpr int64_t kMaxDotLength = 65536;
-// Sums of this many products of two bytes are the longest that float32 is sure to hold.
+// The longest sum of products of two bytes that is exact in float32.
 constexpr int64_t kMaxHeadDim = 1024;
 
 // Keys that share one scale of P. Tiles start at multiples of it, and pages hold whole tiles.
 constexpr int64_t kTile = 128;
-// Rows that go through a tile or a panel together.
+// Rows that are processed together for a tile or a panel.
 constexpr int64_t kStrip = 16;
-// Scores of which sum and maximum are taken together.
+// Scores per block, whose sum and maximum are computed together.
 constexpr int64_t kBlock = 64;
 
 // A packed matrix [rows, columns] is cut into panels of kPanel columns, the last one narrower. A panel is contiguous
-// and a row-major matrix of words; a word has four rows of int8, two of bfloat16 or one of float32 of one column. Of
+// and a row-major matrix of words; a word has four rows of int8, two of bfloat16 or one of float32 of one column. For
 // int8, with row:column:
 //
 //      panel 0                                                panel 1
@@ -32,10 +32,11 @@ constexpr int64_t kBlock = 64;
 //     +-----------------+-----------------+-- --+            +-------------------+-- --+
 //     | ...               one word: 4 bytes                  | ...
 //
-// Memory follows the lines of panel 0, then those of panel 1. A multiplication reads it from one end to the other: with
-// each line goes one word of a row of the other matrix, in all lanes, and each lane adds up a column's products.
+// Memory follows the lines of panel 0, then those of panel 1. A multiplication reads it sequentially: it multiplies
+// each line by one word of a row of the other matrix, broadcast to all lanes, and each lane sums up a column's
+// products.
 constexpr int64_t kPanel = 64;
-// Rows or columns are filled up to a multiple of it: channels of a head and outputs of a linear.
+// The channels of a head and the outputs of a linear are padded to a multiple of this.
 constexpr int64_t kPadding = 16;
 
 static constexpr int64_t padded_dim(int64_t dim) {
@@ -50,37 +51,36 @@ static constexpr int64_t padded_outputs(int64_t outputs) {
     return (outputs + kPadding - 1) / kPadding * kPadding;
 }
 
-// What one instruction set offers. Every function gives the same bits in every table.
-//
-// The units that fill these tables are compiled with flags of their own. They use no std templates and no inline
-// functions: the linker keeps one copy of those, and if it kept theirs, it would run on CPUs that cannot. What they
-// share is text, generic/*-inl.h, which each includes in its anonymous namespace, so that its flags apply.
+// The kernels of one instruction set. Every function returns the same bits in every table.
+// The units that fill these tables are compiled with different flags. They use no std templates and no inline
+// functions: the linker keeps one copy of each, and if it kept theirs, CPUs without the instructions would run it.
+// Shared code is in generic/*-inl.h, which each unit includes in its anonymous namespace, with its flags.
 struct KernelTable {
     const char* name;
-    uint32_t features;  // that the CPU must have, by CpuFeature
+    uint32_t features;  // required CPU features, bits of CpuFeature
     // sum of a[i]·b[i], exact for n <= kMaxDotLength; no alignment needed, nothing outside [0, n) is read
     int32_t (*dot_u8s8)(const uint8_t* a, const int8_t* b, int64_t n);
     int32_t (*dot_s8s8)(const int8_t* a, const int8_t* b, int64_t n);
-    // Round and store the tokens [first, last) of k and v [tokens, kv_heads, dim]; `saturated` counts what was
-    // beyond k's and v's static scales.
+    // Quantize and store the tokens [first, last) of k and v [tokens, kv_heads, dim]; `saturated` counts values beyond
+    // k's and v's static scales.
     void (*append)(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
                    const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]);
-    // The softmax of the tokens [first, last) of a span over the keys [begin, end), both multiples of the split but
-    // for the sequence's end, in the query heads of one key/value head; each split's is merged into `total`.
-    // Returns how many values of q were beyond its static scale.
+    // The softmax of the tokens [first, last) of a span over the keys [begin, end), both multiples of the split except
+    // at the sequence's end, in the query heads of one key/value head; the splits are merged into `total`. Returns how
+    // many values of q were beyond its static scale.
     int64_t (*attend)(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
                       int64_t end, const Scratch& scratch, const Partial& total);
-    // Rows x [count, inputs] as the linear takes them; `scratch` holds a row.
+    // Quantize rows x [count, inputs] for the linear; `scratch` holds a row.
     void (*quantize_inputs)(const Linear& linear, const float* x, float* scratch, const Rounded& rows);
-    // Some panels of the weight, of all rows, stored in out [rows, outputs] or added to it.
+    // Apply some panels of the weight to all rows, and store the result in out [rows, outputs] or add it.
     void (*linear_panels)(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out);
-    // The same of silu(gate) · up, where both have their own rounding of the same rows.
+    // The same for silu(gate) · up, each with its own rounding of the same rows.
     void (*gated_panels)(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
                          int64_t first, int64_t last, float* out);
-    // Some panels of a float weight, of all rows x [rows, inputs], stored in out [rows, outputs].
+    // Apply some panels of a float weight to all rows x [rows, inputs], and store the result in out [rows, outputs].
     void (*float_panels)(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
                          float* out);
-    // What stands between the products: generic/elementwise_rows-inl.h.
+    // The operations between the products: generic/elementwise_rows-inl.h.
     void (*rms_norm)(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out);
     void (*rope)(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t dim);
     void (*silu_times)(const float* gate, const float* up, int64_t count, float* out);

@@ -4,31 +4,31 @@
 
 namespace faquant {
 
-// A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are rounded with a scale per row, or with the given
+// A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are quantized with a scale per row, or with a given
 // one.
 struct Linear {
     int64_t inputs, outputs;
     int64_t hadamard_block;  // of the inputs, before they are rounded; 0: none
-    const int8_t* weight;    // packed (padded_inputs, padded_outputs), zeros where there is nothing
+    const int8_t* weight;    // packed (padded_inputs, padded_outputs), padded with zeros
     const int32_t* excess;   // [outputs]: 128 · ∑ of a column, because the inputs are bytes + 128
     const float* scale;      // [outputs]
     const float* bias;       // [outputs], or null
-    // Where the scale is given:
+    // If the scale is given:
     const float* input_scale;  // [1], or null
     const float* input_offset;
-    const int32_t* quant_bias;  // [outputs]: the bias, and what the offset adds
+    const int32_t* quant_bias;  // [outputs]: the bias and the offset's correction
 };
 
-// A linear of float weights: y = x · Wᵀ + bias. A sum begins with 0 and takes the inputs in order, each product fused
-// with its addition, and the bias last. One of the weights is null.
+// A linear of float weights: y = x · Wᵀ + bias. A sum starts with 0 and adds the products in order of the inputs, by
+// fused multiply-adds, and the bias last. One of the weights is null.
 struct FloatLinear {
     int64_t inputs, outputs;
-    const float* weight;              // packed (inputs, padded_outputs), zeros where there is nothing
+    const float* weight;              // packed (inputs, padded_outputs), padded with zeros
     const uint16_t* bfloat16_weight;  // packed (inputs up to an even number, padded_outputs)
     const float* bias;                // [outputs], or null
 };
 
-// Rows of inputs as a linear takes them: bytes + 128 [count, padded_inputs], and what one step of each is worth.
+// Quantized rows of inputs: bytes + 128 [count, padded_inputs], and the scale of each row.
 struct Rounded {
     int64_t count;
     uint8_t* bytes;
@@ -37,7 +37,7 @@ struct Rounded {
 
 // y = x / rms(x) ⊙ weight (+ bias).
 struct Norm {
-    const float* weight;  // null: there is no norm
+    const float* weight;  // null: no norm
     const float* bias;
     float eps;
 };

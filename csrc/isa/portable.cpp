@@ -76,7 +76,7 @@ constexpr int float_blocks(int) {
     return 4;
 }
 
-// A register where there are some for it; what is computed is the same.
+// A vector register if the compiler supports it; the results are the same.
 #if defined(__x86_64__)
 #define FAQUANT_REGISTER(x) "+x"(x)
 #elif defined(__aarch64__)

@@ -12,11 +12,11 @@
 namespace faquant {
 namespace {
 
-// Rows that share the reading of K and V, as many as the second-level cache holds.
+// Rows that share each read of K and V, as many as fit into the L2 cache.
 constexpr int64_t kBlockRows = 256;
-// Where there are fewer blocks of rows than that for each thread, every split of the keys is a job of its own.
+// With fewer blocks of rows per thread, every split of the keys is a separate job.
 constexpr int64_t kBlocksPerThread = 4;
-// Products that take longer than waking a thread does.
+// Number of products that takes longer than waking a thread.
 constexpr int64_t kWorkPerThread = int64_t{1} << 18;
 constexpr int64_t kTokensPerJob = 16;
 constexpr int64_t kLine = 64;
@@ -25,10 +25,10 @@ int64_t round_up(int64_t x, int64_t step) {
     return (x + step - 1) / step * step;
 }
 
-// Memory of one thread that grows and is kept.
+// Memory of one thread, which grows and is reused.
 class ScratchMemory {
   public:
-    // Cut into parts of so many bytes.
+    // Divided into parts of these sizes in bytes.
     template <size_t count, size_t most>
     void cut(const int64_t (&sizes)[count], char* (&parts)[most]) {
         static_assert(count <= most);
@@ -92,12 +92,12 @@ Scratch cut(ScratchMemory& memory, const Cache& cache, int64_t dim, int64_t most
     return scratch;
 }
 
-// Rows of one span in one key/value head. Its keys are cut into `parts` parts of `keys` keys, each of them a job.
+// Rows of one span in one key/value head. Its keys are split into `parts` parts of `keys` keys, one job each.
 struct Block {
     const Span* span;
     int64_t kv_head, first, last, begin, keys, parts;
-    int64_t job;      // the first of its jobs
-    int64_t partial;  // where its parts' results are kept, if there are several
+    int64_t job;      // its first job
+    int64_t partial;  // where its partial results are stored, if there are several
 };
 
 }  // namespace
@@ -136,7 +136,7 @@ int64_t attend(const KernelTable& table, const Attention& a, const Span* spans, 
     for (int64_t i = 0; i < count; ++i) {
         const Span& span = spans[i];
         const int64_t block = rows_at_once(span);
-        // The last blocks see the most keys: they go first, so that no thread ends up alone with one.
+        // The last blocks see the most keys: run them first, so that no thread finishes one alone.
         for (int64_t first = (span.tokens - 1) / block * block; first >= 0; first -= block) {
             const int64_t last = std::min(first + block, span.tokens);
             const int64_t oldest = std::max<int64_t>(0, span.start + first - a.window + 1);

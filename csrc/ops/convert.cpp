@@ -16,12 +16,13 @@ uint32_t bits_of_bfloat16(uint16_t half) {
 
 uint32_t bits_of_float16(uint16_t half) {
     const uint32_t size = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
-    // Subnormal ones are multiples of 2^-24. Of the others the exponent's bias grows, twice for infinities and NaN.
+    // Subnormal numbers are multiples of 2^-24. For others, the exponent's bias increases; twice for infinities and
+    // NaN.
     const float small = static_cast<float>(half & 0x3ff) * 0x1p-24f;
     uint32_t bits;
     std::memcpy(&bits, &small, sizeof bits);
     constexpr uint32_t kLeastNormal = 1u << 23, kInfinite = 31u << 23, kBias = 112u << 23;
-    // Masks, because GCC makes branches of conditions here, and no vectors.
+    // Masks, because GCC compiles conditions to branches here and does not vectorize.
     const uint32_t is_small = 0u - (size < kLeastNormal), is_infinite = 0u - (size >= kInfinite);
     return sign | (bits & is_small) | ((size + kBias + (kBias & is_infinite)) & ~is_small);
 }

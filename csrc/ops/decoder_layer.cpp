@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kTokensPerJob = 8;
 
-// What one layer computes on its way, as large as the largest of several layers needs it.
+// Buffers for the intermediate results of a layer, large enough for the largest of several layers.
 struct Activations {
     std::unique_ptr<float[]> q, k, v, attention, inner;
 
@@ -34,7 +34,7 @@ struct Activations {
     }
 };
 
-// Norms of heads, RoPE, and k and v into the cache. How many of k and v were beyond their static scales.
+// Norms of heads and RoPE; appends k and v to the cache. Returns how many of k and v were beyond their static scales.
 Saturated rope_and_append(const KernelTable& table, const CachedLayer& cached, const Batch& batch, const Activations& a,
                           int64_t threads) {
     const Scheme& s = *cached.scheme;

@@ -4,13 +4,13 @@
 
 namespace faquant {
 
-// One transformer block whose linears are all int8, named as the checkpoint's modules.
+// A transformer block with int8 linears, named as the checkpoint's modules.
 struct DecoderLayer {
     Norm input_layernorm, q_norm, k_norm, post_attention_layernorm;
     const Linear *q_proj, *k_proj, *v_proj, *o_proj, *gate_proj, *up_proj, *down_proj;
 };
 
-// The next tokens of some sequences, and where their keys and values go.
+// The next tokens of some sequences, and the slots of their keys and values.
 struct Batch {
     int64_t tokens;
     const float* cos;  // [tokens, dim] of their positions
@@ -30,13 +30,13 @@ struct CachedLayer {
     int64_t window;  // as Attention's
 };
 
-// How many values were beyond their static scales.
+// Numbers of values beyond their static scales.
 struct Saturated {
     int64_t q, k, v;
 };
 
-// The residual streams x [tokens, hidden] go through the layers, in place, on up to `threads` threads; `saturated` has
-// one element for each layer.
+// Run the residual streams x [tokens, hidden] through the layers, in place, on up to `threads` threads; `saturated` has
+// one element per layer.
 void run_layers(const KernelTable& table, const CachedLayer* layers, int64_t count, const Batch& batch, float* x,
                 int64_t threads, Saturated* saturated);
 

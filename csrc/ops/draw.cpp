@@ -11,7 +11,7 @@
 namespace faquant {
 namespace {
 
-// Leaves space below the sum of all weights for the rounding of its product with it.
+// Below 1 by a margin for the rounding of its product with the sum of all weights.
 constexpr double kMostUniform = 1.0 - 0x1p-48;
 
 int64_t draw(const KernelTable& table, const Scores& scores, const Sampling& sampling) {
@@ -36,7 +36,7 @@ int64_t draw(const KernelTable& table, const Scores& scores, const Sampling& sam
     return token->id;
 }
 
-// A row of floats with -infinity where the mask has no token.
+// A row of floats with -infinity for masked tokens.
 std::vector<float> masked(const Scores& scores, const uint8_t* mask) {
     std::vector<float> row(static_cast<size_t>(scores.count), -std::numeric_limits<float>::infinity());
     for (int64_t first = 0; first < scores.count; first += 8) {

@@ -7,7 +7,7 @@
 
 namespace faquant {
 
-// How a row's token is drawn, as SamplingParams says; top_k <= 0: no filter.
+// How a token is drawn, as in SamplingParams; top_k <= 0: no filter.
 struct Sampling {
     double temperature;
     int64_t top_k;
@@ -15,34 +15,34 @@ struct Sampling {
     double uniform;  // in [0, 1): where the draw falls in the kept tokens' probabilities, laid side by side by id
 };
 
-// A token with its probability as a share of the likeliest's.
+// A token with its probability relative to the likeliest one.
 struct Token {
     int64_t id;
     double weight;
 };
 
-// One of the rows, and of which of its tokens: token n where bit n % 8, from the lowest, of byte n // 8 is set;
-// nullptr: of all.
+// A row, and a mask of its tokens: token n is allowed if bit n % 8, from the lowest, of byte n // 8 is set; nullptr:
+// all are.
 struct Draw {
     Scores row;
     const uint8_t* mask;
     Sampling sampling;
 };
 
-// A token for each; -1 where the greatest score is not finite. It depends on nothing but that draw.
+// A token for each draw, or -1 if the greatest score is not finite. It depends only on that draw.
 std::vector<int64_t> draw(const KernelTable& table, const std::vector<Draw>& draws, int64_t threads);
 
-// What the filters leave of a row whose greatest score is finite, by id.
+// The tokens that pass the filters, by id, for a row with a finite greatest score.
 std::vector<Token> distribution(const KernelTable& table, const Scores& scores, const Sampling& sampling);
 
-// The logarithm of the sum of e^score of a row, and the tokens of its greatest scores above -infinity with them, the
-// greatest first, then by id.
+// The logarithm of the sum of e^score over a row, and the tokens with the greatest scores above -infinity, greatest
+// first, then by id.
 struct Likeliest {
     double log_sum = 0.0;
     std::vector<std::pair<int64_t, double>> tokens;
 };
 
-// Of each row with so many tokens; nothing where the count is negative.
+// For each row with `count` tokens; empty if the count is negative.
 std::vector<Likeliest> likeliest(const KernelTable& table, const std::vector<Scores>& rows,
                                  const std::vector<int64_t>& counts, int64_t threads);
 

@@ -7,7 +7,7 @@
 namespace faquant {
 namespace {
 
-// Elements of one job: less is done before another thread is awake.
+// Elements per job: smaller jobs finish before another thread wakes up.
 constexpr int64_t kElements = 1 << 15;
 
 int64_t rows_per_job(int64_t size) {

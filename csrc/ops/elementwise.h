@@ -4,7 +4,7 @@
 
 namespace faquant {
 
-// As KernelTable's, on up to `threads` threads.
+// As in KernelTable, on up to `threads` threads.
 void rms_norm(const KernelTable& table, const Norm& norm, const float* x, int64_t rows, int64_t size, float* out,
               int64_t threads);
 void rope(const KernelTable& table, float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads,

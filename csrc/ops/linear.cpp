@@ -10,14 +10,14 @@
 namespace faquant {
 namespace {
 
-// Products that take longer than it takes a waiting thread to come.
+// Number of products that takes longer than waking a waiting thread.
 constexpr int64_t kWorkPerThread = int64_t{1} << 16;
 constexpr int64_t kRowsPerJob = 8;
-// So that no thread waits long for the last one.
+// Jobs per thread, so that no thread waits long for the last one.
 constexpr int64_t kJobsPerThread = 4;
-// With fewer, rows are divided too, though each panel is read again then.
+// With fewer panels per thread, rows are split, too, although each panel is then read several times.
 constexpr int64_t kPanelsPerThread = 16;
-// Rows of floats that share a piece of a panel in a unit.
+// Rows of floats that share a part of a panel in a unit.
 constexpr int64_t kFloatRowsPerJob = 96;
 
 template <typename AnyLinear>
@@ -36,13 +36,13 @@ int64_t threads_for(int64_t products, int64_t threads) {
     return std::max<int64_t>(1, std::min(threads, products / kWorkPerThread));
 }
 
-// Rows that one job takes, whole strips, of `total` panels.
+// Rows per job, in whole strips, for `total` panels.
 int64_t rows_per_job(int64_t rows, int64_t total, int64_t threads, int64_t strip = kStrip) {
     const int64_t parts = (kPanelsPerThread * threads + total - 1) / total;
     return ((rows + parts - 1) / parts + strip - 1) / strip * strip;
 }
 
-// The same inputs for several linears; those that round alike share the bytes.
+// The inputs of several linears; linears with the same rounding share the bytes.
 class RoundedInputs {
   public:
     RoundedInputs(const KernelTable& table, const Inputs& inputs, const std::vector<const Linear*>& linears,
@@ -82,7 +82,7 @@ class RoundedInputs {
         });
     }
 
-    // Some rows, as the linear of that number takes them.
+    // Some rows, quantized for this linear.
     Rounded of(int64_t linear, int64_t first, int64_t rows) const {
         const Rounded& all = rounded_[static_cast<size_t>(kind_[static_cast<size_t>(linear)])];
         return {rows, all.bytes + first * depth_, all.scales + first};

@@ -4,22 +4,22 @@
 
 namespace faquant {
 
-// weight int8 [outputs, inputs] as Linear.weight and Linear.excess want it, on up to `threads` threads.
+// Packs weight int8 [outputs, inputs] for Linear.weight and Linear.excess, on up to `threads` threads.
 void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess,
                  int64_t threads);
 
-// weight [outputs, inputs] of float32, or else of bfloat16, as a FloatLinear wants it.
+// Packs weight [outputs, inputs], float32 or bfloat16, for a FloatLinear.
 void pack_float_weight(const void* weight, bool is_bfloat16, int64_t outputs, int64_t inputs, void* packed,
                        int64_t threads);
 
-// What the linears of one call read: x [rows, inputs], behind a norm if it has a weight.
+// The input of the linears in one call: x [rows, inputs], after a norm if it has a weight.
 struct Inputs {
     const float* x;
     int64_t rows;
     Norm norm;
 };
 
-// One linear's outputs, stored in out [rows, outputs] or added to it.
+// A linear whose outputs are stored in out [rows, outputs] or added to it.
 struct Product {
     const Linear* linear;
     float* out;

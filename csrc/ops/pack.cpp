@@ -7,10 +7,10 @@
 namespace faquant {
 namespace {
 
-// Words of a column that are moved together: a line of the cache, of which every word then goes to a row of its own.
+// Words of a column that are moved together: a cache line, whose words go to different rows.
 constexpr int64_t kWords = 16;
 
-// `count` words of the columns, of which each is `stride` bytes behind the one before it, to rows of `width` words.
+// Transposes `count` words of columns that are `stride` bytes apart to rows of `width` words.
 template <int64_t words>
 void transpose(const int8_t* columns, int64_t stride, int64_t count, int64_t width, uint32_t* rows) {
     for (int64_t column = 0; column < count; ++column) {
@@ -22,7 +22,7 @@ void transpose(const int8_t* columns, int64_t stride, int64_t count, int64_t wid
     }
 }
 
-// The panel [depth, width] of words whose columns are `count` rows of so many bytes, which zeros fill up.
+// Packs `count` rows of `size` bytes as the columns of a panel [depth, width] of words, padded with zeros.
 void pack_panel(const int8_t* rows, int64_t count, int64_t bytes, int64_t width, int8_t* panel) {
     const int64_t whole = bytes / 4, depth = (bytes + 3) / 4;
     auto* words = reinterpret_cast<uint32_t*>(panel);
@@ -43,7 +43,7 @@ void pack_panel(const int8_t* rows, int64_t count, int64_t bytes, int64_t width,
     }
 }
 
-// By way of 16 bits, which takes half as long.
+// By way of 16-bit sums, which is twice as fast.
 int32_t sum_of(const int8_t* x, int64_t count) {
     constexpr int64_t kSome = 128;
     int32_t sum = 0;

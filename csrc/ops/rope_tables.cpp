@@ -9,8 +9,8 @@ struct Angle {
     double cos, sin;
 };
 
-// Both within 2^-52 of themselves. x = n · π/2 + r with n = rint(x · 2/π), and π/2 in parts of 24 bits, so that their
-// products with n are exact; the polynomials are Taylor's, whose rest for |r| <= π/4 is below 2^-58.
+// Both with an error of at most 2^-52. x = n · π/2 + r with n = rint(x · 2/π), and π/2 in parts of 24 bits, so that
+// their products with n are exact; the polynomials are Taylor's, with a remainder below 2^-58 for |r| <= π/4.
 Angle cos_and_sin(double x) {
     constexpr double kRounder = 0x1.8p52;
     const double shifted = x * 0x1.45f306dc9c883p-1 + kRounder;

@@ -10,9 +10,9 @@
 namespace faquant {
 namespace {
 
-// log2(e) over it is finite; below it all is as greedy as there.
+// log2(e) divided by it is finite; lower temperatures are as greedy as this one.
 constexpr double kColdest = 1e-300;
-// Weights in [0, 1] by their leading bits: 32 ranges for each power of two, the greatest weights first.
+// Histogram of weights in [0, 1] by their leading bits: 32 bins per power of two, greatest weights first.
 constexpr int64_t kRanges = 1 << 10;
 
 size_t range_of(double weight) {
@@ -21,7 +21,7 @@ size_t range_of(double weight) {
     return std::min<uint64_t>(((uint64_t{1023} << 52) - bits) >> 47, kRanges - 1);
 }
 
-// Leaves the fewest likeliest tokens whose weights reach `mass`, the lower ids of equal ones; or all.
+// Keeps the fewest likeliest tokens whose weights sum up to `mass`, lower ids first among equal ones; or all.
 void keep_nucleus(std::vector<Token>& tokens, double mass) {
     double sums[kRanges] = {};
     for (const Token& token : tokens) {
@@ -39,7 +39,7 @@ void keep_nucleus(std::vector<Token>& tokens, double mass) {
         }
     }
     std::sort(weights.begin(), weights.end(), std::greater<>());
-    // A token stays while those before it have less than the mass.
+    // A token is kept while the sum of the previous ones is less than the mass.
     size_t count = 0;
     while (count < weights.size() && before < mass) {
         before += weights[count++];
@@ -90,7 +90,7 @@ int64_t ScoreRow::best() const {
 std::vector<int64_t> ScoreRow::largest(int64_t count) const {
     double bound = std::numeric_limits<double>::lowest();
     if (count <= blocks()) {
-        // The count-th greatest of all is not below that of some.
+        // The count-th greatest of all scores is at least that of a subset.
         std::vector<double> some = maxima_;
         bound = std::max(bound, nth_greatest(some, count));
     }
@@ -118,7 +118,7 @@ std::vector<double> ScoreRow::sums() const {
     std::vector<double> sums;
     double weights[kBlock];
     for (int64_t block = 0; block < blocks(); ++block) {
-        // Blocks that a mask rules out weigh nothing.
+        // Blocks that are masked completely have weight 0.
         const bool is_out = maxima_[static_cast<size_t>(block)] == -std::numeric_limits<double>::infinity();
         sums.push_back(is_out ? 0.0 : weigh(scores_, block, weights));
     }
@@ -152,7 +152,7 @@ int64_t ScoreRow::draw_of_all(double uniform) const {
     }
     double weights[kBlock];
     weigh(scores_, static_cast<int64_t>(block), weights);
-    // Added one by one the block may end before the point: then it is the last that can be drawn.
+    // Because of rounding, the sum may end before the point: then draw the last possible token.
     int64_t drawn = 0;
     for (int64_t i = 0; i < kBlock && before <= point; ++i) {
         drawn = weights[i] > 0.0 ? i : drawn;
@@ -210,8 +210,8 @@ std::vector<Token> ScoreRow::heavy(double bound) const {
     return tokens;
 }
 
-// Holtzman et al. 2020, arXiv:1904.09751, section 3.1. Tokens of less than (1 - top_p) / vocab have less than
-// 1 - top_p together, so that the others are enough; mostly those of eight times as much are.
+// Holtzman et al. 2020, arXiv:1904.09751, section 3.1. Tokens with less than (1 - top_p) / vocab have less than
+// 1 - top_p in total, so the others suffice; usually those with eight times as much do.
 std::vector<Token> ScoreRow::nucleus(double top_p) const {
     const double total = sum_of(sums()), mass = top_p * total;
     const double least = (1.0 - top_p) / static_cast<double>(scores_.count) * total;

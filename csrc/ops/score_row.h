@@ -11,7 +11,7 @@ namespace faquant {
 double sum_of(const std::vector<double>& values);
 double sum_of(const std::vector<Token>& tokens);
 
-// A row and the greatest score of each block, by which most blocks are passed over.
+// A row and the greatest score of each block, which allows skipping most blocks.
 class ScoreRow {
   public:
     ScoreRow(const KernelTable& table, const Scores& scores);
@@ -22,16 +22,16 @@ class ScoreRow {
 
     double score(int64_t id) const;
 
-    // The first of the greatest.
+    // The first token with the greatest score.
     int64_t best() const;
 
-    // Tokens of the `count` greatest scores, all of equal ones, by id; none of -infinity.
+    // Tokens with the `count` greatest scores, including all ties, by id; without -infinity.
     std::vector<int64_t> largest(int64_t count) const;
 
     // The sum of each block's weights.
     std::vector<double> sums() const;
 
-    // What the filters leave, by id.
+    // The tokens that pass the filters, by id.
     std::vector<Token> kept(const Sampling& sampling) const;
 
     int64_t draw_of_all(double uniform) const;

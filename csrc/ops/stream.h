@@ -4,7 +4,7 @@
 
 namespace faquant {
 
-// Read `count` words with up to `threads` threads and combine them: what memory gives when nothing else is done.
+// Read `count` words with up to `threads` threads and combine them, to measure memory bandwidth.
 uint64_t read_all(const uint64_t* words, int64_t count, int64_t threads);
 
 }  // namespace faquant

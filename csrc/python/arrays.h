@@ -1,6 +1,6 @@
 #pragma once
 
-// What Python gives, checked before its address is taken.
+// Checks arrays from Python before their addresses are used.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -39,14 +39,14 @@ inline std::string shape_text(const std::vector<int64_t>& shape) {
     return "[" + text + "]";
 }
 
-// The array's data after checks.
+// The array's data, after checks.
 template <typename T, typename AnyArray>
 T* data_of(const AnyArray& array, const char* name, const char* dtype, const std::vector<int64_t>& shape) {
     bool good = array.dtype() == nb::dtype<std::remove_const_t<T>>() && array.ndim() == shape.size();
     int64_t stride = 1;
     for (size_t i = shape.size(); good && i-- > 0;) {
         const int64_t size = static_cast<int64_t>(array.shape(i));
-        // An array of nothing may have any strides.
+        // An empty array may have any strides.
         good = size == shape[i] && (size <= 1 || array.size() == 0 || array.stride(i) == stride);
         stride *= size;
     }
@@ -57,7 +57,7 @@ T* data_of(const AnyArray& array, const char* name, const char* dtype, const std
     return static_cast<T*>(array.data());
 }
 
-// The sizes of an array's dimensions, of which there must be `count`.
+// The shape of an array, which must have `count` dimensions.
 template <typename AnyArray>
 std::vector<int64_t> shape_of(const AnyArray& array, const char* name, size_t count) {
     if (array.ndim() != count) {
@@ -70,7 +70,7 @@ std::vector<int64_t> shape_of(const AnyArray& array, const char* name, size_t co
     return shape;
 }
 
-// Two-byte elements of any kind: NumPy has no bfloat16, and torch and NumPy give float16 other names.
+// Two-byte elements of any type: NumPy has no bfloat16, and torch and NumPy use different names for float16.
 template <typename AnyArray>
 uint16_t* halves_of(const AnyArray& array, const char* name, const std::vector<int64_t>& shape) {
     bool good = array.dtype().bits == 16 && array.dtype().lanes == 1 && array.ndim() == shape.size();

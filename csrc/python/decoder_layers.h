@@ -17,11 +17,11 @@
 #include "python/int8_linear.h"
 #include "python/layer_cache.h"
 
-// Some layers of one model, one behind the other, with the caches that they append to.
+// Consecutive layers of a model, with the caches that they append to.
 class DecoderLayers {
   public:
-    // Of each layer its linears [q, k, v, o, gate, up, down], its norms [input, post_attention, q, k], of which the
-    // latter two may be None, its cache and its window.
+    // For each layer: linears [q, k, v, o, gate, up, down], norms [input, post_attention, q, k], of which the latter
+    // two may be None, cache and window.
     void add(const std::vector<nb::object>& linears, const std::vector<nb::object>& norms, const nb::object& cache,
              const std::optional<int64_t>& window) {
         require(linears.size() == 7 && norms.size() == 4, "A layer has seven linears and four norms.");
@@ -40,7 +40,7 @@ class DecoderLayers {
             require(l[i]->inputs == sizes[i][0] && l[i]->outputs == sizes[i][1], "The linears do not fit together.");
         }
         require(s.dim % 2 == 0, "RoPE needs an even number of channels.");
-        require(norms[2].is_none() == norms[3].is_none(), "Norms of q and k go together.");
+        require(norms[2].is_none() == norms[3].is_none(), "Either both q and k have norms, or neither.");
         faquant::Norm n[4] = {};
         for (size_t i = 0; i < norms.size(); ++i) {
             if (i < 2 || !norms[i].is_none()) {
@@ -63,8 +63,8 @@ class DecoderLayers {
                            checked_window(window)});
     }
 
-    // x [tokens, hidden], in place; cos and sin [tokens, 1, dim], spans and block_tables as LayerCache.attend's. For
-    // each layer how many values of q, k and v were beyond their static scales.
+    // x [tokens, hidden], in place; cos and sin [tokens, 1, dim], spans and block_tables as for LayerCache.attend.
+    // Returns, for each layer, how many values of q, k and v were beyond their static scales.
     std::vector<std::array<int64_t, 3>> run(const WritableArray& x, const Array& cos, const Array& sin,
                                             const Array& spans, const Array& block_tables, int64_t split,
                                             int64_t threads, const std::optional<std::string>& isa) const {

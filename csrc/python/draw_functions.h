@@ -22,7 +22,7 @@ inline faquant::Sampling sampling_of(const SamplingTuple& tuple) {
     return {temperature, top_k, top_p, min_p, uniform};
 }
 
-// The rows of scores [rows, vocab], float64 or else float32, by address, checked in Python.
+// The rows of scores [rows, vocab], float64 or float32, by address; checked in Python.
 inline std::vector<faquant::Scores> rows_of(uintptr_t scores, bool is_wide, int64_t rows, int64_t vocab) {
     const auto* wide = reinterpret_cast<const double*>(scores);
     const auto* narrow = reinterpret_cast<const float*>(scores);
@@ -34,7 +34,7 @@ inline std::vector<faquant::Scores> rows_of(uintptr_t scores, bool is_wide, int6
     return all;
 }
 
-// draws: (row, address of a mask of (vocab + 7) / 8 bytes, of float32 alone, or 0, sampling)
+// draws: (row, address of a mask of (vocab + 7) / 8 bytes, only for float32, or 0, sampling)
 inline std::vector<int64_t> draw(uintptr_t scores, bool is_wide, int64_t vocab, int64_t rows,
                                  const std::vector<std::tuple<int64_t, uintptr_t, SamplingTuple>>& draws,
                                  int64_t threads, const std::optional<std::string>& isa) {

@@ -66,7 +66,7 @@ inline void rope(const WritableArray& x, const Array& cos, const Array& sin, int
     faquant::rope(table, states, c, s, shape[0], shape[1], shape[2], threads_of(threads));
 }
 
-// gate, up and out of one shape.
+// gate, up and out have the same shape.
 inline void silu_times(const Array& gate, const Array& up, const WritableArray& out, int64_t threads,
                        const std::optional<std::string>& isa) {
     const std::vector<int64_t> shape = shape_of(gate, "gate", gate.ndim());

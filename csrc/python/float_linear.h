@@ -37,7 +37,7 @@ inline void pack_float_weight(const Array& weight, const WritableArray& packed, 
     faquant::pack_float_weight(from, is_bfloat16, n, k, to, threads_of(threads));
 }
 
-// A linear of floats: all pointers to its weights are checked here, once.
+// A float linear; all pointers to its weights are checked once, here.
 class FloatLinear {
   public:
     FloatLinear(int64_t inputs, int64_t outputs, const Array& weight, const OptionalArray& bias)

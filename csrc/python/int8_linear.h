@@ -21,7 +21,7 @@ inline void pack_weight(const Array& weight, const WritableArray& packed, const 
     faquant::pack_weight(from, n, k, to, sums, threads_of(threads));
 }
 
-// An int8 linear: all pointers are checked here, once.
+// An int8 linear; all pointers are checked once, here.
 class Int8Linear {
   public:
     Int8Linear(int64_t inputs, int64_t outputs, const Array& weight, const Array& excess, const Array& scale,
@@ -34,8 +34,9 @@ class Int8Linear {
                 "hadamard_block must be a power of two that divides the inputs.");
         require(
             input_scale.has_value() == input_offset.has_value() && input_scale.has_value() == quant_bias.has_value(),
-            "input_scale, input_offset and quant_bias go together.");
-        require(!input_scale || (!bias && hadamard_block == 0), "A given input scale takes no bias and no rotation.");
+            "input_scale, input_offset and quant_bias must be given together.");
+        require(!input_scale || (!bias && hadamard_block == 0),
+                "input_scale cannot be combined with bias or hadamard_block.");
         const int64_t size = faquant::padded_inputs(inputs) * faquant::padded_outputs(outputs);
         linear_ = {inputs,
                    outputs,

@@ -6,7 +6,7 @@
 
 namespace nb = nanobind;
 
-// The keyword arguments of a call that has too many to be told apart by their places.
+// The keyword arguments of a call with too many arguments to bind by position.
 class Keywords {
   public:
     explicit Keywords(const nb::kwargs& given) : given_(given) {}

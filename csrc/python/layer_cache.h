@@ -13,11 +13,11 @@
 #include "python/arrays.h"
 #include "python/keywords.h"
 
-// As good as none, and far from overflow.
+// Effectively none, and far from overflow.
 constexpr int64_t kNoWindow = int64_t{1} << 60;
 
-// Spans int64 [count, 2] and block_tables int64 [count, width]: the tokens of all sequences, whose pages must be in the
-// cache as far as a window of so many keys sees them.
+// Spans int64 [count, 2] and block_tables int64 [count, width]: the tokens of all sequences. Pages must be in the cache
+// as far as a window of this many keys sees them.
 inline std::vector<faquant::Span> checked_spans(const faquant::Cache& cache, const Array& spans,
                                                 const Array& block_tables, int64_t tokens, int64_t window) {
     const std::vector<int64_t> shape = shape_of(block_tables, "block_tables", 2);
@@ -29,7 +29,7 @@ inline std::vector<faquant::Span> checked_spans(const faquant::Cache& cache, con
     for (int64_t i = 0; i < count; ++i) {
         const faquant::Span span = {first, numbers[2 * i], numbers[2 * i + 1], tables + i * width};
         const int64_t size = cache.page_size;
-        require(span.tokens > 0 && span.start >= 0, "A span must have tokens, and start at 0 or behind it.");
+        require(span.tokens > 0 && span.start >= 0, "A span must have tokens, and must not start before 0.");
         require(span.tokens <= width * size && span.start <= width * size - span.tokens,
                 "A span's block_table is too short.");
         const int64_t end = span.start + span.tokens;
@@ -44,13 +44,13 @@ inline std::vector<faquant::Span> checked_spans(const faquant::Cache& cache, con
     return all;
 }
 
-// A window as the kernels want it.
+// A window in the kernels' representation.
 inline int64_t checked_window(const std::optional<int64_t>& window) {
     require(!window || *window > 0, "window must be positive.");
     return std::min(window.value_or(kNoWindow), kNoWindow);
 }
 
-// One layer's cache with its scheme: all pointers are checked here, once.
+// One layer's cache with its scheme; all pointers are checked once, here.
 class LayerCache {
   public:
     explicit LayerCache(const nb::kwargs& given) {
@@ -94,12 +94,12 @@ class LayerCache {
         s.quantized_sum = all.take<bool>("quantized_sum");
         all.require_all_taken();
 
-        require(s.maps > 0, "There must be one map at least.");
+        require(s.maps > 0, "There must be at least one map.");
         require(s.map_block > 0 && s.map_block % faquant::kTile == 0, "map_block must be a multiple of a tile.");
         require(s.p_levels == 127 || s.p_levels == 255 || s.p_levels == 32767, "p_levels must be 127, 255 or 32767.");
-        require(s.p_float16 == (s.p_levels == 127), "p_float16 goes with p_levels 127, and with no others.");
-        require(k_scales.has_value() == (s.k_scale == nullptr), "k_scales or k_scale must be given, and not both.");
-        require(v_scales.has_value() == (s.v_scale == nullptr), "v_scales or v_scale must be given, and not both.");
+        require(s.p_float16 == (s.p_levels == 127), "p_float16 and p_levels 127 need each other.");
+        require(k_scales.has_value() == (s.k_scale == nullptr), "Either k_scales or k_scale must be given.");
+        require(v_scales.has_value() == (s.v_scale == nullptr), "Either v_scales or v_scale must be given.");
         require(s.k_scale != nullptr || s.k_offset == nullptr, "k_offset needs k_scale.");
         require(s.v_scale != nullptr || (s.v_offset == nullptr && !s.quantized_sum),
                 "v_offset and quantized_sum need v_scale.");
@@ -116,7 +116,7 @@ class LayerCache {
         cache_.v_scale = v_scales ? halves(*v_scales, "v_scales", of_scales) : nullptr;
     }
 
-    // Of bfloat16.
+    // With bfloat16.
     LayerCache(int64_t heads, const WritableArray& k, const WritableArray& v, int64_t dim) : stores_{k, v} {
         const std::vector<int64_t> of_tiles = tiles_shape(heads, k, dim);
         scheme_.heads = heads;
@@ -128,8 +128,8 @@ class LayerCache {
         cache_.bfloat16_v = halves(v, "v", of_tiles);
     }
 
-    // k and v [tokens, kv_heads, dim], slots and positions [tokens]. How many values of k and v were beyond their
-    // static scales.
+    // k and v [tokens, kv_heads, dim], slots and positions [tokens]. Returns how many values of k and v were beyond
+    // their static scales.
     std::pair<int64_t, int64_t> append(const Array& k, const Array& v, const Array& slots, const Array& positions,
                                        int64_t threads, const std::optional<std::string>& isa) const {
         const int64_t tokens = shape_of(k, "k", 3)[0];
@@ -149,8 +149,8 @@ class LayerCache {
         return {saturated[0], saturated[1]};
     }
 
-    // out and q [tokens, heads, dim], spans [count, 2] and block_tables [count, width]. How many values of q were
-    // beyond their static scale.
+    // out and q [tokens, heads, dim], spans [count, 2] and block_tables [count, width]. Returns how many values of q
+    // were beyond their static scale.
     int64_t attend(const WritableArray& out, const Array& q, const Array& spans, const Array& block_tables,
                    const std::optional<int64_t>& window, int64_t split, int64_t threads,
                    const std::optional<std::string>& isa) const {
@@ -182,7 +182,7 @@ class LayerCache {
     }
 
   private:
-    // Of k and v: [pages, kv_heads, tiles, elements of a tile].
+    // The shape of k and v: [pages, kv_heads, tiles, elements of a tile].
     static std::vector<int64_t> tiles_shape(int64_t heads, const WritableArray& k, int64_t dim) {
         require(k.ndim() == 4, "k must have four dimensions.");
         const int64_t kv_heads = static_cast<int64_t>(k.shape(1));

@@ -26,11 +26,11 @@ constexpr NamedCpuFeature kCpuFeatures[] = {
     {kAmxInt8, "amx_int8"},
 };
 
-// Those that the CPU has and whose registers the operating system saves on a context switch; 0 where the CPU is no
-// x86-64.
+// The features that the CPU has and whose registers the operating system saves on a context switch; 0 on CPUs other
+// than x86-64.
 uint32_t detect_cpu_features();
 
-// The brand string, such as "Intel(R) Xeon(R) Platinum 8380 CPU @ 2.30GHz"; empty where the CPU tells none.
+// The brand string, such as "Intel(R) Xeon(R) Platinum 8380 CPU @ 2.30GHz"; empty if the CPU has none.
 std::string cpu_brand();
 
 }  // namespace faquant

@@ -16,7 +16,7 @@ constexpr const KernelTable* kTables[] = {
     &kAvx512VnniKernels,
 #ifdef FAQUANT_AVXVNNI
     &kAvxVnniKernels,
-    // Only there to be tested: the same instructions otherwise encoded.
+    // Only for tests: the same instructions in another encoding.
     &kAvxVnniEvexKernels,
 #endif
     &kAvx2Kernels,
@@ -89,7 +89,7 @@ const KernelTable& find_kernels(const std::string& name) {
                          "'. Choose one of: " + names(available_kernels()) + ".");
     }
     throw UsageError("'" + name +
-                     "' is no instruction set that this build has. Choose one of: " + names(available_kernels()) + ".");
+                     "' is not an instruction set of this build. Choose one of: " + names(available_kernels()) + ".");
 }
 
 const Selection& selected_kernels() {

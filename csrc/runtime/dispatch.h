@@ -21,7 +21,7 @@ const KernelTable& find_kernels(const std::string& name);
 
 struct Selection {
     const KernelTable* kernels;
-    // One sentence for each better table that was passed over because its self-test failed; usually empty.
+    // One sentence for each better table that was skipped because its self-test failed; usually empty.
     std::string warning;
 };
 

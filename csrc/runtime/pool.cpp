@@ -22,10 +22,10 @@
 namespace faquant {
 namespace {
 
-// Longer than what lies between two kernels of a step, shorter than anyone notices.
+// Longer than the time between two kernels of a step, and too short to waste noticeable CPU time.
 constexpr std::chrono::microseconds kActiveWait{1000};
 
-// How often to look before the core is given to others.
+// Number of polls before yielding the core.
 constexpr int64_t kPatience = 4096;
 
 void pause() {
@@ -38,7 +38,7 @@ void pause() {
 
 class Pool {
   public:
-    // Calls from several threads go one after the other.
+    // Calls from several threads run one after another.
     void run(int64_t jobs, int64_t threads, bool in_order, const std::function<void(int64_t)>& work) {
         const std::lock_guard<std::mutex> one_at_a_time(calls_);
         grow(threads - 1);
@@ -61,7 +61,7 @@ class Pool {
         }
         work_off(0);
         {
-            // Who has not come by now is not waited for.
+            // Do not wait for threads that have not started by now.
             const std::lock_guard<std::mutex> lock(mutex_);
             open_ = false;
         }
@@ -69,7 +69,7 @@ class Pool {
             if (i < kPatience) {
                 pause();
             } else {
-                // There may be fewer cores than threads that wait actively, torch's among them.
+                // There may be fewer cores than spinning threads, including torch's.
                 std::this_thread::yield();
             }
         }
@@ -79,7 +79,7 @@ class Pool {
     }
 
   private:
-    // A thread's jobs, on a cache line of their own, and what it sleeps on.
+    // A thread's jobs, on a separate cache line, and the condition that it sleeps on.
     struct alignas(64) Seat {
         std::atomic<int64_t> next{0};
         int64_t end = 0;
@@ -98,7 +98,7 @@ class Pool {
                 const uint64_t generation = generation_.load();
                 threads_.emplace_back([this, mine, &seat, generation] { loop(mine, seat, generation); });
             } catch (const std::system_error&) {
-                // The threads that there are do the work.
+                // Continue with the existing threads.
                 return;
             }
         }
@@ -123,7 +123,7 @@ class Pool {
         }
     }
 
-    // Calls that do not want this thread do not prolong it.
+    // Calls that do not use this thread do not extend its spinning.
     void wait_actively(int64_t mine, uint64_t seen) const {
         const auto until = std::chrono::steady_clock::now() + kActiveWait;
         while (std::chrono::steady_clock::now() < until) {
@@ -140,7 +140,7 @@ class Pool {
         return generation_.load(std::memory_order_acquire) != seen && mine <= wanted_;
     }
 
-    // A thread begins with its own jobs; then it helps the others.
+    // A thread starts with its own jobs, and then helps the others.
     void work_off(int64_t mine) {
         const int64_t threads = wanted_ + 1;
         try {
@@ -169,7 +169,7 @@ class Pool {
     std::exception_ptr error_;
 };
 
-// Threads do not survive a fork, and nothing waits for them at exit: a pool is never destroyed.
+// Never destroyed: threads do not survive a fork, and nothing joins them at exit.
 Pool& pool() {
     static std::mutex mutex;
     static Pool* current = nullptr;

@@ -35,7 +35,7 @@ const char* wrong_kernel_in_attention(const KernelTable& table) {
     std::iota(places.begin(), places.end(), 0);
     const int64_t page = 0;
     const Span span = {0, kTokens, kStart, &page};
-    // As large as the values' own steps, so that static scales round nothing.
+    // As large as the steps of the values, so that static scales are exact.
     const std::vector<float> k_steps(kDim, 0.05f), v_steps(kDim, 0.02f);
     for (const bool is_static : {false, true}) {
         for (const int32_t p_levels : {127, 32767}) {
@@ -74,7 +74,7 @@ const char* wrong_kernel_in_attention(const KernelTable& table) {
                 }
                 return out;
             };
-            // K and V in eight bits lose about 1e-3 here.
+            // 8-bit K and V have an error of about 1e-3 here.
             if (const char* kernel = wrong_kernel_in(table, "attention", run, exact, 0.02 + 6.0 / p_levels)) {
                 return kernel;
             }

@@ -9,10 +9,10 @@ namespace {
 
 constexpr int64_t kLengths[] = {0, 1, 63, 64, 65, 127, 128, 129, 1000};
 constexpr int64_t kLongest = 1000;
-// Operands start here, so that they are unaligned, and end this far before the end of their buffer.
+// Operands start at this offset, to be unaligned, and end this far before the end of their buffer.
 constexpr int64_t kMargin = 65;
 constexpr uint8_t kPoison = 0x7f;
-// What the first operand is filled with, and the second. 0x80 is 128 or −128, 0x7f is 127, 0xff is 255 or −1.
+// Fill bytes of the first and second operand. 0x80 is 128 or −128, 0x7f is 127, 0xff is 255 or −1.
 constexpr uint8_t kFirst[] = {0x00, 0x7f, 0x80, 0xff}, kEven[] = {0x7f, 0x80, 0x81, 0xff}, kOdd[] = {0x7f, 0x80};
 
 template <typename A>

@@ -9,7 +9,7 @@
 namespace faquant {
 namespace {
 
-// Three blocks, the last one short, of scores up to 0 and of some that no weight can hold.
+// Three blocks, the last one short, with scores up to 0, some of which underflow to weight 0.
 std::vector<float> scores_of_blocks(float unit) {
     Random random;
     std::vector<float> scores = random.floats(2 * kBlock + 9, unit, -127 * unit);

@@ -9,7 +9,7 @@
 namespace faquant {
 namespace {
 
-// Numbers of all sizes within some powers of two, with all bits of a float32 or of a bfloat16.
+// Numbers of all magnitudes within some powers of two, with all bits of float32 or bfloat16.
 std::vector<float> rough_numbers(Random& random, int64_t count, uint32_t mask) {
     std::vector<float> numbers;
     for (int64_t i = 0; i < count; ++i) {
@@ -28,7 +28,7 @@ std::vector<float> rough_numbers(Random& random, int64_t count, uint32_t mask) {
 }  // namespace
 
 const char* wrong_kernel_in_float_linears(const KernelTable& table) {
-    // Odd, and of more than one piece of a panel for that many rows.
+    // Odd, and more than one part of a panel for this many rows.
     constexpr int64_t kRows = 11, kInputs = 261, kOutputs = 70;
     Random random;
     const auto x = rough_numbers(random, kRows * kInputs, ~0u);

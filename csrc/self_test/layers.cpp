@@ -11,7 +11,7 @@ namespace faquant {
 const char* wrong_kernel_in_layers(const KernelTable& table) {
     constexpr int64_t kHidden = 36, kInner = 96, kHeads = 4, kKvHeads = 2, kDim = 12, kMaps = 2;
     constexpr int64_t kPages = 3, kLayers = 3;
-    // Two sequences: one whose new tokens cross into another tile, page and split, and one that has just begun.
+    // Two sequences: one whose new tokens cross into another tile, page and split, and one that starts.
     constexpr int64_t kTokens[] = {5, 1}, kStarts[] = {kTile - 2, 3}, kAll = 6;
     const int64_t block_tables[][2] = {{2, 0}, {1}};
     Random random;
@@ -94,7 +94,7 @@ const char* wrong_kernel_in_layers(const KernelTable& table) {
     const auto x = random.floats(kAll * kHidden, 0.02f);
     const Batch batch = {kAll, cos.data(), sin.data(), slots.data(), positions.data(), spans.data(), 2, kTile};
 
-    // Keys and values of the past: any will do.
+    // Arbitrary past keys and values.
     constexpr int64_t kRows = kPages * kKvHeads * kTile, kBytes = kRows * padded_dim(kDim);
     std::vector<uint8_t> past(2 * kBytes);
     std::generate(past.begin(), past.end(), [&] { return random.next(); });

@@ -11,7 +11,7 @@
 namespace faquant {
 namespace {
 
-// By its definition.
+// The definition, as a plain loop.
 void exact_hadamard(double* x, int64_t size, int64_t block) {
     std::vector<double> rotated(static_cast<size_t>(block));
     for (int64_t start = 0; start < size; start += block) {
@@ -59,7 +59,7 @@ std::vector<double> exact_outputs(const RandomLinear& random, const std::vector<
     return outputs;
 }
 
-// Rows that a dynamic linear rounds to whole numbers with a step of 1, so that everything is exact; extreme ones too.
+// Rows that a dynamic linear quantizes with scale 1, so that everything is exact; including extreme ones.
 std::vector<float> whole_inputs(Random& random, const Linear& linear, int64_t rows) {
     const int64_t size = linear.inputs;
     std::vector<double> x(static_cast<size_t>(rows * size));
@@ -114,7 +114,7 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
         bool is_static, add;
         float unit;
     };
-    // Rows and columns of less and more than a strip and a panel; Hadamard blocks of less and more than a vector.
+    // Fewer and more rows and columns than a strip and a panel; Hadamard blocks smaller and larger than a vector.
     const Case cases[] = {{3, 999, 0, false, false, 1.0f},
                           {17, 128, 64, false, true, 0.125f},
                           {6, 12, 4, false, true, 0.125f},

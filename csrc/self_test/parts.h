@@ -28,22 +28,22 @@ struct Random {
     }
 };
 
-// What a table's kernels make of some work; what is no float is taken into one.
+// The results of a table's kernels for some work, all converted to float.
 using Run = std::function<std::vector<float>(const KernelTable&)>;
 
-// The kernel of `table` that makes `run` give other bits than the portable kernels do; or `name`, where it is none
-// alone or where the portable ones' first results are further from `exact` than the tolerance times (1 + |exact|),
-// which a fault of the compiler would be in every table; or nullptr.
+// Returns the kernel of `table` that makes the bits of `run` differ from the portable kernels'; or `name`, if no single
+// kernel does, or if the portable kernels' first results differ from `exact` by more than the tolerance times (1 +
+// |exact|), as a compiler bug could cause in every table; or nullptr.
 const char* wrong_kernel_in(const KernelTable& table, const char* name, const Run& run,
                             const std::vector<double>& exact, double tolerance);
 
 // x / (1 + e^-x)
 double exact_silu(double x);
 
-// A linear of random weights and the memory that it points to. Scales are `unit`, a half of it, a quarter and an
-// eighth; the bias is in units.
+// A linear with random weights and the memory that it points to. Scales are `unit`, and a half, a quarter and an eighth
+// of it; the bias is in units.
 struct RandomLinear {
-    std::vector<int8_t> weight, packed;  // [outputs, inputs], and as kernels take it
+    std::vector<int8_t> weight, packed;  // [outputs, inputs], and packed for the kernels
     std::vector<int32_t> excess, quant_bias;
     std::vector<float> scale, bias, input;
     Linear linear{};
@@ -51,25 +51,25 @@ struct RandomLinear {
     RandomLinear(Random& random, int64_t inputs, int64_t outputs, float unit);
     RandomLinear(const RandomLinear&) = delete;
 
-    // Round its inputs with a given scale.
+    // Quantize its inputs with a given scale.
     RandomLinear& round_statically(float scale_of_inputs, float offset);
 };
 
-// The first wrong kernel, or nullptr:
+// Each returns the first wrong kernel, or nullptr, of:
 // dot products on extreme and random bytes,
 const char* wrong_kernel_in_dots(const KernelTable& table);
-// what stands between the products,
+// the operations between the products,
 const char* wrong_kernel_in_norms(const KernelTable& table);
 const char* wrong_kernel_in_rope(const KernelTable& table);
 const char* wrong_kernel_in_silu(const KernelTable& table);
 // the passes over a vocabulary,
 const char* wrong_kernel_in_maxima(const KernelTable& table);
 const char* wrong_kernel_in_weights(const KernelTable& table);
-// linears on numbers of which every sum and every rounding is exact,
+// linears on numbers for which every sum and every rounding is exact,
 const char* wrong_kernel_in_linears(const KernelTable& table);
 // two of them with SwiGLU,
 const char* wrong_kernel_in_gated_linears(const KernelTable& table);
-// linears of float32 and of bfloat16,
+// linears with float32 and bfloat16 weights,
 const char* wrong_kernel_in_float_linears(const KernelTable& table);
 // a small attention through a page, with scales per token, with static ones, in bfloat16 and in float32,
 const char* wrong_kernel_in_attention(const KernelTable& table);

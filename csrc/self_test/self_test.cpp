@@ -10,7 +10,7 @@
 namespace faquant {
 namespace {
 
-// A kernel that `to` takes over from another table.
+// A kernel that can be copied from another table to `to`.
 struct Kernel {
     const char* name;
     void (*take)(KernelTable& to, const KernelTable& from);

@@ -1,4 +1,4 @@
-"""Recipe: which parts of a model are quantized, and how. Validated once; its JSON stands in the checkpoint."""
+"""Recipe: which parts of a model are quantized, and how. Validated once; checkpoints contain its JSON."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -17,17 +17,17 @@ class _Frozen(BaseModel):
 
 
 class AttentionRecipe(_Frozen):
-    """How q, k, v and P become integers.
+    """How q, k, v and P are quantized.
 
     Attributes:
-        kv_scale: K's and V's scales: one per token and head held in the cache page (`token`), or calibrated,
-            one per channel (`channel`) or per head (`head`).
+        kv_scale: K's and V's scales: one per token and head in the cache page (`token`), or calibrated, one per channel
+            (`channel`) or per head (`head`).
         q_scale: dynamic per token and head (`token`), or calibrated per head (`head`).
-        center: the centre of each of K's channels is subtracted before it is quantized.
-        equalize: each of K's channels is divided by the factor that multiplies q's.
-        rotate: K and q are turned by signs and a Hadamard transform.
-        rotate_v: Hadamard on each head of V, folded into v_proj and o_proj.
-        p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as MindIE does it.
+        center: subtract the center of each of K's channels before quantization.
+        equalize: divide each of K's channels by a factor, and multiply q's by it.
+        rotate: rotate K and q by signs and a Hadamard transform.
+        rotate_v: rotate each head of V by a Hadamard transform, folded into v_proj and o_proj.
+        p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as in MindIE.
     """
 
     kv_scale: Literal["token", "channel", "head"] = "token"
@@ -40,15 +40,15 @@ class AttentionRecipe(_Frozen):
 
 
 class LinearRecipe(_Frozen):
-    """How the linears become int8. Weights have one scale per output channel.
+    """How the linears are quantized to int8. Weights have one scale per output channel.
 
     Attributes:
         activation: one dynamic scale per token (`token`), or a calibrated scale and zero point (`tensor`).
-        rotate: Hadamard blocks on the linears' inputs, at run time (`inputs`; o_proj's come with V's rotation); or the
-            residual stream turned (R1), folded into the weights, with nothing to do at run time (`folded`).
-        equalize: the channels of the inputs of q, k, v, gate, up and down_proj and of the head are brought to where
-            inputs and weights lose least, folded into norms, up_proj and weights; with `folded`, down_proj's alone.
-        rounding: weights to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).
+        rotate: rotate the linears' inputs in Hadamard blocks at run time (`inputs`; o_proj's input has V's rotation),
+            or rotate the residual stream (R1), folded into the weights, without cost at run time (`folded`).
+        equalize: scale the input channels of q, k, v, gate, up and down_proj and of the head to minimize the loss of
+            inputs and weights, folded into norms, up_proj and weights; with `folded`, only down_proj's.
+        rounding: of weights, to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).
         float_layers: patterns of module names that stay float, such as `*.mlp.down_proj` or `lm_head`.
     """
 
@@ -64,10 +64,10 @@ class LinearRecipe(_Frozen):
 
 
 class Recipe(_Frozen):
-    """What `faquant quantize` does. A part that is None stays float.
+    """The settings of `faquant quantize`. A part that is None stays float.
 
     Attributes:
-        format: of the checkpoint: `faquant`, or `msmodelslim`, which MindIE loads and which allows less.
+        format: of the checkpoint: `faquant`, or `msmodelslim` for MindIE, which supports fewer settings.
     """
 
     name: str = Field(pattern=r"^[\w .+-]{1,64}$")
@@ -76,7 +76,7 @@ class Recipe(_Frozen):
     linear: LinearRecipe | None = LinearRecipe()
 
     def quantized(self, linears: Iterable[str]) -> frozenset[str]:
-        """Those of the linears, by their names in the checkpoint, that become int8."""
+        """The checkpoint names of the linears that are quantized."""
         linear = self.linear
         return frozenset(() if linear is None else (name for name in linears if not linear.is_float(name)))
 
@@ -84,13 +84,13 @@ class Recipe(_Frozen):
     def _sound(self) -> "Recipe":
         attention, linear = self.attention, self.linear
         if attention is None and linear is None:
-            raise ValueError("attention and linear are both null, so nothing would be quantized")
+            raise ValueError("attention and linear are both null, so there is nothing to quantize")
         if self.format == "msmodelslim":
             if attention is None or linear is None or not _fits_msmodelslim(attention, linear):
                 raise ValueError(
-                    "the format 'msmodelslim' takes attention {kv_scale: head, q_scale: head, p: int8, and center, "
+                    "the format 'msmodelslim' requires attention {kv_scale: head, q_scale: head, p: int8, and center, "
                     "equalize and rotate false} and linear {activation: tensor, rotate: none}; with outlier "
-                    "suppression, attention.rotate_v and linear.equalize are true, without it both are false and "
+                    "suppression, attention.rotate_v and linear.equalize are true; without it, both are false and "
                     "rounding is nearest"
                 )
             return self
@@ -100,7 +100,7 @@ class Recipe(_Frozen):
             ("attention.p 'int8'", attention and attention.p == "int8"),
         ):
             if there:
-                raise ValueError(f'{only} takes "format": "msmodelslim"')
+                raise ValueError(f'{only} requires "format": "msmodelslim"')
         return self
 
 
@@ -151,10 +151,10 @@ RECIPES = {
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """The recipe of that name, or the one in that JSON file.
+    """Load a recipe by name or from a JSON file.
 
     Raises:
-        UsageError: there is no such recipe, or the file holds none.
+        UsageError: there is no such recipe, or the file is not a recipe.
     """
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]
@@ -165,11 +165,11 @@ def load_recipe(name_or_path: str) -> Recipe:
         is_file = False
     if not is_file:
         raise UsageError(
-            f"There is no recipe {name_or_path!r:.80}: name one of {', '.join(RECIPES)}, or a JSON file with a recipe."
+            f"There is no recipe {name_or_path!r:.80}. Use one of {', '.join(RECIPES)}, or a JSON file with a recipe."
         )
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes; that is no recipe.")
+            raise UsageError(f"{path} is larger than the limit of {MAX_RECIPE_BYTES} bytes for recipes.")
         return Recipe.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error}.") from None

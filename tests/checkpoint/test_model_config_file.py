@@ -1,4 +1,4 @@
-"""config.json as a file: read as its object, and whatever else stands there is one clear error."""
+"""config.json as a file: its object is read, and any other content raises one clear error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whatever config.json may hold: it is read, or it is one error."""
+"""Any config.json is either parsed, or raises one of the documented errors."""
 
 from copy import deepcopy
 from typing import Any
@@ -48,7 +48,7 @@ BASES = [
 
 @st.composite
 def mutated(draw: st.DrawFn) -> dict[str, Any]:
-    """A sound configuration with one to four values replaced or removed, at the top or in the RoPE table."""
+    """A valid configuration with one to four values replaced or removed, at the top level or in the RoPE table."""
     raw: dict[str, Any] = deepcopy(draw(st.sampled_from(BASES)))
     for _ in range(draw(st.integers(1, 4))):
         tables = [value for value in raw.values() if isinstance(value, dict) and value]

@@ -1,4 +1,4 @@
-"""Shards: what was written reads back, whatever its dtype and however it is cut."""
+"""Shards: written tensors can be read back, for any dtype and split."""
 
 import errno
 import json
@@ -123,7 +123,7 @@ def test_views_and_later_changes(tmp_path: Path) -> None:
 
 
 def test_header_room_starts_a_new_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "HEADER_ROOM", 1016)
+    monkeypatch.setattr(shards, "HEADER_SPACE", 1016)
     written = check_round_trip(tmp_path, "model", {f"t{i}": torch.ones(i) for i in range(30)}, 1 << 30)
     assert len(written) > 3
 

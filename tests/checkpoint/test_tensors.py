@@ -1,4 +1,4 @@
-"""TensorFiles: what is sound loads, what is hostile is refused, quickly, and never with another kind of error."""
+"""TensorFiles: valid files load; hostile ones are refused quickly, and only with the documented errors."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_parts(tmp_path: Path, stem: str, index: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float64])
 def test_dtypes_and_odd_alignment(tmp_path: Path, dtype: torch.dtype) -> None:
-    # 3 bytes first, so that what follows is aligned to nothing.
+    # 3 bytes first, so that the next tensor is unaligned.
     size = torch.empty((), dtype=dtype).element_size()
     code = {1: "U8" if dtype == torch.uint8 else "BOOL", 2: "I16" if dtype == torch.int16 else "F16"}
     name = code.get(size, "I64" if dtype == torch.int64 else "F64")
@@ -176,7 +176,7 @@ def test_no_memory_for_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(np, "empty", refuse)
     for ask in (tensors.get, tensors.read):
-        with pytest.raises(CheckpointError, match="'a' of 8 bytes has no room in memory"):
+        with pytest.raises(CheckpointError, match="'a' of 8 bytes does not fit into memory"):
             ask("a")
 
 
@@ -346,7 +346,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_read_object_of_another_size(tmp_path: Path) -> None:
     put(tmp_path, b'{"a": 1}', "x.json")
     assert files_module.read_object(tmp_path, "x.json", limit=8) == {"a": 1}
-    with pytest.raises(CheckpointError, match="larger than 7"):
+    with pytest.raises(CheckpointError, match="larger than the limit of 7"):
         files_module.read_object(tmp_path, "x.json", limit=7)
 
 

@@ -167,7 +167,7 @@ def test_another_quantization_is_not_taken_for_the_same(
     elif change == "restart":
         arguments = [*arguments, "--restart"]
     else:
-        monkeypatch.setattr("faquant.quantization.made.version", lambda name: "99")
+        monkeypatch.setattr("faquant.quantization.provenance.version", lambda name: "99")
     capsys.readouterr()
     assert run(arguments) == 1
     shown = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The measures are right, and they really look at the cache that serves."""
+"""The measures are right, and they really use the cache that serves."""
 
 import math
 from dataclasses import replace
@@ -96,7 +96,7 @@ def test_a_corrupt_scale_in_the_scheme_is_seen(pair: tuple[Model, Model]) -> Non
     ids = _tokens(source, 40)
     sound = compare(source, {"both": model}, ids, window=60)["both"]
     schemes = [replace(scheme, k_equalizer=scheme.k_equalizer * 50) for scheme in model.schemes if scheme is not None]
-    # The equaliser alone cancels between q and k; a wrong centre does not.
+    # The equalizer alone cancels between q and k; a wrong center does not.
     same = compare(source, {"both": replace(model, schemes=schemes)}, ids, window=60)["both"]
     assert same.kl_mean == pytest.approx(sound.kl_mean, rel=0.5)
     schemes = [replace(scheme, rotation_block=2) for scheme in model.schemes if scheme is not None]
@@ -108,5 +108,5 @@ def test_nothing_to_measure_is_refused(pair: tuple[Model, Model]) -> None:
     model, source = pair
     with pytest.raises(UsageError, match="fewer than two"):
         compare(source, {"both": model}, [1])
-    with pytest.raises(UsageError, match="beyond the context"):
+    with pytest.raises(UsageError, match="exceeds the context"):
         compare(source, {"both": model}, _tokens(source, 30), window=10**6)

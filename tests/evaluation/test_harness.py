@@ -1,4 +1,4 @@
-"""lm-evaluation-harness scores what the int8 cache gives: its own tasks, its own HF model, and direct computation."""
+"""lm-evaluation-harness scores the int8 cache, compared with its own tasks, its HF model, and direct computation."""
 
 import json
 import sys
@@ -206,7 +206,7 @@ def test_sampling_is_the_harness_seeds(quantized: FaquantLM) -> None:
         torch.manual_seed(seed)
         runs.append(quantized.generate_until(wanted))
     assert runs[0] == runs[1] != runs[2]
-    assert len(set(runs[0])) > 1  # repeated prompts get draws of their own
+    assert len(set(runs[0])) > 1  # repeated prompts get different samples
 
 
 def test_special_tokens_and_thoughts_end_answers(quantized: FaquantLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_the_harness_cache_is_filled_and_used(quantized: FaquantLM, tmp_path: Pa
         "generate_until": requests(("The sky", {"max_gen_toks": 4})),
     }
     for name, wanted in calls.items():
-        first = getattr(quantized, name)(wanted)  # the model alone fills it, by add_partial
+        first = getattr(quantized, name)(wanted)  # only the model fills it, by add_partial
         assert len(cached.dbdict) > 0
         cached.lm = None
         cached.lm = SimpleNamespace(**{name: None})

@@ -1,4 +1,4 @@
-"""Signal to noise against its definition, in every basis that folding leaves; outliers; saturation."""
+"""Signal-to-noise ratios against their definition, in every basis that folding can result in; outliers; saturation."""
 
 import math
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_every_part_has_the_noise_of_eight_bits(kind: str, recipe: Recipe, tmp_p
 
 
 def test_what_is_folded_into_v_is_not_taken_for_noise(tmp_path: Path) -> None:
-    """The recipe `mindie` changes v_proj and o_proj so that no one can say what its attention alone would cost."""
+    """The recipe `mindie` changes v_proj and o_proj, so the loss of its attention alone is undefined."""
     models = _models("smollm", RECIPES["mindie"], tmp_path)
     assert models.keys() == {"float", "linears", "both"}
     meter, _ = _measure(models)
@@ -118,9 +118,9 @@ def test_channels_that_stand_out_are_listed_once() -> None:
         k, stream = torch.randn(200, 2, 16, generator=generator), torch.randn(200, 64, generator=generator)
         k[:, 1, 5] *= size
         stream[:, 40] *= 20.0
-        unturned = torch.randn(200, 2, 16, generator=generator)
-        unturned[:, 0, 3] += 10.0
-        channels.add(layer, {"k": k, MEAN_OF_K: unturned, "stream": stream})
+        k_before_rope = torch.randn(200, 2, 16, generator=generator)
+        k_before_rope[:, 0, 3] += 10.0
+        channels.add(layer, {"k": k, MEAN_OF_K: k_before_rope, "stream": stream})
     found = {(one.tensor, one.head, one.channel): one for one in channels.largest()}
     assert found.keys() == {("k", 1, 5), (MEAN_OF_K, 0, 3), ("stream", None, 40)}
     assert (found["k", 1, 5].layer, found["k", 1, 5].layers) == (1, 2)

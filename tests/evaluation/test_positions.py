@@ -1,4 +1,4 @@
-"""The same text costs the same wherever it stands, and the float model does not notice at all."""
+"""The loss on a text does not depend on its position, and the float model's results do not change at all."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def _ids(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Large biases of K: outliers that are constant before RoPE and turn with the position after it."""
+    """Large biases of K: outliers that are constant before RoPE and rotate with the position after it."""
     directory = tmp_path_factory.mktemp("positions") / "float"
     tiny_model("qwen2", directory, max_position_embeddings=CONTEXT)
     path = directory / "model.safetensors"
@@ -69,7 +69,7 @@ def test_the_error_does_not_grow_with_the_position(name: str, source: Path, tmp_
 
 
 def test_a_map_for_another_position_is_seen(source: Path, tmp_path: Path) -> None:
-    # The proof that the offsets measure what they say: with the first block's map everywhere, K's error grows.
+    # Proof that the offsets measure the effect: with the first block's map everywhere, K's error grows.
     quantize(source, tmp_path / "out", RECIPES["static"], [_ids(60)])
     original, model = load(source, backend=TorchBackend()), load(tmp_path / "out")
     model.schemes = [scheme and scheme.at(0) for scheme in model.schemes]

@@ -1,4 +1,4 @@
-"""The description of a quantized checkpoint: the golden ones round-trip, wrong ones are refused by name."""
+"""The description of a quantized checkpoint: golden ones round-trip, wrong ones are refused with the tensor's name."""
 
 import json
 import os
@@ -100,7 +100,8 @@ def test_order_of_keys() -> None:
 
 
 def test_what_the_newer_writer_says() -> None:
-    """msmodelslim's pipeline of processors names the attention's type otherwise, and each layer's besides."""
+    """msmodelslim's pipeline of processors uses another name for the attention's type, and lists it for each layer,
+    too."""
     raw = {**HEAD, "fa_quant_type": "FAKQuant", f"{LAYER}.quant_type": "INT8", f"{LAYER}.fa_k.scale": "FAQuant"}
     description = Description.from_json(raw)
     assert list(description.tensor_types) == [f"{LAYER}.fa_k.scale"]
@@ -294,8 +295,8 @@ def test_effective_fa_quant_type(config: dict[str, Any], description: Descriptio
         ({"fa_quant_type": "FAQuant", **nested(None)}, OLD_FA, "quantization_config: fa_quant_type is null"),
         ({"fa_quant_type": "FAQuant"}, PLAIN, "no description of FAQuant tensors"),
         ({"fa_quant_type": "FAQuant"}, None, "no description of FAQuant tensors"),
-        ({}, OLD_FA, "fa_quant_type is not set there"),
-        ({"fa_quant_type": None}, OLD_FA, "fa_quant_type is not set there"),
+        ({}, OLD_FA, "fa_quant_type is not set"),
+        ({"fa_quant_type": None}, OLD_FA, "fa_quant_type is not set"),
         ({"fa_quant_type": 1}, FA, "must be a string"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What people's GGUF files have that the demo's has not: every packing, parts, other tokenizers and templates."""
+"""Features of GGUF files that the demo's does not have: all quantizations, parts, other tokenizers and templates."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def test_transformers_reads_the_file_as_the_same_model(tmp_path, tokens, kind, a
     assert Tokenizer.from_directory(tmp_path / "out").encode(TEXT) == tokenizer(TEXT)["input_ids"]
 
 
-# The packings that ggml can undo, as far as the package gguf does, and those it cannot.
+# The quantizations that the package gguf can dequantize, and those that it cannot.
 PACKED = [kind for kind in gguf.GGML_QUANT_SIZES if kind in gguf.quants._type_traits]
 OTHERS = [kind for kind in gguf.GGML_QUANT_SIZES if kind not in PACKED and kind.name not in ("F32", "F16")]
 
@@ -62,7 +62,7 @@ def test_every_packing_is_undone_in_every_place(tmp_path, tokens):
     for name, kind in kinds.items():
         block, size = gguf.GGML_QUANT_SIZES[kind]
         shape = (arrays[name].shape[0], arrays[name].shape[1] // block * size)
-        # Whatever of it is a float16 or bfloat16 scale: without this bit none is infinite.
+        # Clearing this bit ensures that no float16 or bfloat16 scale is infinite.
         packed[name] = rng.integers(0, 256, shape, dtype=np.uint8) & 0xBF
     path = write(tmp_path / "m.gguf", "llama", model_metadata(model.config, "llama") | tokens, arrays, kinds, packed)
     convert_gguf(path, tmp_path / "out")
@@ -94,7 +94,7 @@ def test_packings_that_cannot_be_undone_are_told_at_once(tmp_path, llama, tokens
 
 @pytest.fixture
 def parts(tmp_path, llama, tokens):
-    """A file in parts, and the directory that the file in one piece gives."""
+    """A split file, and the directory converted from the unsplit file."""
     convert_gguf(llama_file(tmp_path, llama, tokens), tmp_path / "whole")
     metadata = model_metadata(llama.config, "llama") | tokens
     write(tmp_path / "m.gguf", "llama", metadata, gguf_tensors(llama), part_tensors=8)
@@ -130,7 +130,7 @@ def test_parts_of_different_models_are_refused(tmp_path, parts, llama, tokens):
     half = dict(itertools.islice(arrays.items(), 17))
     write(tmp_path / "other" / "m.gguf", "llama", tokens, half, part_tensors=8)
     parts[2].write_bytes((tmp_path / "other" / parts[2].name).read_bytes())
-    with pytest.raises(CheckpointError, match="17 tensors, not 21; are they of one model"):
+    with pytest.raises(CheckpointError, match="17 tensors, not 21; do they belong to one model"):
         convert_gguf(parts[0], tmp_path / "out")
 
 

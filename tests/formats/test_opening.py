@@ -1,4 +1,4 @@
-"""Which format a directory is of, and what is of none."""
+"""Which format a directory has, and directories without a known format."""
 
 import json
 import shutil

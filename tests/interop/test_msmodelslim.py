@@ -1,4 +1,5 @@
-"""Against msmodelslim itself: the same random checkpoints, quantized by it and by us, must be equal bit for bit.
+"""Comparison with msmodelslim: the same random checkpoints, quantized by msmodelslim and by faquant, must be equal bit
+for bit.
 
 Both compute on this machine, with the same operations in the same order, so nothing may differ.
 """
@@ -69,7 +70,7 @@ HIDDEN, INNER, LAYERS, VOCABULARY = 64, 96, 2, 128
 def tool_python() -> str:
     python = os.environ.get(VARIABLE)
     if not python:
-        pytest.fail(f"{VARIABLE} must name a Python that has msmodelslim (make test-interop sets it).")
+        pytest.fail(f"{VARIABLE} must name a Python with msmodelslim (make test-interop sets it).")
     return python
 
 
@@ -144,7 +145,7 @@ def test_same_as_the_tool(case: Case, tool_python: str, tmp_path: Path) -> None:
     calibration.write_text(json.dumps(prompts), encoding="utf-8")
     arguments = [tmp_path / "float", tmp_path / "tool", "--calibration", calibration, "--float-names"]
     command = [tool_python, SCRIPT, *arguments, *filter(is_float, linears)]
-    # The tool leaves a features.npy where it runs, and refuses one that others may read.
+    # msmodelslim leaves a features.npy in the working directory, and refuses one that others can read.
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     if done.returncode:
         pytest.fail(f"msmodelslim failed:\n{done.stderr[-3000:]}")

@@ -1,4 +1,4 @@
-"""What is done alike with arrays of NumPy and of torch."""
+"""Functions for arrays of both NumPy and torch."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def stored(tensor: Tensor) -> Any:
-    """As a file gives it: bfloat16's bits, and not to be written to."""
+    """As from a file: bfloat16's bits, read-only."""
     bits = tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
     bits = bits.copy()
     bits.flags.writeable = False

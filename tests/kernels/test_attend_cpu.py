@@ -38,7 +38,7 @@ def make_scheme(scales: str, heads: int, kv_heads: int, dim: int, **more: Any) -
 
 
 class Sample:
-    """Random q, and a cache of `length` tokens, of which those before `oldest` and from `end` on are poison."""
+    """Random q, and a cache of `length` tokens, poisoned before `oldest` and from `end` on."""
 
     def __init__(self, scheme: AttentionScheme, tokens: int, start: int, window: int | None = None, seed: int = 0):
         self.scheme, self.start, self.window = scheme, start, window
@@ -67,7 +67,7 @@ class Sample:
         )
 
     def attend(self, isa: str, threads: int = 1) -> Tensor:
-        """Through a cache of shuffled pages that was poison before."""
+        """With a cache of shuffled pages that was poisoned before."""
         pages = poisoned(self.scheme, -(-len(self.k8) // 256) + 2, 256, isa)
         table = torch.randperm(pages.num_pages, generator=torch.Generator().manual_seed(1))
         store(pages, table, self.k8, self.v8, self.k_scale, self.v_scale)
@@ -119,7 +119,7 @@ def test_windows(scales: str, window: int, start: int) -> None:
 @pytest.mark.parametrize("window", [None, 150, 1500])
 @pytest.mark.parametrize("start", [0, 900, 2000, 3500])
 def test_a_map_of_each_block(scales: str, window: int | None, start: int) -> None:
-    """Three maps, the last for everything behind it; the rows' own block may be any of them."""
+    """Three maps, the last one for all later positions; the rows can be in the block of any of them."""
     generator = torch.Generator().manual_seed(start)
     center = torch.randn(3, 2, 24, generator=generator)
     equalizer = torch.rand(3, 2, 24, generator=generator) + 0.5
@@ -136,7 +136,7 @@ def test_a_map_of_each_block(scales: str, window: int | None, start: int) -> Non
 @pytest.mark.parametrize("k8", [-128, 127])
 @pytest.mark.parametrize("v8", [-128, 127])
 def test_extreme_integers(levels: int, scales: str, q8: int, k8: int, v8: int) -> None:
-    """Equal scores make all P the largest, too: each sum is as far from zero as it can be."""
+    """Equal scores make all P the largest, too: each sum is as far from zero as possible."""
     for dim in (16, 1024):
         scheme = make_scheme(scales, 2, 1, dim, p_levels=levels, q_scale=torch.full((2, 1), 1e-3))
         sample = Sample(scheme, 2, 127)
@@ -189,7 +189,7 @@ def test_at_128k_positions(scales: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_scales_below_the_normal_halves_where_the_process_flushes_subnormals(isa: str) -> None:
-    """Some applications set that for their threads; V with scales of 1e-6 became zero."""
+    """Some applications set this for their threads; V with scales of 1e-6 became zero."""
     scheme = AttentionScheme(4, 2, 16)
     k, v = (torch.randn(200, 2, 16, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     q, places = torch.randn(1, 4, 16), torch.arange(200)
@@ -258,7 +258,7 @@ def test_exp2_and_the_rounding_of_p_at_every_magnitude() -> None:
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("dim", [7, 12, 16, 64, 80, 96, 128, 256])
 def test_append_stores_what_the_quantizers_say(isa: str, scales: str, dim: int) -> None:
-    """Any slots, any positions; neighbours keep their bytes."""
+    """Any slots and positions; neighbors keep their bytes."""
     generator = torch.Generator().manual_seed(dim)
     more: dict[str, Any] = {
         "k_center": torch.randn(3, 2, dim, generator=generator),

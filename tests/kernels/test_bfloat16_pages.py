@@ -20,7 +20,7 @@ PAGE_SIZE = 256
 
 
 def rounded(x: Tensor) -> Tensor:
-    """What is stored: nearest bfloat16, halves to even, and nothing below 2^-62."""
+    """The stored values: rounded to bfloat16, halves to even; 0 below 2^-62."""
     return torch.where(x.bfloat16().abs() < 2.0**-62, 0.0, x.bfloat16().float())
 
 
@@ -46,7 +46,7 @@ class Sample:
         self.k, self.v = (torch.randn(start + tokens, kv_heads, dim, generator=generator) for _ in range(2))
 
     def pages(self, isa: str | None = None) -> tuple[BFloat16Pages, Tensor]:
-        """Shuffled pages, poison but for what the queries see, and the sequence's block table."""
+        """Shuffled pages, poisoned outside of what the queries see, and the sequence's block table."""
         end = len(self.k)
         pages = BFloat16Pages(*self.heads, -(-end // PAGE_SIZE) + 2, PAGE_SIZE, isa)
         poison(pages)
@@ -61,7 +61,7 @@ class Sample:
         return pages.attend(self.q, Spans.of([(len(self.q), self.start, table)]), self.window)
 
     def check(self) -> None:
-        """Near the oracle, and the same bits on every instruction set."""
+        """Close to the oracle, and the same bits on every instruction set."""
         out = self.attend(ISAS[0])
         expected = oracle(self.q, self.k, self.v, self.start, self.window)
         torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=0)
@@ -161,7 +161,7 @@ def test_later_tokens_change_no_bit() -> None:
 
 
 def test_factors_of_any_magnitude_have_the_same_bits() -> None:
-    """Products that float32 could hold as subnormal numbers only would depend on whether they are fused."""
+    """Subnormal products would depend on whether they are fused."""
     generator = torch.Generator().manual_seed(0)
     for q_size, k_size in ((-70, 60), (60, -70), (-55, -55), (30, -30), (-126, 10), (-140, -140)):
         sample = Sample((3, 1, 32), 3, 200)
@@ -200,7 +200,7 @@ def test_nan_in_what_is_seen_is_not_lost(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dim", [7, 12, 16, 64, 80, 96, 128, 256])
 def test_append_stores_the_nearest_bfloat16(isa: str, dim: int) -> None:
-    """Any slots; neighbours keep their bytes."""
+    """Any slots; neighbors keep their bytes."""
     generator = torch.Generator().manual_seed(dim)
     k, v = (torch.randn(40, 2, dim, generator=generator) * 10.0 ** torch.randint(-25, 30, (40, 2, 1)) for _ in range(2))
     k[3], v[3] = 0.0, -0.0

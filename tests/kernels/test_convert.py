@@ -1,4 +1,4 @@
-"""Numbers of 16 bits become float32 exactly, beside NumPy and torch."""
+"""16-bit numbers are converted exactly to float32, compared with NumPy and torch."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ kinds = pytest.mark.parametrize("kind", list(WIDEN))
 
 
 def expected(kind: str, bits: np.ndarray) -> np.ndarray:
-    """The bits of the float32 numbers; NaN keeps what it holds."""
+    """The bits of the float32 numbers; NaN keeps its payload."""
     if kind == "bfloat16":
         return bits.astype(np.uint32) << 16
     wide = bits.view(np.float16).astype(np.float32).view(np.uint32)

@@ -1,4 +1,4 @@
-"""The float32 cache: near float64, to the bit what its definition says, and the same bits however the work is cut."""
+"""The float32 cache: close to float64, bit for bit as defined, and independent of how the work is split."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ class Sample:
         self.k, self.v = (rng.standard_normal((start + tokens, kv_heads, dim), np.float32) for _ in range(2))
 
     def cache(self, page_size: int = 256) -> tuple[Any, np.ndarray]:
-        """Shuffled pages, NaN but for what the queries see, and the sequence's block table."""
+        """Shuffled pages with NaN outside of what the queries see, and the sequence's block table."""
         end = len(self.k)
         pages = -(-end // page_size) + 2
         k, v = (np.full((pages, page_size, *self.heads[1:]), np.nan, np.float32) for _ in range(2))
@@ -79,7 +79,7 @@ def sum_by_halves(x: Floats) -> Floats:
 
 
 class Partial:
-    """The softmax of some keys for each row, as README.md in faquant/kernels merges it."""
+    """The partial softmax of some keys for each row, merged as in README.md in faquant/kernels."""
 
     def __init__(self, rows: int, dim: int) -> None:
         self.top, self.sum = np.full(rows, -np.inf, np.float32), np.zeros(rows, np.float32)
@@ -95,7 +95,7 @@ class Partial:
 
 
 def defined(sample: Sample) -> Floats:
-    """What the definition gives, operation by operation."""
+    """The definition, operation by operation."""
     num_heads, kv_heads, dim = sample.heads
     group, tokens = num_heads // kv_heads, len(sample.q)
     result = np.empty_like(sample.q)
@@ -255,7 +255,7 @@ def test_a_slot_beyond_the_cache_is_refused(slot: int) -> None:
     ("wrong", "message"),
     [
         ({"spans": np.array([[1, 0]])}, "as many tokens as there are rows"),
-        ({"spans": np.array([[2, -1]])}, "start at 0 or behind it"),
+        ({"spans": np.array([[2, -1]])}, "A span must have tokens"),
         ({"spans": np.array([[2, 127]])}, "block_table is too short"),
         ({"block_tables": np.array([[2]])}, "page is not in the cache"),
         ({"block_tables": np.array([0])}, "block_tables must have 2 dimensions"),

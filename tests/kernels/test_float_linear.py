@@ -1,4 +1,4 @@
-"""Linears of float weights against a plain loop of exact fused operations, bit for bit."""
+"""Linears with float weights against a plain loop of exact fused operations, bit for bit."""
 
 from fractions import Fraction
 from typing import Any
@@ -22,7 +22,7 @@ def up(n: int, step: int) -> int:
 
 
 def packed(weight: np.ndarray, threads: int = 1) -> np.ndarray:
-    """Of float32 or of bfloat16's bits."""
+    """Weights of float32, or of bfloat16's bits."""
     outputs, inputs = weight.shape
     store = np.full((inputs if weight.dtype == np.float32 else up(inputs, 2)) * up(outputs, 16), 7, weight.dtype)
     _C.pack_float_weight(weight, store, threads)
@@ -50,7 +50,7 @@ def applied(
 
 
 def assert_same(x: np.ndarray, y: np.ndarray) -> None:
-    """The same bits, but for what a NaN holds."""
+    """The same bits, except for the payload of NaN."""
     np.testing.assert_array_equal(x, y)
     np.testing.assert_array_equal(np.signbit(x) & ~np.isnan(x), np.signbit(y) & ~np.isnan(y))
 
@@ -100,7 +100,7 @@ def test_more_rows_and_inputs_than_are_taken_at_once(isa: str, kind: str) -> Non
 @isas
 @kinds
 def test_extreme_numbers(isa: str, kind: str) -> None:
-    """Subnormal, huge, infinite ones and NaN."""
+    """Subnormal, huge and infinite numbers, and NaN."""
     rng = np.random.default_rng(1)
     weight, wide = random_weight(rng, kind, 40, 90)
     x = rng.standard_normal((6, 90), np.float32)

@@ -27,14 +27,14 @@ def exact(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def saturating(a: np.ndarray, b: np.ndarray) -> int:
-    """What vpmaddubsw gives: the sum of each two neighbours' products is clipped to int16."""
+    """Like vpmaddubsw: the sum of each pair of neighboring products saturates to int16."""
     products = a.astype(np.int64) * b.astype(np.int64)
     products = np.append(products, np.zeros(len(products) % 2, np.int64))
     return int(products.reshape(-1, 2).sum(axis=1).clip(-32768, 32767).sum())
 
 
 def within_poison(values: np.ndarray) -> np.ndarray:
-    """`values` at an odd address, with neighbours that would show in a sum that reads too far."""
+    """`values` at an odd address, with neighbors that would change a sum that reads too far."""
     buffer = np.full(len(values) + 130, POISON, values.dtype)
     buffer[65 : 65 + len(values)] = values
     return buffer[65 : 65 + len(values)]
@@ -133,7 +133,7 @@ def test_features_and_names() -> None:
 
 def test_features_agree_with_the_kernel() -> None:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        # Other processors than x86 have no such line, and so must have no feature.
+        # Processors other than x86 have no such line, so they must not have any feature.
         flags = next((set(line.split()) for line in file if line.startswith("flags")), set())
     features = cpu.cpu_features()
     assert all(features[name] for name in features if name in flags)
@@ -182,7 +182,7 @@ def test_an_unknown_name_is_refused_in_a_call() -> None:
         cpu.dot_s8s8(np.zeros(1, np.int8), np.zeros(1, np.int8), isa="sse9")
 
 
-# Nothing to refuse, and skipped, where the CPU has them all.
+# Skipped if the CPU has them all: there is nothing to refuse.
 @pytest.mark.parametrize("isa", sorted({"avx2", "avxvnni", "avx512vnni"} - set(cpu.available_isas())))
 def test_a_lacking_isa_is_refused(isa: str) -> None:
     with pytest.raises(UsageError, match=isa):

@@ -1,4 +1,5 @@
-"""Norm, RoPE and SwiGLU of the kernels: as torch's, with the same bits on every instruction set and any threads."""
+"""Norm, RoPE and SwiGLU of the kernels: as in torch, with the same bits for any instruction set and number of
+threads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +78,7 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
 def test_arrays_of_numpy_give_the_bits_of_tensors_and_come_back_as_arrays(
     name: str, view: Callable[[Any], Any]
 ) -> None:
-    """Whether their elements lie in order or not."""
+    """Contiguous arrays and others."""
     ours = OPERATIONS[name](view(normal(7, 4, 12).numpy()))
     tensor = OPERATIONS[name](view(normal(7, 4, 12)))
     assert (type(ours), type(tensor)) == (np.ndarray, Tensor)
@@ -104,7 +105,7 @@ def test_rope_works_in_place_where_elements_lie_in_order() -> None:
     ],
 )
 def test_a_wrong_dtype_shape_or_order_is_refused(wrong: Callable[[Any], Any]) -> None:
-    """By the kernels themselves: their callers put elements in order."""
+    """By the kernels themselves; their callers make arrays contiguous."""
     x = normal(8, 8).numpy()
     norm = _C.RmsNorm(weight=np.ones(8, np.float32), bias=None, eps=1e-5)
     silu_times: Callable[..., None] = _C.silu_times

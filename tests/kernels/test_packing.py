@@ -1,4 +1,4 @@
-"""Weights are packed as csrc/isa/kernels.h says, by any number of threads."""
+"""Weights are packed as described in csrc/isa/kernels.h, by any number of threads."""
 
 from typing import Any
 

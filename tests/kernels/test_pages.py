@@ -1,4 +1,4 @@
-"""Cache pages: where a token lies, and what else lies there, changes no bit of an answer."""
+"""Cache pages: neither the slot of a token nor other content of the pages changes a bit of an answer."""
 
 from typing import Any
 
@@ -132,7 +132,7 @@ def test_any_length_through_pages_of_128(kind: str, length: int) -> None:
 
 @pytest.mark.parametrize("cuts", [(), (1000, 1024, 1025), (1, 1500, 2048, 2049), (2090,)])
 def test_a_map_of_each_block_of_positions_in_any_chunks(cuts: tuple[int, ...]) -> None:
-    """Keys are stored by the map of their own position, and read back and scored by it, wherever a chunk begins."""
+    """Keys are stored, read back and scored by the map of their position, wherever a chunk starts."""
     length = 2100
     q, k, v = random_qkv(length)
     centers = torch.randn(2, KV_HEADS, DIM, generator=torch.Generator().manual_seed(7)) * 3
@@ -167,7 +167,7 @@ def test_pages_before_the_window_may_be_freed(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neighbours_in_the_pool_and_later_tokens_change_nothing(kind: str) -> None:
+def test_neighbors_in_the_pool_and_later_tokens_change_nothing(kind: str) -> None:
     q, k, v = random_qkv(400)
     pages = make_pages(kind, 8, 128)
     mine, other = torch.tensor([5, 2, 7, 0]), torch.tensor([1, 6, 3, 4])
@@ -196,7 +196,7 @@ def test_append_overwrites_a_slot_and_no_other(kind: str) -> None:
 
 
 def read_bytes(pages: Pages, block_table: Tensor) -> list[Stored]:
-    """All that the int8 pages of a sequence hold."""
+    """The complete content of a sequence's int8 pages."""
     if not isinstance(pages, Int8Pages):
         raise TypeError("only int8 pages hold bytes")
     return [x for x in pages.read_bytes(block_table, len(block_table) * pages.page_size) if x is not None]
@@ -239,7 +239,7 @@ def test_read_is_within_half_a_step_of_each_rotated_channel(kind: str, length: i
 
 
 def test_read_is_what_attend_sees() -> None:
-    """Float attention over what read() gives is the int8 attention, but for the rounding of q and P."""
+    """Float attention over the result of read() equals the int8 attention, except for the rounding of q and P."""
     q, k, v = random_qkv(200)
     for kind in ("default", "static"):
         pages = make_pages(kind, 2, 128)
@@ -297,7 +297,7 @@ def test_arrays_of_numpy_give_the_bits_of_tensors_and_come_back_as_arrays(kind: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strided", [False, True])
 def test_a_scheme_with_tables_of_numpy_is_that_of_tensors(kind: str, strided: bool) -> None:
-    """Files give read-only arrays, which may be parts of others."""
+    """Arrays from files are read-only and can be views."""
     scheme = make_scheme(kind)
 
     def stored(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Cosines and sines of RoPE beside float64's, which are good to far more bits than float32 has."""
+"""Cosines and sines of RoPE compared with float64, which is far more precise than float32."""
 
 import hashlib
 from typing import Any
@@ -21,7 +21,7 @@ def angles(frequencies: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def steps_between(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How many float32 apart."""
+    """Distance in float32 steps."""
     return np.abs(x.view(np.int32).astype(np.int64) - y.view(np.int32))
 
 
@@ -57,7 +57,7 @@ def test_angles_next_to_multiples_of_a_right_angle() -> None:
     multiples = (np.arange(1, 1 << 20) * (np.pi / 2)).astype(np.float32)
     frequencies = np.concatenate([multiples, np.nextafter(multiples, np.float32(0))])
     cos, sin = tables(frequencies, np.array([1]))
-    # What NumPy makes of them is off by the rest of π/2 itself only where the library's reduction is wrong.
+    # NumPy is off by the rest of π/2 only if the library's argument reduction is wrong.
     x = frequencies.astype(np.float64)
     assert_rounded(cos[0, : len(x)], np.cos(x))
     assert_rounded(sin[0, : len(x)], np.sin(x))

@@ -1,4 +1,4 @@
-"""How many threads the kernels use, and that those no call wants sleep."""
+"""How many threads the kernels use, and that unused threads sleep."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ TASKS = Path("/proc/self/task")
 
 
 def by_default(monkeypatch: pytest.MonkeyPatch, omp_num_threads: str | None = None) -> int:
-    """The count that nobody chose."""
+    """The default count."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if omp_num_threads is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", omp_num_threads)
@@ -24,7 +24,7 @@ def by_default(monkeypatch: pytest.MonkeyPatch, omp_num_threads: str | None = No
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root folder for the kernel's files about cores and limits: four CPUs, each a core of its own."""
+    """A root directory for the kernel's files about cores and limits: four CPUs with one core each."""
     monkeypatch.setattr(threads, "Path", lambda name: tmp_path / name.lstrip("/"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
     return tmp_path
@@ -78,7 +78,7 @@ def test_the_environment_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("asked", ["2", None])
 def test_a_process_starts_with_its_default(asked: str | None) -> None:
-    """That of a process on one core is one."""
+    """In a process on one core, it is one."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if asked:
         environment["OMP_NUM_THREADS"] = asked
@@ -106,7 +106,7 @@ def test_a_container_s_limit_counts(limit: str, expected: int, machine: Path, mo
 
 
 def processor_time() -> dict[str, int]:
-    """What each thread of this process has computed, in ticks."""
+    """The CPU time of each thread of this process, in ticks."""
     fields = {stat.parent.name: stat.read_text().rpartition(")")[2].split() for stat in TASKS.glob("*/stat")}
     return {thread: int(values[11]) + int(values[12]) for thread, values in fields.items()}
 

@@ -1,5 +1,5 @@
-"""Serving and evaluation run one model: layers in one call on NumPy's arrays, and step by step on torch's tensors, have
-the same bits."""
+"""Serving and evaluation run the same model: layers in one call on NumPy arrays, and step by step on torch tensors,
+have the same bits."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -33,7 +33,7 @@ def tokens(count: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module", params=["smollm", "qwen2-window", "qwen3"])
 def float_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of each kind what it alone has: a head that is the embedding, biases and windows, norms of q and k."""
+    """The special features of each kind: a tied head, biases and windows, norms of q and k."""
     directory = tmp_path_factory.mktemp(request.param) / "float"
     tiny_model(request.param, directory)
     return directory
@@ -47,7 +47,7 @@ def model(request: pytest.FixtureRequest, float_model: Path) -> Model:
 
 
 class Cache:
-    """Pages of three sequences, which they take in turns, and how far each is."""
+    """Pages of three sequences, allocated alternately, and the length of each."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -55,7 +55,7 @@ class Cache:
         self.tables = [np.array([3, 0]), np.array([5]), np.array([1, 4])]
 
     def steps(self) -> Iterator[list[Chunk]]:
-        """A prompt and what has begun to be answered, and then a token of each."""
+        """A prompt and some started answers, and then a token for each."""
         rope, done = Rope(self.model.config), [0, 0, 0]
         for counts in ((199, 0, 60), (0, 1, 70), (1, 0, 1)):
             chunks = []

@@ -33,7 +33,7 @@ def expected(oracle: PreTrainedModel, ids: Tensor, position: int = 0) -> Tensor:
 
 
 class Run:
-    """Sequences in one cache whose pages are dealt out in random order."""
+    """Sequences in one cache, with pages in random order."""
 
     def __init__(self, model: Model, sequences: list[Tensor], page_size: int, position: int = 0) -> None:
         counts = [-(-len(ids) // page_size) for ids in sequences]
@@ -115,7 +115,7 @@ def test_chunks_then_single_tokens_in_a_batch_equal_transformers(
     oracle, model = pair(kind)
     sequences = [tokens(length, seed) for seed, length in enumerate((1, 17, 50, 79))]
     run = Run(model, sequences, page_size)
-    # A whole prompt beside chunks of others, then a prompt that starts while others decode.
+    # A whole prompt together with chunks of others, then a prompt that starts while others decode.
     for counts in ([1, 9, 33, 0], [0, 1, 3, 20], [0, 5, 1, 41], *[[0, 1, 1, 1]] * 18):
         run.step(counts)
     assert run.done == [1, 17, 50, 79]
@@ -245,7 +245,7 @@ def test_weights_of_16_bits_compute_in_float32(kind: str, dtype: str, backend: s
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["llama3", "llama-bias", "qwen3"])
 def test_torch_s_decoder_repeats_every_bit_of_transformers(kind: str, dtype: str, tmp_path: Path) -> None:
-    """Calibration sees what other tools see, once attention and RoPE's tables are computed as theirs."""
+    """Calibration sees the same as other tools if attention and RoPE's tables are computed as in them."""
     oracle = tiny_model(kind, tmp_path, dtype)
     model = load(tmp_path, backend=TorchBackend(getattr(torch, dtype)))
     ids = tokens(33)

@@ -1,4 +1,4 @@
-"""The promise of an int8 model: a sequence's logits are bitwise the same however they are computed.
+"""The logits of a sequence from an int8 model are bitwise the same, however they are computed.
 
 In one chunk or many, alone or in a batch, with any page size and any number of threads.
 """
@@ -102,7 +102,7 @@ def test_chunks_of_any_size_as_in_one(
 def test_among_other_sequences_as_alone(
     model: str, steps: list[tuple[int, list[int], int]], page_size: int, count: int
 ) -> None:
-    """Each step has a chunk of the sequence, chunks of others, and its place among them."""
+    """Each step has a chunk of the sequence, chunks of others, and its index among them."""
     made = parts(model)
     expected = alone(model)
     set_threads(count)
@@ -112,9 +112,9 @@ def test_among_other_sequences_as_alone(
     others = [cache.table(6 * 60) for _ in range(3)]
     starts = [0] * 3
     got, start = [], 0
-    for size, neighbours, place in steps:
+    for size, neighbors, place in steps:
         chunks = []
-        for i, count_i in enumerate(neighbours):
+        for i, count_i in enumerate(neighbors):
             chunks.append(Chunk(tokens(count_i, seed=100 + i), starts[i], others[i], rope))
             starts[i] += count_i
         place = min(place, len(chunks))

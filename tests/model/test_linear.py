@@ -23,7 +23,7 @@ ISAS = cpu.available_isas()
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """All linears are applied with that instruction set."""
+    """Apply all linears with this instruction set."""
     chosen = str(request.param)
     apply = _C.Int8Linear.apply
 
@@ -42,7 +42,7 @@ def parts(outputs: int, inputs: int, seed: int = 0) -> tuple[Tensor, Tensor, Ten
 
 
 def arrays(*tensors: Tensor) -> list[Any]:
-    """As files give them: not to be written to."""
+    """As from files: read-only."""
     result = [tensor.numpy().copy() for tensor in tensors]
     for array in result:
         array.flags.writeable = False
@@ -50,7 +50,7 @@ def arrays(*tensors: Tensor) -> list[Any]:
 
 
 def check(x: Tensor, outputs: int, block: int, biased: bool, threads: int = 1) -> None:
-    """Both kinds of linear, and every row as alone."""
+    """Both kinds of linears; every row as if alone."""
     weight, scale, bias = parts(outputs, x.shape[1])
     weight8, scales, biases = arrays(weight, scale, bias)
     set_threads(threads)
@@ -88,7 +88,7 @@ def test_threads_change_no_bit(isa: str, threads: int) -> None:
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("inputs", [2, 28672])
 def test_extreme_integers_are_summed_exactly(isa: str, value: int, sign: float, inputs: int) -> None:
-    """All inputs become ±127, all weights the least or the greatest: no sum is further from zero."""
+    """All inputs become ±127, and all weights the least or the greatest: the sums are as far from zero as possible."""
     weight = torch.full((17, inputs), value, dtype=torch.int8)
     x, scale = torch.full((2, inputs), sign), torch.ones(17)
     expected = reference.dynamic_linear(x, weight, scale)
@@ -122,7 +122,7 @@ def test_halves_round_to_even_before_the_offset(isa: str) -> None:
 
 @pytest.mark.parametrize("view", [lambda x: x, lambda x: x[::2], lambda x: x[:, 4:]], ids=["whole", "rows", "part"])
 def test_arrays_of_numpy_give_the_bits_of_tensors_and_come_back_as_arrays(view: Callable[[Array], Array]) -> None:
-    """Whether their elements lie in order or not."""
+    """Contiguous arrays and others."""
     x = torch.randn(9, 24, generator=torch.Generator().manual_seed(5))
     weight, scale, bias = arrays(*parts(7, view(x).shape[1]))
     one, zero, offsets = np.full(1, 0.02, np.float32), np.zeros(1, np.float32), bias.astype(np.int32)
@@ -192,7 +192,7 @@ GOOD: dict[str, Any] = {
         ({"hadamard_block": 16}, "divides"),
         ({"inputs": 0}, "impossible"),
         ({"inputs": 1 << 17}, "impossible"),
-        ({"input_scale": np.ones(1, np.float32)}, "go together"),
+        ({"input_scale": np.ones(1, np.float32)}, "together"),
     ],
 )
 def test_wrong_tables_are_refused(wrong: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Loading quantized directories: the ecosystem's in all its spellings, and every way in which they can be wrong."""
+"""Loading quantized directories: msModelSlim's in all variants, and damaged ones of every kind."""
 
 import json
 import shutil
@@ -317,7 +317,7 @@ def test_weight_scales_that_the_arithmetic_does_not_need_may_be_missing(golden: 
 def test_quantized_weights_without_a_description_are_not_taken_for_floats(golden_fp32: Path) -> None:
     (golden_fp32 / DESCRIPTION).unlink()
     (golden_fp32 / WEIGHTS).rename(golden_fp32 / "model.safetensors")
-    with pytest.raises(CheckpointError, match="says how it is quantized"):
+    with pytest.raises(CheckpointError, match="say how it is quantized"):
         load(golden_fp32)
 
 

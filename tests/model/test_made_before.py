@@ -1,4 +1,4 @@
-"""Checkpoints made at commit cad73ab still load and answer as they did then."""
+"""Checkpoints made at commit cad73ab still load and answer as before."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Layers in one call of C++ have the bits of the decoder's own steps, and what does not fit is refused."""
+"""Layers in one C++ call have the same bits as step by step, and mismatches are refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +31,7 @@ def step_by_step(decoder: Decoder, cache: Cache, chunks: list[Chunk]) -> Floats:
 
 
 def steps(cache: Cache, rope: Rope) -> list[list[Chunk]]:
-    """Prompts of three sequences, then some tokens of each."""
+    """Prompts of three sequences, then some tokens for each."""
     tables = [cache.table(length + 8) for length in LENGTHS]
     at = list(zip(LENGTHS, tables, strict=True))
     return [

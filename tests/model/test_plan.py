@@ -1,4 +1,4 @@
-"""What plan says of a model that is not quantized yet is what the quantized one takes."""
+"""The plan for a float model matches the memory of the quantized one."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_as_the_quantized_model_then_is(kind: str, dtype: str, tmp_path: Path) -
         assert before.ours.kv_bytes_per_token == after.ours.kv_bytes_per_token == model.cache_bytes_per_token()
         assert before.ours.name == recipe.name
         assert after.ours.name == ("quantized" if recipe.format == "msmodelslim" else recipe.name), (
-            "the ecosystem's format has no name"
+            "msModelSlim's format has no name"
         )
         assert before.bfloat16.kv_bytes_per_token == after.bfloat16.kv_bytes_per_token
 

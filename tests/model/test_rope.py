@@ -1,5 +1,5 @@
-"""RoPE's frequencies and tables against transformers, whose powers, cosines and sines are those of the machine: they
-may be one float32 off. What is made of the same powers, or of the same tables, has the same bits."""
+"""RoPE's frequencies and tables against transformers, whose powers, cosines and sines depend on the machine and may be
+off by one float32 step. Results from the same powers or tables have the same bits."""
 
 import json
 import math
@@ -72,12 +72,12 @@ def both(rope: dict[str, Any], head_dim: int = 64, context: int = 256, **keys: A
 
 
 def powers(exponents: torch.Tensor, base: float) -> torch.Tensor:
-    """base ** exponents, as we compute it."""
+    """base ** exponents, as faquant computes it."""
     return torch.tensor([ours_of._power(float(np.float32(base)), float(exponent)) for exponent in exponents])
 
 
 def their_formula(config: LlamaConfig, length: int | None = None) -> tuple[Floats, float]:
-    """What transformers makes of our powers of theta."""
+    """The result of transformers with faquant's powers of theta."""
     with patch.object(torch.Tensor, "__rpow__", powers):
         return their_frequencies(config, length)
 
@@ -115,7 +115,7 @@ def test_frequencies_and_attention_factor_equal_transformers(name: str, head_dim
 
 @given(theta=st.floats(2.0, 1e10), head_dim=st.sampled_from([2, 6, 64, 80, 128, 256]))
 def test_a_power_is_the_nearest_float32(theta: float, head_dim: int) -> None:
-    """And a frequency the nearest float32 of what is then left."""
+    """And a frequency is the nearest float32 of the result."""
     _, ours = both({"rope_type": "default", "rope_theta": theta}, head_dim)
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     wavelengths = (np.float64(np.float32(theta)) ** exponents.astype(np.float64)).astype(np.float32)
@@ -202,7 +202,7 @@ def test_only_dynamic_rope_depends_on_the_request_s_length(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROPES)
 def test_tables_equal_transformers_up_to_the_end_of_the_scaled_context(name: str) -> None:
-    """But for the step that a frequency may be off, times the position, and a rounding of each angle and value."""
+    """Except for one step of a frequency times the position, and a rounding of each angle and value."""
     theirs, ours = both(ROPES[name], context=32768)
     rope = Rope(ours, 100 if ours.rope.rope_type == "dynamic" else None)
     # At those positions transformers would change the frequencies of dynamic RoPE, which the test above covers.
@@ -219,7 +219,7 @@ def test_tables_equal_transformers_up_to_the_end_of_the_scaled_context(name: str
 
 @pytest.mark.parametrize("name", ROPES)
 def test_tables_are_cosine_and_sine_of_the_rounded_angle(name: str) -> None:
-    """The nearest float32 of each, but where a float64 hits the middle of two."""
+    """Correctly rounded to float32, except if the float64 is halfway between two."""
     _, ours = both(ROPES[name], context=32768)
     rope, positions = Rope(ours), np.array([0, 1, 2, 100, 4097, 32767])
     angles = positions.astype(np.float32)[:, None] * rope.frequencies

@@ -81,7 +81,7 @@ void finish_the_first(const Partial* parts, int64_t, int64_t rows, const Scheme&
     right.finish(parts, 0, rows, scheme, total);
 }
 
-// To bfloat16 towards zero.
+// Rounds to bfloat16 towards zero.
 void append_truncated(const Scheme& scheme, const Cache& cache, const float* k, const float* v, const int64_t* slots,
                       const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
     right.append(scheme, cache, k, v, slots, positions, first, last, saturated);
@@ -116,7 +116,7 @@ int64_t attend_nudged_in_float32(const Attention& a, const Span& span, int64_t k
     return saturated;
 }
 
-// The last key twice as large.
+// Doubles the last key.
 void append_scaled_in_float32(const Scheme& scheme, const Cache& cache, const float* k, const float* v,
                               const int64_t* slots, const int64_t* positions, int64_t first, int64_t last,
                               int64_t saturated[2]) {

@@ -14,7 +14,7 @@
 namespace faquant {
 namespace {
 
-// Pairs saturate at int16, as vpmaddubsw's do.
+// Pairs saturate at int16, as in vpmaddubsw.
 template <typename A>
 int32_t saturating_dot(const A* a, const int8_t* b, int64_t n) {
     int32_t sum = 0;
@@ -75,7 +75,7 @@ struct Fault {
 constexpr Fault kFaults[] = {
     {"dot_u8s8", "pairs saturate", [](KernelTable& t) { t.dot_u8s8 = saturating_dot<uint8_t>; }},
     {"dot_s8s8", "pairs saturate", [](KernelTable& t) { t.dot_s8s8 = saturating_dot<int8_t>; }},
-    {"append", "no centre", [](KernelTable& t) { t.append = append_with<forget_center>; }},
+    {"append", "no center", [](KernelTable& t) { t.append = append_with<forget_center>; }},
     {"append", "no signs", [](KernelTable& t) { t.append = append_with<forget_signs>; }},
     {"append", "v not rotated", [](KernelTable& t) { t.append = append_with<forget_v_rotation>; }},
     {"append", "no offsets", [](KernelTable& t) { t.append = append_with<forget_offsets>; }},

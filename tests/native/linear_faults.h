@@ -55,7 +55,7 @@ void float_panels_without_bias(const FloatLinear& linear, const float* x, int64_
     right.float_panels(changed, x, rows, first, last, out);
 }
 
-// The first output of each panel, with two roundings for each product.
+// The first output of each panel, with two roundings per product.
 void float_panels_not_fused(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
                             float* out) {
     right.float_panels(linear, x, rows, first, last, out);

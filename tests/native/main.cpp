@@ -1,4 +1,4 @@
-// The self-test of every instruction set that this CPU has, and of faults that it must notice, without Python.
+// Runs the self-test for every instruction set of this CPU, and for faults that it must detect, without Python.
 
 #include <cstdio>
 #include <cstring>

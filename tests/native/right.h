@@ -8,7 +8,7 @@
 namespace faquant {
 namespace {
 
-// What faults are put into.
+// The right kernels, into which faults are injected.
 const KernelTable& right = kPortableKernels;
 
 void nudge(float& x) {

@@ -1,4 +1,4 @@
-"""float32's fused multiplication and addition, exactly, in NumPy."""
+"""Exact fused multiply-add in float32, in NumPy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +10,17 @@ def fma(a: Floats, b: Floats, c: Floats) -> Floats:
     """a · b + c, rounded once.
 
     The product is exact in float64. The sum is rounded to odd there (Boldo and Melquiond, "Emulation of FMA and
-    correctly rounded sums", 2008), which the second rounding cannot tell from the exact sum.
+    correctly rounded sums", 2008), which the second rounding treats like the exact sum.
     """
     with np.errstate(all="ignore"):
         product, addend = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
         total = product + addend
         part = total - product
         rest = (product - (total - part)) + (addend - part)
-        neighbour = np.nextafter(total, np.copysign(np.inf, rest))
+        neighbor = np.nextafter(total, np.copysign(np.inf, rest))
         is_even = (total.view(np.int64) & 1) == 0
         inexact = np.isfinite(total) & (rest != 0)
-        return np.where(inexact & is_even, neighbour, total).astype(np.float32)
+        return np.where(inexact & is_even, neighbor, total).astype(np.float32)
 
 
 def linear(x: Floats, weight: Floats, bias: Floats | None) -> Floats:

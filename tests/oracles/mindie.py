@@ -1,4 +1,4 @@
-"""The ecosystem's recipe over a whole directory, in memory."""
+"""msModelSlim's recipe for a whole directory, in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The packed matrices of csrc/isa/kernels.h, element by element as that comment describes them."""
+"""The packed matrices of csrc/isa/kernels.h, element by element, as described there."""
 
 from functools import cache
 
@@ -12,8 +12,8 @@ PANEL, TILE = 64, 128
 
 @cache
 def order(rows: int, columns: int) -> Integers:
-    """Which element of a matrix [rows, columns] stands where: panels of columns, in each four rows after four, and of
-    those column after column."""
+    """The order of the elements of a packed matrix [rows, columns]: panels of columns; in each, groups of four rows; in
+    each group, column after column."""
     numbers = np.arange(rows * columns).reshape(rows, columns)
     packed = [
         numbers[row : row + 4, column]
@@ -32,8 +32,8 @@ def pack(matrix: Array) -> Stored:
 def store(
     pages: Int8Pages, block_table: Array, k8: Array, v8: Array, k_scale: Array | None, v_scale: Array | None
 ) -> None:
-    """Put int8 k8 and v8 [length, Hkv, D] and scales [length, Hkv] into the pages of one sequence; what lies between
-    and behind them keeps its bytes."""
+    """Write int8 k8 and v8 [length, Hkv, D] and scales [length, Hkv] into the pages of one sequence; other bytes are
+    unchanged."""
     k8, v8 = np.asarray(k8), np.asarray(v8)
     length, heads, dim = k8.shape
     padded = pages.k.shape[-1] // TILE

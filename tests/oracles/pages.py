@@ -1,4 +1,4 @@
-"""What freed memory may hold, put into cache pages."""
+"""Poisons cache pages with possible content of freed memory."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Chosen = Sequence[int] | slice | Any
 
 
 def stores(pages: Pages) -> list[Any]:
-    """All that a cache holds of keys and values: arrays with a page in each row."""
+    """The arrays of keys and values in a cache, with one page per row."""
     arrays = (vars(pages).get(name) for name in ("k", "v", "k_scale", "v_scale"))
     return [array for array in arrays if array is not None]
 

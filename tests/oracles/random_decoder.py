@@ -1,4 +1,4 @@
-"""Random decoders of int8 linears, of several kinds and with several caches, too small to say anything."""
+"""Tiny random decoders with int8 linears, of several kinds and with several caches."""
 
 from functools import cache
 
@@ -26,7 +26,7 @@ LLAMA = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
 }
-# Rows whose sizes are no multiples of a vector's 16 floats put each row's elements elsewhere in a vector.
+# Row sizes that are not multiples of 16 floats put the elements of each row at other places in a vector.
 ODD = {**LLAMA, "hidden_size": 100, "intermediate_size": 200, "num_attention_heads": 5, "num_key_value_heads": 1}
 MODELS = {
     "llama": LLAMA,
@@ -121,11 +121,11 @@ def tokens(count: int, seed: int = 0) -> Integers:
 
 
 class Cache:
-    """Pages that sequences take in random order, poisoned where nothing was written."""
+    """Pages that are allocated in random order, poisoned where nothing was written."""
 
-    def __init__(self, made: Parts, page_size: int, room: int) -> None:
+    def __init__(self, made: Parts, page_size: int, capacity: int) -> None:
         self.decoder, schemes = made
-        count = -(-room // page_size) + 8
+        count = -(-capacity // page_size) + 8
         self.page_size = page_size
         self.pages = [self._layer(scheme, count) for scheme in schemes]
         for pages in self.pages:

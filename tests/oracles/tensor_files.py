@@ -1,4 +1,4 @@
-"""safetensors files by hand, sound or not."""
+"""Writes safetensors files by hand, valid or not."""
 
 import json
 import struct
@@ -39,7 +39,7 @@ def put_parts(directory: Path, stem: str = "model", index: str = ".safetensors.i
 
 
 def is_same(found: npt.NDArray[Any], tensor: torch.Tensor) -> bool:
-    """Whether an array holds the bits of a tensor, in the dtype that NumPy has for them: uint16 is bfloat16."""
+    """Whether an array has the bits of a tensor, in NumPy's dtype for them: uint16 is bfloat16."""
     dtype = "uint16" if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
     bits = tensor.contiguous().flatten().view(torch.uint8).numpy()
     return found.dtype == np.dtype(dtype) and found.shape == tuple(tensor.shape) and found.tobytes() == bits.tobytes()

@@ -6,6 +6,6 @@ from faquant.kernels import threads
 
 
 def set_threads(count: int) -> None:
-    """Let both use so many."""
+    """Set the number of threads of both."""
     torch.set_num_threads(count)
     threads.set_count(count)

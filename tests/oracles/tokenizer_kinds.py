@@ -77,7 +77,7 @@ def no_decoder() -> tokenizers.Tokenizer:
 
 
 def ctc() -> tokenizers.Tokenizer:
-    """A decoder that looks at neighbouring tokens, which no stream can follow."""
+    """A decoder that looks at neighboring tokens, which no stream can follow."""
     tokenizer = byte_fallback()
     tokenizer.decoder = decoders.CTC(pad_token="a", word_delimiter_token="▁")
     return tokenizer

@@ -28,7 +28,7 @@ SECONDS = 300
 
 
 class Environment:
-    """A new virtual environment, whose programs see no other folder of programs than its own."""
+    """A new virtual environment, whose PATH only has its own programs."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.bin = root / "environment", root / "environment" / "bin"
@@ -46,13 +46,13 @@ class Environment:
         expect(not found, f"the environment has {found}")
 
     def install(self, *what: str) -> None:
-        """By the pip outside; nothing is built, so a dependency without a wheel fails here."""
+        """Install with the outer pip; nothing is built, so a dependency without a wheel fails here."""
         say(f"pip install {shlex.join(what)}")
         pip = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "-qq"]
         subprocess.run([*pip, "install", "--only-binary=:all:", *what], check=True)
 
     def run(self, *command: str, folder: Path | None = None, fails: bool = False) -> str:
-        """Run a program of the environment; what it prints. `fails`: it is expected to."""
+        """Run a program of the environment; returns its output. `fails`: it is expected to fail."""
         say(shlex.join(command))
         done = subprocess.run(
             [self.bin / command[0], *command[1:]],
@@ -90,7 +90,7 @@ class Environment:
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Where the server answers, read from the table that it prints."""
+    """The server's address, from the table that it prints."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         expect(process.poll() is None, f"the server ended\n{log.read_text()}")
@@ -119,7 +119,7 @@ def ask(address: str) -> None:
 
 
 def requires_torch(wheel: Path) -> bool:
-    """Whether the wheel needs torch without any extra."""
+    """Whether the wheel requires torch without any extra."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(name).decode()

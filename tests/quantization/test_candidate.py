@@ -1,4 +1,4 @@
-"""A candidate that is never written computes, bit for bit, what the written checkpoint will."""
+"""An unwritten candidate computes the same bits as the written checkpoint."""
 
 from pathlib import Path
 

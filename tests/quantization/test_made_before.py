@@ -1,4 +1,4 @@
-"""Runs that a version before this one began (at cad73ab) are taken up and finished."""
+"""Interrupted runs of an earlier version (commit cad73ab) are resumed and finished."""
 
 import shutil
 import tarfile
@@ -25,14 +25,14 @@ def test_an_interrupted_run_of_before_is_finished(name: str, tmp_path: Path) -> 
         archive.extractall(tmp_path, filter="data")
     work = tmp_path / f".interrupted_{name}.unfinished"
     assert (work / "state.safetensors").is_file()
-    (work / "output").mkdir(exist_ok=True)  # empty, which git keeps no directory for
+    (work / "output").mkdir(exist_ok=True)  # empty: git does not store empty directories
 
     seen: list[int] = []
     quantize(source, out, RECIPES[name], PROMPTS, progress=lambda done, _: seen.append(done))
     assert seen[0] == 2, "two of three layers were done"
     assert not work.exists()
 
-    # The first two layers may be rounded otherwise today.
+    # The first two layers may be rounded differently today.
     quantize(source, tmp_path / "at once", RECIPES[name], PROMPTS)
     taken_up, at_once = open_checkpoint(out), open_checkpoint(tmp_path / "at once")
     assert taken_up.description == at_once.description

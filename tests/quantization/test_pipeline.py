@@ -1,4 +1,4 @@
-"""From a float directory to a quantized one: recipes, folding, what is written, what is refused."""
+"""Quantizing a float directory: recipes, folding, output, refusals."""
 
 import json
 from collections.abc import Iterable
@@ -64,7 +64,7 @@ def test_folded_rotations_leave_the_float_model_as_it_was(kind: str, tmp_path: P
     original = load(source, backend=TorchBackend())
     ids = torch.tensor(_ids(50, 3, original.config.vocab_size))
     expected = window_logits(original, ids)
-    # The attention's float result is in V's rotated basis, which o_proj undoes.
+    # The attention's float output is in V's rotated basis, which o_proj reverts.
     torch.testing.assert_close(window_logits(rotated, ids), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -126,7 +126,7 @@ def test_the_same_command_writes_the_same_bytes(source: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["default", "static"])
 def test_k_is_as_precise_at_the_end_of_the_context_as_at_its_start(name: str, tmp_path: Path) -> None:
-    # Large biases of K give the outliers that are constant before RoPE and turn with the position after it.
+    # Large biases of K cause outliers that are constant before RoPE and rotate with the position after it.
     source = tmp_path / "float"
     tiny_model("qwen2", source, max_position_embeddings=4096)
     _add_k_outliers(source)
@@ -150,7 +150,7 @@ def _add_k_outliers(source: Path) -> None:
 
 
 def _k_error(model: Model, original: Model, ids: torch.Tensor, position: int) -> float:
-    """Mean squared error of the first layer's K as the cache gives it back, over the mean square of K's variation."""
+    """Mean squared error of the first layer's K in the cache, over the variance of K."""
     table = np.arange(-(-len(ids) // 128))
     keys = []
     moved = [scheme and scheme.starting_at(position) for scheme in model.schemes]

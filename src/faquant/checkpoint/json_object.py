@@ -1,4 +1,4 @@
-"""JSON objects from files that anyone may have written: read within a limit, and typed access to their fields."""
+"""JSON objects from untrusted files: reading with a size limit, and typed access to their fields."""
 
 import json
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from ..errors import CheckpointError
 MAX_JSON_BYTES = 4 << 20
 LARGEST_INTEGER = (1 << 31) - 1
 _LARGEST_NUMBER = 1e18
-_SMALLEST_NUMBER = 1e-18  # between these, no product or quotient of RoPE's parameters overflows
+_SMALLEST_NUMBER = 1e-18  # within these bounds, RoPE's arithmetic does not overflow
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object from `path`.
 
     Raises:
-        CheckpointError: the file is missing, larger than `limit` bytes, or no JSON object.
+        CheckpointError: the file is missing, larger than `limit` bytes, or not a JSON object.
     """
     try:
         if path.exists() and not path.is_file():
@@ -25,7 +25,7 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
-            raise CheckpointError(f"{path} is larger than {limit} bytes; that is no file of this kind.")
+            raise CheckpointError(f"{path} is larger than the limit of {limit} bytes for such files.")
         value = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist. Is this a Hugging Face model directory?") from None
@@ -37,13 +37,13 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """The value as it stands in an error, which is one paragraph whatever the file holds."""
+    """The value for an error message, shortened."""
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."
 
 
 class JsonObject:
-    """Typed access to a JSON object; a wrong value is an error that names file, key and value."""
+    """Typed access to a JSON object. A wrong value raises an error with file, key and value."""
 
     def __init__(self, raw: Mapping[str, Any], source: str) -> None:
         self.raw = raw
@@ -72,9 +72,7 @@ class JsonObject:
         value = self._value(key, default)
         sound = not isinstance(value, bool) and isinstance(value, int | float)
         if not sound or not (value == 0 or _SMALLEST_NUMBER <= value <= _LARGEST_NUMBER):
-            raise self.wrong(
-                key, value, f"a number that is 0 or lies between {_SMALLEST_NUMBER:g} and {_LARGEST_NUMBER:g}"
-            )
+            raise self.wrong(key, value, f"a number that is 0 or between {_SMALLEST_NUMBER:g} and {_LARGEST_NUMBER:g}")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:

@@ -1,4 +1,4 @@
-"""ModelConfig: what config.json says about a model, checked once, as plain data."""
+"""ModelConfig: the validated content of config.json, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,17 +28,17 @@ LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
-"""The linears of a layer, as the checkpoint names them."""
+"""The linears of a layer by their checkpoint names."""
 
 KvCacheDtype = Literal["auto", "bfloat16"]
-"""`auto` is what the checkpoint says: int8, or float."""
+"""`auto`: as the checkpoint specifies, int8 or float32."""
 
 
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding as in config.json's `rope_parameters` (or `rope_theta` and `rope_scaling`).
 
-    `original_max_position` is in tokens. What the type does not use has its default.
+    `original_max_position` is in tokens. Fields that the type does not use keep their defaults.
     """
 
     rope_type: str
@@ -56,7 +56,7 @@ class RopeConfig:
 
 
 class LinearSize(NamedTuple):
-    """Outputs and inputs of a linear, and whether it has a bias."""
+    """Number of outputs and inputs of a linear, and whether it has a bias."""
 
     n: int
     k: int
@@ -65,7 +65,7 @@ class LinearSize(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One decoder-only model of the LLaMA family. Sizes count elements; `max_position` counts tokens."""
+    """A decoder-only model of the LLaMA family. Sizes are in elements, `max_position` is in tokens."""
 
     model_type: str
     vocab_size: int
@@ -88,15 +88,15 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     quant_method: str | None = None
-    """Who quantized the model already, as config.json's quantization_config says; None: it does not say so."""
+    """The quantization method named in config.json's quantization_config; None if there is none."""
 
     @property
     def group_size(self) -> int:
-        """Query heads for each key/value head."""
+        """Query heads per key/value head."""
         return self.num_heads // self.num_kv_heads
 
     def linear_shape(self, name: str) -> tuple[int, int]:
-        """[n, k] of the linear with that checkpoint name."""
+        """[n, k] of the linear with this checkpoint name."""
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         hidden, inner = self.hidden_size, self.intermediate_size
         return {
@@ -111,7 +111,7 @@ class ModelConfig:
         }[name.rpartition(".")[2]]
 
     def has_bias(self, name: str) -> bool:
-        """Whether the model has a bias on the linear of that checkpoint name."""
+        """Whether the linear with this checkpoint name has a bias."""
         kind = name.rpartition(".")[2]
         if kind in ("q_proj", "k_proj", "v_proj"):
             return self.qkv_bias
@@ -135,7 +135,7 @@ def load_config(directory: Path) -> ModelConfig:
     Raises:
         UsageError: `directory` is a GGUF file.
         CheckpointError: the file is missing or contradicts itself.
-        UnsupportedError: the architecture, or a feature it asks for, is not one this program has.
+        UnsupportedError: the architecture, or a feature that it uses, is not supported.
     """
     try:
         is_directory, is_file = directory.is_dir(), directory.is_file()
@@ -143,19 +143,19 @@ def load_config(directory: Path) -> ModelConfig:
         is_directory = is_file = False
     if is_file and directory.suffix.lower() == ".gguf":
         raise UsageError(
-            f"{directory} is a GGUF file; make a Hugging Face directory of it first: "
+            f"{directory} is a GGUF file; convert it to a Hugging Face directory first: "
             f"faquant convert {directory} --to hf -o {directory.stem}"
         )
     if not is_directory:
-        raise CheckpointError(f"{str(directory)[:200]} is not a directory. Name a Hugging Face model directory.")
+        raise CheckpointError(f"{str(directory)[:200]} is not a directory. Pass a Hugging Face model directory.")
     path = directory / "config.json"
     return parse_config(read_json(path), str(path))
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
-    """Turn the JSON object of config.json into a ModelConfig; `source` is named in errors.
+    """Parse the JSON object of config.json; `source` is its name in errors.
 
-    A missing key has transformers' default, except for sizes and the context, which are not guessed.
+    Missing keys get the defaults of transformers, except for sizes and the context length, which are required.
 
     Raises: as load_config.
     """
@@ -200,11 +200,11 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
 
 
 def _model_type(reader: JsonObject) -> str:
-    """The model type, if it and all that the configuration asks for beside it are supported."""
+    """The model type, after checking that it and the other features of the configuration are supported."""
     raw, source = reader.raw, reader.source
     if raw.get("auto_map"):
         raise UnsupportedError(
-            f"{source} asks for code of its own (auto_map), which is never run. "
+            f"{source} refers to custom code (auto_map), which faquant never runs. "
             "Remove auto_map if the model is a plain Llama, Mistral, Qwen2 or Qwen3."
         )
     model_type = reader.text("model_type")
@@ -218,7 +218,7 @@ def _model_type(reader: JsonObject) -> str:
             raise reader.wrong("architectures", architectures, "a list of class names")
         if MODEL_TYPES[model_type] not in architectures:
             raise UnsupportedError(
-                f"{source}: architectures {shown(architectures)} does not name {MODEL_TYPES[model_type]}, "
+                f"{source}: architectures {shown(architectures)} does not include {MODEL_TYPES[model_type]}, "
                 f"the causal language model of model_type {model_type!r}."
             )
     activation = reader.text("hidden_act", "silu")
@@ -245,7 +245,7 @@ def _head_dim(reader: JsonObject, model_type: str, hidden: int, heads: int) -> i
         )
     if head_dim % 2:
         raise CheckpointError(
-            f"{reader.source}: head_dim ({head_dim}) must be even, since RoPE turns pairs of channels."
+            f"{reader.source}: head_dim ({head_dim}) must be even, since RoPE rotates pairs of channels."
         )
     return head_dim
 
@@ -260,7 +260,7 @@ def _dtype(reader: JsonObject) -> str:
 
 
 def _sliding_windows(reader: JsonObject, model_type: str, layers: int) -> tuple[int | None, ...]:
-    """Each layer's window. Llama has none, whatever the keys say, as in transformers."""
+    """The window of each layer. As in transformers, Llama has none, whatever the keys say."""
     window: int | None = None
     if model_type == "mistral" or (model_type != "llama" and reader.flag("use_sliding_window", False)):
         named = reader.raw.get("sliding_window", 4096) is not None
@@ -286,7 +286,7 @@ def _windows_of_kinds(
     windows = tuple(None if kind == "full_attention" else window for kind in kinds)
     if window is None and "sliding_attention" in kinds:
         raise CheckpointError(
-            f"{reader.source}: layer_types has sliding_attention, but there is no sliding window "
+            f"{reader.source}: layer_types has sliding_attention, but no sliding window is set "
             "(sliding_window, and for Qwen use_sliding_window)."
         )
     if model_type == "mistral" and windows != (window,) * layers:
@@ -297,17 +297,18 @@ def _windows_of_kinds(
 
 
 def _scaled_context(rope: RopeConfig, max_position: int, source: str) -> int:
-    """Tokens of context after scaling. Llama 3.1 writes them into config.json; the other kinds write the original's."""
+    """Tokens of context after scaling. config.json has them for Llama 3.1; for the other kinds it has the original
+    context."""
     scaled = max_position
     if rope.rope_type in ("linear", "dynamic", "yarn"):
         scaled = max(max_position, int(rope.original_max_position * rope.factor))
     if scaled > LARGEST_INTEGER:
-        raise CheckpointError(f"{source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is impossible.")
+        raise CheckpointError(f"{source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is too long.")
     return scaled
 
 
 def _rope(reader: JsonObject, max_position: int, head_dim: int) -> RopeConfig:
-    """What the table of either name says; transformers 5 writes `rope_parameters`, older ones `rope_scaling`."""
+    """Read the RoPE table: `rope_parameters` of transformers 5, or `rope_scaling` of older versions."""
     found = []
     for key in ("rope_parameters", "rope_scaling"):
         table = reader.raw.get(key)
@@ -345,7 +346,7 @@ def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int) -> 
     if rope_type == "default":
         return rope
     if rope_type in ("yarn", "llama3"):
-        # transformers lets the key outside of the table win.
+        # In transformers, the key outside of the table takes precedence.
         original = reader.integer("original_max_position_embeddings", 0)
         original = original or table.integer("original_max_position_embeddings", max_position)
         rope = replace(rope, original_max_position=original)
@@ -364,7 +365,7 @@ def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int) -> 
             beta_slow=table.number("beta_slow", 0.0) or 1.0,
             mscale=table.optional_number("mscale"),
             mscale_all_dim=table.optional_number("mscale_all_dim"),
-            # transformers takes null for false.
+            # transformers treats null as false.
             truncate=table.flag("truncate", "truncate" not in table.raw),
         )
     if rope_type == "llama3":

@@ -1,4 +1,4 @@
-"""Random access to the tensors of a checkpoint directory; nothing is trusted, nothing read unless asked for."""
+"""Random access to the tensors of a checkpoint directory. Files are not trusted, and tensors are read on demand."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from .files import find_files, regular_file, unique_keys
 
 MAX_HEADER_BYTES = 4 << 20  # some 30,000 tensors; larger ones take seconds to parse
 MAPPED_BYTES = 1 << 20
-"""Tensors below are not worth a mapping, each of which holds its file open: a model has thousands of small ones."""
+"""Smaller tensors are not mapped: each mapping keeps its file open, and a model has thousands of small tensors."""
 _KINDS: dict[str, tuple[str, type[np.generic]]] = {
     "BOOL": ("bool", np.bool_),
     "U8": ("uint8", np.uint8),
@@ -31,7 +31,7 @@ _KINDS: dict[str, tuple[str, type[np.generic]]] = {
     "F32": ("float32", np.float32),
     "F64": ("float64", np.float64),
 }
-"""By safetensors' name: the dtype's usual name, and what NumPy holds it in."""
+"""By safetensors' name: the dtype's usual name, and the NumPy dtype that holds it."""
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -54,11 +54,10 @@ class _Entry:
 
 
 class TensorFiles:
-    """The tensors of a directory, whichever of the known names its files have.
+    """The tensors of a directory, whose files may have any of the known names.
 
-    `get` maps a large tensor, for weights that are packed or looked up at once; `read` copies it, so that a file that
-    is truncated later is an error and no SIGBUS. No file stays open between calls but for what is mapped; threads may
-    share the object.
+    `get` maps large tensors, for weights that are packed or looked up at once. `read` copies, so that a file that is
+    truncated later causes an error, not a SIGBUS. Only mapped files stay open between calls. Thread-safe.
     """
 
     def __init__(self, directory: Path, stem: str, entries: Mapping[str, _Entry]) -> None:
@@ -80,20 +79,20 @@ class TensorFiles:
             for tensor, entry in _read_header(directory, name).items():
                 if tensor in entries:
                     raise CheckpointError(
-                        f"{directory}: tensor {tensor!r} stands in {entries[tensor].file.path.name!r} and in {name!r}. "
-                        "Remove the file that is left over from another checkpoint."
+                        f"{directory}: tensor {tensor!r} is both in {entries[tensor].file.path.name!r} and in {name!r}."
+                        " Remove the file that is left over from another checkpoint."
                     )
                 if weight_map is not None and weight_map.get(tensor) != name:
                     raise CheckpointError(
-                        f"{directory}: the index does not say that tensor {tensor!r} is in {name!r}, where it is. "
-                        "Index and parts are not of one checkpoint; fetch them again."
+                        f"{directory}: the index does not list tensor {tensor!r}, which is in {name!r}. "
+                        "Index and parts do not belong together; download them again."
                     )
                 entries[tensor] = entry
         lost = [tensor for tensor in weight_map or {} if tensor not in entries]
         if lost:
             raise CheckpointError(
-                f"{directory}: the index names tensor {lost[0]!r} in {(weight_map or {})[lost[0]]!r}, which does not "
-                f"hold it ({len(lost)} such). Index and parts are not of one checkpoint; fetch them again."
+                f"{directory}: the index lists tensor {lost[0]!r} in {(weight_map or {})[lost[0]]!r}, which does not "
+                f"hold it ({len(lost)} such). Index and parts do not belong together; download them again."
             )
         return cls(directory, stem, entries)
 
@@ -104,12 +103,12 @@ class TensorFiles:
         return len(self._entries)
 
     def names(self) -> list[str]:
-        """All tensor names, file by file, in the order of their bytes."""
+        """All tensor names, in the order in which the files hold them."""
         return list(self._entries)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors, without the headers."""
+        """Total size of all tensors in bytes, without headers."""
         return sum(entry.end - entry.begin for entry in self._entries.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -117,11 +116,11 @@ class TensorFiles:
         return self._entry(name).shape
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors."""
+        """Shapes of all tensors."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def dtypes(self) -> dict[str, str]:
-        """Of all tensors. Raises: UnsupportedError: one of them is not one we read."""
+        """Dtypes of all tensors. Raises: UnsupportedError: one of them is not supported."""
         return {name: self._kind(entry, name)[0] for name, entry in self._entries.items()}
 
     def fingerprint(self) -> str:
@@ -137,7 +136,7 @@ class TensorFiles:
 
         Raises:
             CheckpointError: there is no such tensor.
-            UnsupportedError: its dtype is not one we read.
+            UnsupportedError: its dtype is not supported.
         """
         return self._kind(self._entry(name), name)[0]
 
@@ -147,19 +146,19 @@ class TensorFiles:
         return entry.end - entry.begin
 
     def get(self, name: str) -> Stored:
-        """Map a tensor: a read-only array whose values are read from the file when they are looked at. One below
-        MAPPED_BYTES is copied.
+        """Map a tensor: returns a read-only array whose values are read from the file on access. Tensors below
+        MAPPED_BYTES are copied.
 
         Raises:
             CheckpointError: no such tensor, or its file cannot be read or changed since `open`.
-            UnsupportedError: its dtype is not one we read.
+            UnsupportedError: its dtype is not supported.
         """
         entry = self._entry(name)
         kind = self._kind(entry, name)[1]
         count = (entry.end - entry.begin) // np.dtype(kind).itemsize
         begin = entry.file.data_start + entry.begin
         if entry.end - entry.begin < MAPPED_BYTES or begin % np.dtype(kind).itemsize:
-            array = self.read(name)  # small, or behind a header of odd length, as some writers leave it
+            array = self.read(name)  # small, or unaligned because some writers leave headers of odd length
             array.flags.writeable = False
             return array
         page = begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
@@ -169,11 +168,11 @@ class TensorFiles:
         return np.frombuffer(mapped, kind, count, begin - page).reshape(entry.shape)
 
     def read(self, name: str) -> Stored:
-        """Read a tensor into memory of its own.
+        """Read a tensor into new memory.
 
         Raises:
             CheckpointError: no such tensor, not enough memory, or its file cannot be read or changed since `open`.
-            UnsupportedError: its dtype is not one we read.
+            UnsupportedError: its dtype is not supported.
         """
         entry = self._entry(name)
         kind = self._kind(entry, name)[1]
@@ -181,7 +180,8 @@ class TensorFiles:
             array = np.empty(entry.shape, kind)
         except (ValueError, MemoryError) as error:
             raise CheckpointError(
-                f"{entry.file.path}: tensor {name!r} of {entry.end - entry.begin} bytes has no room in memory: {error}."
+                f"{entry.file.path}: tensor {name!r} of {entry.end - entry.begin} bytes does not fit into memory: "
+                f"{error}."
             ) from None
         if array.size:
             with _opened(entry, name) as descriptor:
@@ -219,21 +219,22 @@ def _read_header(directory: Path, name: str) -> dict[str, _Entry]:
             status = os.fstat(descriptor)
             length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
             if status.st_size < 8 or length > status.st_size - 8:
-                raise CheckpointError(f"{shown} is truncated or no safetensors file. Fetch it again.")
+                raise CheckpointError(f"{shown} is truncated or not a safetensors file. Download it again.")
             if length > MAX_HEADER_BYTES:
                 raise CheckpointError(
-                    f"{shown} has a header of {length} bytes; more than {MAX_HEADER_BYTES} are not read. "
-                    "Split the checkpoint into more parts if that is its true size."
+                    f"{shown} has a header of {length} bytes; the limit is {MAX_HEADER_BYTES}. "
+                    "If the file is not damaged, split the checkpoint into more parts."
                 )
-            # The library checks types, shapes, and that the tensors fill the file without overlap or hole. Its pt
-            # framework maps the file as private and writable, which fails for files larger than memory; np does not.
+            # The library checks types, shapes, and that the tensors fill the file without gaps or overlaps.
+            # framework="np", because "pt" maps the file as private and writable, which fails for files larger than
+            # memory.
             with safe_open(path, framework="np"):
                 pass
             header = json.loads(os.pread(descriptor, length, 8).decode("utf-8"), object_pairs_hook=unique_keys)
         finally:
             os.close(descriptor)
     except (OSError, SafetensorError, RuntimeError, MemoryError, ValueError) as error:
-        raise CheckpointError(f"{shown} is not a sound safetensors file: {error}. Fetch it again.") from None
+        raise CheckpointError(f"{shown} is not a valid safetensors file: {error}. Download it again.") from None
     header.pop("__metadata__", None)
     file = _File(path, 8 + length, status.st_size, status.st_mtime_ns)
     entries = {}
@@ -245,7 +246,7 @@ def _read_header(directory: Path, name: str) -> dict[str, _Entry]:
 
 
 def _open(path: Path) -> int:
-    # Non-blocking, in case the file was replaced by a pipe since it was looked at.
+    # Non-blocking, in case the file was replaced by a pipe since it was checked.
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
@@ -254,7 +255,7 @@ def _opened(entry: _Entry, name: str) -> Iterator[int]:
     """The tensor's file, open and unchanged.
 
     Raises:
-        CheckpointError: it cannot be read, or changed since its header was read.
+        CheckpointError: it cannot be read, or has changed since its header was read.
     """
     where = f"{entry.file.path}: tensor {name!r}"
     try:
@@ -262,11 +263,11 @@ def _opened(entry: _Entry, name: str) -> Iterator[int]:
         try:
             status = os.fstat(descriptor)
             if (status.st_size, status.st_mtime_ns) != (entry.file.size, entry.file.modified_ns):
-                raise CheckpointError(f"{where} cannot be read: the file changed since it was opened. Start again.")
+                raise CheckpointError(f"{where} cannot be read: the file has changed since it was opened. Start over.")
             yield descriptor
         finally:
             os.close(descriptor)
-    except (OSError, ValueError) as error:  # the latter: mmap's, of a file that is shorter by now
+    except (OSError, ValueError) as error:  # ValueError: from mmap, if the file is shorter by now
         raise CheckpointError(f"{where} cannot be read: {error}.") from None
 
 
@@ -280,7 +281,7 @@ def _read_into(descriptor: int, view: memoryview, offset: int) -> None:
 
 
 class TensorDict:
-    """Arrays in memory, asked for as those of TensorFiles."""
+    """Arrays in memory, with the interface of TensorFiles."""
 
     def __init__(self, tensors: Mapping[str, Stored]) -> None:
         self._tensors = tensors

@@ -89,10 +89,10 @@ def quantize(
 def _lacks_report(output: Path) -> bool:
     """Whether `output` is a directory without a report."""
     from ..evaluation.report import NAME
-    from ..quantization import made
+    from ..quantization import provenance
 
     if (output / f"{NAME}.html").exists():
-        made.forget(output)  # an interrupted run may not have reached this
+        provenance.forget(output)  # an interrupted run may not have reached this
         return False
     return output.is_dir()
 
@@ -100,7 +100,7 @@ def _lacks_report(output: Path) -> bool:
 def _measure(model: Path, output: Path, again: str) -> None:
     """Evaluate the new directory quickly, and write a report into it."""
     from .. import api
-    from ..quantization import made
+    from ..quantization import provenance
 
     try:
         with progress_bar("evaluating") as progress:
@@ -108,9 +108,9 @@ def _measure(model: Path, output: Path, again: str) -> None:
     except FaquantError as error:
         # The directory is complete; only the report is missing.
         print(f"{output} is complete, but could not be evaluated: {error}", file=sys.stderr)
-        made.forget(output)
+        provenance.forget(output)
         return
     print_report(report)
     write_report(report, output)
-    made.forget(output)
+    provenance.forget(output)
     print(f"This was a quick evaluation. On all texts: {again}", file=sys.stderr)

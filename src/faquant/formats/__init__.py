@@ -1,15 +1,15 @@
-"""Checkpoints of all formats: the registry, and how a directory is opened."""
+"""The registry of checkpoint formats, and opening directories of any format."""
 
 from pathlib import Path
 
 from ..errors import UnsupportedError
-from .base import Format, Opened, Source
+from .base import CheckpointFormat, Opened, Source
 from .faquant.format import FaquantFormat
 from .float import FloatFormat
 from .msmodelslim.format import MsModelSlimFormat
 
-FORMATS: tuple[Format, ...] = (FaquantFormat(), MsModelSlimFormat(), FloatFormat())
-"""The first that detects itself in a directory opens it."""
+FORMATS: tuple[CheckpointFormat, ...] = (FaquantFormat(), MsModelSlimFormat(), FloatFormat())
+"""The first format that detects itself in a directory opens it."""
 
 
 def open_checkpoint(directory: Path) -> Opened:
@@ -17,14 +17,14 @@ def open_checkpoint(directory: Path) -> Opened:
 
     Raises:
         CheckpointError: files are missing, damaged, or contradict one another.
-        UnsupportedError: the model is of a kind that this program does not run.
+        UnsupportedError: this kind of model is not supported.
     """
     source = Source.of(directory)
     return format_of(source).open(source)
 
 
-def format_of(source: Source) -> Format:
-    """The format of a directory. Raises: UnsupportedError: none of those that we read."""
+def format_of(source: Source) -> CheckpointFormat:
+    """The format of a directory. Raises: UnsupportedError: the format is not supported."""
     for format in FORMATS:
         if format.detect(source):
             return format

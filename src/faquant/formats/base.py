@@ -1,7 +1,7 @@
-"""What every format of a checkpoint gives: detect it in a directory, open it, and plain tables come out.
+"""The interface of checkpoint formats: detect the format of a directory, open it, and read plain tables.
 
-A format is one module with a class that implements `Format`, and one line in the registry (formats/__init__.py).
-model/load.py builds a model from the tables, whatever the format.
+A format is a module with a class that implements `CheckpointFormat`, and an entry in the registry
+(formats/__init__.py). model/load.py builds models from the tables of any format.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ from .msmodelslim.description import Description, read_description
 
 @dataclass(frozen=True)
 class Source:
-    """A directory before anybody knows its format: config.json and the description, if there is one."""
+    """A directory whose format is not known yet: config.json, and the description if there is one."""
 
     directory: Path
     config: ModelConfig
@@ -32,35 +32,35 @@ class Source:
 
     @classmethod
     def of(cls, directory: Path) -> "Source":
-        """Raises: CheckpointError, UnsupportedError: config.json or the description makes no sense."""
+        """Raises: CheckpointError, UnsupportedError: config.json or the description is invalid."""
         config = load_config(directory)
         return cls(directory, config, read_json(directory / "config.json"), read_description(directory))
 
 
-class Format(Protocol):
-    """A kind of checkpoint."""
+class CheckpointFormat(Protocol):
+    """A checkpoint format."""
 
     name: str
 
     def detect(self, source: Source) -> bool:
-        """Whether the directory is of this format."""
+        """Whether the directory has this format."""
 
     def open(self, source: Source) -> "Opened":
-        """Check all that the directory says; no weight is read yet.
+        """Check the directory without reading any weights.
 
         Raises:
             CheckpointError: files are missing, damaged, or contradict one another.
-            UnsupportedError: the model is of a kind that this program does not run.
+            UnsupportedError: this kind of model is not supported.
         """
 
 
 class Opened(ABC):
-    """A directory, sound as far as can be told without its weights.
+    """An open directory, checked except for its weights.
 
     Attributes:
-        schemes: of each layer; None: float attention.
+        schemes: for each layer; None: float attention.
         description: None for a float model.
-        metadata: None unless faquant made it.
+        metadata: None unless faquant wrote the checkpoint.
     """
 
     def __init__(self, source: Source, files: TensorFiles) -> None:
@@ -72,19 +72,19 @@ class Opened(ABC):
 
     @property
     def max_position(self) -> int:
-        """How many tokens of context it may be used for."""
+        """The maximum context in tokens."""
         return self.metadata.max_position if self.metadata else self.config.max_position
 
     @abstractmethod
     def linear_type(self, name: str) -> str:
-        """How the linear `name` is quantized, in the words of the description; FLOAT: it is not."""
+        """The type of the linear `name` in the description; FLOAT: it is not quantized."""
 
     @abstractmethod
     def linear(self, name: str) -> LinearTable:
         """The tables of the linear `name`, such as `model.layers.0.mlp.down_proj`; a tied head's are the embedding's.
 
         Raises:
-            CheckpointError: its values are impossible.
+            CheckpointError: its values are invalid.
         """
 
     def tensor(self, name: str) -> Stored:
@@ -102,7 +102,7 @@ def float_table(checked: Checked, config: ModelConfig, name: str) -> FloatTable:
 
 
 def check_shapes(config: ModelConfig, files: TensorFiles) -> None:
-    """Every tensor that the configuration implies is there with its shape, before anything large is read.
+    """Check, before anything large is read, that all tensors implied by the configuration exist with their shapes.
 
     Raises:
         CheckpointError: one is missing, of another shape, or unexpected.
@@ -113,7 +113,7 @@ def check_shapes(config: ModelConfig, files: TensorFiles) -> None:
             raise CheckpointError(f"The checkpoint has no tensor {name}, which its config.json implies.")
         if shapes[name] != wanted:
             raise CheckpointError(f"{name} has shape {list(shapes[name])}, but config.json implies {list(wanted)}.")
-    # Biases and norms that config.json does not imply would be left out of the computation without a word.
+    # Biases and norms that config.json does not imply would be silently ignored.
     unexpected = [f"{name}.bias" for name, size in config.linears.items() if not size.has_bias]
     if not config.qk_norm:
         unexpected += [
@@ -130,7 +130,7 @@ def check_shapes(config: ModelConfig, files: TensorFiles) -> None:
     extra = f"model.layers.{config.num_layers}."
     if any(name.startswith(extra) for name in shapes):
         raise CheckpointError(
-            f"{source} has tensors of layer {config.num_layers}, but config.json says num_hidden_layers "
+            f"{source} has tensors of layer {config.num_layers}, but in config.json num_hidden_layers is "
             f"{config.num_layers}."
         )
 
@@ -150,7 +150,8 @@ def _implied(config: ModelConfig, has_head: bool, source: Path) -> dict[str, tup
             shapes[f"{prefix}self_attn.{name}.weight"] = (config.head_dim,)
     if not has_head and not config.tie_word_embeddings:
         raise CheckpointError(
-            f"{source} has no lm_head.weight, and config.json says that the head is not tied (tie_word_embeddings)."
+            f"{source} has no lm_head.weight, but config.json does not tie the head to the embedding "
+            "(tie_word_embeddings)."
         )
     for name, size in config.linears.items():
         if has_head or name != "lm_head":

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint, with their shapes and values checked as they are read."""
+"""Reads tensors of a checkpoint and checks their shapes and values."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -9,7 +9,7 @@ from ..kernels.arrays import Floats, Stored, is_finite, widen
 
 
 class Tensors(Protocol):
-    """What TensorFiles and TensorDict have in common."""
+    """The interface of TensorFiles and TensorDict."""
 
     def __contains__(self, name: object) -> bool: ...
     def names(self) -> list[str]: ...
@@ -20,7 +20,7 @@ class Tensors(Protocol):
 
 
 class Checked:
-    """Tensors by their checkpoint names, as NumPy arrays of what the file holds (uint16 is bfloat16)."""
+    """Tensors by their checkpoint names, as NumPy arrays in their stored dtype (uint16 is bfloat16)."""
 
     def __init__(self, files: Tensors) -> None:
         self.files = files
@@ -32,7 +32,7 @@ class Checked:
         return self.files.names()
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise CheckpointError unless the tensor is there with that shape; reads no data."""
+        """Raise CheckpointError unless the tensor exists with this shape; reads no data."""
         if name not in self.files:
             raise CheckpointError(f"The checkpoint has no tensor {name}, which its config.json implies.")
         found = self.files.shape(name)
@@ -40,7 +40,7 @@ class Checked:
             raise CheckpointError(f"{name} has shape {list(found)}, but config.json implies {list(shape)}.")
 
     def get(self, name: str, shape: tuple[int, ...] | None = None, dtype: str | None = None) -> Stored:
-        """The tensor, if it has that shape and dtype."""
+        """The tensor, after checking its shape and dtype."""
         if shape is not None:
             self.expect(name, shape)
         if dtype is not None and self.files.dtype(name) != dtype:
@@ -48,18 +48,18 @@ class Checked:
         return self.files.get(name)
 
     def finite(self, name: str, shape: tuple[int, ...] | None = None) -> Stored:
-        """As get, for values none of which is NaN or infinite."""
+        """As get; the values must be finite."""
         value = self.get(name, shape)
         if not is_finite(value):
             raise CheckpointError(f"{name} holds NaN or infinity. The file is damaged, or its calibration failed.")
         return value
 
     def floats(self, name: str, shape: tuple[int, ...] | None = None) -> Floats:
-        """As finite, in float32."""
+        """As finite, converted to float32."""
         return widen(self.finite(name, shape))
 
     def positive(self, name: str, shape: tuple[int, ...]) -> Floats:
-        """float32 scales, all finite and greater than zero."""
+        """As floats; the scales must be greater than zero."""
         dtype = self.files.dtype(name) if name in self.files else None
         if dtype is not None and (dtype not in FLOAT_DTYPES or dtype == "float64"):
             raise CheckpointError(f"{name} must be float32, float16 or bfloat16, not {dtype}.")

@@ -7,7 +7,7 @@ from .base import Opened, Source, check_shapes, float_table
 
 
 class FloatFormat:
-    """Nothing says that the model is quantized."""
+    """The format of float models."""
 
     name = "float"
 
@@ -27,8 +27,8 @@ class OpenedFloat(Opened):
         for name, dtype in self.files.dtypes().items():
             if dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
-                    f"{name} has dtype {dtype}, but there is no quant_model_description.json that says how it is "
-                    "quantized. Fetch that file too."
+                    f"{name} has dtype {dtype}, but there is no quant_model_description.json to say how it is "
+                    "quantized. Download that file too."
                 )
 
     def linear_type(self, name: str) -> str:

@@ -1,5 +1,5 @@
-"""Arrays of either library. The CPU's kernels take NumPy arrays and torch tensors alike, and return what they were
-given: serving runs on NumPy alone, calibration and evaluation on torch. bfloat16, which NumPy lacks, is held as uint16.
+"""Arrays of either library. The CPU kernels accept NumPy arrays and torch tensors and return the type they received:
+serving uses NumPy only, calibration and evaluation use torch. NumPy lacks bfloat16, so it is stored as uint16.
 """
 
 from typing import Any, TypeAlias
@@ -15,21 +15,21 @@ Array: TypeAlias = Any
 Floats: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Stored: TypeAlias = npt.NDArray[Any]
-"""An array as a file holds it; uint16 is bfloat16."""
+"""An array as stored in a file; uint16 is bfloat16."""
 
 
 def empty(like: Array, *shape: int) -> Array:
-    """Uninitialized float32 [shape] of the library of `like`."""
+    """Uninitialized float32 [shape] from the same library as `like`."""
     return like.new_empty(shape) if hasattr(like, "new_empty") else np.empty(shape, np.float32)
 
 
 def contiguous(x: Array) -> Array:
-    """x itself, or a copy whose elements lie in order."""
+    """x itself if it is contiguous, else a contiguous copy."""
     return x.contiguous() if hasattr(x, "contiguous") else np.ascontiguousarray(x)
 
 
 def widen(x: Stored) -> Floats:
-    """float32 of stored floats, exactly; x itself where it is float32."""
+    """Stored floats converted exactly to float32; x itself if it is float32 already."""
     if x.dtype not in (np.uint16, np.float16):
         return x.astype(np.float32, copy=False)
     out = np.empty(x.shape, np.float32)
@@ -40,7 +40,7 @@ def widen(x: Stored) -> Floats:
 
 def is_finite(x: Stored) -> bool:
     """Whether no value is NaN or infinite."""
-    # In parts: the check takes several times the memory of what it looks at.
+    # In parts: the check needs several times the memory of its operand.
     for start in range(0, x.size, 1 << 20):
         part = x.reshape(-1)[start : start + (1 << 20)]
         if x.dtype == np.uint16:

@@ -1,7 +1,7 @@
-"""What runs a model: one protocol, and a small table of those that implement it.
+"""The backend protocol, which runs a model, and a registry of its implementations.
 
-A backend makes linears, norms, embeddings and cache pages from plain tables, and runs layers. Its arrays are its own:
-NumPy's on CPUs, torch's for float models that other tools' roundings are to be repeated of.
+A backend makes linears, norms, embeddings and cache pages from plain tables, and runs layers. It chooses the array
+library: NumPy on CPUs; torch for float models that must reproduce the rounding of other tools.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from .tables import LinearTable
 
 
 class Linear(Protocol):
-    """y = x · Wᵀ + b on [tokens, k], giving [tokens, n]."""
+    """y = x · Wᵀ + b: [tokens, k] → [tokens, n]."""
 
     is_int8: bool
 
@@ -24,7 +24,7 @@ class Linear(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its arrays."""
+        """Total size of its arrays in bytes."""
 
 
 class Norm(Protocol):
@@ -40,26 +40,26 @@ class Embedding(Protocol):
 
 
 class Pages(Protocol):
-    """What a layer's attention needs of its cache, whatever it holds."""
+    """The cache of one layer, as its attention uses it, for any data type."""
 
     page_size: int
     num_pages: int
     saturation: Saturation
-    """What was appended and asked beyond the calibrated ranges."""
+    """Counts of the values of k, v and q beyond their calibrated ranges."""
     is_packed: bool
-    """Whether the layers' own kernels can work on it."""
+    """Whether the fused layers can use it."""
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one token takes in this layer."""
+        """Bytes per token in this layer."""
 
     def append(self, k: Array, v: Array, slots: Integers, positions: Integers) -> None:
         """Store k and v, float32 [tokens, Hkv, D] after RoPE, in the slots, int64 [tokens]; `positions`, int64
-        [tokens], says which number each token has in its sequence."""
+        [tokens], are the tokens' positions in their sequences."""
 
     def attend(self, q: Array, spans: Spans, window: int | None = None) -> Array:
-        """Causal attention of q, float32 [tokens, Hq, D] after RoPE, of the spans' tokens over their sequences up to
-        themselves. Returns float32 [tokens, Hq, D]."""
+        """Causal attention of the spans' tokens over their sequences; q is float32 [tokens, Hq, D] after RoPE. Returns
+        float32 [tokens, Hq, D]."""
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` an exact copy of page `source`."""
@@ -72,53 +72,54 @@ class FusedLayers(Protocol):
     """Consecutive layers that run in one call."""
 
     def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:
-        """Append the spans' tokens to the layers' caches and let x [tokens, hidden] pass through, in place."""
+        """Append the spans' tokens to the layers' caches and run x [tokens, hidden] through the layers, in place."""
 
 
 class Backend(Protocol):
     """Makes the parts of a decoder and runs them."""
 
     def linear(self, table: LinearTable) -> Linear:
-        """The linear of these weights."""
+        """A linear with these weights."""
 
     def norm(self, weight: Array, eps: float, bias: Array | None = None) -> Norm:
-        """The norm of weight and bias [size]."""
+        """A norm with weight and bias [size]."""
 
     def embedding(self, weight: Array) -> Embedding:
-        """The embedding of weight [vocab, hidden]."""
+        """An embedding with weight [vocab, hidden]."""
 
     def rope(self, x: Array, cos: Array, sin: Array) -> Array:
-        """x [tokens, heads, D] with channel pairs (i, i + D/2) rotated by tables [tokens, 1, D]; x is used up."""
+        """x [tokens, heads, D] with channel pairs (i, i + D/2) rotated by tables [tokens, 1, D]; may overwrite x."""
 
     def silu_times(self, gate: Array, up: Array) -> Array:
-        """SwiGLU's product of [tokens, n] each."""
+        """silu(gate) · up, [tokens, n] each."""
 
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
-        """Empty pages of a layer whose attention is int8."""
+        """Empty pages for a layer with int8 attention."""
 
     def float_pages(
         self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
     ) -> Pages:
-        """Empty pages of float32 or bfloat16."""
+        """Empty pages in float32 or bfloat16."""
 
     def can_fuse(self, layer: Any, pages: Pages) -> bool:
-        """Whether a DecoderLayer and its cache can be part of fused layers."""
+        """Whether a DecoderLayer and its cache can be fused with others."""
 
     def fuse(
         self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None = None
     ) -> FusedLayers:
-        """Some DecoderLayers, each of which `can_fuse`, as one call with the bits of their own steps."""
+        """Fuse DecoderLayers that `can_fuse` into one call, which returns the same bits as running them step by
+        step."""
 
 
 BACKENDS = {"cpu": ".cpu:CpuBackend", "torch": ".torch_backend:TorchBackend"}
-"""By name, where they are. Each is imported when it is used."""
+"""Module and class by name. Each module is imported on first use."""
 
 
 def make_backend(name: str, **options: Any) -> Backend:
-    """The backend of that name.
+    """Create the backend with this name.
 
     Raises:
-        KeyError: there is none.
+        KeyError: the name is unknown.
     """
     module, _, kind = BACKENDS[name].partition(":")
     return cast(Backend, getattr(import_module(module, __package__), kind)(**options))

@@ -1,5 +1,5 @@
-"""The CPU's backend: NumPy arrays and the C++ kernels. Everything computes in float32, and a row's bits depend on
-nothing but the row and what it attends to."""
+"""The CPU backend: NumPy arrays and the C++ kernels. All float arithmetic is float32, and the bits of a row depend only
+on the row and on what it attends to."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +60,7 @@ class CpuBackend:
 
 
 class StoredEmbedding:
-    """An embedding [vocab, hidden] as stored, whose rows are widened when they are asked for."""
+    """An embedding [vocab, hidden] in its stored dtype; rows are converted to float32 on lookup."""
 
     def __init__(self, weight: Stored) -> None:
         self.weight = weight
@@ -70,8 +70,8 @@ class StoredEmbedding:
 
 
 class CpuLayers:
-    """Layers of int8 linears whose caches are packed, in one call of C++. Weights and pages are looked at once, here:
-    what replaces one later is not seen."""
+    """Layers with int8 linears and packed caches, run in one C++ call. Weights and pages are bound here; replacing them
+    later has no effect."""
 
     def __init__(
         self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None

@@ -1,7 +1,7 @@
-"""The C++ kernels: which instruction sets this CPU has, which one is used, and the kernels themselves.
+"""Instruction sets of the C++ kernels: which of them this CPU has, which one is in use; and the dot products.
 
-The best instruction set whose self-test passes is chosen at first use and kept. The environment variable FAQUANT_ISA
-forces one. Every instruction set gives the same bits.
+On first use, the best instruction set that passes its self-test is selected. The environment variable FAQUANT_ISA
+forces one. All instruction sets return the same bits.
 """
 
 import platform
@@ -20,24 +20,25 @@ MAX_DOT_LENGTH: int = _C.MAX_DOT_LENGTH
 
 
 def cpu_features() -> dict[str, bool]:
-    """What the CPU has and the operating system enables, such as `avx512_vnni`. All False where it is no x86-64."""
+    """Features that the CPU has and the operating system enables, such as `avx512_vnni`. All False if the CPU is not
+    x86-64."""
     return _C.cpu_features()
 
 
 def cpu_name() -> str:
-    """The CPU's brand string, or the name of its architecture where it has none."""
+    """The CPU's brand string, or the name of its architecture if it has none."""
     return _C.cpu_brand() or platform.machine()
 
 
 def available_isas() -> list[str]:
-    """The instruction sets that this build and this CPU have, best first; the last is `portable`."""
+    """The instruction sets that this build and this CPU support, best first; the last is `portable`."""
     return _C.available_isas()
 
 
 def selected_isa() -> str:
-    """The instruction set in use: what FAQUANT_ISA names, else the best whose self-test passes.
+    """The instruction set in use: the one named by FAQUANT_ISA, else the best one that passes its self-test.
 
-    Warns (RuntimeWarning) if a better one was passed over because its self-test failed.
+    Warns (RuntimeWarning) if a better one was skipped because its self-test failed.
 
     Raises:
         UsageError: FAQUANT_ISA names an instruction set that is unknown, that this CPU lacks, or that fails its
@@ -60,7 +61,7 @@ def dot_u8s8(a: "ByteVector", b: "ByteVector", isa: str | None = None) -> int:
     `a` and `b` are contiguous NumPy arrays or torch CPU tensors. `isa` forces an instruction set for this call.
 
     Raises:
-        TypeError: an operand is no array on the CPU.
+        TypeError: an operand is not an array on the CPU.
         ValueError: an operand has another dtype or shape, is not contiguous, or the lengths differ or exceed
             MAX_DOT_LENGTH.
         UsageError: `isa`, or FAQUANT_ISA without it, names an instruction set that cannot be used.

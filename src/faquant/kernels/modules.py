@@ -1,5 +1,5 @@
-"""A decoder's parts on the CPU, each of which is one call of C++: linears (float, int8 with a scale per token, int8
-with a calibrated scale), RMSNorm, RoPE, SwiGLU's product. A row's bits depend on nothing but the row."""
+"""Parts of a decoder on the CPU, each one C++ call: linears (float, int8 with a scale per token, int8 with a calibrated
+scale), RMSNorm, RoPE, silu(gate) · up. The bits of a row depend only on the row."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from .threads import ALL_THREADS
 class FloatLinear:
     """A float linear: weight [n, k] as stored, bias float32 [n].
 
-    y = ∑ x·w by fused multiply-adds in float32, k ascending, then + b: a row's bits depend on nothing but the row.
+    y = ∑ x·w by fused multiply-adds in float32, k ascending, then + b: the bits of a row depend only on the row.
     """
 
     is_int8 = False
@@ -29,7 +29,7 @@ class FloatLinear:
 
     @property
     def weight(self) -> Floats:
-        """float32 [n, k], unpacked anew."""
+        """float32 [n, k], unpacked on each access."""
         return self._packed.unpack()
 
     @property
@@ -60,7 +60,7 @@ class DynamicLinear:
 
     @property
     def weight(self) -> npt.NDArray[np.int8]:
-        """int8 [n, k], unpacked anew."""
+        """int8 [n, k], unpacked on each access."""
         return self._packed.unpack()
 
     @property
@@ -69,8 +69,8 @@ class DynamicLinear:
 
 
 class StaticLinear:
-    """msModelSlim's W8A8: int8 weight [n, k], input scale and zero point float32 [1], int32 quant_bias [n] that holds
-    the bias and the zero point's part, float32 deq_scale [n]. y = (x8 · W8ᵀ + quant_bias) · deq_scale.
+    """msModelSlim's W8A8: int8 weight [n, k], input scale and zero point float32 [1], int32 quant_bias [n] with the
+    bias and the zero point's correction, float32 deq_scale [n]. y = (x8 · W8ᵀ + quant_bias) · deq_scale.
 
     The oracle is reference.static_linear.
     """
@@ -99,7 +99,7 @@ class StaticLinear:
 
     @property
     def weight(self) -> npt.NDArray[np.int8]:
-        """int8 [n, k], unpacked anew."""
+        """int8 [n, k], unpacked on each access."""
         return self._packed.unpack()
 
     @property
@@ -108,7 +108,7 @@ class StaticLinear:
 
 
 class RMSNorm:
-    """x / rms(x) · weight (+ bias, which outlier suppression can leave), over the last dimension of float32 x.
+    """x / rms(x) · weight (+ bias, if outlier suppression added one), over the last dimension of float32 x.
 
     weight and bias are float32 [size].
     """
@@ -137,7 +137,7 @@ def rope(x: Array, cos: Array, sin: Array, isa: str | None = None) -> Array:
 
 
 def silu_times(gate: Array, up: Array, isa: str | None = None) -> Array:
-    """gate / (1 + e^-gate) · up, float32; the factor of `up` is within 3e-7."""
+    """gate / (1 + e^-gate) · up, float32; silu(gate) is exact to within 3e-7."""
     gate, up = contiguous(gate), contiguous(up)
     out = empty(gate, *gate.shape)
     _C.silu_times(gate, up, out, ALL_THREADS, isa)

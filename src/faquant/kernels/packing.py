@@ -1,5 +1,5 @@
-"""Packed matrices (csrc/isa/kernels.h): in the order in which the products take them, four rows of bytes, two of
-bfloat16 or one of float32 for each column at a time."""
+"""Packed matrices (csrc/isa/kernels.h), in the order in which the kernels read them: for each column, four rows of
+int8, two of bfloat16 or one of float32 at a time."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +9,11 @@ from .arrays import Floats, Stored, widen
 from .threads import ALL_THREADS
 
 PANEL: int = _C.PANEL
-"""Columns of a packed matrix that stand together."""
+"""Columns per panel of a packed matrix."""
 
 
 def unpacked(x: Stored, rows: int, columns: int) -> Stored:
-    """Matrices [..., rows, columns] that are packed in x [..., rows · columns]."""
+    """Unpack x [..., rows · columns] into matrices [..., rows, columns]."""
     panels, in_word = [], 4 // x.itemsize
     for start in range(0, columns, PANEL):
         width = min(PANEL, columns - start)
@@ -39,12 +39,12 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is held."""
+        """Total size in bytes."""
         return self.values.nbytes + self.excess.nbytes
 
 
 class PackedFloats:
-    """Float weight [outputs, inputs] of a linear, packed for the kernels: bfloat16 as it is, all else as float32."""
+    """Float weight [outputs, inputs] of a linear, packed for the kernels: bfloat16 as it is, other types as float32."""
 
     def __init__(self, weight: Stored) -> None:
         self.shape = outputs, inputs = weight.shape
@@ -61,5 +61,5 @@ class PackedFloats:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is held."""
+        """Total size in bytes."""
         return self.values.nbytes

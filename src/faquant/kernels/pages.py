@@ -1,5 +1,4 @@
-"""Cache pages of one layer on the CPU. Nothing else indexes into a page: append, attend, copy_page and read are all
-there is.
+"""Cache pages of one layer on the CPU. Only append, attend, copy_page and read access the content of a page.
 
 A slot is page · page_size + offset. A block table lists the pages of one sequence in order.
 """
@@ -21,11 +20,12 @@ from .threads import ALL_THREADS
 
 @dataclass(frozen=True)
 class Spans:
-    """Tokens of several sequences, those of one sequence after those of another.
+    """Tokens of several sequences, one sequence after another.
 
     Attributes:
-        tokens_starts: int64 [sequences, 2]: how many tokens, and the first one's number in its sequence.
-        block_tables: int64 [sequences, pages], each sequence's pages in order; what lies beyond its end is not read.
+        tokens_starts: int64 [sequences, 2]: number of tokens, and position of the first one in its sequence.
+        block_tables: int64 [sequences, pages], the pages of each sequence in order; entries beyond its end are not
+            read.
     """
 
     tokens_starts: Integers
@@ -33,9 +33,9 @@ class Spans:
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, int, Array]]) -> "Spans":
-        """Of each sequence its tokens, start and block table."""
+        """From (tokens, start, block table) of each sequence."""
         numbers = np.array([[tokens, start] for tokens, start, _ in parts], np.int64)
-        # -1 is no page, so that a table that is too short is noticed beside a longer one.
+        # Padded with -1, which is not a page, so that a table that is too short is detected.
         tables = np.full((len(parts), max(len(table) for *_, table in parts)), -1, np.int64)
         for row, (*_, table) in zip(tables, parts, strict=True):
             row[: len(table)] = table
@@ -43,7 +43,7 @@ class Spans:
 
     @cached_property
     def parts(self) -> list[tuple[slice, int, Integers]]:
-        """Of each sequence its rows, start and block table."""
+        """Yield (rows, start, block table) of each sequence."""
         counts, starts = self.tokens_starts.T.tolist()
         ends = accumulate(counts)
         rows = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
@@ -51,7 +51,7 @@ class Spans:
 
 
 class PackedPages:
-    """Pages that the C++ kernels serve; k and v [pages, Hkv, tiles, elements] are packed as csrc/isa/kernels.h says.
+    """Pages for the C++ kernels; k and v [pages, Hkv, tiles, elements] are packed as described in csrc/isa/kernels.h.
 
     Raises:
         ValueError: a page does not hold whole tiles.
@@ -88,13 +88,13 @@ class PackedPages:
         return out
 
     def count_saturated(self, tokens: int, **beyond: int) -> None:
-        """Count how many values of so many tokens' q, k or v were beyond their static scales, where they have such."""
+        """Count the values of q, k or v of `tokens` tokens that were beyond their static scales, if they have any."""
         for name in self._static.intersection(beyond):
             heads = self.num_heads if name == "q" else self.num_kv_heads
             self.saturation.count(name, tokens * heads * self.head_dim, beyond[name])
 
     def _unpacked(self, k: Stored, v: Stored, length: int) -> tuple[Stored, Stored]:
-        """K and V [length, Hkv, D] of some packed pages, in order."""
+        """Unpack pages into K and V [length, Hkv, D]."""
         k, v = unpacked(k, self._padded_dim, TILE).swapaxes(3, 4), unpacked(v, TILE, self._padded_dim)
         by_token = [x.transpose(0, 2, 3, 1, 4).reshape(-1, *x.shape[1:2], x.shape[4]) for x in (k, v)]
         k, v = (np.ascontiguousarray(x[:length, :, : self.head_dim]) for x in by_token)
@@ -102,7 +102,7 @@ class PackedPages:
 
 
 class Int8Pages(PackedPages):
-    """int8 K and V, with float16 scales [pages, Hkv, page_size] where they are dynamic.
+    """int8 K and V, with float16 scales [pages, Hkv, page_size] if they are dynamic.
 
     Raises:
         ValueError: a page does not hold whole tiles.
@@ -152,7 +152,7 @@ def _layer_cache(pages: Int8Pages) -> _C.LayerCache:
     scheme = pages.scheme
 
     def table(x: Array | None, dimensions: int = 2) -> Floats | None:
-        """[…, heads, D], with the maps in front where there are three dimensions."""
+        """[…, heads, D]; a table with three dimensions has the maps first."""
         if x is None:
             return None
         wide = np.broadcast_to(np.asarray(x, np.float32), (*x.shape[:-1], scheme.head_dim))
@@ -189,7 +189,7 @@ def _layer_cache(pages: Int8Pages) -> _C.LayerCache:
 
 
 class BFloat16Pages(PackedPages):
-    """K and V rounded to bfloat16, for comparison with int8 by the same code. Attention computes in float32.
+    """K and V rounded to bfloat16, to compare int8 with in the same code. Attention computes in float32.
 
     Numbers below 2^-62 are stored as 0.
 
@@ -225,7 +225,7 @@ class BFloat16Pages(PackedPages):
 
 
 class FloatPages:
-    """float32 K and V [pages, page_size, Hkv, D], for layers whose attention is not quantized."""
+    """float32 K and V [pages, page_size, Hkv, D], for layers without quantized attention."""
 
     is_packed = False
 

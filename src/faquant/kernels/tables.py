@@ -1,6 +1,6 @@
-"""Plain tables of one linear, as every format of a checkpoint gives them and every backend takes them.
+"""Plain tables of one linear: what every checkpoint format returns and every backend accepts.
 
-Arrays are NumPy's, as a file holds them; uint16 is bfloat16.
+Arrays are NumPy arrays as stored in a file; uint16 is bfloat16.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .arrays import Floats, Stored
 
 @dataclass(frozen=True)
 class FloatTable:
-    """weight [n, k] of any float type, bias [n] likewise."""
+    """weight [n, k] and bias [n], each of any float type."""
 
     weight: Stored
     bias: Stored | None = None
@@ -24,7 +24,7 @@ class FloatTable:
 class DynamicTable:
     """W8A8 with a scale per token: int8 weight [n, k], float32 scale [n] and bias [n].
 
-    hadamard_block: size of the blocks in which the input is transformed before it is rounded; 0: it is not.
+    hadamard_block: size of the Hadamard blocks on the input before quantization; 0: none.
     """
 
     weight: npt.NDArray[np.int8]
@@ -36,7 +36,7 @@ class DynamicTable:
 @dataclass(frozen=True)
 class StaticTable:
     """W8A8 with a calibrated scale: int8 weight [n, k], float32 input_scale [1] and input_offset [1], int32 quant_bias
-    [n], which holds the bias and the zero point's part, and float32 deq_scale [n]."""
+    [n] with the bias and the zero point's correction, and float32 deq_scale [n]."""
 
     weight: npt.NDArray[np.int8]
     input_scale: Floats

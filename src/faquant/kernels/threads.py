@@ -1,4 +1,4 @@
-"""How many threads the kernels use: what `set_count` or OMP_NUM_THREADS says, else one for each core."""
+"""How many threads the kernels use: as set by `set_count` or OMP_NUM_THREADS, else one per core."""
 
 import os
 from contextlib import suppress
@@ -7,16 +7,16 @@ from pathlib import Path
 from . import _C
 
 ALL_THREADS = 0
-"""What a kernel is called with to use `count()` threads."""
+"""Pass this to a kernel to use `count()` threads."""
 
 
 def count() -> int:
-    """Threads for a kernel."""
+    """Number of threads of a kernel."""
     return _count
 
 
 def set_count(threads: int | None) -> None:
-    """Use so many threads from now on; None: the default.
+    """Set the number of threads; None: the default.
 
     Raises:
         ValueError: threads is not positive.
@@ -34,7 +34,7 @@ def _default() -> int:
 
 
 def _cores() -> int:
-    """Cores that this process may run on; two threads of one core count once, because they share its multipliers."""
+    """Cores that this process may run on. Hyperthreads of a core count once, because they share its multipliers."""
     try:
         cpus = os.sched_getaffinity(0)
     except AttributeError:  # not Linux
@@ -49,7 +49,7 @@ def _cores() -> int:
 
 
 def _quota() -> int:
-    """Whole CPUs that a container's limit allows."""
+    """Whole CPUs within the container's limit."""
     with suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":

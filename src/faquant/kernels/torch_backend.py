@@ -1,5 +1,5 @@
-"""Float models in torch, each step as transformers does it in the model's dtype: calibration and evaluation see what
-other tools see. int8 parts are the CPU's kernels, which take tensors too.
+"""Float models in torch, with the same steps as transformers in the model's dtype, so that calibration and evaluation
+see what other tools see. int8 parts use the CPU kernels, which also accept tensors.
 """
 
 import math
@@ -18,7 +18,7 @@ from .tables import FloatTable, LinearTable
 
 
 class TorchBackend(CpuBackend):
-    """Backend whose float parts compute in torch, in `dtype`."""
+    """A backend that computes float parts in torch, in `dtype`."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -69,12 +69,12 @@ class TorchLinear:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
+        """Total size of its tensors in bytes."""
         return sum(tensor.nbytes for tensor in (self.weight, self.bias) if tensor is not None)
 
 
 class TorchRMSNorm:
-    """x / rms(x) · weight (+ bias, which outlier suppression can leave), over the last dimension."""
+    """x / rms(x) · weight (+ bias, if outlier suppression added one), over the last dimension."""
 
     def __init__(self, weight: Tensor, eps: float, bias: Tensor | None = None) -> None:
         self.weight, self.eps, self.bias = weight, eps, bias
@@ -140,14 +140,15 @@ class TorchPages:
 
 
 def float_attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None = None) -> Tensor:
-    """Causal float attention: q [tokens, Hq, D] at `start` over k, v [start + tokens, Hkv, D], all of one dtype."""
+    """Causal float attention of q [tokens, Hq, D] from position `start` over k, v [start + tokens, Hkv, D], all of one
+    dtype."""
     tokens, heads, dim = q.shape
     length, kv_heads, _ = k.shape
     group = heads // kv_heads
     if start == 0 and window is None and length == tokens:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)))
         return scaled_dot_product_attention(q, k, v, is_causal=True)[0].transpose(0, 1)
-    # What no query sees is left out, not multiplied by zero: it may be freed memory and hold NaN.
+    # Invisible keys are left out, not multiplied by zero: they may be freed memory and hold NaN.
     oldest = 0 if window is None else max(0, start - window + 1)
     k, v = k[oldest:], v[oldest:]
     positions = torch.arange(start, start + tokens)[:, None]

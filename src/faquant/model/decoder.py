@@ -1,7 +1,7 @@
 """The decoder of Llama, Mistral, Qwen2 and Qwen3: norms, projections, RoPE, gated MLP.
 
-Its parts are a backend's, and so are its arrays. What attention does with q, k and v is the caller's: cache pages when
-serving, observers when calibrating.
+A backend makes its parts and chooses the array library. The caller supplies the attention: cache pages when serving,
+observers when calibrating.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Tables = tuple[Array, Array]
 
 @dataclass
 class DecoderLayer:
-    """One transformer block. Attributes are named as the checkpoint's modules."""
+    """One transformer block. Attributes have the names of the checkpoint's modules."""
 
     index: int
     head_dim: int
@@ -97,7 +97,7 @@ def build_layer(
     linear: Callable[[str], Linear],
     has: Callable[[str], bool],
 ) -> DecoderLayer:
-    """Put one layer together from parts by their checkpoint names; arguments as build_decoder's."""
+    """Build one layer from parts by their checkpoint names. Arguments as for build_decoder."""
     prefix = f"model.layers.{index}."
 
     def norm(name: str) -> Norm:
@@ -119,7 +119,7 @@ def build_layer(
 def build_norm(
     name: str, config: ModelConfig, backend: Backend, tensor: Callable[[str], Array], has: Callable[[str], bool]
 ) -> Norm:
-    """The norm of that checkpoint name."""
+    """Build the norm with this checkpoint name."""
     bias = tensor(f"{name}.bias") if has(f"{name}.bias") else None
     return backend.norm(tensor(f"{name}.weight"), config.rms_norm_eps, bias)
 
@@ -132,13 +132,13 @@ def build_decoder(
     has: Callable[[str], bool],
     lazy: bool = False,
 ) -> Decoder:
-    """Put a decoder together from parts by their checkpoint names.
+    """Build a decoder from parts by their checkpoint names.
 
     Args:
         tensor: returns a tensor such as `model.norm.weight`, as stored.
         linear: returns a linear such as `model.layers.0.mlp.down_proj`, or `lm_head`.
-        has: whether there is a tensor of that name.
-        lazy: embedding, layers and head are read when they are used, and not kept.
+        has: whether there is a tensor with this name.
+        lazy: read embedding, layers and head on each use, and do not keep them.
     """
 
     def layer(index: int) -> DecoderLayer:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what its cache will take, read without loading its weights."""
+"""Content and cache size of a checkpoint, read without loading its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ PARTS = {
     "head": "lm_head.",
 }
 FLOAT_CACHE_BYTES = 4
-"""Bytes of a value in the cache of a layer whose attention is float."""
+"""Bytes per value in the cache of a layer with float attention."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A checkpoint at a glance. Bytes are those on disk, or of one token in the cache of all layers together."""
+    """A summary of a checkpoint. Bytes are on disk, or per token in the cache of all layers."""
 
     directory: str
     config: ModelConfig
@@ -59,10 +59,10 @@ class Inspection:
 
 
 def inspect(directory: Path) -> Inspection:
-    """Look at a float or quantized directory.
+    """Inspect a float or quantized directory.
 
     Raises:
-        CheckpointError, UnsupportedError: as loading it would.
+        CheckpointError, UnsupportedError: as when loading it.
     """
     opened = open_checkpoint(directory)
     config, files = opened.config, opened.files
@@ -96,7 +96,7 @@ def _bytes_by_part(files: TensorFiles) -> dict[str, int]:
 
 
 def _types_by_module(description: Description | None, files: TensorFiles) -> dict[str, dict[str, int]]:
-    """For each kind of module, how many have which type."""
+    """For each kind of module, the number of modules by type."""
     counts: dict[str, dict[str, int]] = {}
     for name in files.names():
         module, _, leaf = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""From a directory to a Model: its format gives plain tables, a backend makes the parts of them."""
+"""Loads a Model from a directory: the format reads plain tables, and a backend makes the parts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from .decoder import Decoder, build_decoder
 class Model:
     """A model ready to run. A layer whose scheme is None has float attention.
 
-    `max_position` is how many tokens of context it may be used for. `metadata` is None unless faquant made it.
+    `max_position` is the maximum context in tokens. `metadata` is None unless faquant wrote the checkpoint.
     """
 
     config: ModelConfig
@@ -30,25 +30,26 @@ class Model:
     backend: Backend = field(default_factory=lambda: make_backend("cpu"))
 
     def make_pages(self, num_pages: int, page_size: int, kv_cache_dtype: KvCacheDtype = "auto") -> list[Pages]:
-        """Empty cache pages for every layer: "auto" as the checkpoint says, int8 or float; or all "bfloat16".
+        """Empty cache pages for every layer: "auto" as the checkpoint specifies, int8 or float32; or "bfloat16" for all
+        layers.
 
         Raises:
-            ValueError: kv_cache_dtype is neither.
+            ValueError: kv_cache_dtype is unknown.
         """
         layers = range(self.config.num_layers)
         if kv_cache_dtype == "auto":
             return [self.make_layer_pages(layer, num_pages, page_size) for layer in layers]
         if kv_cache_dtype == "bfloat16":
             return [self._float_pages(num_pages, page_size, "bfloat16") for _ in layers]
-        raise ValueError(f"kv_cache_dtype is 'auto' or 'bfloat16', not {kv_cache_dtype!r}")
+        raise ValueError(f"kv_cache_dtype must be 'auto' or 'bfloat16', not {kv_cache_dtype!r}")
 
     def cache_bytes_per_token(self, kv_cache_dtype: KvCacheDtype = "auto") -> int:
-        """Bytes that one token takes in the cache of all layers. Raises: as make_pages."""
+        """Bytes per token in the cache of all layers. Raises: as make_pages."""
         return sum(pages.bytes_per_token for pages in self.make_pages(1, TILE, kv_cache_dtype))
 
     def make_layer_pages(self, layer: int, num_pages: int, page_size: int, position: int = 0) -> Pages:
-        """Empty cache pages of one layer, for sequences whose first token stands at `position`: 0, or when measuring
-        another multiple of MAP_BLOCK."""
+        """Empty cache pages of one layer, for sequences whose first token is at `position`: 0, or another multiple of
+        MAP_BLOCK for measurements."""
         scheme = self.schemes[layer]
         if scheme is None:
             return self._float_pages(num_pages, page_size, "float32")
@@ -63,18 +64,18 @@ def load(directory: Path, lazy: bool = False, backend: Backend | None = None) ->
     """Load a float or a quantized directory; float parts compute in float32.
 
     Args:
-        lazy: the weights are read when they are used and not kept, so that one layer at a time needs memory.
-        backend: None: the CPU's.
+        lazy: read weights on each use and do not keep them, so that only one layer at a time needs memory.
+        backend: None: the CPU backend.
 
     Raises:
         CheckpointError: files are missing, damaged, or contradict one another.
-        UnsupportedError: the model is of a kind that this program does not run.
+        UnsupportedError: this kind of model is not supported.
     """
     return build_model(open_checkpoint(directory), backend or make_backend("cpu"), lazy)
 
 
 def build_model(opened: Opened, backend: Backend, lazy: bool = False) -> Model:
-    """The model of an open checkpoint, whatever its format. Raises: CheckpointError: a weight is damaged."""
+    """Build the model of an open checkpoint of any format. Raises: CheckpointError: a weight is damaged."""
     return Model(
         config=opened.config,
         decoder=build_decoder(

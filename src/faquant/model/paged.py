@@ -1,4 +1,4 @@
-"""Running chunks of sequences through a model and its cache pages."""
+"""Runs chunks of sequences through a model and its cache pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Chunk:
 
     Attributes:
         tokens: int64 [n].
-        start: how many tokens of the sequence the cache has already.
+        start: how many tokens of the sequence are in the cache already.
         block_table: int64 [pages], the sequence's pages in order, with space for start + n tokens.
         rope: the request's frequencies.
-        position: RoPE position of the sequence's first token; not 0 only when measuring at an offset.
+        position: RoPE position of the sequence's first token; nonzero only for measurements at an offset.
     """
 
     tokens: Integers
@@ -34,11 +34,11 @@ class Chunk:
 
 
 class Batch:
-    """Chunks side by side: all their tokens in one row, and what each layer's attention does with them."""
+    """Chunks that run together: their tokens in one row, and the attention of each layer."""
 
     def __init__(self, chunks: Sequence[Chunk], page_size: int) -> None:
         if not chunks:
-            raise ValueError("There is nothing to run: no chunks.")
+            raise ValueError("there are no chunks to run")
         self._chunks = chunks
         self._page_size = page_size
         self.tokens = np.concatenate([chunk.tokens for chunk in chunks])
@@ -46,7 +46,7 @@ class Batch:
 
     @cached_property
     def tables(self) -> Tables:
-        """Of RoPE; what has the same frequencies is computed together."""
+        """Tables of RoPE; chunks with the same frequencies are computed together."""
         parts = []
         for rope, group in groupby(self._chunks, lambda chunk: chunk.rope):
             numbers = [np.arange(c.start, c.start + len(c.tokens)) + c.position for c in group]
@@ -58,41 +58,41 @@ class Batch:
 
     @cached_property
     def positions(self) -> Integers:
-        """int64 [tokens]: each token's number in its sequence."""
+        """int64 [tokens]: the position of each token in its sequence."""
         return np.concatenate([np.arange(start, start + rows.stop - rows.start) for rows, start, _ in self.spans.parts])
 
     @cached_property
     def slots(self) -> Integers:
-        """int64 [tokens]: where its key and value go."""
+        """int64 [tokens]: the slot for each token's key and value."""
         pages = np.concatenate([table[self.positions[rows] // self._page_size] for rows, _, table in self.spans.parts])
         if pages.min() < 0:
-            raise ValueError("A span's block_table is too short.")
+            raise ValueError("a span's block_table is too short")
         return pages * self._page_size + self.positions % self._page_size
 
     def attend(self, pages: Pages, window: int | None, q: Array, k: Array, v: Array) -> Array:
-        """Append k and v [tokens, Hkv, D] to a layer's pages; q's attention [tokens, Hq, D] there."""
+        """Append k and v [tokens, Hkv, D] to a layer's pages and return q's attention [tokens, Hq, D]."""
         pages.append(k, v, self.slots, self.positions)
         return pages.attend(q, self.spans, window)
 
 
 class PagedDecoder:
     """A decoder and the cache pages of its layers. Consecutive layers that the backend can fuse run in one call, with
-    the bits of DecoderLayer's own steps; others step by step.
+    the same bits as DecoderLayer step by step.
 
-    Weights and pages are looked at once, here: what replaces one later is not seen. `isa` forces the instruction set of
-    the layers that run in one call.
+    Weights and pages are bound here; replacing them later has no effect. `isa` forces the instruction set of fused
+    layers.
 
     Raises:
-        ValueError: layers and pages do not fit together.
+        ValueError: layers and pages do not match.
     """
 
     def __init__(self, decoder: Decoder, pages: Sequence[Pages], backend: Backend, isa: str | None = None) -> None:
         if len(pages) != len(decoder.layers):
-            raise ValueError(f"{len(decoder.layers)} layers need the cache pages of as many, not of {len(pages)}.")
+            raise ValueError(f"{len(decoder.layers)} layers need as many cache pages, not {len(pages)}")
         self.decoder = decoder
         self.pages = tuple(pages)
         self._windows = decoder.config.sliding_windows
-        # What runs at once: numbers of layers, and the call that runs them if there is one.
+        # Runs of layers: their numbers, and the call that runs them if they are fused.
         self._runs: list[tuple[range, FusedLayers | None]] = []
         fused = [backend.can_fuse(layer, each) for layer, each in zip(decoder.layers, pages, strict=True)]
         for can_fuse, group in groupby(range(len(pages)), fused.__getitem__):
@@ -105,7 +105,7 @@ class PagedDecoder:
             self._runs.append((range(some.start, some.stop), call))
 
     def run(self, chunks: Sequence[Chunk]) -> Array:
-        """Append every chunk to the cache and return the hidden states of all their tokens: [Σ n, hidden]."""
+        """Append every chunk to the cache and return the hidden states of all tokens: [Σ n, hidden]."""
         batch = Batch(chunks, self.pages[0].page_size)
         x = self.decoder.embedding[batch.tokens]
         for numbers, call in self._runs:
@@ -121,7 +121,7 @@ class PagedDecoder:
         return self.decoder.lm_head(hidden)
 
     def copy_page(self, source: int, target: int) -> None:
-        """Let one page of every layer hold what another does."""
+        """Copy a page in every layer."""
         for pages in self.pages:
             pages.copy_page(source, target)
 

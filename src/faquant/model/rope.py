@@ -1,10 +1,10 @@
-"""Rotary position embedding: frequencies of each kind, and tables of cosine and sine.
+"""Rotary position embedding: the frequencies of each kind, and tables of cosine and sine.
 
 Kinds: default (RoFormer, arXiv 2104.09864), linear (position interpolation, arXiv 2306.15595), dynamic (NTK by
 length), yarn (arXiv 2309.00071), llama3 (Llama 3.1). transformers is the oracle for each.
 
-No value depends on a library or a CPU: powers and logarithms are computed in decimal, cosine and sine by
-csrc/ops/rope_tables.cpp, and all the rest is IEEE arithmetic.
+No value depends on a library or CPU: powers and logarithms are computed with `decimal`, cosine and sine by
+csrc/ops/rope_tables.cpp, and the rest with IEEE arithmetic.
 """
 
 import math
@@ -20,7 +20,7 @@ _EXACT = Context(prec=40)
 
 
 class Rope:
-    """Frequencies of one request. Only dynamic NTK depends on `length`, the request's greatest length in tokens."""
+    """Frequencies of one request. Only dynamic NTK depends on `length`, the maximum length of the request in tokens."""
 
     def __init__(self, config: ModelConfig, length: int | None = None) -> None:
         self.frequencies, self.scaling = _frequencies(config.rope, config.head_dim, length)
@@ -30,7 +30,7 @@ class Rope:
         return self._tables(positions, self.scaling)
 
     def rotation(self, positions: Integers) -> tuple[Floats, Floats]:
-        """As tables, without the attention factor that some kinds multiply in: a pure rotation."""
+        """As `tables`, without the attention factor of some kinds: a pure rotation."""
         return self._tables(positions, 1.0)
 
     def _tables(self, positions: Integers, scaling: float) -> tuple[Floats, Floats]:
@@ -43,7 +43,7 @@ class Rope:
 def _frequencies(rope: RopeConfig, dim: int, length: int | None) -> tuple[Floats, float]:
     """Frequencies [D/2] in radians per token, and the factor on cosine and sine.
 
-    Each operation is transformers' own, in its order: at position 100,000 one rounding more is 0.01 radian.
+    Operations and their order are those of transformers: at position 100,000, one more rounding is 0.01 radian.
     """
     exponents = np.arange(0, dim, 2).astype(np.float32) / np.float32(dim)
     theta, factor, original = rope.theta, rope.factor, rope.original_max_position
@@ -72,10 +72,10 @@ def _log(x: float) -> float:
 
 
 def _yarn_ramp(rope: RopeConfig, dim: int) -> Floats:
-    """How far each frequency [D/2] is interpolated: 0 for the fast ones, 1 for the slow ones."""
+    """How much each frequency [D/2] is interpolated: 0 for the fast ones, 1 for the slow ones."""
 
     def channel(rotations: float) -> float:
-        """The pair that turns `rotations` times within the original context."""
+        """The channel pair that completes `rotations` rotations within the original context."""
         return dim * _log(rope.original_max_position / (rotations * 2 * math.pi)) / (2 * _log(rope.theta))
 
     low, high = channel(rope.beta_fast), channel(rope.beta_slow)
@@ -99,8 +99,8 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
 
 
 def _llama3(rope: RopeConfig, frequencies: Floats) -> Floats:
-    """Long waves are interpolated, short ones kept, those between are mixed."""
-    # A number over a tensor is two roundings in torch, which multiplies by the reciprocal.
+    """Long wavelengths are interpolated, short ones kept, and those between are mixed."""
+    # torch rounds twice when it divides a number by a tensor: it multiplies by the reciprocal.
     wavelengths = 1 / frequencies * (2 * math.pi)
     original, low, high = rope.original_max_position, rope.low_freq_factor, rope.high_freq_factor
     smooth = (1 / wavelengths * original - low) / (high - low)

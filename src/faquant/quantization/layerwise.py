@@ -1,4 +1,4 @@
-"""The recipes of our own, layer by layer: observe the float layer, fold what can be folded, round what remains."""
+"""faquant's own recipes, layer by layer: observe the float layer, fold rotations and equalizers, round the weights."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -25,7 +25,7 @@ NamedTensor = tuple[str, str, Tensor]
 """Name, type in the description, tensor."""
 
 ROWS = 4096
-"""Outputs of a linear that are worked on at a time in float64."""
+"""Outputs of a linear that are processed at a time in float64."""
 
 GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -33,12 +33,12 @@ GROUPS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-"""The linears of a layer; those of a group read the same."""
+"""The linears of a layer; those of a group have the same input."""
 
 
 class Observed(NamedTuple):
     """q [tokens, Hq, D], k and v [tokens, Hkv, D] of one float layer after RoPE, for each prompt, and the Gram matrices
-    of its linears' inputs by the name of each group's first."""
+    of its linears' inputs, by the first linear of each group."""
 
     q: list[Tensor]
     k: list[Tensor]
@@ -46,8 +46,8 @@ class Observed(NamedTuple):
     grams: dict[str, Gram]
 
 
-class _Watched:
-    """A float linear that counts its inputs, as `fold` leaves them, in a Gram matrix."""
+class _GramLinear:
+    """A float linear that adds its inputs, transformed by `fold`, to a Gram matrix."""
 
     is_int8 = False
 
@@ -66,7 +66,8 @@ class _Watched:
 
 
 class LayerQuantizer:
-    """Quantizes by a recipe of ours. Streams are the calibration prompts' residual streams, [tokens, hidden] each."""
+    """Quantizes by one of faquant's recipes. Streams are the calibration prompts' residual streams, [tokens, hidden]
+    each."""
 
     def __init__(self, config: ModelConfig, checked: SourceTensors, recipe: Recipe, metadata: Metadata) -> None:
         self.config = config
@@ -77,7 +78,7 @@ class LayerQuantizer:
         self._input_blocks = metadata.input_blocks
 
     def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
-        """The embedding as stored, and the streams that enter the first layer, for prompts of int64 ids [tokens]."""
+        """The embedding as stored, and the streams into the first layer, for prompts of int64 ids [tokens]."""
         embedding = self._tensor("model.embed_tokens.weight")
         streams = [embedding[prompt].float() for prompt in prompts]
         if self.metadata.residual_rotation:
@@ -85,13 +86,13 @@ class LayerQuantizer:
         return [("model.embed_tokens.weight", "FLOAT", embedding)], streams
 
     def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
-        """The tensors of one layer, and the streams that leave it."""
+        """The tensors of one layer, and the streams after it."""
         observed, streams = self.observe(index, streams)
         return list(self.tensors(index, observed)), streams
 
     @property
     def head_blocks(self) -> int:
-        """Blocks of outputs that `finish` rounds one after the other; a float head is one."""
+        """Number of blocks of outputs that `finish` rounds one after another; 1 for a float head."""
         return -(-self.config.vocab_size // ROWS) if self._is_quantized("lm_head") else 1
 
     def finish(
@@ -100,7 +101,7 @@ class LayerQuantizer:
         keep: Keep = keep_nothing,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[NamedTensor]:
-        """What stands behind the last layer. `progress` is called with how many blocks of the head are done."""
+        """The tensors after the last layer. `progress` is called with the number of finished blocks of the head."""
         gram = equalizer = None
         if self._is_quantized("lm_head"):
             kept = keep("head-inputs", partial(self._head_inputs, streams))
@@ -108,12 +109,12 @@ class LayerQuantizer:
             equalizer = kept.get("equalizer")
         tensors = [("model.norm.weight", "FLOAT", self._norm("model.norm", equalizer))]
         if "lm_head.weight" in self.checked or self.metadata.residual_rotation or self._is_quantized("lm_head"):
-            seen = self._seen_by(("lm_head",), gram, equalizer)
+            seen = self._input_gram(("lm_head",), gram, equalizer)
             tensors += self._linear_tensors("lm_head", seen, equalizer, None, keep, progress)
         return tensors
 
     def _head_inputs(self, streams: list[Tensor]) -> Tensors:
-        """A Gram matrix of the head's inputs, and the equalizer if there is one."""
+        """The Gram matrix of the head's inputs, and the equalizer if there is one."""
         norm = TorchRMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
         gram = Gram(self.config.hidden_size)
         for stream in streams:
@@ -123,7 +124,7 @@ class LayerQuantizer:
         return found if equalizer is None else {**found, "equalizer": equalizer}
 
     def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
-        """Run one float layer over all prompts: what it saw, and the streams after it."""
+        """Run one float layer over all prompts; return what was observed, and the streams after it."""
         observed = Observed([], [], [], {})
         grams = observed.grams
 
@@ -132,7 +133,7 @@ class LayerQuantizer:
             if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
             grams[name] = Gram(plain.weight.shape[1])
-            return _Watched(plain, grams[name], lambda x: self._folded_input(name, x))
+            return _GramLinear(plain, grams[name], lambda x: self._folded_input(name, x))
 
         layer = build_layer(self.config, index, TorchBackend(), self._float_tensor, linear, self.checked.__contains__)
         window = self.config.sliding_windows[index]
@@ -148,7 +149,7 @@ class LayerQuantizer:
         return observed, after
 
     def tensors(self, index: int, observed: Observed) -> Iterator[NamedTensor]:
-        """The tensors of one layer. What was observed is used up."""
+        """The tensors of one layer. Consumes `observed`."""
         prefix, grams = f"model.layers.{index}.", observed.grams
         if self.recipe.attention is not None:
             states = observed.q, observed.k, observed.v
@@ -159,7 +160,7 @@ class LayerQuantizer:
         names = {group[0]: tuple(prefix + name for name in group) for group in GROUPS}
         equalizers = {first: self._equalizer(group, grams.get(prefix + first)) for first, group in names.items()}
         for first, group in names.items():
-            gram = self._seen_by(group, grams.pop(prefix + first, None), equalizers[first])
+            gram = self._input_gram(group, grams.pop(prefix + first, None), equalizers[first])
             for name in group:
                 outputs = equalizers["mlp.down_proj"] if name.endswith("up_proj") else None
                 yield from self._linear_tensors(name, gram, equalizers[first], outputs)
@@ -176,17 +177,17 @@ class LayerQuantizer:
             "fa_v.scale": scheme.v_scale,
         }
         if not any(table is not None for table in tables.values()):
-            # Something must say that this layer's attention is quantized.
+            # A tensor that marks this layer's attention as quantized.
             tables["fa_k.equalizer"] = torch.ones(self.config.num_kv_heads, self.config.head_dim)
         for name, table in tables.items():
             if table is not None:
                 yield prefix + name, "FAQuant", table
 
     def _equalizer(self, names: tuple[str, ...], gram: Gram | None) -> Tensor | None:
-        """What the inputs [k] of these linears, which read the same, are divided by; None: nothing."""
+        """The divisor of the inputs [k] that these linears share; None: none."""
         recipe: LinearRecipe | None = self.recipe.linear
         kind = names[0].rpartition(".")[2]
-        # V's rotation stands before o_proj, and R1 behind the norms.
+        # o_proj's input has V's rotation, and the norms' outputs have R1.
         fixed = kind == "o_proj" or (self.metadata.residual_rotation and kind != "down_proj")
         if gram is None or recipe is None or not recipe.equalize or fixed or not any(map(self._is_quantized, names)):
             return None
@@ -200,8 +201,10 @@ class LayerQuantizer:
             return balance(gram.square_sums() / gram.tokens, squares).sqrt()
         return balance(gram.peaks.double(), peaks)
 
-    def _seen_by(self, names: tuple[str, ...], gram: Gram | None, equalizer: Tensor | None) -> TransformedGram | None:
-        """The Gram matrix as the quantized ones among these linears will see it; None where none compensates."""
+    def _input_gram(
+        self, names: tuple[str, ...], gram: Gram | None, equalizer: Tensor | None
+    ) -> TransformedGram | None:
+        """The Gram matrix of the inputs of these linears after quantization; None if none compensates errors."""
         if gram is None or not any(map(self._is_quantized, names)):
             return None
         if self.recipe.linear is None or self.recipe.linear.rounding == "nearest":
@@ -229,8 +232,8 @@ class LayerQuantizer:
         keep: Keep = keep_nothing,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Iterator[NamedTensor]:
-        """One linear with its inputs multiplied by `equalizer` [k], its outputs divided by `outputs` [n], and its
-        rotations folded in. `progress` is called with how many blocks of outputs are rounded."""
+        """One linear with its weights multiplied by `equalizer` [k] and divided by `outputs` [n], and its rotations
+        folded in. `progress` is called with the number of rounded blocks of outputs."""
         stored = self._stored(name)
         bias = self._tensor(f"{name}.bias") if self.config.linears[name].has_bias else None
         if bias is not None:
@@ -238,7 +241,7 @@ class LayerQuantizer:
             bias = bias if outputs is None else bias / outputs
         quantized = self._is_quantized(name)
         block = self._input_block(name) if quantized else 0
-        # What was divided or multiplied would be rounded once more in 16 bits.
+        # Stored in 16 bits, scaled values would be rounded again.
         dtype = stored.dtype if equalizer is None and outputs is None else torch.float32
         weights, scales = [], []
 
@@ -280,7 +283,7 @@ class LayerQuantizer:
             yield f"{name}.bias", "FLOAT", bias.float()
 
     def _rows_at_once(self, name: str, weight: Tensor) -> int:
-        """How many outputs [n] are worked on together, which bounds the memory; all, where a rotation mixes them."""
+        """How many outputs [n] are processed together, to bound the memory; all of them if a rotation mixes them."""
         metadata, kind = self.metadata, name.rpartition(".")[2]
         mixed = (metadata.residual_rotation and self._norm_before(name) is None) or (
             metadata.v_folded and kind == "v_proj"
@@ -288,7 +291,7 @@ class LayerQuantizer:
         return len(weight) if mixed else ROWS
 
     def _folded(self, name: str, weight: Tensor) -> Tensor:
-        """A float64 weight with the rotations R1 and R2 in it."""
+        """The float64 weight with the rotations R1 and R2 folded in."""
         metadata, dim = self.metadata, self.config.head_dim
         kind, norm = name.rpartition(".")[2], self._norm_before(name)
         if metadata.residual_rotation and norm is not None:
@@ -310,18 +313,19 @@ class LayerQuantizer:
         return bias
 
     def _folded_input(self, name: str, x: Tensor) -> Tensor:
-        """The input x [tokens, k] of a float linear, as the linear with R1 and R2 folded in will see it."""
+        """The input x [tokens, k] of a float linear, transformed to the input of the linear with R1 and R2 folded
+        in."""
         metadata, norm = self.metadata, self._norm_before(name)
         if metadata.residual_rotation and norm is not None:
             weight = self._float_tensor(f"{norm}.weight")
-            # Where the norm's weight is 0, so is x, and any divisor will do.
+            # Where the norm's weight is 0, x is 0, and the divisor does not matter.
             return rotate.rotate_residual(x / weight.masked_fill(weight == 0, 1.0))
         if metadata.v_folded and name.endswith("o_proj"):
             return rotate.rotate_inputs(x, self.config.head_dim, metadata.v_block)
         return x
 
     def _norm_before(self, name: str) -> str | None:
-        """The norm whose output the linear reads, or None where it reads something else than the residual stream."""
+        """The norm before the linear, or None if the linear does not read the residual stream."""
         prefix, _, kind = name.rpartition(".")
         if name == "lm_head":
             return "model.norm"

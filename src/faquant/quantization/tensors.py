@@ -1,4 +1,4 @@
-"""The float source as quantizing reads it: tensors in the dtype of the file, copied out of it."""
+"""Reads the tensors of the float source, in their stored dtype, as copies."""
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class SourceTensors:
-    """Tensors of a float directory by their checkpoint names. They are shared: not to be changed in place.
+    """Tensors of a float directory by their checkpoint names. They are shared, so do not modify them in place.
 
-    The tensors of one layer, or those that belong to no layer, are read at once, and kept until others are asked for.
+    The tensors of one layer, or those outside the layers, are read together and cached until others are needed.
     """
 
     def __init__(self, files: Tensors) -> None:
@@ -32,7 +32,7 @@ class SourceTensors:
         return list(self._names)
 
     def get(self, name: str) -> Tensor:
-        """The tensor, in the dtype of the file."""
+        """The tensor in its stored dtype."""
         return tensor_of(self.files.read_all([name])[name])
 
     def finite(self, name: str) -> Tensor:
@@ -42,7 +42,7 @@ class SourceTensors:
             wanted = [name, *(other for other in self._names if group and _group_of(other) == group)]
             self._held = {key: tensor_of(stored) for key, stored in self.files.read_all(wanted).items()}
             for key, value in self._held.items():
-                # In parts: the check takes several times the memory of what it looks at.
+                # In parts: the check needs several times the memory of its operand.
                 if not all(part.isfinite().all() for part in torch.split(value.flatten(), 1 << 24)):
                     raise CheckpointError(
                         f"{key} holds NaN or infinity. The file is damaged, or its calibration failed."
@@ -58,13 +58,13 @@ class SourceTensors:
 
 
 def _group_of(name: str) -> str:
-    """Such as `model.layers.3.`; empty for what belongs to no layer."""
+    """A prefix such as `model.layers.3.`; empty for tensors outside the layers."""
     parts = name.split(".", 3)
     return ".".join(parts[:3]) + "." if parts[:2] == ["model", "layers"] and len(parts) == 4 else ""
 
 
 def stored_of(tensor: Tensor) -> Stored:
-    """A tensor as NumPy holds what a file has; uint16 is bfloat16."""
+    """A tensor as a stored NumPy array; uint16 is bfloat16."""
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view("uint16")

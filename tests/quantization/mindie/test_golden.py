@@ -1,6 +1,6 @@
 """The whole calibration against two checkpoints of msmodelslim, tensor for tensor.
 
-Float sums differ in their last bits from one CPU to another, so what depends on a forward pass may do so too.
+Float sums differ in their last bits between CPUs, so results of forward passes may differ, too.
 """
 
 import json
@@ -18,7 +18,7 @@ from oracles.mindie import calibrate
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 Both = tuple[dict[str, Tensor], dict[str, Tensor], list[str], list[str]]
-"""Our tensors, the tool's, our lines of the description, the tool's."""
+"""faquant's tensors, msmodelslim's, faquant's lines of the description, msmodelslim's."""
 PROMPTS = json.loads((GOLDEN / "calibration_token_ids.json").read_text(encoding="utf-8"))
 
 
@@ -38,7 +38,7 @@ def changed(directory: Path, edit: Callable[[dict[str, Tensor]], None], **config
 
 
 def steps_apart(a: Tensor, b: Tensor) -> Tensor:
-    """How many floating-point numbers lie between positive a and b of one 16-bit dtype."""
+    """Distance between positive a and b in steps of their 16-bit dtype."""
     return (a.view(torch.int16).int() - b.view(torch.int16).int()).abs()
 
 

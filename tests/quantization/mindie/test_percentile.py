@@ -1,4 +1,4 @@
-"""Static scales of q, k, v: against what msmodelslim wrote for the very q, k, v it saw, then against a plain search."""
+"""Static scales of q, k, v: compared with msmodelslim's for the same q, k, v, and with a plain search."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Outlier suppression in the ecosystem's format: nothing changes but what quantization loses."""
+"""Outlier suppression for msModelSlim's format: the function stays the same, and quantization loses less."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ def _folded(source: Path, recipe: Recipe) -> Model:
 
 
 def _add_outliers(source: Path) -> None:
-    """Some channels of the stream are far larger than others and lie to one side, and so do some of V's."""
+    """Some channels of the stream and of V are far larger than others, and shifted to one side."""
     path = source / "model.safetensors"
     tensors = load_file(path)
     for name, tensor in tensors.items():
@@ -72,7 +72,7 @@ def test_folding_leaves_the_float_model_as_it_was(kind: str, float_layers: tuple
 
 
 def _kl(source: Path, quantized: Path) -> float:
-    """What the linears cost; the attention of models this small loses by chance."""
+    """The loss by the linears; the attention's loss in models this small is mostly chance."""
     original, model = load(source, backend=TorchBackend()), load(quantized)
     model.schemes = [None] * model.config.num_layers
     ids = torch.tensor(_prompts(original.config.vocab_size)[0])

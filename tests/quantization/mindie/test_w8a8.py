@@ -1,4 +1,4 @@
-"""The W8A8 arithmetic: against what msmodelslim wrote, then its bounds, then its corners."""
+"""The W8A8 arithmetic: compared with msmodelslim's output, then its bounds and corner cases."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_ranges_are_averaged_and_hold_zero() -> None:
 
 
 def test_weight_may_reach_minus_128_only_while_calibrating() -> None:
-    # The scale is three steps of float16's smallest number, for 3.4 that it should be.
+    # The scale is three steps of float16's smallest number instead of 3.4.
     weight = torch.tensor([[-2.6e-5, 1e-5]], dtype=torch.float16)
     stored, scale = w8a8.quantize_weight(weight)
     assert (w8a8.fake_quantize_weight(weight, scale) / scale)[0, 0].item() == -128

@@ -1,4 +1,4 @@
-"""The attention scheme of a layer of a checkpoint of ours."""
+"""The attention scheme of a layer in faquant's checkpoints."""
 
 from ...checkpoint.model_config import ModelConfig
 from ...errors import CheckpointError, UnsupportedError
@@ -9,10 +9,10 @@ from .metadata import Metadata
 
 
 def read_scheme(checked: Checked, config: ModelConfig, layer: int, metadata: Metadata) -> AttentionScheme | None:
-    """The scheme of one layer, or None where the recipe leaves attention float.
+    """The scheme of one layer, or None if the recipe leaves attention float.
 
     Raises:
-        CheckpointError: tensors are missing or impossible, or contradict the recipe.
+        CheckpointError: tensors are missing or invalid, or contradict the recipe.
         UnsupportedError: q has zero points.
     """
     tables = AttentionTables(checked, config, f"model.layers.{layer}.self_attn.")

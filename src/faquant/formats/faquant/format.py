@@ -1,4 +1,4 @@
-"""Checkpoints of ours: msModelSlim's description with `metadata.faquant`, which says what tensors cannot."""
+"""faquant's checkpoints: msModelSlim's description, with `metadata.faquant` for what it cannot express."""
 
 from ...errors import CheckpointError
 from ...kernels.scheme import AttentionScheme
@@ -9,7 +9,7 @@ from .metadata import METADATA_KEY, ROTATED_TYPE, Metadata, parse_metadata
 
 
 class FaquantFormat:
-    """The description's metadata are ours."""
+    """The format of checkpoints with `metadata.faquant`."""
 
     name = "faquant"
 
@@ -21,7 +21,7 @@ class FaquantFormat:
 
 
 class OpenedFaquant(OpenedMsModelSlim):
-    """A checkpoint whose metadata are ours."""
+    """A checkpoint written by faquant."""
 
     metadata: Metadata
 
@@ -37,10 +37,6 @@ class OpenedFaquant(OpenedMsModelSlim):
     def _check_rotation(self, name: str) -> None:
         kind, rotated = self.linear_type(name), self.metadata.input_block(name) > 0
         if kind == ROTATED_TYPE and not rotated:
-            raise CheckpointError(
-                f"{name}.weight has type {ROTATED_TYPE}, but the description's metadata names no rotation for it."
-            )
+            raise CheckpointError(f"{name}.weight has type {ROTATED_TYPE}, but the metadata has no rotation for it.")
         if kind != ROTATED_TYPE and rotated:
-            raise CheckpointError(
-                f"{name}.weight has type {kind}, but the description's metadata says that its input is rotated."
-            )
+            raise CheckpointError(f"{name}.weight has type {kind}, but the metadata says that its input is rotated.")

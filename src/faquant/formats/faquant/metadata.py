@@ -1,4 +1,4 @@
-"""What stands under `metadata.faquant` in the description of a checkpoint of ours."""
+"""The content of `metadata.faquant` in the description of faquant's checkpoints."""
 
 import json
 from typing import Any, Literal
@@ -11,23 +11,23 @@ from ...kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ...recipe import Recipe
 
 ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
-"""Type of a dynamic linear whose input is rotated at run time. Foreign loaders must not take it for W8A8_DYNAMIC."""
+"""Type of a dynamic linear whose input is rotated at run time. Other loaders must not mistake it for W8A8_DYNAMIC."""
 
 
 METADATA_KEY = "faquant"
-"""Where our metadata are in the description's."""
+"""The key of faquant's metadata in the description's metadata."""
 
 
 class Metadata(BaseModel):
-    """Everything about the arithmetic that the tensors do not say. Blocks are sizes of Hadamard blocks; 0: none.
+    """The part of the arithmetic that the tensors do not determine. Blocks are sizes of Hadamard blocks; 0: none.
 
     Attributes:
         qk_block: on q and k after RoPE (R3), at run time.
         v_block: on each head of V (R2).
-        v_folded: whether R2 stands in v_proj and o_proj; otherwise it is done at run time.
+        v_folded: whether R2 is folded into v_proj and o_proj; otherwise it is applied at run time.
         hidden_block, down_block: on the inputs of q, k, v, gate, up and the head, and of down_proj (R4), at run time.
         residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
-        max_position: tokens of context that calibration covered; serving beyond them is refused.
+        max_position: tokens of context that calibration covered; longer sequences are refused.
         model, calibration: sha256 of the source's tensors (TensorFiles.fingerprint) and of the calibration's token ids.
     """
 
@@ -61,26 +61,26 @@ class Metadata(BaseModel):
 
     @property
     def input_blocks(self) -> dict[str, int]:
-        """Hadamard block on the input of a quantized linear, at run time, by the last part of its name; 0: none."""
+        """Hadamard block on the input of a quantized linear at run time, by the last part of its name; 0: none."""
         hidden = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head"), self.hidden_block)
         return {**hidden, "o_proj": 0, "down_proj": self.down_block}
 
     def input_block(self, name: str) -> int:
-        """The same of the linear `name`."""
+        """The Hadamard block on the input of the linear `name`."""
         return self.input_blocks[name.rpartition(".")[2]]
 
 
 def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Metadata:
-    """Our part of a description's metadata.
+    """Parse faquant's part of a description's metadata.
 
     Raises:
-        CheckpointError: it contradicts itself or the model's shapes; `source` is named.
+        CheckpointError: it contradicts itself or the model's shapes; `source` is its name in the error.
     """
     try:
         metadata = Metadata.model_validate_json(json.dumps(raw[METADATA_KEY]))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
-        raise CheckpointError(f"{source}: metadata.faquant is not sound: {faults}.") from None
+        raise CheckpointError(f"{source}: metadata.faquant is invalid: {faults}.") from None
     block = hadamard_block(config.head_dim)
     folded = bool(metadata.v_block) and metadata.recipe.linear is not None
     for field, allowed in (
@@ -94,11 +94,11 @@ def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Met
         if value not in allowed:
             raise CheckpointError(
                 f"{source}: metadata.faquant.{field} is {value}, but must be {' or '.join(map(str, allowed))} for this "
-                "model and recipe. The description is not the one this checkpoint was written with."
+                "model and recipe. The description does not belong to this checkpoint."
             )
     if metadata.max_position > config.max_position:
         raise CheckpointError(
-            f"{source}: metadata.faquant.max_position ({metadata.max_position}) is beyond the model's context of "
+            f"{source}: metadata.faquant.max_position ({metadata.max_position}) exceeds the model's context of "
             f"{config.max_position} tokens."
         )
     return metadata

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model, in the words of config.json."""
+"""Converts the metadata of a GGUF file to the content of config.json."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from .tokenizer import end_ids, token_id
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
-# Keys of the architecture that are read, or that say nothing about the mathematics.
+# Keys of the architecture that are read, or that do not affect the computation.
 _KNOWN_KEYS = {
     *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "tensor_data_layout"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
@@ -40,33 +40,33 @@ class _Keys:
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.get(key)
         if isinstance(value, list) and value and all(item == value[0] for item in value):
-            value = value[0]  # one for each layer, all alike
+            value = value[0]  # one value per layer, all equal
         if value is None and default is not None:
             return default
         if isinstance(value, list):
             raise UnsupportedError(f"{self.source}: {self.arch}.{key} differs between layers, which is not supported.")
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
-            raise CheckpointError(f"{self.source}: {self.arch}.{key} must be a whole number above 0, not {value!r}.")
+            raise CheckpointError(f"{self.source}: {self.arch}.{key} must be a positive whole number, not {value!r}.")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = default if self.get(key) is None else self.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise CheckpointError(f"{self.source}: {self.arch}.{key} must be a number above 0, not {value!r}.")
+            raise CheckpointError(f"{self.source}: {self.arch}.{key} must be a positive number, not {value!r}.")
         return float(value)
 
 
 def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
-    """The content of config.json: what the metadata says, and what the presence of tensors tells.
+    """The content of config.json, derived from the metadata and from which tensors are present.
 
     Raises:
         CheckpointError: a key is missing or wrong.
-        UnsupportedError: the architecture, or something its metadata asks for, is not known here.
+        UnsupportedError: the architecture, or a feature in its metadata, is not supported.
     """
     arch = gguf.metadata.get("general.architecture")
     if arch not in ARCHITECTURES:
         raise UnsupportedError(
-            f"{gguf.source}: architecture {arch!r} is not supported; {', '.join(ARCHITECTURES)} are."
+            f"{gguf.source}: architecture {arch!r} is not supported; these are: {', '.join(ARCHITECTURES)}."
         )
     keys = _Keys(gguf, arch)
     for key, value in gguf.metadata.items():
@@ -74,22 +74,22 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         if name != key and name not in _KNOWN_KEYS and value not in (0, False, "none"):
             raise UnsupportedError(f"{gguf.source} sets {key} to {value!r}, which is not supported.")
     if keys.get("attention.causal") is False:
-        raise UnsupportedError(f"{gguf.source}: attention that is not causal is not supported.")
+        raise UnsupportedError(f"{gguf.source}: non-causal attention is not supported.")
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     head_dim = keys.integer("attention.key_length", hidden // heads)
     if keys.integer("attention.value_length", head_dim) != head_dim:
         raise UnsupportedError(f"{gguf.source}: keys and values of different lengths are not supported.")
     if keys.integer("rope.dimension_count", head_dim) != head_dim or head_dim % 2:
-        raise UnsupportedError(f"{gguf.source}: RoPE must turn all {head_dim} channels of a head, in pairs.")
+        raise UnsupportedError(f"{gguf.source}: RoPE must rotate all {head_dim} channels of a head, in pairs.")
     context = keys.integer("context_length")
     window = context if keys.get("attention.sliding_window") == 0 else keys.integer("attention.sliding_window", context)
-    # llama.cpp calls Mistral "llama"; a window is what tells them apart.
+    # llama.cpp uses "llama" for Mistral too; only Mistral has a window.
     model_type = "mistral" if window < context and arch == "llama" else arch
     if window < context and model_type != "mistral":
-        raise UnsupportedError(f"{gguf.source}: which layers of {arch} use the sliding window, GGUF does not say.")
+        raise UnsupportedError(f"{gguf.source}: GGUF does not specify which layers of {arch} use the sliding window.")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointError(f"{gguf.source} has no embedding token_embd.weight; is the file complete?")
+        raise CheckpointError(f"{gguf.source} has no embedding token_embd.weight; is the file truncated?")
     rope = _rope_parameters(gguf, keys, head_dim)
     config: dict[str, Any] = {
         "architectures": [MODEL_TYPES[model_type]],
@@ -137,20 +137,20 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
     freqs = gguf.tensors.get(ROPE_FREQS)
     if freqs is not None:
         if kind != "none" and factor != 1.0:
-            raise UnsupportedError(f"{gguf.source} scales RoPE by {kind} and by {ROPE_FREQS} at once.")
+            raise UnsupportedError(f"{gguf.source} scales RoPE both by {kind} and by {ROPE_FREQS}.")
         values = np.concatenate([chunk.numpy().ravel() for chunk in float_chunks(gguf, freqs)])
         original = keys.integer("rope.scaling.original_context_length", 8192)
         return rope | _llama3_parameters(gguf, values, theta, head_dim, original)
     # ggml multiplies YaRN's own magnitude by this; Hugging Face's attention_factor replaces it.
     magnitude = keys.number("rope.scaling.attn_factor", 1.0) * keys.number("rope.scaling.yarn_attn_factor", 1.0)
     if magnitude != 1.0 and (kind != "yarn" or factor == 1.0):
-        raise UnsupportedError(f"{gguf.source}: RoPE with the magnitude {magnitude} is supported with yarn only.")
+        raise UnsupportedError(f"{gguf.source}: the RoPE magnitude {magnitude} is supported only with yarn.")
     if kind == "none" or factor == 1.0:
         return rope
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": factor}
     if kind != "yarn":
-        raise UnsupportedError(f"{gguf.source}: RoPE scaling {kind!r} is not supported; linear and yarn are.")
+        raise UnsupportedError(f"{gguf.source}: RoPE scaling {kind!r} is not supported; these are: linear, yarn.")
     rope |= {"rope_type": "yarn", "factor": factor}
     original = keys.get("rope.scaling.original_context_length")
     if original is None:
@@ -167,19 +167,19 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
 def _llama3_parameters(
     gguf: GgufFile, divisors: npt.NDArray[np.float32], theta: float, head_dim: int, original: int
 ) -> dict[str, Any]:
-    """The parameters of Llama 3.1's RoPE whose divisors of the frequencies, [head_dim / 2], the file holds.
+    """The parameters of Llama 3.1's RoPE, from the divisors of the frequencies, [head_dim / 2], in the file.
 
-    Only the largest divisor can be read off; the others must then come out of Llama 3.1's published settings.
+    The largest divisor is the factor; with it, Llama 3.1's published settings must result in the others.
     """
     if divisors.shape == (head_dim // 2,) and np.all(divisors == 1.0):
         return {}
     factor, low, high = float(str(divisors.max())), 1.0, 4.0
-    turns = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)  # over the original context
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    rotations = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)  # over the original context
+    smooth = np.clip((rotations - low) / (high - low), 0.0, 1.0)
     expected = 1.0 / ((1.0 - smooth) / factor + smooth)
     if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
         raise UnsupportedError(
-            f"{gguf.source}: the RoPE factors in {ROPE_FREQS} are not Llama 3.1's, so config.json has no words for "
+            f"{gguf.source}: the RoPE factors in {ROPE_FREQS} are not Llama 3.1's, so config.json cannot express "
             "them. Start from the model's Hugging Face directory instead."
         )
     return {

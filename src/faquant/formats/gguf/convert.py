@@ -1,4 +1,4 @@
-"""GGUF in, Hugging Face directory out: `convert_gguf`."""
+"""Converts GGUF files to Hugging Face directories."""
 
 import math
 from collections.abc import Callable
@@ -26,14 +26,14 @@ def convert_gguf(
 ) -> None:
     """Convert the GGUF file `path` to a Hugging Face directory `output`: config, weights, tokenizer.
 
-    Llama, Mistral, Qwen2 and Qwen3 are known. Of a file in parts (NAME-00001-of-00003.gguf), any one may be named.
-    Weights are dequantized tensor by tensor to `dtype`, one of float32 (exact), bfloat16 and float16 (both rounded).
-    `progress` is called with the number of tensors written and their total.
+    Llama, Mistral, Qwen2 and Qwen3 are supported. If a file is split (NAME-00001-of-00003.gguf), `path` may be any
+    part. Weights are dequantized tensor by tensor to `dtype`, one of float32 (exact), bfloat16 and float16 (both
+    rounded). `progress` is called with the number of tensors written and the total.
 
     Raises:
         CheckpointError: the file is missing, damaged, or contradicts itself.
-        UnsupportedError: its architecture, a feature or a quantization is not known here.
-        OutputError: `output` exists and may not be replaced, or cannot be written; nothing is left there.
+        UnsupportedError: its architecture, a feature or a quantization is not supported.
+        OutputError: `output` exists and may not be replaced, or cannot be written; nothing is left behind.
     """
     if dtype not in DTYPES:
         raise UnsupportedError(f"dtype {dtype!r} is not supported; these are: {', '.join(DTYPES)}.")
@@ -44,7 +44,7 @@ def convert_gguf(
     last = max(tokenizer.get_vocab().values())
     if last >= config["vocab_size"]:
         raise CheckpointError(
-            f"{gguf.source} has a token with the id {last} but embeddings for {config['vocab_size']} tokens only."
+            f"{gguf.source} has a token with id {last}, but embeddings for only {config['vocab_size']} tokens."
         )
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
     settings = tokenizer_config(gguf.metadata, config["max_position_embeddings"], gguf.source)

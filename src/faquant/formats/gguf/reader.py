@@ -1,4 +1,4 @@
-"""The header of a GGUF file, with every length checked against the file, since it may come from anywhere.
+"""Reads the header of a GGUF file. The file is not trusted, so every length is checked against its size.
 
 The layout is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the sizes of quantized blocks are the `gguf`
 package's.
@@ -28,7 +28,7 @@ _STRING, _ARRAY, _BOOL, _FLOAT32 = 8, 9, 7, 6
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor in the file. `shape` is in torch's order; `packed` [rows, bytes of a row] is a view of the file."""
+    """A tensor in the file. `shape` is in torch's order; `packed` [rows, bytes per row] is a view of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What a GGUF file holds; tensor data stays in the (mapped) file until it is used."""
+    """The content of a GGUF file; tensor data is mapped and read on access."""
 
     source: str
     metadata: dict[str, Any]
@@ -46,11 +46,12 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read the header of `path` and map its tensors; where `path` is one part of several, of all of them.
+    """Read the header of `path` and map its tensors; if `path` is one of several parts, read them all.
 
     Raises:
-        CheckpointError: the file, or another part, is missing, truncated, or no GGUF file; or parts do not fit.
-        UnsupportedError: its version, byte order or a quantization is not known here.
+        CheckpointError: the file, or another part, is missing, truncated, or not a GGUF file; or the parts do not
+            belong together.
+        UnsupportedError: its version, byte order or a quantization is not supported.
     """
     file = _read_one(path)
     count = file.metadata.get("split.count", 0)
@@ -62,8 +63,8 @@ def _parts(path: Path, count: object) -> list[Path]:
     name = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
     if name is None or int(name[2]) != count:
         raise CheckpointError(
-            f"{path} is one of {count} parts, which find each other by names such as NAME-00001-of-00003.gguf. "
-            "Give all of them the names they were published under, in one directory."
+            f"{path} is one of {count} parts, which must have names such as NAME-00001-of-00003.gguf. "
+            "Put all of them in one directory, under their published names."
         )
     return [path.with_name(f"{name[1]}-{number:05}-of-{name[2]}.gguf") for number in range(1, int(name[2]) + 1)]
 
@@ -78,32 +79,32 @@ def _join(parts: list[GgufFile], source: str) -> GgufFile:
                 f"{part.source} is not part {number + 1} of {len(parts)}; it was renamed or mixed up."
             )
         if twice := tensors.keys() & part.tensors.keys():
-            raise CheckpointError(f"{part.source} holds the tensor {min(twice)!r}, which another part has too.")
+            raise CheckpointError(f"{part.source} holds the tensor {min(twice)!r}, which is also in another part.")
         tensors |= part.tensors
     expected = parts[0].metadata.get("split.tensors.count", len(tensors))
     if expected != len(tensors):
         raise CheckpointError(
-            f"{source}: its parts hold {len(tensors)} tensors, not {expected}; are they of one model?"
+            f"{source}: its parts hold {len(tensors)} tensors, not {expected}; do they belong to one model?"
         )
     return GgufFile(source, parts[0].metadata, tensors)
 
 
 def _read_one(path: Path) -> GgufFile:
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file. Name a GGUF file.")
+        raise CheckpointError(f"{path} is not a regular file. Pass a GGUF file.")
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size < 24:
-                raise CheckpointError(f"{path} is no GGUF file: it has {size} bytes.")
+                raise CheckpointError(f"{path} is not a GGUF file: it has {size} bytes.")
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
-    return _Parser(data, str(path)).parse()
+    return _HeaderParser(data, str(path)).parse()
 
 
-class _Parser:
-    """A cursor over the file's bytes that never leaves them."""
+class _HeaderParser:
+    """Parses the header, with bounds checks."""
 
     def __init__(self, data: mmap.mmap, source: str) -> None:
         self.data = data
@@ -111,18 +112,18 @@ class _Parser:
         self.at = 0
 
     def take(self, length: int) -> int:
-        """Move past `length` bytes and return where they start."""
+        """Skip `length` bytes and return their offset."""
         start = self.at
         if length > len(self.data) - start:
             raise CheckpointError(
                 f"{self.source} ends too early: {length} bytes are missing or damaged at offset {start} of "
-                f"{len(self.data)}. Was the download cut off?"
+                f"{len(self.data)}. Was the download interrupted?"
             )
         self.at = start + length
         return start
 
     def scalar(self, code: str) -> Any:
-        # A byte that is neither 0 nor 1 is no error for struct's "?", nor is it here.
+        # As in struct's "?", bytes other than 0 and 1 are accepted.
         return struct.unpack_from(f"<{code}", self.data, self.take(struct.calcsize(f"<{code}")))[0]
 
     def string(self) -> str:
@@ -141,13 +142,13 @@ class _Parser:
         if kind not in _SCALARS:
             raise CheckpointError(f"{self.source}: unknown value type {kind} at offset {self.at}; the file is damaged.")
         value = self.scalar(_SCALARS[kind])
-        # The shortest decimal of a float32: 1e-05 and not 9.999999747378752e-06.
+        # The shortest decimal of a float32: 1e-05 instead of 9.999999747378752e-06.
         return float(str(np.float32(value))) if kind == _FLOAT32 else value
 
     def array(self) -> list[Any]:
         kind, length = self.scalar("I"), self.scalar("Q")
         if kind == _STRING:
-            if length > (len(self.data) - self.at) // 8:  # so many that even empty strings would not fit
+            if length > (len(self.data) - self.at) // 8:  # even that many empty strings would not fit
                 self.take(8 * length)
             return [self.string() for _ in range(length)]
         if kind not in _SCALARS:
@@ -160,7 +161,7 @@ class _Parser:
     def parse(self) -> GgufFile:
         if self.data[:4] != MAGIC:
             raise CheckpointError(
-                f"{self.source} is no GGUF file: it begins with {self.data[:4]!r}, not with {MAGIC!r}."
+                f"{self.source} is not a GGUF file: it begins with {self.data[:4]!r}, not with {MAGIC!r}."
             )
         self.take(4)
         version = self.scalar("I")
@@ -171,7 +172,9 @@ class _Parser:
             )
         tensor_count, key_count = self.scalar("Q"), self.scalar("Q")
         if max(tensor_count, key_count) > MAX_ENTRIES:
-            raise CheckpointError(f"{self.source} claims {tensor_count} tensors and {key_count} keys; it is damaged.")
+            raise CheckpointError(
+                f"{self.source} claims {tensor_count} tensors and {key_count} keys; the file is damaged."
+            )
         metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key, kind = self.string(), self.scalar("I")
@@ -196,7 +199,7 @@ class _Parser:
             raise CheckpointError(
                 f"{self.source}: tensor {name!r} claims {dimensions} dimensions; the file is damaged."
             )
-        shape = tuple(reversed([self.scalar("Q") for _ in range(dimensions)]))  # ggml names the fastest one first
+        shape = tuple(reversed([self.scalar("Q") for _ in range(dimensions)]))  # ggml lists the fastest first
         return name, shape, self.scalar("I"), self.scalar("Q")
 
     def tensor(self, name: str, shape: tuple[int, ...], quantization: int, start: int) -> GgufTensor:
@@ -206,7 +209,9 @@ class _Parser:
         block, block_bytes = sizes[quantization]
         columns, rows = shape[-1], math.prod(shape[:-1])
         if columns % block or not columns or not rows:
-            raise CheckpointError(f"{self.source}: tensor {name!r} of shape {shape} is not whole blocks of {block}.")
+            raise CheckpointError(
+                f"{self.source}: tensor {name!r} of shape {shape} is not divisible into blocks of {block}."
+            )
         row_bytes = columns // block * block_bytes
         self.at = min(start, len(self.data))
         self.take(rows * row_bytes + start - self.at)
@@ -215,7 +220,7 @@ class _Parser:
 
 
 def _block_sizes() -> dict[int, tuple[int, int]]:
-    """Elements and bytes of a block, by the number of the quantization."""
+    """Elements and bytes per block, by quantization type."""
     return {int(kind): sizes for kind, sizes in gguf_package().GGML_QUANT_SIZES.items()}
 
 
@@ -223,5 +228,5 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise UnsupportedError("Reading GGUF files needs the package gguf: pip install gguf.") from None
+        raise UnsupportedError("Reading GGUF files requires the package gguf: pip install gguf.") from None
     return gguf

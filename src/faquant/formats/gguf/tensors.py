@@ -13,7 +13,7 @@ import torch
 from ...errors import CheckpointError, UnsupportedError
 from .reader import GgufFile, GgufTensor, gguf_package
 
-CHUNK_ELEMENTS = 1 << 24  # dequantized at once: 64 MiB of float32
+CHUNK_ELEMENTS = 1 << 24  # dequantized at a time: 64 MiB of float32
 
 # Tensor names within a layer, and at the top, to Hugging Face names.
 _LAYER_NAMES = {
@@ -36,7 +36,7 @@ ROPE_FREQS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to write: `rows` orders the rows of `tensor` as Hugging Face has them (None: as they are)."""
+    """A tensor to write: `rows` permutes the rows of `tensor` into Hugging Face's order (None: unchanged)."""
 
     name: str
     tensor: GgufTensor
@@ -44,11 +44,11 @@ class PlannedTensor:
 
 
 def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTensor]:
-    """Every tensor the model needs, checked: all are there, each has its shape, and none is left over.
+    """All tensors of the model, after checking that none is missing, unexpected, or has another shape.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape.
-        UnsupportedError: there are other tensors too, or one is packed in a way that cannot be undone.
+        UnsupportedError: there are unexpected tensors, or one has a quantization that cannot be dequantized.
     """
     plan = []
     left_over = set(gguf.tensors) - {ROPE_FREQS}
@@ -56,16 +56,16 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
         tensor = gguf.tensors.get(name)
         if tensor is None and name.endswith("attn_output.bias"):
             raise UnsupportedError(
-                f"{gguf.source} has biases for q, k and v but none for the output; Hugging Face's "
+                f"{gguf.source} has biases for q, k and v but not for the output; Hugging Face's "
                 f"{config['model_type']} has all of them or none."
             )
         if tensor is None:
-            raise CheckpointError(f"{gguf.source} has no tensor {name!r}; is the file complete?")
+            raise CheckpointError(f"{gguf.source} has no tensor {name!r}; is the file truncated?")
         if tensor.shape != shape:
             raise CheckpointError(f"{gguf.source}: tensor {name!r} has shape {tensor.shape}, not {shape}.")
         left_over.remove(name)
-        next(float_chunks(gguf, tensor, elements=1))  # an unknown packing is told before any is written
-        # The llama architecture of ggml turns neighbouring channels together, Hugging Face's the two halves of a head.
+        next(float_chunks(gguf, tensor, elements=1))  # refuses unknown quantizations before anything is written
+        # In ggml's llama architecture, RoPE rotates neighboring channels; in Hugging Face's, the two halves of a head.
         rotated = config["model_type"] in ("llama", "mistral") and name.split(".")[-2] in ("attn_q", "attn_k")
         rows = None
         if rotated and gguf.metadata["general.architecture"] == "llama":
@@ -74,8 +74,8 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
         plan.append(PlannedTensor(hf_name, tensor, rows))
     if left_over:
         raise UnsupportedError(
-            f"{gguf.source} holds {len(left_over)} tensors that no plain {config['model_type']} model has, among them "
-            f"{min(left_over)!r}."
+            f"{gguf.source} holds {len(left_over)} tensors that a plain {config['model_type']} model does not have, "
+            f"among them {min(left_over)!r}."
         )
     return plan
 
@@ -115,9 +115,9 @@ def _expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tup
 def float_chunks(
     gguf: GgufFile, tensor: GgufTensor, rows: npt.NDArray[np.int64] | None = None, elements: int | None = None
 ) -> Iterator[torch.Tensor]:
-    """The values of `tensor` in float32, rows of about `elements` values (None: CHUNK_ELEMENTS) at a time.
+    """Yield the values of `tensor` in float32, in blocks of rows of about `elements` values (None: CHUNK_ELEMENTS).
 
-    `rows` orders rows, for a vector its elements.
+    `rows` permutes the rows, or the elements of a vector.
     """
     package = gguf_package()
     packed = tensor.packed
@@ -130,7 +130,7 @@ def float_chunks(
         try:
             values = package.quants.dequantize(np.ascontiguousarray(chunk), kind)
         except NotImplementedError:
-            # The package says which packings it undoes only by trying; plan_tensors tries each before the work.
+            # Whether the package supports a quantization shows only on trying; plan_tensors tries each of them first.
             raise UnsupportedError(
                 f"{gguf.source}: tensor {tensor.name!r} is {kind.name}, which the package gguf cannot dequantize."
             ) from None
@@ -144,7 +144,7 @@ def read_tensor(gguf: GgufFile, planned: PlannedTensor, dtype: torch.dtype) -> t
     """The whole tensor in `dtype`.
 
     Raises:
-        UnsupportedError: a value is beyond the range of `dtype`.
+        UnsupportedError: a value exceeds the range of `dtype`.
         CheckpointError: a value is not finite.
     """
     shape = planned.tensor.shape

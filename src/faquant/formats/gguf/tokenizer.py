@@ -9,14 +9,14 @@ from ...errors import CheckpointError, UnsupportedError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
-# How text is cut into words before BPE, by `tokenizer.ggml.pre`. The expressions are those that the models' own
-# tokenizer.json files carry. Those of Llama 3 and Qwen2 differ in how many digits go together.
+# How text is split into words before BPE, by `tokenizer.ggml.pre`, with the expressions of the models' own
+# tokenizer.json files. Llama 3 and Qwen2 differ in how many digits they keep together.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (  # Mistral's since Nemo: a capital begins a word of its own
+_TEKKEN = (  # Mistral's since Nemo: a capital letter starts a new word
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -25,35 +25,35 @@ _SPLITS = {
     "qwen2": _WORDS.format(digits=r"\p{N}"),
     "tekken": _TEKKEN,
 }
-_GPT2 = ("gpt-2", "default")  # "default" means nothing in particular; GPT-2's rules are the usual reading
-# Other names of the same rules.
+_GPT2 = ("gpt-2", "default")  # "default" is unspecified; it usually means GPT-2's rules
+# Other names for the same rules.
 _ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
-# These look a whole word up before they merge, since no chain of merges reaches some tokens; and text begins with BOS.
+# These look up a whole word before they merge, since merges do not reach some tokens; and text begins with BOS.
 _WHOLE_WORDS = ("llama-bpe", "tekken")
 PRE_TOKENIZERS = ("smollm", *_SPLITS, *_ALIASES, *_GPT2)
-SPACE = "\u2581"  # sentencepiece's visible space
+SPACE = "\u2581"  # sentencepiece's symbol for a space
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 
 
 def build_tokenizer(metadata: Mapping[str, Any], source: str) -> Tokenizer:
     """Build the tokenizer described by the keys `tokenizer.ggml.*`; `source` is named in errors.
 
-    Byte-level BPE (model "gpt2") and sentencepiece BPE with scores (model "llama") are known. Control tokens
-    become special tokens, user-defined ones plain added tokens.
+    Byte-level BPE (model "gpt2") and sentencepiece BPE with scores (model "llama") are supported. Control tokens become
+    special tokens, user-defined ones plain added tokens.
 
     Raises:
         CheckpointError: the tokenizer is missing or contradicts itself.
-        UnsupportedError: its kind, or the way it cuts text into words, is not known here.
+        UnsupportedError: its kind, or the way it splits text into words, is not supported.
     """
     kind = metadata.get("tokenizer.ggml.model")
     tokens = _strings(metadata, "tokenizer.ggml.tokens", source)
     types = _numbers(metadata, "tokenizer.ggml.token_type", source, len(tokens)) or [NORMAL] * len(tokens)
     if len(set(tokens)) != len(tokens):
-        raise CheckpointError(f"{source}: some of its {len(tokens)} tokens are the same.")
+        raise CheckpointError(f"{source}: its {len(tokens)} tokens have duplicates.")
     vocabulary = {
         token: index
         for index, token in enumerate(tokens)
-        # llama.cpp fills the embedding's spare rows with these names; no text may ever become one.
+        # llama.cpp names the spare rows of the embedding so; text must never be encoded as one of them.
         if not (types[index] == UNUSED and token == f"[PAD{index}]")
     }
     if kind == "gpt2":
@@ -95,7 +95,7 @@ def tokenizer_config(metadata: Mapping[str, Any], max_position: int, source: str
 
 
 def _chat_templates(metadata: Mapping[str, Any], source: str) -> dict[str, str]:
-    """The chat templates by name: `default`, and for some models others, such as tool_use."""
+    """The chat templates by name: `default`, and in some models others, such as tool_use."""
     key = "tokenizer.chat_template"
     found: dict[str, str] = {}
     for name, text in metadata.items():
@@ -107,14 +107,14 @@ def _chat_templates(metadata: Mapping[str, Any], source: str) -> dict[str, str]:
 
 
 def token_id(metadata: Mapping[str, Any], name: str, source: str) -> int | None:
-    """The id under `tokenizer.ggml.{name}_token_id`, or None where the file has none.
+    """The id under `tokenizer.ggml.{name}_token_id`, or None if the file has none.
 
     Raises:
-        CheckpointError: it lies outside of the vocabulary.
+        CheckpointError: it is outside the vocabulary.
     """
     key = f"tokenizer.ggml.{name}_token_id"
     value = metadata.get(key)
-    if value is None or value == 0xFFFFFFFF:  # llama.cpp's way to say "none"
+    if value is None or value == 0xFFFFFFFF:  # means "none" in llama.cpp
         return None
     tokens = _strings(metadata, "tokenizer.ggml.tokens", source)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(tokens):
@@ -123,15 +123,15 @@ def token_id(metadata: Mapping[str, Any], name: str, source: str) -> int | None:
 
 
 def end_ids(metadata: Mapping[str, Any], source: str) -> list[int]:
-    """The ids of the tokens that end an answer, the one called EOS first.
+    """The ids of the tokens that end an answer, EOS first.
 
-    Many a file names only the end of a text; then the chat template's end of a turn is found by its name.
+    Many files only specify the end of a text; the end of a turn in the chat template is then found by its name.
     """
     tokens = _strings(metadata, "tokenizer.ggml.tokens", source)
     named = [token_id(metadata, name, source) for name in ("eos", "eot", "eom")]
     template = str(metadata.get("tokenizer.chat_template", ""))
-    turns = [tokens.index(name) for name in TURN_ENDS if name in template and name in tokens]
-    return list(dict.fromkeys([*(index for index in named if index is not None), *turns]))
+    turn_ends = [tokens.index(name) for name in TURN_ENDS if name in template and name in tokens]
+    return list(dict.fromkeys([*(index for index in named if index is not None), *turn_ends]))
 
 
 def _pre(metadata: Mapping[str, Any]) -> Any:
@@ -143,14 +143,14 @@ def _byte_level_bpe(metadata: Mapping[str, Any], vocabulary: dict[str, int], sou
     pre = _pre(metadata)
     if pre not in PRE_TOKENIZERS:
         raise UnsupportedError(
-            f"{source} cuts text into words by the rules {pre!r} (tokenizer.ggml.pre), which are not known here; "
-            f"known are: {', '.join(PRE_TOKENIZERS)}. Start from the model's Hugging Face directory instead."
+            f"{source} splits text into words by the rules {pre!r} (tokenizer.ggml.pre), which are not supported; "
+            f"these are: {', '.join(PRE_TOKENIZERS)}. Start from the model's Hugging Face directory instead."
         )
     merges = []
     for merge in _strings(metadata, "tokenizer.ggml.merges", source):
         left, _, right = merge.partition(" ")
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
-            raise CheckpointError(f"{source}: the merge {merge!r} is not made of tokens of the vocabulary.")
+            raise CheckpointError(f"{source}: the merge {merge!r} has tokens that are not in the vocabulary.")
         merges.append((left, right))
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _WHOLE_WORDS))
     prefix = _flag(metadata, "tokenizer.ggml.add_space_prefix", False, source)
@@ -176,8 +176,8 @@ def _byte_level_bpe(metadata: Mapping[str, Any], vocabulary: dict[str, int], sou
 def _sentencepiece_bpe(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], vocabulary: dict[str, int], source: str
 ) -> Tokenizer:
-    """Sentencepiece joins the neighbours whose union scores best; as ranked merges that is every way to cut a
-    token in two tokens, best score first."""
+    """Sentencepiece merges the neighbors whose union has the best score. As ranked merges, these are all ways to split
+    a token into two tokens, best score first."""
     scores = _numbers(metadata, "tokenizer.ggml.scores", source, len(tokens))
     if scores is None:
         raise CheckpointError(f"{source} has no tokenizer.ggml.scores, which a sentencepiece tokenizer needs.")
@@ -212,14 +212,14 @@ def _sentencepiece_bpe(
 
 
 def _add_template(tokenizer: Tokenizer, metadata: Mapping[str, Any], tokens: Sequence[str], source: str) -> None:
-    # The defaults are llama.cpp's for files that do not say.
+    # Defaults as in llama.cpp.
     starts = metadata.get("tokenizer.ggml.model") == "llama" or _pre(metadata) in _WHOLE_WORDS
     ends: dict[str, tuple[str, int] | None] = {}
     for name, default in (("bos", starts), ("eos", False)):
         index = token_id(metadata, name, source)
         wanted = _flag(metadata, f"tokenizer.ggml.add_{name}_token", default, source)
         if wanted and index is None:
-            raise CheckpointError(f"{source} asks to add a {name} token (add_{name}_token) but names none.")
+            raise CheckpointError(f"{source} sets add_{name}_token, but has no {name} token.")
         ends[name] = (tokens[index], index) if wanted and index is not None else None
     bos, eos = ends["bos"], ends["eos"]
     if bos or eos:

@@ -54,7 +54,7 @@ class AttentionTables:
         if found is None:
             return None
         scale = self.checked.positive(*found)
-        # msModelSlim's runtime repeats a scale per head over the channels; that is still a scale per head.
+        # A scale per head may be repeated over the channels, as for MindIE; it is still a scale per head.
         return np.ascontiguousarray(scale[:, :1]) if (scale == scale[:, :1]).all() else scale
 
     def offset(self, short: str) -> Floats | None:
@@ -63,11 +63,11 @@ class AttentionTables:
             return None
         offset = self.checked.floats(*found)
         if (np.abs(offset) > 255).any():
-            raise CheckpointError(f"{found[0]} holds a zero point beyond ±255 steps, which int8 cannot use.")
+            raise CheckpointError(f"{found[0]} holds a zero point beyond ±255 steps, which is useless in int8.")
         return offset if offset.any() else None
 
     def maps(self, short: str, positive: bool = False) -> Floats | None:
-        """A table of K's map, [Hkv, D], or [blocks, Hkv, D] with one for each block of the context's positions."""
+        """A table of K's map: [Hkv, D], or [blocks, Hkv, D] with one map per position block of the context."""
         name = self.find(short)
         if name is None:
             return None
@@ -87,22 +87,22 @@ class AttentionTables:
 
     @contextmanager
     def consistent(self) -> Iterator[None]:
-        """Say which layer it is whose tables contradict each other."""
+        """Name the layer in errors about contradictory tables."""
         try:
             yield
         except ValueError as error:
-            raise CheckpointError(f"{self.prefix}: the fa_* tensors do not go together: {error}.") from None
+            raise CheckpointError(f"{self.prefix}: the fa_* tensors contradict each other: {error}.") from None
 
 
 def read_scheme(checked: Checked, config: ModelConfig, layer: int) -> AttentionScheme | None:
-    """The scheme of one layer, or None where the layer has no fa_* tensors and its attention is float.
+    """The scheme of one layer, or None if the layer has no fa_* tensors and thus float attention.
 
-    Both the names that the tool writes (`fa_k.scale`) and those of MindIE's manual (`k_scale`) are read, with the
-    shapes [heads, 1] and [heads, head_dim].
+    Accepts the names that msModelSlim writes (`fa_k.scale`) and those of MindIE's manual (`k_scale`), with the shapes
+    [heads, 1] and [heads, head_dim].
 
     Raises:
-        CheckpointError: some of the layer's tensors are missing, or their values or shapes are impossible.
-        UnsupportedError: there are zero points, which the format's own runtime forbids.
+        CheckpointError: some of the layer's tensors are missing, or their values or shapes are invalid.
+        UnsupportedError: there are zero points, which MindIE does not support.
     """
     tables = AttentionTables(checked, config, f"model.layers.{layer}.self_attn.")
     with tables.consistent():
@@ -113,21 +113,21 @@ def _scheme(tables: AttentionTables, config: ModelConfig) -> AttentionScheme:
     for kind in ("center", "equalizer", "rotation_sign"):
         if tables.find(f"k.{kind}") is not None:
             raise CheckpointError(
-                f"{tables.prefix}fa_k.{kind} is there, but the description has no metadata.faquant that says how it "
-                "is to be used. The description is not the one this checkpoint was written with."
+                f"{tables.prefix}fa_k.{kind} exists, but the description has no metadata.faquant that says how it "
+                "is used. The description does not belong to this checkpoint."
             )
     scales = {part: tables.scale(f"{part}.scale") for part in "qkv"}
     missing = [f"fa_{part}.scale" for part, scale in scales.items() if scale is None]
     if missing:
         raise CheckpointError(
-            f"{tables.prefix} has some fa_* tensors but lacks {', '.join(missing)}. A layer has all of them, or none "
-            "and float attention."
+            f"{tables.prefix} has some fa_* tensors but lacks {', '.join(missing)}. A layer must have all of them, or "
+            "none and float attention."
         )
     for part in "qkv":
         if tables.offset(f"{part}.offset") is not None:
             raise UnsupportedError(
                 f"{tables.prefix}fa_{part}.offset is not zero. In msModelSlim's format zero points must be 0; "
-                "quantize with the recipe 'static' for a calibrated cache that is better than symmetric."
+                "quantize with the recipe 'static' for a calibrated cache with zero points."
             )
     return AttentionScheme(
         num_heads=config.num_heads,

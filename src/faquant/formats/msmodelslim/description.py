@@ -1,4 +1,4 @@
-"""quant_model_description.json: which type each tensor of a quantized checkpoint has (docs/format.md)."""
+"""quant_model_description.json: the type of each tensor of a quantized checkpoint (docs/format.md)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ TENSOR_TYPES = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "FAQuant", "C8", ROTATED_TYPE)
 MODEL_TYPES = ("W8A8", "W8A8_DYNAMIC", "FLOAT")
 FA_TYPE = "FAQuant"
 FA_TYPES = (FA_TYPE, "FAKQuant")
-"""What fa_quant_type may say; the second is what msmodelslim's newer writer calls the same tensors."""
+"""Values of fa_quant_type; msModelSlim's newer writer uses the second one for the same tensors."""
 _OPTIONS = ("kv_quant_type", "group_size", "optional")
-_FA_KIND = ".self_attn.quant_type"  # no tensor: how the newer writer says what a layer's q, k and v are
+_FA_KIND = ".self_attn.quant_type"  # not a tensor: how the newer writer declares the type of a layer's q, k and v
 _HEAD = ("version", "model_quant_type", "fa_quant_type", "kv_cache_type", "metadata")
 _LINEAR_TYPES = ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a quantized checkpoint says about itself. `tensor_types` maps each tensor's name to one of TENSOR_TYPES;
-    `extra` keeps other top-level keys as they came."""
+    """The description of a quantized checkpoint. `tensor_types` maps each tensor's name to one of TENSOR_TYPES;
+    `extra` keeps other top-level keys unchanged."""
 
     version: str | None
     model_quant_type: str
@@ -39,13 +39,13 @@ class Description:
         """Check the flat JSON object `raw`; `source` is named in errors.
 
         Raises:
-            CheckpointError: a value is of the wrong kind, or two contradict each other.
-            UnsupportedError: a quantization type is not one this program has.
+            CheckpointError: a value has the wrong type, or two values contradict each other.
+            UnsupportedError: a quantization type is not supported.
         """
         version = _text(raw, "version", source)
         if version is not None and version.split(".")[0] != "1":
             raise UnsupportedError(
-                f"{source}: version {version!r} is not supported; 1.x is. A newer faquant may read it."
+                f"{source}: version {version!r} is not supported, only 1.x. A newer version of faquant may support it."
             )
         model_type = _choice(raw, "model_quant_type", MODEL_TYPES, source)
         if model_type is None:
@@ -75,7 +75,7 @@ class Description:
         if model_type == "FLOAT" and quantized is not None:
             raise CheckpointError(
                 f"{source}: model_quant_type is FLOAT, but tensor {quantized!r} has type {types[quantized]}. "
-                "Set model_quant_type to that of the linears, or quantize again."
+                "Set model_quant_type to the type of the linears, or quantize again."
             )
         return cls(
             version=version,
@@ -88,29 +88,29 @@ class Description:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The flat object of the file: the head, then one key for each tensor. What is None or empty is left out."""
+        """The flat object of the file: the head, then one key per tensor. None and empty values are omitted."""
         head = {key: getattr(self, key) for key in _HEAD if key != "metadata" and getattr(self, key) is not None}
         metadata = {"metadata": self.metadata} if self.metadata else {}
         return {**head, **self.extra, **metadata, **self.tensor_types}
 
     def check_against(self, tensors: TensorFiles) -> None:
-        """Compare with the tensors that are there.
+        """Compare the description with the tensors of the checkpoint.
 
         Raises:
-            CheckpointError: a tensor is described and missing, or there and not described, or its dtype does not fit
-                its type.
+            CheckpointError: a described tensor is missing, a tensor is not described, or its dtype does not match its
+                type.
         """
         missing = [name for name in self.tensor_types if name not in tensors]
         if missing:
             raise CheckpointError(
                 f"{tensors.directory}: {len(missing)} described tensors are missing, {_first(missing)}. "
-                "The checkpoint is incomplete; fetch or quantize it again."
+                "The checkpoint is incomplete; download or quantize it again."
             )
         unknown = [name for name in tensors.names() if name not in self.tensor_types]
         if unknown:
             raise CheckpointError(
                 f"{tensors.directory}: {len(unknown)} tensors are not in the description, {_first(unknown)}. "
-                "Weights and description are not of one checkpoint; fetch or quantize it again."
+                "Weights and description do not belong together; download or quantize the checkpoint again."
             )
         for name, kind in self.tensor_types.items():
             dtype = tensors.dtype(name)
@@ -119,16 +119,16 @@ class Description:
                 wanted = " or ".join(allowed)
                 raise CheckpointError(
                     f"{tensors.directory}: tensor {name!r} has type {kind}, so its dtype should be {wanted}, not "
-                    f"{dtype}. Fetch or quantize the checkpoint again."
+                    f"{dtype}. Download or quantize the checkpoint again."
                 )
 
 
 def read_description(directory: Path) -> Description | None:
-    """Read the description in `directory`; None if it holds a float model, which has none.
+    """Read the description in `directory`; None for a float model.
 
     Raises:
-        CheckpointError: the file is damaged or contradictory, two of its names differ in content, or there are
-            quantized weights and no description.
+        CheckpointError: the file is damaged or contradicts itself, two description files differ, or quantized weights
+            have no description.
         UnsupportedError: see `Description.from_json`.
     """
     present = list_names(directory)
@@ -136,8 +136,8 @@ def read_description(directory: Path) -> Description | None:
     if not names:
         if any(stem != FLOAT_STEM for stem in find_stems(present)):
             raise CheckpointError(
-                f"{directory} holds quantized weights but no {DESCRIPTION_NAMES[0]}, without which they cannot be "
-                "understood. Fetch that file too."
+                f"{directory} holds quantized weights but no {DESCRIPTION_NAMES[0]}, without which they cannot be used "
+                "correctly. Download that file too."
             )
         return None
     raw = read_object(directory, names[0])
@@ -150,8 +150,8 @@ def read_description(directory: Path) -> Description | None:
 def effective_fa_quant_type(config_raw: Mapping[str, Any], description: Description | None) -> str | None:
     """The FAQuant type of a model: "FAQuant", or None for float attention.
 
-    config.json may state it too, at the top or in quantization_config, and MindIE lets that win. Where the statements
-    contradict each other, loaders would disagree about what the model is, so it is refused.
+    config.json may specify it too, at the top level or in quantization_config, which takes precedence in MindIE.
+    Contradictions are refused, because loaders would disagree about the model.
 
     Raises:
         CheckpointError: config.json and the description contradict each other.
@@ -168,31 +168,31 @@ def effective_fa_quant_type(config_raw: Mapping[str, Any], description: Descript
             said[source] = _choice(table, "fa_quant_type", FA_TYPES, source)
     described = None if description is None else description.fa_quant_type
     tensors = [] if description is None else [n for n, kind in description.tensor_types.items() if kind == FA_TYPE]
-    # Older checkpoints say it in config.json only, and their description has the tensors.
+    # Older checkpoints specify it only in config.json, and their description lists the tensors.
     if described is not None or (tensors and any(said.values())):
         for source, value in said.items():
             if value is None:
                 raise CheckpointError(
                     f"{source}: fa_quant_type is null, but {DESCRIPTION_NAMES[0]} describes FAQuant. Some loaders "
-                    "would switch 8-bit attention off without a word. Remove it from config.json."
+                    "would silently disable 8-bit attention. Remove it from config.json."
                 )
         return FA_TYPE
     for source, value in said.items():
         if value is not None:
             raise CheckpointError(
                 f"{source}: fa_quant_type is {value!r}, but there is no description of FAQuant tensors. Remove it from "
-                f"config.json, or fetch the {DESCRIPTION_NAMES[0]} that belongs to it."
+                f"config.json, or download the {DESCRIPTION_NAMES[0]} that belongs to it."
             )
     if tensors:
         raise CheckpointError(
-            f"{DESCRIPTION_NAMES[0]}: tensor {tensors[0]!r} has type FAQuant, but fa_quant_type is not set there. "
+            f"{DESCRIPTION_NAMES[0]}: tensor {tensors[0]!r} has type FAQuant, but fa_quant_type is not set. "
             f'Add "fa_quant_type": "FAQuant" to it, if the model is to use 8-bit attention.'
         )
     return None
 
 
 def _allowed(part: str, kind: str) -> tuple[str, ...] | None:
-    """The dtypes of a tensor of type `kind` whose name ends in `part`; None: its reader decides."""
+    """The allowed dtypes of a tensor of type `kind` whose name ends in `part`; None: checked when it is read."""
     floats = ("float32", "float16", "bfloat16")
     if kind == "FLOAT" or (part.endswith("scale") and part != "deq_scale") or part in ("center", "equalizer", "bias"):
         return floats

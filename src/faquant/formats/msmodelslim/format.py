@@ -1,4 +1,4 @@
-"""Checkpoints of msModelSlim, for MindIE: quant_model_description.json beside the weights."""
+"""Checkpoints of msModelSlim, for MindIE: quant_model_description.json next to the weights."""
 
 from ...checkpoint.tensors import TensorFiles
 from ...errors import CheckpointError
@@ -12,7 +12,7 @@ from .linears import check_attention_types, check_linear, dynamic_table, static_
 
 
 class MsModelSlimFormat:
-    """A description says what is quantized how."""
+    """The format of checkpoints with a description."""
 
     name = "msmodelslim"
 
@@ -44,7 +44,7 @@ class OpenedMsModelSlim(Opened):
             self.schemes = [self._scheme(layer) for layer in range(self.config.num_layers)]
             if not any(self.schemes):
                 raise CheckpointError(
-                    f"{self.directory}: the description says fa_quant_type {fa_quant_type!r}, but no layer has fa_* "
+                    f"{self.directory}: the description has fa_quant_type {fa_quant_type!r}, but no layer has fa_* "
                     "tensors."
                 )
 
@@ -60,7 +60,7 @@ class OpenedMsModelSlim(Opened):
         return dynamic_table(self.checked, self.config, name, self._hadamard_block(name))
 
     def _check_metadata(self) -> None:
-        """Nothing is known of a checkpoint but its description."""
+        """There is no metadata beyond the description."""
 
     def _scheme(self, layer: int) -> AttentionScheme | None:
         return read_scheme(self.checked, self.config, layer)
@@ -70,6 +70,4 @@ class OpenedMsModelSlim(Opened):
 
     def _check_rotation(self, name: str) -> None:
         if self.linear_type(name) == ROTATED_TYPE:
-            raise CheckpointError(
-                f"{name}.weight has type {ROTATED_TYPE}, but the description's metadata names no rotation for it."
-            )
+            raise CheckpointError(f"{name}.weight has type {ROTATED_TYPE}, but the metadata has no rotation for it.")

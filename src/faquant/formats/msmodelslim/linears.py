@@ -1,4 +1,4 @@
-"""The small tensors of quantized linears in msModelSlim's naming: what they must be, and their plain tables."""
+"""The tensors of quantized linears by their msModelSlim names: checks, and conversion to plain tables."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from .description import Description
 
 
 def static_table(checked: Checked, config: ModelConfig, name: str) -> StaticTable:
-    """The tables of a W8A8 linear."""
+    """The table of a W8A8 linear."""
     n, _ = config.linear_shape(name)
     return StaticTable(
         checked.get(f"{name}.weight", dtype="int8"),
@@ -25,7 +25,7 @@ def static_table(checked: Checked, config: ModelConfig, name: str) -> StaticTabl
 
 
 def dynamic_table(checked: Checked, config: ModelConfig, name: str, hadamard_block: int = 0) -> DynamicTable:
-    """The tables of a W8A8_DYNAMIC linear, whose input may be rotated in blocks."""
+    """The table of a W8A8_DYNAMIC linear, whose input may be rotated in blocks."""
     n, _ = config.linear_shape(name)
     bias = checked.floats(f"{name}.bias", (n,)) if config.has_bias(name) else None
     scale = checked.positive(f"{name}.weight_scale", (n, 1))[:, 0]
@@ -35,25 +35,25 @@ def dynamic_table(checked: Checked, config: ModelConfig, name: str, hadamard_blo
 def check_attention_types(description: Description) -> None:
     for name, kind in description.tensor_types.items():
         if ".self_attn.fa_" in name and kind != "FAQuant":
-            raise CheckpointError(f"{name} has type {kind} in the description, but must have FAQuant.")
+            raise CheckpointError(f"{name} has type {kind} in the description, but must have type FAQuant.")
     if description.kv_cache_type is not None:
         raise UnsupportedError(
-            f"kv_cache_type {description.kv_cache_type!r} is not supported: its cache would be held in float. Quantize "
+            f"kv_cache_type {description.kv_cache_type!r} is not supported: the cache would be float. Quantize "
             "with FAQuant instead."
         )
 
 
 def check_linear(checked: Checked, config: ModelConfig, description: Description, name: str) -> None:
-    """The small tensors of a quantized linear: there, of their shapes, possible, and in agreement."""
+    """Check that the small tensors of a quantized linear exist, have the right shapes and valid values, and agree."""
     kind = description.tensor_types[f"{name}.weight"]
     if kind not in ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE):
-        raise CheckpointError(f"{name}.weight has type {kind} in the description, which is no type of a linear.")
+        raise CheckpointError(f"{name}.weight has type {kind} in the description, which is not a type of linears.")
     n, k = config.linear_shape(name)
     if k > MAX_DOT_LENGTH:
-        raise UnsupportedError(f"{name} has {k} inputs; an int32 sum is sure to hold {MAX_DOT_LENGTH} products.")
+        raise UnsupportedError(f"{name} has {k} inputs; int32 sums are safe from overflow for up to {MAX_DOT_LENGTH}.")
     offset = f"{name}.weight_offset"
     if offset in checked and checked.get(offset, (n, 1)).any():
-        raise CheckpointError(f"{offset} is not zero everywhere; weights must be quantized symmetrically.")
+        raise CheckpointError(f"{offset} has values other than zero; weights must be quantized symmetrically.")
     weight_scale = f"{name}.weight_scale"
     if kind != "W8A8" or weight_scale in checked:
         checked.positive(weight_scale, (n, 1))
@@ -68,19 +68,19 @@ def check_linear(checked: Checked, config: ModelConfig, description: Description
         )
     if weight_scale in checked:
         expected = input_scale * checked.positive(weight_scale, (n, 1))[:, 0]
-        # Three roundings to bfloat16 between them, and float16 may have gone subnormal.
+        # They may differ by three roundings to bfloat16, and float16 may have become subnormal.
         if (np.abs(deq_scale - expected) > 0.02 * expected + 2.0**-23).any():
             raise CheckpointError(f"{name}.deq_scale is not input_scale · weight_scale. The file is damaged.")
     bias = checked.get(f"{name}.quant_bias", (n,), "int32")
     if (np.abs(bias.astype(np.int64)) > (1 << 31) - 1 - 128 * 127 * k).any():
-        raise CheckpointError(f"{name}.quant_bias holds values with which an int32 sum could overflow.")
+        raise CheckpointError(f"{name}.quant_bias holds values that could overflow an int32 sum.")
 
 
 def read_deq_scale(checked: Checked, name: str, n: int) -> Floats:
     """float32 deq_scale [n] of the static linear `name`, which may be stored as int64.
 
     Raises:
-        CheckpointError: it is missing, of another shape, or holds impossible scales.
+        CheckpointError: it is missing, has another shape, or holds invalid scales.
     """
     deq_scale = unpack_deq_scale(checked.get(f"{name}.deq_scale", (n,)), f"{name}.deq_scale")
     checked.check_positive(f"{name}.deq_scale", deq_scale)
@@ -88,15 +88,15 @@ def read_deq_scale(checked: Checked, name: str, n: int) -> Floats:
 
 
 def unpack_deq_scale(packed: Stored, name: str) -> Floats:
-    """float32 scales from float32, or from int64 that hold the float32 bits (as int32, widened).
+    """float32 scales from float32, or from int64 that holds the float32 bits (widened from int32).
 
     Raises:
-        CheckpointError: another dtype, or bits beyond 32.
+        CheckpointError: the dtype is another one, or values exceed 32 bits.
     """
     if packed.dtype == np.float32:
         return packed
     if packed.dtype != np.int64:
         raise CheckpointError(f"{name} must be float32, or int64 that holds float32 bits, not {packed.dtype}.")
     if ((packed < -(1 << 31)) | (packed >= 1 << 32)).any():
-        raise CheckpointError(f"{name} is int64, but its values are no float32 bits.")
+        raise CheckpointError(f"{name} is int64, but its values are not float32 bits.")
     return (packed & 0xFFFFFFFF).astype(np.uint32).view(np.float32)

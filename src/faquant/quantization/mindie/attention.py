@@ -1,4 +1,4 @@
-"""Float attention whose q, k and v are observed."""
+"""Float attention with observers on q, k and v."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from .percentile import K_RATIO, Q_RATIO, V_RATIO, HeadObserver
 
 
 class MindieAttention:
-    """Float attention over one prompt, whose q, k and v are observed: what Decoder calls with each layer's."""
+    """Float attention over one prompt with observers on q, k and v; an Attention callable for Decoder."""
 
     def __init__(self, window: int | None = None) -> None:
         self._window = window
@@ -22,7 +22,7 @@ class MindieAttention:
         return eager_attention(q, k, v, self._window)
 
     def tensors(self, name: str, dtype: torch.dtype | None = None) -> Iterator[NamedTensor]:
-        """Scales and (zero) offsets of the attention module `name`; dtype: None for that of the states."""
+        """Scales and (zero) offsets of the attention module `name`; dtype: None for the dtype of the states."""
         scales = {kind: observer.scale().to(dtype) for kind, observer in self._observers.items()}
         for kind, scale in scales.items():
             yield f"{name}.fa_{kind}.scale", "FAQuant", scale
@@ -31,9 +31,9 @@ class MindieAttention:
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """Causal attention [tokens, Hq, D] of q with k and v [tokens, Hkv, D], step by step as transformers' `eager`.
+    """Causal attention [tokens, Hq, D] of q with k and v [tokens, Hkv, D], with the steps of transformers' `eager`.
 
-    The scores are rounded to the states' dtype and the probabilities, computed in float32, again.
+    The scores are rounded to the states' dtype; so are the probabilities, which are computed in float32.
     """
     tokens, heads, dim = q.shape
     q = q.transpose(0, 1)

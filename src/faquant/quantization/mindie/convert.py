@@ -1,4 +1,4 @@
-"""Rewriting a quantized checkpoint in the form that MindIE-class runtimes load, where its arithmetic allows it."""
+"""Converts quantized checkpoints for MindIE, if their arithmetic allows it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +23,11 @@ MAX_HEAD_DIM = 256
 
 
 def convert_to_mindie(source: Path, target: Path, overwrite: bool = False) -> None:
-    """Write `source` anew as `target`: the tool's file and tensor names, scales of shape [heads, 1], its dtypes.
+    """Write `source` to `target` with msModelSlim's file and tensor names, dtypes, and scales of shape [heads, 1].
 
     Raises:
         UsageError: the source is a float model.
-        UnsupportedError: the source's arithmetic cannot be said in that format; every reason is named.
+        UnsupportedError: the format cannot express the source's arithmetic; the error lists all reasons.
         CheckpointError: the source cannot be read.
         OutputError: the target cannot be written.
     """
@@ -52,23 +52,23 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False) -> No
 
 
 def _obstacles(config: ModelConfig, description: Description, schemes: list[AttentionScheme | None]) -> list[str]:
-    """Why the checkpoint does not fit that runtime."""
+    """The reasons why MindIE cannot load the checkpoint."""
     reasons = []
     kinds = set(description.tensor_types.values())
     if ROTATED_TYPE in kinds:
-        reasons.append("its linears' inputs are rotated at run time, which that runtime does not do")
+        reasons.append("its linears' inputs are rotated at run time, which MindIE does not support")
     elif "W8A8_DYNAMIC" in kinds:
-        reasons.append("its linears have a scale per token (W8A8_DYNAMIC), and FAQuant there goes with W8A8")
+        reasons.append("its linears have a scale per token (W8A8_DYNAMIC), and MindIE supports FAQuant only with W8A8")
     floats = [layer for layer, scheme in enumerate(schemes) if scheme is None]
     if floats:
-        reasons.append(f"layer {floats[0]} has float attention, and there every layer must be quantized")
+        reasons.append(f"layer {floats[0]} has float attention, and MindIE needs quantized attention in every layer")
     present = [scheme for scheme in schemes if scheme is not None]
     if any(scheme.k_scale is None for scheme in present):
-        reasons.append("K and V have a scale per token, which its cache has no room for")
+        reasons.append("K and V have a scale per token, which MindIE's cache cannot store")
     if any(scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1 for scheme in present) or any(
         scheme.v_scale is not None and scheme.v_scale.shape[-1] > 1 for scheme in present
     ):
-        reasons.append("K or V has a scale per channel, and its tables are [heads, 1]")
+        reasons.append("K or V has a scale per channel, and MindIE's tables are [heads, 1]")
     if any(scheme.q_scale is None or scheme.q_scale.shape[-1] > 1 for scheme in present):
         reasons.append("q has no calibrated scale per head")
     if any(
@@ -80,9 +80,9 @@ def _obstacles(config: ModelConfig, description: Description, schemes: list[Atte
         or scheme.v_offset is not None
         for scheme in present
     ):
-        reasons.append("K or V is centred, equalised, rotated or shifted at run time")
+        reasons.append("K or V is centered, equalized, rotated or shifted at run time")
     if config.head_dim > MAX_HEAD_DIM:
-        reasons.append(f"head_dim is {config.head_dim}, and {MAX_HEAD_DIM} is its limit")
+        reasons.append(f"head_dim is {config.head_dim}, and MindIE's limit is {MAX_HEAD_DIM}")
     return reasons
 
 

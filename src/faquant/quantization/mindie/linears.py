@@ -1,4 +1,4 @@
-"""Linears under calibration: each sees what its inputs are, and then says what the checkpoint holds of it."""
+"""Linears under calibration: they observe their inputs, and then return the tensors for the checkpoint."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ from .smoothing import Span
 
 
 class MindieLinear:
-    """A float linear under calibration: it observes its input, and computes with weight and input rounded."""
+    """A float linear under calibration: it observes its input, and computes with rounded weight and input."""
 
     is_int8 = False
 
@@ -26,7 +26,7 @@ class MindieLinear:
         self._observer = w8a8.InputObserver()
 
     def observe(self, x: Tensor) -> None:
-        """Take the range of one batch of inputs into account."""
+        """Add the range of one batch of inputs."""
         self._observer.update(x)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -35,11 +35,11 @@ class MindieLinear:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Total size of its tensors in bytes."""
         return sum(t.nbytes for t in (self._weight, self._weight_scale, self._rounded, self._bias) if t is not None)
 
     def tensors(self, name: str) -> Iterator[NamedTensor]:
-        """What the checkpoint holds of it under `name`."""
+        """Its tensors in the checkpoint, under `name`."""
         input_scale, input_offset = self._input_scale_offset()
         scale = w8a8.deq_scale(input_scale, self._weight_scale)
         bias = w8a8.quant_bias(self._weight, input_offset, scale, self._bias)
@@ -58,7 +58,8 @@ class MindieLinear:
 
 
 class SmoothedLinear:
-    """A folded float linear under calibration: it counts its inputs for the error compensation, and their range."""
+    """A folded float linear under calibration: it observes its inputs' Gram matrix, for error compensation, and
+    range."""
 
     is_int8 = False
 
@@ -74,11 +75,11 @@ class SmoothedLinear:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Total size of its tensors in bytes."""
         return self._linear.nbytes
 
     def tensors(self, name: str, has_bias: bool) -> Iterator[NamedTensor]:
-        """What the checkpoint holds of it under `name`; a bias that the model has not stands in quant_bias alone."""
+        """Its tensors in the checkpoint, under `name`. A bias that the model does not have is only in quant_bias."""
         weight, bias, dtype = self._linear.weight, self._linear.bias, self._dtype
         if self._compensate:
             rounded = round_with_compensation(weight.double(), self._gram.transformed(None, 0))
@@ -86,7 +87,7 @@ class SmoothedLinear:
             rounded = round_to_nearest(weight)
         low, high = self._span.ends()
         input_scale, input_offset = w8a8.input_scale_offset(low.amin().to(dtype), high.amax().to(dtype))
-        # Not rounded to the dtype as the tool's: the runtime reads this one, and not weight_scale.
+        # Not rounded to the dtype as by msModelSlim: MindIE reads this tensor, not weight_scale.
         scale = input_scale.float() * rounded.scale.squeeze(1)
         weight_scale = rounded.scale.to(dtype)
         yield f"{name}.weight", "W8A8", rounded.weight
@@ -100,8 +101,8 @@ class SmoothedLinear:
         yield f"{name}.deq_scale", "W8A8", w8a8.pack_deq_scale(scale, dtype)
 
 
-class SeenLinear:
-    """A float linear that shows its inputs."""
+class ObservedLinear:
+    """A float linear that observes its inputs."""
 
     is_int8 = False
 

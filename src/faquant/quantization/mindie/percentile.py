@@ -1,4 +1,4 @@
-"""Static scales of q, k and v, one per head, as the ecosystem finds them: a percentile window, then the widest."""
+"""Static scales of q, k and v, one per head, as in msModelSlim: a percentile window per prompt, then their union."""
 
 import torch
 from torch import Tensor
@@ -11,21 +11,21 @@ V_RATIO = 1.0
 
 
 def shortest_window(values: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Ends [heads, 1] of the shortest interval that holds int(ratio · N) of each head's N values [heads, N].
+    """Ends [heads, 1] of the shortest interval that contains int(ratio · N) of each head's N values [heads, N].
 
-    Of equally short ones the lowest is taken. At least one value is held.
+    Of equally short intervals, the lowest is taken. It contains at least one value.
     """
     count = values.shape[1]
     held = max(int(ratio * count), 1)
     ordered = values.sort(dim=1).values
     low, high = ordered[:, : count - held + 1], ordered[:, held - 1 :]
-    # In float64, because a difference that is rounded to the values' dtype would make ties.
+    # In float64, because rounding the differences to the values' dtype would cause ties.
     best = (high.double() - low.double()).argmin(dim=1, keepdim=True)
     return low.gather(1, best), high.gather(1, best)
 
 
 class HeadObserver:
-    """The range of q, k or v for each head: a window for each prompt, then the union over the prompts."""
+    """The range of q, k or v for each head: a window per prompt, then the union over the prompts."""
 
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio
@@ -33,7 +33,7 @@ class HeadObserver:
         self._maximum: Tensor | None = None
 
     def update(self, states: Tensor) -> None:
-        """Take one prompt's states [tokens, heads, head_dim]: q and k after RoPE, before kv heads are repeated.
+        """Add one prompt's states [tokens, heads, head_dim]: q and k after RoPE, before kv heads are repeated.
 
         Raises:
             CheckpointError: a value is not finite.
@@ -51,5 +51,5 @@ class HeadObserver:
             CheckpointError: nothing was observed.
         """
         if self._minimum is None or self._maximum is None:
-            raise CheckpointError("An attention layer saw no calibration data, so it has no scales.")
+            raise CheckpointError("An attention layer received no calibration data, so it has no scales.")
         return symmetric_scale(self._minimum, self._maximum)

@@ -1,8 +1,8 @@
-"""msModelSlim's own format, tensor for tensor as the tool makes it (docs/format.md).
+"""msModelSlim's format, with the same tensors as msModelSlim writes (docs/format.md).
 
-The tool runs one prompt after the other through the whole model. What a layer sees depends only on the layers before
-it and on the prompts so far, so running all prompts through one layer after the other gives the same, and keeps only
-one layer's rounded weights in memory.
+msModelSlim runs one prompt after another through the whole model. The input of a layer depends only on the layers
+before it and on the prompts so far, so running all prompts through one layer after another has the same result, and
+keeps only one layer's rounded weights in memory.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,10 +27,10 @@ from .tensors import layer_tensors, linear_tensors, located, norm_tensors
 
 
 class MindieQuantizer:
-    """Quantizes as the tool does, layer by layer. Streams are the prompts' residual streams in the model's dtype, in
-    which everything is computed, and so its scales carry that dtype's rounding.
+    """Quantizes as msModelSlim does, layer by layer. Streams are the prompts' residual streams in the model's dtype, in
+    which everything is computed, so the scales include its rounding.
 
-    What a layer sees depends on the order of the prompts, because an input is rounded with the range of those so far.
+    The result depends on the order of the prompts, because an input is rounded with the range of the prompts so far.
     """
 
     head_blocks = 1
@@ -42,12 +42,12 @@ class MindieQuantizer:
         self.is_float: Callable[[str], bool] = recipe.linear.is_float if recipe.linear else lambda name: True
 
     def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
-        """The embedding, and the streams that enter the first layer, for prompts of int64 ids [tokens]."""
+        """The embedding, and the streams into the first layer, for prompts of int64 ids [tokens]."""
         embedding = self._tensor("model.embed_tokens.weight")
         return [("model.embed_tokens.weight", "FLOAT", embedding)], [embedding[ids] for ids in prompts]
 
     def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
-        """The tensors of one layer, in the order of the tool's description, and the streams that leave it.
+        """The tensors of one layer, in the order of msModelSlim's description, and the streams after it.
 
         Raises:
             CheckpointError: a weight or an activation is not finite.
@@ -70,7 +70,7 @@ class MindieQuantizer:
         keep: Keep = keep_nothing,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[NamedTensor]:
-        """What follows the last layer; it takes so little time that nothing of it is kept."""
+        """The tensors after the last layer; they take so little time that no pieces are saved."""
         bias = self._tensor("model.norm.bias") if "model.norm.bias" in self.checked else None
         norm = TorchRMSNorm(self._tensor("model.norm.weight"), self.config.rms_norm_eps, bias)
         tensors = list(norm_tensors(norm, "model.norm"))
@@ -93,15 +93,15 @@ class MindieQuantizer:
 
 
 def _tables(rope: Rope, tokens: int) -> Tables:
-    """RoPE's for a prompt, with torch's cosine and sine as the tool has them: where an input is rounded, the last bit
-    of one is a whole step."""
+    """RoPE's tables for a prompt, with torch's cosine and sine as in msModelSlim: when an input is rounded, their last
+    bit can make a whole step."""
     angles = torch.arange(tokens).float()[:, None] * torch.from_numpy(rope.frequencies)
     angles = torch.cat((angles, angles), dim=-1)[:, None, :]
     return angles.cos() * rope.scaling, angles.sin() * rope.scaling
 
 
 def _calibrating(layer: DecoderLayer, name: str, is_float: Callable[[str], bool]) -> DecoderLayer:
-    """The layer, with those linears replaced that do not stay float."""
+    """The layer with all linears replaced that are quantized."""
     names = {module.rpartition(".")[2]: f"{name}.{module}" for module in LINEARS}
     chosen: dict[str, Any] = {
         short: MindieLinear(float_linear_of(getattr(layer, short))) for short in names if not is_float(names[short])

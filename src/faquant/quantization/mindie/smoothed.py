@@ -1,4 +1,4 @@
-"""msModelSlim's format with outlier suppression and error compensation, neither of which the runtime notices."""
+"""msModelSlim's format with outlier suppression and error compensation, neither of which needs support in MindIE."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -18,27 +18,27 @@ from ..layerwise import GROUPS, NamedTensor
 from ..rounding import Gram
 from ..tensors import SourceTensors
 from .attention import MindieAttention
-from .linears import SeenLinear, SmoothedLinear
+from .linears import ObservedLinear, SmoothedLinear
 from .plain import MindieQuantizer
 from .smoothing import Span, float_linear_of, fold
 from .tensors import layer_tensors, located
 
 
 class SmoothingQuantizer(MindieQuantizer):
-    """Writes the same tensors, with outlier suppression folded in (smoothing.py). Streams are float32, those of the
-    float model; nothing depends on the order of the prompts."""
+    """Writes the same tensors, with outlier suppression folded in (smoothing.py). Streams are float32, from the float
+    model; the result does not depend on the order of the prompts."""
 
     def __init__(self, config: ModelConfig, checked: SourceTensors, recipe: Recipe) -> None:
         super().__init__(config, checked, recipe)
         self.compensate = recipe.linear is not None and recipe.linear.rounding == "gptq"
 
     def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
-        """As MindieQuantizer's."""
+        """As in MindieQuantizer."""
         tensors, streams = super().start(prompts)
         return tensors, [stream.float() for stream in streams]
 
     def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
-        """The tensors of one layer, and the streams that leave it.
+        """The tensors of one layer, and the streams after it.
 
         Raises:
             CheckpointError: a weight or an activation is not finite.
@@ -46,9 +46,9 @@ class SmoothingQuantizer(MindieQuantizer):
         name = f"model.layers.{index}"
         with located(name):
             folded = self.folded(index, streams)
-            watched, groups = self._watched(folded, name)
+            observed, groups = self._with_observers(folded, name)
             attention = MindieAttention(self.config.sliding_windows[index])
-            after = [self._run(watched, x, attention) for x in streams]
+            after = [self._run(observed, x, attention) for x in streams]
             layer = self._smoothed(folded, name, groups)
             return [*attention.tensors(f"{name}.self_attn", self.dtype), *self._tensors(layer, name)], after
 
@@ -58,11 +58,11 @@ class SmoothingQuantizer(MindieQuantizer):
         keep: Keep = keep_nothing,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[NamedTensor]:
-        """As MindieQuantizer's."""
+        """As in MindieQuantizer."""
         return super().finish([stream.to(self.dtype) for stream in streams], keep, progress)
 
     def folded(self, index: int, streams: list[Tensor]) -> DecoderLayer:
-        """The float layer with everything folded into it that can be, from what it does to the streams."""
+        """The float layer with all smoothing folded in, calibrated on the streams."""
         layer = build_layer(
             self.config,
             index,
@@ -82,7 +82,7 @@ class SmoothingQuantizer(MindieQuantizer):
             return outputs[-1]
 
         seen = replace(
-            layer, q_proj=SeenLinear(layer.q_proj, spans[0]), gate_proj=SeenLinear(layer.gate_proj, spans[1])
+            layer, q_proj=ObservedLinear(layer.q_proj, spans[0]), gate_proj=ObservedLinear(layer.gate_proj, spans[1])
         )
         for x in streams:
             self._run(seen, x, attend)
@@ -96,8 +96,8 @@ class SmoothingQuantizer(MindieQuantizer):
     def _run(self, layer: DecoderLayer, x: Tensor, attention: Attention) -> Tensor:
         return layer(x, Rope(self.config, len(x)).tables(np.arange(len(x))), attention)
 
-    def _watched(self, layer: DecoderLayer, name: str) -> tuple[DecoderLayer, dict[str, tuple[Gram, Span]]]:
-        """The layer with the first linear of each group observed, and what is observed by the names of all."""
+    def _with_observers(self, layer: DecoderLayer, name: str) -> tuple[DecoderLayer, dict[str, tuple[Gram, Span]]]:
+        """The layer with observers on the first linear of each group, and the observers by the names of all linears."""
         groups: dict[str, tuple[Gram, Span]] = {}
         chosen: dict[str, Any] = {}
         for group in GROUPS:
@@ -106,12 +106,12 @@ class SmoothingQuantizer(MindieQuantizer):
             kinds = [module.rpartition(".")[2] for module in group]
             first = float_linear_of(getattr(layer, kinds[0]))
             found = Gram(first.weight.shape[1]), Span()
-            chosen[kinds[0]] = SeenLinear(first, found[1], found[0])
+            chosen[kinds[0]] = ObservedLinear(first, found[1], found[0])
             groups |= dict.fromkeys(kinds, found)
         return replace(layer, **chosen), groups
 
     def _smoothed(self, layer: DecoderLayer, name: str, groups: dict[str, tuple[Gram, Span]]) -> DecoderLayer:
-        """The layer with those linears replaced that do not stay float."""
+        """The layer with all linears replaced that are quantized."""
         chosen: dict[str, Any] = {
             module.rpartition(".")[2]: SmoothedLinear(
                 float_linear_of(getattr(layer, module.rpartition(".")[2])),
@@ -126,6 +126,6 @@ class SmoothingQuantizer(MindieQuantizer):
 
     def _tensors(self, layer: DecoderLayer, name: str) -> Iterator[NamedTensor]:
         for key, kind, tensor in layer_tensors(layer, name, self.config):
-            # Norms' biases are float32 in every checkpoint of the tool.
+            # msModelSlim stores the biases of norms in float32.
             keep = kind != "FLOAT" or key.endswith("layernorm.bias")
             yield key, kind, tensor if keep else tensor.to(self.dtype)

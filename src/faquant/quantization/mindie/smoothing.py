@@ -1,9 +1,9 @@
-"""Outlier suppression that the ecosystem's runtime can load: all of it folds into the weights, so the float model stays
-what it was and the runtime computes nothing more.
+"""Outlier suppression for MindIE, all of it folded into the weights: the float model is unchanged, and there is nothing
+more to compute at run time.
 
-Channels are brought to one range around 0, because a static scale is one for all of them: behind a norm by its weight
-and bias, in each head of V by v_proj and o_proj. SmoothQuant (arXiv 2211.10438) divides so; Outlier Suppression+
-(arXiv 2304.09145) shifts as well.
+Channels are scaled and shifted to the same range around 0, because they share one static scale: after a norm by the
+norm's weight and bias, in each head of V by v_proj and o_proj. SmoothQuant (arXiv 2211.10438) scales in this way;
+Outlier Suppression+ (arXiv 2304.09145) also shifts.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,21 +20,21 @@ from ...model.decoder import DecoderLayer
 from ..rounding import balance
 
 _RANGE, _WEIGHT = 0.9, 0.1
-"""Exponents of the inputs' ranges and of the weights' peaks in what a normed channel is divided by. At 1 and 0 the
-inputs lose least where they were observed, but leave others no room, and the weights more; measured on SmolLM2."""
+"""Exponents of the inputs' ranges and of the weights' peaks in the divisors of a norm's output channels. 1 and 0 would
+be best for the observed inputs, but leave no margin for others, and cost the weights more; measured on SmolLM2."""
 _LEAST = 1e-6
-"""Of the widest range or the highest peak: what is below counts as that much."""
+"""Lower bound for ranges and peaks, relative to the largest."""
 
 
 class Span:
-    """Each channel's least and greatest value over all tokens."""
+    """The least and greatest value of each channel over all tokens."""
 
     def __init__(self) -> None:
         self.low: Tensor | None = None
         self.high: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
-        """Count x [tokens, …]."""
+        """Add x [tokens, …]."""
         low, high = x.aminmax(dim=0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
@@ -42,24 +42,24 @@ class Span:
     def ends(self) -> tuple[Tensor, Tensor]:
         """Least and greatest, float64 […]."""
         if self.low is None or self.high is None:
-            raise ValueError("nothing was observed")
+            raise ValueError("no data was observed")
         return self.low.double(), self.high.double()
 
 
 def fold_norm(
     norm: Norm, linears: Sequence[TorchLinear], span: Span, dtype: torch.dtype, shift: bool
 ) -> tuple[TorchRMSNorm, list[TorchLinear]]:
-    """The norm whose outputs h become h ⊘ d - c, and the linears that undo it.
+    """Change a norm's outputs h to h ⊘ d - c, and fold the inverse into the linears.
 
     Args:
         norm: without a bias.
-        linears: all that read it.
+        linears: all linears that read its output.
         span: of its outputs.
-        dtype: in which the norm's weight is stored; what it rounds away, the linears make up for.
-        shift: whether c is the middle of the range, which needs biases; else it is 0.
+        dtype: of the stored norm's weight; the linears compensate for its rounding.
+        shift: whether c is the middle of the range, which needs biases; otherwise c is 0.
     """
     if not isinstance(norm, TorchRMSNorm):
-        raise TypeError(f"Only a float norm can be folded into, not a {type(norm).__name__}.")
+        raise TypeError(f"smoothing needs a float norm, not a {type(norm).__name__}")
     low, high = span.ends()
     peaks = torch.stack([linear.weight.abs().amax(0) for linear in linears]).amax(0).double()
     reach = (high - low) / 2 if shift else torch.maximum(low.abs(), high.abs())
@@ -68,7 +68,7 @@ def fold_norm(
     new = (old / divisor).to(dtype).double()
     divisor = torch.where(new == 0, divisor, old / new)
     center = ((low + high) / 2 / divisor if shift else torch.zeros_like(low)).to(dtype).double()
-    # Where the norm's weight is 0, so is its output.
+    # Where the norm's weight is 0, its output is 0.
     center = center.masked_fill(new == 0, 0.0)
     folded = [_linear(x.weight.double() * divisor, x.bias, center) for x in linears]
     return TorchRMSNorm(new.float(), norm.eps, -center.float() if shift else None), folded
@@ -77,17 +77,17 @@ def fold_norm(
 def fold_values(
     layer: DecoderLayer, values: Sequence[Tensor], outputs: Sequence[Tensor], shift: bool
 ) -> tuple[TorchLinear, TorchLinear]:
-    """v_proj and o_proj for v' = v·M - c with a matrix M and a centre c for each head.
+    """v_proj and o_proj for v' = v·M - c, with a matrix M and a center c per head.
 
-    M balances V's channels with o_proj's weights, spreads them by a Hadamard transform, and divides each by its range;
-    then each head by the range of its outputs, which share one static scale. What attention gives is a mean of
-    values, and so shifted like them.
+    M balances V's channels against o_proj's weights, spreads them by a Hadamard transform, and divides each by its
+    range; then it divides each head by the range of its outputs, which share one static scale. The output of the
+    attention is a weighted mean of the values, so it is shifted like them.
 
     Args:
         layer: with float v_proj and o_proj.
-        values: of each prompt, [tokens, Hkv, D].
+        values: v of each prompt, [tokens, Hkv, D].
         outputs: of the attention, [tokens, Hq, D].
-        shift: whether c is the middle of each channel's range, which needs biases; else it is 0.
+        shift: whether c is the middle of each channel's range, which needs biases; otherwise c is 0.
     """
     v_proj, o_proj = float_linear_of(layer.v_proj), float_linear_of(layer.o_proj)
     dim = layer.head_dim
@@ -113,16 +113,16 @@ def fold_values(
     if shift:
         bias = -center if bias is None else bias - center
     folded = TorchLinear(weight.float(), None if bias is None else bias.float())
-    # M⁻¹ is M with its factors undone from behind; the Hadamard transform is its own inverse.
+    # M⁻¹ inverts M's factors in reverse order; the Hadamard transform is its own inverse.
     back = hadamard(readers * spread, block) * reach[:, None]
     shifts = center.view(kv_heads, 1, dim).expand(-1, group, -1).flatten()
     return folded, _linear(back.flatten(1), o_proj.bias, shifts)
 
 
 def float_linear_of(linear: object) -> TorchLinear:
-    """The linear, which must be a float one."""
+    """The linear, after checking that it is float."""
     if not isinstance(linear, TorchLinear):
-        raise TypeError(f"Only a float linear can be folded into, not a {type(linear).__name__}.")
+        raise TypeError(f"smoothing needs a float linear, not a {type(linear).__name__}")
     return linear
 
 
@@ -134,11 +134,11 @@ def fold(
     dtype: torch.dtype,
     can_shift: Callable[..., bool],
 ) -> DecoderLayer:
-    """The same function as the float `layer`, with all of the above folded in.
+    """Fold all of the above into the float `layer`; it still computes the same function.
 
     Args:
         normed: the spans of the outputs of input_layernorm and post_attention_layernorm.
-        values, outputs: as fold_values takes them.
+        values, outputs: as for fold_values.
         dtype: of the stored norms.
         can_shift: whether the linears of those attribute names can all have biases.
     """
@@ -171,7 +171,7 @@ def fold(
 
 
 def _linear(weight: Tensor, bias: Tensor | None, shift: Tensor) -> TorchLinear:
-    """A linear with `weight` [n, k], float64, whose inputs are too small by `shift` [k]."""
+    """A linear with float64 `weight` [n, k] that adds `shift` [k] to its inputs."""
     if not shift.any():
         return TorchLinear(weight.float(), bias)
     added = weight @ shift

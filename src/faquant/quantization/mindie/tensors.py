@@ -1,4 +1,4 @@
-"""What a layer's checkpoint holds, in the order of the tool's description."""
+"""The tensors of a layer in the checkpoint, in the order of msModelSlim's description."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def layer_tensors(layer: DecoderLayer, name: str, config: ModelConfig) -> Iterat
 
 
 def linear_tensors(linear: Linear, name: str) -> Iterator[NamedTensor]:
-    """What the checkpoint holds of a linear."""
+    """The tensors of a linear in the checkpoint."""
     if isinstance(linear, MindieLinear):
         yield from linear.tensors(name)
         return
@@ -43,7 +43,7 @@ def linear_tensors(linear: Linear, name: str) -> Iterator[NamedTensor]:
 def norm_tensors(norm: Norm, name: str) -> Iterator[NamedTensor]:
     """Weight and bias of a norm."""
     if not isinstance(norm, TorchRMSNorm):
-        raise TypeError(f"Calibration needs a float model, not one with a {type(norm).__name__}.")
+        raise TypeError(f"calibration needs a float model, not one with a {type(norm).__name__}")
     yield f"{name}.weight", "FLOAT", norm.weight
     if norm.bias is not None:
         yield f"{name}.bias", "FLOAT", norm.bias
@@ -51,7 +51,7 @@ def norm_tensors(norm: Norm, name: str) -> Iterator[NamedTensor]:
 
 @contextmanager
 def located(name: str) -> Iterator[None]:
-    """Say in an error which part of the model it is about."""
+    """Add the name of the module to errors."""
     try:
         yield
     except CheckpointError as error:

@@ -1,8 +1,7 @@
-"""The ecosystem's static W8A8 arithmetic: one weight scale per output channel, one input scale and zero point.
+"""msModelSlim's static W8A8 arithmetic: one weight scale per output channel, one input scale and zero point.
 
-Every step is done in the model's dtype, and in this order, because the ecosystem's tool rounds to that dtype after
-each one (docs/format.md, "Arithmetic"; observed with msmodelslim 26.1.0). A float64 computation would be better and
-different.
+Every step is computed in the model's dtype, and in this order, because msModelSlim rounds to that dtype after each step
+(observed with msmodelslim 26.1.0). Computing in float64 would be more accurate, but different.
 """
 
 import torch
@@ -32,23 +31,23 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fake_quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """The weight [n, k] that the tool calibrates with: rounded to steps of `scale` [n, 1], in its own dtype.
+    """The weight [n, k] that msModelSlim calibrates with: rounded to steps of `scale` [n, 1], in its own dtype.
 
-    −128 can occur here though it is never stored: where a float16 scale is so small that it lost its precision,
-    weight / scale exceeds 127.
+    −128 can occur here, although it is never stored: if a float16 scale is so small that it lost precision, weight /
+    scale exceeds 127.
     """
     return (weight / scale).round().clamp(-128, 127) * scale
 
 
 class InputObserver:
-    """Least and greatest input of a linear: of each calibration batch, then averaged over the batches so far."""
+    """Least and greatest input of a linear per calibration batch, averaged over the batches so far."""
 
     def __init__(self) -> None:
         self._minima: list[Tensor] = []
         self._maxima: list[Tensor] = []
 
     def update(self, x: Tensor) -> None:
-        """Take one batch x, of any shape.
+        """Add one batch x, of any shape.
 
         Raises:
             CheckpointError: a value is not finite.
@@ -69,7 +68,7 @@ class InputObserver:
             CheckpointError: nothing was observed.
         """
         if not self._minima:
-            raise CheckpointError("A linear saw no calibration data, so its input has no scale.")
+            raise CheckpointError("A linear received no calibration data, so its input has no scale.")
         return torch.stack(self._minima).mean(), torch.stack(self._maxima).mean()
 
 
@@ -87,14 +86,13 @@ def input_scale_offset(minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor
 def fake_quantize_input(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """x, of any shape, rounded to the steps of `scale` and `offset` [1], in its own dtype.
 
-    The zero point is added before rounding, which differs from adding it afterwards where 16 bits are too few for
-    the sum.
+    The zero point is added before rounding, which differs from adding it afterwards if the sum needs more than 16 bits.
     """
     return ((x / scale + offset).round().clamp(-128, 127) - offset) * scale
 
 
 def fake_quantize_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, offset: Tensor) -> Tensor:
-    """What the tool computes for a linear while it calibrates: [tokens, n].
+    """What msModelSlim computes for a linear during calibration: [tokens, n].
 
     Args:
         x: [tokens, k]; quantized here with the range observed so far, this batch included.
@@ -106,17 +104,18 @@ def fake_quantize_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: 
 
 
 def deq_scale(input_scale: Tensor, weight_scale: Tensor) -> Tensor:
-    """float32 [n]: one int32 step of the product, from input scale [1] and weight scales [n, 1] of one dtype.
+    """float32 [n]: the value of one int32 step of the product, from input scale [1] and weight scales [n, 1] of one
+    dtype.
 
-    The product is rounded to that dtype. In float16 it can vanish (a row of zeros has the smallest scale); the tool
-    then writes 0, and a quant_bias without meaning. There the float32 product is taken.
+    The product is rounded to that dtype. In float16 it can underflow (a row of zeros has the smallest scale);
+    msModelSlim then writes 0, and a meaningless quant_bias. This function returns the float32 product instead.
     """
     product = (input_scale * weight_scale).squeeze(1).float()
     return torch.where(product > 0, product, (input_scale.float() * weight_scale.float()).squeeze(1))
 
 
 def quant_bias(weight: Tensor, input_offset: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """int32 [n] to add to the int32 product: the bias in steps, less the zero point's part.
+    """int32 [n] to add to the int32 product: the bias in steps, minus the zero point's contribution.
 
     Args:
         weight: int8 [n, k].
@@ -125,20 +124,19 @@ def quant_bias(weight: Tensor, input_offset: Tensor, scale: Tensor, bias: Tensor
         bias: [n], or None.
 
     Raises:
-        CheckpointError: a bias is beyond int32.
+        CheckpointError: a bias exceeds int32.
     """
     zero = weight.float().sum(dim=1) * input_offset.float()
     start = torch.zeros_like(scale) if bias is None else bias
     steps = (start / scale - zero).round()
-    # A NaN fails this too.
+    # NaN fails this, too.
     if not (steps.abs() < 1 << 31).all():
         raise CheckpointError("A bias is too large for the scale of its row: it exceeds int32 after quantization.")
     return steps.to(torch.int32)
 
 
 def pack_deq_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """deq_scale [n] as stored: float32 for a bfloat16 model, else the float32 bits, as int32, widened to int64.
-
-    model.load.unpack_deq_scale is the inverse.
+    """deq_scale [n] as stored: float32 for bfloat16 models, else the float32 bits, as int32, widened to int64. The
+    inverse is formats.msmodelslim.linears.unpack_deq_scale.
     """
     return scale if dtype == torch.bfloat16 else scale.view(torch.int32).to(torch.int64)

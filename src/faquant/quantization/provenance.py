@@ -1,8 +1,9 @@
-"""What tells that a directory is the one that a command would write: a command that was cut off then only measures it.
+"""Recognizes a directory that a command has already written, so that a command that was interrupted later only
+measures it.
 
-Recipes of our own say in the checkpoint what it was made of. msModelSlim's format has no place for that, and to a
-command that may overwrite, what stands there is not the work of the same command. So a file beside the directory says
-it until that has been measured.
+faquant's own metadata has fingerprints of model and calibration. msModelSlim's format has none, and a command that may
+overwrite must not mistake another command's output for its own. Therefore a note next to the directory describes it
+until it has been measured.
 """
 
 from collections.abc import Mapping
@@ -18,34 +19,35 @@ from ..formats.faquant.metadata import METADATA_KEY, Metadata, parse_metadata
 from ..formats.msmodelslim.description import read_description
 
 
-def asked_of(model: str, calibration: str, recipe: str) -> dict[str, str]:
-    """What a command asks for: fingerprints of model and calibration, and the recipe or how it is to be found."""
+def request(model: str, calibration: str, recipe: str) -> dict[str, str]:
+    """The request of a command: fingerprints of model and calibration, and the recipe or how to find it."""
     return {"model": model, "calibration": calibration, "recipe": recipe, "version of faquant": version("faquant")}
 
 
-def note(target: Path, output: Path, asked: Mapping[str, str]) -> None:
-    """Say beside `target` that `output`, which is whole and about to become it, is what was asked for.
+def note(target: Path, output: Path, requested: Mapping[str, str]) -> None:
+    """Write a note next to `target` that `output`, which is complete and about to be renamed to it, satisfies the
+    request.
 
     Raises:
         OSError: it cannot be written.
     """
     place = _place(target)
     partial = place.with_name(f"{place.name}.partial")
-    write_json(partial, {"asked": dict(asked), "files": stamp(output)})
+    write_json(partial, {"asked": dict(requested), "files": stamp(output)})
     partial.replace(place)
 
 
 def has_note(target: Path) -> bool:
-    """Whether there is a note, of whatever."""
+    """Whether there is a note, for any request."""
     return _place(target).is_file()
 
 
-def is_noted(target: Path, asked: Mapping[str, str]) -> bool:
-    """Whether `target` is the directory of such a note."""
+def is_noted(target: Path, requested: Mapping[str, str]) -> bool:
+    """Whether there is a note for this request, and `target` has not changed since."""
     place = _place(target)
     try:
         found = read_object(place.parent, place.name)
-        return found == {"asked": dict(asked), "files": stamp(target)}
+        return found == {"asked": dict(requested), "files": stamp(target)}
     except (FaquantError, OSError):
         return False
 
@@ -56,7 +58,7 @@ def forget(target: Path) -> None:
 
 
 def described(target: Path) -> Metadata | None:
-    """What a whole directory says it was made of, if it says so."""
+    """The metadata of a complete directory, or None if it has none."""
     try:
         description = read_description(target)
         if description is None or METADATA_KEY not in description.metadata:
