@@ -79,7 +79,7 @@ def test_chat_calls_tools(source: Path) -> None:
         with pytest.raises(UsageError):
             llm.chat(asked, params, **wrong)  # type: ignore[arg-type]
     for empty in ([], "Hi", {"role": "user"}, [[]], [asked[0], asked], [{"content": "Hi"}], None):
-        with pytest.raises(UsageError, match="list of messages"):
+        with pytest.raises(UsageError, match="list of one or more messages"):
             llm.chat(empty)  # type: ignore[arg-type]
     for wrong_params in ([params, None], {"max_tokens": 3}, 5):
         with pytest.raises(UsageError, match="params"):
@@ -155,7 +155,7 @@ def test_answers_have_the_structure_asked_for(source: Path, speculative_tokens: 
         for answer in answers:
             assert json.loads(answer.text).keys() == {"city", "days", "warm"}
             assert len(answer.token_ids) <= max_tokens
-    with pytest.raises(UsageError, match="too small for the structure"):
+    with pytest.raises(UsageError, match="too small for the requested structure"):
         llm.generate("Weather", faquant.SamplingParams(max_tokens=3, structured_output=params.structured_output))
 
 

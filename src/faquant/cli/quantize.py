@@ -32,7 +32,7 @@ def quantize(
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--evaluate/--no-evaluate", help="Measure the loss at the end, and write a report into OUT."),
+        typer.Option("--evaluate/--no-evaluate", help="Evaluate OUT at the end, and write a report into it."),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
     restart: Annotated[
