@@ -120,7 +120,7 @@ def test_only_what_was_not_measured_is_measured(
 def test_a_directory_without_a_report_is_measured(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As --no-evaluate leaves it, and a version that left no note. What stands in the ecosystem's format does not say
+    """As left by --no-evaluate, or by a version that wrote no note. A checkpoint in msModelSlim's format does not say
     what it was made of."""
     for recipe, status in (("default", 0), ("mindie", 1)):
         out = tmp_path / recipe
