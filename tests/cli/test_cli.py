@@ -325,7 +325,7 @@ def test_evaluating_against_another_model_is_refused(
     tiny_model("smollm", other, seed=1, vocab_size=VOCAB_SIZE, max_position_embeddings=4096)
     write_tokenizer(other)
     assert run(["evaluate", str(quantized), "--against", str(other)]) == 2
-    assert "the weights are others" in capsys.readouterr().err
+    assert "the weights differ" in capsys.readouterr().err
 
 
 def test_a_closed_standard_input_is_reported(

@@ -193,7 +193,7 @@ HOSTILE_LINES = [
     ('{"messages": []}', "messages is empty"),
     ('{"messages": ["hi"]}', "message 1 must be an object"),
     ('{"messages": [{"role": "user"}]}', "message 1 must be an object with only role and content"),
-    ('{"messages": [{"role": "user", "content": "a", "name": "b"}]}', "nothing else"),
+    ('{"messages": [{"role": "user", "content": "a", "name": "b"}]}', "only role and content"),
     ('{"messages": [{"role": "User", "content": "a"}]}', "role must be system, user, assistant, tool, not 'User'"),
     ('{"messages": [{"role": ["user"], "content": "a"}]}', "role must be"),
     ('{"messages": [{"role": "user", "content": ["a"]}]}', "content must be a string"),
