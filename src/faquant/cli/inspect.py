@@ -20,7 +20,7 @@ def inspect(
 ) -> None:
     """Show how each module is quantized, the size of each part, and the cache size per token."""
     load_config(directory)
-    from ..model.inspection import inspect as run  # loads torch, so check the directory first
+    from ..model.inspection import inspect as run  # slow to import, so check the directory first
 
     inspection = run(directory)
     if json:

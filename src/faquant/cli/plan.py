@@ -41,7 +41,7 @@ def plan(
     limits = EngineConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
     chosen = None if recipe is None else load_recipe(recipe)
     load_config(directory)
-    from ..model.plan import plan as make  # loads torch, so check the directory and options first
+    from ..model.plan import plan as make  # slow to import, so check the directory and options first
 
     made = make(directory, chosen, limits.max_num_batched_tokens, limits.max_num_seqs)
     if json:
