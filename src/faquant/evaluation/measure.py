@@ -11,7 +11,6 @@ import torch
 
 from ..checkpoint.files import read_object
 from ..checkpoint.metadata import model_fingerprint
-from ..checkpoint.pieces import Tensors
 from ..checkpoint.stamp import stamp
 from ..checkpoint.tensors import TensorFiles
 from ..config import ModelConfig
@@ -173,16 +172,10 @@ def _measured(
             saved,
             partial(kept.save, "scores"),
         )
-
-        def rest() -> Tensors:
-            drift, noise = float_drift(heads, _FLOAT, streams[_FLOAT][offsets]), meter.head(heads, streams)
-            noises = [] if noise is None else [noise]
-            return {name: torch.tensor(x, dtype=torch.float64) for name, x in (("drift", drift), ("noises", noises))}
-
-        last = kept.keep("rest", rest)
+        drift = float_drift(heads, _FLOAT, streams[_FLOAT][offsets], kept.keep)
+        return _Found(scores, drift, meter.head(heads, streams, keep=kept.keep))
     finally:
         torch.set_num_threads(threads)
-    return _Found(scores, last["drift"].tolist(), next(iter(last["noises"].tolist()), None))
 
 
 def _streams(
