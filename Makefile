@@ -9,12 +9,13 @@ INTEROP_VENV = .venv-msmodelslim
 PEERS_VENV = .venv-peers
 PEERS_JOBS ?= 2
 BIN = $(VENV)/bin
-CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/python/*)
-FORMATTED = $(CXX_FILES) $(wildcard tests/native/*)
-PYTHON_DIRS = $(wildcard src tests benchmarks)
+CXX_FILES = $(wildcard csrc/*/*.cpp csrc/*/*.h tests/native/*.cpp tests/native/*.h)
+# What units of csrc/isa compile; an editor reads each of them alone. Some are for x86-64 only.
+UNIT_TEXTS = $(wildcard csrc/generic/*-inl.h $(if $(filter x86_64,$(shell uname -m)),csrc/isa/*-inl.h))
+PYTHON_DIRS = $(wildcard src tests benchmarks examples docs/*.py)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
+.PHONY: venv check format test coverage test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 docs wheel profile bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -34,19 +35,23 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml CMakeLists.txt $(CXX_FILES)
 	$(BIN)/python -m pip install --no-build-isolation -e '.[dev]'
 	touch $@
 
-check: venv ## Lint, formatting and types
+check: venv ## Lint, formatting and types; that an editor can read each text of csrc/generic alone
 	$(BIN)/ruff check $(PYTHON_DIRS)
 	$(BIN)/ruff format --check $(PYTHON_DIRS)
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(foreach text,$(UNIT_TEXTS),$(CXX) -std=c++17 -fsyntax-only -w -x c++ -Icsrc -include $(text) /dev/null &&) true
 
 format: venv ## Format Python and C++, and mend what the linter can
 	$(BIN)/ruff check --fix-only $(PYTHON_DIRS)
 	$(BIN)/ruff format $(PYTHON_DIRS)
-	$(BIN)/clang-format -i $(FORMATTED)
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 test: venv ## All tests but those that need msmodelslim, lm_eval or a browser
 	$(BIN)/python -m pytest -q
+
+coverage: $(VENV)/.coverage ## Which lines of Python `make test` runs: a summary, and build/coverage/index.html
+	$(BIN)/python -m pytest -q --cov --cov-report term:skip-covered --cov-report html
 
 $(INTEROP_VENV)/.installed:
 	$(call make_venv,$(INTEROP_VENV))
@@ -57,12 +62,9 @@ $(INTEROP_VENV)/.installed:
 test-interop: venv $(INTEROP_VENV)/.installed ## Tests against msmodelslim, which lives in an environment of its own
 	FAQUANT_MSMODELSLIM_PYTHON=$(CURDIR)/$(INTEROP_VENV)/bin/python $(BIN)/python -m pytest -q -m interop
 
-$(VENV)/.browser: $(VENV)/.installed
-	$(BIN)/python -m pip install --no-build-isolation -e '.[browser]'
-	touch $@
-
-$(VENV)/.harness: $(VENV)/.installed
-	$(BIN)/python -m pip install --no-build-isolation -e '.[harness]'
+# An extra of pyproject.toml that few targets need: .venv/.browser has what [browser] names.
+$(VENV)/.%: $(VENV)/.installed
+	$(BIN)/python -m pip install --no-build-isolation -e '.[$*]'
 	touch $@
 
 test-harness: $(VENV)/.harness ## Score with lm-evaluation-harness, and compare with its own model of transformers
@@ -75,31 +77,65 @@ test-browser: $(VENV)/.browser ## Look at the HTML report and the server's page 
 	$(BIN)/python -m pytest -q -m browser
 
 SANITIZED = .venv-sanitizers
-SANITIZED_TESTS = tests/engine/test_draw.py tests/engine/test_sampling.py tests/kernels/test_attend_cpu.py tests/kernels/test_bfloat16_pages.py tests/kernels/test_cpu.py tests/kernels/test_pages.py tests/model/test_linear.py tests/model/test_paged.py
+SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,attend_cpu.py bfloat16_pages.py convert.py float_cache.py \
+	float_linear.py isa.py modules.py packing.py pages.py rope_tables.py) tests/model/test_linear.py tests/model/test_paged.py
+
+# An environment with a build of its own of the extension, on top of the packages of .venv. $(2) are settings of that build.
+define make_overlay
+$(PYTHON) -m venv --without-pip $(1)
+$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $(1)/base.txt
+$(1)/bin/python -c 'import site; print(open("$(1)/base.txt").read(), file=open(site.getsitepackages()[0] + "/base.pth", "w"))'
+$(BIN)/python -m pip --python $(1)/bin/python install --no-build-isolation --no-deps --force-reinstall \
+	--config-settings=build-dir=build/$(1) $(2) .
+endef
 
 test-sanitizers: venv ## The kernels' tests with AddressSanitizer and UndefinedBehaviorSanitizer
-	$(PYTHON) -m venv --without-pip $(SANITIZED)
-	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $(SANITIZED)/base.txt
-	$(SANITIZED)/bin/python -c 'import site; print(open("$(SANITIZED)/base.txt").read(), file=open(site.getsitepackages()[0] + "/base.pth", "w"))'
-	$(BIN)/python -m pip --python $(SANITIZED)/bin/python install --no-build-isolation --no-deps --force-reinstall \
-		--config-settings=cmake.define.FAQUANT_SANITIZE=ON .
+	$(call make_overlay,$(SANITIZED),--config-settings=cmake.define.FAQUANT_SANITIZE=ON --config-settings=cmake.define.FAQUANT_NATIVE_TESTS=ON)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(SANITIZED)/bin/python -m pytest -q $(SANITIZED_TESTS)
+	build/native-sanitized/faquant_native_tests
+
+docs: $(VENV)/.docs ## The documentation as a site, build/docs/index.html; a warning is an error (Python 3.11 or newer)
+	$(BIN)/python -m sphinx -c docs -b html -E -W --keep-going -q . build/docs
+
+wheel: venv ## Build the sdist, the wheel from it, and try that in an empty environment without a compiler (3 minutes)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python tests/packaging/wheel_round_trip.py dist/*.whl --torch "$(TORCH)"
 
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 AARCH64_RUN ?= qemu-aarch64
 
-test-aarch64: ## The kernels' self-test on AArch64, by a cross compiler and an emulator; no Python
+test-aarch64: ## The native tests on AArch64, by a cross compiler and an emulator; no Python
 	mkdir -p build
 	$(AARCH64_CXX) -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -Werror -static -pthread -Icsrc \
-		tests/native/*.cpp $(filter-out csrc/kernels_avx%,$(wildcard csrc/*.cpp)) -o build/self-test-aarch64
-	$(AARCH64_RUN) build/self-test-aarch64
+		tests/native/*.cpp $(filter-out csrc/isa/avx% csrc/python/%,$(wildcard csrc/*/*.cpp)) -o build/native-tests-aarch64
+	$(AARCH64_RUN) build/native-tests-aarch64
+
+PROFILED = .venv-profile
+PROFILE ?= generate smollm2-fa8 "Write a long story about a lighthouse." --chat --max-tokens 512
+PY_SPY_FLAGS ?= --native --format flamegraph
+
+smollm2-fa8/config.json:
+	$(MAKE) demo
+
+profile: $(VENV)/.profile smollm2-fa8/config.json ## Where decoding spends its time: Python's flame graph by py-spy, the kernels by perf if it is there
+	$(call make_overlay,$(PROFILED),--config-settings=cmake.build-type=RelWithDebInfo)
+	mkdir -p build/profile
+	$(BIN)/py-spy record $(PY_SPY_FLAGS) --rate 100 --output build/profile/decode.svg -- $(PROFILED)/bin/python -m faquant $(PROFILE)
+	if command -v perf > /dev/null; then \
+		perf record --quiet -F 499 -g --output build/profile/perf.data -- $(PROFILED)/bin/python -m faquant $(PROFILE) && \
+		perf report --input build/profile/perf.data --stdio --no-children --call-graph none --fields overhead,dso,symbol --column-widths 8,42,90 \
+			2> build/profile/perf.log > build/profile/kernels.txt && head -30 build/profile/kernels.txt; \
+	fi
 
 bench: venv ## Attention and linears beside torch's, and what memory gives (8 minutes)
+bench: venv ## Attention and linears beside torch's, and what memory gives (9 minutes)
 	$(BIN)/python benchmarks/attention_decode.py
 	$(BIN)/python benchmarks/attention_decode.py --contexts 4096 --batch 8
 	$(BIN)/python benchmarks/attention_prefill.py
 	$(BIN)/python benchmarks/linears.py
+	$(BIN)/python benchmarks/floats.py
 
 $(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
 	$(call make_venv,$(PEERS_VENV))
@@ -141,10 +177,10 @@ bench-long: venv ## 128K positions, decoding by depth beside a bfloat16 cache, n
 	$(BIN)/python benchmarks/long_context.py
 
 demo: venv ## Quantize a small real model, show what that cost, and let it speak
-	$(BIN)/python -m faquant.demo
+	$(BIN)/python examples/demo.py
 
 clean: ## Remove everything that make and the tools have made
-	rm -rf $(VENV) $(INTEROP_VENV) $(PEERS_VENV) $(SANITIZED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(INTEROP_VENV) $(PEERS_VENV) $(SANITIZED) $(PROFILED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## Show this

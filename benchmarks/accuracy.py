@@ -1,4 +1,4 @@
-"""What several quantized directories of one model cost, side by side in one run: the table of docs/accuracy.md.
+"""The loss of several quantized directories of one model, measured in one run: the table in docs/accuracy.md.
 
 python benchmarks/accuracy.py MODEL TEXT OUT [OUT …] [--max-tokens N]
 """
@@ -7,9 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.divergence import compare, variants
+from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import load
+from faquant.text.tokenizer import Tokenizer
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("quantized", type=Path, nargs="+")
     parser.add_argument("--max-tokens", type=int)
     arguments = parser.parse_args()
-    source = load(arguments.model, lazy=True)
+    source = load(arguments.model, lazy=True, backend=TorchBackend())
     candidates = {
         f"{path.name} {part}": model
         for path in arguments.quantized

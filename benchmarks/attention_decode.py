@@ -1,12 +1,12 @@
-"""Decode attention, one new token: our int8 cache beside our bfloat16 one, torch's SDPA and what memory gives,
+"""Decode attention for one new token: faquant's int8 and bfloat16 caches, torch's SDPA and the memory bound,
 interleaved in one run.
 
 python benchmarks/attention_decode.py [--contexts 1024 4096 16384 32768] [--batch 1] [--page-size 128] [--threads N]
                                       [--json FILE]
 
-A fraction is the bytes of the cache / time / the rate at which the same threads read memory in the same run; "×" is the
-other's time over that of int8 with 16 bits of P. torch's SDPA gets the query heads of a group as rows, which is
-its fastest way. Results are checked against the oracle first.
+A fraction is the bytes of the cache / time / the bandwidth at which the same threads read memory in the same run; "×"
+is the time divided by that of int8 with 16-bit P. torch's SDPA gets the query heads of a group as rows, which is
+fastest. Results are first checked against the oracle.
 """
 
 import argparse
@@ -17,17 +17,17 @@ from timing import finish, seconds, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from faquant import _C
-from faquant.kernels import reference
-from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages, Spans, float_attend
+from faquant.kernels import _C, reference
+from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages, Spans
 from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.torch_backend import float_attend
 
 SHAPES = ((9, 3, 64), (32, 8, 128), (8, 8, 128), (64, 8, 128))
 STREAM_BYTES = 512 << 20
 
 
 def fill(pages: PackedPages, k: Tensor, v: Tensor, batch: int, shuffled: bool = False) -> Tensor:
-    """Fill a cache with sequences, each with the same k and v [context, Hkv, D]; their block tables."""
+    """Fill a cache with sequences, each with the same k and v [context, Hkv, D]; returns their block tables."""
     page_size = pages.page_size
     order = torch.randperm(pages.num_pages) if shuffled else torch.arange(pages.num_pages)
     tables = order.view(batch, -1)
@@ -43,16 +43,17 @@ def last_tokens(context: int, tables: Tensor) -> Spans:
 
 
 def check(pages: PackedPages, spans: Spans, q: Tensor) -> None:
-    """Refuse to time what is wrong."""
+    """Fail if a result is wrong."""
     (_, start, table), *_ = spans.parts
     out = pages.attend(q, spans)[:1]
     if isinstance(pages, Int8Pages):
         expected = reference.attend(q[:1], *pages.read_bytes(table, start + 1), pages.scheme, start)
         good = torch.equal(out, expected)
     else:
-        good = torch.allclose(out, float_attend(q[:1], *pages.read(table, start + 1), start), atol=1e-4)
+        k, v = (torch.from_numpy(x) for x in pages.read(table, start + 1))
+        good = torch.allclose(out, float_attend(q[:1], k, v, start), atol=1e-4)
     if not good:
-        raise SystemExit("The kernel does not give the oracle's result.")
+        raise SystemExit("The kernel's result differs from the oracle's.")
 
 
 def folded(q: Tensor, kv_heads: int, context: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,7 +64,7 @@ def folded(q: Tensor, kv_heads: int, context: int, dtype: torch.dtype) -> tuple[
 
 
 def measure(shape: tuple[int, int, int], context: int, batch: int, page_size: int, threads: int) -> dict[str, float]:
-    """Times in seconds, `bytes` of an int8 and a bfloat16 cache and `limit` in bytes a second."""
+    """Times in seconds, `bytes` of an int8 and a bfloat16 cache and `limit` in bytes per second."""
     heads, kv_heads, dim = shape
     q, k, v = torch.randn(batch, heads, dim), *torch.randn(2, context, kv_heads, dim)
     calls: dict[str, Callable[[], object]] = {}

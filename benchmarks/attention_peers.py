@@ -1,12 +1,12 @@
-"""Decode attention, one new token: ours beside ggml's and onnxruntime's, and what memory gives, interleaved in one run.
+"""Decode attention for one new token: faquant, ggml, onnxruntime and the memory bound, interleaved in one run.
 
 python benchmarks/attention_peers.py [--contexts 1024 4096 16384 32768] [--batches 1 8] [--threads N] [--json FILE]
                                      [--peers-python PYTHON]
 
-A repetition goes through as many caches as no processor's cache holds, as a step does through a model's layers; times
-are of one of them. A fraction is the bytes of our int8 cache / time / the rate at which the same threads read memory in
-the same run; "×" is the peer's time over that of ours with 16 bits of P. Before anything is timed, each result is
-compared with float attention: the error's rms over the result's. `make bench-peers` makes the peers' environment.
+A repetition runs over more KV caches than fit into the CPU caches, as a step does over a model's layers; times are per
+KV cache. A fraction is the bytes of the int8 cache / time / the bandwidth at which the same threads read memory in the
+same run; "×" is the peer's time divided by faquant's with 16-bit P. Before the timing, each result is compared with
+float attention: the rms of the error over that of the result. `make bench-peers` creates the peers' environment.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from peers.inputs import attention_inputs
 from timing import finish, seconds, start
 from torch import Tensor
 
-from faquant import _C
-from faquant.kernels.pages import Int8Pages, float_attend
+from faquant.kernels import _C
+from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.torch_backend import float_attend
 
 PAGE_SIZE, SPREAD, ROUNDS, PAUSE = 128, 128 << 20, 7, 0.05
 OURS = {"P 16": 32767, "P 8": 255}
@@ -31,7 +32,8 @@ PEERS = {
     "onnxruntime int8": ("onnxruntime", {}),
 }
 MOST_ERROR = {"P 16": 0.02, "P 8": 0.03, "ggml f16": 0.03, "ggml q8_0": 0.02, "onnxruntime int8": 0.04}
-"""Twice what rounding normal values to that format does; ggml sums f16 values in f16, and onnxruntime has one scale."""
+"""Twice the error of rounding normal values to the format; ggml sums f16 values in f16, and onnxruntime has one
+scale."""
 
 
 def error_of(out: Tensor, exact: Tensor) -> float:
@@ -41,7 +43,7 @@ def error_of(out: Tensor, exact: Tensor) -> float:
 def measure(
     shape: tuple[int, int, int], context: int, batch: int, threads: int, peers: dict[str, Peer]
 ) -> tuple[dict[str, object], dict[str, float]]:
-    """What is to be reported, and of it the times in seconds of what gave a right result."""
+    """The values to report, and the times in seconds of the systems with correct results."""
     heads, kv_heads, dim = shape
     q, k, v = (torch.from_numpy(x) for x in attention_inputs(shape, context, batch))
     exact = float_attend(q[:1], k, v, context - 1)
@@ -67,7 +69,7 @@ def measure(
             calls[name] = lambda peer=peer: peer.call("run")  # type: ignore[misc]
         except PeerError as error:
             failures[name] = str(error)
-            print(f"{name}: left out: {error}")
+            print(f"{name}: skipped: {error}")
     words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
     calls["stream"] = lambda: _C.read_all(words, threads=threads)
     times = seconds(calls, ROUNDS, PAUSE)

@@ -1,9 +1,9 @@
-"""Prefill attention, a whole prompt at once: ours beside torch's SDPA, interleaved in one run.
+"""Prefill attention of a whole prompt: faquant and torch's SDPA, interleaved in one run.
 
 python benchmarks/attention_prefill.py [--lengths 1024 4096] [--threads N] [--json FILE]
 
-GOPS counts two operations for each product that the causal mask leaves. "×" is the peer's time over that of ours with
-16 bits of P. int8 GEMM is torch's, which is oneDNN, at 2,048³: what this machine's int8 units give to a library.
+GOPS counts two operations for each product within the causal mask. "×" is the peer's time divided by faquant's with
+16-bit P. int8 GEMM is torch's (oneDNN) at 2,048³, as the int8 throughput of a library on this machine.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CHECKED = 64
 
 
 def measure(shape: tuple[int, int, int], length: int) -> dict[str, float]:
-    """Times in seconds of ours, of the peers, and of an int8 matrix product."""
+    """Times in seconds of faquant, of the peers, and of an int8 matrix product."""
     heads, kv_heads, dim = shape
     q, k, v = (torch.randn(length, count, dim) for count in (heads, kv_heads, kv_heads))
     numbers, table = torch.arange(length), torch.arange(-(-length // PAGE_SIZE))
@@ -35,7 +35,7 @@ def measure(shape: tuple[int, int, int], length: int) -> dict[str, float]:
         start = length - CHECKED
         expected = reference.attend(q[start:], *pages.read_bytes(table, length), pages.scheme, start)
         if not torch.equal(pages.attend(q, spans)[start:], expected):
-            raise SystemExit("The kernel does not give the oracle's result.")
+            raise SystemExit("The kernel's result differs from the oracle's.")
         calls[name] = lambda pages=pages: pages.attend(q, spans)  # type: ignore[misc]
     for name, dtype in (("SDPA bf16", torch.bfloat16), ("SDPA fp32", torch.float32)):
         # SDPA with enable_gqa is far slower on a CPU than with repeated heads.

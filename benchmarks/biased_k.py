@@ -1,11 +1,11 @@
-"""What a large K bias does to each scheme, at several positions of the context.
+"""The effect of a large K bias on each scheme, at several positions of the context.
 
 python benchmarks/biased_k.py MODEL FOLDER TEXT [--tokens 512]
 
-Gives the Llama in MODEL a bias of K: the slowest channel pair of each head is 40 times its head's median away from
-zero, the same for all tokens before RoPE. Such channels are what breaks calibrated caches on models with a K bias. The
-model, its own float self the reference, is then quantized into FOLDER, attention only, by several schemes, and the same
-text is measured at 0, ¼, ½ and nearly all of the context. What was written is deleted.
+Adds a bias of K to the Llama in MODEL: it shifts the slowest channel pair of each head from zero by 40 times the head's
+median, for all tokens, before RoPE. Such channels break calibrated caches on models with a K bias. This float model is
+then quantized into FOLDER, attention only, by several schemes, and compared on the same text at 0, ¼, ½ and the end of
+the context. The output is deleted.
 """
 
 import argparse
@@ -13,19 +13,23 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from faquant import quantize
 from faquant.checkpoint.tensors import TensorFiles
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.positions import offset_windows
 from faquant.evaluation.scores import Heads, score
 from faquant.evaluation.streaming import run
+from faquant.kernels.arrays import Integers
 from faquant.kernels.pages import Spans
+from faquant.kernels.quantizers import tensor_of
+from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import Model, load
 from faquant.model.rope import Rope
 from faquant.recipe import AttentionRecipe, Recipe
+from faquant.text.tokenizer import Tokenizer
 
 RATIO = 40.0
 PLAIN = AttentionRecipe(kv_scale="head", center=False, equalize=False, rotate=False, rotate_v=False, p="uint8")
@@ -36,26 +40,26 @@ SCHEMES = {
 }
 
 
-def median_sizes(model: Model, ids: torch.Tensor) -> list[torch.Tensor]:
-    """For each layer the median over channels of K's root mean square, [Hkv]; it is the same before and after RoPE."""
+def median_sizes(model: Model, ids: Integers) -> list[torch.Tensor]:
+    """For each layer, the median over channels of K's root mean square, [Hkv]; the same before and after RoPE."""
     sizes: list[torch.Tensor] = []
-    decoder = model.decoder
+    decoder, numbers = model.decoder, np.arange(len(ids))
 
     def attention(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         sizes.append(k.square().mean(0).sqrt().median(-1).values)
         pages = model.make_layer_pages(layer, 1, len(ids))
-        pages.append(k, v, torch.arange(len(ids)), torch.arange(len(ids)))
-        return pages.attend(q, Spans.of([(len(ids), 0, torch.zeros(1, dtype=torch.int64))]))
+        pages.append(k, v, numbers, numbers)
+        return pages.attend(q, Spans.of([(len(ids), 0, np.zeros(1, np.int64))]))
 
-    decoder.hidden(ids, Rope(model.config).tables(torch.arange(len(ids))), attention)
+    decoder.hidden(ids, Rope(model.config).tables(numbers), attention)
     return sizes
 
 
-def write_biased(source: Path, target: Path, ids: torch.Tensor) -> None:
-    """The model of `source` with a bias of K."""
-    model, files = load(source), TensorFiles.open(source)
+def write_biased(source: Path, target: Path, ids: Integers) -> None:
+    """The model in `source` with a bias of K."""
+    model, files = load(source, backend=TorchBackend()), TensorFiles.open(source)
     config = model.config
-    tensors = {name: files.get(name).clone() for name in files.names()}
+    tensors = {name: tensor_of(files.read(name)) for name in files.names()}
     dtype = tensors["model.norm.weight"].dtype
     half = config.head_dim // 2
     for layer, sizes in enumerate(median_sizes(model, ids)):
@@ -85,17 +89,15 @@ def main() -> None:
         text = arguments.text.read_text(encoding="utf-8")
         ids = Tokenizer.from_directory(arguments.model).encode(text, add_special_tokens=False)[: arguments.tokens]
         biased = folder / "float"
-        write_biased(arguments.model, biased, torch.tensor(ids))
-        models = {"float": load(biased)}
+        write_biased(arguments.model, biased, np.array(ids))
+        models = {"float": load(biased, backend=TorchBackend())}
         for name, attention in SCHEMES.items():
             directory = folder / name.replace(", ", "-").replace(" ", "-")
             quantize(biased, directory, Recipe(name="biased", attention=attention, linear=None))
             models[name] = load(directory)
         windows = offset_windows(ids, models["float"].max_position, frozenset(models))
         scores = score(Heads(models), "float", windows, run(models, windows))
-        print(
-            f"{len(ids)} tokens of {arguments.text.name}, attention only: KL in 10⁻³ nats, and over the first scheme's"
-        )
+        print(f"{len(ids)} tokens of {arguments.text.name}, attention only: KL in 10⁻³ nats, and relative to the first")
         print(f"{'scheme':20}" + "".join(f"{window.position:>20,}" for window in windows))
         for name in SCHEMES:
             cells = [tuple(float(at[one].kl.mean()) for one in (name, "per head, static")) for at in scores]

@@ -1,16 +1,17 @@
-"""Prefill and decode of a small model: ours beside llama.cpp and OpenVINO GenAI, interleaved in one run.
+"""Prefill and decode of a small model: faquant, llama.cpp and OpenVINO GenAI, interleaved in one run.
 
 python benchmarks/end_to_end.py [--float DIR] [--int8 DIR] [--gguf FILE] [--depths 16 2000 7900] [--sequences 1 8 32]
                                 [--prompt 2000] [--threads N] [--json FILE] [--peers-python PYTHON] [--peers NAME ...]
 
-The model is the demo model, which is fetched, quantized and written as a Q8_0 GGUF file for the peers (both kept in
-build/peers) unless directories are named. "limit" is what memory allows: the bytes of int8 weights and of the int8
-cache at that depth, at the rate at which the same threads read memory in the same run. Every sequence has memory of its
-own. Before anything is timed, each system continues some prompts greedily, and the float model says how often it would
-have chosen the same token; where a system gives logits, their mean KL to the float model's is printed too.
+The default model is the demo model, which is downloaded, quantized, and converted to a Q8_0 GGUF file for the peers
+(both kept in build/peers). "limit" is the memory bound: the time to read the int8 weights and the int8 cache at that
+depth at the bandwidth measured with the same threads in the same run. Sequences do not share memory. Before the timing,
+each system continues some prompts greedily, and its tokens are compared with the float model's choices; if a system
+provides logits, the mean KL to the float model's is printed, too.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain, cycle, islice
@@ -23,21 +24,25 @@ from systems import Ours, System, Theirs
 from timing import finish, seconds, start
 from torch import Tensor
 
-from faquant import _C, quantize
-from faquant.config import ModelConfig
-from faquant.demo_model import fetch_demo_model
-from faquant.engine.tokenizer import Tokenizer
+from faquant import quantize
+from faquant.checkpoint.model_config import ModelConfig
 from faquant.evaluation.texts import builtin_texts
+from faquant.kernels import _C
+from faquant.text.tokenizer import Tokenizer
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+from demo_model import fetch_demo_model
 
 WORK = Path(__file__).parent.parent / "build" / "peers"
 STREAM_BYTES, PAUSE = 512 << 20, 0.05
 ROUNDS, PREFILL_ROUNDS = 5, 3
 STEPS, STEPS_TOGETHER = 16, 4
-"""Of one repetition, for one sequence and for several."""
+"""Decoded tokens per repetition, for one sequence and for several."""
 MOST_TOKENS = 65_536
-"""Of all sequences of a case, so that the caches of all systems fit into memory."""
+"""Limit for the tokens of all sequences in a case, so that the caches of all systems fit into memory."""
 MOST_FLOAT_TOKENS = 8192
-"""Ours in float32 attends to one sequence behind the other, by torch, and is left out beyond that."""
+"""faquant's float32 attention processes one sequence after another, in NumPy, and is omitted beyond this."""
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS, LEAST_AGREEMENT = 8, 64, 32, 0.85
 LOGITS_TOKENS = 512
 INT8, FLOAT = "ours int8", "ours float32"
@@ -47,18 +52,18 @@ PEERS = {
     "OpenVINO f16": ("openvino", "f16"),
     "OpenVINO u8": ("openvino", "u8"),
 }
-"""Worker and type of the KV cache; the weights are Q8_0."""
+"""Worker and KV cache type; the weights are Q8_0."""
 
 
 def weight_bytes(config: ModelConfig) -> int:
-    """Of the matrices that a step reads, a byte an element."""
+    """Bytes of the matrices that a step reads, one per element."""
     kept = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim * config.hidden_size
     layer = kept + 3 * config.hidden_size * config.intermediate_size
     return config.num_layers * layer + config.vocab_size * config.hidden_size
 
 
 def agreement(system: System, judge: Ours, prompts: Sequence[list[int]]) -> float:
-    """The share of a system's greedy tokens that the float model would have chosen there."""
+    """The share of a system's greedy tokens that the float model would choose, too."""
     hits = 0
     for prompt in prompts:
         answer = system.greedy(prompt, ANSWER_TOKENS)
@@ -68,7 +73,7 @@ def agreement(system: System, judge: Ours, prompts: Sequence[list[int]]) -> floa
 
 
 def divergence(exact: Tensor, logits: Tensor) -> float:
-    """Mean KL of logits to the exact ones, in nats."""
+    """Mean KL of the float model's logits to these logits, in nats."""
     p, q = (x.double().log_softmax(-1) for x in (exact, logits))
     return float((p.exp() * (p - q)).sum(-1).mean())
 
@@ -76,7 +81,7 @@ def divergence(exact: Tensor, logits: Tensor) -> float:
 def check(
     systems: Mapping[str, System], judge: Ours, text: list[int]
 ) -> tuple[dict[str, System], list[dict[str, object]]]:
-    """The systems whose results are right, and how right each is."""
+    """The systems with correct results, and their accuracy."""
     prompts = [text[begin:][:PROMPT_TOKENS] for begin in range(0, len(text), len(text) // PROMPTS)][:PROMPTS]
     exact = judge.logits(text[:LOGITS_TOKENS])
     right: dict[str, System] = {}
@@ -86,7 +91,7 @@ def check(
             same = agreement(system, judge, prompts)
             logits = system.logits(text[:LOGITS_TOKENS])
         except PeerError as error:
-            print(f"{name}: left out: {error}")
+            print(f"{name}: skipped: {error}")
             rows.append({"system": name, "failure": str(error)})
             continue
         kl = None if logits is None else divergence(exact, logits)
@@ -95,14 +100,14 @@ def check(
         if same >= LEAST_AGREEMENT:
             right[name] = system
         else:
-            print(f"{name}: left out: its answers are not the model's")
+            print(f"{name}: skipped: its answers are not the model's")
     return right, rows
 
 
 def measure(
     calls: Mapping[str, Callable[[], object]], tokens: int, threads: int, rounds: int
 ) -> tuple[dict[str, float], float]:
-    """Tokens a second of each, and the bytes a second at which memory is read."""
+    """Tokens per second of each system, and memory bandwidth in bytes per second."""
     words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
     calls = {**calls, "stream": lambda: _C.read_all(words, threads=threads)}
     times = seconds(calls, rounds, PAUSE, warm_up=1)
@@ -111,14 +116,14 @@ def measure(
 
 
 def attempt(systems: Mapping[str, System], what: Callable[[System], object]) -> dict[str, str]:
-    """Do something with each; of those that cannot, why."""
+    """Run an action for each system; returns the errors of those that fail."""
     failures = {}
     for name, system in systems.items():
         try:
             what(system)
         except PeerError as error:
             failures[name] = str(error)
-            print(f"{name}: left out: {error}")
+            print(f"{name}: skipped: {error}")
     return failures
 
 
@@ -130,14 +135,14 @@ def print_row(name: str, found: Mapping[str, float], limit: float | None) -> Non
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the models."""
+    """Add the options for the models."""
     parser.add_argument("--float", type=Path, metavar="DIR", dest="source")
     parser.add_argument("--int8", type=Path, metavar="DIR")
     parser.add_argument("--gguf", type=Path, metavar="FILE")
 
 
 def models(arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
-    """The float directory, the int8 one and the GGUF file, made where they are not named and not there."""
+    """The float directory, the int8 directory and the GGUF file; created if they are not given and do not exist."""
     source = arguments.source or fetch_demo_model()
     int8 = arguments.int8 or WORK / f"{source.name}-int8"
     gguf = arguments.gguf or WORK / f"{source.name}-Q8_0.gguf"
@@ -166,18 +171,18 @@ def main() -> None:
         try:
             systems[name] = Theirs(peer, gguf, PEERS[name][1], arguments.threads)
         except PeerError as error:
-            versions[name] += f", left out: {error}"
-            print(f"{name}: left out: {error}")
+            versions[name] += f", skipped: {error}"
+            print(f"{name}: skipped: {error}")
     config = judge.config
     tokenizer = Tokenizer.from_directory(source)
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
     longest = max(arguments.prompt, *arguments.depths)
     text = list(islice(cycle(chain.from_iterable(texts)), longest))
 
-    print("\nGreedy tokens that are the float model's, KL of logits in 10⁻³ nats")
+    print("\nGreedy tokens that match the float model's, KL of logits in 10⁻³ nats")
     systems, quality = check(systems, judge, text)
     header = "".join(f"{name:>16}" for name in (INT8, FLOAT, *PEERS))
-    print(f"\n{'tokens a second':22}{header}   limit   of it  × best peer")
+    print(f"\n{'tokens/s':22}{header}   limit   of it  × best peer")
     rows: list[dict[str, object]] = []
     prompt = text[: arguments.prompt]
     found, _ = measure(
@@ -191,7 +196,7 @@ def main() -> None:
     for depth in arguments.depths:
         for sequences in arguments.sequences:
             if sequences * depth > MOST_TOKENS:
-                print(f"decode {depth} × {sequences}: left out: more than {MOST_TOKENS} tokens in all")
+                print(f"decode {depth} × {sequences}: skipped: more than {MOST_TOKENS} tokens in total")
                 continue
             able = {
                 name: system

@@ -1,11 +1,10 @@
-"""What the engine adds to the model's own work, and what equal prompts save.
+"""The engine's overhead in addition to the model, and the savings from equal prompts.
 
 python benchmarks/engine_overhead.py [--int8 DIR] [--rounds 5] [--steps 300] [--threads N] [--json FILE]
 
-Of the steps of 32 sequences that only decode, by how tokens are drawn: the share outside the model, with and without
-the time in the C++ that draws. What a request for 128 answers takes to be checked and admitted; a guess by prompt
-lookup; and until eight answers to one prompt, or to eight prompts, have two tokens each. The model is the demo model,
-unless a directory is named.
+Measures, for decode-only steps of 32 sequences and several sampling settings, the share outside the model, with and
+without the C++ sampler; the time to check and admit a request for 128 answers; the time of a prompt lookup; and the
+time until eight answers to one prompt, or to eight prompts, have two tokens each. The default model is the demo model.
 """
 
 import argparse
@@ -21,11 +20,11 @@ from overhead import DRAWS
 from timing import finish, start
 
 from faquant import SamplingParams
-from faquant.engine import draw as drawing
 from faquant.engine.engine import Engine
 from faquant.engine.speculation import PromptLookup
-from faquant.engine.tokenizer import Tokenizer
 from faquant.model.load import load
+from faquant.sampling import draw as drawing
+from faquant.text.tokenizer import Tokenizer
 
 SEQUENCES, ANSWERS, MOST_ANSWERS = 32, 8, 128
 MORE_DRAWS: dict[str, dict[str, Any]] = {
@@ -39,7 +38,7 @@ LOOKUPS = (8000, 131_072)
 
 
 class Clock:
-    """Stands for a module, and counts the seconds that its functions take."""
+    """Wraps a module and adds up the seconds that its functions take."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -60,7 +59,7 @@ class Clock:
 
 @contextmanager
 def drawing_timed() -> Iterator[Clock]:
-    """What the C++ that draws takes meanwhile."""
+    """Seconds in the C++ sampler."""
     module: Any = drawing
     clock = module._C = Clock(module._C)
     try:
@@ -70,7 +69,7 @@ def drawing_timed() -> Iterator[Clock]:
 
 
 def of_engine(engine: Engine, rounds: int, draw: dict[str, Any]) -> dict[str, float]:
-    """Of the steps of 32 sequences that only decode: median seconds, and the shares that are not the model's."""
+    """For decode-only steps of 32 sequences: median seconds, and the shares outside the model."""
     steps: list[tuple[float, float, float]] = []
     vocabulary, random = engine.model.config.vocab_size, Random(0)
     with drawing_timed() as clock:
@@ -91,7 +90,7 @@ def of_engine(engine: Engine, rounds: int, draw: dict[str, Any]) -> dict[str, fl
 
 
 def of_admission(engine: Engine, rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds until 128 answers are asked for: in check, which any thread may do, and in the engine's own."""
+    """Median seconds to request 128 answers: in `check`, which can run in any thread, and in the engine's thread."""
     vocabulary, random = engine.model.config.vocab_size, Random(0)
     short, long = (random.choices(range(vocabulary), k=length) for length in (100, 8000))
     kinds: dict[str, tuple[list[int], dict[str, Any]]] = {
@@ -118,14 +117,14 @@ def of_admission(engine: Engine, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def of_lookup(length: int, steps: int) -> dict[str, float]:
-    """Seconds of the first guess in a text, and median seconds of those behind it."""
+    """Seconds for the first lookup in a text, and median seconds for later ones."""
     random = Random(0)
     words = [random.choices(range(49_000), k=random.randint(1, 12)) for _ in range(length // 40)]
     text = [token for _ in range(length) for token in random.choice(words)][:length]
     lookup, times = PromptLookup(), []
     for number in range(steps):
         begin = time.perf_counter()
-        lookup.guess(text, 4)
+        lookup.propose(text, 4)
         times.append(time.perf_counter() - begin)
         text.append(text[7 * number % length])
     return {"first": times[0], "further": statistics.median(times[1:])}
@@ -167,7 +166,7 @@ def main() -> None:
     for name, row in of_admission(engine, arguments.rounds).items():
         rows.append({"admission": name, **row})
         print(f"{name:28}{row['check'] * 1e3:10.1f}{row['admit'] * 1e3:10.1f}")
-    print(f"\na guess by prompt lookup{'first, ms':>14}{'further, µs':>13}")
+    print(f"\ndraft by prompt lookup  {'first, ms':>14}{'further, µs':>13}")
     for length in LOOKUPS:
         row = of_lookup(length, arguments.steps)
         rows.append({"lookup": length, **row})

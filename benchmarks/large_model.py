@@ -1,9 +1,9 @@
-"""Peak memory and time per layer of quantizing a model of LLaMA-3.1-70B's layer shapes, extrapolated to 80 layers.
+"""Peak memory and time per layer for quantizing a model with LLaMA-3.1-70B's layer shapes, extrapolated to 80 layers.
 
 python benchmarks/large_model.py FOLDER [--layers 4] [--tokens 4096] [--recipe default]
 
-Writes a synthetic float checkpoint into FOLDER (1.7 GB a layer and 4.2 GB), quantizes it in a process of its own,
-prints what that took, and deletes both.
+Writes a synthetic float checkpoint into FOLDER (1.7 GB per layer plus 4.2 GB), quantizes it in a subprocess, prints
+time and memory, and deletes both.
 """
 
 import argparse
@@ -56,7 +56,7 @@ quantize(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4],
 
 
 def write_model(directory: Path, layers: int) -> None:
-    """Gaussian weights with some channels larger than the rest, as trained models have them."""
+    """Gaussian weights with some larger channels, as in trained models."""
     generator = torch.Generator().manual_seed(0)
 
     def weight(rows: int, columns: int) -> torch.Tensor:

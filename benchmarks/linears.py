@@ -1,11 +1,10 @@
-"""int8 linears: ours beside torch's oneDNN int8 product with its epilogue, and torch's float linears, in one run.
+"""int8 linears: faquant, torch's oneDNN int8 product with its epilogue, and torch's float linears, in one run.
 
 python benchmarks/linears.py [--rows 1 8 128 1024] [--threads N] [--json FILE]
 
-Times are of the whole linear, rounding of the inputs (no rotation) and dequantization in. "×" is the peer's time over
-ours.
-A fraction is the weight's bytes / time / the rate at which the same threads read memory in the same run. Results are
-checked against the oracle first.
+Times are for the whole linear, including quantization of the inputs (without rotation) and dequantization. "×" is the
+peer's time divided by faquant's. A fraction is the bytes of the weight / time / the bandwidth at which the same threads
+read memory in the same run. Results are first checked against the oracle.
 """
 
 import argparse
@@ -15,20 +14,19 @@ import torch
 from timing import finish, seconds, start
 from torch import Tensor
 
-from faquant import _C
-from faquant.kernels import reference
+from faquant.kernels import _C, reference
+from faquant.kernels.modules import DynamicLinear
 from faquant.kernels.quantizers import quantize_rows
-from faquant.model.linear import DynamicLinear
 
 # SmolLM2-135M's q and up, Llama-3.1-8B's q and up: outputs, inputs.
 SHAPES = ((576, 576), (1536, 576), (4096, 4096), (14336, 4096))
 STREAM_BYTES = 256 << 20
 COLD_BYTES = 128 << 20
-"""So much weight is gone through in turn that no cache holds it, as in a decode step."""
+"""Total size of the weights that are used in turn, more than fits into the CPU caches, as in a decode step."""
 
 
 def one_dnn(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The same through torch. Its product wants 17 rows at least."""
+    """The same with torch, whose product needs at least 17 rows."""
     x8, x_scale = quantize_rows(x)
     rows = len(x8)
     padded = torch.nn.functional.pad(x8, (0, 0, 0, max(0, 17 - rows)))
@@ -36,13 +34,13 @@ def one_dnn(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def measure(outputs: int, inputs: int, rows: int, threads: int) -> dict[str, float]:
-    """Times in seconds for one linear, and `limit` in bytes a second."""
+    """Times in seconds for one linear, and `limit` in bytes per second."""
     copies = max(1, COLD_BYTES // (outputs * inputs))
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
     scale, x = torch.rand(outputs) * 0.01, torch.randn(rows, inputs)
-    ours = [DynamicLinear(weight, scale) for _ in range(copies)]
+    ours = [DynamicLinear(weight.numpy(), scale.numpy()) for _ in range(copies)]
     if not torch.equal(ours[0](x), reference.dynamic_linear(x, weight, scale)):
-        raise SystemExit("The kernel does not give the oracle's result.")
+        raise SystemExit("The kernel's result differs from the oracle's.")
     ints = [weight.clone() for _ in range(copies)]
     halves = [weight.bfloat16() for _ in range(max(1, copies // 2))]
     floats = [weight.float() for _ in range(max(1, copies // 4))]

@@ -1,13 +1,14 @@
-"""Long contexts: 128K positions through the engine, decoding by depth beside a bfloat16 cache, needles in haystacks.
+"""Long contexts: 128K positions through the engine, decode speed by depth with int8 and bfloat16 caches, and needles in
+haystacks.
 
 python benchmarks/long_context.py [--float DIR] [--int8 DIR] [--length 131072] [--layers 2] [--depths 1024 … 131072]
                                   [--needles 1024 2048 4096 8000] [--threads N] [--json FILE]
 
-The first two parts take random weights with LLaMA-3.1's head_dim, group of query heads and RoPE (llama3, then yarn),
-one key/value head of its eight, and a few layers, because what is to be seen is positions, memory and the cache's
-speed. A prompt of the whole length is read in chunks, and again from the prefix cache, which must give the same
-logprobs to the last bit. Needles run on the demo model, in every third of the text, with an int8 and a bfloat16 cache
-of the quantized model and with the float model.
+The first two parts use random weights with LLaMA-3.1's head_dim, query group and RoPE (llama3, then yarn), one of its
+eight key/value heads, and a few layers, because they test positions, memory and the speed of the cache. A prompt of
+full length is processed in chunks, and again from the prefix cache, which must return the same logprobs to the last
+bit. Needles run on the demo model, in each third of the text, with an int8 and a bfloat16 cache of the quantized model
+and with the float model.
 """
 
 import argparse
@@ -15,23 +16,25 @@ import time
 from functools import partial
 from random import Random
 
-import torch
+import numpy as np
 from end_to_end import add_models, models
 from soak import resident
 from timing import finish, seconds, start
 
-from faquant import _C, LLM, SamplingParams
-from faquant.config import parse_config
-from faquant.engine.bench import Sequences
+from faquant import LLM, SamplingParams
+from faquant.bench.speed import Sequences
+from faquant.checkpoint.model_config import parse_config
 from faquant.engine.engine import Engine
 from faquant.engine.engine_config import EngineConfig
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.texts import builtin_texts
+from faquant.kernels import _C
+from faquant.kernels.arrays import Floats
+from faquant.kernels.cpu import CpuBackend
+from faquant.kernels.modules import DynamicLinear
 from faquant.kernels.scheme import AttentionScheme
 from faquant.model.decoder import build_decoder
-from faquant.model.linear import DynamicLinear
 from faquant.model.load import Model
-from faquant.model.opening import linear_shape
+from faquant.text.tokenizer import Tokenizer
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -65,25 +68,25 @@ def random_model(rope: dict[str, object], layers: int, length: int, vocabulary: 
             "rope_scaling": rope,
         }
     )
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
 
-    def tensor(name: str) -> torch.Tensor:
+    def tensor(name: str) -> Floats:
         if name.endswith("embed_tokens.weight"):
-            return torch.randn(vocabulary, config.hidden_size, generator=generator)
-        return torch.ones(config.hidden_size)
+            return generator.standard_normal((vocabulary, config.hidden_size), np.float32)
+        return np.ones(config.hidden_size, np.float32)
 
     def linear(name: str) -> DynamicLinear:
-        n, k = linear_shape(config, name)
-        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=generator)
-        return DynamicLinear(weight, torch.full((n,), 1 / (73 * k**0.5)), None, 0)
+        n, k = config.linear_shape(name)
+        weight = generator.integers(-127, 128, (n, k), np.int8)
+        return DynamicLinear(weight, np.full(n, 1 / (73 * k**0.5), np.float32))
 
-    decoder = build_decoder(config, tensor, linear, lambda name: False, fused_norm=True)
+    decoder = build_decoder(config, CpuBackend(), tensor, linear, lambda name: False)
     scheme = AttentionScheme(num_heads=4, num_kv_heads=1, head_dim=128, rotation_block=128)
     return Model(config, decoder, [scheme] * layers, length)
 
 
 def whole_length(name: str, model: Model, tokenizer: Tokenizer, length: int) -> dict[str, object]:
-    """Read a prompt of the whole length twice, the second time from the prefix cache, and answer."""
+    """Process a prompt of full length twice, the second time from the prefix cache, and answer."""
     engine = Engine(model, tokenizer, EngineConfig(max_num_seqs=1))
     random = Random(0)
     prompt = [random.randrange(model.config.vocab_size) for _ in range(length - ANSWER)]
@@ -99,19 +102,19 @@ def whole_length(name: str, model: Model, tokenizer: Tokenizer, length: int) -> 
     same = answers[0].logprobs == answers[1].logprobs and answers[0].token_ids == answers[1].token_ids
     cache, grown = length * engine.bytes_per_token, resident() - before
     print(
-        f"{name}, {length:,} positions: read and answered in {taken[0]:.1f} s, again in {taken[1]:.2f} s with "
+        f"{name}, {length:,} positions: processed and answered in {taken[0]:.1f} s, again in {taken[1]:.2f} s with "
         f"{answers[1].cached_tokens:,} tokens from the prefix cache, {'the same bits' if same else 'OTHER BITS'}; "
         f"cache {cache / 2**20:.1f} MiB as planned, memory grew by {grown / 2**20:.1f} MiB",
         flush=True,
     )
     if not same:
-        raise SystemExit("the prefix cache has changed an answer")
+        raise SystemExit("the prefix cache changed an answer")
     return {"rope": name, "length": length, "seconds": taken, "cache_bytes": cache, "grown": grown, "same": same}
 
 
 def decode_by_depth(model: Model, depths: list[int], threads: int) -> list[dict[str, object]]:
-    """Tokens a second of one sequence, int8 beside bfloat16; what stands in the caches is random."""
-    words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
+    """Tokens per second of one sequence, int8 and bfloat16, with random cache contents."""
+    words = np.ones(STREAM_BYTES // 8, np.int64)
     print(f"\n{'depth':>10}{'int8':>10}{'bfloat16':>10}{'ratio':>8}   tokens a second, {len(model.schemes)} layers")
     rows: list[dict[str, object]] = []
     for depth in depths:
@@ -119,7 +122,7 @@ def decode_by_depth(model: Model, depths: list[int], threads: int) -> list[dict[
         for system in systems.values():
             system.prepare_random(depth)
         calls = {name: partial(system.decode, 16) for name, system in systems.items()}
-        # What is timed behind a read of all memory finds nothing in the caches.
+        # Read all memory before each timing, to clear the CPU caches.
         times = seconds({**calls, "stream": lambda: _C.read_all(words, threads=threads)}, ROUNDS, PAUSE, 1)
         rates = {name: 16 / times[name] for name in calls}
         rows.append({"depth": depth, "tokens_per_second": rates})
@@ -129,7 +132,7 @@ def decode_by_depth(model: Model, depths: list[int], threads: int) -> list[dict[
 
 
 def needles(systems: dict[str, LLM], lengths: list[int]) -> list[dict[str, object]]:
-    """How many of the numbers hidden in a long text each system says."""
+    """How many of the numbers hidden in a long text each system finds."""
     tokenizer = next(iter(systems.values())).tokenizer
     filler = tokenizer.encode(builtin_texts()["prose"] * 8, add_special_tokens=False)
     question = tokenizer.encode(NEEDLE.split(" {}")[0], add_special_tokens=False)
@@ -140,9 +143,9 @@ def needles(systems: dict[str, LLM], lengths: list[int]) -> list[dict[str, objec
         for number, place in enumerate(PLACES):
             secret = str(Random(length + number).randrange(10_000, 100_000))
             needle = tokenizer.encode(NEEDLE.format(secret), add_special_tokens=False)
-            room = length - len(needle) - len(question) - 8
-            begin = int(room * place)
-            prompt = [*filler[:begin], *needle, *filler[begin:room], *question]
+            space = length - len(needle) - len(question) - 8
+            begin = int(space * place)
+            prompt = [*filler[:begin], *needle, *filler[begin:space], *question]
             for name, llm in systems.items():
                 (answer,) = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=8))
                 found[name] += secret in answer.text

@@ -1,8 +1,9 @@
-"""What msmodelslim's own methods cost on one model, with ours beside them: the same calibration, texts and kernels.
+"""The loss of msmodelslim's methods and of faquant's recipes on one model, with the same calibration, texts and
+kernels.
 
 FAQUANT_MSMODELSLIM_PYTHON=… python benchmarks/msmodelslim_peer.py MODEL OUT TEXT… [--methods NAME…] [--max-tokens N]
 
-OUT gets a checkpoint for each method; one that is there already is measured as it is.
+Writes a checkpoint for each method into OUT; existing ones are reused.
 """
 
 import argparse
@@ -17,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from faquant.api import MAX_PROMPT_TOKENS, quantize
-from faquant.config import load_config
-from faquant.engine.tokenizer import Tokenizer
+from faquant.checkpoint.model_config import load_config
 from faquant.evaluation.divergence import Divergence, compare, variants
-from faquant.model.load import load, load_float
-from faquant.model.opening import layer_linears
+from faquant.kernels.torch_backend import TorchBackend
+from faquant.model.load import load
 from faquant.quantization.calibration import builtin_records, tokenize_records
+from faquant.text.tokenizer import Tokenizer
 
 VARIABLE = "FAQUANT_MSMODELSLIM_PYTHON"
 HERE = Path(__file__).parent
@@ -33,8 +34,8 @@ KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_co
 
 @dataclass(frozen=True)
 class Method:
-    """How the tool is run. Where `moves_v`, its folding changes what v_proj gives, so that 8-bit attention with float
-    linears needs the folded floats."""
+    """Arguments for msmodelslim. If `moves_v`, its folding changes the outputs of v_proj, so 8-bit attention with float
+    linears needs the folded float model."""
 
     script: Path
     arguments: tuple[str, ...] = ()
@@ -59,21 +60,22 @@ METHODS = {
     "quarot-iter": Method(PROCESSORS, (*ROTATE, *SMOOTH), moves_v=True),
     "quarot-down": Method(PROCESSORS, ROTATE, moves_v=True, quantizes_down=True),
 }
-"""m2 and m6 search: m2 a quarter of an hour on a core, m6 longer still with all prompts, so it gets every eighth."""
+"""m2 and m6 search: m2 takes a quarter of an hour on one core, and m6 would take longer with all prompts, so it gets
+every eighth."""
 
 
 def make(python: str, method: Method, model: Path, out: Path, calibration: Path) -> bool:
-    """Let the tool quantize `model` into `out`; where that fails, say why and return False."""
+    """Let msmodelslim quantize `model` into `out`; on failure, print the reason and return False."""
     floats = ["lm_head"]
     if not method.quantizes_down:
-        floats += [name for name in layer_linears(load_config(model)) if name.endswith("down_proj")]
+        floats += [name for name in load_config(model).layer_linears if name.endswith("down_proj")]
     command = [python, method.script.resolve(), model.resolve(), out.resolve(), "--calibration", calibration]
     command += [*method.arguments, "--float-names", *floats]
     directories = [out]
     if method.moves_v:
         directories.append(float_directory(out))
         command += ["--float-out", float_directory(out).resolve()]
-    # The tool leaves a features.npy where it runs, and refuses one that others may read.
+    # msmodelslim leaves a features.npy in the working directory, and refuses one that others can read.
     with tempfile.TemporaryDirectory() as place:
         done = subprocess.run(command, capture_output=True, text=True, cwd=place)
     if done.returncode:
@@ -89,17 +91,17 @@ def make(python: str, method: Method, model: Path, out: Path, calibration: Path)
 
 
 def float_directory(out: Path) -> Path:
-    """Where the float model stands that a method's folding made."""
+    """The directory of the float model with a method's folding."""
     return out.with_name(f"{out.name}.float")
 
 
 def checkpoints(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
-    """Make what is missing; give name and directory of each checkpoint."""
+    """Write missing checkpoints; yield name and directory of each."""
     for recipe in OURS:
         ours = options.out / f"ours-{recipe}"
         if not ours.exists():
             quantize(options.model, ours, recipe)
-        yield f"ours ({recipe})", ours
+        yield f"faquant ({recipe})", ours
     with tempfile.TemporaryDirectory() as place:
         calibration = Path(place, "calibration.json")
         vocabulary = load_config(options.model).vocab_size
@@ -115,15 +117,16 @@ def checkpoints(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
 def measure(
     model: Path, quantized: dict[str, Path], texts: list[Path], max_tokens: int | None
 ) -> Iterator[tuple[str, dict[str, Divergence]]]:
-    """For each checkpoint and part, the results by text; a checkpoint at a time, as floats take much memory."""
-    source = load_float(model)
+    """For each checkpoint and part, the results by text; one checkpoint at a time, because float models need much
+    memory."""
+    source = load(model, backend=TorchBackend())
     tokenizer = Tokenizer.from_directory(model)
     ids = {path: tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in texts}
     for name, out in quantized.items():
         folded = float_directory(out)
-        parts = variants(load(out), load(folded) if folded.exists() else source)
-        if name == f"ours ({FOLDED})":
-            parts.pop("attention", None)  # which would need the folded floats
+        parts = variants(load(out), load(folded, backend=TorchBackend()) if folded.exists() else source)
+        if name == f"faquant ({FOLDED})":
+            parts.pop("attention", None)  # which would need the folded float model
         results = {path.stem: compare(source, parts, ids[path][:max_tokens]) for path in texts}
         for part in parts:
             yield f"{name} {part}", {stem: result[part] for stem, result in results.items()}
@@ -139,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     options.python = os.environ.get(VARIABLE)
     if not options.python:
-        parser.error(f"{VARIABLE} must name a Python that has msmodelslim")
+        parser.error(f"{VARIABLE} must name a Python with msmodelslim")
     options.out.mkdir(parents=True, exist_ok=True)
     quantized = dict(checkpoints(options))
     print("KL mean in 10⁻³ nats, top-1, PPL (float)")

@@ -1,11 +1,11 @@
-"""What the server and grammars add: milliseconds to a token over HTTP, and to a step of 8 answers.
+"""Overhead of the server and of grammars: milliseconds per token over HTTP, and per step with 8 answers.
 
 python benchmarks/overhead.py [--int8 DIR] [--tokens 256] [--rounds 5] [--steps 300] [--threads N] [--json FILE]
 
-The server's: one completion is streamed; the time between its first and last token, less what the engine's own clock
-says that the steps took, for each token. Grammars': two engines of 8 sequences take turns, one whose answers are calls
-of tools or may become some, one with free text; what a step takes outside the model, over steps in which only tokens
-were decoded. The model is the demo model, unless a directory is named.
+Server: stream one completion, and measure the time between its first and last token, minus the engine's own step times,
+per token. Grammars: two engines with 8 sequences each run alternately, one with answers that are or may become tool
+calls, one with free text; measure the time per step outside the model, for decode-only steps. The default model is the
+demo model.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from timing import finish, start
 
 from faquant import SamplingParams
 from faquant.engine.engine import Engine
-from faquant.engine.structured_output import StructuredOutput
-from faquant.engine.tokenizer import Tokenizer
-from faquant.engine.tools.calls import Tool, ToolCalls
-from faquant.engine.tools.conversation import Conversation
 from faquant.model.load import Model, load
+from faquant.structured.structured_output import StructuredOutput
+from faquant.structured.tools.calls import Tool, ToolCalls
+from faquant.structured.tools.conversation import Conversation
+from faquant.text.tokenizer import Tokenizer
 
 SEQUENCES = 8
 NOTES = {
@@ -50,7 +50,7 @@ DRAWS: dict[str, dict[str, Any]] = {
 
 
 async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> list[float]:
-    """Seconds that each token of a stream takes beside the engine's steps, by rounds."""
+    """Seconds per token of a stream in addition to the engine's steps, by round."""
     server = Server(directory, threads)
     await server.start()
     found = []
@@ -69,7 +69,7 @@ async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> 
             async for _ in stream:
                 times.append(time.perf_counter())
                 if len(times) == 1:
-                    before = await server.metrics()  # behind the prompt's step, which is longer
+                    before = await server.metrics()  # after the prompt's step, which is longer
             after = await server.metrics()
             steps, taken = (
                 after[f"faquant_{name}_total"] - before[f"faquant_{name}_total"] for name in ("steps", "step_seconds")
@@ -81,7 +81,7 @@ async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> 
 
 
 class Group:
-    """So many sequences that are always being answered."""
+    """An engine that always decodes `count` sequences."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._engine, self._params, self._number = Engine(model, tokenizer), params, 0
@@ -91,7 +91,7 @@ class Group:
         ]
 
     def step(self) -> tuple[float, float] | None:
-        """Seconds in the model and outside it; None where a prompt was read, too."""
+        """Seconds in the model and outside of it; None if the step included a prompt."""
         state = self._engine.state()
         for _ in range(SEQUENCES - state.running - state.waiting):
             self._number += 1
@@ -146,7 +146,7 @@ def main() -> None:
     arguments = start(parser)
     _, int8, _ = models(arguments)
     found = asyncio.run(over_http(int8, arguments.threads, arguments.tokens, arguments.rounds))
-    print(f"the server adds {statistics.median(found) * 1e3:.2f} ms to a token, one stream; rounds {found}", flush=True)
+    print(f"the server adds {statistics.median(found) * 1e3:.2f} ms per token, one stream; rounds {found}", flush=True)
     rows: list[dict[str, object]] = [{"server": found}]
     model, tokenizer = load(int8), Tokenizer.from_directory(int8)
     print(

@@ -1,6 +1,8 @@
-"""Quantize a Llama with msmodelslim's newer pipeline of processors. Run by a Python that has it; never imported.
+"""Quantize a Llama with msmodelslim's newer pipeline of processors. Runs in a Python environment with msmodelslim;
+never imported.
 
-The tool knows no Llama there; its adapter for Qwen3 names the same modules, and here it also shows q, k and v.
+That pipeline does not support Llama; its adapter for Qwen3 has the same modules, and is extended here to observe q, k
+and v.
 """
 
 import argparse
@@ -33,13 +35,13 @@ RATIOS = {"q": 0.9999, "k": 0.9999, "v": 1.0}
 
 
 class LlamaAdapter(Qwen3ModelAdapter, QuaRotInterface, FA3QuantAdapterInterface, AscendV1SaveInterface):
-    """What the tool must know of a Llama. The calibration is token ids, so there is no tokenizer."""
+    """The adapter for a Llama. The calibration data are token ids, so it has no tokenizer."""
 
     def _load_tokenizer(self, trust_remote_code: bool = False) -> None:
         return None
 
     def init_model(self, device: DeviceType = DeviceType.CPU) -> PreTrainedModel:
-        """The float model; a rotation must not reach the embedding twice, so the head is its own tensor."""
+        """The float model, with a separate tensor for the head, so that the embedding is not rotated twice."""
         model = AutoModelForCausalLM.from_pretrained(self.model_path, dtype="auto", attn_implementation="eager").eval()
         if model.config.tie_word_embeddings:
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -57,14 +59,14 @@ class LlamaAdapter(Qwen3ModelAdapter, QuaRotInterface, FA3QuantAdapterInterface,
                 root_module.set_submodule(f"self_attn.fa_{kind}", FA3QuantPlaceHolder(ratio))
 
     def ascendv1_save_postprocess(self, model: torch.nn.Module, save_directory: str) -> None:
-        """The saved config.json is the float model's own, but the head is not tied any more."""
+        """Save the float model's config.json, with an untied head."""
         path = Path(save_directory, "config.json")
         config = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps(config | {"tie_word_embeddings": False}, indent=2), encoding="utf-8")
 
 
 def observe_attention() -> None:
-    """Let q, k and v pass through what the tool put into the attention module for them."""
+    """Pass q, k and v through the observers that msmodelslim adds to the attention module."""
     attend = modeling_llama.eager_attention_forward
 
     def observed(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -95,7 +97,7 @@ def main() -> None:
     if options.quarot:
         runner.add_processor(QuaRotProcessorConfig(export_extra_info=False))
     if options.smoothing:
-        # What feeds a float down_proj needs no smoothing, and a scale that is folded for nothing costs accuracy.
+        # The input of a float down_proj needs no smoothing, and an unnecessary folded scale costs accuracy.
         down_is_float = any(name.endswith("down_proj") for name in options.float_names)
         pairs = ["norm-linear", "ov"] if down_is_float else ["norm-linear", "ov", "up-down"]
         runner.add_processor(SMOOTHING[options.smoothing](include=["*"], enable_subgraph_type=pairs))

@@ -1,14 +1,14 @@
-"""An hour of requests to `faquant serve`: none unanswered, every answer the lone one, flat memory, one kill.
+"""An hour of requests to `faquant serve`, with one kill, to check for lost requests, changed answers and leaks.
 
 python benchmarks/server_soak.py [--int8 DIR] [--minutes 60] [--clients 24] [--kinds 60] [--seed 0] [--json FILE]
 
-Clients ask, by the official openai client, for chats and completions, streamed or whole, with tools, schemas, several
-answers and logprobs; a fifth of the streams is left, and now and then a request is one that must be refused. The cache
-is small and the queue short, so that sequences lose their pages and clients are told to come again. After a tenth of
-the time the server is killed and started again; when the time is up all clients rest, and nothing may be held for them
-any more; at last SIGTERM comes while answers are being written. The program fails (exit status 1) where an answer is
-not what the server said to that request alone, where something but an answer or the right refusal comes, where no
-sequence lost its pages, and where pages are lost, or memory or open files grow. The model is the demo model's.
+Clients use the official openai package to request chats and completions, streamed or not, with tools, schemas, several
+answers and logprobs; they abandon a fifth of the streams, and sometimes send invalid requests. The cache is small and
+the queue short, so that sequences are preempted and clients are told to retry. After a tenth of the time, the server is
+killed and restarted. At the end all clients pause, and the server must release all their resources; then it gets
+SIGTERM while it is answering. The program fails (exit status 1) if an answer differs from the one to the same request
+alone, if a response is neither an answer nor the right refusal, if nothing was preempted, or if pages, memory or open
+files leak. The model is the demo model.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from faquant.evaluation.texts import builtin_texts
 
 LEFT, REFUSED = 0.2, 0.05
 ALLOWED_GROWTH = 64 << 20
-"""Of the resident memory from a fifth of the time on, in bytes."""
+"""Allowed growth of resident memory in bytes, after a fifth of the time."""
 FLAGS = ("--kv-cache-memory", "30MiB", "--max-num-seqs", "12", "--max-queue", "6", "--max-model-len", "2560")
 HELD = ("sequences_running", "sequences_waiting", "cache_pages_used")
-"""Nothing, when no request is there."""
+"""Metrics that must be 0 when there are no requests."""
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -69,11 +69,11 @@ HOSTILE = (
 
 Kind = dict[str, Any]
 Answer = list[tuple[str, list[tuple[str, str]], str, list[float]]]
-"""Of each choice: its text, its calls, why it ended, and the tokens' log-probabilities."""
+"""For each choice: text, tool calls, finish reason, and the tokens' log-probabilities."""
 
 
 def kinds(count: int, random: Random) -> list[Kind]:
-    """Bodies of requests, for completions where they have a prompt."""
+    """Request bodies; those with a prompt are for completions."""
     texts = list(builtin_texts().values())
     made: list[Kind] = []
     for number in range(count):
@@ -99,7 +99,7 @@ def kinds(count: int, random: Random) -> list[Kind]:
         if number % 4 == 2:
             kind["max_tokens"] = 80
             kind["response_format"] = {"type": "json_schema", "json_schema": {"name": "forecast", "schema": SCHEMA}}
-        if number % 4 == 3:  # grows by several pages behind those who hold the rest
+        if number % 4 == 3:  # grows by several pages while others hold the rest
             kind |= {"messages": [{"role": "user", "content": own[-100:]}], "max_tokens": 500}
         made.append(kind)
     return made
@@ -144,7 +144,7 @@ class Server:
     @property
     def pid(self) -> int:
         if self.process is None:
-            raise RuntimeError("the server has not been started")
+            raise RuntimeError("the server has not been restarted")
         return self.process.pid
 
     def resident(self) -> int:
@@ -161,7 +161,7 @@ class Server:
 
 @dataclass
 class Soak:
-    """The clients, and what they have seen."""
+    """The clients and their results."""
 
     server: Server
     asked: list[Kind]
@@ -178,7 +178,7 @@ class Soak:
         self.client = AsyncOpenAI(base_url=f"{self.server.url}/v1", api_key="none", max_retries=0, timeout=600)
 
     async def ask(self, number: int, streamed: bool, leave_after: int | None = None) -> Answer | None:
-        """One answer; None where it was left after so many chunks."""
+        """One answer; None if it was abandoned after `leave_after` chunks."""
         body: dict[str, Any] = {"model": self.server.directory.resolve().name, **self.asked[number]}
         is_chat = "messages" in body
         create: Any = (self.client.chat.completions if is_chat else self.client.completions).create
@@ -201,11 +201,11 @@ class Soak:
         ]
 
     async def learn(self) -> None:
-        """What the server says to each request alone."""
+        """The server's answers to each request alone."""
         for number in range(len(self.asked)):
             answer = await self.ask(number, streamed=False)
             if answer is None or await self.ask(number, streamed=True) != answer:
-                sys.exit(f"kind {number} has another answer when it is streamed")
+                sys.exit(f"kind {number} has a different answer when streamed")
             self.alone.append(answer)
 
     async def work(self) -> None:
@@ -215,14 +215,14 @@ class Soak:
                 await self.once()
             except APIStatusError as error:
                 if error.status_code == 429 and "retry-after" in error.response.headers:
-                    self.seen["told to come again"] += 1
+                    self.seen["told to retry"] += 1
                     await asyncio.sleep(self.random.random())
                 elif error.status_code == 503 and self.is_ending:
-                    self.seen["told that it ends"] += 1
+                    self.seen["told that the server is stopping"] += 1
                 else:
                     self.problem = f"status {error.status_code}: {error.message}"
             except (APIConnectionError, httpx.TransportError) as error:
-                # The first is openai's name for the second.
+                # openai raises the first one for the second.
                 has_not_begun = isinstance(error.__cause__ or error, httpx.ConnectError)
                 if not (self.is_down or (self.is_ending and has_not_begun)):
                     self.problem = f"a request was not answered: {error!r}"
@@ -258,14 +258,14 @@ class Soak:
         self.is_down = True
         self.server.kill()
         await self.server.start()
-        await asyncio.sleep(1)  # until those that are still waiting for the dead one have noticed
+        await asyncio.sleep(1)  # until clients of the killed server have noticed
         self.is_down = False
 
     def send(self, clients: int) -> list[asyncio.Task[None]]:
         return [asyncio.create_task(self.work()) for _ in range(clients)]
 
     async def end(self) -> int:
-        """SIGTERM while answers are written; the exit status."""
+        """Send SIGTERM while answers are being written; returns the exit status."""
         self.is_ending = True
         os.kill(self.server.pid, signal.SIGTERM)
         process = self.server.process
@@ -280,7 +280,7 @@ def whole(choice: Any, is_chat: bool) -> tuple[str, list[tuple[str, str]], str, 
 
 
 def add(made: list[Any], choice: Any, is_chat: bool) -> None:
-    """A chunk's part of one choice."""
+    """The part of a chunk for one choice."""
     made[2] = choice.finish_reason or made[2]
     if not is_chat:
         made[0] += choice.text
@@ -322,7 +322,7 @@ async def soak(arguments: argparse.Namespace, server: Server) -> None:
         await asyncio.sleep(min(60, length / 20))
     run.rests = True
     await asyncio.wait(workers)
-    await asyncio.sleep(1)  # until the last that was left has been noticed
+    await asyncio.sleep(1)  # until the server has noticed the last abandoned stream
     metrics, resident, files = await server.metrics(), server.resident(), server.open_files()
     run.rests = False
     workers = run.send(arguments.clients)
@@ -333,13 +333,13 @@ async def soak(arguments: argparse.Namespace, server: Server) -> None:
         sys.exit(run.problem)
     grown = resident - (early or (resident, files))[0]
     cuts = statistics.quantiles(run.first, n=100)
-    print(f"{dict(run.seen)}; exit status {status}; memory grew by {grown / 2**20:.1f} MiB behind the first fifth")
+    print(f"{dict(run.seen)}; exit status {status}; memory grew by {grown / 2**20:.1f} MiB after the first fifth")
     print(f"first token after {cuts[49]:.2f} s (p50), {cuts[98]:.2f} s (p99)")
     print({name: value for name, value in metrics.items() if not name.endswith("_created")})
     finish(arguments, rows, grown=grown, metrics=metrics)
     held = {name: metrics[f"faquant_{name}"] for name in HELD}
     if any(held.values()) or not metrics["faquant_preemptions_total"]:
-        sys.exit(f"at rest the server held {held}; preemptions: {metrics['faquant_preemptions_total']}")
+        sys.exit(f"when idle, the server held {held}; preemptions: {metrics['faquant_preemptions_total']}")
     if status or grown > ALLOWED_GROWTH or files > (early or (0, files))[1] + arguments.clients:
         sys.exit(f"exit status {status}, memory grew by {grown:,} bytes, {files} files are open")
 

@@ -1,12 +1,12 @@
-"""A trace of requests: our engine and server beside OpenVINO GenAI's continuous batching and llama.cpp's server.
+"""A trace of requests: faquant's engine and server, OpenVINO GenAI's continuous batching and llama.cpp's server.
 
 python benchmarks/serving.py [--float DIR] [--int8 DIR] [--gguf FILE] [--requests 32] [--rates 0 1] [--rounds 3]
                              [--threads N] [--json FILE] [--peers-python PYTHON]
 
-A rate is how many requests come in a second, 0: all at once. Each round has prompts of its own, the same for all
-systems, a quarter of which begin alike; all answers are greedy and of the wanted length. "first" is the time to the
-first token, "each" the time for each further one, both as p50 and p99 over the requests of the median round.
-The servers, llama.cpp's and ours, are spoken to over HTTP, the others by calls. Models are those of end_to_end.py.
+A rate is the number of requests per second; 0: all at once. Each round has its own prompts, the same for all systems; a
+quarter of them share a prefix. All answers are greedy and have the requested length. "first" is the time to the first
+token, "each" the time per further token, both as p50 and p99 over the requests of the median round. The servers of
+llama.cpp and faquant are accessed over HTTP, the others by calls. The models are those of end_to_end.py.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from end_to_end import add_models, models
 from peers.client import Peer, PeerError, add_python, start_peers
 from timing import finish, start
 
+from faquant.bench.replay import Arrival, TraceResult, replay, trace
 from faquant.engine.engine import Engine
 from faquant.engine.engine_config import EngineConfig
-from faquant.engine.replay import Arrival, Served, replay, trace
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.texts import builtin_texts
 from faquant.model.load import load
+from faquant.text.tokenizer import Tokenizer
 
 PEERS = {
     "OpenVINO f16": ("openvino", "f16", {"serving": True}),
@@ -32,17 +32,17 @@ PEERS = {
     "llama-server f16": ("llama_server", "f16", {}),
     "llama-server q8_0": ("llama_server", "q8_0", {}),
 }
-"""Worker, type of the KV cache, further arguments; the weights are Q8_0."""
+"""Worker, KV cache type, further arguments; the weights are Q8_0."""
 OUR_SERVER = "ours int8, server"
 
 
-def serve_by(peer: Peer, requests: Sequence[Arrival]) -> Served:
-    """Raises: PeerError: the peer fails, or an answer has not its length."""
+def serve_by(peer: Peer, requests: Sequence[Arrival]) -> TraceResult:
+    """Raises: PeerError: the peer fails, or an answer has the wrong length."""
     found = peer.call("serve", requests=[(item.at, item.prompt, item.tokens) for item in requests])
     counts = [count for *_, count in found["times"]]
     if counts != [item.tokens for item in requests]:
-        raise PeerError(f"answers of {sum(counts)} tokens, where {sum(item.tokens for item in requests)} were wanted")
-    return Served(
+        raise PeerError(f"answers have {sum(counts)} tokens instead of {sum(item.tokens for item in requests)}")
+    return TraceResult(
         seconds=found["seconds"],
         tokens=sum(counts),
         prompt_tokens=sum(len(item.prompt) for item in requests),
@@ -61,7 +61,7 @@ def main() -> None:
     arguments = start(parser)
     source, int8, gguf = models(arguments)
     tokenizer, model = Tokenizer.from_directory(source), load(int8)
-    systems: dict[str, Callable[[Sequence[Arrival]], Served]] = {
+    systems: dict[str, Callable[[Sequence[Arrival]], TraceResult]] = {
         f"ours {name}": partial(replay, Engine(model, tokenizer, EngineConfig(kv_cache_dtype=dtype)))
         for name, dtype in (("int8", "auto"), ("bfloat16", "bfloat16"))
     }
@@ -75,12 +75,12 @@ def main() -> None:
             peer.call("load", model=str(model_path.resolve()), kv=kv, threads=arguments.threads, **more)
             systems[name] = partial(serve_by, peer)
         except PeerError as error:
-            versions[name] += f", left out: {error}"
-            print(f"{name}: left out: {error}")
+            versions[name] += f", skipped: {error}"
+            print(f"{name}: skipped: {error}")
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
     rows: list[dict[str, object]] = []
     for rate in arguments.rates:
-        served: dict[str, list[Served]] = {name: [] for name in systems}
+        served: dict[str, list[TraceResult]] = {name: [] for name in systems}
         for number in range(arguments.rounds + 1):  # the first one warms up
             requests = trace(texts, arguments.requests, rate, seed=number)
             for name in list(systems):
@@ -88,9 +88,9 @@ def main() -> None:
                     served[name].append(systems[name](requests))
                     print(f"  {name}: {served[name][-1].seconds:.1f} s", file=sys.stderr, flush=True)
                 except PeerError as error:
-                    print(f"{name}: left out: {error}")
+                    print(f"{name}: skipped: {error}")
                     del systems[name], served[name]
-        come = f"{rate:g} a second" if rate else "all at once"
+        come = f"{rate:g} per second" if rate else "all at once"
         print(f"\n{arguments.requests} requests, {come}")
         print(f"{'':20}{'tokens/s':>10}{'seconds':>9}{'first':>16}{'each, ms':>16}")
         for name, some in served.items():

@@ -1,12 +1,12 @@
-"""Ten thousand requests through one engine, a fifth of them cancelled: no page lost, no memory lost, no answer changed.
+"""Ten thousand requests through one engine, a fifth of them cancelled, to check for leaks and changed answers.
 
 python benchmarks/soak.py [--int8 DIR] [--requests 10000] [--kinds 150] [--pages 9] [--seed 0] [--threads N]
                           [--json FILE]
 
-Requests are drawn from so many kinds, each answered alone first; prompts share beginnings, answers are greedy or drawn
-with a seed. The cache is so small that requests lose their pages to older ones. The state is checked after every step;
-the program fails (exit status 1) with the first answer that is not bitwise the lone one, logprobs included, and where
-pages or memory are missing at the end. The model is the demo model's, unless a directory is named.
+Requests are drawn from `kinds` kinds, each of which is first answered alone; prompts share prefixes, answers are greedy
+or sampled with a seed. The cache is small, so that requests are preempted. The state is checked after every step. The
+program fails (exit status 1) on the first answer that differs in any bit from the one alone, including logprobs, and if
+pages or memory have leaked at the end. The default model is the demo model.
 """
 
 import argparse
@@ -20,22 +20,23 @@ from timing import finish, start
 from faquant.engine.engine import PAGE_SIZE, Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Request
-from faquant.engine.sampling_params import SamplingParams
-from faquant.engine.tokenizer import Tokenizer
 from faquant.evaluation.texts import builtin_texts
 from faquant.model.load import load
+from faquant.sampling.params import SamplingParams
+from faquant.text.tokenizer import Tokenizer
 
 MAX_WAITING = 64
 CANCELLED = 0.2
 ALLOWED_GROWTH = 64 << 20
-"""Of the resident memory after the first fifth of the requests, in bytes: freed memory is not all given back."""
+"""Allowed growth of resident memory in bytes after the first fifth of the requests: not all freed memory is
+returned."""
 
 Kind = tuple[tuple[int, ...], SamplingParams]
 Answer = tuple[tuple[int, ...], object, str]
 
 
 def kinds(texts: list[list[int]], count: int, random: Random) -> list[Kind]:
-    """Prompts of 5 to 400 tokens, half of them on one of a few common beginnings."""
+    """Prompts of 5 to 400 tokens, half of them with one of a few common prefixes."""
     beginnings = [text[:260] for text in texts]
     made = []
     for number in range(count):
@@ -91,7 +92,7 @@ def main() -> None:
     config = EngineConfig(max_num_seqs=24, max_model_len=768, kv_cache_memory=memory, speculative_tokens=3)
     engine = Engine(model, tokenizer, config)
     running: dict[Request, int] = {}
-    doomed: dict[Request, int] = {}  # and for how many more steps they are wanted
+    doomed: dict[Request, int] = {}  # and the number of steps before they are cancelled
     begun = compared = cancelled = 0
     before, begin = 0, time.monotonic()
     while begun < arguments.requests or running:
@@ -126,8 +127,8 @@ def main() -> None:
                 compared += 1
     seconds, grown = time.monotonic() - begin, resident() - before
     state, stats = engine.state(), engine.stats()
-    print(f"{compared} answers are the lone ones, {cancelled} were cancelled, in {seconds:.0f} s")
-    print(f"memory grew by {grown / 2**20:.1f} MiB behind the first fifth")
+    print(f"{compared} answers are the same as alone, {cancelled} were cancelled, in {seconds:.0f} s")
+    print(f"memory grew by {grown / 2**20:.1f} MiB after the first fifth")
     print(stats)
     finish(
         arguments, [{"compared": compared, "cancelled": cancelled, "seconds": seconds, "grown": grown, **vars(stats)}]

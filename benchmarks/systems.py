@@ -1,4 +1,4 @@
-"""What end_to_end.py measures, ours and the peers behind one interface; tokens in, tokens out."""
+"""The systems of end_to_end.py: one interface for faquant and the peers; tokens in, tokens out."""
 
 import tempfile
 from pathlib import Path
@@ -10,30 +10,30 @@ from peers.client import Peer
 from torch import Tensor
 
 from faquant import LLM, SamplingParams
-from faquant.engine.bench import Sequences
+from faquant.bench.speed import Sequences
 
 
 class System(Protocol):
-    """What is measured of each."""
+    """The measured operations."""
 
     def greedy(self, tokens: list[int], count: int) -> list[int]:
         """The `count` tokens that continue a prompt."""
 
     def logits(self, tokens: list[int]) -> Tensor | None:
-        """Those of every token, [tokens, vocab]; None where it does not give them."""
+        """Logits of every token, [tokens, vocab]; None if not supported."""
 
     def prefill(self, tokens: list[int]) -> object:
-        """Read a prompt; seconds, where it knows better than its caller."""
+        """Process a prompt; returns the seconds, if it measures them more precisely than the caller."""
 
     def prepare(self, tokens: list[int], sequences: int) -> None:
-        """Let every sequence hold the tokens, in memory of its own."""
+        """Fill every sequence with the tokens; sequences do not share memory."""
 
     def decode(self, steps: int) -> object:
-        """Generate so many tokens for each sequence; seconds likewise."""
+        """Generate this many tokens for each sequence; returns seconds as `prefill`."""
 
 
 class Ours:
-    """A directory of ours."""
+    """A directory, run by faquant."""
 
     def __init__(self, directory: Path) -> None:
         self._llm = LLM(directory)
@@ -51,11 +51,11 @@ class Ours:
         return list(self._llm.generate([tokens], greedy)[0].token_ids)
 
     def logits(self, tokens: list[int]) -> Tensor:
-        return self._sequences.all_logits(tokens)
+        return torch.from_numpy(self._sequences.all_logits(tokens))
 
 
 class Theirs:
-    """A peer's worker with the model loaded."""
+    """A peer's worker with a loaded model."""
 
     def __init__(self, peer: Peer, model: Path, kv: str, threads: int) -> None:
         self._peer = peer

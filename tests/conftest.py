@@ -2,13 +2,16 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import torch
 from hypothesis import settings
 
-# What a test needs is in it; transformers, datasets and lm_eval would else ask the hub. They read this when imported.
+from oracles.threads import set_threads
+
+# Tests need no network; transformers, datasets and lm_eval would otherwise ask the hub. They read this on import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# A slow machine is no fault of the code. FAQUANT_EXPLORE=1 draws other examples each time.
+pytest_plugins = ["oracles.tokenizer_kinds"]
+
+# A slow machine is not a failure of the code. FAQUANT_EXPLORE=1 draws other examples each time.
 settings.register_profile("faquant", deadline=None, derandomize=not os.environ.get("FAQUANT_EXPLORE"))
 settings.load_profile("faquant")
 
@@ -16,6 +19,6 @@ settings.load_profile("faquant")
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """The work is small, and the machine may be busy: threads would wait for each other."""
-    torch.set_num_threads(1)
+    set_threads(1)
     yield
-    torch.set_num_threads(1)
+    set_threads(1)

@@ -1,4 +1,4 @@
-"""What `import faquant` offers, as the README shows it."""
+"""The API of `import faquant`, as shown in the README."""
 
 import json
 from contextlib import suppress
@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import faquant
 from faquant.errors import OutputError, UsageError
@@ -78,7 +79,7 @@ def test_chat_calls_tools(source: Path) -> None:
         with pytest.raises(UsageError):
             llm.chat(asked, params, **wrong)  # type: ignore[arg-type]
     for empty in ([], "Hi", {"role": "user"}, [[]], [asked[0], asked], [{"content": "Hi"}], None):
-        with pytest.raises(UsageError, match="list of messages"):
+        with pytest.raises(UsageError, match="list of one or more messages"):
             llm.chat(empty)  # type: ignore[arg-type]
     for wrong_params in ([params, None], {"max_tokens": 3}, 5):
         with pytest.raises(UsageError, match="params"):
@@ -101,10 +102,12 @@ def test_serving_counts_what_the_calibration_does_not_fit(source: Path, tmp_path
     fitting = llm.saturation()
     assert fitting.keys() == {"k", "v"}
     assert max(fitting.values()) < 0.01
-    for scheme in llm.model.schemes:
-        assert scheme is not None
-        assert scheme.k_scale is not None
-        scheme.k_scale.mul_(0.5)
+    weights = tmp_path / "out" / "quant_model_weight_w8a8.safetensors"
+    tensors = load_file(weights)
+    halved = {name: tensor * 0.5 if name.endswith("fa_k.scale") else tensor for name, tensor in tensors.items()}
+    assert sum(name.endswith("fa_k.scale") for name in halved) == 3
+    save_file(halved, weights)
+    llm = faquant.LLM(tmp_path / "out")
     llm.generate("Calibrate on this. " * 4, params)
     assert llm.saturation()["k"] > 0.01
     assert llm.saturation()["v"] == pytest.approx(fitting["v"], abs=0.01)
@@ -152,7 +155,7 @@ def test_answers_have_the_structure_asked_for(source: Path, speculative_tokens: 
         for answer in answers:
             assert json.loads(answer.text).keys() == {"city", "days", "warm"}
             assert len(answer.token_ids) <= max_tokens
-    with pytest.raises(UsageError, match="too small for the structure"):
+    with pytest.raises(UsageError, match="too small for the requested structure"):
         llm.generate("Weather", faquant.SamplingParams(max_tokens=3, structured_output=params.structured_output))
 
 

@@ -1,4 +1,4 @@
-"""Other systems beside which ours is measured: a process each, in an environment of theirs (`make bench-peers`).
+"""Other systems to compare with, one process each, in their own environment (`make bench-peers`).
 
-`client.py` runs in ours, `inputs.py` in both, and the rest in theirs.
+`client.py` runs in faquant's environment, `inputs.py` in both, and the rest in the peers'.
 """

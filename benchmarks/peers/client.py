@@ -1,4 +1,4 @@
-"""A peer, seen from our side: a process of the peers' environment that does what it is told, and reports its times."""
+"""Client for a peer: a process in the peers' environment that executes commands and reports times."""
 
 import argparse
 import json
@@ -13,11 +13,11 @@ ENVIRONMENT = HERE.parent.parent / ".venv-peers"
 
 
 class PeerError(Exception):
-    """A peer could not do it; the message is its own."""
+    """A peer failed; the message is from the peer."""
 
 
 class Peer:
-    """A worker process: benchmarks/peers/`worker`_worker.py, running until it is closed."""
+    """A worker process, benchmarks/peers/`worker`_worker.py; runs until it is closed."""
 
     def __init__(self, worker: str, python: Path) -> None:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
@@ -30,13 +30,13 @@ class Peer:
                 text=True,
             )
         except OSError as error:
-            raise PeerError(f"{error}; `make bench-peers` makes the peers' environment") from error
+            raise PeerError(f"{error}; `make bench-peers` creates the peers' environment") from error
 
     def call(self, command: str, **arguments: object) -> Any:
-        """The answer to a command.
+        """Run a command and return its answer.
 
         Raises:
-            PeerError: it failed, or the process has died.
+            PeerError: the command failed, or the process has ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -58,7 +58,7 @@ class Peer:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            self._process.wait(10)  # a worker that has processes of its own ends them
+            self._process.wait(10)  # so that the worker can end its child processes
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -70,7 +70,8 @@ def add_python(parser: argparse.ArgumentParser) -> None:
 
 
 def start_peers(workers: Mapping[str, str], python: Path) -> tuple[dict[str, Peer], dict[str, str]]:
-    """For each name its worker's process, and its version, or why it did not start; the latter is printed as well."""
+    """Start the worker of each name. Returns the processes, and the versions or the reasons why they did not start,
+    which are also printed."""
     peers, versions = {}, {}
     for name, worker in workers.items():
         try:
@@ -78,6 +79,6 @@ def start_peers(workers: Mapping[str, str], python: Path) -> tuple[dict[str, Pee
             versions[name] = peer.call("version")
             peers[name] = peer
         except PeerError as error:
-            versions[name] = f"left out: {error}"
+            versions[name] = f"skipped: {error}"
         print(f"{name}: {versions[name]}", flush=True)
     return peers, versions

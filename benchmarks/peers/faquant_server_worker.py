@@ -1,4 +1,4 @@
-"""Our own server, for comparison with the others' over HTTP. Runs in our environment."""
+"""faquant's server, for comparison over HTTP. Runs in faquant's environment."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def version() -> str:
 
 
 def load(model: str, kv: str, threads: int) -> bool:
-    """Start the server; False: it gives no logits."""
+    """Start the server; returns False: logits are not supported."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     server.start([*FAQUANT, "serve", model, "--kv-cache-dtype", kv])
     return False

@@ -1,7 +1,7 @@
 """ggml's flash attention, called through the C interface of the libraries that llama-cpp-python builds.
 
-K and V have the tokens of a head together. llama.cpp has the heads of a token together, with which the same kernel
-takes up to three times as long; a group's query heads as the rows of one head change nothing.
+K and V are stored by head. llama.cpp stores them by token, which makes the same kernel up to three times slower;
+passing a group's query heads as rows of one head makes no difference.
 """
 
 import ctypes
@@ -20,9 +20,9 @@ F32, F16, Q8_0 = 0, 1, 8
 TYPES = {"f16": F16, "q8_0": Q8_0}
 BLOCK, BLOCK_BYTES = 32, 34
 NODE_BYTES = 4096
-"""More than a node of a graph and its inputs take besides their data."""
+"""Upper bound for a graph node and its inputs, without their data."""
 
-os.environ["GGML_NO_BACKTRACE"] = "1"  # the last line it prints says why it ended, then
+os.environ["GGML_NO_BACKTRACE"] = "1"  # so that the last printed line says why it ended
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
 
 
@@ -55,7 +55,7 @@ ggml_backend_cpu_set_n_threads = function(cpu, "ggml_backend_cpu_set_n_threads",
 
 
 def stored(x: Array, kind: int) -> Array:
-    """The bytes of x, float32, in ggml's format."""
+    """float32 x converted to ggml's format."""
     if kind == F16:
         return x.astype(np.float16).reshape(-1).view(np.uint8)
     x = np.ascontiguousarray(x)
@@ -65,20 +65,20 @@ def stored(x: Array, kind: int) -> Array:
 
 
 class Graph:
-    """One attention for each of several caches, one behind the other, in one graph."""
+    """One attention per cache, one after another, in one graph."""
 
     def __init__(self, q: Array, k: Array, v: Array, kind: int, copies: int) -> None:
         batch, heads, dim = q.shape
         context, kv_heads, _ = k.shape
         parts = [np.tile(stored(x.swapaxes(0, 1), kind), batch) for x in (k, v)]
         self.bytes = copies * sum(part.nbytes for part in parts)
-        nodes = copies * len(("q", "k", "v"))  # a graph has as much room for leaves as for nodes
+        nodes = copies * len(("q", "k", "v"))  # a graph reserves the same number of leaves as of nodes
         size = self.bytes + copies * (2 * q.nbytes + NODE_BYTES) + ggml_graph_overhead_custom(nodes, False)
         self._context = ggml_init(InitParams(size, None, False))
         self.graph = ggml_new_graph_custom(self._context, nodes, False)
         for _ in range(copies):
             operands = []
-            # ggml names the fastest dimension first.
+            # ggml lists the fastest dimension first.
             for data, *sizes in ((q, F32, dim, 1, heads), *((part, kind, dim, context, kv_heads) for part in parts)):
                 operands.append(ggml_new_tensor_4d(self._context, *sizes, batch))
                 ctypes.memmove(ggml_get_data(operands[-1]), data.ctypes.data, data.nbytes)
@@ -87,7 +87,7 @@ class Graph:
         self._shape = q.shape
 
     def output(self) -> Array:
-        """Of the last cache, [batch, Hq, D]."""
+        """The output for the last cache, [batch, Hq, D]."""
         return np.ctypeslib.as_array(ctypes.cast(ggml_get_data(self._last), ctypes.POINTER(F)), self._shape)
 
     def free(self) -> None:

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 from safetensors import safe_open
 
-from faquant.config import load_config
+from faquant.checkpoint.model_config import load_config
 
 from .inputs import Array
 
@@ -31,7 +31,7 @@ def write_q8_0(directory: Path, target: Path) -> None:
     """Write `target`: matrices in Q8_0, the rest in float32, and the tokenizer."""
     config = load_config(directory)
     if config.model_type != "llama" or config.rope.rope_type != "default" or config.qkv_bias or config.mlp_bias:
-        raise ValueError(f"{directory} is no model that this writes: llama, with plain RoPE and no biases")
+        raise ValueError(f"{directory} is not supported: only llama with plain RoPE and without biases")
     writer = gguf.GGUFWriter(target, "llama")
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_position)
@@ -69,7 +69,7 @@ def write_q8_0(directory: Path, target: Path) -> None:
 
 
 def interleaved(x: Array, heads: int) -> Array:
-    """Rows of q or k in the order in which llama.cpp rotates them: the two of a pair side by side."""
+    """Rows of q or k in llama.cpp's order, in which the two rows of a rotated pair are adjacent."""
     return x.reshape(heads, 2, -1, x.shape[-1]).swapaxes(1, 2).reshape(x.shape)
 
 

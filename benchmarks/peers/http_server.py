@@ -1,4 +1,4 @@
-"""A server's process, spoken to over HTTP as an application would; takes and gives token ids."""
+"""A server process, accessed over HTTP as by an application; prompts and answers are token ids."""
 
 import http.client
 import json
@@ -15,8 +15,8 @@ START_SECONDS = 120
 class HttpServer:
     """Runs from `start` to `close`; each request has a thread.
 
-    path: where requests go. body: of a prompt and the tokens wanted of it, greedy and streamed. count: from an event of
-    the stream how many tokens there were, None where it does not say.
+    path: of requests. body: creates a request, greedy and streamed, from a prompt and a number of tokens. count:
+        returns the number of tokens in an event of the stream, or None if it has none.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class HttpServer:
         self._port = 0
 
     def start(self, arguments: list[str]) -> None:
-        """Run the program with a free --port, until it says that it is healthy."""
+        """Start the program with a free --port, and wait until it is healthy."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -48,7 +48,8 @@ class HttpServer:
         raise RuntimeError("the server did not start")
 
     def serve(self, requests: list[tuple[float, list[int], int]]) -> dict[str, object]:
-        """Requests (at, prompt, tokens): seconds in all, and for each its first token's and its last one's."""
+        """Serve requests (at, prompt, tokens); return the total seconds, and the times of each request's first and last
+        token."""
         times: list[tuple[float, float, int]] = [(0.0, 0.0, 0)] * len(requests)
         begin = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Random q, k and v that the benchmark and its workers make alike, each in its own process."""
+"""Random q, k and v, the same in the benchmark and in its worker processes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ Array = npt.NDArray[Any]
 
 
 def attention_inputs(shape: tuple[int, int, int], context: int, batch: int) -> tuple[Array, Array, Array]:
-    """Float32 q [batch, Hq, D], the last token's, and k and v [context, Hkv, D], the same for every sequence."""
+    """float32 q [batch, Hq, D] of the last token, and k and v [context, Hkv, D], which all sequences share."""
     heads, kv_heads, dim = shape
     random = np.random.default_rng(0)
     q = random.standard_normal((batch, heads, dim), np.float32)

@@ -1,4 +1,4 @@
-"""llama.cpp with flash attention, through its C interface in llama-cpp-python; takes and gives token ids."""
+"""llama.cpp with flash attention, through its C interface in llama-cpp-python; prompts and answers are token ids."""
 
 import ctypes
 import importlib.metadata
@@ -13,13 +13,13 @@ KINDS = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
 BATCH = 2048
 FLASH_ATTENTION_ON = 1
 ERROR = 4
-"""The level of llama.cpp's messages about errors."""
+"""llama.cpp's log level for errors."""
 ENOUGH = 256
-"""Tokens of context beyond those that a case starts with."""
+"""Tokens of context in addition to the initial ones of a case."""
 
 
 class Worker:
-    """A model, and a context of some sequences at some depth."""
+    """A model, and a context with some sequences at some depth."""
 
     def __init__(self) -> None:
         llama.llama_log_set(quiet, None)
@@ -30,7 +30,7 @@ class Worker:
         return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 
     def load(self, model: str, kv: str, threads: int) -> bool:
-        """Whether it gives logits."""
+        """Load the model; returns whether logits are supported."""
         self._model = llama.llama_model_load_from_file(model.encode(), llama.llama_model_default_params())
         if self._model is None:
             raise ValueError(f"llama.cpp cannot load {model}")
@@ -39,7 +39,7 @@ class Worker:
         return True
 
     def prepare(self, tokens: list[int], sequences: int) -> None:
-        """Let every sequence hold the tokens; sequences do not share memory."""
+        """Fill every sequence with the tokens; sequences do not share memory."""
         self._make_context(len(tokens), sequences)
         logits = self._read(tokens)
         memory = llama.llama_get_memory(self._context)
@@ -48,7 +48,7 @@ class Worker:
         self._depth, self._next = len(tokens), np.repeat(logits.argmax(-1), sequences)
 
     def decode(self, steps: int) -> float:
-        """Seconds of so many tokens for each sequence; they are forgotten then."""
+        """Seconds for decoding this many tokens in each sequence, which are then discarded."""
         taken = seconds(lambda: self._generate(steps))
         memory = llama.llama_get_memory(self._context)
         for sequence in range(len(self._next)):
@@ -64,7 +64,7 @@ class Worker:
         return [int(self._next[0]), *(int(step[0]) for step in self._generate(count - 1))]
 
     def logits(self, tokens: list[int], file: str) -> None:
-        """Write those of every token, float32 [tokens, vocab]."""
+        """Write the logits of every token, float32 [tokens, vocab]."""
         self._make_context(len(tokens), 1)
         np.save(file, self._read(tokens, every=True))
 
@@ -81,10 +81,10 @@ class Worker:
         parameters.kv_unified = False
         self._context = llama.llama_init_from_model(self._model, parameters)
         if self._context is None:
-            raise ValueError("llama.cpp cannot make a context")
+            raise ValueError("llama.cpp cannot create a context")
 
     def _read(self, tokens: Sequence[int], every: bool = False) -> Array:
-        """Let the first sequence begin with the tokens."""
+        """Start the first sequence with the tokens."""
         return self._decode(tokens, range(len(tokens)), [0] * len(tokens), every)
 
     def _generate(self, steps: int) -> list[Array]:
@@ -98,7 +98,7 @@ class Worker:
     def _decode(
         self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], every: bool = False
     ) -> Array:
-        """Logits [tokens, vocab] of every token, or of the last alone; they are valid until the next call."""
+        """Logits [tokens, vocab] of every token, or only of the last; valid until the next call."""
         parts = []
         for begin in range(0, len(tokens), BATCH):
             part = range(begin, min(begin + BATCH, len(tokens)))
@@ -111,7 +111,7 @@ class Worker:
             status = llama.llama_decode(self._context, batch)
             llama.llama_batch_free(batch)
             if status != 0:
-                raise ValueError(f"llama_decode gives {status}")
+                raise ValueError(f"llama_decode returned {status}")
             rows = sum(every or index == len(tokens) - 1 for index in part)
             if rows:
                 logits = np.ctypeslib.as_array(llama.llama_get_logits(self._context), (rows, self._vocabulary))
@@ -121,7 +121,7 @@ class Worker:
 
 @llama.llama_log_callback
 def quiet(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """llama.cpp tells much; what it tells of errors is kept."""
+    """Log callback: llama.cpp logs a lot; keep only errors."""
     if level == ERROR:
         print(text.decode(errors="replace"), end="", flush=True)
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own server."""
+"""llama.cpp's server."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def version() -> str:
 
 
 def load(model: str, kv: str, threads: int) -> bool:
-    """Start the server; False: it gives no logits."""
+    """Start the server; returns False: logits are not supported."""
     flags = {"-m": model, "-t": threads, "-tb": threads, "-np": SLOTS, "-c": SLOTS * LONGEST, "-ctk": kv, "-ctv": kv}
     arguments = [str(part) for pair in flags.items() for part in pair]
     server.start([str(SERVER), *arguments, "-fa", "on", "--no-webui", "--log-disable"])
@@ -32,7 +32,7 @@ def load(model: str, kv: str, threads: int) -> bool:
 
 
 if __name__ == "__main__":
-    # The last event has how many there were.
+    # The last event has the number of tokens.
     server = HttpServer("/completion", body, lambda event: event.get("tokens_predicted"))
     try:
         serve({"version": version, "load": load, "serve": server.serve})

@@ -14,7 +14,7 @@ IR_VERSION = 10
 INPUTS = ("query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length")
 SCALES = ("k_scale", "v_scale")
 OMITTED = 5
-"""Optional inputs between those and the scales."""
+"""Optional inputs between the caches and the scales."""
 
 
 def attention_model(heads: int, kv_heads: int, dim: int) -> bytes:
@@ -44,7 +44,7 @@ def attention_model(heads: int, kv_heads: int, dim: int) -> bytes:
 
 
 class Caches:
-    """Caches that are bound to a session as past and present at once, so that nothing is copied."""
+    """Caches bound to a session as both past and present, so that nothing is copied."""
 
     def __init__(self, q: Array, k: Array, v: Array, copies: int, threads: int) -> None:
         batch, heads, dim = q.shape
@@ -57,7 +57,7 @@ class Caches:
             np.broadcast_to(np.rint(x / scale).astype(np.int8).swapaxes(0, 1), (batch, kv_heads, context, dim))
             for x, scale in zip((k, v), scales, strict=True)
         ]
-        # The operator appends a key and a value: the last token once more.
+        # The operator appends a key and a value: the last token again.
         last = [np.broadcast_to(x[-1].reshape(1, 1, -1), (batch, 1, kv_heads * dim)) for x in (k, v)]
         fixed = dict(zip(INPUTS[:3], (q.reshape(batch, 1, -1), *last), strict=True))
         fixed |= {"seqlens_k": np.full(batch, context - 1, np.int32), "total_sequence_length": np.int32(context)}
@@ -82,7 +82,7 @@ class Caches:
             self._session.run_with_iobinding(binding)
 
     def output(self) -> Array:
-        """Of the last cache, [batch, 1, Hq · D]."""
+        """The output for the last cache, [batch, 1, Hq · D]."""
         return self._output.numpy()
 
 
@@ -91,7 +91,7 @@ def value_of(x: Array) -> onnxruntime.OrtValue:
 
 
 class Worker:
-    """`prepare` fills the caches, `run` attends once over each."""
+    """`prepare` fills the caches, `run` runs attention once over each."""
 
     def __init__(self) -> None:
         self._caches: Caches | None = None

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's continuous batching, step by step; takes and gives token ids."""
+"""OpenVINO GenAI's continuous batching, step by step; prompts and answers are token ids."""
 
 import time
 
@@ -13,7 +13,7 @@ CACHE_GIB = 4
 
 
 class Worker:
-    """A pipeline and the requests that run in it. What was decoded stays: sequences get a little longer."""
+    """A pipeline and its running requests. Decoded tokens are kept, so sequences grow slightly."""
 
     def __init__(self) -> None:
         self._pipeline: genai.ContinuousBatchingPipeline | None = None
@@ -24,7 +24,8 @@ class Worker:
         return f"openvino-genai {genai.__version__}"
 
     def load(self, model: str, kv: str, threads: int, serving: bool = False) -> bool:
-        """Whether it gives logits. `serving`: with the prefix cache, and prompts cut into chunks as ours are."""
+        """Start the pipeline; returns whether it supports logits. `serving`: with prefix cache and chunked prefill, as
+        in faquant."""
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = MAX_BATCHED_TOKENS
         if serving:
@@ -35,16 +36,16 @@ class Worker:
         return False
 
     def prepare(self, tokens: list[int], sequences: int) -> None:
-        """Let every sequence hold the tokens; sequences do not share memory."""
+        """Fill every sequence with the tokens; sequences do not share memory."""
         self._drop()
         self._add(tokens, sequences)
         self._read_first()
 
     def decode(self, steps: int) -> float:
-        """Seconds of so many tokens for each sequence."""
+        """Seconds for decoding this many tokens in each sequence."""
         taken = seconds(lambda: [self._pipeline.step() for _ in range(steps)])
         if any(len(self._read(request)) != steps for request in self._requests):
-            raise ValueError("a step did not give each sequence a token")
+            raise ValueError("a step did not produce a token for each sequence")
         return taken
 
     def prefill(self, tokens: list[int]) -> float:
@@ -61,7 +62,8 @@ class Worker:
         return found
 
     def serve(self, requests: list[tuple[float, list[int], int]]) -> dict[str, object]:
-        """Requests (at, prompt, tokens): seconds in all, and for each its first token's and its last one's."""
+        """Serve requests (at, prompt, tokens); return the total seconds, and the times of each request's first and last
+        token."""
         self._drop()
         begin = time.monotonic()
         waiting = list(reversed(list(enumerate(requests))))
@@ -97,7 +99,7 @@ class Worker:
         return self._pipeline.add_request(self._number, openvino.Tensor(np.array([prompt], np.int64)), wanted)
 
     def _read_first(self) -> None:
-        """Step until every prompt is read, and forget what was generated meanwhile."""
+        """Step until all prompts are processed; discard tokens generated meanwhile."""
         waiting = list(self._requests)
         while waiting:
             self._pipeline.step()
@@ -106,7 +108,7 @@ class Worker:
             self._read(request)
 
     def _read(self, request: "genai.GenerationHandle") -> list[int]:
-        """Tokens that were not read yet."""
+        """Tokens that have not been fetched yet."""
         found: list[int] = []
         while request.can_read():
             (output,) = request.read().values()

@@ -1,6 +1,6 @@
-"""The loop of a worker process: commands come in on stdin and answers go out on stdout, a line of JSON each.
+"""The loop of a worker process: reads commands from stdin and writes answers to stdout, one line of JSON each.
 
-It runs in the peers' environment and waits in a read of stdin, so that nothing of it runs while others are timed.
+It runs in the peers' environment and blocks on stdin, so that it does not disturb the timing of others.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 def serve(commands: Mapping[str, Callable[..., object]]) -> None:
     """Answer `{"command": name, **arguments}` with `{"result": …}` or `{"error": …}` until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep output of libraries out of the answers
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -24,7 +24,7 @@ def serve(commands: Mapping[str, Callable[..., object]]) -> None:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Seconds that a call takes."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin

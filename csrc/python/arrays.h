@@ -1,6 +1,6 @@
 #pragma once
 
-// What Python gives, checked before its address is taken.
+// Checks arrays from Python before their addresses are used.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -11,9 +11,12 @@
 #include <type_traits>
 #include <vector>
 
-#include "dispatch.h"
+#include "runtime/dispatch.h"
+#include "runtime/pool.h"
 
 namespace nb = nanobind;
+
+using faquant::threads_of;
 
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using WritableArray = nb::ndarray<nb::device::cpu>;
@@ -36,14 +39,15 @@ inline std::string shape_text(const std::vector<int64_t>& shape) {
     return "[" + text + "]";
 }
 
-// The array's data after checks.
+// The array's data, after checks.
 template <typename T, typename AnyArray>
 T* data_of(const AnyArray& array, const char* name, const char* dtype, const std::vector<int64_t>& shape) {
     bool good = array.dtype() == nb::dtype<std::remove_const_t<T>>() && array.ndim() == shape.size();
     int64_t stride = 1;
     for (size_t i = shape.size(); good && i-- > 0;) {
         const int64_t size = static_cast<int64_t>(array.shape(i));
-        good = size == shape[i] && (size <= 1 || array.stride(i) == stride);
+        // An empty array may have any strides.
+        good = size == shape[i] && (size <= 1 || array.size() == 0 || array.stride(i) == stride);
         stride *= size;
     }
     if (!good) {
@@ -51,6 +55,36 @@ T* data_of(const AnyArray& array, const char* name, const char* dtype, const std
                                     shape_text(shape) + ".");
     }
     return static_cast<T*>(array.data());
+}
+
+// The shape of an array, which must have `count` dimensions.
+template <typename AnyArray>
+std::vector<int64_t> shape_of(const AnyArray& array, const char* name, size_t count) {
+    if (array.ndim() != count) {
+        throw std::invalid_argument(std::string(name) + " must have " + std::to_string(count) + " dimensions.");
+    }
+    std::vector<int64_t> shape;
+    for (size_t i = 0; i < count; ++i) {
+        shape.push_back(static_cast<int64_t>(array.shape(i)));
+    }
+    return shape;
+}
+
+// Two-byte elements of any type: NumPy has no bfloat16, and torch and NumPy use different names for float16.
+template <typename AnyArray>
+uint16_t* halves_of(const AnyArray& array, const char* name, const std::vector<int64_t>& shape) {
+    bool good = array.dtype().bits == 16 && array.dtype().lanes == 1 && array.ndim() == shape.size();
+    int64_t stride = 1;
+    for (size_t i = shape.size(); good && i-- > 0;) {
+        const int64_t size = static_cast<int64_t>(array.shape(i));
+        good = size == shape[i] && (size <= 1 || array.stride(i) == stride);
+        stride *= size;
+    }
+    if (!good) {
+        throw std::invalid_argument(std::string(name) + " must be a contiguous array of two-byte elements " +
+                                    shape_text(shape) + ".");
+    }
+    return static_cast<uint16_t*>(array.data());
 }
 
 inline const float* floats(const OptionalArray& array, const char* name, const std::vector<int64_t>& shape) {

@@ -11,17 +11,17 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "decoder_layer.h"
-#include "elementwise_functions.h"
-#include "int8_linear.h"
-#include "layer_cache.h"
+#include "ops/decoder_layer.h"
+#include "python/arrays.h"
+#include "python/elementwise_functions.h"
+#include "python/int8_linear.h"
+#include "python/layer_cache.h"
 
-// Some layers of one model, one behind the other, with the caches that they append to.
+// Consecutive layers of a model, with the caches that they append to.
 class DecoderLayers {
   public:
-    // Of each layer its linears [q, k, v, o, gate, up, down], its norms [input, post_attention, q, k], of which the
-    // latter two may be None, its cache and its window.
+    // For each layer: linears [q, k, v, o, gate, up, down], norms [input, post_attention, q, k], of which the latter
+    // two may be None, cache and window.
     void add(const std::vector<nb::object>& linears, const std::vector<nb::object>& norms, const nb::object& cache,
              const std::optional<int64_t>& window) {
         require(linears.size() == 7 && norms.size() == 4, "A layer has seven linears and four norms.");
@@ -40,7 +40,7 @@ class DecoderLayers {
             require(l[i]->inputs == sizes[i][0] && l[i]->outputs == sizes[i][1], "The linears do not fit together.");
         }
         require(s.dim % 2 == 0, "RoPE needs an even number of channels.");
-        require(norms[2].is_none() == norms[3].is_none(), "Norms of q and k go together.");
+        require(norms[2].is_none() == norms[3].is_none(), "Either both q and k have norms, or neither.");
         faquant::Norm n[4] = {};
         for (size_t i = 0; i < norms.size(); ++i) {
             if (i < 2 || !norms[i].is_none()) {
@@ -63,21 +63,24 @@ class DecoderLayers {
                            checked_window(window)});
     }
 
-    // x [tokens, hidden], in place; cos and sin [tokens, dim], spans and block_tables as LayerCache.attend's: all by
-    // address, checked in Python. For each layer how many values of q, k and v were beyond their static scales.
-    std::vector<std::array<int64_t, 3>> run(uintptr_t x, uintptr_t cos, uintptr_t sin, int64_t tokens, uintptr_t spans,
-                                            uintptr_t block_tables, int64_t count, int64_t width, int64_t split,
+    // x [tokens, hidden], in place; cos and sin [tokens, 1, dim], spans and block_tables as for LayerCache.attend.
+    // Returns, for each layer, how many values of q, k and v were beyond their static scales.
+    std::vector<std::array<int64_t, 3>> run(const WritableArray& x, const Array& cos, const Array& sin,
+                                            const Array& spans, const Array& block_tables, int64_t split,
                                             int64_t threads, const std::optional<std::string>& isa) const {
         require(split > 0 && split % faquant::kTile == 0, "split must be a multiple of a tile.");
         require(!layers_.empty(), "There are no layers.");
+        const int64_t tokens = shape_of(x, "x", 2)[0];
+        auto* stream = data_of<float>(x, "x", "float32", {tokens, hidden_size()});
+        const auto* of_cos = data_of<const float>(cos, "cos", "float32", {tokens, 1, head_dim()});
+        const auto* of_sin = data_of<const float>(sin, "sin", "float32", {tokens, 1, head_dim()});
         faquant::Cache smallest = *layers_[0].cache;
         int64_t window = 0;
         for (const faquant::CachedLayer& layer : layers_) {
             smallest.pages = std::min(smallest.pages, layer.cache->pages);
             window = std::max(window, layer.window);
         }
-        const std::vector<faquant::Span> all =
-            checked_spans(smallest, spans, block_tables, count, width, tokens, window);
+        const std::vector<faquant::Span> all = checked_spans(smallest, spans, block_tables, tokens, window);
         std::vector<int64_t> slots, positions;
         for (const faquant::Span& span : all) {
             for (int64_t position = span.start; position < span.start + span.tokens; ++position) {
@@ -86,20 +89,15 @@ class DecoderLayers {
                 positions.push_back(position);
             }
         }
-        const faquant::Batch batch = {tokens,
-                                      reinterpret_cast<const float*>(cos),
-                                      reinterpret_cast<const float*>(sin),
-                                      slots.data(),
-                                      positions.data(),
-                                      all.data(),
-                                      count,
-                                      split};
+        const faquant::Batch batch = {
+            tokens, of_cos, of_sin, slots.data(), positions.data(), all.data(), static_cast<int64_t>(all.size()),
+            split};
         std::vector<faquant::Saturated> saturated(layers_.size());
         {
             const faquant::KernelTable& table = kernels(isa);
             nb::gil_scoped_release unlocked;
-            faquant::run_layers(table, layers_.data(), static_cast<int64_t>(layers_.size()), batch,
-                                reinterpret_cast<float*>(x), threads, saturated.data());
+            faquant::run_layers(table, layers_.data(), static_cast<int64_t>(layers_.size()), batch, stream,
+                                threads_of(threads), saturated.data());
         }
         std::vector<std::array<int64_t, 3>> counts;
         for (const faquant::Saturated& some : saturated) {
@@ -118,8 +116,8 @@ class DecoderLayers {
             .def_prop_ro("hidden_size", &DecoderLayers::hidden_size)
             .def_prop_ro("head_dim", &DecoderLayers::head_dim)
             .def("add", &DecoderLayers::add, nb::kw_only(), "linears"_a, "norms"_a, "cache"_a, "window"_a.none())
-            .def("run", &DecoderLayers::run, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "spans"_a, "block_tables"_a,
-                 "count"_a, "width"_a, "split"_a, "threads"_a, "isa"_a.none());
+            .def("run", &DecoderLayers::run, "x"_a, "cos"_a, "sin"_a, "spans"_a, "block_tables"_a, "split"_a,
+                 "threads"_a, "isa"_a.none());
     }
 
   private:

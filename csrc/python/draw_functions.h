@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "arrays.h"
-#include "draw.h"
+#include "ops/draw.h"
+#include "python/arrays.h"
 
 // (temperature, top_k, top_p, min_p, uniform)
 using SamplingTuple = std::tuple<double, int64_t, double, double, double>;
@@ -22,7 +22,7 @@ inline faquant::Sampling sampling_of(const SamplingTuple& tuple) {
     return {temperature, top_k, top_p, min_p, uniform};
 }
 
-// The rows of scores [rows, vocab], float64 or else float32, by address, checked in Python.
+// The rows of scores [rows, vocab], float64 or float32, by address; checked in Python.
 inline std::vector<faquant::Scores> rows_of(uintptr_t scores, bool is_wide, int64_t rows, int64_t vocab) {
     const auto* wide = reinterpret_cast<const double*>(scores);
     const auto* narrow = reinterpret_cast<const float*>(scores);
@@ -34,7 +34,7 @@ inline std::vector<faquant::Scores> rows_of(uintptr_t scores, bool is_wide, int6
     return all;
 }
 
-// draws: (row, address of a mask of (vocab + 7) / 8 bytes, of float32 alone, or 0, sampling)
+// draws: (row, address of a mask of (vocab + 7) / 8 bytes, only for float32, or 0, sampling)
 inline std::vector<int64_t> draw(uintptr_t scores, bool is_wide, int64_t vocab, int64_t rows,
                                  const std::vector<std::tuple<int64_t, uintptr_t, SamplingTuple>>& draws,
                                  int64_t threads, const std::optional<std::string>& isa) {
@@ -46,7 +46,7 @@ inline std::vector<int64_t> draw(uintptr_t scores, bool is_wide, int64_t vocab, 
     }
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
-    return faquant::draw(table, all, threads);
+    return faquant::draw(table, all, threads_of(threads));
 }
 
 inline std::vector<std::pair<int64_t, double>> distribution(uintptr_t scores, bool is_wide, int64_t vocab,
@@ -68,7 +68,7 @@ inline std::vector<std::pair<double, std::vector<std::pair<int64_t, double>>>> l
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
     std::vector<std::pair<double, std::vector<std::pair<int64_t, double>>>> results;
-    for (faquant::Likeliest& row : faquant::likeliest(table, rows, counts, threads)) {
+    for (faquant::Likeliest& row : faquant::likeliest(table, rows, counts, threads_of(threads))) {
         results.emplace_back(row.log_sum, std::move(row.tokens));
     }
     return results;

@@ -6,10 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "linear.h"
+#include "ops/linear.h"
+#include "python/arrays.h"
 
-inline void pack_weight(const Array& weight, const WritableArray& packed, const WritableArray& excess) {
+inline void pack_weight(const Array& weight, const WritableArray& packed, const WritableArray& excess,
+                        int64_t threads) {
     require(weight.ndim() == 2, "weight must have two dimensions.");
     const int64_t n = static_cast<int64_t>(weight.shape(0)), k = static_cast<int64_t>(weight.shape(1));
     require(k <= faquant::kMaxDotLength, "A linear has too many inputs for exact sums.");
@@ -17,10 +18,10 @@ inline void pack_weight(const Array& weight, const WritableArray& packed, const 
     int8_t* to = data_of<int8_t>(packed, "packed", "int8", {faquant::padded_inputs(k) * faquant::padded_outputs(n)});
     int32_t* sums = data_of<int32_t>(excess, "excess", "int32", {n});
     nb::gil_scoped_release unlocked;
-    faquant::pack_weight(from, n, k, to, sums);
+    faquant::pack_weight(from, n, k, to, sums, threads_of(threads));
 }
 
-// An int8 linear: all pointers are checked here, once.
+// An int8 linear; all pointers are checked once, here.
 class Int8Linear {
   public:
     Int8Linear(int64_t inputs, int64_t outputs, const Array& weight, const Array& excess, const Array& scale,
@@ -33,8 +34,9 @@ class Int8Linear {
                 "hadamard_block must be a power of two that divides the inputs.");
         require(
             input_scale.has_value() == input_offset.has_value() && input_scale.has_value() == quant_bias.has_value(),
-            "input_scale, input_offset and quant_bias go together.");
-        require(!input_scale || (!bias && hadamard_block == 0), "A given input scale takes no bias and no rotation.");
+            "input_scale, input_offset and quant_bias must be given together.");
+        require(!input_scale || (!bias && hadamard_block == 0),
+                "input_scale cannot be combined with bias or hadamard_block.");
         const int64_t size = faquant::padded_inputs(inputs) * faquant::padded_outputs(outputs);
         linear_ = {inputs,
                    outputs,
@@ -48,12 +50,15 @@ class Int8Linear {
                    quant_bias ? data_of<const int32_t>(*quant_bias, "quant_bias", "int32", {outputs}) : nullptr};
     }
 
-    // x [rows, inputs] and out [rows, outputs] by address, checked in Python.
-    void apply(uintptr_t x, uintptr_t out, int64_t rows, int64_t threads, const std::optional<std::string>& isa) const {
+    // x [rows, inputs] and out [rows, outputs].
+    void apply(const Array& x, const WritableArray& out, int64_t threads, const std::optional<std::string>& isa) const {
+        const int64_t rows = shape_of(x, "x", 2)[0];
+        const auto* from = data_of<const float>(x, "x", "float32", {rows, linear_.inputs});
+        auto* to = data_of<float>(out, "out", "float32", {rows, linear_.outputs});
         const faquant::KernelTable& table = kernels(isa);
         nb::gil_scoped_release unlocked;
-        const faquant::Product product = {&linear_, reinterpret_cast<float*>(out), false};
-        faquant::apply(table, {reinterpret_cast<const float*>(x), rows, {}}, &product, 1, threads);
+        const faquant::Product product = {&linear_, to, false};
+        faquant::apply(table, {from, rows, {}}, &product, 1, threads_of(threads));
     }
 
     const faquant::Linear& linear() const { return linear_; }
@@ -65,7 +70,7 @@ class Int8Linear {
                           const OptionalArray&, const OptionalArray&, const OptionalArray&>(),
                  nb::kw_only(), "inputs"_a, "outputs"_a, "weight"_a, "excess"_a, "scale"_a, "bias"_a.none(),
                  "hadamard_block"_a, "input_scale"_a.none(), "input_offset"_a.none(), "quant_bias"_a.none())
-            .def("apply", &Int8Linear::apply, "x"_a, "out"_a, "rows"_a, "threads"_a, "isa"_a.none());
+            .def("apply", &Int8Linear::apply, "x"_a, "out"_a, "threads"_a, "isa"_a.none());
     }
 
   private:

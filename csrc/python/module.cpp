@@ -8,16 +8,19 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
-#include "cpu_features.h"
-#include "decoder_layers.h"
-#include "dispatch.h"
-#include "draw_functions.h"
-#include "elementwise_functions.h"
-#include "int8_linear.h"
-#include "layer_cache.h"
-#include "self_test.h"
-#include "stream.h"
+#include "ops/stream.h"
+#include "python/arrays.h"
+#include "python/convert_functions.h"
+#include "python/decoder_layers.h"
+#include "python/draw_functions.h"
+#include "python/elementwise_functions.h"
+#include "python/float_cache.h"
+#include "python/float_linear.h"
+#include "python/int8_linear.h"
+#include "python/layer_cache.h"
+#include "runtime/cpu_features.h"
+#include "runtime/dispatch.h"
+#include "self_test/self_test.h"
 
 using namespace nb::literals;
 
@@ -58,22 +61,15 @@ int32_t dot_s8s8(const Array& a, const Array& b, const std::optional<std::string
 uint64_t read_all(const Array& words, int64_t threads) {
     const auto* data = reinterpret_cast<const uint64_t*>(vector_data<int64_t>(words, "words", "int64"));
     nb::gil_scoped_release unlocked;
-    return faquant::read_all(data, static_cast<int64_t>(words.shape(0)), threads);
+    return faquant::read_all(data, static_cast<int64_t>(words.shape(0)), threads_of(threads));
 }
 
 nb::dict cpu_features() {
-    const faquant::CpuFeatures f = faquant::detect_cpu_features();
+    const uint32_t found = faquant::detect_cpu_features();
     nb::dict d;
-    d["avx2"] = f.avx2;
-    d["fma"] = f.fma;
-    d["f16c"] = f.f16c;
-    d["avx_vnni"] = f.avx_vnni;
-    d["avx512f"] = f.avx512f;
-    d["avx512bw"] = f.avx512bw;
-    d["avx512vl"] = f.avx512vl;
-    d["avx512_vnni"] = f.avx512_vnni;
-    d["avx512_bf16"] = f.avx512_bf16;
-    d["amx_int8"] = f.amx_int8;
+    for (const auto& [feature, name] : faquant::kCpuFeatures) {
+        d[name] = (found & feature) != 0;
+    }
     return d;
 }
 
@@ -91,15 +87,6 @@ nb::dict self_test() {
         results[table->name] = faquant::first_wrong_kernel(*table) == nullptr;
     }
     return results;
-}
-
-// [(kernel, fault, what the self-test reports)]
-nb::list reports_of_faults() {
-    nb::list reports;
-    for (const faquant::FaultReport& report : faquant::reports_of_faults()) {
-        reports.append(nb::make_tuple(report.kernel, report.fault, report.reported));
-    }
-    return reports;
 }
 
 }  // namespace
@@ -120,24 +107,28 @@ NB_MODULE(_C, m) {
     m.def("selected_isa", [] { return faquant::selected_kernels().kernels->name; });
     m.def("selection_warning", [] { return faquant::selected_kernels().warning; });
     m.def("self_test", &self_test);
-    m.def("reports_of_faults", &reports_of_faults);
     m.def("dot_u8s8", &dot_u8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.def("dot_s8s8", &dot_s8s8, "a"_a, "b"_a, "isa"_a = nb::none());
     m.attr("TILE") = faquant::kTile;
     m.attr("MAX_HEAD_DIM") = faquant::kMaxHeadDim;
     m.attr("PADDING") = faquant::kPadding;
     m.attr("PANEL") = faquant::kPanel;
+    m.def("set_threads", &faquant::set_threads, "threads"_a);
     m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);
-    const nb::call_guard<nb::gil_scoped_release> unlocked;
-    m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "tokens"_a, "heads"_a, "dim"_a, "threads"_a, "isa"_a.none(),
-          unlocked);
-    m.def("silu_times", &silu_times, "gate"_a, "up"_a, "count"_a, "out"_a, "threads"_a, "isa"_a.none(), unlocked);
-    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a);
+    m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "threads"_a, "isa"_a.none());
+    m.def("rope_tables", &rope_tables, "frequencies"_a, "positions"_a, "scaling"_a, "cos"_a, "sin"_a);
+    m.def("silu_times", &silu_times, "gate"_a, "up"_a, "out"_a, "threads"_a, "isa"_a.none());
+    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a, "threads"_a);
+    m.def("pack_float_weight", &pack_float_weight, "weight"_a, "packed"_a, "threads"_a);
+    m.def("widen_bfloat16", &widen_array<faquant::widen_bfloat16>, "source"_a, "target"_a, "threads"_a);
+    m.def("widen_float16", &widen_array<faquant::widen_float16>, "source"_a, "target"_a, "threads"_a);
     m.def("draw", &draw, "scores"_a, "is_wide"_a, "vocab"_a, "rows"_a, "draws"_a, "threads"_a, "isa"_a.none());
     m.def("distribution", &distribution, "scores"_a, "is_wide"_a, "vocab"_a, "sampling"_a, "isa"_a.none());
     m.def("likeliest", &likeliest, "scores"_a, "is_wide"_a, "vocab"_a, "counts"_a, "threads"_a, "isa"_a.none());
     RmsNorm::bind(m);
     Int8Linear::bind(m);
+    FloatLinear::bind(m);
     LayerCache::bind(m);
+    FloatCache::bind(m);
     DecoderLayers::bind(m);
 }

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .engine.engine_config import EngineConfig
     from .engine.llm import LLM
     from .engine.request import Completion
-    from .engine.sampling_params import SamplingParams
-    from .engine.structured_output import StructuredOutput
     from .errors import FaquantError
     from .evaluation.report import Report
     from .recipe import Recipe
+    from .sampling.params import SamplingParams
+    from .structured.structured_output import StructuredOutput
 
 __all__ = [
     "LLM",
@@ -38,8 +38,8 @@ _HOMES = {
     "Completion": "engine.request",
     "Engine": "engine.engine",
     "EngineConfig": "engine.engine_config",
-    "SamplingParams": "engine.sampling_params",
-    "StructuredOutput": "engine.structured_output",
+    "SamplingParams": "sampling.params",
+    "StructuredOutput": "structured.structured_output",
     "FaquantError": "errors",
     "Recipe": "recipe",
     "Report": "evaluation.report",
@@ -49,11 +49,16 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> "Any":
-    # Imported when first used: torch takes a second, and `import faquant.errors` does not need it.
+    # Imported when first used: `import faquant.errors` needs none of it, and only quantizing and evaluating need torch.
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        try:
+            return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ImportError(f"faquant.{name} needs torch: pip install 'faquant[quantize]'") from None
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

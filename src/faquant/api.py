@@ -1,4 +1,4 @@
-"""What a Python program calls: paths and names in, the same work as the commands do."""
+"""The Python API: functions that do the work of the commands."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -6,22 +6,21 @@ from pathlib import Path
 
 from . import search
 from .checkpoint.files import read_object
-from .checkpoint.metadata import model_fingerprint
+from .checkpoint.model_config import load_config
 from .checkpoint.tensors import TensorFiles
 from .checkpoint.unfinished import remove_remains
 from .checkpoint.write import prepared
-from .config import load_config
-from .engine.tokenizer import Tokenizer
 from .errors import CheckpointError, UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
 from .quantization import calibration as calibrating
-from .quantization import made, pipeline
+from .quantization import pipeline, provenance
 from .recipe import Recipe, load_recipe
+from .text.tokenizer import Tokenizer
 
 MAX_PROMPT_TOKENS = 2048
 SEARCH_TOKENS = 512
-"""Of each evaluation text, to measure a candidate recipe on."""
+"""Tokens of each evaluation text that candidate recipes are measured on."""
 
 
 def quantize(
@@ -40,51 +39,52 @@ def quantize(
     """Quantize the Hugging Face directory `model` into the new directory `output`.
 
     Args:
-        recipe: a name (default, static, mindie, mindie-plain, attention-only), a JSON file, a Recipe, or `auto`: what
-            search.find chooses by measuring on the built-in evaluation texts.
+        recipe: a name (default, static, mindie, mindie-plain, attention-only), a JSON file, a Recipe, or `auto`: chosen
+            by measurements on the built-in evaluation texts (search.find).
         calibration: `builtin`, or a .txt or .jsonl file.
-        overwrite: replace `output` if it is a model directory already.
-        restart: throw away what an interrupted run has left, in place of going on with it.
-        max_kl: `auto` takes the cheapest recipe whose mean KL, in nats, stays within this bound; None: the recipe that
-            loses least at full speed.
-        progress: called with (steps done, steps in all).
-        search_progress: called with (what is tried, steps done, steps in all).
-        to_be_measured: leave a note beside `output` by which `is_quantized` knows it, until made.forget removes that.
+        overwrite: replace `output` if it is a model directory.
+        restart: discard the work of an interrupted run instead of resuming it.
+        max_kl: for `auto`: the cheapest recipe with a mean KL, in nats, within this bound; None: the most accurate
+            recipe at full speed.
+        progress: called with (steps done, total steps).
+        search_progress: called with (what is tried, steps done, total steps).
+        to_be_measured: write a note next to `output` by which `is_quantized` recognizes it, until provenance.forget
+            removes it.
 
     Returns:
-        How many tokens it was calibrated on.
+        The number of calibration tokens.
 
     Raises:
-        UsageError: the recipe or the calibration makes no sense.
-        CheckpointError, UnsupportedError: the model cannot be read, or not be quantized so.
-        OutputError: `output` exists or cannot be written, or an interrupted run of another kind has left work there.
+        UsageError: the recipe or the calibration is invalid.
+        CheckpointError, UnsupportedError: the model cannot be read, or the recipe does not support it.
+        OutputError: `output` exists or cannot be written, or contains the work of another interrupted run.
     """
-    asked = _Asked.of(model, output, recipe, calibration, max_kl)
-    source, chosen, ids = asked.source, asked.recipe, asked.calibration
+    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl)
+    source, chosen, ids = arguments.source, arguments.recipe, arguments.calibration
     notes, journal = {}, None
-    if asked.automatic:
-        if asked.tokenizer is None:
-            raise UsageError(f"{source} has no tokenizer.json, and without one there is no text to measure recipes on.")
+    if arguments.automatic:
+        if arguments.tokenizer is None:
+            raise UsageError(f"{source} has no tokenizer.json, which is needed to measure recipes on texts.")
         held_out = [
-            asked.tokenizer.encode(text, add_special_tokens=False)[:SEARCH_TOKENS]
+            arguments.tokenizer.encode(text, add_special_tokens=False)[:SEARCH_TOKENS]
             for text in texts.builtin_texts().values()
         ]
-        prepared(asked.output, overwrite, keep=source)  # what cannot be written is told before the long work
-        journal = asked.journal
+        prepared(arguments.output, overwrite, keep=source)  # report an unusable output before the long work
+        journal = arguments.journal
         if restart:
             journal.unlink(missing_ok=True)
         found = search.find(source, ids, held_out, max_kl, search_progress, journal)
         chosen, notes = found.recipe, {search.SEARCH_FILE: found.to_json()}
     pipeline.quantize(
         source,
-        asked.output,
+        arguments.output,
         chosen,
         ids,
         overwrite=overwrite,
         restart=restart,
         progress=progress,
         notes=notes,
-        asked=asked.words if to_be_measured else None,
+        requested=arguments.recipe_words if to_be_measured else None,
     )
     if journal is not None:
         journal.unlink(missing_ok=True)
@@ -100,37 +100,37 @@ def is_quantized(
     overwrite: bool = False,
     max_kl: float | None = None,
 ) -> bool:
-    """Whether `output` is already what `quantize` would write, so that there is nothing to do but measure it. What is
-    left there of a run that was cut off is removed then.
+    """Whether `output` is already what `quantize` would write, so that only the measurement remains. If so, the
+    leftovers of an interrupted run are removed.
 
     Args:
-        overwrite: only where a call of `quantize` with `to_be_measured` has written it; by default also where the
-            checkpoint says that it was made of the same.
+        overwrite: accept only the output of a call of `quantize` with `to_be_measured`; by default also a checkpoint
+            whose metadata has the same model, calibration and recipe.
 
     Raises:
-        As quantize, where model, recipe or calibration make no sense.
+        As quantize, for invalid models, recipes and calibrations.
     """
-    asked = _Asked.of(model, output, recipe, calibration, max_kl)
-    if not (asked.output / "config.json").is_file():
+    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl)
+    if not (arguments.output / "config.json").is_file():
         return False
-    ids = calibrating.fingerprint(asked.calibration)
-    says = None if overwrite else made.described(asked.output)
-    if says is not None and (says.calibration != ids or not asked.is_recipe(says.recipe)):
-        says = None
-    if says is None and not made.has_note(asked.output):
+    ids = calibrating.fingerprint(arguments.calibration)
+    described = None if overwrite else provenance.described(arguments.output)
+    if described is not None and (described.calibration != ids or not arguments.is_recipe(described.recipe)):
+        described = None
+    if described is None and not provenance.has_note(arguments.output):
         return False  # before all weights are read
-    fingerprint = model_fingerprint(TensorFiles.open(asked.source))
-    noted = made.is_noted(asked.output, made.asked_of(fingerprint, ids, asked.words))
-    if not noted and (says is None or says.model != fingerprint):
+    fingerprint = TensorFiles.open(arguments.source).fingerprint()
+    noted = provenance.is_noted(arguments.output, provenance.request(fingerprint, ids, arguments.recipe_words))
+    if not noted and (described is None or described.model != fingerprint):
         return False
-    remove_remains(asked.output)
-    asked.journal.unlink(missing_ok=True)
+    remove_remains(arguments.output)
+    arguments.journal.unlink(missing_ok=True)
     return True
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The arguments of `quantize`, read; `recipe` stands for none where one is to be looked for."""
+class _QuantizeArguments:
+    """The parsed arguments of `quantize`; `recipe` is unused if `automatic`."""
 
     source: Path
     output: Path
@@ -148,11 +148,11 @@ class _Asked:
         recipe: str | Recipe,
         calibration: str | Path,
         max_kl: float | None,
-    ) -> "_Asked":
+    ) -> "_QuantizeArguments":
         source = Path(model)
         automatic = recipe == "auto"
         if max_kl is not None and not automatic:
-            raise UsageError("A bound on KL goes with the recipe 'auto', which looks for a recipe that keeps it.")
+            raise UsageError("A bound on KL needs the recipe 'auto', which searches for a recipe within it.")
         chosen = recipe if isinstance(recipe, Recipe) else load_recipe("default" if automatic else recipe)
         config = load_config(source)
         builtin = str(calibration) == "builtin"
@@ -163,18 +163,18 @@ class _Asked:
         return cls(source, Path(output), chosen, automatic, max_kl, tokenizer, ids)
 
     @property
-    def words(self) -> str:
-        """The recipe, or how it is to be found."""
+    def recipe_words(self) -> str:
+        """The recipe, or how to find it."""
         return f"auto, max_kl {self.max_kl}" if self.automatic else self.recipe.model_dump_json()
 
     @property
     def journal(self) -> Path:
-        """Where a search of recipes keeps what it has measured."""
+        """The journal of the search."""
         place = self.output.resolve()
         return place.with_name(f".{place.name[:64]}.search.json")
 
     def is_recipe(self, recipe: Recipe) -> bool:
-        """Whether the recipe of `output` is the one asked for, or was found as it is to be found."""
+        """Whether `output` has the requested recipe, or one that the requested search has found."""
         if not self.automatic:
             return recipe == self.recipe
         try:
@@ -192,13 +192,13 @@ def evaluate(
     *,
     quick: bool = False,
 ) -> Report:
-    """Measure what quantization cost the model in `directory` against its float source.
+    """Measure the loss of the quantized model in `directory` against its float source.
 
     Args:
-        text: name → text to measure on; None: the built-in ones.
-        max_tokens: bound on the tokens of each text.
-        progress: called with (steps done, steps in all).
-        quick: measure less of everything, in about the time that quantizing takes.
+        text: name → text to measure on; None: the built-in texts.
+        max_tokens: limit on the tokens of each text.
+        progress: called with (steps done, total steps).
+        quick: measure less, in about the time that quantizing takes.
 
     Raises:
         UsageError: the directories do not belong together, or there is nothing to measure.

@@ -1,16 +1,16 @@
-"""The errors a person can meet. Every message says what is wrong, where, and how to mend it."""
+"""The errors that users see. Every message says what is wrong, where, and how to fix it."""
 
 
 class FaquantError(Exception):
-    """Base of all errors that are reported as one paragraph without a traceback."""
+    """Base class of the errors that are reported as one paragraph without a traceback."""
 
     exit_status = 1
 
 
 class UsageError(FaquantError):
-    """A command, an option or an argument makes no sense; nothing was read or written.
+    """A command, an option or an argument is invalid; nothing was read or written.
 
-    field: of a request's fields the one to blame, where that is known.
+    field: the invalid field of a request, if known.
     """
 
     exit_status = 2
@@ -25,8 +25,8 @@ class CheckpointError(FaquantError):
 
 
 class UnsupportedError(FaquantError):
-    """The input is sound, but this program cannot do what it asks for."""
+    """The input is valid, but requires a feature that faquant does not support."""
 
 
 class OutputError(FaquantError):
-    """The result could not be written; nothing that loads was left behind."""
+    """The result could not be written; nothing loadable was left behind."""

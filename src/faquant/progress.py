@@ -9,15 +9,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Update(Protocol):
-    """Moves a progress bar."""
+    """Updates a progress bar."""
 
     def __call__(self, done: int, total: int, label: str = ...) -> None: ...
 
 
 @contextmanager
 def progress_bar(label: str, wanted: bool = True) -> Iterator[Update]:
-    """Yield a function (done, total, label) that moves a bar on stderr; it draws nothing where that is no terminal, or
-    where none is wanted."""
+    """Yield a function (done, total, label) that updates a bar on stderr. Nothing is drawn if stderr is not a terminal,
+    or if `wanted` is false."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

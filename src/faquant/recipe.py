@@ -1,5 +1,6 @@
-"""Recipe: which parts of a model are quantized, and how. Validated once; its JSON stands in the checkpoint."""
+"""Recipe: which parts of a model are quantized, and how. Validated once; checkpoints contain its JSON."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -16,15 +17,17 @@ class _Frozen(BaseModel):
 
 
 class AttentionRecipe(_Frozen):
-    """How q, k, v and P become integers.
+    """How q, k, v and P are quantized.
 
     Attributes:
-        kv_scale: K's and V's scales: one per token and head held in the cache page (`token`), or calibrated,
-            one per channel (`channel`) or per head (`head`).
+        kv_scale: K's and V's scales: one per token and head in the cache page (`token`), or calibrated, one per channel
+            (`channel`) or per head (`head`).
         q_scale: dynamic per token and head (`token`), or calibrated per head (`head`).
-        center, equalize, rotate: K's map before quantization, with its inverse transpose on q.
-        rotate_v: Hadamard on each head of V, folded into v_proj and o_proj.
-        p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as the ecosystem does it.
+        center: subtract the center of each of K's channels before quantization.
+        equalize: divide each of K's channels by a factor, and multiply q's by it.
+        rotate: rotate K and q by signs and a Hadamard transform.
+        rotate_v: rotate each head of V by a Hadamard transform, folded into v_proj and o_proj.
+        p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as in MindIE.
     """
 
     kv_scale: Literal["token", "channel", "head"] = "token"
@@ -37,15 +40,15 @@ class AttentionRecipe(_Frozen):
 
 
 class LinearRecipe(_Frozen):
-    """How the linears become int8. Weights have one scale per output channel.
+    """How the linears are quantized to int8. Weights have one scale per output channel.
 
     Attributes:
         activation: one dynamic scale per token (`token`), or a calibrated scale and zero point (`tensor`).
-        rotate: Hadamard blocks on the linears' inputs, at run time (`inputs`; o_proj's come with V's rotation); or the
-            residual stream turned (R1), folded into the weights, with nothing to do at run time (`folded`).
-        equalize: the channels of the inputs of q, k, v, gate, up and down_proj and of the head are brought to where
-            inputs and weights lose least, folded into norms, up_proj and weights; with `folded`, down_proj's alone.
-        rounding: weights to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).
+        rotate: rotate the linears' inputs in Hadamard blocks at run time (`inputs`; o_proj's input has V's rotation),
+            or rotate the residual stream (R1), folded into the weights, without cost at run time (`folded`).
+        equalize: scale the input channels of q, k, v, gate, up and down_proj and of the head to minimize the loss of
+            inputs and weights, folded into norms, up_proj and weights; with `folded`, only down_proj's.
+        rounding: of weights, to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).
         float_layers: patterns of module names that stay float, such as `*.mlp.down_proj` or `lm_head`.
     """
 
@@ -61,42 +64,54 @@ class LinearRecipe(_Frozen):
 
 
 class Recipe(_Frozen):
-    """What `faquant quantize` does. A part that is None stays float."""
+    """The settings of `faquant quantize`. A part that is None stays float.
+
+    Attributes:
+        format: of the checkpoint: `faquant`, or `msmodelslim` for MindIE, which supports fewer settings.
+    """
 
     name: str = Field(pattern=r"^[\w .+-]{1,64}$")
+    format: Literal["faquant", "msmodelslim"] = "faquant"
     attention: AttentionRecipe | None = AttentionRecipe()
     linear: LinearRecipe | None = LinearRecipe()
 
+    def quantized(self, linears: Iterable[str]) -> frozenset[str]:
+        """The checkpoint names of the linears that are quantized."""
+        linear = self.linear
+        return frozenset(() if linear is None else (name for name in linears if not linear.is_float(name)))
+
     @model_validator(mode="after")
     def _sound(self) -> "Recipe":
-        if self.attention is None and self.linear is None:
-            raise ValueError("attention and linear are both null, so nothing would be quantized")
-        static_linear = self.linear is not None and self.linear.activation == "tensor"
-        if static_linear != self.is_mindie:
-            raise ValueError(
-                "calibrated activations (linear.activation 'tensor') are offered in the ecosystem's format only: "
-                "with attention {kv_scale: head, q_scale: head, p: int8, and center, equalize and rotate false} and "
-                "linears {rotate: none}; with outlier suppression, attention.rotate_v and linear.equalize are true, "
-                "without it both are false and rounding is nearest"
-            )
-        if self.attention and self.attention.q_scale == "head" and not self.is_mindie:
-            raise ValueError("attention.q_scale 'head' is offered in the ecosystem's format only; use 'token'")
-        if self.attention and self.attention.p == "int8" and not self.is_mindie:
-            raise ValueError("attention.p 'int8' is offered in the ecosystem's format only; use 'int16' or 'uint8'")
+        attention, linear = self.attention, self.linear
+        if attention is None and linear is None:
+            raise ValueError("attention and linear are both null, so there is nothing to quantize")
+        if self.format == "msmodelslim":
+            if attention is None or linear is None or not _fits_msmodelslim(attention, linear):
+                raise ValueError(
+                    "the format 'msmodelslim' requires attention {kv_scale: head, q_scale: head, p: int8, and center, "
+                    "equalize and rotate false} and linear {activation: tensor, rotate: none}; with outlier "
+                    "suppression, attention.rotate_v and linear.equalize are true; without it, both are false and "
+                    "rounding is nearest"
+                )
+            return self
+        for only, there in (
+            ("calibrated activations (linear.activation 'tensor')", linear and linear.activation == "tensor"),
+            ("attention.q_scale 'head'", attention and attention.q_scale == "head"),
+            ("attention.p 'int8'", attention and attention.p == "int8"),
+        ):
+            if there:
+                raise ValueError(f'{only} requires "format": "msmodelslim"')
         return self
 
-    @property
-    def is_mindie(self) -> bool:
-        """Whether the result is in the ecosystem's own format."""
-        if self.attention is None or self.linear is None:
-            return False
-        smooth = self.linear.equalize
-        return (
-            self.attention == _MINDIE_ATTENTION.model_copy(update={"rotate_v": smooth})
-            and self.linear.activation == "tensor"
-            and self.linear.rotate == "none"
-            and (smooth or self.linear.rounding == "nearest")
-        )
+
+def _fits_msmodelslim(attention: AttentionRecipe, linear: LinearRecipe) -> bool:
+    smooth = linear.equalize
+    return (
+        attention == _MINDIE_ATTENTION.model_copy(update={"rotate_v": smooth})
+        and linear.activation == "tensor"
+        and linear.rotate == "none"
+        and (smooth or linear.rounding == "nearest")
+    )
 
 
 _MINDIE_ATTENTION = AttentionRecipe(
@@ -119,11 +134,13 @@ RECIPES = {
         Recipe(name="attention-only", linear=None),
         Recipe(
             name="mindie",
+            format="msmodelslim",
             attention=_MINDIE_ATTENTION.model_copy(update={"rotate_v": True}),
             linear=LinearRecipe(activation="tensor", rotate="none", float_layers=_MINDIE_FLOAT),
         ),
         Recipe(
             name="mindie-plain",
+            format="msmodelslim",
             attention=_MINDIE_ATTENTION,
             linear=LinearRecipe(
                 activation="tensor", rotate="none", equalize=False, rounding="nearest", float_layers=_MINDIE_FLOAT
@@ -134,10 +151,10 @@ RECIPES = {
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """The recipe of that name, or the one in that JSON file.
+    """Load a recipe by name or from a JSON file.
 
     Raises:
-        UsageError: there is no such recipe, or the file holds none.
+        UsageError: there is no such recipe, or the file is not a recipe.
     """
     if name_or_path in RECIPES:
         return RECIPES[name_or_path]
@@ -148,11 +165,11 @@ def load_recipe(name_or_path: str) -> Recipe:
         is_file = False
     if not is_file:
         raise UsageError(
-            f"There is no recipe {name_or_path!r:.80}: name one of {', '.join(RECIPES)}, or a JSON file with a recipe."
+            f"There is no recipe {name_or_path!r:.80}. Use one of {', '.join(RECIPES)}, or a JSON file with a recipe."
         )
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes; that is no recipe.")
+            raise UsageError(f"{path} is larger than the limit of {MAX_RECIPE_BYTES} bytes for recipes.")
         return Recipe.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error}.") from None

@@ -1,4 +1,4 @@
-"""Which files of a directory are read: indexes, parts, and what contradicts them."""
+"""Which files of a directory are read: indexes, parts, and contradictions."""
 
 import os
 import time
@@ -93,9 +93,9 @@ def test_tensor_in_two_parts(tmp_path: Path) -> None:
 def test_parts_without_index(tmp_path: Path) -> None:
     put_parts(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
-    with pytest.raises(CheckpointError, match=r"index\.json.*Fetch the index"):
+    with pytest.raises(CheckpointError, match=r"index\.json.*Download the index"):
         TensorFiles.open(tmp_path)
-    put(tmp_path, raw(A, bytes(8)))  # beside a whole file, the parts are left over
+    put(tmp_path, raw(A, bytes(8)))  # next to a complete file, parts are leftovers
     with pytest.raises(CheckpointError, match=r"00001-of-00002"):
         TensorFiles.open(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Writing: what was written reads back; what failed leaves nothing that loads."""
+"""Writing: written directories can be read back; failures leave nothing that loads."""
 
 import errno
 import os
@@ -79,7 +79,7 @@ def test_os_errors_become_output_errors(tmp_path: Path, code: int) -> None:
     assert names(tmp_path) == []
     if code in (errno.ENOSPC, errno.EDQUOT):
         assert "after 3.0 MiB" in str(caught.value)
-        assert "free on the disk" in str(caught.value)
+        assert "free on disk" in str(caught.value)
 
 
 def test_disk_full_names_what_an_interrupted_run_left(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_existing_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         check(tmp_path / "file" / "below", "cannot be written", overwrite)
         check(Path("/"), "mount point", overwrite)
     model = make_model(tmp_path / "model")
-    check(model, "not empty.*ask to overwrite", False)
+    check(model, "not empty.*overwrite it", False)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
     check(tmp_path / "photos", "not a model directory", True)
@@ -125,7 +125,7 @@ def test_existing_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_overwrite(tmp_path: Path) -> None:
     target = make_model(tmp_path / "model", 1.0)
     with output_directory(target, overwrite=True) as partial:
-        make_model(partial / "x", 2.0)  # the old one is there until the end, to read from
+        make_model(partial / "x", 2.0)  # the old one exists until the end, for reading
         assert TensorFiles.open(target).get("a").tolist() == [1.0] * 3
         for path in (partial / "x").iterdir():
             path.rename(partial / path.name)
@@ -201,7 +201,7 @@ def test_file_size_limit(tmp_path: Path) -> None:
 
 
 def test_read_only_place() -> None:
-    # Not in tmp_path, which only its owner may enter: root may write anywhere, and so becomes somebody else.
+    # Not in tmp_path, which only its owner can enter: root can write anywhere, so the test changes its user.
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "place"
         place.mkdir(mode=0o555)
@@ -234,7 +234,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     assert len(names(left)) > 2
     with pytest.raises(FaquantError):
         TensorFiles.open(left)
-    with output_directory(target) as partial:  # what is left over does not disturb the next run
+    with output_directory(target) as partial:  # leftovers do not disturb the next run
         (partial / "file").touch()
     assert names(target) == ["file"]
 

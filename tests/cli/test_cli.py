@@ -1,4 +1,4 @@
-"""The commands as a person uses them: what they print, where, and with which exit status."""
+"""The commands: what they print, where, and with which exit status."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def quantized(source: Path, text: Path) -> Path:
     return out
 
 
-def test_quantize_with_the_builtin_calibration_measures_at_its_end(
+def test_quantize_with_the_builtin_calibration_evaluates_at_the_end(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -63,14 +63,14 @@ def test_quantize_with_the_builtin_calibration_measures_at_its_end(
     assert f"faquant evaluate {out}" in capsys.readouterr().err
 
 
-def test_a_directory_that_cannot_be_measured_is_complete_all_the_same(
+def test_a_directory_that_cannot_be_evaluated_is_complete(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare, out, calibration = tmp_path / "bare", tmp_path / "out", tmp_path / "own.jsonl"
     shutil.copytree(source, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     calibration.write_text(json.dumps({"token_ids": list(range(60))}) + "\n")
     assert run(["quantize", str(bare), "-o", str(out), "--calibration", str(calibration)]) == 0
-    assert "could not be measured" in capsys.readouterr().err
+    assert "could not be evaluated" in capsys.readouterr().err
     assert (out / "config.json").is_file()
     assert not (out / "faquant_report.html").exists()
 
@@ -93,7 +93,7 @@ def test_evaluate_prints_a_table_and_writes_json(
     assert "texts" in json.loads(capsys.readouterr().out)
 
 
-def test_a_report_that_cannot_be_left_in_the_directory_is_told(
+def test_a_report_that_cannot_be_written_is_reported(
     quantized: Path, source: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(self: Path, *args: object, **options: object) -> int:
@@ -134,10 +134,10 @@ def test_bench_prints_tables_and_writes_json(
     figures = tmp_path / "bench.json"
     small = ["--prompt", "40", "--depths", "8,100,99999", "--batches", "1,3", "--requests", "2", "--rounds", "1"]
     assert run(["bench", str(quantized), "--against", str(source), *small, "--json", str(figures)]) == 0
-    printed, told = capsys.readouterr()
+    printed, skipped = capsys.readouterr()
     assert "int8 cache holds" in printed
     assert "bfloat16 cache" in printed
-    assert "99,999 tokens" in told, "what is left out is said"
+    assert "99,999 tokens" in skipped
     found = json.loads(figures.read_text())
     assert [(case["depth"], case["sequences"]) for case in found["decode"]] == [(8, 1), (8, 3), (100, 1), (100, 3)]
     for case in (found["prefill"], *found["decode"]):
@@ -150,7 +150,7 @@ def test_bench_prints_tables_and_writes_json(
     assert "serve" not in json.loads(capsys.readouterr().out)
     several = ["--prompt", "40", "--depths", "8", "--batches", "3", "--requests", "0", "--rounds", "1"]
     assert run(["bench", str(quantized), *several]) == 0
-    assert "same memory.\n" in capsys.readouterr().out, "which cache is faster was measured with one sequence"
+    assert "same memory.\n" in capsys.readouterr().out, "speeds are compared for one sequence only"
     for option in ("--depths", "--batches"):
         for wrong in ("", "1,", "0", "x", "-3", "9" * 30):
             assert run(["bench", str(source), option, wrong]) == 2
@@ -167,7 +167,7 @@ def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.Capture
     weights = sum(seen["bytes_by_part"].values())
     assert weights < (quantized / "quant_model_weight_w8a8.safetensors").stat().st_size
     assert run(["inspect", str(quantized)]) == 0
-    assert "times the tokens fit" in capsys.readouterr().out
+    assert "times as many tokens fit" in capsys.readouterr().out
 
 
 def test_doctor_reports_passing_self_tests(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_doctor_reports_passing_self_tests(capsys: pytest.CaptureFixture[str]) -
     assert run(["doctor"]) == 0
 
 
-def test_convert_refuses_what_mindie_cannot_compute_and_says_why(
+def test_convert_explains_what_mindie_cannot_compute(
     quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["convert", str(quantized), "--to", "mindie", "-o", str(tmp_path / "x")]) == 1
@@ -189,7 +189,7 @@ def test_convert_refuses_what_mindie_cannot_compute_and_says_why(
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_convert_brings_every_spelling_back_to_the_tools_own(dtype: str, tmp_path: Path) -> None:
+def test_convert_normalizes_every_spelling_to_msmodelslims(dtype: str, tmp_path: Path) -> None:
     golden = GOLDEN / f"w8a8_fa_{dtype}_ascendV1"
     respelled, out = tmp_path / "respelled", tmp_path / "out"
     shutil.copytree(golden, respelled)
@@ -226,7 +226,7 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_gguf_file_becomes_a_directory_that_quantize_takes(
+def test_quantize_accepts_a_converted_gguf_file(
     gguf_file: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = str(tmp_path / "hf"), str(tmp_path / "out")
@@ -249,7 +249,7 @@ WRONG = {
     "no such text": (["evaluate", "{quantized}", "--against", "{source}", "--text", "x.txt"], 2, "x.txt"),
     "temperature below zero": (["generate", "{quantized}", "Hi", "--temperature", "-1"], 2, "temperature"),
     "more than the context": (["generate", "{quantized}", "Hi", "--max-tokens", "9999"], 2, "context"),
-    "a size that is none": (["plan", "{quantized}", "--memory", "much"], 2, "much"),
+    "an invalid size": (["plan", "{quantized}", "--memory", "much"], 2, "much"),
     "converting a float model": (["convert", "{source}", "--to", "mindie", "-o", "{out}"], 2, "float model"),
     "quantizing a GGUF file": (["quantize", "{gguf}", "-o", "{out}"], 2, "faquant convert {gguf} --to hf"),
     "evaluating against a GGUF file": (["evaluate", "{quantized}", "--against", "{gguf}"], 2, "convert {gguf}"),
@@ -325,10 +325,10 @@ def test_evaluating_against_another_model_is_refused(
     tiny_model("smollm", other, seed=1, vocab_size=VOCAB_SIZE, max_position_embeddings=4096)
     write_tokenizer(other)
     assert run(["evaluate", str(quantized), "--against", str(other)]) == 2
-    assert "the weights are others" in capsys.readouterr().err
+    assert "the weights differ" in capsys.readouterr().err
 
 
-def test_a_closed_standard_input_is_told(
+def test_a_closed_standard_input_is_reported(
     quantized: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", None)

@@ -1,4 +1,4 @@
-"""`faquant quantize` that is killed while it measures: the same command does what is left, and only that."""
+"""`faquant quantize` killed during its evaluation: the same command does only the rest."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from oracles.kills import STRIDE, counted, killed_at
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 
-COMPLETE = "is complete; what is left is to measure it"
+COMPLETE = "is complete; only the evaluation is missing"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little is measured, and all of it kept at once."""
+    """Measure little, and save every result at once."""
     monkeypatch.setattr(kept, "SECONDS", 0.0)
     monkeypatch.setattr(measure, "QUICK", measure.Effort(window=64, text=64, noise=32, offset=0, long=0, needle=0))
 
@@ -41,7 +41,7 @@ def command(source: Path, out: Path, *more: str, calibration: str = "own") -> li
 
 
 def contents(directory: Path) -> dict[str, Any]:
-    """Every file, and the report without the directory's name."""
+    """All files, and the report without the name of the directory."""
     found: dict[str, Any] = {path.name: path.read_bytes() for path in directory.iterdir()}
     found["faquant_report.json"] = json.loads(found["faquant_report.json"])
     found["faquant_report.json"]["model"].pop("directory")
@@ -53,7 +53,7 @@ def hidden(directory: Path) -> list[str]:
 
 
 def interrupted(arguments: list[str], monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
-    """Leave a command that was killed after so many layers were measured."""
+    """Leave the state of a command that was killed after this many layers were measured."""
     real = measure.NoiseMeter.look
 
     def look(self: measure.NoiseMeter, step: Any) -> None:
@@ -88,7 +88,7 @@ def test_killed_anywhere_the_command_ends_with_the_same_directory(recipe: str, s
 
 @pytest.mark.parametrize("more", [["--recipe", "default"], ["--recipe", "mindie"], ["--max-kl", "0.5"]], ids=str)
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_only_what_was_not_measured_is_measured(
+def test_only_the_missing_layers_are_measured(
     more: list[str],
     overwrite: bool,
     source: Path,
@@ -120,8 +120,8 @@ def test_only_what_was_not_measured_is_measured(
 def test_a_directory_without_a_report_is_measured(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As --no-evaluate leaves it, and a version that left no note. What stands in the ecosystem's format does not say
-    what it was made of."""
+    """The state after --no-evaluate, and of a version that saved no note. A directory in msModelSlim's format does not
+    record what it was made from."""
     for recipe, status in (("default", 0), ("mindie", 1)):
         out = tmp_path / recipe
         assert run(command(source, out, "--recipe", recipe, "--no-evaluate")) == 0
@@ -135,13 +135,13 @@ def test_a_directory_without_a_report_is_measured(
     quantized = counted(pipeline, "quantize", monkeypatch)
     (tmp_path / "default" / "faquant_report.html").unlink()
     assert run(command(source, tmp_path / "default", "--recipe", "default", "--overwrite")) == 0
-    assert len(quantized) == 1, "who overwrites what was finished wants it anew"
+    assert len(quantized) == 1, "--overwrite quantizes a finished directory again"
 
 
 @pytest.mark.parametrize(
     "change", ["recipe", "calibration", "model", "bound", "another directory", "damaged", "restart", "version"]
 )
-def test_what_is_not_the_same_is_not_taken_for_it(
+def test_another_quantization_is_not_taken_for_the_same(
     change: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine, out = tmp_path / "float", tmp_path / "out"
@@ -167,7 +167,7 @@ def test_what_is_not_the_same_is_not_taken_for_it(
     elif change == "restart":
         arguments = [*arguments, "--restart"]
     else:
-        monkeypatch.setattr("faquant.quantization.made.version", lambda name: "99")
+        monkeypatch.setattr("faquant.quantization.provenance.version", lambda name: "99")
     capsys.readouterr()
     assert run(arguments) == 1
     shown = capsys.readouterr().err
@@ -175,7 +175,7 @@ def test_what_is_not_the_same_is_not_taken_for_it(
     assert "is not empty" in shown
 
 
-def test_what_cannot_be_measured_leaves_nothing(source: Path, tmp_path: Path) -> None:
+def test_a_failed_evaluation_leaves_nothing(source: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(source, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     (tmp_path / "own.txt").write_text("")

@@ -1,4 +1,4 @@
-"""Many tasks at once, some of which leave; each gets the answer that it would get alone."""
+"""Many concurrent tasks, some of which are cancelled; each gets the answer that it would get alone."""
 
 import asyncio
 import threading
@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from faquant.engine import grammar
 from faquant.engine.async_engine import AsyncEngine, EngineStoppedError
 from faquant.engine.request import Output
-from faquant.engine.sampling_params import SamplingParams
 from faquant.engine.scheduler import Work
-from faquant.engine.structured_output import StructuredOutput
-from faquant.engine.vocabulary import Vocabulary
 from faquant.errors import UsageError
+from faquant.sampling.params import SamplingParams
+from faquant.structured import grammar
+from faquant.structured.structured_output import StructuredOutput
+from faquant.structured.vocabulary import Vocabulary
 from oracles.random_decoder import tokens
 from oracles.tiny_engine import Asked, TinyEngine
 from oracles.tiny_server import BytesEngine
@@ -59,7 +59,7 @@ def test_many_tasks_get_their_own_answers(engine: AsyncEngine) -> None:
     asyncio.run(main())
 
 
-def test_who_leaves_frees_what_was_held(engine: AsyncEngine) -> None:
+def test_a_cancelled_task_frees_its_pages(engine: AsyncEngine) -> None:
     async def main() -> None:
         endless = replace(GREEDY, max_tokens=2000)
         for _ in range(3):
@@ -93,7 +93,7 @@ def test_several_event_loops(engine: AsyncEngine) -> None:
         assert tuple(got[number]) == Asked(prompt(number), GREEDY).alone().token_ids
 
 
-def test_an_event_loop_that_was_closed_frees_what_was_held(engine: AsyncEngine) -> None:
+def test_a_closed_event_loop_frees_its_pages(engine: AsyncEngine) -> None:
     loop = asyncio.new_event_loop()
     stream = engine.generate(prompt(1), replace(GREEDY, max_tokens=2000))
     loop.run_until_complete(anext(stream))
@@ -109,9 +109,7 @@ def test_a_request_that_cannot_be_answered_is_refused_at_once(engine: AsyncEngin
     asyncio.run(main())
 
 
-def test_a_step_that_fails_ends_what_ran_and_nothing_else(
-    engine: AsyncEngine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_step_ends_only_the_running_requests(engine: AsyncEngine, caplog: pytest.LogCaptureFixture) -> None:
     run, failures = engine.engine._decoder.run, iter([True])
 
     def failing(chunks: object) -> object:
@@ -131,18 +129,18 @@ def test_a_step_that_fails_ends_what_ran_and_nothing_else(
     assert "A step of the engine failed" in caplog.text
 
 
-def test_an_answer_that_ends_in_a_step_that_fails_is_not_waited_for(engine: AsyncEngine) -> None:
+def test_an_answer_that_ends_in_a_failed_step_raises(engine: AsyncEngine) -> None:
     accept = engine.engine._accept
 
     def failing(item: Work, *rest: object) -> Output:
-        if item.request.params.max_tokens == 9 and item.request.room == 6:
+        if item.request.params.max_tokens == 9 and item.request.remaining_tokens == 6:
             raise RuntimeError("out of luck")
         return accept(item, *rest)  # type: ignore[arg-type]
 
     engine.engine._accept = failing  # type: ignore[method-assign, assignment]
 
     async def main() -> None:
-        # Both in one step: the first one's last token, and what fails. So they begin in one step.
+        # Both in one step: the first one's last token and the failure. So they start in one step.
         both_asked = threading.Event()
         with engine._wake:
             engine._todo.append(both_asked.wait)
@@ -159,7 +157,7 @@ def test_an_answer_that_ends_in_a_step_that_fails_is_not_waited_for(engine: Asyn
     asyncio.run(main())
 
 
-def test_a_scheduler_that_fails_for_good_lets_nobody_wait(engine: AsyncEngine) -> None:
+def test_a_permanently_failing_scheduler_leaves_no_caller_waiting(engine: AsyncEngine) -> None:
     def failing() -> object:
         raise RuntimeError("out of luck")
 
@@ -176,11 +174,11 @@ def test_a_scheduler_that_fails_for_good_lets_nobody_wait(engine: AsyncEngine) -
 
 
 class Panic(BaseException):
-    """No Exception: nothing catches it."""
+    """Not an Exception, so nothing catches it."""
 
 
 @pytest.mark.parametrize("error", [Panic, RuntimeError])
-def test_a_thread_that_dies_lets_nobody_wait(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_thread_leaves_no_caller_waiting(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     engine = AsyncEngine(TinyEngine())
 
@@ -203,7 +201,7 @@ def test_a_thread_that_dies_lets_nobody_wait(error: type[BaseException], monkeyp
     assert not engine.engine.has_work
 
 
-def test_an_engine_that_never_started_lets_nobody_wait() -> None:
+def test_an_engine_that_never_started_leaves_no_caller_waiting() -> None:
     async def main() -> None:
         engine = AsyncEngine(TinyEngine())
         task = asyncio.create_task(answer(engine, prompt(0)))
@@ -234,13 +232,13 @@ def test_shutting_down_ends_or_drains() -> None:
 
 
 class TestStructures:
-    """One that is slow to compile holds back nobody but those who want it."""
+    """A structure that is slow to compile delays only the requests that need it."""
 
     SLOW, OTHER, QUICK = (StructuredOutput(choice=(text,)) for text in ("ab", "ba", "a"))
 
     @pytest.fixture
     def begun(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StructuredOutput]]:
-        """What has been begun to be compiled; the slow ones go on at the end."""
+        """The structures whose compilation has started; the slow ones continue at the end of the test."""
         begun: list[StructuredOutput] = []
         go_on = threading.Event()
         plain = grammar._Compiled
@@ -259,7 +257,7 @@ class TestStructures:
         params = SamplingParams(max_tokens=5, structured_output=wanted)
         return asyncio.create_task(engine.check([BytesEngine().tokenizer.encode("x")], params))
 
-    def test_what_is_compiled_waits_for_nothing(self, begun: list[StructuredOutput]) -> None:
+    def test_a_compiled_structure_does_not_wait(self, begun: list[StructuredOutput]) -> None:
         async def main() -> None:
             engine = AsyncEngine(BytesEngine(pages=20))
             await self.ask(engine, self.QUICK)
@@ -273,7 +271,7 @@ class TestStructures:
 
         asyncio.run(main())
 
-    def test_what_nobody_waits_for_any_more_is_not_begun(self, begun: list[StructuredOutput]) -> None:
+    def test_compilation_does_not_start_if_all_callers_left(self, begun: list[StructuredOutput]) -> None:
         async def main() -> None:
             engine = AsyncEngine(BytesEngine(pages=20))
             busy = [self.ask(engine, wanted) for wanted in (self.SLOW, self.OTHER)]
@@ -293,7 +291,7 @@ class TestStructures:
 
         asyncio.run(main())
 
-    def test_a_shutdown_is_told(self, begun: list[StructuredOutput]) -> None:
+    def test_a_shutdown_is_reported(self, begun: list[StructuredOutput]) -> None:
         async def main() -> None:
             engine = AsyncEngine(BytesEngine(pages=20))
             busy = [self.ask(engine, wanted) for wanted in (self.SLOW, self.OTHER)]

@@ -1,4 +1,4 @@
-"""Promise 4: an answer is bitwise the one that the request would get alone, whatever else the engine does."""
+"""Promise 4: an answer is bitwise the one that the request gets alone, regardless of other requests."""
 
 import gc
 import weakref
@@ -14,29 +14,30 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from faquant.engine.chat_template import ChatTemplates
 from faquant.engine.engine import PAGE_SIZE
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Completion, Request
-from faquant.engine.sampling import Sampler
-from faquant.engine.sampling_params import SamplingParams
-from faquant.engine.structured_output import StructuredOutput
-from faquant.engine.tokenizer import Tokenizer
 from faquant.errors import FaquantError, UsageError
 from faquant.model.rope import Rope
+from faquant.sampling.params import SamplingParams
+from faquant.sampling.sampler import Sampler
+from faquant.structured.structured_output import StructuredOutput
+from faquant.text.chat_template import ChatTemplates
+from faquant.text.tokenizer import Tokenizer
 from oracles.random_decoder import VOCABULARY, tokens
+from oracles.threads import set_threads
 from oracles.tiny_engine import END, Asked, TinyEngine, tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
 def prompt(length: int, seed: int = 0, shared: int = 0) -> tuple[int, ...]:
-    """Random tokens, the first `shared` of which are those of every other prompt."""
+    """Random tokens, the first `shared` of which are the same in all prompts."""
     return (*tokens(shared, seed=7).tolist(), *tokens(length, seed=100 + seed).tolist())[:length]
 
 
 def same(got: Completion, expected: Completion) -> None:
-    """Equal but for what the cache had; logprobs to the last bit."""
+    """Assert equality except for cached_tokens; logprobs must be equal to the last bit."""
     assert replace(got, cached_tokens=0) == replace(expected, cached_tokens=0)
 
 
@@ -75,7 +76,7 @@ REQUESTS = st.lists(
         ),
         PARAMS,
         st.integers(0, 30),  # the step in which it arrives
-        st.sampled_from([None, None, None, 0, 3, 20]),  # how many steps later nobody wants it any more
+        st.sampled_from([None, None, None, 0, 3, 20]),  # after how many steps it is aborted
     ),
     min_size=1,
     max_size=10,
@@ -101,7 +102,7 @@ def test_any_mix_as_alone(
     threads: int,
     **options: Any,
 ) -> None:
-    torch.set_num_threads(threads)
+    set_threads(threads)
     engine = TinyEngine(kind, scheme, **options)
     requests: dict[int, list[Request]] = {}
     for step in range(400):
@@ -144,7 +145,7 @@ def test_a_full_pool_with_hits_and_preemptions_changes_no_answer() -> None:
         same(request.completion(), alone(asked))
 
 
-def test_an_answer_is_found_as_the_beginning_of_the_next_prompt() -> None:
+def test_an_answer_is_reused_as_the_prefix_of_the_next_prompt() -> None:
     engine = TinyEngine()
     params = replace(GREEDY, max_tokens=100)
     (first,) = engine.add(prompt(200), params)
@@ -160,7 +161,7 @@ def test_an_answer_is_found_as_the_beginning_of_the_next_prompt() -> None:
     assert third.completion().cached_tokens == 0
 
 
-def test_prompts_that_arrive_together_read_what_they_share_once() -> None:
+def test_prompts_that_arrive_together_compute_their_shared_prefix_once() -> None:
     engine = TinyEngine(max_num_batched_tokens=500)
     for number in range(4):
         engine.add(prompt(300, number, 256), GREEDY)
@@ -181,7 +182,7 @@ def test_a_prompt_counts_once_for_all_its_answers() -> None:
     assert (engine.stats().prompt_tokens, engine.stats().cached_tokens) == (600, 256)
 
 
-def test_a_prompt_that_is_all_there_still_runs_its_last_token() -> None:
+def test_a_fully_cached_prompt_still_runs_its_last_token() -> None:
     engine = TinyEngine()
     answers = []
     for _ in range(2):
@@ -192,7 +193,7 @@ def test_a_prompt_that_is_all_there_still_runs_its_last_token() -> None:
     same(*answers)
 
 
-def test_guessing_changes_nothing_and_saves_steps() -> None:
+def test_speculation_changes_no_answer_and_saves_steps() -> None:
     steps = []
     for count in (0, 6):
         engine = TinyEngine(speculative_tokens=count)
@@ -206,11 +207,11 @@ def test_guessing_changes_nothing_and_saves_steps() -> None:
     assert steps[1] < steps[0]
 
 
-def test_guesses_take_no_tokens_from_prompts() -> None:
-    """Else whoever repeats itself would keep all others waiting."""
+def test_draft_tokens_take_no_budget_from_prompts() -> None:
+    """Otherwise a repetitive answer would delay all prompts."""
     engine = TinyEngine(max_num_batched_tokens=8, speculative_tokens=7)
     (repeats,) = engine.add(prompt(9), replace(GREEDY, max_tokens=600, logit_bias={5: 100.0}))
-    while repeats.room > 580:
+    while repeats.remaining_tokens > 580:
         engine.step()
     assert engine.stats().accepted_tokens > 7
     (other,) = engine.add(prompt(35, 1), GREEDY)
@@ -219,30 +220,30 @@ def test_guesses_take_no_tokens_from_prompts() -> None:
     assert other.first_token
 
 
-def test_a_guess_whose_logits_are_no_numbers_does_not_take_back_what_was_drawn() -> None:
+def test_a_draft_token_with_nan_logits_keeps_the_tokens_before_it() -> None:
     answers = []
     for count in (0, 4):
         engine = TinyEngine(speculative_tokens=count)
         params = replace(GREEDY, max_tokens=40, logit_bias={5: 100.0}, stop=("FFFFFFFF",))
         (request,) = engine.add(prompt(9), params)
-        logits = engine.model.decoder.logits
+        logits = engine._decoder.logits
 
         def none_from_the_ninth_on(hidden: torch.Tensor, request: Request = request) -> torch.Tensor:
             rows = logits(hidden)  # noqa: B023
             rows[8 - len(request.answer_ids) :] = float("nan")
             return rows
 
-        engine.model.decoder.logits = none_from_the_ninth_on  # type: ignore[method-assign]
+        engine._decoder.logits = none_from_the_ninth_on  # type: ignore[method-assign]
         try:
             engine.run()
         finally:
-            del engine.model.decoder.logits
+            del engine._decoder.logits
         answers.append(request.completion())
     assert answers[0].finish_reason == "stop"
     same(*answers)
 
 
-def test_what_a_request_filled_itself_is_not_counted_as_cached() -> None:
+def test_pages_that_a_request_filled_itself_do_not_count_as_cached() -> None:
     engine = TinyEngine(pages=6, max_num_seqs=4, max_num_batched_tokens=4)
     (first,) = engine.add(prompt(120), replace(GREEDY, max_tokens=400))
     while first.pending != 1:
@@ -253,7 +254,7 @@ def test_what_a_request_filled_itself_is_not_counted_as_cached() -> None:
     assert stats.preemptions > 0
     assert second.completion().cached_tokens == stats.cached_tokens == 0
     assert stats.prompt_tokens == 570
-    assert stats.prefilled_tokens > 570, "what was read again is counted again"
+    assert stats.prefilled_tokens > 570, "recomputed tokens count again"
 
 
 def test_end_tokens_that_have_no_logits() -> None:
@@ -292,7 +293,7 @@ def test_prefixes_are_shared_up_to_a_dynamic_rope_models_own_length() -> None:
         assert request.completion().cached_tokens == found
 
 
-def test_the_oldest_is_served_first_and_nobody_starves_behind_long_prompts() -> None:
+def test_the_oldest_is_served_first_and_long_prompts_starve_no_other() -> None:
     engine = TinyEngine(max_num_seqs=4, max_num_batched_tokens=64)
     long = [engine.add(prompt(2000, number), GREEDY)[0] for number in range(2)]
     engine.step()
@@ -305,11 +306,11 @@ def test_the_oldest_is_served_first_and_nobody_starves_behind_long_prompts() -> 
     assert steps <= 20, "the prompt shares each step with the long ones before it"
     engine.run()
     ended = sorted([*long, *later], key=lambda request: request.first_token)
-    assert ended == [*long, *later], "equal prompts begin to answer in the order in which they came"
+    assert ended == [*long, *later], "equal prompts are answered in the order of their arrival"
 
 
 @pytest.mark.parametrize("kind", ["answers", "prompts"])
-def test_those_who_wait_for_one_prompt_keep_nobody_else_out(kind: str) -> None:
+def test_requests_that_wait_for_one_prompt_do_not_block_others(kind: str) -> None:
     engine = TinyEngine(max_num_batched_tokens=64)
     params = replace(GREEDY, n=40 if kind == "answers" else 1)
     for number in range(1 if kind == "answers" else 40):
@@ -347,7 +348,7 @@ def test_ending_early_frees_pages_in_the_same_step() -> None:
     assert engine.stats().finished == {"abort": 1}
 
 
-def test_what_cannot_be_answered_is_refused() -> None:
+def test_invalid_requests_are_refused() -> None:
     engine = TinyEngine(pages=2)
     for ids, params, message in (
         ([], GREEDY, "no tokens"),
@@ -363,11 +364,11 @@ def test_what_cannot_be_answered_is_refused() -> None:
     assert not engine.has_work
 
 
-def test_logits_that_are_no_numbers_end_their_own_request_only() -> None:
+def test_nan_logits_end_only_their_own_request() -> None:
     engine = TinyEngine()
     (broken,) = engine.add(prompt(20), GREEDY)
     (sound,) = engine.add(prompt(30, 1), GREEDY)
-    logits = engine.model.decoder.logits
+    logits = engine._decoder.logits
 
     def first_is_nan(hidden: torch.Tensor) -> torch.Tensor:
         rows = logits(hidden)
@@ -375,11 +376,11 @@ def test_logits_that_are_no_numbers_end_their_own_request_only() -> None:
             rows[0] = float("nan")
         return rows
 
-    engine.model.decoder.logits = first_is_nan  # type: ignore[method-assign]
+    engine._decoder.logits = first_is_nan  # type: ignore[method-assign]
     try:
         engine.run()
     finally:
-        del engine.model.decoder.logits
+        del engine._decoder.logits
     assert broken.completion().finish_reason == "error"
     assert isinstance(broken.error, FaquantError)
     same(sound.completion(), alone(Asked(prompt(30, 1), GREEDY)))
@@ -393,7 +394,7 @@ def test_several_answers_read_their_prompt_once_and_differ() -> None:
     answers = [request.completion() for request in requests]
     assert [answer.index for answer in answers] == [0, 1, 2]
     assert len({answer.token_ids for answer in answers}) == 3
-    assert engine.stats().prefilled_tokens == 260 + 2, "each runs the last token, whose logits are wanted"
+    assert engine.stats().prefilled_tokens == 260 + 2, "each runs the last token, whose logits it needs"
     same(answers[0], alone(Asked(prompt(260), replace(params, n=1))))
     again = engine.add(prompt(260), params)
     engine.run()
@@ -401,7 +402,7 @@ def test_several_answers_read_their_prompt_once_and_differ() -> None:
         same(first, second.completion())
 
 
-def test_a_request_that_has_ended_is_freed_at_once() -> None:
+def test_a_finished_request_is_freed_at_once() -> None:
     engine = TinyEngine()
     gc.disable()
     try:
@@ -414,7 +415,7 @@ def test_a_request_that_has_ended_is_freed_at_once() -> None:
 
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 8])
 @pytest.mark.parametrize("left", [0, 2])
-def test_same_short_prompts_copy_the_page_of_one_that_runs(max_num_seqs: int, left: int) -> None:
+def test_equal_short_prompts_copy_the_page_of_a_running_one(max_num_seqs: int, left: int) -> None:
     engine = TinyEngine(max_num_seqs=max_num_seqs)
     params = SamplingParams(seed=3, n=4, max_tokens=5, ignore_eos=True, logprobs=1)
     requests = engine.add(prompt(100), params)
@@ -442,7 +443,7 @@ def test_stop_tokens_end_an_answer_and_say_so() -> None:
 
 
 def test_ends() -> None:
-    """The model's own end token, which is no part of the answer."""
+    """The model's own end token is not part of the answer."""
     for seed in range(40):
         params = SamplingParams(temperature=1.5, seed=seed, max_tokens=60)
         engine = TinyEngine()
@@ -470,16 +471,16 @@ def test_ends() -> None:
         ({"enable_prefix_caching": 1}, "true or false"),
     ],
 )
-def test_a_configuration_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+def test_an_invalid_configuration_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EngineConfig(**options)
 
 
-def test_a_configuration_that_the_model_cannot_have_is_refused() -> None:
+def test_a_configuration_beyond_the_model_or_the_memory_is_refused() -> None:
     with pytest.raises(UsageError, match="exceeds the model's context of 4096"):
         TinyEngine(max_model_len=5000)
     with pytest.raises(UsageError, match="cache of 100 bytes holds 0 tokens"):
         TinyEngine(kv_cache_memory=100)
-    with pytest.raises(UsageError, match=r"holds 256 tokens, fewer than the 300 of one.*kv_cache_memory"):
+    with pytest.raises(UsageError, match=r"holds 256 tokens, but one request may have 300.*kv_cache_memory"):
         TinyEngine(pages=2, max_model_len=300)
     assert TinyEngine(pages=2, max_model_len=256).max_model_len == TinyEngine(pages=2).max_model_len == 256

@@ -1,4 +1,4 @@
-"""Guesses are what stood behind the longest run of tokens that ends like the text, the last such place first."""
+"""Draft tokens followed the longest earlier match of the text's end; of equally long matches, the latest."""
 
 from unittest.mock import patch
 
@@ -10,7 +10,7 @@ from faquant.engine.speculation import LONGEST, SHORTEST, PromptLookup
 
 
 def plain(ids: list[int], count: int) -> list[int]:
-    """The same, by looking at every place."""
+    """A brute-force search."""
     for length in range(min(LONGEST, len(ids) - 1), SHORTEST - 1, -1):
         for end in range(len(ids) - 1, length - 1, -1):
             if ids[end - length : end] == ids[-length:]:
@@ -29,11 +29,11 @@ def test_as_a_search_of_the_whole_text(ids: list[int], steps: list[int], count: 
     with patch.object(speculation, "_RECENT", recent):
         for step in [*steps, len(ids)]:
             end = min(end + step, len(ids))
-            assert lookup.guess(ids[:end], count) == plain(ids[:end], count)
+            assert lookup.propose(ids[:end], count) == plain(ids[:end], count)
 
 
-def test_nothing_is_guessed_where_nothing_repeats() -> None:
-    assert PromptLookup().guess([], 4) == []
-    assert PromptLookup().guess([1], 4) == []
-    assert PromptLookup().guess([1, 2, 3, 4, 1], 4) == [], "one token alike is chance"
-    assert PromptLookup().guess([1, 2, 3, 4, 1, 2], 4) == [3, 4, 1, 2]
+def test_nothing_is_proposed_if_nothing_repeats() -> None:
+    assert PromptLookup().propose([], 4) == []
+    assert PromptLookup().propose([1], 4) == []
+    assert PromptLookup().propose([1, 2, 3, 4, 1], 4) == [], "a match of one token is chance"
+    assert PromptLookup().propose([1, 2, 3, 4, 1, 2], 4) == [3, 4, 1, 2]

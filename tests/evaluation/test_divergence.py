@@ -1,15 +1,18 @@
-"""The measures are right, and they really look at the cache that serves."""
+"""The measures are right, and they really use the cache that serves."""
 
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants, window_logits
+from faquant.kernels.arrays import Integers
 from faquant.kernels.pages import Int8Pages
-from faquant.model.load import Model, load, load_float
+from faquant.kernels.torch_backend import TorchBackend
+from faquant.model.load import Model, load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.tiny_models import tiny_model
@@ -20,7 +23,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
     """A quantized model and its float source."""
     folder = tmp_path_factory.mktemp("pair")
     tiny_model("smollm", folder / "float")
-    source = load_float(folder / "float")
+    source = load(folder / "float", backend=TorchBackend())
     quantize(folder / "float", folder / "out", RECIPES["default"], [_tokens(source, 60)])
     return load(folder / "out"), source
 
@@ -74,14 +77,13 @@ def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], m
     sound = compare(source, {"both": model}, ids, window=60)["both"]
     append = Int8Pages.append
 
-    def corrupting(
-        self: Int8Pages, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor
-    ) -> None:
+    def corrupting(self: Int8Pages, k: torch.Tensor, v: torch.Tensor, slots: Integers, positions: Integers) -> None:
         append(self, k, v, slots, positions)
         assert self.k_scale is not None
         assert self.v_scale is not None
-        self.k_scale *= 1.5
-        self.v_scale *= 0.5
+        written = slots // self.page_size, slice(None), slots % self.page_size
+        self.k_scale[written] *= 1.5
+        self.v_scale[written] *= 0.5
 
     monkeypatch.setattr(Int8Pages, "append", corrupting)
     corrupt = compare(source, {"both": model}, ids, window=60)["both"]
@@ -94,11 +96,11 @@ def test_a_corrupt_scale_in_the_scheme_is_seen(pair: tuple[Model, Model]) -> Non
     ids = _tokens(source, 40)
     sound = compare(source, {"both": model}, ids, window=60)["both"]
     schemes = [replace(scheme, k_equalizer=scheme.k_equalizer * 50) for scheme in model.schemes if scheme is not None]
-    # The equaliser alone cancels between q and k; a wrong centre does not.
+    # The equalizer alone cancels between q and k; a wrong center does not.
     same = compare(source, {"both": replace(model, schemes=schemes)}, ids, window=60)["both"]
     assert same.kl_mean == pytest.approx(sound.kl_mean, rel=0.5)
     schemes = [replace(scheme, rotation_block=2) for scheme in model.schemes if scheme is not None]
-    wrong = [replace(scheme, k_scale=torch.full((3, 1), 1e-3)) for scheme in schemes]
+    wrong = [replace(scheme, k_scale=np.full((3, 1), 1e-3, np.float32)) for scheme in schemes]
     assert compare(source, {"both": replace(model, schemes=wrong)}, ids, window=60)["both"].kl_mean > 3 * sound.kl_mean
 
 
@@ -106,5 +108,5 @@ def test_nothing_to_measure_is_refused(pair: tuple[Model, Model]) -> None:
     model, source = pair
     with pytest.raises(UsageError, match="fewer than two"):
         compare(source, {"both": model}, [1])
-    with pytest.raises(UsageError, match="beyond the context"):
+    with pytest.raises(UsageError, match="exceeds the context"):
         compare(source, {"both": model}, _tokens(source, 30), window=10**6)

@@ -1,4 +1,4 @@
-"""The report's page: all of a report is in it, none of it is taken for markup, and it needs nothing beside itself."""
+"""The report's page: it is complete, escaped, and self-contained."""
 
 import copy
 import json
@@ -89,20 +89,20 @@ def test_the_sample_is_told_in_full(report: dict[str, Any]) -> None:
     assert len([key for key in page.elements if key == ("tr", {"class": "chosen"})]) == 1
 
 
-def test_colours_can_be_read(report: dict[str, Any]) -> None:
-    def luminance(colour: str) -> float:
-        shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def test_colors_can_be_read(report: dict[str, Any]) -> None:
+    def luminance(color: str) -> float:
+        shares = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
         return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
     palettes = re.findall(r":root \{(.*?)\}", render(report), re.DOTALL)
     assert len(palettes) == 2
     for palette in palettes:
-        colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", palette))
-        assert len(colours) == 11
+        colors = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6});", palette))
+        assert len(colors) == 11
         for ground in ("paper", "wash", "warn"):
             for ink in ("ink", "soft", "noise", "attention", "linears", "both", "other"):
-                bright, dark = sorted((luminance(colours[ground]), luminance(colours[ink])), reverse=True)
+                bright, dark = sorted((luminance(colors[ground]), luminance(colors[ink])), reverse=True)
                 assert (bright + 0.05) / (dark + 0.05) >= 4.5, (ground, ink)
 
 
@@ -127,7 +127,7 @@ def test_any_section_may_be_missing(report: dict[str, Any], value: str | None) -
 
 def test_any_value_may_be_null(report: dict[str, Any]) -> None:
     def emptied(value: Any, depth: int) -> Any:
-        """`value` with all that lies `depth` below it replaced by null."""
+        """`value` with everything at depth `depth` replaced by null."""
         if depth == 0:
             return None
         if isinstance(value, dict):
@@ -143,7 +143,7 @@ def test_text_is_never_markup(report: dict[str, Any]) -> None:
 
     def spoiled(value: Any) -> Any:
         if isinstance(value, dict):
-            # The keys of the schema stay; those that name things go.
+            # Keep the keys of the schema; drop those that are names.
             return {
                 hostile + key if key in ("prose", "both", "down_proj", "kv_scale") else key: spoiled(item)
                 for key, item in value.items()

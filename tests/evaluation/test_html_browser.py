@@ -71,7 +71,7 @@ def test_the_page_fits_and_is_quiet(
     browser.get_log("performance")
     browser.get(page.as_uri())
 
-    assert browser.title.endswith("what quantizing cost")
+    assert browser.title.endswith("quantization loss")
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     assert not [event for event in events if event["method"] == "Network.loadingFailed"]

@@ -1,9 +1,10 @@
-"""Signal to noise against its definition, in every basis that folding leaves; outliers; saturation."""
+"""Signal-to-noise ratios against their definition, in every basis that folding can result in; outliers; saturation."""
 
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from faquant.evaluation.noise import NoiseMeter, Ratio
 from faquant.evaluation.outliers import MEAN_OF_K, Channels
 from faquant.evaluation.scores import Heads
 from faquant.evaluation.streaming import Window, run
-from faquant.model.load import Model, load, load_float
+from faquant.kernels.torch_backend import TorchBackend
+from faquant.model.load import Model, load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
 from oracles.tiny_models import tiny_model
@@ -26,7 +28,7 @@ MIXED = Recipe(name="mixed", linear=LinearRecipe(float_layers=("*.v_proj", "mode
 def _models(kind: str, recipe: Recipe, folder: Path) -> dict[str, Model]:
     tiny_model(kind, folder / "float")
     quantize(folder / "float", folder / "out", recipe, [IDS.tolist()])
-    source = load_float(folder / "float")
+    source = load(folder / "float", backend=TorchBackend())
     return {"float": source, **variants(load(folder / "out"), source)}
 
 
@@ -64,7 +66,7 @@ def test_every_part_has_the_noise_of_eight_bits(kind: str, recipe: Recipe, tmp_p
 
 
 def test_what_is_folded_into_v_is_not_taken_for_noise(tmp_path: Path) -> None:
-    """The recipe `mindie` changes v_proj and o_proj so that no one can say what its attention alone would cost."""
+    """The recipe `mindie` changes v_proj and o_proj, so the loss of its attention alone is undefined."""
     models = _models("smollm", RECIPES["mindie"], tmp_path)
     assert models.keys() == {"float", "linears", "both"}
     meter, _ = _measure(models)
@@ -80,7 +82,7 @@ def test_figures_are_the_ratio_of_energies(tmp_path: Path) -> None:
     models = _models("smollm", RECIPES["default"], tmp_path)
     meter, _ = _measure(models)
     linear, exact = (models[name].decoder.layers[0] for name in ("linears", "float"))
-    x = models["float"].decoder.embed(IDS)
+    x = models["float"].decoder.embed(IDS.numpy())
     wanted, got = exact.k_proj(exact.input_layernorm(x)), linear.k_proj(linear.input_layernorm(x))
     assert meter.layers[0].to_json()["linears"]["k_proj"] == pytest.approx(_decibels(wanted, got), rel=1e-6)
     seen: dict[str, Tensor] = {}
@@ -91,9 +93,9 @@ def test_figures_are_the_ratio_of_energies(tmp_path: Path) -> None:
 
     exact(x, Window(IDS).batch(models["float"]).tables, attention)
     pages = models["attention"].make_layer_pages(0, 1, 128)
-    numbers = torch.arange(len(IDS))
+    numbers = np.arange(len(IDS))
     pages.append(torch.zeros_like(seen["v"]), seen["v"], numbers, numbers)
-    v = pages.read(torch.tensor([0]), len(IDS))[1]
+    v = torch.from_numpy(pages.read(np.array([0]), len(IDS))[1])
     expected = [_decibels(seen["v"][:, head], v[:, head]) for head in range(3)]
     assert meter.layers[0].to_json()["v"] == pytest.approx(expected, rel=1e-6)
 
@@ -116,9 +118,9 @@ def test_channels_that_stand_out_are_listed_once() -> None:
         k, stream = torch.randn(200, 2, 16, generator=generator), torch.randn(200, 64, generator=generator)
         k[:, 1, 5] *= size
         stream[:, 40] *= 20.0
-        unturned = torch.randn(200, 2, 16, generator=generator)
-        unturned[:, 0, 3] += 10.0
-        channels.add(layer, {"k": k, MEAN_OF_K: unturned, "stream": stream})
+        k_before_rope = torch.randn(200, 2, 16, generator=generator)
+        k_before_rope[:, 0, 3] += 10.0
+        channels.add(layer, {"k": k, MEAN_OF_K: k_before_rope, "stream": stream})
     found = {(one.tensor, one.head, one.channel): one for one in channels.largest()}
     assert found.keys() == {("k", 1, 5), (MEAN_OF_K, 0, 3), ("stream", None, 40)}
     assert (found["k", 1, 5].layer, found["k", 1, 5].layers) == (1, 2)

@@ -1,4 +1,4 @@
-"""The same text costs the same wherever it stands, and the float model does not notice at all."""
+"""The loss on a text does not depend on its position, and the float model's results do not change at all."""
 
 from pathlib import Path
 
@@ -7,11 +7,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faquant.evaluation.divergence import variants
-from faquant.evaluation.positions import Offsets, float_drift, long_result, long_windows, offset_windows, offsets_result
+from faquant.evaluation.positions import (
+    Offsets,
+    float_drift,
+    long_result,
+    long_windows,
+    offset_windows,
+    offsets_result,
+)
 from faquant.evaluation.scores import Heads, score
 from faquant.evaluation.streaming import run
 from faquant.kernels.scheme import MAP_BLOCK
-from faquant.model.load import load, load_float
+from faquant.kernels.torch_backend import TorchBackend
+from faquant.model.load import load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.tiny_models import tiny_model
@@ -25,7 +33,7 @@ def _ids(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Large biases of K: outliers that are constant before RoPE and turn with the position after it."""
+    """Large biases of K: outliers that are constant before RoPE and rotate with the position after it."""
     directory = tmp_path_factory.mktemp("positions") / "float"
     tiny_model("qwen2", directory, max_position_embeddings=CONTEXT)
     path = directory / "model.safetensors"
@@ -38,7 +46,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _measure(source: Path, out: Path) -> Offsets:
-    original = load_float(source)
+    original = load(source, backend=TorchBackend())
     models = {"float": original, **variants(load(out), original)}
     windows = offset_windows(_ids(96), CONTEXT, frozenset(models))
     streams = run(models, windows)
@@ -61,9 +69,9 @@ def test_the_error_does_not_grow_with_the_position(name: str, source: Path, tmp_
 
 
 def test_a_map_for_another_position_is_seen(source: Path, tmp_path: Path) -> None:
-    # The proof that the offsets measure what they say: with the first block's map everywhere, K's error grows.
+    # Proof that the offsets measure the effect: with the first block's map everywhere, K's error grows.
     quantize(source, tmp_path / "out", RECIPES["static"], [_ids(60)])
-    original, model = load_float(source), load(tmp_path / "out")
+    original, model = load(source, backend=TorchBackend()), load(tmp_path / "out")
     model.schemes = [scheme and scheme.at(0) for scheme in model.schemes]
     models = {"float": original, **variants(model, original)}
     windows = offset_windows(_ids(96), CONTEXT, frozenset(models))
@@ -86,7 +94,7 @@ def test_what_a_context_has_no_room_for_is_left_out() -> None:
 
 
 def test_a_long_context_is_cut_into_stretches(source: Path, tmp_path: Path) -> None:
-    original = load_float(source)
+    original = load(source, backend=TorchBackend())
     models = {"float": original, "same": original}
     assert long_windows(_ids(MAP_BLOCK), frozenset(models)) == []
     windows = long_windows(_ids(2 * MAP_BLOCK + 100), frozenset(models))

@@ -1,4 +1,4 @@
-"""An evaluation that is killed at any moment goes on where it stopped, to the same figures."""
+"""An evaluation that is killed at any moment resumes, with the same results."""
 
 import errno
 import os
@@ -62,7 +62,7 @@ def figures(directory: Path, source: Path, **options: Any) -> Any:
 
 
 def interrupted(directory: Path, source: Path, after: int, number: int = signal.SIGKILL, **options: Any) -> None:
-    """Leave an evaluation that was killed after so many layers and windows."""
+    """Leave an evaluation that was killed after this many layers and windows."""
 
     def stop(done: int, _: int) -> None:
         if done == after:
@@ -232,7 +232,7 @@ def test_a_damaged_file_is_measured_anew(source: Path, out: Path) -> None:
 
 
 def test_models_that_shared_a_stream_share_it_again() -> None:
-    """What layers without quantized attention make of it is computed once for both."""
+    """The outputs of layers without quantized attention are computed once for both."""
     shared = torch.ones(5, 4)
     streams = {"a": [shared, torch.zeros(0, 4)], "b": [shared, torch.ones(3, 4)]}
     done, again, state = kept.unpacked(kept.packed(2, streams, {"x": 1.5}))

@@ -1,7 +1,7 @@
-"""Quantize a Llama checkpoint with msmodelslim itself. Run by a Python that has it; never imported.
+"""Quantize a Llama checkpoint with msmodelslim itself. Runs in a Python environment with msmodelslim; never imported.
 
-The tool brings the observer of q, k and v but no place in a Llama that calls it: here it is called from the attention
-function, which gets them after RoPE and before the kv heads are repeated.
+msmodelslim has an observer for q, k and v, but does not call it in a Llama: here the attention function calls it, after
+RoPE and before the kv heads are repeated.
 """
 
 import argparse
@@ -24,12 +24,12 @@ Captured = dict[str, torch.Tensor]
 
 @ForwardFactory.register("llama", "mha")
 def keep_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The tool demands an adapter of an attention's forward; observing needs no change of it."""
+    """msmodelslim requires an adapter for the attention's forward; observing does not change it."""
     return lambda self, *args, **kwargs: forward(*args, **kwargs)
 
 
 def observe_attention(captured: Captured | None) -> None:
-    """Let every attention module show q, k and v to its observer; copy what is observed into `captured`."""
+    """Let every attention module pass q, k and v to its observer; copy them into `captured`."""
     attend = modeling_llama.eager_attention_forward
     seen: dict[int, int] = {}
 
@@ -65,7 +65,7 @@ def main() -> None:
     torch.manual_seed(0)
     captured: Captured | None = {} if options.capture else None
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto", attn_implementation="eager").eval()
-    if model.config.tie_word_embeddings:  # the tool cannot save two names of one tensor
+    if model.config.tie_word_embeddings:  # msmodelslim cannot save two names of one tensor
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
         model.config.tie_word_embeddings = False
     observe_attention(captured)
@@ -74,7 +74,7 @@ def main() -> None:
         AntiOutlier(model, prompts[:: options.anti_every], AntiOutlierConfig(anti_method=options.anti_method)).process()
     if options.float_out:
         options.float_out.mkdir(parents=True, exist_ok=True)
-        # A norm that got a bias wraps the one that it replaces, whose weight counts; its own is a stale copy.
+        # A norm with an added bias wraps the original one, whose weight is the right one; its own is a stale copy.
         state = model.state_dict()
         stale = {name.replace(".module.", ".") for name in state if ".module." in name}
         tensors = {name.replace(".module.", "."): tensor for name, tensor in state.items() if name not in stale}

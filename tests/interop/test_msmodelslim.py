@@ -1,4 +1,5 @@
-"""Against msmodelslim itself: the same random checkpoints, quantized by it and by us, must be equal bit for bit.
+"""Comparison with msmodelslim: the same random checkpoints, quantized by msmodelslim and by faquant, must be equal bit
+for bit.
 
 Both compute on this machine, with the same operations in the same order, so nothing may differ.
 """
@@ -19,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faquant.evaluation.divergence import compare
-from faquant.model.load import load, load_float
-from faquant.model.opening import DTYPES
+from faquant.kernels.torch_backend import TorchBackend
+from faquant.model.load import load
+from faquant.quantization.tensors import DTYPES
 from oracles.mindie import calibrate
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
@@ -68,7 +70,7 @@ HIDDEN, INNER, LAYERS, VOCABULARY = 64, 96, 2, 128
 def tool_python() -> str:
     python = os.environ.get(VARIABLE)
     if not python:
-        pytest.fail(f"{VARIABLE} must name a Python that has msmodelslim (make test-interop sets it).")
+        pytest.fail(f"{VARIABLE} must name a Python with msmodelslim (make test-interop sets it).")
     return python
 
 
@@ -143,7 +145,7 @@ def test_same_as_the_tool(case: Case, tool_python: str, tmp_path: Path) -> None:
     calibration.write_text(json.dumps(prompts), encoding="utf-8")
     arguments = [tmp_path / "float", tmp_path / "tool", "--calibration", calibration, "--float-names"]
     command = [tool_python, SCRIPT, *arguments, *filter(is_float, linears)]
-    # The tool leaves a features.npy where it runs, and refuses one that others may read.
+    # msmodelslim leaves a features.npy in the working directory, and refuses one that others can read.
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     if done.returncode:
         pytest.fail(f"msmodelslim failed:\n{done.stderr[-3000:]}")
@@ -193,7 +195,7 @@ def test_its_better_checkpoints_load(command: tuple[str | Path, ...], tool_pytho
         if not (directory / "config.json").exists():
             shutil.copy(tmp_path / "float" / "config.json", directory)
 
-    source = load_float(tmp_path / "float")
+    source = load(tmp_path / "float", backend=TorchBackend())
     models = {"tool": load(tmp_path / "tool"), "folded": load(tmp_path / "folded")}
     found = compare(source, models, prompts[0], window=len(prompts[0]))
     assert found["folded"].kl_mean < 1e-6

@@ -1,4 +1,4 @@
-"""The `mindie` semantics against an independent implementation of the ecosystem's decode formula (FORMAT.md §3)."""
+"""The `mindie` semantics against an independent implementation of MindIE's decode formula."""
 
 from pathlib import Path
 
@@ -26,7 +26,8 @@ def sample(layer: int) -> tuple[AttentionScheme, dict[str, torch.Tensor]]:
     }
     weights = load_file(GOLDEN / "w8a8_fa_fp32_ascendV1" / "quant_model_weight_w8a8.safetensors")
     q_scale, k_scale, v_scale = (weights[f"model.layers.{layer}.self_attn.fa_{part}.scale"] for part in "qkv")
-    return AttentionScheme(8, 2, 16, q_scale=q_scale, k_scale=k_scale, v_scale=v_scale, p_levels=127), golden
+    scales = {"q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale}
+    return AttentionScheme(8, 2, 16, **scales, p_levels=127, p_float16=True), golden
 
 
 def decode(layer: int, pages_of: int = 128) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -39,7 +40,7 @@ def decode(layer: int, pages_of: int = 128) -> tuple[torch.Tensor, dict[str, tor
 
 
 def decode_by_reference(layer: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The same without pages: the kernels' tile is compiled in, the reference's may be set."""
+    """The same without pages: the tile size of the reference can be set, that of the kernels cannot."""
     scheme, golden = sample(layer)
     (k8, _), (v8, _) = quantizers.quantize_k(golden["k"], scheme), quantizers.quantize_v(golden["v"], scheme)
     return reference.attend(golden["q"][None], k8, v8, None, None, scheme, len(k8) - 1)[0], golden

@@ -1,4 +1,4 @@
-"""Row quantizers, the Hadamard transform and integer products are exact, or round as little as can be."""
+"""Row quantizers, the Hadamard transform and integer products are exact, or round as little as possible."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_fp16_scales_are_rounded_up_by_one_step_at_most(values: list[float], siz
         assert got >= exact
         below = float(np.nextafter(np.float16(got), np.float16(0)))
         assert below < exact or got == 2.0**-24
-        # Nothing is clipped, and rounding is all that is lost.
+        # Nothing is clipped; the only error is rounding.
         assert float((x / got).abs().max()) < 127.5
         assert float((x8.float() * got - x).abs().max()) <= got * 0.5001
 

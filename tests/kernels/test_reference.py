@@ -1,4 +1,4 @@
-"""The reference kernel against the float64 oracle, and the properties that it promises."""
+"""The reference kernel against the float64 oracle, and its properties."""
 
 import math
 from dataclasses import replace
@@ -14,8 +14,9 @@ from torch import Tensor
 from faquant.kernels import quantizers, reference
 from faquant.kernels.scheme import AttentionScheme
 from oracles import attention as oracle
+from oracles.threads import set_threads
 
-KINDS = ["token", "token, centred", "head", "channel", "channel, zero points", "q static"]
+KINDS = ["token", "token, centered", "head", "channel", "channel, zero points", "q static"]
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000]
 WINDOWS = [1, 5, 128, 200]
 
@@ -27,7 +28,7 @@ def block_of(dim: int) -> int:
 def random_qkv(
     tokens: int, length: int, heads: int, kv_heads: int, dim: int, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q of the last tokens, k with a few channels far off zero, v."""
+    """q of the last tokens, k with a few channels far from zero, v."""
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(tokens, heads, dim, generator=generator)
     k = torch.randn(length, kv_heads, dim, generator=generator)
@@ -37,13 +38,14 @@ def random_qkv(
 
 
 def make_scheme(kind: str, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> AttentionScheme:
-    """A scheme of that kind whose tables are calibrated on k and v, with a small margin of clipping."""
+    """A scheme of this kind, calibrated on k and v, with slight clipping."""
+    more["p_float16"] = more.get("p_levels") == 127
     _, heads, dim = q.shape
     kv_heads = k.shape[1]
     base: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim}
     if kind != "token":
         base["rotation_block"] = block_of(dim)
-    if kind in ("token, centred", "channel", "channel, zero points"):
+    if kind in ("token, centered", "channel", "channel, zero points"):
         base["k_center"] = k.mean(0)
         base["k_equalizer"] = (k - k.mean(0)).abs().amax(0) + 0.1
         base["rotation_sign"] = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(dim)[:dim]
@@ -51,7 +53,7 @@ def make_scheme(kind: str, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Atte
         return AttentionScheme(**base, **more)
     mapped = quantizers.map_k(k, AttentionScheme(**base))
     if kind == "channel, zero points":
-        # Zero points of K on purpose where the centre has left none to need.
+        # Zero points of K on purpose, although the center makes them unnecessary.
         for part, x in (("k", mapped + 0.3), ("v", v)):
             low, high = x.amin(0), x.amax(0)
             base[f"{part}_scale"] = (high - low).clamp_min(0.1) / 250
@@ -76,7 +78,7 @@ def float64(x: Tensor) -> np.ndarray:
 
 
 def expect(scheme: AttentionScheme, q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None = None) -> Tensor:
-    """The oracle's attention of the reference's integers, which other tests compare with the oracle's own."""
+    """The oracle's attention on the reference's integers, which other tests compare with the oracle's own."""
     integers = []
     for (values, step), static_heads in (
         (quantizers.quantize_q(q, scheme), scheme.num_heads),
@@ -84,7 +86,7 @@ def expect(scheme: AttentionScheme, q: Tensor, k: Tensor, v: Tensor, start: int,
         (quantizers.quantize_v(v, scheme), 0),
     ):
         if static_heads and scheme.k_scale is not None and scheme.k_scale.shape[1] == 1:
-            # The reference holds K's scale per head in q's; the oracle applies it by itself.
+            # The reference includes K's scale per head in q's; the oracle applies it separately.
             assert step is not None
             step = step / scheme.k_scale[:, 0].repeat_interleave(static_heads // scheme.num_kv_heads)
         ones = np.ones(values.shape[:2])
@@ -93,7 +95,7 @@ def expect(scheme: AttentionScheme, q: Tensor, k: Tensor, v: Tensor, start: int,
 
 
 def assert_same_but_ties(out: Tensor, expected: Tensor, v: Tensor, levels: int) -> None:
-    """Equal within float32's noise, except that a P next to a half may round to the neighbouring step."""
+    """Equal within float32's noise, except that a P next to a half may round to the neighboring step."""
     reach = float(v.abs().max())
     error = (out.double() - expected).abs()
     assert error.max() <= 1.5 * reach / levels + 1e-5 * reach
@@ -133,7 +135,7 @@ def test_attention_is_the_oracle(kind: str, levels: int, group: int, dim: int) -
         assert_same_but_ties(out, expect(scheme, q, k, v, start), v, levels)
 
 
-@pytest.mark.parametrize("kind", ["token, centred", "channel, zero points", "q static"])
+@pytest.mark.parametrize("kind", ["token, centered", "channel, zero points", "q static"])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_any_length(kind: str, length: int) -> None:
     q, k, v = random_qkv(min(length, 3), length, 6, 2, 16, seed=length)
@@ -142,7 +144,7 @@ def test_any_length(kind: str, length: int) -> None:
     assert_same_but_ties(run(scheme, q, k, v, start), expect(scheme, q, k, v, start), v, 32767)
 
 
-@pytest.mark.parametrize("kind", ["token, centred", "channel, zero points"])
+@pytest.mark.parametrize("kind", ["token, centered", "channel, zero points"])
 @pytest.mark.parametrize("start", [2047, 2300, 4096, 4200])
 @pytest.mark.parametrize("window", [None, 100, 2100])
 def test_several_splits(kind: str, start: int, window: int | None) -> None:
@@ -151,7 +153,7 @@ def test_several_splits(kind: str, start: int, window: int | None) -> None:
     assert_same_but_ties(run(scheme, q, k, v, start, window), expect(scheme, q, k, v, start, window), v, 32767)
 
 
-@pytest.mark.parametrize("kind", ["token, centred", "channel, zero points"])
+@pytest.mark.parametrize("kind", ["token, centered", "channel, zero points"])
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("start", [0, 120, 300])
 def test_windows_within_a_tile_and_across_tiles(kind: str, window: int, start: int) -> None:
@@ -163,7 +165,7 @@ def test_windows_within_a_tile_and_across_tiles(kind: str, window: int, start: i
 @pytest.mark.parametrize("kind", ["token", "channel"])
 def test_a_scale_of_q_per_channel_is_a_grid_before_folding(kind: str) -> None:
     q, k, v = random_qkv(6, 90, 6, 2, 64)
-    q_scale = quantizers.map_q(q, make_scheme(kind.replace("channel", "token, centred"), q, k, v)).abs().amax(0) / 100
+    q_scale = quantizers.map_q(q, make_scheme(kind.replace("channel", "token, centered"), q, k, v)).abs().amax(0) / 100
     scheme = make_scheme(kind, q, k, v, q_scale=q_scale)
     difference = np.abs(float64(quantizers.quantize_q(q, scheme)[0]) - oracle.quantized_q(float64(q), scheme).values)
     assert difference.max() <= 1
@@ -172,7 +174,7 @@ def test_a_scale_of_q_per_channel_is_a_grid_before_folding(kind: str) -> None:
 
 
 def test_the_error_shrinks_with_better_schemes_and_more_bits_of_p() -> None:
-    """Relative rms error against float attention; K has a channel far off zero, as biased models do."""
+    """Relative rms error against float attention; K has a channel far from zero, as in models with biases."""
     tokens, start = 40, 460
     q, k, v = random_qkv(tokens, start + tokens, 6, 2, 64)
     exact = torch.from_numpy(oracle.exact_attention(float64(q), float64(k), float64(v), start))
@@ -181,15 +183,15 @@ def test_the_error_shrinks_with_better_schemes_and_more_bits_of_p() -> None:
         scheme = make_scheme(kind, q, k, v, p_levels=levels)
         return float((run(scheme, q, k, v, start).double() - exact).norm() / exact.norm())
 
-    default = error("token, centred", 32767)
+    default = error("token, centered", 32767)
     assert default < 0.005
-    assert default < error("token, centred", 255) < error("token, centred", 127) < 0.02
+    assert default < error("token, centered", 255) < error("token, centered", 127) < 0.02
     assert 4 * default < error("token", 32767)
     assert error("channel", 32767) < 0.01
     assert error("channel", 32767) < error("head", 32767)
 
 
-# Properties of a row: nothing beside it, after it or before its window matters
+# Properties of a row: nothing next to it, after it or before its window matters
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -213,7 +215,7 @@ def test_a_row_has_the_same_bits_in_any_chunk(kind: str, cuts: list[int], window
 def test_a_row_has_the_same_bits_in_any_chunk_across_splits(window: int | None) -> None:
     start = 2040
     q, k, v = random_qkv(60, start + 60, 3, 1, 16)
-    scheme = make_scheme("token, centred", q, k, v)
+    scheme = make_scheme("token, centered", q, k, v)
     whole = run(scheme, q, k, v, start, window)
     for row in (0, 7, 8, 9, 59):
         assert same_bits(run(scheme, q[row : row + 1], k, v, start + row, window), whole[row : row + 1])
@@ -225,7 +227,7 @@ def test_threads_and_block_sizes_change_no_bit(kind: str, monkeypatch: pytest.Mo
     scheme = make_scheme(kind, q, k, v)
     expected = run(scheme, q, k, v, 0)
     for threads, rows, batch in ((2, 256, 2**18), (3, 7, 1), (1, 100, 2**22)):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         monkeypatch.setattr(reference, "_ROWS", rows)
         monkeypatch.setattr(reference, "_BATCH", batch)
         assert same_bits(run(scheme, q, k, v, 0), expected)
@@ -261,15 +263,15 @@ def test_exp2_has_the_same_bits_alone_and_in_a_row() -> None:
     assert together[-6:].tolist()[0] == 1.0
     assert together[-1] == 0.0
     assert together.max() == 1.0
-    assert x[-1] == -math.inf  # the argument is left alone
+    assert x[-1] == -math.inf  # the argument is not modified
 
 
 # Invariances
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_centre_of_k_cancels(kind: str) -> None:
-    """The same integers with another centre are the same attention, bit for bit: softmax cancels c·q."""
+def test_a_center_of_k_cancels(kind: str) -> None:
+    """The same integers with another center result in the same attention, bit for bit: c·q cancels in the softmax."""
     q, k, v = random_qkv(5, 100, 6, 2, 16)
     scheme = make_scheme(kind, q, k, v)
     shift = torch.linspace(-30, 30, 32).view(2, 16)
@@ -281,7 +283,7 @@ def test_a_centre_of_k_cancels(kind: str) -> None:
     assert same_bits(reference.attend(*args, moved, 95), reference.attend(*args, scheme, 95))
 
 
-def test_a_constant_in_all_keys_changes_nothing_where_the_centre_follows() -> None:
+def test_a_constant_in_all_keys_changes_nothing_where_the_center_follows() -> None:
     q, k, v = random_qkv(5, 100, 6, 2, 16)
     k = (k * 256).round() / 256
     shift = torch.arange(32.0).view(2, 16) * 4
@@ -305,7 +307,7 @@ def test_a_zero_point_of_k_cancels(shape: str) -> None:
 
 @pytest.mark.parametrize("levels", [255, 32767])
 def test_a_zero_point_of_v_comes_out_by_the_sum_of_the_quantized_p(levels: int) -> None:
-    """Constant values far off zero come back, whatever P is: the bias of the unquantized sum is not there."""
+    """Constant values far from zero are exact for any P: there is no bias from the unquantized sum."""
     q, k, _ = random_qkv(5, 100, 6, 2, 16)
     k[:, :, 1] -= 20
     v = torch.full((100, 2, 16), 7.0)
@@ -323,7 +325,7 @@ def test_a_zero_point_of_v_comes_out_by_the_sum_of_the_quantized_p(levels: int) 
     moved = v + torch.linspace(-1, 1, 100)[:, None, None]
     exact = oracle.exact_attention(float64(q), float64(k), float64(moved), 95)
     torch.testing.assert_close(run(scheme, q, k, moved, 95).double(), torch.from_numpy(exact), rtol=0, atol=0.03)
-    biased = AttentionScheme(**{**scheme.__dict__, "quantized_sum": False, "p_levels": 127})
+    biased = AttentionScheme(**{**scheme.__dict__, "quantized_sum": False, "p_levels": 127, "p_float16": True})
     assert (run(biased, q, k, v, 95) - 7.0).abs().max() > 1e-3
 
 
@@ -331,7 +333,7 @@ def test_a_zero_point_of_v_comes_out_by_the_sum_of_the_quantized_p(levels: int) 
 def test_v_rotated_at_run_time_is_rotated_back(dim: int) -> None:
     q, k, v = random_qkv(70, 70, 3, 1, dim)
     v[:, :, 3] *= 30.0
-    plain = make_scheme("token, centred", q, k, v)
+    plain = make_scheme("token, centered", q, k, v)
     rotating = replace(plain, v_rotation_block=block_of(dim))
     expected = expect_float(q, k, v)
     errors = [float((run(scheme, q, k, v, 0) - expected).pow(2).mean()) for scheme in (plain, rotating)]
@@ -383,7 +385,7 @@ def test_finite_values_of_any_size_give_finite_results(kind: str, size: float, o
     k[77] *= outlier
     out = run(scheme, q, k, v, 146)
     assert out.isfinite().all()
-    # A convex combination of what the cache holds.
+    # A convex combination of the values in the cache.
     v8, v_scale = quantizers.quantize_v(v, scheme)
     held = quantizers.dequantize_v(v8, v_scale, scheme).abs().max()
     slack = 2.0 if scheme.v_offset is not None else 1.001
@@ -402,8 +404,8 @@ def test_the_maps_keep_the_products_and_unmap_inverts(kind: str, dim: int) -> No
     torch.testing.assert_close(quantizers.unmap_k(mapped, scheme), k, rtol=1e-5, atol=2e-5)
     if scheme.k_scale is not None and scheme.k_scale.shape[1] > 1:
         mapped = mapped / scheme.k_scale
-    centred = k if scheme.k_center is None else k - scheme.k_center
+    centered = k if scheme.k_center is None else k - scheme.k_center
     for head in range(4):
-        expected = q[:, head].double() @ centred[:, head // 2].double().T
+        expected = q[:, head].double() @ centered[:, head // 2].double().T
         product = quantizers.map_q(q, scheme)[:, head].double() @ mapped[:, head // 2].double().T
         torch.testing.assert_close(product, expected, rtol=0, atol=1e-4)

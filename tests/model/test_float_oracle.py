@@ -1,4 +1,5 @@
-"""The float model against transformers: prompts, chunks, decoding through shuffled cache pages, every kind of model."""
+"""The float model of either backend against transformers: prompts, chunks, decoding through shuffled cache pages,
+every kind of model."""
 
 import math
 from collections.abc import Callable
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from faquant.config import load_config
-from faquant.model.load import Model, load_float
-from faquant.model.opening import DTYPES
+from faquant.checkpoint.model_config import load_config
+from faquant.kernels.backend import BACKENDS, make_backend
+from faquant.kernels.torch_backend import TorchBackend
+from faquant.model.load import Model, load
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
 from oracles.tiny_models import COMMON, KINDS, spell_as_before_v5, tiny_model
@@ -31,7 +33,7 @@ def expected(oracle: PreTrainedModel, ids: Tensor, position: int = 0) -> Tensor:
 
 
 class Run:
-    """Sequences in one cache whose pages are dealt out in random order."""
+    """Sequences in one cache, with pages in random order."""
 
     def __init__(self, model: Model, sequences: list[Tensor], page_size: int, position: int = 0) -> None:
         counts = [-(-len(ids) // page_size) for ids in sequences]
@@ -40,7 +42,8 @@ class Run:
         self.position = position
         self.pages = model.make_pages(sum(counts) + 3, page_size)
         order = torch.randperm(sum(counts) + 3, generator=torch.Generator().manual_seed(1))
-        self.tables = order[: sum(counts)].split(counts)
+        self.tables = [table.numpy() for table in order[: sum(counts)].split(counts)]
+        self.decoder = PagedDecoder(model.decoder, self.pages, model.backend)
         self.done = [0] * len(sequences)
         self.logits = [torch.empty(0, VOCABULARY)] * len(sequences)
 
@@ -51,9 +54,9 @@ class Run:
             some = ids[self.done[i] : self.done[i] + count]
             if len(some):
                 rope = Rope(self.model.config, len(ids))
-                chunks.append(Chunk(some, self.done[i], self.tables[i], rope, self.position))
+                chunks.append(Chunk(some.numpy(), self.done[i], self.tables[i], rope, self.position))
                 owners.append(i)
-        logits = self.model.decoder.logits(PagedDecoder(self.model.decoder, self.pages).run(chunks))
+        logits = torch.as_tensor(self.model.decoder.logits(self.decoder.run(chunks)))
         for i, chunk, part in zip(owners, chunks, logits.split([len(c.tokens) for c in chunks]), strict=True):
             self.logits[i] = torch.cat((self.logits[i], part))
             self.done[i] += len(chunk.tokens)
@@ -65,15 +68,29 @@ def prompt_logits(model: Model, ids: Tensor, position: int = 0) -> Tensor:
     return run.logits[0]
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
-    made: dict[str, Pair] = {}
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
-    def make(kind: str) -> Pair:
+
+@pytest.fixture(scope="module")
+def oracles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[PreTrainedModel, Path]]:
+    made: dict[str, tuple[PreTrainedModel, Path]] = {}
+
+    def make(kind: str) -> tuple[PreTrainedModel, Path]:
         if kind not in made:
             directory = tmp_path_factory.mktemp(kind)
-            made[kind] = tiny_model(kind, directory), load_float(directory)
+            made[kind] = tiny_model(kind, directory), directory
         return made[kind]
+
+    return make
+
+
+@pytest.fixture
+def pair(oracles: Callable[[str], tuple[PreTrainedModel, Path]], backend: str) -> Callable[[str], Pair]:
+    def make(kind: str) -> Pair:
+        oracle, directory = oracles(kind)
+        return oracle, load(directory, backend=make_backend(backend))
 
     return make
 
@@ -98,7 +115,7 @@ def test_chunks_then_single_tokens_in_a_batch_equal_transformers(
     oracle, model = pair(kind)
     sequences = [tokens(length, seed) for seed, length in enumerate((1, 17, 50, 79))]
     run = Run(model, sequences, page_size)
-    # A whole prompt beside chunks of others, then a prompt that starts while others decode.
+    # A whole prompt together with chunks of others, then a prompt that starts while others decode.
     for counts in ([1, 9, 33, 0], [0, 1, 3, 20], [0, 5, 1, 41], *[[0, 1, 1, 1]] * 18):
         run.step(counts)
     assert run.done == [1, 17, 50, 79]
@@ -137,12 +154,12 @@ LONG_ROPES = {
 
 
 @pytest.mark.parametrize("rope", LONG_ROPES)
-def test_logits_at_the_end_of_the_scaled_context_equal_transformers(rope: str, tmp_path: Path) -> None:
+def test_logits_at_the_end_of_the_scaled_context_equal_transformers(rope: str, backend: str, tmp_path: Path) -> None:
     context = {"default": 512, "linear": 128, "yarn": 512, "llama3": 16384}[rope]
     oracle = tiny_model(
         "llama3", tmp_path, head_dim=16, max_position_embeddings=context, rope_parameters=LONG_ROPES[rope]
     )
-    model = load_float(tmp_path)
+    model = load(tmp_path, backend=make_backend(backend))
     assert model.max_position == {"default": 512, "linear": 512, "yarn": 16384, "llama3": 16384}[rope]
     ids = tokens(70)
     position = model.max_position - len(ids)
@@ -153,11 +170,11 @@ def test_logits_at_the_end_of_the_scaled_context_equal_transformers(rope: str, t
 
 @pytest.mark.parametrize("length", [20, 32, 33, 100])
 def test_dynamic_rope_fixed_for_a_request_equals_transformers_prompt_of_that_length(
-    length: int, tmp_path: Path
+    length: int, backend: str, tmp_path: Path
 ) -> None:
     rope = {"rope_type": "dynamic", "factor": 4.0}
     oracle = tiny_model("llama2", tmp_path, max_position_embeddings=32, rope_parameters=rope)
-    model = load_float(tmp_path)
+    model = load(tmp_path, backend=make_backend(backend))
     assert model.max_position == 128
     ids = tokens(length)
     wanted = expected(oracle, ids)
@@ -168,10 +185,10 @@ def test_dynamic_rope_fixed_for_a_request_equals_transformers_prompt_of_that_len
     assert_same(run.logits[0], wanted)
 
 
-def test_dynamic_rope_gives_each_request_of_a_batch_its_own_frequencies(tmp_path: Path) -> None:
+def test_dynamic_rope_gives_each_request_of_a_batch_its_own_frequencies(backend: str, tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 4.0}
     tiny_model("llama2", tmp_path, max_position_embeddings=32, rope_parameters=rope)
-    model = load_float(tmp_path)
+    model = load(tmp_path, backend=make_backend(backend))
     sequences = [tokens(20), tokens(60), tokens(110)]
     run = Run(model, sequences, 16)
     for _ in range(4):
@@ -180,27 +197,30 @@ def test_dynamic_rope_gives_each_request_of_a_batch_its_own_frequencies(tmp_path
         assert_same(logits, prompt_logits(model, ids))
 
 
-def test_windows_of_chosen_layers_equal_transformers(tmp_path: Path) -> None:
+def test_windows_of_chosen_layers_equal_transformers(backend: str, tmp_path: Path) -> None:
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     oracle = tiny_model("qwen3", tmp_path, use_sliding_window=True, sliding_window=16, layer_types=kinds)
-    model = load_float(tmp_path)
+    model = load(tmp_path, backend=make_backend(backend))
     assert model.config.sliding_windows == (None, 16, None)
     ids = tokens(60)
     assert_same(prompt_logits(model, ids), expected(oracle, ids))
 
 
-def test_a_window_of_one_token_equals_transformers(tmp_path: Path) -> None:
+def test_a_window_of_one_token_equals_transformers(backend: str, tmp_path: Path) -> None:
     oracle = tiny_model("mistral", tmp_path, sliding_window=1)
     ids = tokens(20)
-    assert_same(prompt_logits(load_float(tmp_path), ids), expected(oracle, ids))
+    assert_same(prompt_logits(load(tmp_path, backend=make_backend(backend)), ids), expected(oracle, ids))
 
 
 @pytest.mark.parametrize("kind", ["llama2", "smollm", "qwen2", "qwen3-bias"])
-def test_sharded_checkpoints_give_the_same_logits(kind: str, tmp_path: Path, pair: Callable[[str], Pair]) -> None:
+def test_sharded_checkpoints_give_the_same_logits(
+    kind: str, backend: str, tmp_path: Path, pair: Callable[[str], Pair]
+) -> None:
     tiny_model(kind, tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
     ids = tokens(40)
-    assert torch.equal(prompt_logits(load_float(tmp_path), ids), prompt_logits(pair(kind)[1], ids))
+    sharded = load(tmp_path, backend=make_backend(backend))
+    assert torch.equal(prompt_logits(sharded, ids), prompt_logits(pair(kind)[1], ids))
 
 
 @pytest.mark.parametrize("key", ["type", "rope_type"])
@@ -212,12 +232,22 @@ def test_the_older_spelling_of_the_configuration_means_the_same(kind: str, key: 
     assert load_config(tmp_path) == new
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["llama-bias", "smollm", "qwen3"])
+def test_weights_of_16_bits_compute_in_float32(kind: str, dtype: str, backend: str, tmp_path: Path) -> None:
+    oracle = tiny_model(kind, tmp_path, dtype).float()
+    ids = tokens(40)
+    logits = prompt_logits(load(tmp_path, backend=make_backend(backend)), ids)
+    assert logits.dtype == torch.float32
+    assert_same(logits, expected(oracle, ids))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["llama3", "llama-bias", "qwen3"])
-def test_the_float_decoder_repeats_every_bit_of_transformers(kind: str, dtype: str, tmp_path: Path) -> None:
-    """Calibration sees what other tools see, once attention is computed as theirs."""
+def test_torch_s_decoder_repeats_every_bit_of_transformers(kind: str, dtype: str, tmp_path: Path) -> None:
+    """Calibration sees the same as other tools if attention and RoPE's tables are computed as in them."""
     oracle = tiny_model(kind, tmp_path, dtype)
-    model = load_float(tmp_path, DTYPES[dtype])
+    model = load(tmp_path, backend=TorchBackend(getattr(torch, dtype)))
     ids = tokens(33)
 
     def eager(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -227,6 +257,10 @@ def test_the_float_decoder_repeats_every_bit_of_transformers(kind: str, dtype: s
         scores = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5 + mask
         return (scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v).transpose(0, 1)
 
-    tables = Rope(model.config).tables(torch.arange(len(ids)), DTYPES[dtype])
-    logits = model.decoder.logits(model.decoder.hidden(ids, tables, eager))
-    assert torch.equal(logits, expected(oracle, ids).float())
+    cos, sin = oracle.model.rotary_emb(torch.empty(1), torch.arange(len(ids))[None])
+    tables = cos[0, :, None], sin[0, :, None]
+    logits = model.decoder.logits(model.decoder.hidden(ids.numpy(), tables, eager))
+    assert logits.dtype == getattr(torch, dtype)
+    assert torch.equal(logits, expected(oracle, ids))
+    for table, of_ours in zip(tables, Rope(model.config).tables(torch.arange(len(ids)).numpy()), strict=True):
+        torch.testing.assert_close(torch.from_numpy(of_ours), table, rtol=0, atol=4e-6)

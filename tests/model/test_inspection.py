@@ -1,4 +1,4 @@
-"""What inspect reports is what loading makes."""
+"""The report of inspect matches the loaded model."""
 
 from pathlib import Path
 

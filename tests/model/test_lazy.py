@@ -2,17 +2,18 @@
 
 import gc
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from faquant.evaluation.divergence import compare, variants
+from faquant.kernels.backend import BACKENDS, make_backend
 from faquant.model import lazy
 from faquant.model.decoder import DecoderLayer
-from faquant.model.load import load, load_float
+from faquant.model.load import load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.tiny_models import tiny_model
@@ -46,7 +47,7 @@ def test_a_part_is_built_once_while_somebody_holds_it() -> None:
 def test_one_float_and_one_quantized_layer_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_model("smollm", tmp_path / "float", num_hidden_layers=4)
     quantize(tmp_path / "float", tmp_path / "out", RECIPES["default"], [IDS])
-    expected = _compare(tmp_path, load)
+    expected = _compare(tmp_path, lazy=False)
     most = 0
     made: list[weakref.ref[DecoderLayer]] = []
     init = DecoderLayer.__init__
@@ -58,21 +59,21 @@ def test_one_float_and_one_quantized_layer_are_in_memory(tmp_path: Path, monkeyp
         most = max(most, sum(layer() is not None for layer in made))
 
     monkeypatch.setattr(DecoderLayer, "__init__", counted)
-    found = _compare(tmp_path, lambda path: load(path, lazy=True))
+    found = _compare(tmp_path, lazy=True)
     assert found == expected
     assert (len(made), most) == (8, 2)
 
 
-def _compare(folder: Path, load_one: Callable[[Path], Any]) -> Any:
-    source, model = load_one(folder / "float"), load_one(folder / "out")
+def _compare(folder: Path, lazy: bool) -> Any:
+    source, model = load(folder / "float", lazy, make_backend("torch")), load(folder / "out", lazy)
     return compare(source, variants(model, source), IDS, 40)
 
 
-def test_a_lazy_model_answers_as_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_lazy_model_answers_as_another(backend: str, tmp_path: Path) -> None:
     tiny_model("qwen2", tmp_path / "float")
-    tokens = torch.tensor(IDS)
-    a, b = load_float(tmp_path / "float").decoder, load(tmp_path / "float", lazy=True).decoder
-    x = a.embed(tokens)
-    assert torch.equal(b.embed(tokens), x)
-    assert torch.equal(a.logits(x), b.logits(x))
+    a, b = (load(tmp_path / "float", lazy, make_backend(backend)).decoder for lazy in (False, True))
+    x = a.embed(np.array(IDS))
+    assert np.array_equal(b.embed(np.array(IDS)), x)
+    assert np.array_equal(a.logits(x), b.logits(x))
     assert a.lm_head.nbytes == b.lm_head.nbytes

@@ -1,52 +1,65 @@
 """The C++ linears have the bits of the reference, for every instruction set, any rows and any threads."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant import _C
-from faquant.kernels import cpu, reference
+from faquant.kernels import _C, reference
+from faquant.kernels import isa as cpu
+from faquant.kernels.arrays import Array
+from faquant.kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from faquant.kernels.packing import PackedWeight
-from faquant.model.linear import DynamicLinear, StaticLinear
 from oracles.packing import pack
+from oracles.threads import set_threads
 
 ISAS = cpu.available_isas()
 
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """All linears are applied with that instruction set."""
+    """Apply all linears with this instruction set."""
     chosen = str(request.param)
     apply = _C.Int8Linear.apply
 
-    def forced(self: _C.Int8Linear, x: int, out: int, rows: int, threads: int, isa: str | None) -> None:
-        apply(self, x, out, rows, threads, chosen)
+    def forced(self: _C.Int8Linear, x: Array, out: Array, threads: int, isa: str | None) -> None:
+        apply(self, x, out, threads, chosen)
 
     monkeypatch.setattr(_C.Int8Linear, "apply", forced)
     return chosen
 
 
 def parts(outputs: int, inputs: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, scale and bias."""
+    """Weight, scale and bias, as tensors; `arrays` has them as NumPy's."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8, generator=generator)
     return weight, torch.rand(outputs, generator=generator) * 0.1, torch.randn(outputs, generator=generator)
 
 
+def arrays(*tensors: Tensor) -> list[Any]:
+    """As from files: read-only."""
+    result = [tensor.numpy().copy() for tensor in tensors]
+    for array in result:
+        array.flags.writeable = False
+    return result
+
+
 def check(x: Tensor, outputs: int, block: int, biased: bool, threads: int = 1) -> None:
-    """Both kinds of linear, and every row as alone."""
+    """Both kinds of linears; every row as if alone."""
     weight, scale, bias = parts(outputs, x.shape[1])
-    torch.set_num_threads(threads)
-    dynamic = DynamicLinear(weight, scale, bias if biased else None, block)
+    weight8, scales, biases = arrays(weight, scale, bias)
+    set_threads(threads)
+    dynamic = DynamicLinear(weight8, scales, biases if biased else None, block)
     expected = reference.dynamic_linear(x, weight, scale, bias if biased else None, block)
     assert torch.equal(dynamic(x), expected)
     assert torch.equal(dynamic(x[-1:]), expected[-1:])
     tables = torch.tensor([0.02]), torch.tensor([-3.0]), (bias * 1000).to(torch.int32), scale
-    static = StaticLinear(weight, *tables)
+    static = StaticLinear(weight8, *arrays(*tables))
     assert torch.equal(static(x), reference.static_linear(x, weight, *tables))
 
 
@@ -75,11 +88,11 @@ def test_threads_change_no_bit(isa: str, threads: int) -> None:
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("inputs", [2, 28672])
 def test_extreme_integers_are_summed_exactly(isa: str, value: int, sign: float, inputs: int) -> None:
-    """All inputs become ±127, all weights the least or the greatest: no sum is further from zero."""
+    """All inputs become ±127, and all weights the least or the greatest: the sums are as far from zero as possible."""
     weight = torch.full((17, inputs), value, dtype=torch.int8)
     x, scale = torch.full((2, inputs), sign), torch.ones(17)
     expected = reference.dynamic_linear(x, weight, scale)
-    assert torch.equal(DynamicLinear(weight, scale)(x), expected)
+    assert torch.equal(DynamicLinear(*arrays(weight, scale))(x), expected)
     assert expected[0, 0] == pytest.approx(sign * value * inputs, rel=1e-6)
 
 
@@ -94,9 +107,10 @@ def test_rows_of_any_size(isa: str, special: float) -> None:
 def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, special: float) -> None:
     weight, scale, bias = parts(20, 64)
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(4))
-    expected = DynamicLinear(weight, scale, bias)(x)
+    linear = DynamicLinear(*arrays(weight, scale, bias))
+    expected = linear(x)
     x[2, 5] = special
-    y = DynamicLinear(weight, scale, bias)(x)
+    y = linear(x)
     assert not y[2].isfinite().any()
     assert torch.equal(y[[0, 1, 3]], expected[[0, 1, 3]])
 
@@ -106,24 +120,55 @@ def test_halves_round_to_even_before_the_offset(isa: str) -> None:
     check(x, 16, 0, biased=False)
 
 
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x[::2], lambda x: x[:, 4:]], ids=["whole", "rows", "part"])
+def test_arrays_of_numpy_give_the_bits_of_tensors_and_come_back_as_arrays(view: Callable[[Array], Array]) -> None:
+    """Contiguous arrays and others."""
+    x = torch.randn(9, 24, generator=torch.Generator().manual_seed(5))
+    weight, scale, bias = arrays(*parts(7, view(x).shape[1]))
+    one, zero, offsets = np.full(1, 0.02, np.float32), np.zeros(1, np.float32), bias.astype(np.int32)
+    for linear in (
+        DynamicLinear(weight, scale, bias),
+        StaticLinear(weight, one, zero, offsets, scale),
+        FloatLinear(weight.astype(np.float32), bias),
+    ):
+        ours, theirs = linear(view(x.numpy())), linear(view(x))
+        assert (type(ours), type(theirs)) == (np.ndarray, Tensor)
+        assert (ours.dtype, theirs.dtype) == (np.float32, torch.float32)
+        assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_float_linear_computes_in_float32(dtype: torch.dtype, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight, bias, x = torch.randn(7, 20, generator=generator).to(dtype), torch.randn(7), torch.randn(3, 20)
+    stored = weight.view(torch.int16).numpy().view(np.uint16) if dtype == torch.bfloat16 else weight.numpy()
+    linear = FloatLinear(stored, bias.numpy() if biased else None)
+    expected = x.double() @ weight.double().T + (bias if biased else 0)
+    torch.testing.assert_close(linear(x).double(), expected, rtol=0, atol=1e-5)
+    assert np.array_equal(linear.weight, weight.float())
+    # bfloat16 stays as it is; columns are filled up to whole vectors.
+    assert linear.nbytes == (2 if dtype == torch.bfloat16 else 4) * 20 * 16 + 4 * 7 * biased
+
+
 def test_a_weight_is_packed_as_described_and_comes_back() -> None:
     for outputs, inputs in ((1, 1), (70, 30), (64, 64), (129, 7)):
         weight, _, _ = parts(outputs, inputs)
-        packed = PackedWeight(weight)
+        packed = PackedWeight(*arrays(weight))
         padded = torch.zeros(-(-inputs // 4) * 4, -(-outputs // 16) * 16, dtype=torch.int8)
         padded[:inputs, :outputs] = weight.T
-        assert torch.equal(packed.values, pack(padded))
-        assert torch.equal(packed.unpack(), weight)
-        assert torch.equal(packed.excess, 128 * weight.sum(1, dtype=torch.int32))
+        assert np.array_equal(packed.values, pack(padded))
+        assert np.array_equal(packed.unpack(), weight)
+        assert np.array_equal(packed.excess, 128 * weight.sum(1, dtype=torch.int32))
         assert packed.nbytes == packed.values.nbytes + 4 * outputs
 
 
 GOOD: dict[str, Any] = {
     "inputs": 8,
     "outputs": 3,
-    "weight": torch.zeros(128, dtype=torch.int8),
-    "excess": torch.zeros(3, dtype=torch.int32),
-    "scale": torch.ones(3),
+    "weight": np.zeros(128, np.int8),
+    "excess": np.zeros(3, np.int32),
+    "scale": np.ones(3, np.float32),
     "bias": None,
     "hadamard_block": 0,
     "input_scale": None,
@@ -135,15 +180,19 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"weight": torch.zeros(127, dtype=torch.int8)}, "weight must be"),
-        ({"excess": torch.zeros(3, dtype=torch.int64)}, "excess must be"),
-        ({"scale": torch.ones(4)}, "scale must be"),
-        ({"bias": torch.ones(2)}, "bias must be"),
+        ({"weight": np.zeros(127, np.int8)}, "weight must be"),
+        ({"weight": np.zeros(128, np.uint8)}, "weight must be"),
+        ({"weight": np.zeros(256, np.int8)[::2]}, "weight must be a contiguous array"),
+        ({"excess": np.zeros(3, np.int64)}, "excess must be"),
+        ({"scale": np.ones(4, np.float32)}, "scale must be"),
+        ({"scale": np.ones(3)}, "scale must be a contiguous array of float32"),
+        ({"scale": np.ones((3, 1), np.float32)}, "scale must be"),
+        ({"bias": np.ones(2, np.float32)}, "bias must be"),
         ({"hadamard_block": 3}, "power of two"),
         ({"hadamard_block": 16}, "divides"),
         ({"inputs": 0}, "impossible"),
         ({"inputs": 1 << 17}, "impossible"),
-        ({"input_scale": torch.ones(1)}, "go together"),
+        ({"input_scale": np.ones(1, np.float32)}, "together"),
     ],
 )
 def test_wrong_tables_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -153,10 +202,29 @@ def test_wrong_tables_are_refused(wrong: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "x", [torch.zeros(2, 7), torch.zeros(2, 8).double(), torch.zeros(8), torch.zeros(2, 8, device="meta")]
+    ("x", "error"),
+    [
+        (torch.zeros(2, 7), ValueError),
+        (torch.zeros(2, 8).double(), ValueError),
+        (np.zeros((2, 8), np.float16), ValueError),
+        (np.zeros((2, 8), np.int32), ValueError),
+        (torch.zeros(8), ValueError),
+        (torch.zeros(2, 2, 8), ValueError),
+        (torch.zeros(2, 8, device="meta"), TypeError),
+    ],
 )
-def test_wrong_inputs_are_refused(x: Tensor) -> None:
-    linear = DynamicLinear(torch.zeros(3, 8, dtype=torch.int8), torch.ones(3))
-    assert torch.equal(linear(torch.zeros(16, 4).T[:, :8].contiguous()), torch.zeros(4, 3))
-    with pytest.raises((ValueError, IndexError), match=r"must be a contiguous tensor|out of range"):
+def test_wrong_inputs_are_refused(x: Any, error: type[Exception]) -> None:
+    linear = DynamicLinear(np.zeros((3, 8), np.int8), np.ones(3, np.float32))
+    assert torch.equal(linear(torch.zeros(16, 4).T[:, :8]), torch.zeros(4, 3))
+    with pytest.raises(error):
         linear(x)
+    out = np.empty((len(x), 3), np.float32)
+    with pytest.raises(error):
+        linear.kernel.apply(x, out, 1, None)
+
+
+@pytest.mark.parametrize("out", [np.empty((2, 4), np.float32), np.empty((2, 3)), np.empty((3, 2), np.float32).T])
+def test_a_result_of_another_kind_is_refused(out: Array) -> None:
+    linear = DynamicLinear(np.zeros((3, 8), np.int8), np.ones(3, np.float32))
+    with pytest.raises(ValueError, match=r"out must be a contiguous array of float32 \[2, 3\]"):
+        linear.kernel.apply(np.zeros((2, 8), np.float32), out, 1, None)

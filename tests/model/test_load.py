@@ -1,4 +1,4 @@
-"""Loading quantized directories: the ecosystem's in all its spellings, and every way in which they can be wrong."""
+"""Loading quantized directories: msModelSlim's in all variants, and damaged ones of every kind."""
 
 import json
 import shutil
@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
 from faquant.evaluation.divergence import window_logits
+from faquant.kernels.backend import make_backend
+from faquant.kernels.modules import FloatLinear, StaticLinear
 from faquant.kernels.pages import BFloat16Pages, FloatPages, Int8Pages
-from faquant.model.linear import FloatLinear, StaticLinear
-from faquant.model.load import load, load_float
+from faquant.kernels.torch_backend import TorchEmbedding, TorchLinear, TorchPages, TorchRMSNorm
+from faquant.model.load import load
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
 from faquant.quantization.pipeline import quantize
@@ -59,6 +62,10 @@ def _logits(directory: Path) -> torch.Tensor:
     return window_logits(load(directory), _ids())
 
 
+def _float_logits() -> torch.Tensor:
+    return window_logits(load(GOLDEN / "float_float32", backend=make_backend("torch")), _ids())
+
+
 def _ids() -> torch.Tensor:
     return torch.tensor(json.loads((GOLDEN / "calibration_token_ids.json").read_text())[-1])
 
@@ -69,8 +76,7 @@ def test_the_tools_checkpoint_loads_and_answers_like_its_float_source(golden: Pa
     assert isinstance(layer.q_proj, StaticLinear)
     assert isinstance(layer.down_proj, FloatLinear)
     assert all(isinstance(pages, Int8Pages) for pages in model.make_pages(1, 128))
-    expected = window_logits(load_float(GOLDEN / "float_float32"), _ids())
-    agreement = torch.nn.functional.cosine_similarity(_logits(golden), expected).mean()
+    agreement = torch.nn.functional.cosine_similarity(_logits(golden), _float_logits()).mean()
     assert agreement > 0.98
 
 
@@ -79,10 +85,10 @@ def test_a_cache_of_bfloat16_can_be_asked_for(golden: Path) -> None:
     c = model.config
     pages = model.make_pages(-(-len(ids) // 128), 128, kv_cache_dtype="bfloat16")
     assert [type(some) for some in pages] == [BFloat16Pages] * c.num_layers
-    chunk = Chunk(ids, 0, torch.arange(pages[0].num_pages), Rope(c))
-    logits = model.decoder.logits(PagedDecoder(model.decoder, pages).run([chunk]))
-    expected = window_logits(load_float(GOLDEN / "float_float32"), ids)
-    assert torch.nn.functional.cosine_similarity(logits, expected).mean() > 0.98
+    chunk = Chunk(ids.numpy(), 0, np.arange(pages[0].num_pages), Rope(c))
+    logits = model.decoder.logits(PagedDecoder(model.decoder, pages, model.backend).run([chunk]))
+    assert isinstance(logits, np.ndarray)
+    assert torch.nn.functional.cosine_similarity(torch.from_numpy(logits), _float_logits()).mean() > 0.98
     with pytest.raises(ValueError, match="'auto' or 'bfloat16', not 'int8'"):
         model.make_pages(2, 128, kv_cache_dtype="int8")  # type: ignore[arg-type]
 
@@ -90,10 +96,22 @@ def test_a_cache_of_bfloat16_can_be_asked_for(golden: Path) -> None:
 def test_a_static_linear_computes_the_formula_of_the_format(golden: Path) -> None:
     linear = load(golden).decoder.layers[0].q_proj
     assert isinstance(linear, StaticLinear)
-    x = torch.randn(7, 128, generator=torch.Generator().manual_seed(0))
-    x8 = ((x / linear.input_scale).round() + linear.input_offset).clamp(-128, 127)
-    expected = (x8.double() @ linear.weight.double().T + linear.quant_bias) * linear.deq_scale.double()
-    torch.testing.assert_close(linear(x).double(), expected, rtol=1e-6, atol=1e-7)
+    x = torch.randn(7, 128, generator=torch.Generator().manual_seed(0)).numpy()
+    x8 = np.clip(np.rint(x / linear.input_scale) + linear.input_offset, -128, 127).astype(np.float64)
+    expected = (x8 @ linear.weight.T.astype(np.float64) + linear.quant_bias) * linear.deq_scale.astype(np.float64)
+    np.testing.assert_allclose(linear(x), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_backend_makes_the_parts_that_a_quantized_directory_leaves_float(golden: Path) -> None:
+    _edit(golden, _drop_layer(1))
+    model = load(golden, backend=make_backend("torch"))
+    layer = model.decoder.layers[1]
+    assert [type(linear) for linear in layer.linears] == [StaticLinear] * 6 + [TorchLinear]
+    assert isinstance(layer.input_layernorm, TorchRMSNorm)
+    assert isinstance(model.decoder.embedding, TorchEmbedding)
+    assert [type(pages) for pages in model.make_pages(1, 128)] == [Int8Pages, TorchPages, Int8Pages]
+    ours = window_logits(load(golden), _ids())
+    torch.testing.assert_close(window_logits(model, _ids()), ours, rtol=0, atol=0.03)
 
 
 def test_deq_scale_as_int64_bits_and_as_float32_mean_the_same(golden_fp32: Path) -> None:
@@ -299,7 +317,7 @@ def test_weight_scales_that_the_arithmetic_does_not_need_may_be_missing(golden: 
 def test_quantized_weights_without_a_description_are_not_taken_for_floats(golden_fp32: Path) -> None:
     (golden_fp32 / DESCRIPTION).unlink()
     (golden_fp32 / WEIGHTS).rename(golden_fp32 / "model.safetensors")
-    with pytest.raises(CheckpointError, match="says how it is quantized"):
+    with pytest.raises(CheckpointError, match="say how it is quantized"):
         load(golden_fp32)
 
 

@@ -1,26 +1,28 @@
-"""Layers in one call of C++ have the bits of the decoder's own steps, and what does not fit is refused."""
+"""Layers in one C++ call have the same bits as step by step, and mismatches are refused."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from faquant import _C
-from faquant.kernels import cpu
+from faquant.kernels import _C
+from faquant.kernels import isa as cpu
+from faquant.kernels.arrays import Floats
+from faquant.kernels.backend import Linear
+from faquant.kernels.modules import DynamicLinear, FloatLinear, RMSNorm, StaticLinear
 from faquant.kernels.pages import FloatPages
-from faquant.model.decoder import Decoder, DecoderLayer, RMSNorm
-from faquant.model.linear import DynamicLinear, FloatLinear, Linear, StaticLinear
+from faquant.model.decoder import Decoder
 from faquant.model.paged import Batch, Chunk, PagedDecoder
 from faquant.model.rope import Rope
-from oracles.random_decoder import MODELS, SCHEMES, Cache, Parts, parts, tokens
+from oracles.pages import poison
+from oracles.random_decoder import BACKEND, MODELS, SCHEMES, VOCABULARY, Cache, Parts, parts, tokens
+from oracles.threads import set_threads
 
 LENGTHS = (1, 150, 40)
 
 
-def step_by_step(decoder: Decoder, cache: Cache, chunks: list[Chunk]) -> Tensor:
+def step_by_step(decoder: Decoder, cache: Cache, chunks: list[Chunk]) -> Floats:
     batch = Batch(chunks, cache.page_size)
     windows = decoder.config.sliding_windows
     return decoder.hidden(
@@ -29,7 +31,7 @@ def step_by_step(decoder: Decoder, cache: Cache, chunks: list[Chunk]) -> Tensor:
 
 
 def steps(cache: Cache, rope: Rope) -> list[list[Chunk]]:
-    """Prompts of three sequences, then some tokens of each."""
+    """Prompts of three sequences, then some tokens for each."""
     tables = [cache.table(length + 8) for length in LENGTHS]
     at = list(zip(LENGTHS, tables, strict=True))
     return [
@@ -44,28 +46,29 @@ def same_both_ways(made: Parts, prepare: Callable[[Cache], None] = lambda cache:
     fused, plain = Cache(made, 128, 600), Cache(made, 128, 600)
     for cache in (fused, plain):
         prepare(cache)
-    paged = PagedDecoder(made[0], fused.pages, isa)
+    paged = PagedDecoder(made[0], fused.pages, BACKEND, isa)
     for some, same in zip(steps(fused, rope), steps(plain, rope), strict=True):
-        assert torch.equal(paged.run(some), step_by_step(made[0], plain, same))
+        assert np.array_equal(paged.run(some), step_by_step(made[0], plain, same))
     for a, b in zip(fused.pages, plain.pages, strict=True):
         assert a.saturation.written == b.saturation.written
         assert a.saturation.saturated == b.saturation.saturated
-        assert torch.equal(a.k.view(torch.uint8), b.k.view(torch.uint8))
-        assert torch.equal(a.v.view(torch.uint8), b.v.view(torch.uint8))
+        assert np.array_equal(a.k.view(np.uint8), b.k.view(np.uint8))
+        assert np.array_equal(a.v.view(np.uint8), b.v.view(np.uint8))
 
 
 @pytest.mark.parametrize("isa", cpu.available_isas())
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("model", MODELS)
 def test_fused_as_step_by_step(model: str, scheme: str, isa: str) -> None:
-    torch.set_num_threads(2)
+    set_threads(2)
     same_both_ways(parts(model, scheme), isa=isa)
 
 
 def static(linear: Linear, scale: float, offset: float) -> StaticLinear:
     assert isinstance(linear, DynamicLinear)
-    bias = torch.randint(-999, 999, (len(linear.scale),), dtype=torch.int32)
-    return StaticLinear(linear.weight, torch.tensor([scale]), torch.tensor([offset]), bias, linear.scale * scale)
+    bias = np.random.default_rng(0).integers(-999, 999, len(linear.scale), np.int32)
+    step, zero = np.array([scale], np.float32), np.array([offset], np.float32)
+    return StaticLinear(linear.weight, step, zero, bias, linear.scale * step)
 
 
 def with_layer(made: Parts, number: int, **changes: object) -> Parts:
@@ -88,9 +91,9 @@ def test_static_linears_with_scales_of_their_own() -> None:
 
 
 def test_norms_with_biases() -> None:
-    layer: DecoderLayer = parts("odd")[0].layers[1]
-    norm = layer.input_layernorm
-    biased = RMSNorm(norm.weight, norm.eps, torch.linspace(-1, 1, len(norm.weight)), fused=True)
+    norm = parts("odd")[0].layers[1].input_layernorm
+    assert isinstance(norm, RMSNorm)
+    biased = RMSNorm(norm.weight, norm.eps, np.linspace(-1, 1, len(norm.weight), dtype=np.float32))
     same_both_ways(with_layer(parts("odd"), 1, input_layernorm=biased, post_attention_layernorm=biased))
 
 
@@ -98,7 +101,7 @@ def test_layers_with_caches_of_both_kinds_run_in_one_call() -> None:
     decoder, schemes = parts("odd-qwen2-window")
     made = (decoder, [None, schemes[1]])
     same_both_ways(made)
-    assert len(PagedDecoder(decoder, Cache(made, 128, 600).pages)._runs) == 1
+    assert len(PagedDecoder(decoder, Cache(made, 128, 600).pages, BACKEND)._runs) == 1
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -106,15 +109,14 @@ def test_a_layer_that_is_not_int8_runs_by_itself(number: int) -> None:
     made = parts("odd-qwen3", "static")
     linear = made[0].layers[number].down_proj
     assert isinstance(linear, DynamicLinear)
-    float_linear = FloatLinear(linear.weight.float() * 1e-3)
+    float_linear = FloatLinear(linear.weight * np.float32(1e-3))
     same_both_ways(with_layer(made, number, down_proj=float_linear))
 
     def with_float_pages(cache: Cache) -> None:
         c = made[0].config
         pages = FloatPages(c.num_heads, c.num_kv_heads, c.head_dim, cache.pages[0].num_pages, 128)
-        pages.k.fill_(math.nan)
-        pages.v.fill_(math.nan)
-        cache.pages[number] = pages  # type: ignore[call-overload]
+        poison(pages)
+        cache.pages[number] = pages
 
     same_both_ways(made, with_float_pages)
 
@@ -124,21 +126,21 @@ def test_what_does_not_fit_is_refused() -> None:
     other = parts("odd")[0].layers[0]
     cache = Cache(made, 128, 300)
     with pytest.raises(ValueError, match="linears do not fit"):
-        PagedDecoder(with_layer(made, 1, o_proj=other.o_proj)[0], cache.pages)
+        PagedDecoder(with_layer(made, 1, o_proj=other.o_proj)[0], cache.pages, BACKEND)
     with pytest.raises(ValueError, match="norm has another size"):
-        PagedDecoder(with_layer(made, 1, input_layernorm=other.input_layernorm)[0], cache.pages)
+        PagedDecoder(with_layer(made, 1, input_layernorm=other.input_layernorm)[0], cache.pages, BACKEND)
     with pytest.raises(ValueError, match="do not fit together"):
-        PagedDecoder(made[0], [cache.pages[0], Cache(made, 256, 300).pages[1]])
-    paged, rope = PagedDecoder(made[0], cache.pages), Rope(made[0].config)
+        PagedDecoder(made[0], [cache.pages[0], Cache(made, 256, 300).pages[1]], BACKEND)
+    paged, rope = PagedDecoder(made[0], cache.pages, BACKEND), Rope(made[0].config)
     for table, start, message in (
-        (torch.tensor([0, -1]), 127, "page is not in the cache"),
-        (torch.tensor([0, 99]), 127, "page is not in the cache"),
-        (torch.tensor([0]), 127, "too short"),
-        (torch.tensor([0]), -1, "start at 0"),
+        (np.array([0, -1]), 127, "page is not in the cache"),
+        (np.array([0, 99]), 127, "page is not in the cache"),
+        (np.array([0]), 127, "too short"),
+        (np.array([0]), -1, "start at 0"),
     ):
         with pytest.raises(ValueError, match=message):
             paged.run([Chunk(tokens(2), start, table, rope)])
-    short, long = torch.tensor([0]), torch.tensor([1, 2])
+    short, long = np.array([0]), np.array([1, 2])
     with pytest.raises(ValueError, match="page is not in the cache"):
         paged.run([Chunk(tokens(200), 0, short, rope), Chunk(tokens(200), 0, long, rope)])
     with pytest.raises(ValueError, match="too short"):
@@ -146,15 +148,19 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="no chunks"):
         paged.run([])
     with pytest.raises(ValueError, match="2 layers need"):
-        PagedDecoder(made[0], cache.pages[:1])
-    narrow = replace(made[0], config=replace(made[0].config, hidden_size=48), embedding=made[0].embedding[:, :48])
+        PagedDecoder(made[0], cache.pages[:1], BACKEND)
+    embedding = BACKEND.embedding(np.zeros((VOCABULARY, 48), np.float32))
+    narrow = replace(made[0], config=replace(made[0].config, hidden_size=48), embedding=embedding)
     with pytest.raises(ValueError, match=r"x must be .* \[2, 96\]"):
-        PagedDecoder(narrow, cache.pages).run([Chunk(tokens(2), 0, torch.tensor([0]), rope)])
+        PagedDecoder(narrow, cache.pages, BACKEND).run([Chunk(tokens(2), 0, np.array([0]), rope)])
 
 
 def test_other_objects_are_refused() -> None:
-    linears, norms = parts("llama")[0].layers[0].kernels()
+    layer = parts("llama")[0].layers[0]
+    linears = [linear.kernel for linear in layer.linears if isinstance(linear, DynamicLinear)]
+    norms = [layer.input_layernorm.kernel, layer.post_attention_layernorm.kernel, None, None]
     cache = Cache(parts("llama"), 128, 300).pages[0].cache
+    _C.DecoderLayers().add(linears=linears, norms=norms, cache=cache, window=None)
     for wrong in ({"linears": [1] * 7}, {"linears": linears[:6]}, {"norms": [None] * 4}, {"cache": 3}):
         with pytest.raises(ValueError, match=r"linears|norms|cache"):
             _C.DecoderLayers().add(**{"linears": linears, "norms": norms, "cache": cache, "window": None, **wrong})

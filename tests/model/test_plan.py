@@ -1,12 +1,12 @@
-"""What plan says of a model that is not quantized yet is what the quantized one takes."""
+"""The plan for a float model matches the memory of the quantized one."""
 
 import json
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from faquant.errors import UsageError
+from faquant.kernels.cpu import StoredEmbedding
 from faquant.model.decoder import Decoder
 from faquant.model.load import load
 from faquant.model.plan import plan
@@ -16,11 +16,10 @@ from oracles.tiny_models import tiny_model
 
 
 def held(decoder: Decoder) -> int:
-    """Bytes of embedding, linears and head; what a tied head shares counts once."""
-    linears = [linear for layer in decoder.layers for linear in vars(layer).values() if hasattr(linear, "nbytes")]
-    head = decoder.lm_head
-    shared = isinstance(head.weight, Tensor) and head.weight.data_ptr() == decoder.embedding.data_ptr()  # type: ignore[attr-defined]
-    return decoder.embedding.nbytes + sum(linear.nbytes for linear in linears) + (0 if shared else head.nbytes)
+    """Bytes of embedding, linears and head."""
+    assert isinstance(decoder.embedding, StoredEmbedding)
+    linears = [linear for layer in decoder.layers for linear in layer.linears]
+    return decoder.embedding.weight.nbytes + sum(linear.nbytes for linear in (*linears, decoder.lm_head))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -35,8 +34,8 @@ def test_as_the_quantized_model_then_is(kind: str, dtype: str, tmp_path: Path) -
         assert before.ours.weight_bytes == pytest.approx(held(model.decoder), rel=0.02)
         assert before.ours.kv_bytes_per_token == after.ours.kv_bytes_per_token == model.cache_bytes_per_token()
         assert before.ours.name == recipe.name
-        assert after.ours.name == ("quantized" if recipe.is_mindie else recipe.name), (
-            "the ecosystem's format has no name"
+        assert after.ours.name == ("quantized" if recipe.format == "msmodelslim" else recipe.name), (
+            "msModelSlim's format has no name"
         )
         assert before.bfloat16.kv_bytes_per_token == after.bfloat16.kv_bytes_per_token
 

@@ -1,6 +1,7 @@
-"""Attention written from FORMAT.md's formulas in NumPy float64, one query and one head at a time.
+"""Attention written from the formulas in src/faquant/kernels/README.md in NumPy float64, for one
+query and one head at a time.
 
-It shares no code with faquant.kernels.reference. Of the scheme it reads the tables only.
+It shares no code with faquant.kernels.reference, and uses only the tables of the scheme.
 """
 
 import math
@@ -15,7 +16,7 @@ Array = NDArray[np.float64]
 
 
 class Quantized(NamedTuple):
-    """Integers [tokens, heads, D], and what one step of them is worth for each token and head [tokens, heads]."""
+    """Integers [tokens, heads, D], and their scales for each token and head [tokens, heads]."""
 
     values: Array
     step: Array
@@ -64,7 +65,7 @@ def mapped_q(q: Array, scheme: AttentionScheme) -> Array:
 
 
 def half_up(x: Array) -> Array:
-    """The smallest positive float16 that is at least x; the greatest of all where none is."""
+    """The smallest positive float16 that is at least x, or the greatest float16 if there is none."""
     near = np.clip(x, 2.0**-24, 65504.0).astype(np.float16)
     up = np.where((near < x) & (near < 65504), np.nextafter(near, np.float16(np.inf)), near)
     return up.astype(np.float64)
@@ -106,7 +107,7 @@ def attention(
     tile: int = 128,
     split: int = 2048,
 ) -> Array:
-    """Causal attention [tokens, Hq, D] of integers, FORMAT.md §3 and §6: each tile of keys has its own scale of P."""
+    """Causal attention [tokens, Hq, D] of integers; each tile of keys has its own scale of P."""
     out = np.empty_like(q.values)
     for row in range(q.values.shape[0]):
         newest = start + row

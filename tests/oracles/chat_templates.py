@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from faquant.engine.chat_template import ChatTemplate
+from faquant.text.chat_template import ChatTemplate
 
-TEMPLATES = {
-    path.stem: path.read_text() for path in (Path(__file__).parents[1] / "engine" / "templates").glob("*.jinja")
-}
+TEMPLATES = {path.stem: path.read_text() for path in (Path(__file__).parents[1] / "text" / "templates").glob("*.jinja")}
 USER = {"role": "user", "content": "What is <b>5 & 7</b>?  Größe 😀 'quoted'"}
 
 

@@ -1,4 +1,4 @@
-"""Sound contents of config.json, to be changed by tests."""
+"""Valid contents of config.json, which tests modify."""
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

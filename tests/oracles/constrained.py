@@ -9,9 +9,9 @@ import jsonschema
 import numpy as np
 from hypothesis import strategies as st
 
-from faquant.engine.grammar import Grammars, StructuredOutput
-from faquant.engine.sampling import Sampler, SamplingParams
-from faquant.engine.tokenizer import Tokenizer
+from faquant.sampling.sampler import Sampler, SamplingParams
+from faquant.structured.grammar import Grammars, StructuredOutput
+from faquant.text.tokenizer import Tokenizer
 
 Preference = Callable[[int], np.ndarray]
 

@@ -55,7 +55,7 @@ SIZES = {
 
 
 def split_words(pre):
-    """The pre-tokenizer of the models that llama.cpp calls `pre`, as their own tokenizer.json has it."""
+    """The pre-tokenizer that llama.cpp calls `pre`, as in the models' own tokenizer.json."""
     if pre == "smollm":
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
@@ -143,8 +143,8 @@ def model_metadata(config, arch):
 def write(path, arch, metadata, tensors, kinds=None, packed=None, part_tensors=0):
     """Write a GGUF file.
 
-    `kinds` gives the type of tensors that are not float32, `packed` the bytes [rows, bytes] of those that gguf cannot
-    pack. With `part_tensors` there are parts of so many tensors.
+    `kinds` has the types of tensors that are not float32, `packed` the bytes [rows, bytes] of tensors that gguf cannot
+    quantize. With `part_tensors`, the file is split into parts with this many tensors.
     """
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=part_tensors)
     for key, value in metadata.items():

@@ -1,4 +1,4 @@
-"""Processes that are killed, and disks that fail, at any one of the things that are done to a disk."""
+"""Kills processes, or makes the disk fail, at any disk operation."""
 
 import os
 import shutil
@@ -12,11 +12,11 @@ import pytest
 from faquant.checkpoint.shards import ShardWriter
 
 STRIDE = int(os.environ.get("FAQUANT_KILL_STRIDE", "11"))
-"""Every so many steps are tried; `make test-resume` tries them all."""
+"""Only every STRIDE-th step is tried; `make test-resume` tries them all."""
 
 
 def at_step(number: int, act: Callable[[], None]) -> tuple[pytest.MonkeyPatch, list[int]]:
-    """Call `act` before the `number`-th thing that this process does to a disk, and half through its writes."""
+    """Call `act` before the `number`-th disk operation of this process, or halfway through it if it is a write."""
     patch = pytest.MonkeyPatch()
     count = [0]
 
@@ -53,7 +53,7 @@ def at_step(number: int, act: Callable[[], None]) -> tuple[pytest.MonkeyPatch, l
 
 
 def killed_at(number: int, run: Callable[[], object]) -> bool:
-    """Whether `run`, in a process of its own, got so far as to be killed at that step."""
+    """Whether `run`, in a subprocess, reached this step and was killed."""
     child = os.fork()
     if child == 0:
         at_step(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -68,7 +68,7 @@ def killed_at(number: int, run: Callable[[], object]) -> bool:
 
 
 def counted(owner: object, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with each call of that function."""
+    """A list to which each call of this function is added."""
     real, calls = getattr(owner, name), []
 
     def call(*args: Any, **options: Any) -> Any:

@@ -1,39 +1,40 @@
-"""The packed matrices of csrc/kernels.h, element by element as that comment describes them."""
+"""The packed matrices of csrc/isa/kernels.h, element by element, as described there."""
 
 from functools import cache
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from faquant.kernels.arrays import Array, Integers, Stored
 from faquant.kernels.pages import Int8Pages
 
 PANEL, TILE = 64, 128
 
 
 @cache
-def order(rows: int, columns: int) -> Tensor:
-    """Which element of a matrix [rows, columns] stands where: panels of columns, in each four rows after four, and of
-    those column after column."""
-    numbers = torch.arange(rows * columns).view(rows, columns)
+def order(rows: int, columns: int) -> Integers:
+    """The order of the elements of a packed matrix [rows, columns]: panels of columns; in each, groups of four rows; in
+    each group, column after column."""
+    numbers = np.arange(rows * columns).reshape(rows, columns)
     packed = [
         numbers[row : row + 4, column]
         for panel in range(0, columns, PANEL)
         for row in range(0, rows, 4)
         for column in range(panel, min(panel + PANEL, columns))
     ]
-    return torch.cat(packed)
+    return np.concatenate(packed)
 
 
-def pack(matrix: Tensor) -> Tensor:
+def pack(matrix: Array) -> Stored:
     """A matrix [rows, columns] packed."""
-    return matrix.flatten()[order(*matrix.shape)]
+    return np.asarray(matrix).reshape(-1)[order(*matrix.shape)]
 
 
 def store(
-    pages: Int8Pages, block_table: Tensor, k8: Tensor, v8: Tensor, k_scale: Tensor | None, v_scale: Tensor | None
+    pages: Int8Pages, block_table: Array, k8: Array, v8: Array, k_scale: Array | None, v_scale: Array | None
 ) -> None:
-    """Put int8 k8 and v8 [length, Hkv, D] and scales [length, Hkv] into the pages of one sequence; what lies between
-    and behind them keeps its bytes."""
+    """Write int8 k8 and v8 [length, Hkv, D] and scales [length, Hkv] into the pages of one sequence; other bytes are
+    unchanged."""
+    k8, v8 = np.asarray(k8), np.asarray(v8)
     length, heads, dim = k8.shape
     padded = pages.k.shape[-1] // TILE
     for start in range(0, length, TILE):
@@ -41,9 +42,9 @@ def store(
         some = slice(start, min(start + TILE, length))
         count = some.stop - some.start
         for head in range(heads):
-            for stored, values in ((pages.k, (k8[some, head].view(torch.uint8) ^ 0x80)), (pages.v, v8[some, head])):
+            for stored, values in ((pages.k, k8[some, head].view(np.uint8) ^ 0x80), (pages.v, v8[some, head])):
                 is_k = stored is pages.k
-                known = torch.full((TILE, padded), 0x7F, dtype=stored.dtype)
+                known = np.full((TILE, padded), 0x7F, stored.dtype)
                 known[:count, :dim] = values
                 stored[page, head, tile] = pack(known.T if is_k else known)
             for scales, values in ((pages.k_scale, k_scale), (pages.v_scale, v_scale)):

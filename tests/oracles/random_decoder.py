@@ -1,17 +1,19 @@
-"""Random decoders of int8 linears, of several kinds and with several caches, too small to say anything."""
+"""Tiny random decoders with int8 linears, of several kinds and with several caches."""
 
 from functools import cache
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from faquant.config import ModelConfig, parse_config
-from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages
+from faquant.checkpoint.model_config import ModelConfig, parse_config
+from faquant.kernels.arrays import Floats, Integers
+from faquant.kernels.backend import Linear, Pages
+from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.tables import DynamicTable
 from faquant.model.decoder import Decoder, build_decoder
-from faquant.model.linear import DynamicLinear
-from faquant.model.load import has_bias, linear_shape
 from faquant.model.paged import Chunk, PagedDecoder
+from oracles.pages import poison
 
 VOCABULARY = 50
 LLAMA = {
@@ -24,7 +26,7 @@ LLAMA = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
 }
-# Rows whose sizes are no multiples of a vector's 16 floats put each row's elements elsewhere in a vector.
+# Row sizes that are not multiples of 16 floats put the elements of each row at other places in a vector.
 ODD = {**LLAMA, "hidden_size": 100, "intermediate_size": 200, "num_attention_heads": 5, "num_key_value_heads": 1}
 MODELS = {
     "llama": LLAMA,
@@ -50,6 +52,7 @@ MODELS = {
     },
 }
 SCHEMES = ("default", "static", "bfloat16")
+BACKEND = CpuBackend()
 
 
 class Random:
@@ -59,21 +62,22 @@ class Random:
         self.config = config
         self.generator = torch.Generator().manual_seed(0)
 
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator)
+    def normal(self, *shape: int) -> Floats:
+        return torch.randn(shape, generator=self.generator).numpy()
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Floats:
         if name.endswith("embed_tokens.weight"):
             return self.normal(self.config.vocab_size, self.config.hidden_size)
         size = self.config.head_dim if name.endswith(("q_norm.weight", "k_norm.weight")) else self.config.hidden_size
         return 1 + 0.3 * self.normal(size)
 
-    def linear(self, name: str) -> DynamicLinear:
-        n, k = linear_shape(self.config, name)
-        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=self.generator)
-        scale = self.normal(n).abs().add(0.5) / (73 * k**0.5)
+    def linear(self, name: str) -> Linear:
+        n, k = self.config.linear_shape(name)
+        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=self.generator).numpy()
+        scale = (np.abs(self.normal(n)) + np.float32(0.5)) / np.float32(73 * k**0.5)
         block = {192: 64, 200: 8}[k] if name.endswith("down_proj") else 0
-        return DynamicLinear(weight, scale, self.normal(n) if has_bias(self.config, name) else None, block)
+        bias = self.normal(n) if self.config.has_bias(name) else None
+        return BACKEND.linear(DynamicTable(weight, scale, bias, block))
 
     def scheme(self, name: str) -> AttentionScheme | None:
         """None: the cache is of bfloat16."""
@@ -87,16 +91,16 @@ class Random:
             "num_kv_heads": heads,
             "head_dim": dim,
             "k_center": self.normal(heads, dim),
-            "k_equalizer": self.normal(heads, dim).abs() + 0.5,
+            "k_equalizer": np.abs(self.normal(heads, dim)) + np.float32(0.5),
             "rotation_block": block,
         }
         if name == "default":
             return AttentionScheme(**common)
         return AttentionScheme(
             **common,
-            k_scale=(self.normal(heads, dim).abs() + 1) / 50,
-            v_scale=(self.normal(heads, dim).abs() + 1) / 50,
-            v_offset=self.normal(heads, dim).round(),
+            k_scale=(np.abs(self.normal(heads, dim)) + 1) / 50,
+            v_scale=(np.abs(self.normal(heads, dim)) + 1) / 50,
+            v_offset=np.rint(self.normal(heads, dim)),
             quantized_sum=True,
         )
 
@@ -108,37 +112,35 @@ Parts = tuple[Decoder, list[AttentionScheme | None]]
 def parts(model: str, scheme: str = "default") -> Parts:
     config = parse_config(MODELS[model])
     random = Random(config)
-    decoder = build_decoder(config, random.tensor, random.linear, lambda name: False)
+    decoder = build_decoder(config, BACKEND, random.tensor, random.linear, lambda name: False)
     return decoder, [random.scheme(scheme) for _ in range(config.num_layers)]
 
 
-def tokens(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+def tokens(count: int, seed: int = 0) -> Integers:
+    return torch.randint(VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 class Cache:
-    """Pages that sequences take in random order, poisoned where nothing was written."""
+    """Pages that are allocated in random order, poisoned where nothing was written."""
 
-    def __init__(self, made: Parts, page_size: int, room: int) -> None:
+    def __init__(self, made: Parts, page_size: int, capacity: int) -> None:
         self.decoder, schemes = made
-        count = -(-room // page_size) + 8
+        count = -(-capacity // page_size) + 8
         self.page_size = page_size
         self.pages = [self._layer(scheme, count) for scheme in schemes]
         for pages in self.pages:
-            for store in vars(pages).values():
-                if isinstance(store, Tensor):
-                    store.fill_(float("nan") if store.is_floating_point() else 0x7F)
+            poison(pages)
         self.free = torch.randperm(count, generator=torch.Generator().manual_seed(5)).tolist()
 
-    def _layer(self, scheme: AttentionScheme | None, count: int) -> PackedPages:
-        c = self.decoder.config
+    def _layer(self, scheme: AttentionScheme | None, count: int) -> Pages:
         if scheme is None:
-            return BFloat16Pages(c.num_heads, c.num_kv_heads, c.head_dim, count, self.page_size)
-        return Int8Pages(scheme, count, self.page_size)
+            c = self.decoder.config
+            return BACKEND.float_pages(c.num_heads, c.num_kv_heads, c.head_dim, count, self.page_size, "bfloat16")
+        return BACKEND.int8_pages(scheme, count, self.page_size)
 
-    def table(self, length: int) -> Tensor:
-        return torch.tensor([self.free.pop() for _ in range(-(-length // self.page_size))])
+    def table(self, length: int) -> Integers:
+        return np.array([self.free.pop() for _ in range(-(-length // self.page_size))])
 
-    def logits(self, chunks: list[Chunk]) -> list[Tensor]:
-        logits = self.decoder.logits(PagedDecoder(self.decoder, self.pages).run(chunks))
-        return list(logits.split([len(chunk.tokens) for chunk in chunks]))
+    def logits(self, chunks: list[Chunk]) -> list[Floats]:
+        logits = self.decoder.logits(PagedDecoder(self.decoder, self.pages, BACKEND).run(chunks))
+        return np.split(logits, np.cumsum([len(chunk.tokens) for chunk in chunks])[:-1])

@@ -1,10 +1,10 @@
-"""Sampling as its definitions say, over the whole vocabulary in float64, with no thought of speed."""
+"""Sampling by definition, over the whole vocabulary in float64, regardless of speed."""
 
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from faquant.engine.sampling import SamplingParams, uniform
+from faquant.sampling.sampler import SamplingParams, uniform
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -17,7 +17,7 @@ PARAMS = st.builds(
     min_p=st.one_of(st.just(0.0), st.floats(0.0, 1.0)),
     repetition_penalty=st.one_of(st.just(1.0), st.floats(0.5, 2.0)),
 )
-"""Ways to draw."""
+"""Sampling parameters."""
 
 
 def plain_scores(
@@ -33,13 +33,13 @@ def plain_scores(
     for token in {*prompt, *answer}:
         penalty = params.repetition_penalty
         scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
-    for token in set(answer):  # platform.openai.com/docs/api-reference: over what was sampled so far
+    for token in set(answer):  # platform.openai.com/docs/api-reference: over the tokens sampled so far
         scores[token] -= answer.count(token) * params.frequency_penalty + params.presence_penalty
     return np.array(scores)
 
 
 def plain_distribution(scores: npt.NDArray[np.floating], params: SamplingParams) -> tuple[Integers, Floats]:
-    """Token ids that temperature, top-k, top-p and min-p leave, ascending, and their probabilities."""
+    """Token ids that pass temperature, top-k, top-p and min-p, ascending, and their probabilities."""
     scores = scores.astype(np.float64)
     ids = np.arange(scores.size)
     if 0 < params.top_k < scores.size:
@@ -60,7 +60,7 @@ def plain_distribution(scores: npt.NDArray[np.floating], params: SamplingParams)
 def plain_sample(
     logits: npt.NDArray[np.float32], params: SamplingParams, prompt: list[int], answer: list[int], ends: set[int]
 ) -> int:
-    """The token that follows prompt and answer; params has a seed."""
+    """The next token after prompt and answer; params has a seed."""
     assert params.seed is not None
     scores = plain_scores(logits, params, prompt, answer, ends).astype(logits.dtype)
     if params.temperature == 0.0:

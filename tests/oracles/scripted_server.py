@@ -11,8 +11,8 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from faquant.server import chat_page
-from faquant.server.socket import bind
+from faquant.server.http.socket import bind
+from faquant.server.page import files as chat_page
 
 METRICS = {"cache_pages": 40, "cache_page_tokens": 64, "cache_pages_used": 10, "cache_pages_idle": 4}
 

@@ -1,10 +1,12 @@
-"""safetensors files by hand, sound or not."""
+"""Writes safetensors files by hand, valid or not."""
 
 import json
 import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
@@ -34,3 +36,10 @@ def put_parts(directory: Path, stem: str = "model", index: str = ".safetensors.i
     save_file({"y": tensors["y"], "z": tensors["z"]}, directory / names[1])
     put_index(directory, {"x": names[0], "y": names[1], "z": names[1]}, stem + index)
     return tensors
+
+
+def is_same(found: npt.NDArray[Any], tensor: torch.Tensor) -> bool:
+    """Whether an array has the bits of a tensor, in NumPy's dtype for them: uint16 is bfloat16."""
+    dtype = "uint16" if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
+    bits = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return found.dtype == np.dtype(dtype) and found.shape == tuple(tensor.shape) and found.tobytes() == bits.tobytes()

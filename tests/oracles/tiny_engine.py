@@ -1,22 +1,21 @@
 """An engine over a random int8 decoder, whose cache pages are poisoned whenever somebody takes them."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from faquant.engine.chat_template import ChatTemplates
 from faquant.engine.engine import PAGE_SIZE, Engine
 from faquant.engine.engine_config import EngineConfig
 from faquant.engine.request import Completion
-from faquant.engine.sampling_params import SamplingParams
-from faquant.engine.tokenizer import Tokenizer
-from faquant.kernels.pages import Int8Pages, Pages
 from faquant.model.load import Model
+from faquant.sampling.params import SamplingParams
+from faquant.text.chat_template import ChatTemplates
+from faquant.text.tokenizer import Tokenizer
+from oracles.pages import poison
 from oracles.random_decoder import VOCABULARY, parts
+from oracles.threads import set_threads
 
 END = VOCABULARY - 1
 
@@ -68,13 +67,6 @@ class TinyEngine(Engine):
             self.step()
 
 
-def poison(pages: Pages, chosen: list[int]) -> None:
-    assert isinstance(pages, Int8Pages)
-    for store in (pages.k, pages.v, pages.k_scale, pages.v_scale):
-        if store is not None:
-            store[chosen] = math.nan if store.dtype.is_floating_point else 0x7F
-
-
 @dataclass(frozen=True)
 class Asked:
     """A request as tests compare it."""
@@ -85,7 +77,7 @@ class Asked:
 
     def alone(self, kind: str = "llama", scheme: str = "default") -> Completion:
         """Answered with nothing beside it, no page used twice, and the prompt in one piece, by one thread."""
-        torch.set_num_threads(1)
+        set_threads(1)
         engine = TinyEngine(kind, scheme, max_num_seqs=1, max_num_batched_tokens=4096, enable_prefix_caching=False)
         request = engine.add(self.prompt, self.params)[self.index]
         engine.run()

@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 def tiny_model(
     kind: str, directory: Path, dtype: str = "float32", seed: int = 0, max_shard_size: str = "1GB", **overrides: Any
 ) -> PreTrainedModel:
-    """Make a model of a kind in KINDS, save it in `directory`, and give it back for comparison.
+    """Make a model of a kind in KINDS, save it in `directory`, and return it for comparison.
 
     Its weights, norms and biases are random, and large enough that attention is far from uniform.
     """

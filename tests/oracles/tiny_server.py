@@ -14,13 +14,13 @@ import uvicorn
 
 from faquant.engine.async_engine import AsyncEngine
 from faquant.engine.request import Completion
-from faquant.engine.sampling import SamplingParams
-from faquant.engine.tokenizer import Tokenizer
+from faquant.sampling.sampler import SamplingParams
 from faquant.server.app import make_app
 from faquant.server.config import ServerConfig
-from faquant.server.connection import Connection
+from faquant.server.http.connection import Connection
+from faquant.server.http.socket import bind
 from faquant.server.service import Service
-from faquant.server.socket import bind
+from faquant.text.tokenizer import Tokenizer
 from oracles import random_decoder
 from oracles.tiny_engine import TinyEngine
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer

@@ -1,12 +1,13 @@
-"""The calibration of K's centre, equaliser and scales over the positions of the context."""
+"""The calibration of K's center, equalizer and scales over the positions of the context."""
 
 import pytest
 import torch
 
-from faquant.config import parse_config
+from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.kernels.quantizers import dequantize_k, map_k, quantize_k
 from faquant.kernels.scheme import MAP_BLOCK
-from faquant.model.rope import Rope, apply_rope
+from faquant.kernels.torch_backend import rope as apply_rope
+from faquant.model.rope import Rope
 from faquant.quantization import attention
 from faquant.recipe import AttentionRecipe
 
@@ -30,11 +31,15 @@ def _keys(seed: int, lengths: tuple[int, ...] = (30, 7)) -> list[torch.Tensor]:
     return [torch.randn(length, 2, 16, generator=generator) * scale + scale for length in lengths]
 
 
-def _turned(prompts: list[torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
-    """Every token, wherever it stood in its prompt, at each of the positions: the plain way."""
-    rope = Rope(CONFIG)
-    cos, sin = (x[:, None] for x in rope.rotation(positions))
-    back = [apply_rope(x, *rope.rotation(-torch.arange(len(x)))) for x in prompts]
+def _rotation(positions: torch.Tensor, config: ModelConfig = CONFIG) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = Rope(config).rotation(positions.numpy())
+    return torch.from_numpy(cos), torch.from_numpy(sin)
+
+
+def _rotated(prompts: list[torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
+    """Every token, whatever its position in the prompt, at each of the positions: the plain way."""
+    cos, sin = (x[:, None] for x in _rotation(positions))
+    back = [apply_rope(x, *_rotation(-torch.arange(len(x)))) for x in prompts]
     return torch.cat([apply_rope(torch.cat(back), c[0], s[0]) for c, s in zip(cos, sin, strict=True)])
 
 
@@ -51,24 +56,24 @@ def test_center_is_the_mean_and_equalizer_balances_k_and_q_in_each_block(center:
     if not center:
         assert scheme.k_center is None
     for block, positions in enumerate(blocks):
-        k = _turned(keys, positions)
+        k = _rotated(keys, positions)
         mean = k.mean(0) if center else torch.zeros(2, 16)
         if center:
             torch.testing.assert_close(scheme.k_center[block], mean, rtol=1e-4, atol=1e-4)
         k_rms = (k - mean).square().mean(0).sqrt()
-        q_rms = _turned(queries, positions).square().mean(0).view(2, 3, 16).mean(1).sqrt()
+        q_rms = _rotated(queries, positions).square().mean(0).view(2, 3, 16).mean(1).sqrt()
         torch.testing.assert_close(scheme.k_equalizer[block], (k_rms / q_rms).sqrt(), rtol=1e-3, atol=1e-5)
 
 
 def test_keys_that_never_vary_are_followed_through_the_context() -> None:
-    """A key that is one vector turned by RoPE leaves, in slow channels, nothing to quantize but its turn in a block."""
+    """For a constant key before RoPE, slow channels only have to quantize the rotation within a block."""
     config = parse_config({**RAW, "rope_theta": 1e6})
     key = torch.arange(16.0).expand(40, 2, 16)
-    keys = [apply_rope(key, *Rope(config).rotation(torch.arange(40)))]
+    keys = [apply_rope(key, *_rotation(torch.arange(40), config))]
     queries = [keys[0].repeat_interleave(3, dim=1)]
     scheme = attention.calibrate(config, AttentionRecipe(), queries, keys, keys, v_folded=True)
     for position in (10, 1500, 2490):
-        there = apply_rope(key[:1], *Rope(config).rotation(torch.tensor([position])))
+        there = apply_rope(key[:1], *_rotation(torch.tensor([position]), config))
         left = (there - scheme.at(position // MAP_BLOCK).k_center)[0, :, 7]
         assert left.abs().max() < 0.05 * key[0, 0, 7]
 
@@ -85,7 +90,7 @@ def test_the_equalizer_makes_the_scores_more_precise_where_q_and_k_differ_by_cha
         k8, scale = quantize_k(k, scheme.at(0))
         cached = dequantize_k(k8, scale, scheme.at(0))
         scores, exact = (torch.einsum("qhd,khd->hqk", q[:, ::3], x) for x in (cached, k))
-        # A shift that is the same for all keys of a row cancels in the softmax.
+        # A shift that all keys of a row share cancels in the softmax.
         difference = scores - exact
         errors.append(float((difference - difference.mean(-1, keepdim=True)).square().mean()))
     assert errors[1] < 0.2 * errors[0]
@@ -98,14 +103,14 @@ def test_static_scales_cover_the_mapped_keys_of_every_block(granularity: str) ->
     scheme = attention.calibrate(CONFIG, recipe, _queries(3), keys, values, v_folded=False)
     peak = torch.zeros(2, 16)
     for block, positions in enumerate(torch.arange(2500).split(MAP_BLOCK)):
-        k = _turned(keys, positions)
+        k = _rotated(keys, positions)
         mapped = map_k(k, scheme.at(block)).abs().amax(0)
         peak = torch.maximum(peak, mapped)
-        # No block's keys are larger than another's, so that none is quantized coarsely.
+        # Keys of all blocks have the same size, so that none is quantized coarsely.
         torch.testing.assert_close(mapped.amax(-1), scheme.k_scale.amax(-1) * 127, rtol=0.25, atol=0)
     width = 1 if granularity == "head" else 16
     assert scheme.k_scale.shape == scheme.v_scale.shape == (2, width)
-    # Some of the positions are looked at, not all.
+    # Only some of the positions are sampled.
     low, high = (0.75, 1.0001) if granularity == "channel" else (0.9, 1.0001)
     ratio = scheme.k_scale * 127 / (peak if width > 1 else peak.amax(-1, keepdim=True))
     assert low < ratio.min() <= ratio.max() <= high

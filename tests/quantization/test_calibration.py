@@ -1,4 +1,4 @@
-"""The calibration set and its loader: properties, hostile files, and what the built-in set owes."""
+"""The calibration set and its loader: properties, hostile files, and requirements of the built-in set."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from faquant.quantization.calibration import (
 
 
 class ByteTokenizer:
-    """One token for each byte, after `bos` if there is one; `fault` is what the chat template raises."""
+    """One token per byte, after `bos` if there is one; the chat template raises `fault`."""
 
     def __init__(self, fault: Exception | None = None, bos: list[int] | None = None) -> None:
         self.fault = fault
@@ -90,7 +90,7 @@ def test_builtin_holds_no_markup_of_a_model_and_no_traces_of_a_machine() -> None
     assert not re.search(r"copyright|all rights reserved|\(c\)|SPDX|GPL", letters, re.IGNORECASE)
 
 
-def test_builtin_stands_under_the_projects_licence() -> None:
+def test_builtin_stands_under_the_projects_license() -> None:
     root = Path(__file__).parents[2]
     assert 'license = "Apache-2.0"' in (root / "pyproject.toml").read_text(encoding="utf-8")
 
@@ -119,10 +119,10 @@ def test_builtin_tokenizes_with_and_without_a_template() -> None:
 
 def test_a_damaged_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(calibration.resources, "files", lambda package: tmp_path)
-    with pytest.raises(CheckpointError, match="Install faquant again"):
+    with pytest.raises(CheckpointError, match="Reinstall faquant"):
         builtin_records()
     write(tmp_path, '{"txet": "a"}', "calibration.jsonl")
-    with pytest.raises(CheckpointError, match=r"line 1.*txet.*Install faquant again"):
+    with pytest.raises(CheckpointError, match=r"line 1.*txet.*Reinstall faquant"):
         builtin_records()
 
 
@@ -179,21 +179,21 @@ HOSTILE_LINES = [
     ('"text"', "must be a JSON object"),
     ("[1, 2]", "must be a JSON object"),
     ("null", "must be a JSON object"),
-    ("{}", "exactly one of text, messages and token_ids; there is none"),
-    ('{"text": "a", "token_ids": [1]}', "exactly one .* there is text and token_ids"),
-    ('{"text": "a", "text": "b"}', "'text' stands there twice"),
+    ("{}", "exactly one of text, messages and token_ids; found none"),
+    ('{"text": "a", "token_ids": [1]}', "exactly one .* found text and token_ids"),
+    ('{"text": "a", "text": "b"}', "duplicate key 'text'"),
     ('{"prompt": "a"}', "unknown key 'prompt'"),
     ('{"text": "a", "weight": 1}', "unknown key 'weight'"),
     ('{"text": null}', "text must be a string, not None"),
     ('{"text": 5}', "text must be a string, not 5"),
     ('{"text": ""}', "text is empty"),
     ('{"text": " \\n\\t"}', "text is empty"),
-    ('{"text": "a\\ud800b"}', "surrogate pair at character 2"),
+    ('{"text": "a\\ud800b"}', "unpaired surrogate at character 2"),
     ('{"messages": {}}', "messages must be a list"),
     ('{"messages": []}', "messages is empty"),
     ('{"messages": ["hi"]}', "message 1 must be an object"),
-    ('{"messages": [{"role": "user"}]}', "message 1 must be an object with role and content"),
-    ('{"messages": [{"role": "user", "content": "a", "name": "b"}]}', "nothing else"),
+    ('{"messages": [{"role": "user"}]}', "message 1 must be an object with only role and content"),
+    ('{"messages": [{"role": "user", "content": "a", "name": "b"}]}', "only role and content"),
     ('{"messages": [{"role": "User", "content": "a"}]}', "role must be system, user, assistant, tool, not 'User'"),
     ('{"messages": [{"role": ["user"], "content": "a"}]}', "role must be"),
     ('{"messages": [{"role": "user", "content": ["a"]}]}', "content must be a string"),
@@ -222,9 +222,9 @@ def test_malformed_lines_are_refused_with_their_place(line: str, message: str, t
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no text"),
-        (b"\xef\xbb\xbf", "holds no text"),
-        (b" \n\r\n\t", "holds no text"),
+        (b"", "has no text"),
+        (b"\xef\xbb\xbf", "has no text"),
+        (b" \n\r\n\t", "has no text"),
         (b'{"text": "a"}\n{"text": "\xff"}', "line 2: this is not UTF-8"),
         ("text".encode("utf-16"), "line 1: this is not UTF-8"),
         (b"ok\nt\0e\0x\0t\0", "line 2: there is a NUL character"),
@@ -300,7 +300,7 @@ def test_token_ids_pass_unchanged_or_are_refused() -> None:
     assert tokenize_records([record], ByteTokenizer(), 10, 3) == [[0, 9, 9]]
     with pytest.raises(UsageError, match="line 4: token id 9 is beyond the model's vocabulary of 9"):
         tokenize_records([record], ByteTokenizer(), 9, 3)
-    with pytest.raises(UsageError, match="line 4: 3 token ids are more than the 2"):
+    with pytest.raises(UsageError, match="line 4: 3 token ids are more than the limit of 2"):
         tokenize_records([record], ByteTokenizer(), 10, 2)
 
 
@@ -310,11 +310,11 @@ def test_foolish_arguments_and_tokenizers_are_refused() -> None:
         tokenize_records([], ByteTokenizer(), 256, 8)
     with pytest.raises(UsageError, match="at least 1"):
         tokenize_records([record], ByteTokenizer(), 256, 0)
-    with pytest.raises(CheckpointError, match="yields id 99, but the model's vocabulary has 99"):
+    with pytest.raises(CheckpointError, match="produces id 99, but the model's vocabulary has 99"):
         tokenize_records([record], ByteTokenizer(), 99, 8)
     mute = ByteTokenizer()
     mute.encode = lambda text, add_special_tokens=True: []  # type: ignore[method-assign]
-    with pytest.raises(UsageError, match="makes no tokens"):
+    with pytest.raises(UsageError, match="produces no tokens"):
         tokenize_records([record], mute, 99, 8)
 
 

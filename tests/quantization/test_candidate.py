@@ -1,4 +1,4 @@
-"""A candidate that is never written computes, bit for bit, what the written checkpoint will."""
+"""An unwritten candidate computes the same bits as the written checkpoint."""
 
 from pathlib import Path
 
@@ -7,11 +7,13 @@ import torch
 
 from faquant.evaluation.scores import Heads
 from faquant.evaluation.streaming import Window, run
+from faquant.formats import open_checkpoint
+from faquant.kernels.modules import RMSNorm
 from faquant.model.load import load
-from faquant.model.opening import open_checkpoint
 from faquant.quantization.candidate import Calibration, Candidate
 from faquant.quantization.layerwise import LayerQuantizer
 from faquant.quantization.pipeline import metadata_of, quantize
+from faquant.quantization.tensors import SourceTensors
 from faquant.recipe import LinearRecipe, Recipe
 from oracles.tiny_models import tiny_model
 
@@ -30,7 +32,9 @@ def test_a_candidate_has_the_bits_of_the_checkpoint(kind: str, linear: str, tmp_
     tiny_model(kind, tmp_path / "float")
     quantize(tmp_path / "float", tmp_path / "written", recipe, [prompt.tolist() for prompt in PROMPTS])
     opened = open_checkpoint(tmp_path / "float")
-    quantizer = LayerQuantizer(opened.config, opened.checked, recipe, metadata_of(opened.config, recipe, "", ""))
+    quantizer = LayerQuantizer(
+        opened.config, SourceTensors(opened.files), recipe, metadata_of(opened.config, recipe, "", "")
+    )
     candidate = Candidate(quantizer, Calibration(quantizer, PROMPTS))
 
     models = {"written": load(tmp_path / "written"), "candidate": candidate.model}
@@ -39,4 +43,5 @@ def test_a_candidate_has_the_bits_of_the_checkpoint(kind: str, linear: str, tmp_
     heads = Heads(models)
     written, made = (heads.logits(name, streams[name][0]) for name in models)
     assert torch.equal(made, written)
-    assert models["written"].decoder.norm.fused == (linear == "int8")
+    assert type(candidate.model.decoder.norm) is type(models["written"].decoder.norm) is RMSNorm
+    assert models["written"].decoder.lm_head.is_int8 == candidate.model.decoder.lm_head.is_int8 == (linear == "int8")

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, or finds the disk full, is finished by the same command with the same bytes."""
+"""After a kill at any moment, or a full disk, the same command finishes the run with the same bytes."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15]]
 SHARD = 100_000
 """Bytes: the tiny model then has several files, and layers that begin in one and end in the next."""
 ROWS = 50
-"""Outputs worked on together: the head of 320 then has 7 blocks."""
+"""Outputs processed together: the head of 320 then has 7 blocks."""
 LAYERS, BLOCKS = 3, 7
 MADE_BEFORE = Path(__file__).parents[1] / "data" / "made_at_cad73ab"
 
@@ -47,7 +47,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
-    """What a run that nothing disturbs writes, by recipe."""
+    """The output of an undisturbed run, by recipe."""
     result = {}
     for recipe in ("default", "mindie"):
         out = tmp_path_factory.mktemp("undisturbed") / "out"
@@ -136,7 +136,7 @@ def test_a_full_disk_is_told_and_the_work_goes_on_once_there_is_room(
             if count[0] < number:
                 break
         except OutputError as error:
-            kept += "No space left" in str(error) and "goes on where it stopped" in str(error)
+            kept += "No space left" in str(error) and "same command again to resume" in str(error)
         finally:
             patch.undo()
         if not out.exists():
@@ -146,7 +146,7 @@ def test_a_full_disk_is_told_and_the_work_goes_on_once_there_is_room(
 
 
 def interrupted(source: Path, out: Path, after: int = 1, recipe: Recipe = RECIPES["default"]) -> None:
-    """Leave a run that was killed after its first layer, or so many layers and blocks of the head."""
+    """Leave a run that was killed after its first layer, or after this many layers and blocks of the head."""
 
     def run() -> None:
         quantize(source, out, recipe, PROMPTS, progress=stop)
@@ -201,14 +201,14 @@ def test_runs_that_were_left_by_the_version_before_are_taken_up(
     got, before = (load_file(path / "quant_model_weight_w8a8.safetensors") for path in (out, MADE_BEFORE / recipe))
     assert got.keys() == before.keys()
     for name, tensor in got.items():
-        if tensor.dtype == torch.int8:  # another CPU's sums of floats may round some otherwise
+        if tensor.dtype == torch.int8:  # float sums on another CPU may round some differently
             assert (tensor != before[name]).double().mean() < 0.01, name
 
 
 def test_the_head_is_calibrated_without_the_logits_of_all_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a large vocabulary they take longer than a layer, and nobody wants them."""
+    """With a large vocabulary they take longer than a layer, and they are not needed."""
     tiny_model("llama2", tmp_path / "float")
     linear = RECIPES["mindie-plain"].linear
     assert linear is not None
@@ -239,7 +239,7 @@ def test_what_has_changed_meanwhile_is_refused(
         monkeypatch.setattr(pipeline, "version", lambda name: "99")
     with pytest.raises(OutputError, match=f"with another {change}.*--restart"):
         quantize(mine, out, recipe, prompts)
-    # A refusal loses nothing: what was there is still there, until it is thrown away by name.
+    # A refusal loses nothing: the work is still there until it is discarded explicitly.
     with pytest.raises(OutputError, match=f"with another {change}"):
         quantize(mine, out, recipe, prompts)
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""The offline rotations are orthogonal, and folding them leaves a linear's result alone."""
+"""The offline rotations are orthogonal, and folding them does not change a linear's result."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SIZES = (64, 96, 80, 576, 72)
 def test_residual_rotation_is_orthogonal_and_spreads_every_channel(size: int) -> None:
     matrix = rotate.rotate_residual(torch.eye(size).double())
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(size).double(), rtol=0, atol=1e-12)
-    # No entry may hold more than a few times the even share of 1/√size.
+    # No entry may exceed a few times the even share of 1/√size.
     assert matrix.abs().max() < 2 / size**0.5
 
 

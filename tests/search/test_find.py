@@ -1,4 +1,4 @@
-"""The search measures what a recipe would cost, and takes the cheapest that is good enough."""
+"""The search measures the loss of recipes, and chooses the cheapest that is good enough."""
 
 from math import prod
 from pathlib import Path
@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from faquant.checkpoint.model_config import load_config
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants
+from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import load
-from faquant.model.opening import layer_linears, linear_shape
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
-from faquant.search import Found, find
+from faquant.search import SearchResult, find
 from faquant.search.space import ATTENTION, LINEAR, Measured
 from oracles.tiny_models import tiny_model
 
@@ -34,21 +35,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def best(source: Path) -> Found:
+def best(source: Path) -> SearchResult:
     return find(source, PROMPTS, TEXTS)
 
 
-def chosen(found: Found) -> Measured:
+def chosen(found: SearchResult) -> Measured:
     (row,) = (row for row in found.candidates if row.chosen)
     return row
 
 
-def row(found: Found, part: str, name: str) -> Measured:
+def row(found: SearchResult, part: str, name: str) -> Measured:
     (row,) = (row for row in found.candidates if (row.part, row.name) == (part, name))
     return row
 
 
-def test_without_a_bound_the_least_kl_at_full_speed_is_taken(best: Found) -> None:
+def test_without_a_bound_the_least_kl_at_full_speed_is_taken(best: SearchResult) -> None:
     assert best.recipe.name == "auto"
     assert best.recipe.linear is not None
     assert not best.recipe.linear.float_layers
@@ -60,17 +61,17 @@ def test_without_a_bound_the_least_kl_at_full_speed_is_taken(best: Found) -> Non
     assert best.tokens == 100
 
 
-def test_a_candidate_costs_what_the_checkpoint_will(best: Found, source: Path, tmp_path: Path) -> None:
-    """The same calibration written and read back has the same KL, to the last bit of the arithmetic."""
+def test_a_candidate_costs_what_the_checkpoint_will(best: SearchResult, source: Path, tmp_path: Path) -> None:
+    """The same calibration, written and read back, has the same KL, to the last bit."""
     quantize(source, tmp_path / "out", RECIPES["default"], PROMPTS)
-    model, plain = load(tmp_path / "out"), load(source)
+    model, plain = load(tmp_path / "out"), load(source, backend=TorchBackend())
     results = [compare(plain, variants(model, plain), text, window=50) for text in TEXTS]
     for part, name, variant in (("attention", "token, mapped, P 16", "attention"), ("linears", "rotated", "linears")):
         mean = sum(result[variant].kl_mean for result in results) / 2
         assert row(best, part, name).kl == pytest.approx(mean, rel=1e-4)
 
 
-def test_a_loose_bound_buys_the_cheapest(source: Path, best: Found) -> None:
+def test_a_loose_bound_buys_the_cheapest(source: Path, best: SearchResult) -> None:
     found = find(source, PROMPTS, TEXTS, max_kl=0.02)
     assert chosen(found).kl <= 0.02
     assert found.recipe.attention is not None
@@ -79,7 +80,7 @@ def test_a_loose_bound_buys_the_cheapest(source: Path, best: Found) -> None:
     assert found.max_kl == 0.02
 
 
-def test_a_tight_bound_leaves_the_linears_float_that_lose_most_for_their_bytes(source: Path, best: Found) -> None:
+def test_a_tight_bound_leaves_the_most_costly_linears_float(source: Path, best: SearchResult) -> None:
     attention = min(row.kl for row in best.candidates if row.part == "attention")
     bound = attention + 0.6 * (chosen(best).kl - attention)
     found = find(source, PROMPTS, TEXTS, max_kl=bound)
@@ -93,7 +94,7 @@ def test_a_tight_bound_leaves_the_linears_float_that_lose_most_for_their_bytes(s
     left = found.recipe.linear.float_layers
     names = chosen(found).change.removeprefix("float: ").split("; ")
     assert 0 < len(names) < 13
-    config = load(source).config
+    config = load_config(source)
 
     def loss(name: str) -> float:
         """For each parameter of the group."""
@@ -103,18 +104,18 @@ def test_a_tight_bound_leaves_the_linears_float_that_lose_most_for_their_bytes(s
             if name == "lm_head"
             else [
                 module
-                for module in layer_linears(config)
+                for module in config.layer_linears
                 if module.startswith(f"model.layers.{layer}.") and module.rpartition(".")[2] in kinds.split(", ")
             ]
         )
         assert all((module in left) == (name in names) for module in modules)
-        return groups[name] / sum(prod(linear_shape(config, module)) for module in modules)
+        return groups[name] / sum(prod(config.linear_shape(module)) for module in modules)
 
     assert min(loss(name) for name in names) >= max(loss(name) for name in groups.keys() - names)
 
 
-def test_a_search_that_was_cut_off_goes_on(source: Path, best: Found, tmp_path: Path) -> None:
-    """Cut off behind each measurement; what was measured is not measured again, and the table comes out the same."""
+def test_a_search_that_was_cut_off_goes_on(source: Path, best: SearchResult, tmp_path: Path) -> None:
+    """Interrupted after each measurement: nothing is measured twice, and the table is the same."""
     journal = tmp_path / "journal.json"
     measured: list[str] = []
     while True:
@@ -138,7 +139,9 @@ def test_a_search_that_was_cut_off_goes_on(source: Path, best: Found, tmp_path: 
 
 
 @pytest.mark.parametrize("change", ["calibration", "text", "damaged"])
-def test_the_journal_of_another_search_is_begun_anew(source: Path, best: Found, tmp_path: Path, change: str) -> None:
+def test_the_journal_of_another_search_is_discarded(
+    source: Path, best: SearchResult, tmp_path: Path, change: str
+) -> None:
     journal = tmp_path / "journal.json"
     find(source, PROMPTS, TEXTS, journal=journal)
     before = journal.read_text()
@@ -166,7 +169,7 @@ def test_what_cannot_be_had_is_refused(source: Path) -> None:
 
 
 def test_biases_of_k_are_found_and_handled(source: Path, tmp_path: Path) -> None:
-    """Channels of K far from zero, constant before RoPE: what is cheap for other models is not good enough here."""
+    """Channels of K far from zero, constant before RoPE: cheap recipes for other models are not good enough here."""
     biased = tmp_path / "float"
     biased.mkdir()
     (biased / "config.json").write_bytes((source / "config.json").read_bytes())

@@ -23,7 +23,7 @@ def shared_server(no_model_is_kept: None) -> Iterator[TinyServer]:
 
 @pytest.fixture
 def server(shared_server: TinyServer) -> Iterator[TinyServer]:
-    """One for all tests; after each, nothing is held any more."""
+    """One server for all tests; after each test, no request may hold pages."""
     yield shared_server
     shared_server.wait_until_nothing_is_held()
 

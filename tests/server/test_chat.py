@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from faquant.engine.sampling import SamplingParams
+from faquant.sampling.sampler import SamplingParams
 from oracles.tiny_server import GREEDY, NAME, TinyServer, alone, tokenizer
 
 MESSAGES: Any = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Größe?"}]
@@ -66,7 +66,7 @@ def test_the_async_client(server: TinyServer) -> None:
     asyncio.run(main())
 
 
-def test_the_clients_own_stream_helper_puts_the_same_together(client: openai.OpenAI) -> None:
+def test_the_clients_stream_helper_returns_the_same(client: openai.OpenAI) -> None:
     full = expected()
     stop = next(letter for letter in full[5:] if letter != "\ufffd")
     asked: Any = {"model": NAME, "messages": MESSAGES, "max_tokens": 24, "stop": stop, "logprobs": True, **GREEDY}
@@ -159,7 +159,7 @@ def test_by_default_the_answer_may_fill_the_context(client: openai.OpenAI, serve
     assert got.usage.prompt_tokens == prompt
 
 
-def test_tokens_found_in_the_prefix_cache_are_told(client: openai.OpenAI) -> None:
+def test_tokens_found_in_the_prefix_cache_are_reported(client: openai.OpenAI) -> None:
     asked: Any = {"model": NAME, "messages": [{"role": "user", "content": "cached " * 60}], "max_tokens": 2}
     first = client.chat.completions.create(**asked).usage
     again = client.chat.completions.create(**asked).usage
@@ -169,7 +169,7 @@ def test_tokens_found_in_the_prefix_cache_are_told(client: openai.OpenAI) -> Non
         assert usage.prompt_tokens_details.cached_tokens == cached
 
 
-def test_parts_a_developer_and_what_changes_nothing(client: openai.OpenAI) -> None:
+def test_text_parts_a_developer_message_and_fields_without_effect(client: openai.OpenAI) -> None:
     got = client.chat.completions.create(
         model=NAME,
         messages=[
@@ -187,13 +187,13 @@ def test_parts_a_developer_and_what_changes_nothing(client: openai.OpenAI) -> No
     assert got.choices[0].message.content == expected()
 
 
-def test_a_clients_answer_can_be_sent_back_as_it_is(client: openai.OpenAI) -> None:
+def test_an_answer_can_be_sent_back_unchanged(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=4, seed=1).choices[0].message
     more = [*MESSAGES, answer.model_dump(), {"role": "user", "content": "And?"}]
     assert client.chat.completions.create(model=NAME, messages=more, max_tokens=4).choices
 
 
-def test_an_answer_has_the_schema_asked_for(client: openai.OpenAI) -> None:
+def test_an_answer_follows_the_requested_schema(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
         "properties": {"a": {"type": "integer"}, "b": {"type": "array", "items": {"type": "string"}, "maxItems": 2}},

@@ -1,4 +1,4 @@
-"""The files of the page at /: how they are served, and that they come with the package."""
+"""The files of the chat page: how they are served, and that the wheel contains them."""
 
 import re
 import zipfile
@@ -8,23 +8,25 @@ import httpx
 import pytest
 from scikit_build_core.build import build_wheel
 
-from faquant.server import chat_page
+from faquant.server.page import files as chat_page
 from oracles.tiny_server import TinyServer
 
 ROOT = Path(__file__).parents[2]
-FILES = ROOT / "src" / "faquant" / "server" / "page"
+PAGE = ROOT / "src" / "faquant" / "server" / "page"
+FILES = [path for path in PAGE.iterdir() if path.suffix not in ("", ".py")]
+"""The files for the browser; the folder also has a Python module and a cache."""
 
 
-def test_every_file_is_served_as_what_it_is(server: TinyServer) -> None:
-    assert {f"/page/{path.name}" for path in FILES.iterdir()} | {"/"} == chat_page.PATHS
+def test_every_file_is_served_with_its_media_type(server: TinyServer) -> None:
+    assert {f"/page/{path.name}" for path in FILES} | {"/"} == chat_page.PATHS
     types = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-    for path in FILES.iterdir():
+    for path in FILES:
         response = httpx.get(f"{server.url}/page/{path.name}")
         assert response.content == path.read_bytes()
         assert response.headers["content-type"].split(";")[0] == types[path.suffix]
         assert response.headers["x-content-type-options"] == "nosniff"
     index = httpx.get(f"{server.url}/")
-    assert index.content == (FILES / "index.html").read_bytes()
+    assert index.content == (PAGE / "index.html").read_bytes()
     assert httpx.head(f"{server.url}/").headers["content-length"] == str(len(index.content))
 
 
@@ -34,13 +36,13 @@ def test_the_policy_allows_its_own_files_only(server: TinyServer) -> None:
     assert rules["default-src"] == "'none'"
     assert rules["frame-ancestors"] == "'none'"
     assert {rules[name] for name in ("script-src", "style-src", "connect-src", "img-src")} == {"'self'"}
-    for path in FILES.iterdir():
+    for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text)
         assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text)
 
 
-def test_a_browser_that_has_a_file_asks_whether_it_is_still_the_same(server: TinyServer) -> None:
+def test_a_cached_file_is_revalidated(server: TinyServer) -> None:
     first = httpx.get(f"{server.url}/page/page.js")
     assert first.headers["cache-control"] == "no-cache"
     for known in (first.headers["etag"], f'"other", W/{first.headers["etag"]}'):
@@ -57,7 +59,7 @@ def test_nothing_else_is_served(server: TinyServer, path: str) -> None:
     assert response.json()["error"]["type"] == "not_found_error"
 
 
-def test_the_page_needs_no_key_and_gives_none_away() -> None:
+def test_the_page_needs_no_key_and_reveals_none() -> None:
     with TinyServer(api_key="secret") as server:
         for path in chat_page.PATHS:
             response = httpx.get(server.url + path)
@@ -69,6 +71,6 @@ def test_the_page_needs_no_key_and_gives_none_away() -> None:
 
 def test_the_files_are_in_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    wheel = build_wheel(str(tmp_path), {"wheel.cmake": "false"})  # the C++ is not what is asked here
+    wheel = build_wheel(str(tmp_path), {"wheel.cmake": "false", "wheel.py-api": ""})  # without the C++ extension
     packed = set(zipfile.ZipFile(tmp_path / wheel).namelist())
-    assert {f"faquant/server/page/{path.name}" for path in FILES.iterdir()} <= packed
+    assert {f"faquant/server/page/{path.name}" for path in FILES} <= packed

@@ -1,4 +1,4 @@
-"""The chat page in chromium, given answers that are written beforehand."""
+"""The chat page in chromium, with scripted answers."""
 
 import json
 import threading
@@ -153,9 +153,7 @@ def test_calls_are_shown_and_their_results_sent(page: ChatPage, server: Scripted
         Script([text("Hm."), call(0, "get_weather", "{}")], done=False),
     ],
 )
-def test_a_call_that_is_cut_off_is_shown_and_not_sent_on(
-    page: ChatPage, server: ScriptedServer, script: Script
-) -> None:
+def test_a_call_that_is_cut_off_is_shown_but_not_sent(page: ChatPage, server: ScriptedServer, script: Script) -> None:
     server.scripts = [script, PLAIN]
     page.ask("Weather?")
     assert page.text(".call code") == "get_weather"
@@ -192,7 +190,7 @@ def test_an_answer_that_fails_leaves_the_message(
     assert not page.one("#notice").is_displayed()
 
 
-def test_what_came_before_the_connection_was_lost_is_kept(page: ChatPage, server: ScriptedServer) -> None:
+def test_text_received_before_the_connection_was_lost_is_kept(page: ChatPage, server: ScriptedServer) -> None:
     server.scripts = [Script([text("Half an ")], done=False), PLAIN]
     page.ask("One")
     assert "connection was lost" in page.text("#notice")
@@ -201,7 +199,7 @@ def test_what_came_before_the_connection_was_lost_is_kept(page: ChatPage, server
     assert server.asked[1]["messages"] == [user("One"), assistant("Half an "), user("Two")]
 
 
-def test_an_empty_answer_is_told(page: ChatPage, server: ScriptedServer) -> None:
+def test_an_empty_answer_is_reported(page: ChatPage, server: ScriptedServer) -> None:
     server.scripts = [Script([finish("stop")]), PLAIN]
     page.ask("One")
     assert page.answers() == ["An empty answer."]

@@ -1,4 +1,4 @@
-"""The chat page in chromium, at a server with a tiny model."""
+"""The chat page in chromium, with a server of a tiny model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def slow_server() -> Iterator[TinyServer]:
-    """Each token takes its time, so that answers can be watched."""
+    """A server with slow tokens, so that tests can watch answers."""
     with TinyServer(BytesEngine(slow=0.02, pages=20)) as server:
         yield server
 
@@ -51,7 +51,7 @@ def test_an_answer_streams_in(page: ChatPage, slow_server: TinyServer) -> None:
     assert all(path.startswith("/") for path in page.requested())
 
 
-def test_the_next_question_comes_after_what_was_said(page: ChatPage, slow_server: TinyServer) -> None:
+def test_the_next_question_follows_the_conversation(page: ChatPage, slow_server: TinyServer) -> None:
     page.fill("max_tokens", "8")
     page.fill("system", "x" * 100)
     page.ask("First")
@@ -62,7 +62,7 @@ def test_the_next_question_comes_after_what_was_said(page: ChatPage, slow_server
 
 
 @pytest.mark.parametrize("by_key", [False, True])
-def test_stop_keeps_what_came_and_frees_the_pages(page: ChatPage, slow_server: TinyServer, by_key: bool) -> None:
+def test_stop_keeps_the_text_and_frees_the_pages(page: ChatPage, slow_server: TinyServer, by_key: bool) -> None:
     steps = slow_server.engine.stats().steps
     page.fill("seed", "1")
     page.send("Tell me everything")
@@ -74,7 +74,7 @@ def test_stop_keeps_what_came_and_frees_the_pages(page: ChatPage, slow_server: T
     else:
         page.one("#stop").click()
     slow_server.wait_until_nothing_is_held(5)
-    assert slow_server.engine.stats().steps - steps < 600  # of the 1,200 that the cache leaves
+    assert slow_server.engine.stats().steps - steps < 600  # of 1,200 that fit into the cache
     page.until(lambda: not page.running)
     assert "stopped" in page.text(".stats")
     assert page.answers()[0]
@@ -86,7 +86,7 @@ def test_stop_keeps_what_came_and_frees_the_pages(page: ChatPage, slow_server: T
     assert page.complaints() == []
 
 
-def test_an_error_is_told_in_words_and_the_message_kept(page: ChatPage) -> None:
+def test_an_error_is_shown_in_words_and_the_message_kept(page: ChatPage) -> None:
     page.fill("max_tokens", "2000000")
     page.send("One day")
     page.until(lambda: "max_tokens is 2000000" in page.text("#notice"))

@@ -1,4 +1,4 @@
-"""The chat page in chromium where things are not as usual: sizes, keys, other tabs, a server that comes and goes."""
+"""The chat page in chromium in unusual conditions: sizes, keys, other tabs, a server that restarts."""
 
 import threading
 from collections.abc import Iterator
@@ -121,7 +121,7 @@ def test_ten_thousand_tokens_are_written_once_each(page: ChatPage, server: Scrip
     page.until(lambda: page.browser.execute_script(bottom) < 2)
 
 
-def test_who_reads_further_up_is_left_there(page: ChatPage, server: ScriptedServer) -> None:
+def test_the_scroll_position_of_a_reader_is_kept(page: ChatPage, server: ScriptedServer) -> None:
     release = threading.Event()
     server.scripts = [Script([text("line\n" * 200), text("end")], held=release)]
     page.send("Go on for long")

@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 
-from faquant.engine.sampling import SamplingParams
+from faquant.sampling.sampler import SamplingParams
 from oracles.tiny_server import GREEDY, NAME, alone, tokenizer
 
 
@@ -67,7 +67,7 @@ def test_logprobs_whole_and_streamed(client: openai.OpenAI) -> None:
     assert streamed == list(zip(found.tokens, offsets, strict=True))
 
 
-def test_what_the_sampler_does_beyond_openai(client: openai.OpenAI) -> None:
+def test_sampling_options_beyond_openai(client: openai.OpenAI) -> None:
     got = client.completions.create(
         model=NAME, prompt="One day", temperature=1.0, seed=3, extra_body={"top_k": 1, "ignore_eos": True}
     )

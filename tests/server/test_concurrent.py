@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 
-from faquant.engine.sampling import SamplingParams
+from faquant.sampling.sampler import SamplingParams
 from oracles.tiny_server import NAME, BytesEngine, TinyServer, alone, tokenizer
 
 REQUESTS = 200
@@ -43,7 +43,7 @@ async def _numbered(stream: Any) -> Any:
         count += 1
 
 
-def test_each_stream_gets_its_lone_answer_whoever_leaves() -> None:
+def test_each_stream_gets_its_lone_answer_despite_cancellations() -> None:
     leaving = {number: Random(number).randrange(6) for number in range(0, REQUESTS, 3)}
 
     async def main(server: TinyServer) -> list[str]:

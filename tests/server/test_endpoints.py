@@ -1,4 +1,4 @@
-"""The endpoints beside the answers."""
+"""The endpoints that do not generate."""
 
 from typing import Any
 
@@ -64,6 +64,6 @@ def test_metrics_count_a_prompt_once_for_all_its_answers_as_usage_does(
         usage = client.completions.create(model=NAME, prompt=asked, n=3, max_tokens=4, **GREEDY).usage
         assert usage is not None
         details: Any = usage.prompt_tokens_details
-        told = (usage.prompt_tokens, details.cached_tokens, usage.completion_tokens)
-        assert tuple(after - some for after, some in zip(counted(), before, strict=True)) == told
+        expected = (usage.prompt_tokens, details.cached_tokens, usage.completion_tokens)
+        assert tuple(after - some for after, some in zip(counted(), before, strict=True)) == expected
     assert details.cached_tokens > 0, "the second time it was there"

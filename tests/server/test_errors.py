@@ -1,4 +1,4 @@
-"""What is refused, as the exceptions of OpenAI's client and as the error object."""
+"""Refused requests, as exceptions of OpenAI's client and as error objects."""
 
 import json
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_a_wrong_field_is_named(http: httpx.Client, more: Any, param: str | None
         {"prompt": [99999]},
     ],
 )
-def test_what_completions_do_not_do(http: httpx.Client, more: Any) -> None:
+def test_unsupported_completion_fields(http: httpx.Client, more: Any) -> None:
     error = check_error(http.post("/v1/completions", json={"prompt": "x", **more}), 400)
     assert error["param"].startswith(next(iter(more)))
 
@@ -107,12 +107,12 @@ def test_what_completions_do_not_do(http: httpx.Client, more: Any) -> None:
         b'{"prompt": "x", "\\u0000\\n": 1}',
     ],
 )
-def test_bodies_that_are_no_requests(http: httpx.Client, body: bytes) -> None:
+def test_bodies_that_are_not_requests(http: httpx.Client, body: bytes) -> None:
     check_error(http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"}), 400)
 
 
-def test_a_body_must_say_that_it_is_json(http: httpx.Client) -> None:
-    """Which a web page cannot do without being asked whether it may."""
+def test_a_body_must_be_declared_as_json(http: httpx.Client) -> None:
+    """A web page cannot send this content type without a CORS preflight."""
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         body = json.dumps({"prompt": "x"})
         error = check_error(http.post("/v1/completions", content=body, headers={"Content-Type": kind}), 400)
@@ -126,7 +126,7 @@ def test_a_conversation_longer_than_the_context(client: openai.OpenAI, server: T
     assert caught.value.param == "prompt"
 
 
-def test_another_model(client: openai.OpenAI) -> None:
+def test_a_wrong_model_name(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
     assert caught.value.code == "model_not_found"
@@ -134,14 +134,14 @@ def test_another_model(client: openai.OpenAI) -> None:
         client.models.retrieve("gpt-4o")
 
 
-def test_paths_and_methods_that_are_not_there(http: httpx.Client) -> None:
+def test_unknown_paths_and_methods(http: httpx.Client) -> None:
     check_error(http.get("/v1/nothing"), 404)
     response = http.get("/v1/chat/completions")
     check_error(response, 405)
     assert response.headers["allow"] == "POST"
 
 
-def test_a_field_that_is_null_counts_as_not_given(http: httpx.Client) -> None:
+def test_a_field_that_is_null_counts_as_missing(http: httpx.Client) -> None:
     body = {"model": NAME, "messages": MESSAGES, "max_tokens": 2, "tools": None, "temperature": None, "stop": None}
     assert http.post("/v1/chat/completions", json=body).status_code == 200
 

@@ -1,4 +1,4 @@
-"""Requests that mean harm or nonsense: an answer or an error object, never a 500, and the next request works."""
+"""Hostile and nonsensical requests: an answer or an error object, never a 500, and the next request works."""
 
 import json
 import socket
@@ -63,7 +63,7 @@ SENSIBLE: dict[str, Any] = {
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
-    """A request with some fields as they should be, and some that may be anything."""
+    """A request with some valid fields and some arbitrary ones."""
     body: dict[str, Any] = {"max_tokens": 4, "messages": draw(MESSAGES)}
     if draw(st.booleans()):
         body = {"max_tokens": 4, "prompt": draw(PROMPTS)}
@@ -85,7 +85,7 @@ def check_next(http: httpx.Client) -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """With a short context, so that answers to the end of it are quick."""
+    """A server with a short context, so that answers that fill it are quick."""
     with TinyServer(BytesEngine(pages=16, max_model_len=256), request_timeout=60) as server:
         yield server
         server.wait_until_nothing_is_held()
@@ -122,7 +122,7 @@ def test_any_bytes_are_answered(small: TinyServer, body: bytes) -> None:
         b"BREW /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-def test_what_is_hardly_http(small: TinyServer, data: bytes) -> None:
+def test_malformed_http(small: TinyServer, data: bytes) -> None:
     with socket.create_connection(("127.0.0.1", small.port), timeout=10) as connection:
         try:
             connection.sendall(data)

@@ -1,4 +1,4 @@
-"""Which names a request may call the server by."""
+"""The Host header: accepted names of the server."""
 
 import socket
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def test_names_of_this_machine(named: TinyServer, host: str) -> None:
         *("localhost,evil.example", "127.0.0.1%eth0", "2130706433", "0x7f.1", "local host", "localhost:8x", "\xe9"),
     ],
 )
-def test_any_other_is_told_so(named: TinyServer, host: str) -> None:
+def test_any_other_name_is_refused(named: TinyServer, host: str) -> None:
     for method, path in (("GET", "/v1/models"), ("GET", "/"), ("GET", "/health"), ("POST", "/v1/chat/completions")):
         response = httpx.request(method, named.url + path, headers={"Host": host.encode("latin-1")})
         assert response.status_code == 421
@@ -39,13 +39,13 @@ def test_any_other_is_told_so(named: TinyServer, host: str) -> None:
         assert "x-request-id" in response.headers
 
 
-def test_who_sends_none_is_refused(named: TinyServer) -> None:
+def test_a_request_without_a_host_is_refused(named: TinyServer) -> None:
     with socket.create_connection(("127.0.0.1", named.port)) as connection:
         connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         assert b" 421 " in connection.recv(100)
 
 
-def test_unless_the_server_has_been_told_any_will_do() -> None:
+def test_by_default_any_name_is_accepted() -> None:
     for settings in ({}, {"allowed_hosts": ("*",)}):
         with TinyServer(**settings) as server:
             response = httpx.get(f"{server.url}/v1/models", headers={"Host": "other.example"})

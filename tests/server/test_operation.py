@@ -1,4 +1,4 @@
-"""Keys, limits, and clients that leave, are slow, or come too late."""
+"""API keys, limits, and clients that disconnect, read slowly, or send too many requests."""
 
 import asyncio
 import json
@@ -7,18 +7,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from faquant.engine.sampling import SamplingParams
-from faquant.server import connection
-from faquant.server.config import ServerConfig
-from faquant.server.logs import Seldom
-from faquant.server.middleware import Supervisor
+from faquant.sampling.sampler import SamplingParams
+from faquant.server.http import connection
+from faquant.server.http.middleware import Supervisor
+from faquant.server.operate.logs import RateLimit
 from oracles.tiny_server import GREEDY, NAME, BytesEngine, TinyServer, alone, tokenizer
 
 ENDLESS: Any = {"model": NAME, "prompt": "One day", "max_tokens": 3000, **GREEDY}
@@ -28,7 +26,7 @@ EXPECTED = alone(tokenizer().encode("One day"), SamplingParams(temperature=0, ig
 
 @pytest.fixture
 def slow_server() -> Iterator[TinyServer]:
-    """One sequence at a time, one more may wait, and each token takes its time."""
+    """A slow server with one running and one waiting sequence."""
     with TinyServer(BytesEngine(slow=0.005, pages=40, max_num_seqs=1), max_queue=1) as server:
         yield server
         server.wait_until_nothing_is_held()
@@ -60,7 +58,7 @@ def test_the_key() -> None:
         with pytest.raises(openai.AuthenticationError):
             server.client(api_key="other").models.list()
         assert server.client(api_key="secret").models.list().data
-        for scheme, status in (("bearer", 200), ("Basic", 401)):  # RFC 9110 counts no case there
+        for scheme, status in (("bearer", 200), ("Basic", 401)):  # case-insensitive, RFC 9110
             shown = {"Authorization": f"{scheme} secret"}
             assert httpx.get(f"{server.url}/v1/models", headers=shown).status_code == status
 
@@ -87,7 +85,7 @@ def test_a_body_that_is_too_large(chunked: bool) -> None:
         assert http.post("/v1/completions", json={"prompt": "x"}).status_code == 200
 
 
-def test_who_comes_when_too_many_wait_is_told_to_come_later(slow_server: TinyServer) -> None:
+def test_a_request_to_a_full_queue_is_refused_with_retry_after(slow_server: TinyServer) -> None:
     client = slow_server.client()
     with client.completions.create(**ENDLESS, stream=True) as first:
         next(iter(first))
@@ -106,7 +104,7 @@ def test_who_comes_when_too_many_wait_is_told_to_come_later(slow_server: TinySer
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_its_pages(slow_server: TinyServer, stream: bool) -> None:
+def test_a_client_that_disconnects_frees_its_pages(slow_server: TinyServer, stream: bool) -> None:
     for tokens_to_read in (1, 0) if stream else (0,):
         connection = raw_request(slow_server, {**flat(ENDLESS), "stream": stream})
         if tokens_to_read:
@@ -121,16 +119,16 @@ def test_a_client_that_leaves_frees_its_pages(slow_server: TinyServer, stream: b
         assert slow_server.engine.stats().steps - steps < 100  # of 3000
 
 
-def test_a_slow_reader_holds_nobody_back() -> None:
+def test_a_slow_reader_delays_no_other_client() -> None:
     with TinyServer(BytesEngine(pages=80)) as server:
         server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         body = {**flat(ENDLESS), "stream": True, "logprobs": 20, "max_tokens": 500}
-        slow = [raw_request(server, body) for _ in range(3)]  # nobody reads what comes
+        slow = [raw_request(server, body) for _ in range(3)]  # clients that do not read
         assert server.client().completions.create(**SHORT).choices[0].text == EXPECTED
         end = time.monotonic() + 60
         while server.engine.has_work and time.monotonic() < end:
             time.sleep(0.05)
-        assert server.engine.state().used_pages == 0  # the engine has finished them all the same
+        assert server.engine.state().used_pages == 0  # the engine has finished them anyway
         assert server.service.gate.inside == 3
         for connection in slow:
             connection.close()
@@ -153,7 +151,7 @@ def test_the_time_of_a_request_is_limited() -> None:
         unfinished.close()
 
 
-def test_a_connection_without_a_whole_head_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_without_complete_headers_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
     get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
     with TinyServer(BytesEngine(slow=0.02, pages=40)) as server:
@@ -169,14 +167,14 @@ def test_a_connection_without_a_whole_head_is_closed(monkeypatch: pytest.MonkeyP
         slow.close()
 
 
-def test_too_many_connections_are_told_of_once() -> None:
-    seldom = Seldom()
+def test_too_many_connections_are_logged_once() -> None:
+    limit = RateLimit()
     records = [logging.makeLogRecord({"msg": "full", "created": at}) for at in (1.0, 2.0, 10.9, 11.1)]
-    assert [seldom.filter(record) for record in records] == [True, False, False, True]
+    assert [limit.filter(record) for record in records] == [True, False, False, True]
 
 
 @pytest.mark.parametrize("stops_at", [0, 1, 2])
-def test_the_time_is_over_wherever_a_reader_stops(stops_at: int) -> None:
+def test_the_timeout_applies_wherever_a_reader_stops(stops_at: int) -> None:
     body = "http.response.body"
     messages: list[Any] = [
         {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]},
@@ -202,13 +200,12 @@ def test_the_time_is_over_wherever_a_reader_stops(stops_at: int) -> None:
         if message is messages[stops_at]:
             await asyncio.Event().wait()
 
-    service: Any = SimpleNamespace(config=ServerConfig(NAME, request_timeout=0.05))
-    asyncio.run(asyncio.wait_for(Supervisor(app, service)({"type": "http"}, receive, send), 10))
+    asyncio.run(asyncio.wait_for(Supervisor(app, timeout=0.05)({"type": "http"}, receive, send), 10))
     assert ended
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_engine_that_fails_is_told_and_goes_on(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_failure_is_reported_and_the_server_continues(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
     with TinyServer() as server:
         client = server.client()
         run, calls = server.engine._decoder.run, iter(range(1000))
@@ -225,7 +222,7 @@ def test_an_engine_that_fails_is_told_and_goes_on(stream: bool, caplog: pytest.L
         assert client.completions.create(**SHORT).choices[0].text == EXPECTED
 
 
-def test_an_error_in_the_server_itself_tells_nothing_of_it(
+def test_an_internal_error_reveals_no_details(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with TinyServer() as server:
@@ -239,7 +236,7 @@ def test_an_error_in_the_server_itself_tells_nothing_of_it(
         assert "ZeroDivisionError" in caplog.text
 
 
-def test_who_comes_while_the_server_ends_is_refused_and_who_is_there_is_answered(slow_server: TinyServer) -> None:
+def test_during_shutdown_new_requests_are_refused_and_running_ones_finish(slow_server: TinyServer) -> None:
     client = slow_server.client()
     got: list[str] = []
     thread = threading.Thread(target=lambda: got.append(client.completions.create(**SHORT).choices[0].text))
@@ -256,7 +253,7 @@ def test_who_comes_while_the_server_ends_is_refused_and_who_is_there_is_answered
     assert got == [EXPECTED]
 
 
-def test_the_log_has_one_line_a_request_and_no_text(server: TinyServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_one_line_per_request_and_no_text(server: TinyServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "faquant.server")
     with httpx.Client(base_url=server.url) as http:
         body = {"prompt": "confidential", "max_tokens": 5, "ignore_eos": True}
@@ -264,12 +261,12 @@ def test_the_log_has_one_line_a_request_and_no_text(server: TinyServer, caplog: 
         assert response.headers["x-request-id"] == "mine-1"
         forged = http.post("/v1/completions", json={"prompt": 1}, headers={"X-Request-Id": 'a"} forged'})
         assert "forged" not in forged.headers["x-request-id"]
-        assert http.get("/health").status_code == http.get("/metrics").status_code == 200  # are not told
+        assert http.get("/health").status_code == http.get("/metrics").status_code == 200  # not logged
         time.sleep(0.1)
-    told = [record.fields for record in caplog.records if record.name.startswith("faquant.server")]  # type: ignore[attr-defined]
-    assert [fields["status"] for fields in told] == [200, 400]
-    assert told[0]["id"] == "mine-1"
-    assert told[0]["prompt_tokens"] == len(tokenizer().encode("confidential"))
-    assert told[0]["completion_tokens"] == 5
-    assert told[0]["finish"] == "length"
-    assert "confidential" not in json.dumps(told)
+    logged = [record.fields for record in caplog.records if record.name.startswith("faquant.server")]  # type: ignore[attr-defined]
+    assert [fields["status"] for fields in logged] == [200, 400]
+    assert logged[0]["id"] == "mine-1"
+    assert logged[0]["prompt_tokens"] == len(tokenizer().encode("confidential"))
+    assert logged[0]["completion_tokens"] == 5
+    assert logged[0]["finish"] == "length"
+    assert "confidential" not in json.dumps(logged)

@@ -44,13 +44,13 @@ class Process:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        self.told = ""
+        self.output = ""
         assert self.process.stderr is not None
         self.url = ""
         while not self.url:
             line = self.process.stderr.readline()
-            assert line, self.told
-            self.told += line
+            assert line, self.output
+            self.output += line
             if match := re.search(r"http://\S+:\d+", line):
                 self.url = match[0]
         self._reader = threading.Thread(target=self._read)
@@ -62,12 +62,12 @@ class Process:
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
-        raise AssertionError(self.told)
+        raise AssertionError(self.output)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.told += line
+            self.output += line
 
     def end(self) -> int:
         status = self.process.wait(30)
@@ -95,11 +95,11 @@ def test_every_setting_of_the_engine_is_a_flag() -> None:
         assert flags[field.name].default == field.default
 
 
-def test_the_table_says_what_is_in_use(start: Callable[..., Process]) -> None:
+def test_the_table_shows_the_settings_in_use(start: Callable[..., Process]) -> None:
     process = start("--kv-cache-memory", "1MiB", "--served-model-name", "mine", "--no-enable-prefix-caching")
     assert httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"] == "mine"
-    for part in ("float", "576 bytes a token", "1,792 tokens at most", "threads", "mine", "no key"):
-        assert part in process.told
+    for part in ("float", "576 bytes per token", "1,792 tokens at most", "threads", "mine", "no key"):
+        assert part in process.output
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_table_says_what_is_in_use(start: Callable[..., Process]) -> None:
         (("--api-key", "k"), (200, 200)),
     ],
 )
-def test_without_a_key_a_page_that_turns_its_name_to_this_machine_is_refused(
+def test_without_a_key_dns_rebinding_is_refused(
     start: Callable[..., Process], flags: tuple[str, ...], statuses: tuple[int, int]
 ) -> None:
     url = start(*flags).url
@@ -120,7 +120,7 @@ def test_without_a_key_a_page_that_turns_its_name_to_this_machine_is_refused(
     assert tuple(httpx.get(f"{url}/health", headers={"Host": host}).status_code for host in asked) == statuses
 
 
-def test_sigterm_lets_answers_be_finished_and_refuses_new_ones(start: Callable[..., Process]) -> None:
+def test_sigterm_finishes_answers_and_refuses_new_requests(start: Callable[..., Process]) -> None:
     process = start()
     with httpx.stream(
         "POST", f"{process.url}/v1/completions", json={**LONG, "max_tokens": 500}, timeout=60
@@ -137,14 +137,14 @@ def test_sigterm_lets_answers_be_finished_and_refuses_new_ones(start: Callable[.
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert process.end() == 0
-    assert "Traceback" not in process.told
+    assert "Traceback" not in process.output
 
 
 ENDLESS = """
 import sys, time
 from faquant.cli.main import main
-from faquant.engine import grammar
 from faquant.server import run
+from faquant.structured import grammar
 
 run.LAST_SECONDS = 1
 grammar._Compiled = lambda *_: time.sleep(1000)
@@ -154,7 +154,7 @@ main()
 
 
 @pytest.mark.parametrize(("signals", "status"), [(1, 0), (2, 128 + signal.SIGTERM)])
-def test_a_thread_that_still_works_does_not_keep_the_server(directory: Path, signals: int, status: int) -> None:
+def test_a_busy_thread_does_not_prevent_shutdown(directory: Path, signals: int, status: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 9, "response_format": {"type": "json_object"}}
@@ -171,14 +171,14 @@ def test_a_thread_that_still_works_does_not_keep_the_server(directory: Path, sig
         assert answered == 504
         for _ in range(signals):
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.7)  # uvicorn has gone, and Python waits for the thread
+            time.sleep(0.7)  # uvicorn has ended, and Python waits for the thread
         assert process.wait(20) == status
     finally:
         process.kill()
         process.wait()
 
 
-def test_a_second_signal_ends_it_now(start: Callable[..., Process]) -> None:
+def test_a_second_signal_ends_the_server_at_once(start: Callable[..., Process]) -> None:
     process = start()
     with httpx.stream("POST", f"{process.url}/v1/completions", json={**LONG, "n": 8}, timeout=60) as response:
         lines = response.iter_lines()
@@ -189,10 +189,10 @@ def test_a_second_signal_ends_it_now(start: Callable[..., Process]) -> None:
         assert process.end() == 128 + signal.SIGTERM
         with pytest.raises(httpx.TransportError):
             list(lines)
-    assert "Traceback" not in process.told
+    assert "Traceback" not in process.output
 
 
-def test_killed_and_started_again_at_the_same_port(start: Callable[..., Process]) -> None:
+def test_killed_and_restarted_on_the_same_port(start: Callable[..., Process]) -> None:
     process = start()
     process.process.kill()
     process.end()
@@ -203,16 +203,16 @@ def test_killed_and_started_again_at_the_same_port(start: Callable[..., Process]
 def test_a_busy_port_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         assert run(["serve", str(directory), "--port", str(busy.getsockname()[1])]) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "in use" in told
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "in use" in output
 
 
 def test_a_host_of_another_machine_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["serve", str(directory), "--host", "192.0.2.1"]) == 1  # of RFC 5737, which nobody has
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "--host" in told
+    assert run(["serve", str(directory), "--host", "192.0.2.1"]) == 1  # reserved for documentation, RFC 5737
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "--host" in output
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,6 @@ def test_a_host_of_another_machine_is_one_line(directory: Path, capsys: pytest.C
 )
 def test_a_wrong_flag_is_one_line(directory: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", str(directory), "--port", "0", *flags]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith("faquant: ")
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert output.startswith("faquant: ")

@@ -48,7 +48,7 @@ def check(message: Any) -> None:
         {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}},
     ],
 )
-def test_calls_that_must_be_are_right(client: openai.OpenAI, choice: Any, seed: int) -> None:
+def test_forced_calls_are_valid(client: openai.OpenAI, choice: Any, seed: int) -> None:
     choices = client.chat.completions.create(**ASKED, tool_choice=choice, seed=seed, n=2).choices
     assert len(choices) == 2
     for one in choices:
@@ -75,7 +75,7 @@ def test_a_streamed_answer_is_the_same(client: openai.OpenAI) -> None:
             ]
 
 
-def test_deltas_begin_with_a_name_and_go_on_with_arguments(client: openai.OpenAI) -> None:
+def test_deltas_begin_with_a_name_and_continue_with_arguments(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(**ASKED, tool_choice=NAMED, seed=3, stream=True))
     deltas = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert len(deltas) > 5
@@ -96,7 +96,7 @@ def test_free_answers_without_calls_are_content(client: openai.OpenAI) -> None:
 
 
 class LedEngine(BytesEngine):
-    """Its answers begin with a text."""
+    """A server whose answers begin with a given text."""
 
     led = tokenizer().encode("Well. <tool_call>")
 
@@ -107,7 +107,7 @@ class LedEngine(BytesEngine):
                 place = len(item.request.answer_ids)
                 if place < len(self.led):
                     logits[row, self.led[place]] += 1000
-                row += 1 + len(item.guessed)
+                row += 1 + len(item.draft)
         return logits
 
 
@@ -255,7 +255,7 @@ STRUCTURE: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": 
         ),
     ],
 )
-def test_a_refusal_names_what_is_to_blame(server: TinyServer, body: Any, param: str, message: str) -> None:
+def test_a_refusal_names_the_field_at_fault(server: TinyServer, body: Any, param: str, message: str) -> None:
     wanted = {"messages": [USER], "max_tokens": 60, **body}
     error = httpx.post(f"{server.url}/v1/chat/completions", json=wanted).json()["error"]
     assert message in error["message"]
@@ -264,7 +264,7 @@ def test_a_refusal_names_what_is_to_blame(server: TinyServer, body: Any, param: 
 
 
 @pytest.mark.parametrize("tools", [[PING, PING], [tool(name="a", parameters={"not": {}})]])
-def test_tokens_are_not_counted_of_tools_that_no_chat_takes(server: TinyServer, tools: Any) -> None:
+def test_tokenize_refuses_tools_that_chat_refuses(server: TinyServer, tools: Any) -> None:
     response = httpx.post(f"{server.url}/tokenize", json={"messages": [USER], "tools": tools})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tools"
@@ -283,7 +283,7 @@ def test_the_log_says_that_tools_were_called(
     assert record.fields["finish"] == "tool_calls"  # type: ignore[attr-defined]
 
 
-def test_what_is_unusual_but_right(client: openai.OpenAI) -> None:
+def test_unusual_but_valid_requests(client: openai.OpenAI) -> None:
     asked: Any = {"model": NAME, "messages": [USER], "max_tokens": 400, "seed": 1}
     many = [tool(name=f"t{number}", parameters=SCHEMA) for number in range(12)]
     tree = {

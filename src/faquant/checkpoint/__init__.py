@@ -1,1 +1,1 @@
-"""Checkpoint directories in and out: safetensors and JSON only, read with suspicion and written atomically."""
+"""Reading and writing checkpoint directories: safetensors and JSON only; input is not trusted, output is atomic."""

@@ -1,4 +1,4 @@
-"""What stands in a checkpoint directory: which files hold its tensors, and JSON; every name and file is suspect."""
+"""The files of a checkpoint directory: which of them hold its tensors, and JSON. Names and contents are not trusted."""
 
 import json
 import os
@@ -23,8 +23,8 @@ def regular_file(directory: Path, name: str) -> Path:
     """The resolved path of `directory`/`name`.
 
     Raises:
-        CheckpointError: it does not exist, is no regular file (a pipe would block whoever opens it), or is a symlink
-            that leads out of the directory. Links into the blobs of a Hugging Face cache are followed.
+        CheckpointError: it does not exist, is not a regular file (opening a pipe would block), or is a symlink that
+            leads out of the directory. Links into the blobs of a Hugging Face cache are followed.
     """
     path = directory / name
     try:
@@ -46,8 +46,8 @@ def read_object(directory: Path, name: str, limit: int = MAX_JSON_BYTES) -> dict
     """Read the JSON object in `directory`/`name`.
 
     Raises:
-        CheckpointError: as `regular_file`; or the file is larger than `limit` bytes, is no JSON object, or names a key
-            twice.
+        CheckpointError: as `regular_file`; or the file is larger than `limit` bytes, is not a JSON object, or has a
+            duplicate key.
     """
     path = directory / name
     resolved = regular_file(directory, name)
@@ -55,7 +55,7 @@ def read_object(directory: Path, name: str, limit: int = MAX_JSON_BYTES) -> dict
         with resolved.open("rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
-            raise CheckpointError(f"{path} is larger than {limit} bytes; that is no file of this kind.")
+            raise CheckpointError(f"{path} is larger than the limit of {limit} bytes for such files.")
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
@@ -65,7 +65,7 @@ def read_object(directory: Path, name: str, limit: int = MAX_JSON_BYTES) -> dict
 
 
 def find_stems(names: set[str]) -> list[str]:
-    """The families of tensor files of which `names` holds any, quantized ones first."""
+    """The stems of the tensor files in `names`, quantized ones first."""
     return [stem for stem in (*QUANT_STEMS, FLOAT_STEM) if any(_family(stem).fullmatch(name) for name in names)]
 
 
@@ -90,18 +90,18 @@ def find_files(directory: Path) -> tuple[str, list[str], dict[str, str] | None]:
     if len(stems) > 1:
         raise CheckpointError(
             f"{directory} holds the weights of several models, {' and '.join(stem + '*' for stem in stems)}. "
-            "Leave one and remove the others."
+            "Keep one and remove the others."
         )
     if not stems:
         pickles = sorted(name for name in present if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt")))
         if pickles:
             raise UnsupportedError(
-                f"{directory} holds weights only as pickles ({pickles[0]!r}), which can run code when they are read, "
-                "so they are never opened. Convert them to safetensors, in a place you trust, first."
+                f"{directory} holds weights only as pickles ({pickles[0]!r}), which can run code when they are loaded, "
+                "so faquant does not open them. Convert them to safetensors first, in a trusted environment."
             )
         raise CheckpointError(
-            f"{directory} holds no weights. Looked for model.safetensors, model.safetensors.index.json with its parts, "
-            f"and the same with {', '.join(QUANT_STEMS)}."
+            f"{directory} holds no weights. Expected model.safetensors, or model.safetensors.index.json with its "
+            f"parts, or the same for {', '.join(QUANT_STEMS)}."
         )
     stem = stems[0]
     single = f"{stem}.safetensors"
@@ -110,8 +110,8 @@ def find_files(directory: Path) -> tuple[str, list[str], dict[str, str] | None]:
     if not indexes:
         if shards != {single}:
             raise CheckpointError(
-                f"{directory} holds {min(shards - {single})!r} but no {stem}.safetensors.index.json. Fetch the index; "
-                "the set may be incomplete."
+                f"{directory} holds {min(shards - {single})!r} but no {stem}.safetensors.index.json. "
+                "Download the index; parts may be missing."
             )
         return stem, [single], None
     if len(indexes) > 1:
@@ -121,7 +121,7 @@ def find_files(directory: Path) -> tuple[str, list[str], dict[str, str] | None]:
     left = sorted(shards.difference(names))
     if left:
         raise CheckpointError(
-            f"{directory} holds {left[0]!r}, which {indexes[0]} does not name. Remove it, or fetch the index again."
+            f"{directory} holds {left[0]!r}, which {indexes[0]} does not name. Remove it, or download the index again."
         )
     return stem, names, weight_map
 
@@ -129,21 +129,21 @@ def find_files(directory: Path) -> tuple[str, list[str], dict[str, str] | None]:
 def _read_index(directory: Path, name: str) -> dict[str, str]:
     weight_map = read_object(directory, name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{directory / name} has no weight_map. Fetch it again.")
+        raise CheckpointError(f"{directory / name} has no weight_map. Download it again.")
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors", file):
             raise CheckpointError(
-                f"{directory / name}: tensor {tensor!r} is said to be in {file!r}, which is not the plain name of a "
+                f"{directory / name}: tensor {tensor!r} is listed in {file!r}, which is not the plain name of a "
                 "safetensors file in the same directory."
             )
     return weight_map
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For json.loads: an object that names a key twice means one thing to one reader and another to the next."""
+    """Hook for json.loads that refuses duplicate keys, because parsers disagree about their meaning."""
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} stands twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return value

@@ -1,4 +1,4 @@
-"""Parts of long work in files of their own: what was computed before a kill is not computed again."""
+"""Intermediate results of long computations in files, so that a killed run does not compute them again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,22 +11,22 @@ from .write import sync
 
 Tensors = dict[str, Tensor]
 Keep = Callable[[str, Callable[[], Tensors]], Tensors]
-"""Gives the piece of that name: the one that is kept, or what the function computes."""
+"""Returns the saved piece with this name, or calls the function to compute it."""
 
 
 def keep_nothing(name: str, compute: Callable[[], Tensors]) -> Tensors:
-    """A Keep for work that is done in one go."""
+    """A Keep that saves nothing."""
     return compute()
 
 
 class Pieces:
-    """The pieces in a directory. Each is there as a whole or not at all."""
+    """The pieces in a directory. Each is written atomically."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def keep(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """A Keep. Raises: OSError: the disk refuses."""
+        """A Keep. Raises: OSError: a piece cannot be written."""
         kept = self.get(name)
         if kept is None:
             kept = compute()
@@ -34,13 +34,13 @@ class Pieces:
         return kept
 
     def get(self, name: str) -> Tensors | None:
-        """The piece, or None."""
+        """The piece, or None if there is none."""
         path = self._path(name)
-        # Copies: sums may depend on how what is summed lies in memory, and in a file it lies as it happens to.
+        # Copies: sums can depend on the alignment of their operands, which is arbitrary in a file.
         return {key: tensor.clone() for key, tensor in load_file(path).items()} if path.exists() else None
 
     def put(self, name: str, tensors: Tensors) -> None:
-        """Keep a piece, in place of an older one of that name. Raises: OSError: the disk refuses."""
+        """Save a piece, replacing an older one with this name. Raises: OSError: it cannot be written."""
         stem = f"next-{name}"
         with ShardWriter(self._directory, stem, shard_bytes=1 << 62) as writer:
             for key, tensor in tensors.items():

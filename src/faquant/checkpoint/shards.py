@@ -1,4 +1,4 @@
-"""Streams tensors into safetensors files; what is written can be taken up again after a crash."""
+"""Streams tensors into safetensors files; writing can be resumed after a crash."""
 
 import ctypes
 import json
@@ -10,21 +10,32 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import OutputError
-from .tensors import DTYPES, MAX_HEADER_BYTES
+from .tensors import MAX_HEADER_BYTES
 
 ALIGNMENT = 64
-HEADER_ROOM = MAX_HEADER_BYTES // 4 - 8  # with the 8 bytes of its length: data starts aligned
+HEADER_SPACE = MAX_HEADER_BYTES // 4 - 8  # a multiple of the alignment, together with the 8 bytes of its length
 COMPACT_BELOW = 64 << 20
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
 
 
 class ShardWriter:
     """Streams tensors into safetensors files of at most `shard_bytes` each (one larger tensor gets a file of its own).
 
-    A file needs its header first, so room for it is left and filled in at the end; a small file is then written anew
-    without the gap. Tensors whose bytes are no multiple of 64 wait for the end of the file, so that every tensor starts
-    aligned. Files get their names in `directory` when all are complete; until then they stand in `work`, if given, and
-    what was written up to a call of `state` can be taken up by `resume` until `work` is removed.
+    The header comes first in a file, so space is reserved for it and filled at the end; small files are then rewritten
+    without the gap. Tensors whose size is not a multiple of 64 bytes are written at the end of the file, so that every
+    tensor is aligned. Files are moved to their names in `directory` when all are complete. Until then they are in
+    `work`, if given, and `resume` can continue from a call of `state` until `work` is removed.
     """
 
     def __init__(self, directory: Path, stem: str, shard_bytes: int = 4 << 30, work: Path | None = None) -> None:
@@ -37,7 +48,7 @@ class ShardWriter:
         self._start_shard()
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """JSON values and tensors for `resume`. All else is on the disk when this returns."""
+        """JSON values and tensors for `resume`. Everything else is on disk when this returns."""
         os.fsync(self._current().fileno())
         values = {name: getattr(self, f"_{name}") for name in _STATE}
         return values, dict(self._waiting)
@@ -52,10 +63,10 @@ class ShardWriter:
         work: Path,
         shard_bytes: int = 4 << 30,
     ) -> "ShardWriter":
-        """The writer as it was when it gave this state; what was added since is forgotten.
+        """The writer as it was when it returned this state; what was added since is discarded.
 
         Raises:
-            OutputError: a file that it had written is gone or too short.
+            OutputError: a file that it had written is missing or too short.
         """
         writer = cls.__new__(cls)
         writer._directory, writer._stem, writer._shard_bytes, writer._work = directory, stem, shard_bytes, work
@@ -66,13 +77,13 @@ class ShardWriter:
         for number in range(1, writer._count + 1):
             path = writer._partial(number)
             if not path.exists():
-                # It had its name already.
+                # It was moved to its name already.
                 found = [*directory.glob(f"{stem}-{number:05}-of-*.safetensors"), directory / f"{stem}.safetensors"]
                 found[0].rename(path)
         writer._file = writer._partial(writer._count).open("r+b", buffering=0)
-        end = 8 + HEADER_ROOM + writer._written
+        end = 8 + HEADER_SPACE + writer._written
         if writer._file.seek(0, os.SEEK_END) < end:
-            raise OutputError(f"{writer._partial(writer._count)} has lost data that was written to it. Start anew.")
+            raise OutputError(f"{writer._partial(writer._count)} has lost data that was written to it. Start over.")
         writer._file.truncate(end)
         writer._file.seek(end)
         return writer
@@ -82,20 +93,22 @@ class ShardWriter:
 
         Raises:
             OutputError: the name was added before, or tensor or name cannot be stored.
-            OSError: the disk refuses (`output_directory` turns that into an OutputError).
+            OSError: writing fails (`output_directory` converts it to an OutputError).
         """
         if self._closed:
             raise OutputError(f"Tensor {name!r} was added after the files of {self._stem!r} were closed.")
         if name in self._shard_of:
-            raise OutputError(f"Tensor {name!r} was added twice; a checkpoint holds each name once.")
+            raise OutputError(f"Tensor {name!r} was added twice; names in a checkpoint must be unique.")
         if tensor.dtype not in _NAMES or tensor.layout != torch.strided or tensor.is_meta:
-            raise OutputError(f"Tensor {name!r} ({tensor.dtype}, {tensor.layout}) is not of a kind that can be stored.")
+            raise OutputError(
+                f"Tensor {name!r} ({tensor.dtype}, {tensor.layout}) cannot be stored in a safetensors file."
+            )
         tensor = tensor.detach().resolve_neg().cpu().contiguous()
         entry_bytes = len(_dump({name: _info(tensor, 1 << 60)}, name))
-        if name == "__metadata__" or entry_bytes > HEADER_ROOM // 2:
+        if name == "__metadata__" or entry_bytes > HEADER_SPACE // 2:
             raise OutputError(f"A tensor cannot be named {name[:80]!r} in a safetensors file.")
         full = self._bytes and self._bytes + tensor.nbytes > self._shard_bytes
-        if full or self._header_bytes + entry_bytes > HEADER_ROOM:
+        if full or self._header_bytes + entry_bytes > HEADER_SPACE:
             self._finish_shard()
             self._start_shard()
         self._header_bytes += entry_bytes
@@ -103,13 +116,13 @@ class ShardWriter:
         self._total += tensor.nbytes
         self._shard_of[name] = self._count - 1
         if tensor.nbytes % ALIGNMENT:
-            # A copy: the caller may change a tensor once it was added.
+            # A copy: the caller may modify a tensor after adding it.
             self._waiting.append((name, tensor.clone()))
         else:
             self._put(name, tensor)
 
     def close(self) -> None:
-        """Finish the last file, give all their names and write the index, if there are several. Idempotent."""
+        """Finish the last file, move all files to their names, and write the index if there are several. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -140,7 +153,7 @@ class ShardWriter:
     def _start_shard(self) -> None:
         self._count += 1
         self._file = self._partial(self._count).open("w+b", buffering=0)
-        self._file.seek(8 + HEADER_ROOM)
+        self._file.seek(8 + HEADER_SPACE)
         self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self._header_bytes = ALIGNMENT
         self._bytes = 0
@@ -155,7 +168,7 @@ class ShardWriter:
             self._write(memoryview(data).cast("B"))
 
     def _write(self, data: bytes | memoryview) -> None:
-        # Unbuffered, so that a full disk is noticed here and not again when the object is thrown away.
+        # Unbuffered, so that a full disk is detected here and not again when the object is deleted.
         view, file = memoryview(data), self._current()
         try:
             while view:
@@ -168,7 +181,7 @@ class ShardWriter:
     def _current(self) -> BinaryIO:
         if self._file is None:
             raise OutputError(
-                f"Writing the {self._stem!r} files failed before, so they cannot be completed. Start again."
+                f"Writing the {self._stem!r} files failed before, so they cannot be completed. Start over."
             )
         return self._file
 
@@ -178,20 +191,20 @@ class ShardWriter:
                 self._put(name, tensor)
             header = _dump(self._header, self._stem)
             file.seek(0)
-            self._write(HEADER_ROOM.to_bytes(8, "little") + header.ljust(HEADER_ROOM))
+            self._write(HEADER_SPACE.to_bytes(8, "little") + header.ljust(HEADER_SPACE))
             os.fsync(file.fileno())
         self._file = None
 
     def _give_name(self, partial: Path, final: Path) -> None:
-        if partial.stat().st_size - 8 - HEADER_ROOM >= COMPACT_BELOW:
+        if partial.stat().st_size - 8 - HEADER_SPACE >= COMPACT_BELOW:
             partial.rename(final)
             return
-        # A copy, since the partial file may be taken up again.
+        # A copy, since the run may be resumed with the partial file.
         with partial.open("rb") as old, final.open("wb", buffering=0) as self._file:
             old.seek(8)
-            header = old.read(HEADER_ROOM).rstrip(b" ")
-            room = len(header) + -(len(header) + 8) % ALIGNMENT
-            self._write(room.to_bytes(8, "little") + header.ljust(room) + old.read())
+            header = old.read(HEADER_SPACE).rstrip(b" ")
+            space = len(header) + -(len(header) + 8) % ALIGNMENT
+            self._write(space.to_bytes(8, "little") + header.ljust(space) + old.read())
             os.fsync(self._file.fileno())
         self._file = None
         if self._work is None:
@@ -225,4 +238,4 @@ def _dump(value: Any, name: str) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except UnicodeEncodeError:
-        raise OutputError(f"{name!r} is not a text that can be stored.") from None
+        raise OutputError(f"{name!r} is not a string that can be stored.") from None

@@ -1,11 +1,11 @@
-"""Whether a directory is still the one that it was, told by its files' sizes and times."""
+"""Detects changes of a directory by the sizes and times of its files."""
 
 from pathlib import Path
 
 
 def stamp(directory: Path) -> dict[str, list[int]]:
-    """Bytes and time of change, in nanoseconds, of each file by its name, but for reports about them. A rename of the
-    directory changes nothing; any other file in the place of one does.
+    """Size in bytes and modification time in nanoseconds of each file, by name, without reports. Renaming the directory
+    changes nothing; replacing a file does.
 
     Raises:
         OSError: it cannot be read.

@@ -1,31 +1,39 @@
-"""Random access to the tensors of a checkpoint directory; nothing is trusted, nothing read unless asked for."""
+"""Random access to the tensors of a checkpoint directory. Files are not trusted, and tensors are read on demand."""
 
-import ctypes
+import hashlib
 import json
+import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, UnsupportedError
+from ..kernels.arrays import Stored
 from .files import find_files, regular_file, unique_keys
 
 MAX_HEADER_BYTES = 4 << 20  # some 30,000 tensors; larger ones take seconds to parse
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
+MAPPED_BYTES = 1 << 20
+"""Smaller tensors are not mapped: each mapping keeps its file open, and a model has thousands of small tensors."""
+_KINDS: dict[str, tuple[str, type[np.generic]]] = {
+    "BOOL": ("bool", np.bool_),
+    "U8": ("uint8", np.uint8),
+    "I8": ("int8", np.int8),
+    "I16": ("int16", np.int16),
+    "I32": ("int32", np.int32),
+    "I64": ("int64", np.int64),
+    "F16": ("float16", np.float16),
+    "BF16": ("bfloat16", np.uint16),
+    "F32": ("float32", np.float32),
+    "F64": ("float64", np.float64),
 }
+"""By safetensors' name: the dtype's usual name, and the NumPy dtype that holds it."""
+
+FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,10 @@ class _Entry:
 
 
 class TensorFiles:
-    """The tensors of a directory, whichever of the known names its files have.
+    """The tensors of a directory, whose files may have any of the known names.
 
-    `get` copies a tensor out of its file instead of mapping it: a file that is truncated or replaced later is then an
-    error and neither a SIGBUS nor a silent change of the weights. No file stays open between calls; threads may share
-    the object.
+    `get` maps large tensors, for weights that are packed or looked up at once. `read` copies, so that a file that is
+    truncated later causes an error, not a SIGBUS. Only mapped files stay open between calls. Thread-safe.
     """
 
     def __init__(self, directory: Path, stem: str, entries: Mapping[str, _Entry]) -> None:
@@ -72,20 +79,20 @@ class TensorFiles:
             for tensor, entry in _read_header(directory, name).items():
                 if tensor in entries:
                     raise CheckpointError(
-                        f"{directory}: tensor {tensor!r} stands in {entries[tensor].file.path.name!r} and in {name!r}. "
-                        "Remove the file that is left over from another checkpoint."
+                        f"{directory}: tensor {tensor!r} is both in {entries[tensor].file.path.name!r} and in {name!r}."
+                        " Remove the file that is left over from another checkpoint."
                     )
                 if weight_map is not None and weight_map.get(tensor) != name:
                     raise CheckpointError(
-                        f"{directory}: the index does not say that tensor {tensor!r} is in {name!r}, where it is. "
-                        "Index and parts are not of one checkpoint; fetch them again."
+                        f"{directory}: the index does not list tensor {tensor!r}, which is in {name!r}. "
+                        "Index and parts do not belong together; download them again."
                     )
                 entries[tensor] = entry
         lost = [tensor for tensor in weight_map or {} if tensor not in entries]
         if lost:
             raise CheckpointError(
-                f"{directory}: the index names tensor {lost[0]!r} in {(weight_map or {})[lost[0]]!r}, which does not "
-                f"hold it ({len(lost)} such). Index and parts are not of one checkpoint; fetch them again."
+                f"{directory}: the index lists tensor {lost[0]!r} in {(weight_map or {})[lost[0]]!r}, which does not "
+                f"hold it ({len(lost)} such). Index and parts do not belong together; download them again."
             )
         return cls(directory, stem, entries)
 
@@ -96,58 +103,103 @@ class TensorFiles:
         return len(self._entries)
 
     def names(self) -> list[str]:
-        """All tensor names, file by file, in the order of their bytes."""
+        """All tensor names, in the order in which the files hold them."""
         return list(self._entries)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors, without the headers."""
+        """Total size of all tensors in bytes, without headers."""
         return sum(entry.end - entry.begin for entry in self._entries.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises CheckpointError if there is no such tensor."""
         return self._entry(name).shape
 
-    def dtype(self, name: str) -> torch.dtype:
-        """Raises CheckpointError if there is no such tensor, UnsupportedError if its dtype is not one we read."""
-        entry = self._entry(name)
-        if entry.dtype not in DTYPES:
-            raise UnsupportedError(
-                f"{entry.file.path}: tensor {name!r} has dtype {entry.dtype}, which is not supported; these are: "
-                f"{', '.join(DTYPES)}. Start from a checkpoint in bfloat16, float16 or float32."
-            )
-        return DTYPES[entry.dtype]
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors."""
+        return {name: entry.shape for name, entry in self._entries.items()}
 
-    def get(self, name: str) -> torch.Tensor:
-        """Read a tensor into memory of its own (CPU, contiguous).
+    def dtypes(self) -> dict[str, str]:
+        """Dtypes of all tensors. Raises: UnsupportedError: one of them is not supported."""
+        return {name: self._kind(entry, name)[0] for name, entry in self._entries.items()}
+
+    def fingerprint(self) -> str:
+        """sha256 over the names, dtypes, shapes and bytes of all tensors."""
+        digest = hashlib.sha256()
+        for name in sorted(self._entries):
+            digest.update(f"{name} torch.{self.dtype(name)} {list(self.shape(name))}".encode())
+            digest.update(self.read(name).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def dtype(self, name: str) -> str:
+        """Such as "bfloat16".
+
+        Raises:
+            CheckpointError: there is no such tensor.
+            UnsupportedError: its dtype is not supported.
+        """
+        return self._kind(self._entry(name), name)[0]
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor. Raises CheckpointError if there is no such tensor."""
+        entry = self._entry(name)
+        return entry.end - entry.begin
+
+    def get(self, name: str) -> Stored:
+        """Map a tensor: returns a read-only array whose values are read from the file on access. Tensors below
+        MAPPED_BYTES are copied.
+
+        Raises:
+            CheckpointError: no such tensor, or its file cannot be read or changed since `open`.
+            UnsupportedError: its dtype is not supported.
+        """
+        entry = self._entry(name)
+        kind = self._kind(entry, name)[1]
+        count = (entry.end - entry.begin) // np.dtype(kind).itemsize
+        begin = entry.file.data_start + entry.begin
+        if entry.end - entry.begin < MAPPED_BYTES or begin % np.dtype(kind).itemsize:
+            array = self.read(name)  # small, or unaligned because some writers leave headers of odd length
+            array.flags.writeable = False
+            return array
+        page = begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        with _opened(entry, name) as descriptor:
+            size = begin - page + entry.end - entry.begin
+            mapped = mmap.mmap(descriptor, size, prot=mmap.PROT_READ, offset=page)
+        return np.frombuffer(mapped, kind, count, begin - page).reshape(entry.shape)
+
+    def read(self, name: str) -> Stored:
+        """Read a tensor into new memory.
 
         Raises:
             CheckpointError: no such tensor, not enough memory, or its file cannot be read or changed since `open`.
-            UnsupportedError: its dtype is not one we read.
+            UnsupportedError: its dtype is not supported.
         """
-        entry, dtype = self._entry(name), self.dtype(name)
-        where = f"{entry.file.path}: tensor {name!r}"
+        entry = self._entry(name)
+        kind = self._kind(entry, name)[1]
         try:
-            flat = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
-            tensor = flat.view(dtype).reshape(entry.shape)
-        except (RuntimeError, TypeError, MemoryError) as error:
+            array = np.empty(entry.shape, kind)
+        except (ValueError, MemoryError) as error:
             raise CheckpointError(
-                f"{where} of {entry.end - entry.begin} bytes has no room in memory: {error}."
+                f"{entry.file.path}: tensor {name!r} of {entry.end - entry.begin} bytes does not fit into memory: "
+                f"{error}."
             ) from None
-        if flat.numel() == 0:
-            return tensor
-        try:
-            descriptor = _open(entry.file.path)
-            try:
-                status = os.fstat(descriptor)
-                if (status.st_size, status.st_mtime_ns) != (entry.file.size, entry.file.modified_ns):
-                    raise CheckpointError(f"{where} cannot be read: the file changed since it was opened. Start again.")
-                _read_into(descriptor, flat, entry.file.data_start + entry.begin)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise CheckpointError(f"{where} cannot be read: {error}.") from None
-        return tensor
+        if array.size:
+            with _opened(entry, name) as descriptor:
+                _read_into(descriptor, array.reshape(-1).view(np.uint8).data, entry.file.data_start + entry.begin)
+        return array
+
+    def read_all(self, names: Iterable[str]) -> dict[str, Stored]:
+        """Several tensors. Raises: as read."""
+        return {name: self.read(name) for name in names}
+
+    @staticmethod
+    def _kind(entry: _Entry, name: str) -> tuple[str, type[np.generic]]:
+        if entry.dtype not in _KINDS:
+            raise UnsupportedError(
+                f"{entry.file.path}: tensor {name!r} has dtype {entry.dtype}, which is not supported; these are: "
+                f"{', '.join(_KINDS)}. Start from a checkpoint in bfloat16, float16 or float32."
+            )
+        return _KINDS[entry.dtype]
 
     def _entry(self, name: str) -> _Entry:
         try:
@@ -167,21 +219,22 @@ def _read_header(directory: Path, name: str) -> dict[str, _Entry]:
             status = os.fstat(descriptor)
             length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
             if status.st_size < 8 or length > status.st_size - 8:
-                raise CheckpointError(f"{shown} is truncated or no safetensors file. Fetch it again.")
+                raise CheckpointError(f"{shown} is truncated or not a safetensors file. Download it again.")
             if length > MAX_HEADER_BYTES:
                 raise CheckpointError(
-                    f"{shown} has a header of {length} bytes; more than {MAX_HEADER_BYTES} are not read. "
-                    "Split the checkpoint into more parts if that is its true size."
+                    f"{shown} has a header of {length} bytes; the limit is {MAX_HEADER_BYTES}. "
+                    "If the file is not damaged, split the checkpoint into more parts."
                 )
-            # The library checks types, shapes, and that the tensors fill the file without overlap or hole. Its pt
-            # framework maps the file as private and writable, which fails for files larger than memory; np does not.
+            # The library checks types, shapes, and that the tensors fill the file without gaps or overlaps.
+            # framework="np", because "pt" maps the file as private and writable, which fails for files larger than
+            # memory.
             with safe_open(path, framework="np"):
                 pass
             header = json.loads(os.pread(descriptor, length, 8).decode("utf-8"), object_pairs_hook=unique_keys)
         finally:
             os.close(descriptor)
     except (OSError, SafetensorError, RuntimeError, MemoryError, ValueError) as error:
-        raise CheckpointError(f"{shown} is not a sound safetensors file: {error}. Fetch it again.") from None
+        raise CheckpointError(f"{shown} is not a valid safetensors file: {error}. Download it again.") from None
     header.pop("__metadata__", None)
     file = _File(path, 8 + length, status.st_size, status.st_mtime_ns)
     entries = {}
@@ -193,12 +246,32 @@ def _read_header(directory: Path, name: str) -> dict[str, _Entry]:
 
 
 def _open(path: Path) -> int:
-    # Non-blocking, in case the file was replaced by a pipe since it was looked at.
+    # Non-blocking, in case the file was replaced by a pipe since it was checked.
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def _read_into(descriptor: int, flat: torch.Tensor, offset: int) -> None:
-    view = memoryview((ctypes.c_char * flat.numel()).from_address(flat.data_ptr())).cast("B")
+@contextmanager
+def _opened(entry: _Entry, name: str) -> Iterator[int]:
+    """The tensor's file, open and unchanged.
+
+    Raises:
+        CheckpointError: it cannot be read, or has changed since its header was read.
+    """
+    where = f"{entry.file.path}: tensor {name!r}"
+    try:
+        descriptor = _open(entry.file.path)
+        try:
+            status = os.fstat(descriptor)
+            if (status.st_size, status.st_mtime_ns) != (entry.file.size, entry.file.modified_ns):
+                raise CheckpointError(f"{where} cannot be read: the file has changed since it was opened. Start over.")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: from mmap, if the file is shorter by now
+        raise CheckpointError(f"{where} cannot be read: {error}.") from None
+
+
+def _read_into(descriptor: int, view: memoryview, offset: int) -> None:
     done = 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done : done + (1 << 30)]], offset + done)
@@ -208,9 +281,9 @@ def _read_into(descriptor: int, flat: torch.Tensor, offset: int) -> None:
 
 
 class TensorDict:
-    """Tensors in memory, asked for as those of TensorFiles."""
+    """Arrays in memory, with the interface of TensorFiles."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Stored]) -> None:
         self._tensors = tensors
 
     def __contains__(self, name: object) -> bool:
@@ -222,12 +295,17 @@ class TensorDict:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return tuple(self._tensors[name].shape)
+        return self._tensors[name].shape
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> str:
         """Dtype of a tensor."""
-        return self._tensors[name].dtype
+        kind = str(self._tensors[name].dtype)
+        return "bfloat16" if kind == "uint16" else kind
 
-    def get(self, name: str) -> torch.Tensor:
-        """The tensor itself."""
+    def get(self, name: str) -> Stored:
+        """The array itself."""
         return self._tensors[name]
+
+    def read_all(self, names: Iterable[str]) -> dict[str, Stored]:
+        """The arrays themselves."""
+        return {name: self._tensors[name] for name in names}

@@ -1,4 +1,4 @@
-"""Output directories that take long to make: killed at any moment, the same command goes on where it stopped."""
+"""Output directories that take long to write: after a kill at any moment, the same command resumes."""
 
 import fcntl
 import json
@@ -21,15 +21,15 @@ from .write import explain, prepared, put_in_place, sync
 def unfinished_directory(
     target: Path, identity: Mapping[str, str], overwrite: bool = False, restart: bool = False, keep: Path | None = None
 ) -> Iterator["Unfinished"]:
-    """As output_directory, for long work: what is saved survives a kill, a crash, an interrupt and a full disk, and the
-    next call with the same `target` and `identity` is given it.
+    """As output_directory, for long work: saved state survives a kill, a crash, an interrupt and a full disk, and the
+    next call with the same `target` and `identity` receives it.
 
     Args:
-        identity: what the result depends on, by names that a person understands.
-        restart: throw away what an earlier run has left.
+        identity: what the result depends on, by names that errors show to the user.
+        restart: discard the state of an earlier run.
 
     Raises:
-        OutputError: as output_directory; another run is writing there; or what is left there is of another identity.
+        OutputError: as output_directory; another run is writing there; or the state left there has another identity.
     """
     shown = target
     try:
@@ -44,7 +44,7 @@ def unfinished_directory(
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise OutputError(f"Another run is writing {shown}. Wait for it, or write elsewhere.") from None
+            raise OutputError(f"Another run is writing {shown}. Wait for it, or choose another place.") from None
         work = Unfinished(path)
         try:
             work.begin(identity, restart, shown)
@@ -61,7 +61,7 @@ def unfinished_directory(
 
 
 def remove_remains(target: Path) -> None:
-    """Remove what a run has left that was killed when all was done but for this."""
+    """Remove the files of a run that was killed after its output was complete."""
     path = _place(target)
     if (path / "state.safetensors").exists() and not (path / "output").exists():
         shutil.rmtree(path, ignore_errors=True)
@@ -72,11 +72,11 @@ def _place(target: Path) -> Path:
 
 
 class OtherWorkError(OutputError):
-    """What an earlier run has left is not what this one would do."""
+    """An earlier run with another identity has left its state."""
 
 
 class Unfinished:
-    """The directory `output`, and the state of the work on it."""
+    """An unfinished output directory `output`, and the saved state of the work on it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,22 +85,22 @@ class Unfinished:
 
     @property
     def has_state(self) -> bool:
-        """Whether there is something to go on with."""
+        """Whether there is saved state."""
         return self._state.exists() and self.output.exists()
 
     def begin(self, identity: Mapping[str, str], restart: bool, shown: Path) -> None:
-        """Take up what is there, or start anew.
+        """Resume from the saved state, or start over.
 
         Raises:
-            OtherWorkError: what is there is of another identity.
+            OtherWorkError: the saved state has another identity.
         """
         if self.has_state and not restart:
             theirs = read_object(self.path, self._identity.name)
             other = [name for name, value in identity.items() if theirs.get(name) != value]
             if other:
                 raise OtherWorkError(
-                    f"{shown} was begun by an interrupted run with another {' and '.join(other)}. Run that command "
-                    "again to finish it, or give --restart to throw its work away."
+                    f"{shown} was started by an interrupted run with another {' and '.join(other)}. Run that command "
+                    "again to finish it, or pass --restart to discard its work."
                 )
             return
         for path in self.path.iterdir():
@@ -112,7 +112,7 @@ class Unfinished:
         write_json(self._identity, dict(identity))
 
     def save(self, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Replace the state by JSON values and tensors, at once or not at all."""
+        """Atomically replace the saved state by JSON values and tensors."""
         with ShardWriter(self.path, "next-state") as writer:
             writer.add("values", torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8))
             for name, tensor in tensors.items():
@@ -121,7 +121,7 @@ class Unfinished:
         sync(self.path)
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """What was saved last, or None."""
+        """The last saved state, or None."""
         if not self.has_state:
             return None
         tensors = load_file(self._state)

@@ -1,18 +1,22 @@
-"""Checkpoint directories out: all of it, or nothing that loads."""
+"""Writing checkpoint directories atomically: a failure leaves nothing that loads."""
 
 import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, OutputError, UnsupportedError
 from .files import list_names, read_object, regular_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from .shards import ShardWriter
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -34,14 +38,14 @@ MAX_SIDE_FILE_BYTES = 256 << 20
 def output_directory(
     target: Path, overwrite: bool = False, needed_bytes: int | None = None, keep: Path | None = None
 ) -> Iterator[Path]:
-    """Yield a temporary directory beside `target` that becomes `target`, by rename, when the block ends well.
+    """Yield a temporary directory next to `target`, which is renamed to `target` if the block succeeds.
 
-    On any exception it is removed and `target` stays as it was. `needed_bytes`, if known, is compared with the room on
-    the disk before anything is written. With `overwrite` an existing model directory is replaced; it is removed last.
-    `keep` is a directory that is read meanwhile, and so must neither be `target` nor lie in it.
+    On any exception it is removed and `target` stays as it was. `needed_bytes`, if known, is compared with the free
+    disk space first. With `overwrite`, an existing model directory is replaced; it is removed last. `keep` is a
+    directory that the block reads, so it must not be `target` or inside of it.
 
     Raises:
-        OutputError: `target` exists and may not be replaced, or an OSError came up inside the block.
+        OutputError: `target` exists and may not be replaced, or the block raised an OSError.
     """
     shown = target
     try:
@@ -50,7 +54,7 @@ def output_directory(
         if needed_bytes is not None and needed_bytes > free:
             raise OutputError(
                 f"{shown} needs {_size(needed_bytes)}, and {target.parent} has {_size(free)} free. "
-                f"Make room or write elsewhere.{_leftovers(target)}"
+                f"Free some space or choose another place.{_leftovers(target)}"
             )
         partial = target.parent / f".{target.name[:64]}.partial-{os.getpid()}-{secrets.token_hex(4)}"
         _remove_dead(target)
@@ -63,17 +67,17 @@ def output_directory(
     except OSError as error:
         raise OutputError(explain(error, shown, target, partial)) from error
     finally:
-        # After the swap there is nothing of this name.
+        # After the swap it does not exist.
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:
-    """Copy tokenizer, chat template, generation config, licence and notice files; return their names, sorted.
+    """Copy tokenizer, chat template, generation config, license and notice files; return their names, sorted.
 
     Code, pickles and directories are never copied.
 
     Raises:
-        CheckpointError: such a file is no regular file, a symlink out of `source`, or larger than 256 MiB.
+        CheckpointError: such a file is not a regular file, is a symlink out of `source`, or is larger than 256 MiB.
         OSError: the copy cannot be written.
     """
     names = side_files(source)
@@ -83,7 +87,7 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
 
 
 def side_files(source: Path) -> list[str]:
-    """The files of `source` that copy_side_files copies. Raises: as that."""
+    """The files of `source` that copy_side_files copies. Raises: as copy_side_files."""
     found = []
     for name in sorted(list_names(source)):
         legal = name.startswith(LEGAL_PREFIXES) and Path(name).suffix.lower() in LEGAL_SUFFIXES
@@ -96,8 +100,8 @@ def side_files(source: Path) -> list[str]:
     return found
 
 
-def check_storable(name: str, tensor: torch.Tensor) -> None:
-    """Refuse values that no reader would take back: floats that are not finite, scales that are not positive.
+def check_storable(name: str, tensor: "torch.Tensor") -> None:
+    """Refuse values that readers reject: floats that are not finite, scales that are not positive.
 
     Raises:
         UnsupportedError: the calibration overflowed, or the dtype cannot hold the result.
@@ -107,13 +111,24 @@ def check_storable(name: str, tensor: torch.Tensor) -> None:
     scale = name.endswith(("scale", "equalizer"))
     if not tensor.isfinite().all() or (scale and (tensor <= 0).any()):
         raise UnsupportedError(
-            f"{name} would hold values that are not finite{', zero or negative' if scale else ''} in "
-            f"{str(tensor.dtype).removeprefix('torch.')}. The model's weights or activations are beyond its range."
+            f"{name} has values that are not finite{', zero or negative' if scale else ''} in "
+            f"{str(tensor.dtype).removeprefix('torch.')}. The model's weights or activations exceed its range."
         )
 
 
+def add_all(writer: "ShardWriter", tensors: "Iterable[tuple[str, str, torch.Tensor]]") -> dict[str, str]:
+    """Check and write tensors (name, type, tensor); return their types by name. Raises: as check_storable and the
+    writer."""
+    types = {}
+    for name, kind, tensor in tensors:
+        check_storable(name, tensor)
+        writer.add(name, tensor.contiguous())
+        types[name] = kind
+    return types
+
+
 def prepared(target: Path, overwrite: bool, keep: Path | None) -> Path:
-    """The target's real path, after checks, with its parent made.
+    """Check the target and create its parent; return its real path.
 
     Raises:
         OutputError: `target` cannot be written, or may not be replaced.
@@ -122,7 +137,7 @@ def prepared(target: Path, overwrite: bool, keep: Path | None) -> Path:
     try:
         target = target.resolve()
         if keep is not None and keep.resolve().is_relative_to(target):
-            raise OutputError(f"{shown} is, or holds, the source {keep}. Write to another place.")
+            raise OutputError(f"{shown} is, or contains, the source {keep}. Choose another place.")
         _check_target(target, overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -131,17 +146,17 @@ def prepared(target: Path, overwrite: bool, keep: Path | None) -> Path:
 
 
 def put_in_place(directory: Path, target: Path, overwrite: bool) -> None:
-    """Make `directory`, complete and on the disk, the `target`."""
+    """Sync the complete `directory` to disk and rename it to `target`."""
     _sync_tree(directory)
     _check_target(target, overwrite)
     _swap(directory, target)
-    # It is in place; a directory that cannot be opened or synced does not change that.
+    # The rename is done, even if the parent directory cannot be opened or synced.
     with suppress(OSError):
         sync(target.parent)
 
 
 def _remove_dead(target: Path) -> None:
-    """Remove what runs to this target left behind that were killed."""
+    """Remove the leftovers of killed runs with this target."""
     pattern = re.compile(rf"\.{re.escape(target.name[:64])}\.partial-(\d+)-[0-9a-f]{{8}}")
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
@@ -151,17 +166,19 @@ def _remove_dead(target: Path) -> None:
 
 def _check_target(target: Path, overwrite: bool) -> None:
     if os.path.ismount(target):
-        raise OutputError(f"{target} is a mount point, which cannot be replaced. Name a directory inside it.")
+        raise OutputError(f"{target} is a mount point, which cannot be replaced. Choose a directory inside it.")
     if not target.exists():
         return
     if not target.is_dir():
         raise OutputError(f"{target} exists and is not a directory. Choose another place.")
     if Path.cwd().is_relative_to(target):
-        raise OutputError(f"{target} is, or holds, the current directory. Name one inside it, or leave it first.")
+        raise OutputError(
+            f"{target} is, or contains, the current directory. Choose one inside it, or change to another one first."
+        )
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise OutputError(f"{target} exists and is not empty. Choose another place, or ask to overwrite it.")
+        raise OutputError(f"{target} exists and is not empty. Choose another place, or overwrite it.")
     try:
         is_model = "model_type" in read_object(target, "config.json")
     except CheckpointError:
@@ -195,7 +212,7 @@ def _sync_tree(root: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or directory is on the disk."""
+    """Sync a file or directory to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
@@ -208,8 +225,8 @@ def sync(path: Path) -> None:
 
 
 def explain(error: OSError, shown: Path, target: Path, partial: Path, kept: bool = False) -> str:
-    """What an OSError on the way means for the person; `kept`: whether the work so far can be taken up again."""
-    left = "The same command goes on where it stopped." if kept else "Nothing was left behind."
+    """Describe an OSError of the block to the user; `kept`: whether the work can be resumed."""
+    left = "Run the same command again to resume." if kept else "Nothing was left behind."
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{shown} was not written: {error}. {left}"
     written = free = 0
@@ -217,8 +234,8 @@ def explain(error: OSError, shown: Path, target: Path, partial: Path, kept: bool
         written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         free = shutil.disk_usage(partial).free
     return (
-        f"{shown} was not written: {error.strerror}, after {_size(written)}, with {_size(free)} free on the disk. "
-        f"{left} Make room, lift the quota or write elsewhere.{_leftovers(target, partial)}"
+        f"{shown} was not written: {error.strerror}, after {_size(written)}, with {_size(free)} free on disk. "
+        f"{left} Free some space, raise the quota or choose another place.{_leftovers(target, partial)}"
     )
 
 
@@ -227,7 +244,7 @@ def _leftovers(target: Path, current: Path | None = None) -> str:
     with suppress(OSError):
         for path in target.parent.iterdir():
             if path.name.startswith(prefixes) and path != current:
-                return f" {path} is left over from an interrupted run; remove it unless that still runs."
+                return f" {path} is left over from an interrupted run; remove it unless that run is still active."
     return ""
 
 

@@ -24,7 +24,7 @@ def chat(
     seed: Seed = None,
     stop: Stop = None,
 ) -> None:
-    """Talk with a model. An empty line, or the end of the input, ends it."""
+    """Chat with a model. An empty line or the end of the input ends the chat."""
     llm, params = load_model(
         directory,
         stop,
@@ -47,10 +47,10 @@ def chat(
         answer = ""
         ids = llm.tokenizer.encode_chat(messages)
         context = llm.engine.max_model_len
-        room = context - len(ids)
-        if room < 1:
-            raise UsageError(f"The conversation has filled the context of {context} tokens; start anew.")
-        for piece in llm.stream(ids, replace(params, max_tokens=min(params.max_tokens, room))):
+        context_left = context - len(ids)
+        if context_left < 1:
+            raise UsageError(f"The conversation has filled the context of {context} tokens; start a new one.")
+        for piece in llm.stream(ids, replace(params, max_tokens=min(params.max_tokens, context_left))):
             answer += piece
             print(piece, end="", flush=True)
         print()

@@ -1,4 +1,4 @@
-"""What every command prints with: errors as one paragraph, JSON to a file."""
+"""Console input and output shared by the commands."""
 
 import json
 import sys
@@ -11,19 +11,19 @@ MAX_STDIN = 1 << 20
 
 
 def print_error(message: str) -> None:
-    """One paragraph on stderr."""
+    """Print an error as one paragraph on stderr."""
     if sys.stderr is not None:
         print(f"faquant: {message}", file=sys.stderr)
 
 
 def read_stdin(line: bool = False) -> str:
-    """All of the standard input, or its next line.
+    """Read the standard input, or its next line.
 
     Raises:
-        UsageError: it is closed, no UTF-8 text, or larger than any context.
+        UsageError: it is closed, not UTF-8 text, or larger than any context.
     """
     if sys.stdin is None:
-        raise UsageError("The standard input is closed; give the prompt as an argument.")
+        raise UsageError("The standard input is closed; pass the prompt as an argument.")
     try:
         text = sys.stdin.readline(MAX_STDIN + 1) if line else sys.stdin.read(MAX_STDIN + 1)
     except UnicodeDecodeError as error:
@@ -34,12 +34,12 @@ def read_stdin(line: bool = False) -> str:
 
 
 def print_json(value: Any) -> None:
-    """JSON on stdout."""
+    """Print JSON on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def write_json_file(path: Path, value: Any) -> None:
-    """JSON to `path`, or to stdout where that is `-`.
+    """Write JSON to `path`, or to stdout if it is `-`.
 
     Raises:
         OutputError: the file cannot be written.

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..errors import UsageError
 from ..progress import progress_bar
-from .interrupts import raise_from_now_on
+from .interrupts import raise_on_signals
 
 
 class Target(str, Enum):
@@ -25,28 +25,28 @@ class Dtype(str, Enum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Quantized directory, or for hf a GGUF file.", metavar="OUT|GGUF")],
+    source: Annotated[Path, typer.Argument(help="Quantized directory, or a GGUF file for hf.", metavar="OUT|GGUF")],
     to: Annotated[
-        Target, typer.Option(help="mindie: the runtime that is to load it. hf: a float Hugging Face directory.")
+        Target, typer.Option(help="mindie: a directory that MindIE can load. hf: a float Hugging Face directory.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")],
     dtype: Annotated[
-        Dtype | None, typer.Option(help="For hf: of the weights; float32 rounds none.", show_default="float32")
+        Dtype | None, typer.Option(help="Type of the weights for hf; float32 is exact.", show_default="float32")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it is a model directory.")] = False,
 ) -> None:
-    """Rewrite a quantized directory for another runtime, where its recipe allows it; or a GGUF file for quantize."""
+    """Convert a quantized directory for MindIE, if its recipe allows that, or a GGUF file for quantize."""
     if to is Target.hf:
         _from_gguf(source, output, (dtype or Dtype.float32).value, overwrite)
         return
     if dtype is not None:
-        raise UsageError("--dtype is for --to hf; --to mindie keeps the types that the recipe gave.")
+        raise UsageError("--dtype is for --to hf only; --to mindie keeps the types of the directory.")
     load_config(source)
-    from ..quantization.convert import convert_to_mindie  # loads torch: a wrong directory is told before that
+    from ..quantization.mindie.convert import convert_to_mindie  # loads torch, so check the directory first
 
-    raise_from_now_on()
+    raise_on_signals()
     convert_to_mindie(source, output, overwrite)
-    print(f"{output}: written for {to.value}.", file=sys.stderr)
+    print(f"{output}: converted for {to.value}.", file=sys.stderr)
 
 
 def _from_gguf(source: Path, output: Path, dtype: str, overwrite: bool) -> None:
@@ -54,9 +54,9 @@ def _from_gguf(source: Path, output: Path, dtype: str, overwrite: bool) -> None:
         raise UsageError(
             f"{source} is a directory. --to hf takes a GGUF file; quantize takes a Hugging Face directory."
         )
-    from ..checkpoint.gguf import convert_gguf
+    from ..formats.gguf.convert import convert_gguf
 
-    raise_from_now_on()
+    raise_on_signals()
     with progress_bar("dequantizing tensors") as progress:
         convert_gguf(source, output, dtype, progress, overwrite)
     print(f"{output}: {dtype} weights. Next: faquant quantize {output} -o OUT", file=sys.stderr)

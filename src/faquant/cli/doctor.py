@@ -39,8 +39,8 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 
 def examine() -> dict[str, Any]:
-    """Everything that doctor reports, as JSON values. `healthy` is false where a self-test failed."""
-    from ..kernels import cpu
+    """Everything that doctor reports, as JSON values. `healthy` is false if a self-test failed."""
+    from ..kernels import isa as cpu
 
     self_tests = cpu.self_test()
     return {
@@ -69,7 +69,7 @@ def _print(findings: dict[str, Any]) -> None:
     rows = {
         "CPU": findings["cpu"],
         "system": findings["system"],
-        "features": ", ".join(present) or "none that matter",
+        "features": ", ".join(present) or "none of those used",
         "instruction sets": f"{', '.join(findings['instruction_sets'])}; in use: {findings['instruction_set_in_use']}",
         **{f"self-test, {name}": "passed" if ok else "FAILED" for name, ok in findings["self_tests"].items()},
         **findings["versions"],
@@ -78,4 +78,4 @@ def _print(findings: dict[str, Any]) -> None:
         table.add_row(name, value)
     Console().print(table)
     if not findings["healthy"]:
-        Console(stderr=True).print("Something above is not as it should be; results stay exact, but speed may suffer.")
+        Console(stderr=True).print("A self-test failed. Results stay exact, but speed may suffer.")

@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..errors import OutputError, UsageError
 from ..evaluation.limits import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts
 from ..progress import progress_bar
 from .console import write_json_file
-from .interrupts import raise_from_now_on
+from .interrupts import raise_on_signals
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -25,12 +25,12 @@ def evaluate(
     directory: Annotated[Path, typer.Argument(help="Quantized directory.", metavar="OUT")],
     against: Annotated[Path, typer.Option(help="The float directory it was made from.", metavar="MODEL")],
     text: Annotated[
-        list[Path] | None, typer.Option(help="Text to measure on, in place of the built-in ones.", metavar="FILE")
+        list[Path] | None, typer.Option(help="Text to measure on, instead of the built-in texts.", metavar="FILE")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Use at most so many tokens of each text.", metavar="N")
+        int | None, typer.Option(min=2, help="Use at most this many tokens of each text.", metavar="N")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Measure less, as quantize does at its end.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure less, as quantize does at the end.")] = False,
     write: Annotated[
         bool, typer.Option("--report/--no-report", help="Write faquant_report.json and .html into OUT.")
     ] = True,
@@ -38,15 +38,15 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the figures as JSON, to stdout if '-'.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Measure what quantization cost, through the cache that serves: by text, position, layer and head."""
+    """Measure the accuracy lost by quantization, with the cache used for serving: by text, position, layer and head."""
     if json_file is not None and not json_file.parent.is_dir():
         raise UsageError(f"{json_file} cannot be written: {json_file.parent} is not a directory.")
     texts = read_texts(text) if text else None
     load_config(directory)
     load_config(against)
-    from .. import api  # loads torch: a wrong directory or option is told before that
+    from .. import api  # loads torch, so check the directories and options first
 
-    raise_from_now_on()
+    raise_on_signals()
     with progress_bar("evaluating") as progress:
         report = api.evaluate(directory, against, texts, max_tokens, progress, quick=quick)
     if str(json_file) != "-":
@@ -58,15 +58,15 @@ def evaluate(
 
 
 def write_report(report: "Report", directory: Path) -> None:
-    """Write the report into the directory and say where, or why not."""
+    """Write the report into the directory, and print its path or the error."""
     try:
-        print(f"The whole report: {report.write(directory)}", file=sys.stderr)
+        print(f"Full report: {report.write(directory)}", file=sys.stderr)
     except OutputError as error:
-        print(f"No report is left there: {error} --no-report asks for none.", file=sys.stderr)
+        print(f"The report was not written: {error} Use --no-report to skip it.", file=sys.stderr)
 
 
 def print_report(report: "Report") -> None:
-    """The report as a table on stdout."""
+    """Print the report as a table on stdout."""
     table = Table(
         title=f"recipe {report.recipe} against float",
         caption=f"KL in 10⁻³ nats (mean ± standard error, p99), windows of {report.window} tokens",
@@ -107,4 +107,4 @@ def _lines(report: "Report") -> Iterator[str]:
             yield f"The float model itself changes with the position: {max(report.offsets.float_drift):.1g} nats."
     for tensor, share in report.saturation.items():
         if share > CLIPPED_NOTABLY:
-            yield f"Up to {share:.2%} of {tensor} in a layer is beyond the calibrated range; calibrate on such texts."
+            yield f"Up to {share:.2%} of {tensor} in a layer exceeds the calibrated range; calibrate on similar texts."

@@ -13,8 +13,8 @@ from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature
 
 def generate(
     directory: Annotated[Path, typer.Argument(help="Quantized or float directory.", metavar="OUT")],
-    prompt: Annotated[str, typer.Argument(help="Text to go on from; '-' reads it from stdin.", metavar="PROMPT")],
-    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    prompt: Annotated[str, typer.Argument(help="Text to continue; '-' reads it from stdin.", metavar="PROMPT")],
+    chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template to the prompt.")] = False,
     max_tokens: MaxTokens = 128,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -24,7 +24,7 @@ def generate(
     seed: Seed = None,
     stop: Stop = None,
 ) -> None:
-    """Answer one prompt, printing the text as it comes."""
+    """Answer one prompt and print the text while it is generated."""
     llm, params = load_model(
         directory,
         stop,

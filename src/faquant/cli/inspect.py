@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from .console import print_json
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ def inspect(
     directory: Annotated[Path, typer.Argument(help="Quantized or float directory.", metavar="OUT")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is quantized how, how many bytes each part takes, and what the cache takes for each token."""
+    """Show how each module is quantized, the size of each part, and the cache size per token."""
     load_config(directory)
-    from ..model.inspection import inspect as run  # loads torch: a wrong directory or option is told before that
+    from ..model.inspection import inspect as run  # slow to import, so check the directory first
 
     inspection = run(directory)
     if json:
@@ -55,6 +55,6 @@ def _print(inspection: "Inspection") -> None:
         console.print(f"KV cache of {layers} layers: {kind}", highlight=False)
     ours, bf16 = inspection.kv_bytes_per_token, inspection.kv_bytes_per_token_bf16
     console.print(
-        f"KV cache: {ours:,} bytes a token; bf16 takes {bf16:,}, so {bf16 / ours:.2f} times the tokens fit.",
+        f"KV cache: {ours:,} bytes per token; bf16 needs {bf16:,}, so {bf16 / ours:.2f} times as many tokens fit.",
         highlight=False,
     )

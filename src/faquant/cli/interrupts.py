@@ -1,4 +1,4 @@
-"""How a command ends by a signal: at once, or by an exception once it has something to put in order."""
+"""Signal handling of the commands: end at once, or raise an exception once there is something to clean up."""
 
 import os
 import signal
@@ -10,39 +10,39 @@ INTERRUPTED = 128 + signal.SIGINT
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def end_at_once() -> None:
-    """Until `raise_from_now_on`, SIGINT, SIGTERM and SIGHUP end the process as soon as Python sees them.
+def exit_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP end the process at once, until `raise_on_signals` is called.
 
-    An exception would be lost in an import: libraries catch what comes up there, torch's C++ drops it or aborts.
+    An exception could be lost during an import: libraries catch exceptions there, and torch's C++ drops them or aborts.
     """
     _handle(_end)
 
 
-def raise_from_now_on() -> None:
-    """These signals become exceptions, so that what is half written is removed or kept for the next run.
+def raise_on_signals() -> None:
+    """Turn these signals into exceptions, so that incomplete files are removed or kept for the next run.
 
-    For commands, once they have imported what they need; does nothing where `end_at_once` was not called.
+    Commands call this after their imports. Does nothing if `exit_on_signals` was not called.
     """
     if any(signal.getsignal(number) is _end for number in _SIGNALS):
         _handle(_raise)
 
 
-def say_interrupted() -> None:
-    """On stderr, behind the ^C of a terminal."""
+def print_interrupted() -> None:
+    """Print a message on stderr, on a new line after a terminal's ^C."""
     line = "\nfaquant: Interrupted.\n" if os.isatty(2) else "faquant: Interrupted.\n"
     with suppress(OSError):
-        os.write(2, line.encode())  # not by sys.stderr: a signal may come while something is written there
+        os.write(2, line.encode())  # not sys.stderr, which may be in use when the signal arrives
 
 
 def _handle(handler: "signal._HANDLER") -> None:
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup, and a shell in the background, have it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # set by nohup, and by shells for background jobs
             signal.signal(number, handler)
 
 
 def _end(number: int, _: FrameType | None) -> None:
     if number == signal.SIGINT:
-        say_interrupted()
+        print_interrupted()
     os._exit(128 + number)
 
 

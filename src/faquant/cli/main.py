@@ -1,4 +1,4 @@
-"""The `faquant` program: its commands, and how errors reach a person."""
+"""The `faquant` program: its commands, and how errors are printed."""
 
 import io
 import sys
@@ -17,15 +17,15 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .generate import generate
 from .inspect import inspect
-from .interrupts import INTERRUPTED, end_at_once, say_interrupted
+from .interrupts import INTERRUPTED, exit_on_signals, print_interrupted
 from .plan import plan
 from .quantize import quantize
 from .serve import serve
 
-_WrongUse: Any = typer.BadParameter.__base__  # click's UsageError, which typer carries under names that change
+_WrongUse: Any = typer.BadParameter.__base__  # click's UsageError, whose name in typer changes between versions
 
 app = typer.Typer(
-    help="8-bit attention for LLaMA-family models: quantize, measure, run. With --debug, errors show where they arose.",
+    help="8-bit attention for LLaMA-family models: quantize, measure, run. --debug shows tracebacks of errors.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -45,14 +45,17 @@ for command in (quantize, evaluate, generate, chat, serve, bench, inspect, plan,
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line. Returns 0: done, 1: failed, 2: wrong use, 130: interrupted. `--debug` anywhere shows
-    tracebacks."""
+    """Run one command line. `--debug` at any position shows tracebacks.
+
+    Returns:
+        The exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+    """
     debug = "--debug" in arguments
     try:
         plain = [argument for argument in arguments if argument != "--debug"]
         status: int = app(args=plain or ["--help"], prog_name="faquant", standalone_mode=False) or 0
-        if status == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
-            say_interrupted()
+        if status == INTERRUPTED:  # typer converts a KeyboardInterrupt to this status
+            print_interrupted()
         return status
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -61,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except _WrongUse as error:
         what = " ".join(error.format_message().split()).rstrip(".")
-        print_error(f"{what}. More by: {error.ctx.command_path if error.ctx else 'faquant'} --help")
+        print_error(f"{what}. For help: {error.ctx.command_path if error.ctx else 'faquant'} --help")
         return 2
     except FaquantError as error:
         if debug:
@@ -69,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         print_error(str(error))
         return error.exit_status
     except BrokenPipeError:
-        # The reader of our output has left; there is no one to tell, not even at exit.
+        # The reader of stdout has closed the pipe. Avoid a second error when Python flushes it at exit.
         sys.stdout = sys.stderr
         return 1
     except Exception as error:
@@ -80,20 +83,22 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _unforeseen(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "gguf"):
+        return f"This command needs the package {error.name}: pip install 'faquant[quantize]'"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "There is not enough memory for this. Free some, or use a smaller model or context."
+        return "There is not enough memory. Free some, or use a smaller model or context."
     if isinstance(error, OSError):
-        return f"The operating system refused: {error}."
+        return f"The operating system reports an error: {error}."
     text = " ".join(str(error).split())[:300]
-    return f"This should not have happened: {type(error).__name__}: {text}. --debug shows where; please report it."
+    return f"Unexpected error, please report it: {type(error).__name__}: {text}. --debug shows the traceback."
 
 
 def main() -> None:
-    """What the console script runs."""
-    end_at_once()
+    """Entry point of the console script."""
+    exit_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     status = run(sys.argv[1:])
-    end_at_once()  # all is in order; an exception would come up in what Python does at its end
+    exit_on_signals()  # nothing is left to clean up, and an exception would disturb Python's shutdown
     sys.exit(status)

@@ -1,36 +1,36 @@
-"""What generate and chat share: options, and loading with them."""
+"""Options of generate and chat, and loading a model with them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
-    from ..engine.sampling_params import SamplingParams
+    from ..sampling.params import SamplingParams
 
-MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Most tokens of an answer.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Maximum tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")]
-TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that make this probability.")]
-MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one's probability.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages tokens that stand there already.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that add up to this probability.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this fraction of the likeliest one.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages tokens that already occurred.")]
+Seed = Annotated[int | None, typer.Option(help="With the same seed, the answer is the same.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")]
 
 
 def load_model(directory: Path, stop: list[str] | None, **params: Any) -> tuple["LLM", "SamplingParams"]:
-    """The model in `directory`, and checked sampling parameters.
+    """Load the model in `directory`, and validate the sampling parameters.
 
     Raises:
         UsageError: a parameter is out of its range.
         CheckpointError, UnsupportedError: the directory cannot be loaded.
     """
     load_config(directory)
-    from ..engine.llm import LLM  # loads torch: a wrong directory is told before that
-    from ..engine.sampling_params import SamplingParams
+    from ..engine.llm import LLM  # takes long to import, so check the directory first
+    from ..sampling.params import SamplingParams
 
     checked = SamplingParams(stop=tuple(stop or ()), **params)
     return LLM(directory), checked

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..engine.engine_config import EngineConfig
 from ..recipe import load_recipe
 from .console import print_json
@@ -22,35 +22,35 @@ CONTEXTS = (4096, 32_768, 131_072)
 def plan(
     directory: Annotated[
         Path,
-        typer.Argument(help="Float or quantized directory; of a float one, config.json is enough.", metavar="MODEL"),
+        typer.Argument(help="Float or quantized directory; for a float one, config.json suffices.", metavar="MODEL"),
     ],
-    memory: Annotated[str, typer.Option(help="What there is, such as 24GiB.", metavar="SIZE")],
+    memory: Annotated[str, typer.Option(help="Available memory, such as 24GiB.", metavar="SIZE")],
     recipe: Annotated[
-        str | None, typer.Option(help="What a float model is to be quantized with.", metavar="RECIPE")
+        str | None, typer.Option(help="Recipe that a float model will be quantized with.", metavar="RECIPE")
     ] = None,
     max_num_seqs: Annotated[
-        int, typer.Option(help="Sequences that are answered at the same time.")
+        int, typer.Option(help="Maximum sequences answered at the same time.")
     ] = EngineConfig.max_num_seqs,
-    max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens of one step.")] = (
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Maximum tokens per step.")] = (
         EngineConfig.max_num_batched_tokens
     ),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a model will take in memory and how many tokens that leaves, before anything is quantized."""
-    room = parse_size(memory)
+    """Estimate, before quantizing, how much memory a model needs and how many tokens fit into the rest."""
+    budget = parse_size(memory)
     limits = EngineConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
     chosen = None if recipe is None else load_recipe(recipe)
     load_config(directory)
-    from ..model.plan import plan as make  # loads torch: a wrong directory or option is told before that
+    from ..model.plan import plan as make  # slow to import, so check the directory and options first
 
     made = make(directory, chosen, limits.max_num_batched_tokens, limits.max_num_seqs)
     if json:
-        print_json(made.to_json(room))
+        print_json(made.to_json(budget))
     else:
-        _print(made, directory, memory, room)
+        _print(made, directory, memory, budget)
 
 
-def _print(made: "Plan", directory: Path, memory: str, room: int) -> None:
+def _print(made: "Plan", directory: Path, memory: str, budget: int) -> None:
     from ..model.plan import PROGRAM_BYTES
 
     config, ours = made.config, made.ours
@@ -64,12 +64,12 @@ def _print(made: "Plan", directory: Path, memory: str, room: int) -> None:
         table.add_row(label, *values)
 
     row("weights", [show_size(some.weight_bytes) for some in made.footprints])
-    row("cache, a token", [show_size(some.kv_bytes_per_token) for some in made.footprints])
-    row("a step, at most", [show_size(made.step_bytes)] * 2)
-    row("the program", [show_size(PROGRAM_BYTES)] * 2)
+    row("cache, per token", [show_size(some.kv_bytes_per_token) for some in made.footprints])
+    row("one step, at most", [show_size(made.step_bytes)] * 2)
+    row("program", [show_size(PROGRAM_BYTES)] * 2)
     for tokens in sorted({*(some for some in CONTEXTS if some < config.max_position), config.max_position}):
-        row(f"in all, {tokens:,} tokens", [show_size(made.memory_for(some, tokens)) for some in made.footprints])
-    fitting = [made.tokens_in(some, room) for some in made.footprints]
+        row(f"total, {tokens:,} tokens", [show_size(made.memory_for(some, tokens)) for some in made.footprints])
+    fitting = [made.tokens_in(some, budget) for some in made.footprints]
     row(f"tokens in {memory}", [f"{tokens:,}" for tokens in fitting])
     row(
         f"sequences of {config.max_position:,} tokens in {memory}",
@@ -77,7 +77,7 @@ def _print(made: "Plan", directory: Path, memory: str, room: int) -> None:
     )
     console.print(table)
     if fitting[0]:
-        console.print(f"faquant serve OUT --kv-cache-memory {show_size(made.cache_memory(ours, room))}")
+        console.print(f"faquant serve OUT --kv-cache-memory {show_size(made.cache_memory(ours, budget))}")
     else:
         least = show_size(made.memory_for(ours, 0))
-        console.print(f"{memory} is too little: without any cache it takes {least}.")
+        console.print(f"{memory} is too little: even without a cache, {least} are needed.")

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..config import load_config
+from ..checkpoint.model_config import load_config
 from ..errors import FaquantError
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
-from .interrupts import raise_from_now_on
+from .interrupts import raise_on_signals
 
 FEW_TOKENS = 1000
 
@@ -28,23 +28,23 @@ def quantize(
     ] = "builtin",
     max_kl: Annotated[
         float | None,
-        typer.Option(help="Look for the cheapest recipe whose mean KL, in nats, stays within X.", metavar="X"),
+        typer.Option(help="Search for the cheapest recipe whose mean KL is at most X nats.", metavar="X"),
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--evaluate/--no-evaluate", help="Measure at the end what it cost, and leave a report in OUT."),
+        typer.Option("--evaluate/--no-evaluate", help="Evaluate OUT at the end, and write a report into it."),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Throw away what an interrupted run has left, instead of going on.")
+        bool, typer.Option("--restart", help="Discard the files of an interrupted run instead of resuming it.")
     ] = False,
 ) -> None:
-    """Turn a Hugging Face checkpoint into one with 8-bit attention and 8-bit linears."""
+    """Quantize a Hugging Face checkpoint to 8-bit attention and 8-bit linears."""
     started = time.monotonic()
     load_config(model)
-    from .. import api  # loads torch: a wrong directory or option is told before that
+    from .. import api  # loads torch, so check the directory and options first
 
-    raise_from_now_on()
+    raise_on_signals()
     if max_kl is not None and recipe == "default":
         recipe = "auto"
     again = f"faquant evaluate {output} --against {model}"
@@ -54,7 +54,7 @@ def quantize(
         and _lacks_report(output)
         and api.is_quantized(model, output, recipe, calibration, overwrite=overwrite, max_kl=max_kl)
     ):
-        print(f"{output} is complete; what is left is to measure it.", file=sys.stderr)
+        print(f"{output} is complete; only the evaluation is missing.", file=sys.stderr)
         _measure(model, output, again)
         return
     with progress_bar("quantizing") as progress:
@@ -75,40 +75,42 @@ def quantize(
             to_be_measured=measure,
         )
     if tokens < FEW_TOKENS:
-        print(f"Only {tokens:,} tokens of calibration: thousands, of every kind you serve, do better.", file=sys.stderr)
+        print(
+            f"Only {tokens:,} tokens of calibration data. Use thousands, of every kind that you serve.", file=sys.stderr
+        )
     took = f"{output}: recipe {recipe}, calibrated on {tokens:,} tokens, {time.monotonic() - started:.0f} s."
     if not measure:
-        print(f"{took} What it cost: {again}", file=sys.stderr)
+        print(f"{took} To measure the loss: {again}", file=sys.stderr)
         return
     print(took, file=sys.stderr)
     _measure(model, output, again)
 
 
 def _lacks_report(output: Path) -> bool:
-    """Whether it is a directory that was not measured."""
+    """Whether `output` is a directory without a report."""
     from ..evaluation.report import NAME
-    from ..quantization import made
+    from ..quantization import provenance
 
     if (output / f"{NAME}.html").exists():
-        made.forget(output)  # which a run that was cut off has not come to
+        provenance.forget(output)  # an interrupted run may not have reached this
         return False
     return output.is_dir()
 
 
 def _measure(model: Path, output: Path, again: str) -> None:
-    """Measure the new directory quickly, and leave a report in it."""
+    """Evaluate the new directory quickly, and write a report into it."""
     from .. import api
-    from ..quantization import made
+    from ..quantization import provenance
 
     try:
         with progress_bar("evaluating") as progress:
             report = api.evaluate(output, model, progress=progress, quick=True)
     except FaquantError as error:
-        # The directory is whole; only what it cost is not known.
-        print(f"{output} is complete, but could not be measured: {error}", file=sys.stderr)
-        made.forget(output)
+        # The directory is complete; only the report is missing.
+        print(f"{output} is complete, but could not be evaluated: {error}", file=sys.stderr)
+        provenance.forget(output)
         return
     print_report(report)
     write_report(report, output)
-    made.forget(output)
-    print(f"Measured on little, to be quick. On all of the texts: {again}", file=sys.stderr)
+    provenance.forget(output)
+    print(f"This was a quick evaluation. On all texts: {again}", file=sys.stderr)

@@ -9,11 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..config import KvCacheDtype, load_config
+from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
-from ..engine.tools.formats import FORMATS
 from ..server.config import ServerConfig
-from .interrupts import raise_from_now_on
+from ..structured.tools.formats import FORMATS
+from .interrupts import raise_on_signals
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -22,66 +22,72 @@ if TYPE_CHECKING:
 
 def serve(
     directory: Annotated[Path, typer.Argument(help="Quantized or float directory.", metavar="OUT")],
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one of this machine.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all addresses of this machine.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free port.")] = 8000,
     served_model_name: Annotated[
-        str | None, typer.Option(help="What requests call the model; the directory's name.", metavar="NAME")
+        str | None,
+        typer.Option(help="Name of the model in requests; by default the directory's name.", metavar="NAME"),
     ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="FAQUANT_API_KEY", help="What clients must show; others can read a flag, so rather set the variable."
+            envvar="FAQUANT_API_KEY",
+            help="Key that clients must send. Prefer the variable: other users can see command lines.",
         ),
     ] = None,
     allowed_origins: Annotated[
-        list[str] | None, typer.Option(help="Web pages of this origin may call; may be repeated; * is all.")
+        list[str] | None, typer.Option(help="Allow web pages of this origin (CORS); may be repeated; *: all.")
     ] = None,
     allowed_hosts: Annotated[
         list[str] | None,
         typer.Option(
-            help="Requests may call the server by this name; may be repeated; * is any. By default any; on a loopback "
-            "address without a key, only this machine.",
+            help="Accept requests whose Host header is this name; may be repeated; *: any. Default: any, but only "
+            "names of this machine if the server has no key and listens on a loopback address.",
             show_default=False,
         ),
     ] = None,
     max_queue: Annotated[
-        int, typer.Option(help="Sequences that may wait; who comes then gets 429.")
+        int, typer.Option(help="Maximum waiting sequences; further requests get status 429.")
     ] = ServerConfig.max_queue,
     request_timeout: Annotated[
-        float, typer.Option(help="Seconds that a request may take; 0: any number.")
+        float, typer.Option(help="Maximum seconds per request; 0: no limit.")
     ] = ServerConfig.request_timeout,
-    max_body: Annotated[str, typer.Option(help="Largest body of a request.", metavar="SIZE")] = "8MiB",
+    max_body: Annotated[str, typer.Option(help="Maximum size of a request's body.", metavar="SIZE")] = "8MiB",
     tool_call_parser: Annotated[
-        str, typer.Option(help=f"How the model writes calls of tools: auto, {', '.join(FORMATS)}.")
+        str, typer.Option(help=f"Format of the model's tool calls: auto, {', '.join(FORMATS)}.")
     ] = ServerConfig.tool_call_parser,
     max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens of a prompt and its answer; the model's context.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Maximum tokens of a prompt and its answer; by default the model's context.", show_default=False
+        ),
     ] = EngineConfig.max_model_len,
     max_num_seqs: Annotated[
-        int, typer.Option(help="Sequences that are answered at the same time.")
+        int, typer.Option(help="Maximum sequences answered at the same time.")
     ] = EngineConfig.max_num_seqs,
     max_num_batched_tokens: Annotated[
-        int, typer.Option(help="Tokens of one step; longer prompts are read in several.")
+        int, typer.Option(help="Maximum tokens per step; longer prompts take several steps.")
     ] = EngineConfig.max_num_batched_tokens,
     kv_cache_memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory of the cache, such as 2GiB; by default what is useful, 4GiB at most.", metavar="SIZE"
+            help="Memory of the KV cache, such as 2GiB; by default as much as is useful, at most 4GiB.",
+            metavar="SIZE",
         ),
     ] = None,
     kv_cache_dtype: Annotated[
-        KvCacheDtype, typer.Option(help="auto is int8; bfloat16 is there to compare with.")
+        KvCacheDtype, typer.Option(help="Type of the KV cache; auto is int8, bfloat16 is for comparison.")
     ] = EngineConfig.kv_cache_dtype,
     enable_prefix_caching: Annotated[
-        bool, typer.Option(help="Find again what prompts have in common.")
+        bool, typer.Option(help="Reuse the KV cache of common prefixes.")
     ] = EngineConfig.enable_prefix_caching,
     speculative_tokens: Annotated[
-        int, typer.Option(help="Guess so many tokens at once from what stands there already.")
+        int, typer.Option(help="Maximum draft tokens per step, from prompt lookup; 0: no speculation.")
     ] = EngineConfig.speculative_tokens,
 ) -> None:
-    """Answer requests of OpenAI's API: /v1/chat/completions, /v1/completions and more, until SIGTERM or Ctrl-C."""
+    """Serve OpenAI's API (/v1/chat/completions, /v1/completions and more) until SIGTERM or Ctrl-C."""
     max_position = load_config(directory).max_position
     engine_config = EngineConfig(
         max_model_len=max_model_len,
@@ -92,7 +98,7 @@ def serve(
         enable_prefix_caching=enable_prefix_caching,
         speculative_tokens=speculative_tokens,
     )
-    engine_config.length(max_position)  # refused here, not when the model has been loaded
+    engine_config.length(max_position)  # checked before the model is loaded
     config = ServerConfig(
         served_model_name=directory.resolve().name if served_model_name is None else served_model_name,
         api_key=api_key,
@@ -103,18 +109,18 @@ def serve(
         max_body=parse_size(max_body),
         tool_call_parser=tool_call_parser,
     )
-    from ..server.socket import bind, is_loopback
+    from ..server.http.socket import bind, is_loopback
 
-    listener = bind(host, port)  # before the model is loaded, which takes longer
+    listener = bind(host, port)  # before loading the model, which takes long
     loopback = is_loopback(listener.getsockname()[0])
     if allowed_hosts is None and api_key is None and loopback:
         config = replace(config, allowed_hosts=(host,))
     from ..engine.async_engine import AsyncEngine
     from ..engine.engine import Engine
-    from ..engine.tokenizer import Tokenizer
     from ..model.load import load
     from ..server.run import serve as run
     from ..server.service import Service
+    from ..text.tokenizer import Tokenizer
 
     engine = Engine(load(directory), Tokenizer.from_directory(directory), engine_config)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
@@ -122,16 +128,17 @@ def serve(
     _print_table(service, address)
     if api_key is None and not loopback:
         print(
-            "faquant: anybody who reaches this address can use the model; FAQUANT_API_KEY asks them for a key.",
+            "faquant: anyone who can reach this address can use the model; set FAQUANT_API_KEY to require a key.",
             file=sys.stderr,
         )
-    raise_from_now_on()
+    raise_on_signals()
     run(service, listener)
 
 
 def _print_table(service: "Service", address: str) -> None:
-    """What is really in use, on stderr."""
-    from ..kernels import cpu, threads
+    """Print the settings in use on stderr."""
+    from ..kernels import isa as cpu
+    from ..kernels import threads
 
     engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()
@@ -141,7 +148,7 @@ def _print_table(service: "Service", address: str) -> None:
         "model": config.served_model_name,
         "recipe": model.metadata.recipe.name if model.metadata else kind,
         "kernels": f"{cpu.selected_isa()} ({cpu.cpu_name()}), {threads.count()} threads",
-        "cache": f"{state.cache_bytes:,} bytes, {tokens:,} tokens, {engine.bytes_per_token:,} bytes a token, "
+        "cache": f"{state.cache_bytes:,} bytes, {tokens:,} tokens, {engine.bytes_per_token:,} bytes per token, "
         f"kv_cache_dtype {engine.config.kv_cache_dtype}",
         "context": f"{engine.max_model_len:,} tokens at most",
         "sequences": f"{engine.config.max_num_seqs} at a time, {config.max_queue} more may wait",

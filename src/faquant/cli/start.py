@@ -1,11 +1,11 @@
-"""The console script. Signals are provided for before anything is imported that takes long."""
+"""The console script. It sets up signal handling before the slow imports."""
 
-from .interrupts import end_at_once
+from .interrupts import exit_on_signals
 
 
 def main() -> None:
-    """Run the command line of this process."""
-    end_at_once()
+    """Run the command line."""
+    exit_on_signals()
     from .main import main as run
 
     run()

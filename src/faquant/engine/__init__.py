@@ -1,1 +1,1 @@
-"""From a prompt to tokens and from logits to text: tokenizer, chat template, sampling, stop strings, generation."""
+"""Generation: the engine, its scheduler and page pool, speculative decoding, and the classes LLM and AsyncEngine."""

@@ -1,4 +1,4 @@
-"""The engine in a thread of its own, for callers in event loops."""
+"""The engine in its own thread, for callers in event loops."""
 
 import asyncio
 import logging
@@ -10,18 +10,18 @@ from contextlib import aclosing
 from typing import Any
 
 from ..errors import FaquantError
-from .engine import Checked, Engine
+from ..sampling.params import SamplingParams
+from ..structured.structured_output import StructuredOutput
+from .engine import CheckedPrompt, Engine
 from .request import Output, Request
-from .sampling_params import SamplingParams
-from .structured_output import StructuredOutput
 
 log = logging.getLogger(__name__)
 
 _COMPILERS = 2
-_LONG = 4096
-"""Tokens of prompts whose check is worth a thread."""
-_ANSWER = 32
-"""Tokens that take as long as what is made for an answer."""
+_LONG_PROMPTS = 4096
+"""Prompts with this many tokens in total are checked in a thread."""
+_ANSWER_COST = 32
+"""Setting up one answer costs as much time as checking this many prompt tokens."""
 
 
 class EngineStoppedError(FaquantError):
@@ -29,32 +29,32 @@ class EngineStoppedError(FaquantError):
 
 
 class AsyncEngine:
-    """Answers for any number of tasks in any number of event loops. The thread runs from `start` to `shutdown`."""
+    """Serves any number of tasks in any number of event loops. The thread runs from `start` to `shutdown`."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._todo: deque[Callable[[], object]] = deque()  # for the thread, which alone touches the engine
+        self._todo: deque[Callable[[], object]] = deque()  # run by the thread; nothing else touches the engine
         self._streams: dict[Request, _Stream] = {}
-        self._wake = threading.Condition()  # guards what is written from several threads: all but streams
+        self._wake = threading.Condition()  # guards all attributes except _streams, which only the thread uses
         self._callers: set[_Stream] = set()
         self._draining = self._abandoning = False
         self._thread = threading.Thread(target=self._run, name="faquant-engine", daemon=True)
-        # Of their own: threads that compile structures for seconds are not there for anything else.
+        # A separate pool, because compiling a structure can block a thread for seconds.
         self._compilers = ThreadPoolExecutor(_COMPILERS, "faquant-compile")
-        self._compiling: dict[Future[Any], int] = {}  # and how many wait for it
+        self._compiling: dict[Future[Any], int] = {}  # with the number of tasks that wait for each
 
     def start(self) -> None:
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs and takes requests."""
+        """Whether the thread runs and accepts requests."""
         return self._thread.is_alive() and not self._draining
 
     async def generate(self, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[Output, None]:
-        """What each step brings for a prompt of token ids, until its params.n answers have ended.
+        """Yield the output of each step for a prompt of token ids, until its params.n answers have finished.
 
-        A caller that leaves (closes the iterator, or is cancelled) frees what the answers hold before the next step.
+        If the caller closes the iterator or is cancelled, the answers' pages are freed before the next step.
 
         Raises:
             UsageError: the request cannot be answered.
@@ -65,8 +65,8 @@ class AsyncEngine:
             async for _, output in outputs:
                 yield output
 
-    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Checked]:
-        """What `answers` takes.
+    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[CheckedPrompt]:
+        """Check prompts for `answers`.
 
         Raises:
             UsageError: the request cannot be answered.
@@ -75,15 +75,15 @@ class AsyncEngine:
         structure = params.structured_output
         if structure is not None and (structure.tool_calls is None or structure.tool_calls.tools):
             await self._compile(structure)
-        if structure is None and sum(len(prompt) + params.n * _ANSWER for prompt in prompts) < _LONG:
+        if structure is None and sum(len(prompt) + params.n * _ANSWER_COST for prompt in prompts) < _LONG_PROMPTS:
             return self._check(prompts, params)
         return await asyncio.to_thread(self._check, prompts, params)
 
-    def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Checked]:
+    def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[CheckedPrompt]:
         return [self.engine.check(prompt, params) for prompt in prompts]
 
     async def _compile(self, structure: StructuredOutput) -> None:
-        """Wait until a structure is compiled. Where all who wait have left, it is not begun."""
+        """Wait until a structure is compiled. If every waiting task is cancelled first, compilation does not start."""
         grammars = await asyncio.to_thread(lambda: self.engine.grammars)
         with self._wake:
             if self._draining:
@@ -101,11 +101,11 @@ class AsyncEngine:
                     del self._compiling[compiled]
                     compiled.cancel()
         if compiled.cancelled():
-            raise EngineStoppedError("The engine was shut down before the answer was begun.")
+            raise EngineStoppedError("The engine was shut down before the answer was started.")
         compiled.result()
 
-    async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:
-        """As generate, for several prompts at once, with the number of the prompt that an output belongs to."""
+    async def answers(self, prompts: Sequence[CheckedPrompt]) -> AsyncGenerator[tuple[int, Output], None]:
+        """Like `generate`, for several prompts at once; yields the index of the prompt with each output."""
         stream = _Stream(asyncio.get_running_loop())
         with self._wake:
             if self._draining:
@@ -124,14 +124,14 @@ class AsyncEngine:
         finally:
             with self._wake:
                 self._callers.discard(stream)
-                self._todo.append(lambda: self._leave(stream))
+                self._todo.append(lambda: self._cancel(stream))
                 self._wake.notify()
 
     def shutdown(self, drain: bool = False, timeout: float | None = None) -> bool:
-        """End the thread: at once, or with `drain` when all requests have been answered. Nobody may join any more.
+        """Stop the thread: immediately, or with `drain` after all requests have been answered. Refuse new requests.
 
         Returns:
-            Whether it ended within so many seconds.
+            Whether the thread ended within `timeout` seconds.
         """
         with self._wake:
             self._draining = True
@@ -151,13 +151,13 @@ class AsyncEngine:
             while todo := self._wait():
                 for what in todo:
                     what()
-        except Exception:  # nobody else would hear of it; who waits is told by _end
-            log.exception("The engine has failed for good")
+        except Exception:  # nothing else would report it; _end notifies the callers
+            log.exception("The engine has failed permanently")
         finally:
             self._end()
 
     def _wait(self) -> list[Callable[[], object]]:
-        """What callers want done before the next step, a step included; nothing when the thread shall end."""
+        """Wait for work. Return the callers' tasks followed by a step, or an empty list to end the thread."""
         with self._wake:
             while not (self._todo or self._draining or self.engine.has_work):
                 self._wake.wait()
@@ -179,8 +179,8 @@ class AsyncEngine:
                 if output.finish_reason is not None:
                     self._streams.pop(output.request, None)
 
-    def _begin(self, stream: "_Stream", prompts: Sequence[Checked]) -> None:
-        if stream.left:
+    def _begin(self, stream: "_Stream", prompts: Sequence[CheckedPrompt]) -> None:
+        if stream.cancelled:
             return
         try:
             for place, checked in enumerate(prompts):
@@ -190,21 +190,21 @@ class AsyncEngine:
         except Exception as error:
             self._deliver([(stream, error)])
 
-    def _leave(self, stream: "_Stream") -> None:
-        stream.left = True
+    def _cancel(self, stream: "_Stream") -> None:
+        stream.cancelled = True
         for request in [request for request, some in self._streams.items() if some is stream]:
             self.engine.abort(request)
             del self._streams[request]
 
     def _fail(self, error: Exception) -> None:
-        """What ran in a step that failed cannot go on; what waits can."""
+        """Fail the requests that took part in a failed step. Waiting requests continue."""
         stopped = EngineStoppedError(f"The engine failed: {error}")
         self.engine.abort_running()
-        ended = [request for request in self._streams if request.finish_reason is not None]  # by the step or just now
+        ended = [request for request in self._streams if request.finish_reason is not None]  # in the step or aborted
         self._deliver([(self._streams.pop(request), stopped) for request in ended])
 
     def _end(self) -> None:
-        """Nobody waits for a thread that runs no more, however it ended."""
+        """Fail all remaining callers when the thread has ended, for whatever reason."""
         with self._wake:
             self._draining = True
             callers = list(self._callers)
@@ -216,25 +216,25 @@ class AsyncEngine:
         self._streams.clear()
 
     def _deliver(self, items: Sequence[tuple["_Stream | None", Output | Exception]]) -> None:
-        """Give each stream what is its own, in one call for each event loop."""
+        """Put the items into their streams, with one call per event loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Output | Exception]]] = {}
         for stream, item in items:
             if stream is not None:
                 by_loop.setdefault(stream.loop, []).append((stream, item))
         for loop, parts in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_put, parts)
-            except RuntimeError:  # the loop is closed, and with it whoever waited there
+                loop.call_soon_threadsafe(_put_all, parts)
+            except RuntimeError:  # the loop is closed, so nothing waits there any more
                 for stream, _ in parts:
-                    self._leave(stream)
+                    self._cancel(stream)
 
 
 class _Stream:
-    """What one caller has not yet read; `places` has the number of the prompt that each request is for."""
+    """The outputs that one caller has not read yet. `places` maps each request to the index of its prompt."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.left = False
+        self.cancelled = False
         self.places: dict[Request, int] = {}
         self.queue: asyncio.Queue[Output | Exception] = asyncio.Queue()
 
@@ -245,6 +245,6 @@ class _Stream:
         return item
 
 
-def _put(parts: Sequence[tuple[_Stream, Any]]) -> None:
+def _put_all(parts: Sequence[tuple[_Stream, Any]]) -> None:
     for stream, item in parts:
         stream.queue.put_nowait(item)

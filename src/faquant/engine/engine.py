@@ -1,42 +1,44 @@
-"""The engine: requests in, one step after the other, tokens out."""
+"""The engine: takes requests and produces their tokens step by step."""
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, count
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..errors import FaquantError, UsageError
 from ..kernels.saturation import Saturation
-from ..kernels.threads import torch_on_one
 from ..model.load import Model
 from ..model.paged import PagedDecoder
 from ..model.rope import Rope
-from .draw import Floats
+from ..sampling.draw import Floats
+from ..sampling.params import SamplingParams
+from ..sampling.sampler import Sampler, sample_rows
+from ..structured.constraint import Constraint
+from ..structured.grammar import Grammars
+from ..text.tokenizer import Tokenizer
 from .engine_config import EngineConfig
-from .grammar import Constraint, Grammars
 from .page_pool import PagePool, page_digest
 from .request import Output, Request
-from .sampling import Sampler, sample_rows
-from .sampling_params import SamplingParams
 from .scheduler import Scheduler, Work
+from .speculation import PromptLookup
 from .stats import State, Stats
-from .tokenizer import Tokenizer
 
 PAGE_SIZE = 128
-"""Tokens of a page: one tile of the arithmetic, and what prompts share. Larger pages measured no faster."""
-MOST_CACHE_BYTES = 4 << 30
-"""Unless kv_cache_memory says otherwise."""
+"""Tokens per page: one tile of the attention kernels, and the unit of prefix sharing. Larger pages were not faster."""
+MAX_CACHE_BYTES = 4 << 30
+"""Size limit of the cache if kv_cache_memory is not set."""
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A prompt that can be answered, and what draws each of params.n answers. Made by Engine.check for one use."""
+class CheckedPrompt:
+    """A prompt that the engine can answer, with a sampler for each of its params.n answers.
+
+    Engine.check creates it; it can be admitted once.
+    """
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -44,11 +46,11 @@ class Checked:
 
 
 class Engine:
-    """Answers many requests at once. Not for several threads at the same time; AsyncEngine is.
+    """Answers many requests at once. Not thread-safe; use AsyncEngine from several threads.
 
     Attributes:
-        max_model_len: tokens that a prompt and its answer may have: the model's context, or what the cache holds.
-        bytes_per_token: of the cache, in all layers.
+        max_model_len: maximum tokens of a prompt and its answer: the model's context, or less if the cache is smaller.
+        bytes_per_token: cache bytes per token, over all layers.
 
     Raises:
         UsageError: the configuration does not fit the model or the memory.
@@ -60,13 +62,12 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = config
         self.bytes_per_token = model.cache_bytes_per_token(config.kv_cache_dtype)
-        num_pages, self.max_model_len = _fitting(config, model.max_position, PAGE_SIZE * self.bytes_per_token)
+        num_pages, self.max_model_len = _cache_limits(config, model.max_position, PAGE_SIZE * self.bytes_per_token)
         pages = model.make_pages(num_pages, PAGE_SIZE, config.kv_cache_dtype)
         self._saturation = Saturation()
         for layer in pages:
             layer.saturation = self._saturation
-        self._decoder = PagedDecoder(model.decoder, pages)
-        self._is_int8 = model.is_int8()
+        self._decoder = PagedDecoder(model.decoder, pages, model.backend)
         self._rope = Rope(model.config, self.max_model_len)
         self._numbers = count()
         self._stats = Stats()
@@ -76,7 +77,7 @@ class Engine:
             config.max_num_seqs,
             config.max_num_batched_tokens,
             config.enable_prefix_caching,
-            self._guess,
+            self._propose,
             self._decoder.copy_page,
         )
 
@@ -84,14 +85,14 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting)
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> Checked:
-        """What `admit` takes; from any thread. A large structure takes seconds to compile.
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> CheckedPrompt:
+        """Check a prompt for `admit`. Thread-safe. Compiling a large structure takes seconds.
 
         Raises:
             UsageError: the request cannot be answered.
         """
         if not prompt:
-            raise UsageError("The prompt has no tokens; give it some text.")
+            raise UsageError("The prompt has no tokens; it must not be empty.")
         vocabulary = self.model.config.vocab_size
         if not all(type(item) is int and 0 <= item < vocabulary for item in prompt):
             raise UsageError(f"The prompt has a token id outside the vocabulary of {vocabulary} tokens.")
@@ -101,19 +102,19 @@ class Engine:
                 f"The prompt's {len(prompt)} tokens and max_tokens ({params.max_tokens}) together exceed the context "
                 f"of {self.max_model_len} tokens. Shorten the prompt or lower max_tokens."
             )
-        return Checked(prompt, params, self._samplers(prompt, params))
+        return CheckedPrompt(prompt, params, self._samplers(prompt, params))
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> list[Request]:
-        """Check a prompt of token ids and admit it. Raises: UsageError, as check."""
+        """Check a prompt of token ids and admit it. Raises: UsageError: as `check`."""
         return self.admit(self.check(prompt, params))
 
-    def admit(self, checked: Checked) -> list[Request]:
-        """Let a prompt wait for its params.n answers, one request each."""
+    def admit(self, checked: CheckedPrompt) -> list[Request]:
+        """Queue a checked prompt; return one request for each of its params.n answers."""
         prompt, params = checked.prompt, checked.params
         rope, root = self._rope, b""
-        if self.model.config.rope.rope_type == "dynamic":  # its keys depend on how long the request may become
+        if self.model.config.rope.rope_type == "dynamic":  # the keys depend on the request's maximum length
             original = self.model.config.rope.original_max_position
-            length = max(len(prompt) + params.max_tokens, original)  # up to there, all the same
+            length = max(len(prompt) + params.max_tokens, original)  # lengths below it share their keys
             rope, root = Rope(self.model.config, length), page_digest(b"", [length])
         requests = []
         for sampler in checked.samplers:
@@ -123,34 +124,32 @@ class Engine:
         return requests
 
     def abort(self, request: Request) -> None:
-        """Forget a request and free its pages; nothing if it has ended already."""
+        """Abort a request and free its pages. Does nothing if the request has already finished."""
         if request.finish_reason is None:
             request.finish("abort")
             self._end(request)
 
     def abort_running(self) -> list[Request]:
-        """Forget all requests that take part in steps, or where there are none, the oldest that waits. Returns them."""
+        """Abort and return all running requests; if none is running, the oldest waiting one."""
         requests = list(self._scheduler.running) or self._scheduler.waiting[:1]
         for request in requests:
             self.abort(request)
         return requests
 
-    @torch.inference_mode()
     def step(self) -> list[Output]:
-        """Run the next tokens of some requests, and say what that brought. Nothing where there is no work."""
+        """Run the next tokens of some requests and return their outputs; an empty list if there is no work."""
         begin = time.perf_counter()
         work = self._scheduler.schedule()
         if not work:
             return []
         model_begin = time.perf_counter()
-        with torch_on_one() if self._is_int8 else nullcontext():
-            logits = self._run(work)
+        logits = self._run(work)
         model_end = time.perf_counter()
         for item in work:
             self._count(item)
             if not item.decodes:
                 self._scheduler.computed(item)
-        outputs = self._advance([item for item in work if item.decodes], logits.numpy())
+        outputs = self._advance([item for item in work if item.decodes], logits)
         self._stats.steps += 1
         self._stats.model_seconds += model_end - model_begin
         self._stats.step_seconds += time.perf_counter() - begin
@@ -169,11 +168,11 @@ class Engine:
         )
 
     def stats(self) -> Stats:
-        """A copy."""
+        """A copy of the counters."""
         return replace(self._stats, preemptions=self._scheduler.preemptions, finished=dict(self._stats.finished))
 
     def saturation(self) -> dict[str, float]:
-        """The share of values of q, k and v beyond their calibrated scales, over all that was answered so far."""
+        """The fraction of q, k and v values beyond their calibrated scales, over all requests so far."""
         return self._saturation.shares()
 
     def forget_prefixes(self) -> None:
@@ -205,26 +204,26 @@ class Engine:
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
         return self.grammars.constraints(params.structured_output, params.max_tokens, ends)
 
-    def _run(self, work: Sequence[Work]) -> Tensor:
-        """Logits [rows, vocab] of each that decodes: of its last token, and of those guessed behind it."""
-        hidden = self._decoder.run([item.request.chunk(item.count, item.guessed) for item in work])
+    def _run(self, work: Sequence[Work]) -> Floats:
+        """Logits [rows, vocab] for each sequence that decodes: of its last token and of its draft tokens."""
+        hidden = self._decoder.run([item.request.chunk(item.count, item.draft) for item in work])
         wanted: list[int] = []
         end = 0
         for item in work:
-            end += item.count + len(item.guessed)
+            end += item.count + len(item.draft)
             if item.decodes:
-                wanted += range(end - len(item.guessed) - 1, end)
-        return self.model.decoder.logits(hidden[wanted]) if wanted else hidden
+                wanted += range(end - len(item.draft) - 1, end)
+        return np.asarray(self._decoder.logits(hidden[wanted]) if wanted else hidden)
 
     def _advance(self, work: Sequence[Work], logits: Floats) -> list[Output]:
-        """Draw the next token of each, and where it is the guessed one, those behind it."""
-        sizes = [1 + len(item.guessed) for item in work]
+        """Sample the next token of each sequence, and more tokens as long as its draft tokens are accepted."""
+        sizes = [1 + len(item.draft) for item in work]
         begins = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
         firsts: list[int] | list[None]
         try:
-            some = logits if len(begins) == len(logits) else logits[begins]  # no copy of megabytes for nothing
+            some = logits if len(begins) == len(logits) else logits[begins]  # avoid copying megabytes
             firsts = sample_rows(some, [item.request.sampler for item in work])
-        except FaquantError:  # of some row; each is told apart below
+        except FaquantError:  # some row is invalid; _accept samples each row on its own
             firsts = [None] * len(work)
         return [
             self._accept(item, logits[begin : begin + size], first)
@@ -235,17 +234,17 @@ class Engine:
         request = item.request
         try:
             tokens = [request.sampler.sample(logits[0]) if first is None else first]
-            for guessed, row in zip(item.guessed, logits[1:], strict=True):
-                if tokens[-1] != guessed or request.sampler.is_end(guessed) or request.sampler.must_end:
+            for draft, row in zip(item.draft, logits[1:], strict=True):
+                if tokens[-1] != draft or request.sampler.is_end(draft) or request.sampler.must_end:
                     break
                 try:
                     tokens.append(request.sampler.sample(row))
-                except FaquantError:  # what was drawn before may end the answer; if not, the next step says it again
+                except FaquantError:  # earlier tokens may end the answer; otherwise, the next step raises it again
                     break
         except FaquantError as error:
             output = request.fail(error)
         else:
-            if not request.first_token and request.index == 0:  # its other answers find what this one has read
+            if not request.first_token and request.index == 0:  # the other answers reuse this one's pages
                 self._stats.prompt_tokens += request.prompt_length
                 self._stats.cached_tokens += request.cached_tokens or 0
             output = request.accept(tokens)
@@ -263,35 +262,39 @@ class Engine:
         self._stats.finished[reason] = self._stats.finished.get(reason, 0) + 1
 
     def _count(self, item: Work) -> None:
-        self._stats.guessed_tokens += len(item.guessed)
+        self._stats.draft_tokens += len(item.draft)
         self._stats.prefilled_tokens += max(0, min(item.count, item.request.reached - item.request.computed))
 
-    def _guess(self, request: Request, most: int) -> list[int]:
-        most = min(most, self.config.speculative_tokens)
-        return request.lookup.guess(request.ids, most) if most else []
+    def _propose(self, request: Request, count: int) -> list[int]:
+        count = min(count, self.config.speculative_tokens)
+        if not count:
+            return []
+        if request.lookup is None:
+            request.lookup = PromptLookup()
+        return request.lookup.propose(request.ids, count)
 
 
-def _fitting(config: EngineConfig, max_position: int, bytes_per_page: int) -> tuple[int, int]:
-    """How many pages kv_cache_memory holds, but no more than can ever be used; and how long a request may become."""
+def _cache_limits(config: EngineConfig, max_position: int, bytes_per_page: int) -> tuple[int, int]:
+    """The number of pages that fit into kv_cache_memory, at most as many as can be used; and the maximum length."""
     length = config.length(max_position)
     memory = config.kv_cache_memory
     if memory is None:
-        memory = min(MOST_CACHE_BYTES, available_memory() // 2)
+        memory = min(MAX_CACHE_BYTES, available_memory() // 2)
     pages = min(memory // bytes_per_page, config.max_num_seqs * -(-length // PAGE_SIZE))
-    room = pages * PAGE_SIZE
-    if room == 0 or (config.max_model_len is not None and room < length):
+    capacity = pages * PAGE_SIZE
+    if capacity == 0 or (config.max_model_len is not None and capacity < length):
         raise UsageError(
-            f"The cache of {memory:,} bytes holds {room:,} tokens, fewer than the {max(length, PAGE_SIZE):,} of one "
-            f"request, which take {-(-length // PAGE_SIZE) * bytes_per_page:,}. Raise kv_cache_memory or lower "
-            "max_model_len."
+            f"The cache of {memory:,} bytes holds {capacity:,} tokens, but one request may have "
+            f"{max(length, PAGE_SIZE):,}, which need {-(-length // PAGE_SIZE) * bytes_per_page:,} bytes. Raise "
+            "kv_cache_memory or lower max_model_len."
         )
-    return pages, min(length, room)
+    return pages, min(length, capacity)
 
 
 def available_memory() -> int:
-    """Bytes that could be used now without swapping."""
+    """Bytes of memory that are available without swapping."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux: all there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux: all physical memory

@@ -1,25 +1,27 @@
-"""What an engine is made with: the one source of LLM's arguments and of the commands' flags."""
+"""The engine's configuration: the single source of LLM's options and of the command-line flags."""
 
 from dataclasses import dataclass
 from typing import get_args
 
-from ..config import KvCacheDtype
+from ..checkpoint.model_config import KvCacheDtype
 from ..errors import UsageError
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Limits and switches, named as vLLM's. Checked when it is made.
+    """Limits and switches, named as in vLLM. Validated on construction.
 
-    max_model_len: tokens of a prompt and its answer; None: what the model may be used for and the cache holds.
-    max_num_seqs: sequences that are answered at the same time; more wait.
-    max_num_batched_tokens: tokens that go through the model in one step; long prompts are cut into chunks of it.
-    kv_cache_memory: bytes for the cache of keys and values; None: what max_num_seqs sequences of max_model_len can use,
-        but at most 4 GiB and half of the memory that is available. Taken when it is first written to.
-    kv_cache_dtype: `auto` is int8 as the checkpoint says; `bfloat16` is there to compare with.
-    enable_prefix_caching: keep the pages of what was answered, and find them when a prompt begins alike.
-    speculative_tokens: guess so many tokens at once by looking them up in the prompt and the answer; 0: none. The
-        answer is the same.
+    Attributes:
+        max_model_len: maximum tokens of a prompt and its answer; None: the model's context, or less if the cache holds
+            less.
+        max_num_seqs: maximum sequences per step; further ones wait.
+        max_num_batched_tokens: maximum tokens per step; longer prompts are read in chunks.
+        kv_cache_memory: bytes of the KV cache; None: enough for max_num_seqs sequences of max_model_len tokens, but at
+            most 4 GiB and half of the available memory. The memory is allocated when it is first written.
+        kv_cache_dtype: `auto` is the checkpoint's type, int8 if it is quantized; `bfloat16` is for comparison.
+        enable_prefix_caching: keep the pages of finished sequences and reuse them for prompts with the same prefix.
+        speculative_tokens: maximum draft tokens per step, looked up in the prompt and the answer; 0: no speculation.
+            The answer does not change.
 
     Raises:
         UsageError: a value is outside its range.
@@ -48,7 +50,7 @@ class EngineConfig:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise UsageError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
-                f"({self.max_num_seqs}), so that every sequence gets on in every step."
+                f"({self.max_num_seqs}), so that every sequence advances in every step."
             )
         if self.kv_cache_dtype not in get_args(KvCacheDtype):
             names = ", ".join(get_args(KvCacheDtype))
@@ -57,7 +59,7 @@ class EngineConfig:
             raise UsageError(f"enable_prefix_caching must be true or false, not {self.enable_prefix_caching!r:.80}.")
 
     def length(self, max_position: int) -> int:
-        """Tokens that a request may have where the model can have so many. Raises: UsageError: fewer than are asked."""
+        """The maximum length of a request. Raises: UsageError: max_model_len exceeds the model's `max_position`."""
         if self.max_model_len is not None and self.max_model_len > max_position:
             raise UsageError(
                 f"max_model_len ({self.max_model_len}) exceeds the model's context of {max_position} tokens."

@@ -1,4 +1,4 @@
-"""LLM: a directory that answers."""
+"""LLM: generate text with a model directory."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +11,16 @@ from typing import Any, cast
 from ..errors import UnsupportedError, UsageError
 from ..model.load import Model, load
 from ..progress import Update, progress_bar
+from ..sampling.params import SamplingParams
+from ..structured.structured_output import StructuredOutput
+from ..structured.tools.calls import Tool, ToolCalls
+from ..structured.tools.conversation import Conversation
+from ..structured.tools.parser import parse
+from ..text.tokenizer import Tokenizer
 from .engine import Engine
 from .engine_config import EngineConfig
 from .request import Completion, Request
-from .sampling_params import SamplingParams
 from .stats import State, Stats
-from .structured_output import StructuredOutput
-from .tokenizer import Tokenizer
-from .tools.calls import Tool, ToolCalls
-from .tools.conversation import Conversation
-from .tools.parser import parse
 
 Prompt = str | Sequence[int]
 """Text, or token ids."""
@@ -29,15 +29,15 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class LLM:
-    """A float or quantized model directory, loaded and ready to generate.
+    """A float or quantized model directory, loaded for generation.
 
     Args:
-        directory: with config.json, the weights and tokenizer.json.
+        directory: contains config.json, the weights and tokenizer.json.
         options: the fields of EngineConfig.
 
     Raises:
         CheckpointError, UnsupportedError: the directory cannot be loaded.
-        UsageError: an option makes no sense, or does not fit the model.
+        UsageError: an option is invalid or does not fit the model.
     """
 
     def __init__(self, directory: str | Path, **options: Any) -> None:
@@ -59,17 +59,17 @@ class LLM:
         *,
         progress: bool = False,
     ) -> list[Completion]:
-        """Answer each prompt, text or token ids; all of them are decoded together.
+        """Answer prompts, each given as text or token ids. All prompts are decoded together.
 
         Args:
-            params: for all prompts, or one for each.
-            progress: show a bar on stderr, if that is a terminal.
+            params: one SamplingParams for all prompts, or one for each.
+            progress: show a progress bar on stderr, if that is a terminal.
 
         Returns:
-            The answers in the order of the prompts; params.n of them for each.
+            The answers in the order of the prompts, params.n for each.
 
         Raises:
-            UsageError: a prompt is empty, or with max_tokens longer than the context; nothing was begun then.
+            UsageError: a prompt is empty, or exceeds the context together with max_tokens. No prompt was started.
             FaquantError: an answer could not be finished.
         """
         asked: Any = [prompts] if isinstance(prompts, str) else prompts
@@ -86,15 +86,15 @@ class LLM:
         return [request.completion() for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
-        """Answer one prompt piece by piece, as soon as each piece of text is final. Raises: as generate."""
+        """Answer one prompt, yielding each piece of text as soon as it is final. Raises: as `generate`."""
         params = params or SamplingParams()
         if params.n != 1:
-            raise UsageError(f"stream gives one answer, not {params.n}; ask generate for several.")
+            raise UsageError(f"stream returns one answer, not {params.n}; use generate for several.")
         with self._requests() as requests:
             requests += self.engine.add(self._encode(prompt), params)
             (request,) = requests
             has_ended = False
-            while not has_ended:  # others may step the engine, while whoever reads this has the last piece
+            while not has_ended:  # other code may step the engine while the caller handles a piece
                 has_ended = request.finish_reason is not None
                 if text := request.new_text():
                     yield text
@@ -113,22 +113,22 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> list[Completion]:
-        """Answer one conversation or several, each a list of `{"role": …, "content": …}`, in the model's chat template.
+        """Answer one conversation or several, each a list of `{"role": …, "content": …}`, with the chat template.
 
         Args:
-            params, progress: as generate.
-            tools: what answers may call, as OpenAI's API has them: `{"type": "function", "function": {"name": …,
-                "parameters": …}}`. Calls always follow the schema; Completion.tool_calls has them, and `text` what
-                stands before them.
+            params, progress: as for `generate`.
+            tools: tools that answers may call, in OpenAI's format: `{"type": "function", "function": {"name": …,
+                "parameters": …}}`. Calls always follow the schema. They are in Completion.tool_calls; the text before
+                them is in `text`.
             tool_choice: auto, none, required (at least one call and no text), or the name of the tool to call.
-            chat_template_kwargs: more variables for the template.
+            chat_template_kwargs: additional variables for the template.
 
         Returns:
-            The answers in the order of the conversations; params.n of them for each.
+            The answers in the order of the conversations, params.n for each.
 
         Raises:
-            UsageError: also where the tools are none, or tool_choice names none of them.
-            UnsupportedError: there is no chat template, or the format of the model's calls is not known.
+            UsageError: as `generate`, or the tools are invalid, or tool_choice names none of them.
+            UnsupportedError: there is no chat template, or the model's tool-call format is unknown.
             FaquantError: an answer could not be finished.
         """
         model, tools = Conversation(self.tokenizer), tuple(tools or ())
@@ -140,37 +140,37 @@ class LLM:
             return self.generate(ids, params, progress=progress)
         each = _for_each(params, len(ids))
         if any(some.structured_output is not None for some in each):
-            raise UsageError("Tools and a structured_output exclude each other.")
+            raise UsageError("Tools and structured_output cannot be combined.")
         wanted = [replace(some, structured_output=StructuredOutput(tool_calls=calls)) for some in each]
         return [_with_calls(answer, calls) for answer in self.generate(ids, wanted, progress=progress)]
 
     def saturation(self) -> dict[str, float]:
-        """The share of values of q, k and v beyond their calibrated scales, over all that was answered so far.
+        """The fraction of q, k and v values beyond their calibrated scales, over all requests so far.
 
-        Where it is not next to nothing, the calibration does not fit what is served. Scales per token always fit, and
-        so are left out.
+        If it is not close to zero, the calibration does not fit the traffic. Scales per token always fit and are not
+        counted.
         """
         return self.engine.saturation()
 
     def stats(self) -> Stats:
-        """What was done so far."""
+        """The counters since the engine was created."""
         return self.engine.stats()
 
     def state(self) -> State:
-        """What is held now."""
+        """The sequences and pages that the engine holds now."""
         return self.engine.state()
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
         try:
-            return [index(item) for item in prompt]  # also numpy's and torch's integers
+            return [index(item) for item in prompt]  # accepts NumPy's and torch's integers
         except TypeError as error:
-            raise UsageError(f"A prompt is text or token ids: {error}.") from None
+            raise UsageError(f"A prompt must be text or token ids: {error}.") from None
 
     @contextmanager
     def _requests(self) -> Iterator[list[Request]]:
-        """A list for requests that end with the block, however that ends."""
+        """A list for requests; those in it are aborted when the block ends."""
         requests: list[Request] = []
         try:
             yield requests
@@ -179,7 +179,7 @@ class LLM:
                 self.engine.abort(request)
 
     def _finish(self, requests: Sequence[Request], update: Update) -> None:
-        """Run until all of them have ended."""
+        """Step the engine until all requests have finished."""
         mine, done, tokens, begin = set(requests), 0, 0, time.monotonic()
         while done < len(mine) and self.engine.has_work:
             for output in self.engine.step():
@@ -193,9 +193,9 @@ class LLM:
 def _for_each(params: Any, count: int) -> Sequence[SamplingParams]:
     each = params if isinstance(params, Sequence) else [params or SamplingParams()] * count
     if len(each) != count:
-        raise UsageError(f"{count} prompts take as many params, or one for all, not {len(each)}.")
+        raise UsageError(f"params must be one SamplingParams, or one for each of the {count} prompts, not {len(each)}.")
     if not all(isinstance(some, SamplingParams) for some in each):
-        raise UsageError("params is a SamplingParams, or a list with one for each prompt.")
+        raise UsageError("params must be a SamplingParams, or a list with one for each prompt.")
     return each
 
 
@@ -208,23 +208,23 @@ def _conversations(asked: Any) -> Sequence[Messages]:
 
     several = [asked] if is_list(asked) and all(map(is_message, asked)) else asked
     if not is_list(several) or not all(is_list(one) and one and all(map(is_message, one)) for one in several):
-        raise UsageError('A conversation is a list of messages, at least one: [{"role": "user", "content": …}].')
+        raise UsageError('A conversation must be a list of one or more messages: [{"role": "user", "content": …}].')
     return cast(Sequence[Messages], several)
 
 
 def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) -> ToolCalls | None:
     if not tools:
         if choice not in ("auto", "none"):
-            raise UsageError("tool_choice wants a call, but there are no tools.", "tool_choice")
+            raise UsageError("tool_choice requires a call, but there are no tools.", "tool_choice")
         return None
     if format is None:
-        raise UnsupportedError("The format in which this model calls tools is not known.")
+        raise UnsupportedError("The tool-call format of this model is unknown.")
     try:
         functions = [tool["function"] for tool in tools]
         given = [Tool(function["name"], function.get("parameters")) for function in functions]
     except (AttributeError, KeyError, TypeError):
         wanted = '{"type": "function", "function": {"name": …, "parameters": …}}'
-        raise UsageError(f"tools is a list of {wanted}.", "tools") from None
+        raise UsageError(f"tools must be a list of {wanted}.", "tools") from None
     calls = ToolCalls(tuple(given), format)
     if choice == "none":
         return replace(calls, tools=())

@@ -1,8 +1,8 @@
-"""Which cache pages are free, who holds the others, and what stands in them.
+"""The pool of cache pages: reference counts, free pages and the prefix cache.
 
-A page that is full is known by a digest of its tokens and of all tokens before them, so a sequence that begins alike
-finds it (prefix cache). Pages that nobody holds keep what they know until they are needed for something else; the one
-that was given back longest ago goes first.
+A full page is identified by a digest of its tokens and of all tokens before them, so a sequence with the same prefix
+can reuse it (prefix cache). A page without holders keeps its contents until it is needed; the page that was freed
+first is reused first.
 """
 
 from collections import OrderedDict
@@ -13,21 +13,23 @@ import numpy as np
 
 
 def page_digest(before: bytes, tokens: Sequence[int]) -> bytes:
-    """Of a full page's tokens, with `before` the digest of the page before it. 256 bits: who chooses the prompts must
-    not find two that meet."""
+    """The digest of a full page: of its tokens and of `before`, the previous page's digest.
+
+    It has 256 bits, so that a client cannot construct prompts with colliding digests.
+    """
     return blake2b(before + np.array(tokens, dtype=np.int64).tobytes(), digest_size=32).digest()
 
 
 class PagePool:
-    """Pages 0 … num_pages - 1, of which nothing but the numbers is known here."""
+    """Manages the pages 0 … num_pages - 1 by number; the contents are elsewhere."""
 
     def __init__(self, num_pages: int) -> None:
         self._holders = [0] * num_pages
         self._digests: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
-        # Nobody holds these. Taken from the end: pages in ascending order, so that fresh sequences lie in one piece.
+        # Free pages without a digest. `take` pops from the end, in ascending order, so that a sequence is contiguous.
         self._empty = list(range(num_pages - 1, -1, -1))
-        self._idle: OrderedDict[int, None] = OrderedDict()  # with a digest, the one given back longest ago first
+        self._idle: OrderedDict[int, None] = OrderedDict()  # free pages with a digest, the first one freed first
 
     @property
     def num_pages(self) -> int:
@@ -35,18 +37,18 @@ class PagePool:
 
     @property
     def available(self) -> int:
-        """Pages that `take` could give."""
+        """The number of pages that `take` can return."""
         return len(self._empty) + len(self._idle)
 
     @property
     def cached(self) -> int:
-        """Pages that nobody holds and that a sequence may find."""
+        """The number of free pages in the prefix cache."""
         return len(self._idle)
 
     def take(self, count: int) -> list[int]:
-        """Hold `count` pages, whose contents are forgotten. Raises: ValueError: so many are not available."""
+        """Allocate `count` pages and forget their contents. Raises: ValueError: fewer are available."""
         if count > self.available:
-            raise ValueError(f"{count} pages were wanted, and {self.available} are available.")
+            raise ValueError(f"{count} pages were requested, but only {self.available} are available.")
         pages = []
         for _ in range(count):
             page = self._empty.pop() if self._empty else self._idle.popitem(last=False)[0]
@@ -56,7 +58,7 @@ class PagePool:
         return pages
 
     def find(self, digests: Iterable[bytes]) -> list[int]:
-        """Hold the pages with these digests, up to the first that is not there."""
+        """Acquire the pages with these digests, up to the first digest that is not cached."""
         pages = []
         for digest in digests:
             page = self._page_of.get(digest)
@@ -67,11 +69,11 @@ class PagePool:
             pages.append(page)
         return pages
 
-    def give_back(self, pages: Sequence[int]) -> None:
-        """Hold a sequence's pages no longer. Raises: ValueError: one of them is not held."""
-        for page in reversed(pages):  # the sequence's end is the first to be used for something else
+    def free(self, pages: Sequence[int]) -> None:
+        """Release a sequence's pages. Raises: ValueError: a page has no holder."""
+        for page in reversed(pages):  # the end of the sequence is reused first
             if self._holders[page] == 0:
-                raise ValueError(f"Page {page} is not held by anybody.")
+                raise ValueError(f"Page {page} is already free.")
             self._holders[page] -= 1
             if self._holders[page] == 0:
                 if self._digests[page] is None:
@@ -80,13 +82,13 @@ class PagePool:
                     self._idle[page] = None
 
     def remember(self, page: int, digest: bytes) -> None:
-        """A held page is full now. Where another page holds the same, sequences go on finding that one."""
+        """Add a full page to the prefix cache, unless another page with the same digest is in it."""
         if digest not in self._page_of:
             self._forget(page)
             self._page_of[digest], self._digests[page] = page, digest
 
     def forget_all(self) -> None:
-        """No page is to be found any more."""
+        """Empty the prefix cache."""
         for page in list(self._page_of.values()):
             self._forget(page)
         self._empty += self._idle
@@ -99,19 +101,19 @@ class PagePool:
             self._digests[page] = None
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
-        """Compare with the pages that all sequences say they hold. Raises: RuntimeError: something does not fit."""
+        """Compare with the pages that the sequences hold. Raises: RuntimeError: they do not agree."""
         counts = [0] * self.num_pages
         for pages in held:
             for page in pages:
                 counts[page] += 1
         if counts != self._holders:
             wrong = [page for page, count in enumerate(counts) if count != self._holders[page]]
-            raise RuntimeError(f"Pages {wrong[:8]} are not held by as many sequences as the pool says.")
+            raise RuntimeError(f"The reference counts of the pages {wrong[:8]} are wrong.")
         unused = [*self._empty, *self._idle]
         if sorted(unused) != [page for page, count in enumerate(counts) if count == 0]:
-            raise RuntimeError("The pages that nobody holds are not those that are free.")
+            raise RuntimeError("The free list does not match the pages without holders.")
         known = {digest: page for page, digest in enumerate(self._digests) if digest is not None}
         if known != self._page_of or any(self._digests[page] is not None for page in self._empty):
-            raise RuntimeError("What the pages hold is not what the pool would find.")
+            raise RuntimeError("The prefix cache does not match the pages' digests.")
         if any(self._digests[page] is None for page in self._idle):
-            raise RuntimeError("A page is kept that nobody could find.")
+            raise RuntimeError("A cached page has no digest.")

@@ -1,34 +1,34 @@
-"""One sequence on its way from prompt to answer."""
+"""One sequence: its tokens, pages and answer."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from ..errors import FaquantError
 from ..model.paged import Chunk
 from ..model.rope import Rope
-from .detokenizer import IncrementalDecoder
-from .draw import TokenLogprobs as TokenLogprobs
+from ..sampling.draw import TokenLogprobs as TokenLogprobs
+from ..sampling.sampler import Sampler
+from ..structured.tools.parser import FunctionCall
+from ..text.detokenizer import IncrementalDecoder
+from ..text.stopping import StopChecker
+from ..text.tokenizer import Tokenizer
 from .page_pool import page_digest
-from .sampling import Sampler
 from .speculation import PromptLookup
-from .stopping import StopChecker
-from .tokenizer import Tokenizer
-from .tools.parser import FunctionCall
 
 
 @dataclass(frozen=True)
 class Completion:
     """One answer.
 
-    `finish_reason` is `stop` (an end token, a stop token or a stop string), `length` (max_tokens reached, or too
-    near for the call that was begun), `abort`, or `error`; `stop_reason` is the stop string or token, and None for
-    the model's own end token. `index` counts a request's answers where it asked for several. `cached_tokens` is how
-    many tokens of the prompt were found in the cache. `logprobs`, where asked for, has for each token its own
-    log-probability and (id, log-probability) of the likeliest. `tool_calls` is what LLM.chat has read from the text
-    of an answer that may call tools; `finish_reason` is `tool_calls` where none of them is cut off.
+    `finish_reason` is `stop` (an end token, a stop token or a stop string), `length` (max_tokens was reached, or left
+    too few tokens for a tool call), `abort`, or `error`. `stop_reason` is the stop string or token; it is None for the
+    model's own end token. `index` numbers the answers of a request with n > 1. `cached_tokens` is the number of prompt
+    tokens found in the prefix cache. `logprobs`, if requested, has each token's log-probability and the (id,
+    log-probability) pairs of the likeliest tokens. `tool_calls` is filled by LLM.chat if the answer may call tools;
+    `finish_reason` is then `tool_calls`, unless a call is cut off.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Output:
-    """What one step brought for a request: text that became final, tokens, their logprobs where asked for."""
+    """The output of one step for a request: the text that became final, the tokens, and their logprobs if requested."""
 
     request: "Request"
     text: str
@@ -57,15 +57,15 @@ class Request:
     """The tokens of one sequence, the pages that hold them, and its answer.
 
     Attributes:
-        number: which arrived first; also its priority.
-        ids: tokens of prompt and answer.
-        computed: how many of them stand in the pages.
-        pages: cache pages, in order; empty while it waits.
-        known_pages: how many of them the prefix cache knows.
-        cached_tokens: how many of its tokens stood in the cache when it first ran; None before.
-        awaited: digest of the last that it will find in the cache when other prompts have been read.
-        reached: where its answer's newest tokens begin, those that no step has computed before.
-        error: why it ended, where finish_reason is `error`.
+        number: position in the order of arrival; also the priority.
+        ids: token ids of the prompt and the answer.
+        computed: number of tokens whose keys and values are in the pages.
+        pages: cache pages, in order; empty while the request waits.
+        known_pages: number of pages registered in the prefix cache.
+        cached_tokens: number of tokens found in the cache when the request first ran; None before.
+        awaited: digest of the last page that will be in the cache when other prompts have been read.
+        reached: number of tokens whose computation counts as prefill: the prompt, or all computed before a preemption.
+        error: the reason if finish_reason is `error`.
     """
 
     def __init__(
@@ -93,22 +93,22 @@ class Request:
         self.error: FaquantError | None = None
         self.awaited: bytes | None = None
         self.sampler = sampler
-        self.lookup = PromptLookup()
+        self.lookup: PromptLookup | None = None
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
         self._digests: list[bytes] = []
         self._prompt_digest: bytes | None = None
         self._root = root
         shown = frozenset() if sampler.constraint is None else sampler.constraint.shown
         self._decoder = IncrementalDecoder(tokenizer, shown=shown)
-        self._stop = StopChecker(self.params.stop)
+        self._stop = StopChecker(self.params.stop) if self.params.stop else None
         self._text: list[str] = []
-        self._told = 0
+        self._returned = 0
         self._logprobs: list[TokenLogprobs] = []
-        self._table = torch.empty(0, dtype=torch.int64)
+        self._table = np.empty(0, np.int64)
 
     @property
     def pending(self) -> int:
-        """Tokens that the pages do not hold yet; 1 when the next token can be decoded."""
+        """The number of tokens not yet in the pages; 1 if the next token can be decoded."""
         return len(self.ids) - self.computed
 
     @property
@@ -116,12 +116,12 @@ class Request:
         return self.ids[self.prompt_length :]
 
     @property
-    def room(self) -> int:
-        """Tokens that the answer may still get."""
+    def remaining_tokens(self) -> int:
+        """The number of tokens that the answer may still get."""
         return self.params.max_tokens - (len(self.ids) - self.prompt_length)
 
     def digests(self, page_size: int, count: int) -> list[bytes]:
-        """Of its first `count` pages, all of them full."""
+        """The digests of the first `count` pages, which are full."""
         while len(self._digests) < count:
             begin = len(self._digests) * page_size
             before = self._digests[-1] if self._digests else self._root
@@ -129,36 +129,36 @@ class Request:
         return self._digests[:count]
 
     def prompt_digest(self, page_size: int) -> bytes | None:
-        """Of all its prompt but the last token, which always runs; None where that fills its pages."""
+        """The digest of the prompt except for its last token, which always runs; None if only full pages remain."""
         if self._prompt_digest is None and (rest := (self.prompt_length - 1) % page_size):
             full = self.digests(page_size, (self.prompt_length - 1) // page_size)
             begin = self.prompt_length - 1 - rest
             self._prompt_digest = page_digest(full[-1] if full else self._root, self.ids[begin : begin + rest])
         return self._prompt_digest
 
-    def chunk(self, count: int, guessed: Sequence[int] = ()) -> Chunk:
-        """Its next `count` tokens and the guessed ones behind its last."""
+    def chunk(self, count: int, draft: Sequence[int] = ()) -> Chunk:
+        """The next `count` tokens, followed by the draft tokens."""
         if len(self._table) != len(self.pages):
-            self._table = torch.tensor(self.pages, dtype=torch.int64)
-        tokens = torch.tensor([*self.ids[self.computed : self.computed + count], *guessed], dtype=torch.int64)
+            self._table = np.array(self.pages, np.int64)
+        tokens = np.array([*self.ids[self.computed : self.computed + count], *draft], np.int64)
         return Chunk(tokens, self.computed, self._table, self.rope)
 
     def hold(self, pages: list[int], known: int, computed: int) -> None:
-        """It runs from now on, in these pages, which hold so many tokens; the prefix cache knows the first `known`."""
+        """Start running in `pages`, which contain `computed` tokens; the first `known` are from the prefix cache."""
         self.pages, self.known_pages, self.computed, self.awaited = pages, known, computed, None
         if self.cached_tokens is None:
             self.cached_tokens = self.computed
 
     def release(self) -> list[int]:
-        """It waits again, or has ended: the pages that it held."""
+        """Stop running; return the pages to free."""
         pages = self.pages
         self.reached = max(self.reached, self.computed)
         self.pages, self.known_pages, self.computed = [], 0, 0
-        self._table = torch.empty(0, dtype=torch.int64)
+        self._table = np.empty(0, np.int64)
         return pages
 
     def accept(self, tokens: Sequence[int]) -> Output:
-        """Take the answer's next tokens, the last that the sampler chose, up to where it ends."""
+        """Append the newly sampled tokens to the answer, up to the token that ends it."""
         if not self.first_token:
             self.first_token = time.monotonic()
         texts: list[str] = []
@@ -176,49 +176,54 @@ class Request:
             if self.params.logprobs is not None:
                 logprobs.append(self.sampler.logprobs[place - len(tokens)])
             text = self._decoder.push(token)
-            # Within a call, a stop string would only break it.
-            texts.append(self._stop.push(text) if self._is_watched else self._stop.flush() + text)
-            if self._stop.stopped:
+            texts.append(self._before_stop(text))
+            if self._stop is not None and self._stop.stopped:
                 self.finish("stop", self._stop.matched)
             elif self.sampler.must_end and place == len(tokens) - 1:
                 self.finish("stop")
-            elif self.room == 0:
+            elif self.remaining_tokens == 0:
                 self.finish("length")
             if self.finish_reason is not None:
                 break
-        if self.finish_reason is not None and not self._stop.stopped:
-            text = self._decoder.flush()
-            texts.append(self._stop.push(text) if self._is_watched else self._stop.flush() + text)
-            if self._stop.stopped:
+        if self.finish_reason is not None and (self._stop is None or not self._stop.stopped):
+            texts.append(self._before_stop(self._decoder.flush()))
+            if self._stop is not None and self._stop.stopped:
                 self.finish("stop", self._stop.matched)
-            else:
+            elif self._stop is not None:
                 texts.append(self._stop.flush())
         text = "".join(texts)
         self._text.append(text)
         self._logprobs += logprobs
         return Output(self, text, tuple(accepted), tuple(logprobs), self.finish_reason)
 
+    def _before_stop(self, text: str) -> str:
+        """The part of the text, and of text held back before, that no stop string can remove any more."""
+        if self._stop is None:
+            return text
+        # Stop strings do not apply within a tool call, which they would break.
+        return self._stop.push(text) if self._is_watched else self._stop.flush() + text
+
     @property
     def _is_watched(self) -> bool:
-        """Whether stop strings count for the answer's last token."""
+        """Whether stop strings apply to the answer's last token."""
         constraint = self.sampler.constraint
         begin = None if constraint is None else constraint.unwatched_from
         return begin is None or len(self.ids) - self.prompt_length <= begin
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         self.finish_reason, self.stop_reason, self.finished = reason, stop_reason, time.monotonic()
-        self.lookup = PromptLookup()  # frees what it remembers
+        self.lookup = None
 
     def fail(self, error: FaquantError) -> Output:
-        """It cannot go on."""
+        """Finish with an error."""
         self.error = error
         self.finish("error")
         return Output(self, "", (), (), self.finish_reason)
 
     def new_text(self) -> str:
-        """What became final since the last call."""
-        told, self._told = self._told, len(self._text)
-        return "".join(self._text[told:])
+        """The text that became final since the last call."""
+        returned, self._returned = self._returned, len(self._text)
+        return "".join(self._text[returned:])
 
     def completion(self) -> Completion:
         return Completion(

@@ -1,8 +1,8 @@
-"""Guessing the next tokens by prompt lookup: what followed the last time that the text ended so.
+"""Speculative decoding by prompt lookup: propose the tokens that followed the same words earlier in the sequence.
 
-Leviathan et al. 2023, arXiv:2211.17192, is the idea of checking guesses in one step; guesses from the text itself are
-Saxena's prompt lookup decoding (2023). A guess is kept where it is the very token that the sampler draws from the same
-logits, so the answer is the one without guessing, greedy or not.
+Verifying draft tokens in one step is from Leviathan et al. 2023, arXiv:2211.17192; taking them from the text itself is
+Saxena's prompt lookup decoding (2023). A draft token is accepted only if the sampler draws the same token from the same
+logits, so speculation never changes the answer, with greedy sampling or any other.
 """
 
 from collections.abc import Sequence
@@ -12,47 +12,47 @@ import numpy as np
 Text = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 LONGEST, SHORTEST = 4, 2
-"""Tokens that must stand there alike."""
-_ROOM = 1024
+"""Length of a match, in tokens: a longer one is no better, a shorter one is ignored."""
+_SPARE = 1024
 _RECENT = 1024
-"""Looked at first: a text that repeats itself has done so lately."""
+"""Tokens searched first, because repetitions are usually close."""
 
 
 class PromptLookup:
-    """One sequence's tokens, to be searched; follows the sequence as it grows."""
+    """Searches the tokens of one growing sequence."""
 
     def __init__(self) -> None:
         self._ids = np.empty(0, np.int32)
         self._known = 0
 
-    def guess(self, ids: Sequence[int], count: int) -> list[int]:
-        """Up to `count` tokens that may follow `ids`, which has grown since the last call or stayed.
+    def propose(self, ids: Sequence[int], count: int) -> list[int]:
+        """Up to `count` draft tokens for `ids`, which must begin with the `ids` of the last call.
 
-        They stood behind the longest run of tokens that `ids` ends with too, the last such place first.
+        They followed the longest earlier match of the last tokens of `ids`; among equally long matches, the latest.
         """
         if len(ids) <= SHORTEST:
             return []
-        text = self._follow(ids)
+        text = self._append(ids)
         recent = max(0, len(ids) - _RECENT)
         length, place = _last_run(text, recent, len(ids) - 1)
         if length < LONGEST and recent:
             length, place = max((length, place), _last_run(text, 0, recent))
         return list(ids[place : place + count]) if length >= SHORTEST else []
 
-    def _follow(self, ids: Sequence[int]) -> Text:
+    def _append(self, ids: Sequence[int]) -> Text:
         if len(ids) > self._ids.size:
-            room = np.empty(len(ids) + max(_ROOM, len(ids) // 4), np.int32)
-            room[: self._known] = self._ids[: self._known]
-            self._ids = room
+            grown = np.empty(len(ids) + max(_SPARE, len(ids) // 4), np.int32)
+            grown[: self._known] = self._ids[: self._known]
+            self._ids = grown
         self._ids[self._known : len(ids)] = ids[self._known :]
         self._known = len(ids)
         return self._ids[: self._known]
 
 
 def _last_run(text: Text, begin: int, end: int) -> tuple[int, int]:
-    """The most tokens that `text` ends with and that stand before a place in (begin, end] too, and the last such place.
+    """Length and end of the longest match of the text's end that ends in (begin, end]; the latest of equally long ones.
 
-    A token must stand behind it, so `end` is below the text's.
+    A token must follow the match, so `end` is less than the text's length.
     """
     ends = np.flatnonzero(text[begin:end] == text[-1]) + begin + 1
     found = (0, 0)

@@ -1,21 +1,24 @@
-"""What an engine has done and what it holds."""
+"""Counters and the current state of an engine."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Stats:
-    """Counted since the engine was made.
+    """Counters since the engine was created.
 
     Attributes:
-        steps, step_seconds, model_seconds: model_seconds is the part that the model took.
-        prompt_tokens: of the prompts that were answered, each once for all its answers; cached_tokens of them were
-            found in the cache.
-        prefilled_tokens: that went through the model as part of a prompt, or again after a preemption.
-        generated_tokens: of the answers.
-        guessed_tokens, accepted_tokens: by speculation.
-        preemptions: how often a request gave its pages back to an older one.
-        finished: requests by finish_reason.
+        steps: number of steps.
+        step_seconds: time of all steps.
+        model_seconds: the part of it spent in the model.
+        prompt_tokens: tokens of prompts, counted once per prompt even with several answers.
+        cached_tokens: those of them found in the prefix cache.
+        prefilled_tokens: tokens computed for prompts, or again after a preemption.
+        generated_tokens: tokens of answers.
+        draft_tokens: tokens proposed by speculation.
+        accepted_tokens: those of them that became part of an answer.
+        preemptions: how often a sequence lost its pages to an older one.
+        finished: number of requests by finish_reason.
     """
 
     steps: int = 0
@@ -25,7 +28,7 @@ class Stats:
     cached_tokens: int = 0
     prefilled_tokens: int = 0
     generated_tokens: int = 0
-    guessed_tokens: int = 0
+    draft_tokens: int = 0
     accepted_tokens: int = 0
     preemptions: int = 0
     finished: dict[str, int] = field(default_factory=dict)
@@ -33,8 +36,16 @@ class Stats:
 
 @dataclass(frozen=True)
 class State:
-    """What an engine holds now: sequences that run and that wait, pages of the cache that sequences hold, pages that
-    only the prefix cache keeps, all pages, and what they take in bytes."""
+    """The current state of an engine.
+
+    Attributes:
+        running, waiting: number of sequences.
+        used_pages: cache pages held by sequences.
+        cached_pages: pages held only by the prefix cache.
+        num_pages: all pages.
+        page_size: tokens per page.
+        cache_bytes: size of the whole cache.
+    """
 
     running: int
     waiting: int

@@ -1,1 +1,1 @@
-"""What quantization cost, measured through the cache and the kernels that serve."""
+"""Measures the loss by quantization, with the cache and kernels that serve."""

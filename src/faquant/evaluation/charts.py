@@ -1,7 +1,7 @@
 """Inline SVG for the accuracy report: line chart, heat map, legend, and a bar with its error.
 
-Figures are 360 units wide, as a phone is, so that no text is ever scaled small; a wide page sets several side by side.
-Colours are the page's: shapes carry classes only.
+Figures are 360 units wide, like a phone, so that text is never scaled down; a wide page shows several side by side. The
+page's style sheet has the colors; shapes only have classes.
 """
 
 import math
@@ -14,23 +14,23 @@ WIDTH, LEFT, RIGHT, TOP, PLOT_HEIGHT = 360, 50, 12, 22, 132
 PLOT_WIDTH = WIDTH - LEFT - RIGHT
 BAR_WIDTH = 130
 NOISE_BOUNDS = range(15, 49, 3)  # dB; 3 dB halve the noise
-_LARGEST = 1e9  # beyond it there is nothing left to see
+_LARGEST = 1e9  # larger values are not drawn
 
 
 def noise_class(decibels: float) -> int:
-    """Which colour a signal to noise ratio has: 0 is the noisiest, len(NOISE_BOUNDS) the cleanest."""
+    """Color class of a signal-to-noise ratio, from 0, the noisiest, to len(NOISE_BOUNDS), the cleanest."""
     return sum(decibels >= bound for bound in NOISE_BOUNDS)
 
 
 def variant_class(name: str) -> str:
-    """The class that draws the variant `name`, the same in every figure."""
+    """CSS class of the variant `name`, the same in every figure."""
     return f"v-{name if name in ('attention', 'linears', 'both') else 'other'}"
 
 
 def bar(value: float | None, error: float | None, top: float, bound: float | None = None, variant: str = "") -> Markup:
-    """A bar from 0 to `value` of an axis that ends at `top`, with a whisker of ± `error` and a tick at `bound`.
+    """A bar from 0 to `value` on an axis that ends at `top`, with a whisker of ± `error` and a tick at `bound`.
 
-    It stands beside its own number, so it is hidden from screen readers.
+    It is shown next to its number, so it is hidden from screen readers.
     """
     if value is None or not 0 < top < math.inf:
         return Markup("")
@@ -63,7 +63,7 @@ def line_chart(
     lines: Mapping[str, Sequence[tuple[float, float | None]]],
     from_zero: bool = True,
 ) -> Markup | None:
-    """Lines by variant through their (x, y), broken where y is None or beyond all measure; None without any y."""
+    """One line per variant through its (x, y), interrupted where y is None or too large; None if there is no y."""
     drawn = {name: [(x, y) for x, y in line if _drawable(x)] for name, line in lines.items()}
     values = [y for line in drawn.values() for _, y in line if y is not None and _drawable(y)]
     if not values:
@@ -101,7 +101,7 @@ def line_chart(
 
 
 def heat_map(label: str, rows: Sequence[str], values: Sequence[Sequence[float | None]]) -> Markup | None:
-    """Signal to noise ratios in dB: `values[row][layer]`, None for float; None without any value."""
+    """Signal-to-noise ratios in dB: `values[row][layer]`, None for float. Returns None if there is no value."""
     layers = max(map(len, values), default=0)
     if not any(value is not None for row in values for value in row):
         return None
@@ -109,7 +109,7 @@ def heat_map(label: str, rows: Sequence[str], values: Sequence[Sequence[float | 
     cells: list[Markup] = []
     for y, (name, row) in enumerate(zip(rows, values, strict=True)):
         title = _clipped(name, 40)
-        # One unit a cell, and a scale around them all: a large model has tens of thousands of cells.
+        # Cells of one unit in a scaled group, for compactness: a large model has tens of thousands of cells.
         for x, value in enumerate(row):
             if value is None:
                 cells.append(Markup('<path class="float" d="M{} {}h1"></path>').format(x, y + 0.5))
@@ -138,12 +138,12 @@ def heat_map(label: str, rows: Sequence[str], values: Sequence[Sequence[float | 
 
 
 def noise_legend() -> Markup:
-    """The colours of heat maps, noisiest first."""
+    """The legend of the heat maps' colors, noisiest first."""
     count, width = len(NOISE_BOUNDS) + 1, 20
     parts = [_tag("path", class_=f"c{i}", d=f"M{i * width} 0h{width}v10h-{width}z") for i in range(count)]
     parts.append(_tag("path", class_="frame", d=f"M0.5 0.5h{count * width - 1}v9.5h-{count * width - 1}z"))
     parts += [_text((i + 1) * width, 22, str(bound), "middle") for i, bound in enumerate(NOISE_BOUNDS) if i % 2 == 0]
-    label = f"Colours: from under {NOISE_BOUNDS[0]} dB, the strongest, to over {NOISE_BOUNDS[-1]} dB, the palest."
+    label = f"Colors, from the strongest, below {NOISE_BOUNDS[0]} dB, to the palest, above {NOISE_BOUNDS[-1]} dB."
     return _tag(
         "svg",
         *parts,
@@ -156,20 +156,20 @@ def noise_legend() -> Markup:
 
 
 def layer_ticks(layers: int) -> list[int]:
-    """Round layer numbers, a dozen at most."""
+    """At most a dozen round layer numbers."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, layers) if layers <= 12 * step)
     return list(range(0, layers, step))
 
 
 def _x_axis(ticks: Sequence[tuple[float, str]], base: float, name: str) -> list[Markup]:
-    """As many tick labels as keep clear of one another, evenly thinned, and the axis' name below."""
+    """Ticks, evenly thinned until their labels do not overlap, and the name of the axis below."""
     placed = [(x, min(x, WIDTH - 3.4 * len(written)), written) for x, written in ticks]
     while any(b - a < 3.4 * (len(p) + len(q)) + 6 for (_, a, p), (_, b, q) in pairwise(placed)):
         placed = placed[::2]
     parts = [_text(LEFT + PLOT_WIDTH / 2, base + 31, name, "middle")]
-    for x, centre, written in placed:
+    for x, center, written in placed:
         parts.append(_tag("path", class_="tick", d=f"M{_number(x)} {_number(base)}v4"))
-        parts.append(_text(centre, base + 16, written, "middle"))
+        parts.append(_text(center, base + 16, written, "middle"))
     return parts
 
 
@@ -187,7 +187,7 @@ def _round_ticks(low: float, high: float, from_zero: bool) -> list[float]:
 
 
 def _written(ticks: Sequence[float]) -> list[str]:
-    """Ticks in six characters."""
+    """Tick labels of up to six characters."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if max(map(abs, ticks)) >= 10 * unit:
             return [f"{tick / unit:,.4g}{name}" if tick else "0" for tick in ticks]
@@ -219,7 +219,7 @@ def _figure(label: str, height: float, parts: Sequence[Markup]) -> Markup:
 
 
 def _tag(name: str, *children: Markup | str, **attributes: float | str) -> Markup:
-    """An element, its strings escaped; `class_` is class, `text_anchor` is text-anchor."""
+    """An element with escaped strings; `class_` becomes class, `text_anchor` becomes text-anchor."""
     written = Markup("").join(
         Markup(' {}="{}"').format(
             key.rstrip("_").replace("_", "-"), value if isinstance(value, str) else _number(value)

@@ -1,6 +1,6 @@
 """KL divergence, top-1 agreement and perplexity of a quantized model against its float source.
 
-Windows of tokens without overlap, each run as a prompt through real cache pages; every position counts.
+Windows of tokens without overlap run as prompts through real cache pages; every position is scored.
 """
 
 import math
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from ..kernels.scheme import AttentionScheme
-from ..model.linear import DynamicLinear, FloatLinear, StaticLinear
+from ..kernels.torch_backend import TorchLinear
 from ..model.load import Model
 from .scores import Heads, Scores, score
 from .streaming import Progress, Window, run
@@ -25,7 +26,7 @@ _SOURCE = ""
 class Divergence:
     """KL(float ‖ quantized) of the next-token distribution in nats, over `tokens` positions in `windows` windows.
 
-    `top1` is the share of positions whose likeliest token is the same; perplexities are of the text's own next tokens,
+    `top1` is the share of positions whose likeliest token is the same; perplexities are for the text's own next tokens,
     and their ratio is quantized over float. Errors are standard errors over the windows; None for a single window.
     """
 
@@ -69,7 +70,7 @@ class Divergence:
 
 
 def standard_error(windows: Sequence[Tensor]) -> float | None:
-    """Standard error of the mean over all values, from how the windows' own means scatter; None for one window."""
+    """Standard error of the mean over all values, from the variance of the windows' means; None for one window."""
     if len(windows) < 2:
         return None
     weights = torch.tensor([len(values) for values in windows], dtype=torch.float64)
@@ -80,39 +81,42 @@ def standard_error(windows: Sequence[Tensor]) -> float | None:
 
 
 def variants(model: Model, source: Model) -> dict[str, Model]:
-    """The quantized `model` split into what its attention and its linears each cost against the float `source`.
+    """The variants of the quantized `model` in which only its attention or only its linears are quantized, and both.
 
-    Where another tool, or the recipe `mindie`, folded something into v_proj, the scales of the attention are not those
-    of the float weights: there is no `attention` then.
+    If another tool or the recipe `mindie` folded something into v_proj, the scales of the attention do not fit the
+    float weights, so there is no variant `attention`.
     """
     parts: dict[str, Model] = {}
     quantized_attention = any(scheme is not None for scheme in model.schemes)
     quantized_linears = model.description is not None and model.description.model_quant_type != "FLOAT"
     if quantized_attention and not (quantized_linears and model.metadata is None and _values_are_folded(model, source)):
-        parts["attention"] = Model(source.config, source.decoder, _unfolded(model), model.max_position)
+        parts["attention"] = Model(
+            source.config, source.decoder, _unfolded(model), model.max_position, backend=source.backend
+        )
     if quantized_linears:
-        parts["linears"] = replace(model, schemes=[None] * model.config.num_layers)
+        parts["linears"] = replace(model, schemes=[None] * model.config.num_layers, backend=source.backend)
     if quantized_attention and quantized_linears:
         parts["both"] = model
     return parts
 
 
 def _values_are_folded(model: Model, source: Model) -> bool:
-    """Whether the first layer's v_proj is another linear than the float one, beyond what 8 bits round."""
+    """Whether the first layer's v_proj differs from the float one by more than 8-bit rounding."""
     ours, plain = model.decoder.layers[0].v_proj, source.decoder.layers[0].v_proj
-    if not isinstance(plain, FloatLinear):
+    if not isinstance(plain, TorchLinear):
         raise TypeError(f"the source must be a float model, not one with a {type(plain).__name__}")
+    weight = plain.weight
     if isinstance(ours, StaticLinear):
-        weight = ours.weight.float() * (ours.deq_scale / ours.input_scale)[:, None]
+        weight = torch.from_numpy(ours.weight * (ours.deq_scale / ours.input_scale)[:, None])
     elif isinstance(ours, DynamicLinear):
-        weight = ours.weight.float() * ours.scale[:, None]
-    else:
-        weight = ours.weight if isinstance(ours, FloatLinear) else plain.weight
+        weight = torch.from_numpy(ours.weight * ours.scale[:, None])
+    elif isinstance(ours, FloatLinear):
+        weight = torch.from_numpy(ours.weight)
     return bool((weight - plain.weight).norm() > 0.05 * plain.weight.norm())
 
 
 def _unfolded(model: Model) -> list[AttentionScheme | None]:
-    """The schemes for float weights, which do not hold V's rotation."""
+    """The schemes for float weights, into which V's rotation is not folded."""
     block = model.metadata.v_block if model.metadata else 0
     return [None if scheme is None else replace(scheme, v_rotation_block=block) for scheme in model.schemes]
 
@@ -127,7 +131,7 @@ def compare(
     """Run `tokens` in windows through the float `source` and every candidate.
 
     Raises:
-        UsageError: there are fewer than two tokens, or the window is beyond a model's context.
+        UsageError: there are fewer than two tokens, or the window exceeds a model's context.
     """
     models = {_SOURCE: source, **candidates}
     windows = cut(tokens, window, min(model.max_position for model in models.values()))
@@ -137,24 +141,25 @@ def compare(
 
 
 def cut(tokens: Sequence[int], window: int, limit: int) -> list[Window]:
-    """Windows without overlap; a single last token is left out.
+    """Split tokens into windows without overlap; a single last token is dropped.
 
     Raises:
-        UsageError: there are fewer than two tokens, or the window is none or beyond the context of `limit` tokens.
+        UsageError: there are fewer than two tokens, or the window is too short or exceeds the context of `limit`
+            tokens.
     """
     if len(tokens) < 2:
-        raise UsageError("The evaluation text has fewer than two tokens; there is nothing to measure.")
+        raise UsageError("The evaluation text has fewer than two tokens, so there is nothing to measure.")
     if window < 2:
         raise UsageError("A window of one token has no next token to measure; the model's context is too short.")
     if window > limit:
-        raise UsageError(f"The evaluation window of {window} tokens is beyond the context of {limit} tokens.")
+        raise UsageError(f"The evaluation window of {window} tokens exceeds the context of {limit} tokens.")
     ids = torch.tensor(tokens, dtype=torch.int64)
     return [Window(ids[start : start + window]) for start in range(0, len(ids), window) if len(ids) - start >= 2]
 
 
 @torch.inference_mode()
 def window_logits(model: Model, ids: Tensor, position: int = 0) -> Tensor:
-    """float32 logits [tokens, vocab] of one window whose first token stands at RoPE position `position`."""
+    """float32 logits [tokens, vocab] of a window whose first token is at RoPE position `position`."""
     (x,) = run({_SOURCE: model}, [Window(ids, position)])[_SOURCE]
     return model.decoder.logits(model.decoder.norm(x))
 

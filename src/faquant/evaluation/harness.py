@@ -1,11 +1,11 @@
-"""The model `faquant` of EleutherAI's lm-evaluation-harness (the package lm_eval): its tasks, scored through the cache.
+"""The model `faquant` for EleutherAI's lm-evaluation-harness (the package lm_eval), scored through the cache.
 
-Every request runs through the pages that serve: int8 ones where the directory's attention is quantized. lm_eval looks
-for no plugins, so its command line starts here, with its own options:
+Every request runs through the cache pages that serve, int8 pages if the directory's attention is quantized. lm_eval has
+no plugins, so this module starts its command line, with its own options:
 
     python -m faquant.evaluation.harness --model faquant --model_args pretrained=DIR --tasks …
 
-In Python, importing this module is enough for `lm_eval.simple_evaluate(model="faquant", …)`. It needs faquant[lm-eval].
+In Python, import this module before `lm_eval.simple_evaluate(model="faquant", …)`. It needs faquant[lm-eval].
 """
 
 import logging
@@ -15,17 +15,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..engine.engine import PAGE_SIZE
 from ..engine.llm import LLM
-from ..engine.sampling_params import SamplingParams
 from ..errors import CheckpointError, FaquantError, UsageError
+from ..kernels.arrays import Floats
 from ..model.load import Model
 from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
+from ..sampling.params import SamplingParams
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -40,14 +41,19 @@ try:
     )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise ImportError(f"The harness is not usable here ({error}). Get it by: pip install 'faquant[lm-eval]'") from error
+    raise ImportError(
+        f"The harness cannot be imported ({error}). Install it: pip install 'faquant[lm-eval]'"
+    ) from error
 
-MAX_GEN_TOKS = 256  # where a task does not say, as the harness's own models have it
+MAX_GEN_TOKS = 256  # default of the harness's own models, for tasks that do not set it
 AUTO_BATCH = 16
 _ROWS = 128
 _CHUNK = 1024
 _SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
-_NEUTRAL = {"num_beams": 1, "num_return_sequences": 1}  # in some tasks; SamplingParams has no words for other values
+_NEUTRAL = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+}  # some tasks set these; other values are not supported
 
 _log = logging.getLogger(__name__)
 
@@ -61,17 +67,17 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     Args:
         pretrained: the directory.
-        max_length: tokens of context, at most the model's own (where RoPE is scaled, the scaled one); None: all.
-        max_gen_toks: bound on an answer's tokens where the task names none.
-        batch_size: how many answers are decoded together. Likelihoods are taken one by one, sharing common beginnings.
-        add_bos_token: whether prompts get the tokenizer's special tokens; None: as the tokenizer says.
-        prefix_token_id: what stands before a text without context; None: BOS, else EOS.
-        enable_thinking: given to the chat template, if not None.
-        think_end_token: only what follows it in an answer counts.
-        device, max_batch_size: the harness passes them, cuda:0 unless told otherwise; this runs on the CPU anyway.
+        max_length: tokens of context, up to the model's own (with scaled RoPE, the scaled context); None: all.
+        max_gen_toks: limit on the tokens of an answer if the task sets none.
+        batch_size: how many answers are decoded together. Likelihoods are computed one by one, sharing common prefixes.
+        add_bos_token: whether prompts get the tokenizer's special tokens; None: the tokenizer's default.
+        prefix_token_id: the token before a text without context; None: BOS, else EOS.
+        enable_thinking: passed to the chat template, if not None.
+        think_end_token: only the text after it in an answer is scored.
+        device, max_batch_size: passed by the harness (default cuda:0) and ignored; this model runs on the CPU.
 
     Raises:
-        UsageError: an argument makes no sense for this model.
+        UsageError: an argument is invalid for this model.
         CheckpointError, UnsupportedError: the directory cannot be loaded.
     """
 
@@ -94,7 +100,9 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self.tokenizer = self.llm.tokenizer
         limit = self.llm.model.max_position
         if max_length is not None and not 2 <= max_length <= limit:
-            raise UsageError(f"max_length must be from 2 to the model's context of {limit} tokens, not {max_length}.")
+            raise UsageError(
+                f"max_length must be between 2 and the model's context of {limit} tokens, not {max_length}."
+            )
         self.max_length = max_length or limit
         self.max_gen_toks = max_gen_toks
         self.batch_size = AUTO_BATCH if str(batch_size).startswith("auto") else int(batch_size)
@@ -109,7 +117,7 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         """The token that ends a text: the tokenizer's EOS, else the first that ends an answer."""
         ends, name = self.tokenizer.eos_token_ids, self.tokenizer.special_tokens.get("eos_token")
         if not ends:
-            raise UsageError(f"{self.pretrained} names no EOS token, which the harness needs.")
+            raise UsageError(f"{self.pretrained} has no EOS token, which the harness needs.")
         return next((token for token in ends if self.tokenizer.token_text(token) == name), ends[0])
 
     @property
@@ -119,48 +127,48 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness's cache of requests tells tokenizers apart by."""
+        """Identifies the tokenizer in the harness's cache of requests."""
         return str(self.pretrained.resolve()).replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into its results beside the model's name."""
+        """Information for the harness's results."""
         schemes = self.llm.model.schemes
         return {"layers": len(schemes), "layers_with_int8_cache": sum(scheme is not None for scheme in schemes)}
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids of `string`; one that is written with its BOS already gets no second one."""
+        """Token ids of `string`; BOS is not added if the string already starts with it."""
         if add_special_tokens is None:
             written = has_bos_prefix(string, self.tokenizer.token_text(self.prefix_token_id))
             add_special_tokens = False if written else self._add_special
         return self.tokenizer.encode(string, True if add_special_tokens is None else add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt for a conversation; without a generation prompt its last message stays open, to be continued."""
+        """The prompt for a conversation; without a generation prompt, the last message stays open for continuation."""
         try:
             text = self.tokenizer.render_chat(chat_history, add_generation_prompt, variables=self._template_variables)
         except UsageError:
             others = [message for message in chat_history if message["role"] != "system"]
             if len(others) in (0, len(chat_history)):
                 raise
-            _log.warning("The chat template refuses the system message; it is left out.")
+            _log.warning("The chat template refuses the system message; it is omitted.")
             return self.apply_chat_template(others, add_generation_prompt)
         if add_generation_prompt:
             return text
         content = chat_history[-1]["content"]
-        start, whole = text.rindex(content.strip()), content.lstrip()  # some templates strip, some do not
+        start, whole = text.rindex(content.strip()), content.lstrip()  # some templates strip messages
         return text[: start + len(whole if text.startswith(whole, start) else content.strip())]
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: Sequence[TokenRequest], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation in nats, and whether it is what greedy decoding would give."""
+        """The log-likelihood of each continuation in nats, and whether greedy decoding would produce it."""
         self._check(requests)
-        # As the harness's own: a continuation is never cut, its context on the left.
+        # As in the harness: contexts are truncated on the left, continuations never.
         sequences = [(context + continuation)[-self.max_length - 1 :] for _, context, continuation in requests]
         cache = _SequenceCache(self.llm.model, max(map(len, sequences), default=1))
         results: dict[int, tuple[float, bool]] = {}
-        order = sorted(range(len(requests)), key=sequences.__getitem__)  # neighbours begin alike
+        order = sorted(range(len(requests)), key=sequences.__getitem__)  # neighbors share prefixes
         for index in tqdm(order, desc="Running loglikelihood requests", disable=disable_tqdm):
             texts, _, continuation = requests[index]
             tokens = sequences[index][:-1]
@@ -170,7 +178,7 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return [results[index] for index in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood in nats of each whole text, in windows of max_length where it is longer."""
+        """The log-likelihood in nats of each whole text; longer texts are split into windows of max_length."""
         windows: list[TokenRequest] = []
         ends = []
         for request in requests:
@@ -185,7 +193,7 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """An answer to each prompt, which ends before the first of its stop strings."""
+        """An answer to each prompt, up to the first of its stop strings."""
         ordered = Collator(
             [request.args for request in requests],
             sort_fn=lambda request: (-len(request[0]), request[0]),
@@ -211,17 +219,19 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         max_tokens, greedy = wanted.pop("max_gen_toks"), not wanted.pop("do_sample")
         temperature = wanted.pop("temperature", 1.0)
         if max_tokens >= self.max_length:
-            raise UsageError(f"max_gen_toks ({max_tokens}) leaves no room in the context of {self.max_length} tokens.")
+            raise UsageError(
+                f"max_gen_toks ({max_tokens}) leaves no space for a prompt in {self.max_length} tokens of context."
+            )
         chosen = {name: wanted.pop(name) for name in _SAMPLING if name in wanted}
         unknown = {name: value for name, value in wanted.items() if _NEUTRAL.get(name) != value}
         if unknown:
-            raise UsageError(f"The task asks for {unknown} in generation_kwargs, which faquant does not do.")
+            raise UsageError(f"The task asks for {unknown} in generation_kwargs, which faquant does not support.")
         ids = [maybe_truncate(self.tok_encode(prompt), max_tokens, self.max_length)[0] for prompt in prompts]
-        # Stop strings count in the answer only, not in the thoughts before it.
+        # Stop strings apply only to the answer, not to the thoughts before it.
         stop = () if self._think_end else tuple(until)
         if greedy:
             done = self.llm.generate(ids, SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=stop))
-        else:  # each with a seed of its own, drawn from the generator that the harness seeds
+        else:  # each with its own seed, drawn from the generator that the harness seeds
             done = [
                 self.llm.generate(
                     [prompt],
@@ -234,19 +244,19 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         return [self._text(answer.text, answer.token_ids, until) for answer in done]
 
     def _text(self, text: str, ids: Sequence[int], until: list[str]) -> str:
-        """What counts of an answer `text` of tokens `ids`: no thoughts, and nothing from a stop string on."""
+        """The scored part of an answer `text` of tokens `ids`: without thoughts, and up to the first stop string."""
         special = self.tokenizer.special_token_ids
         if self._think_end:
             text = self.tokenizer.decode(ids, skip_special_tokens=False)
         elif place := [
             at for at, token in enumerate(ids) if token in special and self.tokenizer.token_text(token) in until
         ]:
-            text = self.tokenizer.decode(ids[: place[0]])  # a stop string that decoding leaves out
+            text = self.tokenizer.decode(ids[: place[0]])  # a stop string that decoding omits
         counted: str = postprocess_generated_text(text, until, self._think_end)
         return counted
 
     def _check(self, requests: Sequence[TokenRequest]) -> None:
-        """Refuse before hours of work what cannot be scored."""
+        """Refuse requests that cannot be scored, before hours of work."""
         vocabulary = self.llm.model.config.vocab_size
         for texts, context, continuation in requests:
             shown = "" if texts is None else f" The texts are {texts[0][-60:]!r} and {texts[1][:60]!r}."
@@ -258,11 +268,11 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             if max(*context, *continuation) >= vocabulary:
                 raise CheckpointError(f"{self.pretrained}: the tokenizer has more tokens than the model.{shown}")
 
-    def _score(self, hidden: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
-        """Log-likelihood of n tokens after hidden states [n, hidden], and whether each is the likeliest."""
+    def _score(self, hidden: Floats, continuation: Sequence[int]) -> tuple[float, bool]:
+        """Log-likelihood of n tokens that follow hidden states [n, hidden], and whether each is the likeliest."""
         total, greedy = 0.0, True
-        for row in range(0, len(continuation), _ROWS):  # a vocabulary's logits at each of thousands of tokens are big
-            scores = self.llm.model.decoder.logits(hidden[row : row + _ROWS]).log_softmax(-1)
+        for row in range(0, len(continuation), _ROWS):  # in blocks: the logits of thousands of tokens are large
+            scores = torch.from_numpy(self.llm.model.decoder.logits(hidden[row : row + _ROWS])).log_softmax(-1)
             following = torch.tensor(continuation[row : row + _ROWS])
             total += float(scores.gather(1, following[:, None]).sum(dtype=torch.float64))
             greedy = greedy and bool((scores.argmax(-1) == following).all())
@@ -272,37 +282,37 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
 
 class _SequenceCache:
-    """Cache pages of one sequence at a time; the next sequence keeps the beginning that both have in common."""
+    """Cache pages of one sequence at a time; the next sequence reuses their common prefix."""
 
     def __init__(self, model: Model, capacity: int) -> None:
         self._model = model
         count = -(-capacity // PAGE_SIZE)
-        self._decoder = PagedDecoder(model.decoder, model.make_pages(count, PAGE_SIZE))
-        self._table = torch.arange(count)
+        self._decoder = PagedDecoder(model.decoder, model.make_pages(count, PAGE_SIZE), model.backend)
+        self._table = np.arange(count)
         self._held: list[int] = []
 
-    def hidden(self, tokens: list[int], first: int) -> Tensor:
-        """Hidden states [len(tokens) - first, hidden] of `tokens` from number `first` on."""
+    def hidden(self, tokens: list[int], first: int) -> Floats:
+        """Hidden states [len(tokens) - first, hidden] of `tokens` from position `first` on."""
         rope = Rope(self._model.config, len(tokens))
         start = min(first, _common(self._held, tokens))
         if self._model.config.rope.rope_type == "dynamic":
-            start = 0  # its keys depend on the sequence's length
+            start = 0  # keys depend on the sequence's length
         states = []
         for at in range(start, len(tokens), _CHUNK):
-            part = torch.tensor(tokens[at : at + _CHUNK])
+            part = np.array(tokens[at : at + _CHUNK], np.int64)
             state = self._decoder.run([Chunk(part, at, self._table, rope)])
             states.append(state[max(0, first - at) :])
         self._held = tokens
-        return torch.cat(states)
+        return np.concatenate(states)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Length of the common prefix of two sequences."""
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def main() -> int:
-    """lm_eval's own command line, with this model known to it; returns the exit status."""
+    """lm_eval's command line with this model registered; returns the exit status."""
     from lm_eval.__main__ import cli_evaluate
 
     try:

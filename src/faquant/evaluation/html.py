@@ -1,4 +1,4 @@
-"""The accuracy report as one HTML page, which needs nothing beside itself: no script, no font, no picture."""
+"""The accuracy report as a self-contained HTML page, without scripts, fonts or images."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,17 +19,17 @@ _TENSORS = {"q": "queries", "k": "keys", "v": "values", "p": "probabilities"}
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The page for `report`, which holds JSON values.
+    """Render `report`, which has JSON values.
 
-    A section that is null or missing is left out. All text of the report is escaped; numbers that are null, infinite
-    or none at all are written as a dash.
+    Sections that are null or missing are omitted. All text is escaped; values that are not finite numbers are shown as
+    a dash.
     """
     texts = _mapping(report.get("texts"))
     search = _mapping(report.get("search"))
     candidates = _rows(search.get("candidates"))
     layers = [_mapping(layer) for layer in report.get("layers") or ()]
     clipped = _clipped(layers)
-    # Channels of heads first: the attention's own.
+    # Channels of heads, which belong to the attention, first.
     outliers = sorted(
         _rows(report.get("outliers")), key=lambda row: (row.get("head") is None, -(_value(row.get("ratio")) or 0.0))
     )
@@ -89,7 +89,7 @@ def _value(value: Any) -> float | None:
 
 
 def _num(value: Any, digits: int = 0, factor: float = 1.0) -> str:
-    """`value` × `factor` with thousands separated, or a dash."""
+    """`value` × `factor` with thousands separators, or a dash."""
     number = _value(value)
     number = number if number is None else _value(number * factor)
     if number is None:
@@ -103,7 +103,7 @@ def _kl(value: Any, digits: int = 2) -> str:
 
 
 def _size(value: Any) -> str:
-    """Bytes in the unit that leaves three digits or so."""
+    """Bytes in a unit that leaves about three digits."""
     number = _value(value)
     if number is None:
         return "–"
@@ -117,7 +117,7 @@ def _base(path: Any) -> str:
 
 
 def _setting(value: Any) -> str:
-    """A value of the recipe, as a person writes it."""
+    """A value of the recipe in readable form."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -128,14 +128,14 @@ def _setting(value: Any) -> str:
 
 
 def _heights(texts: Mapping[str, Any]) -> Iterator[float]:
-    """How far every bar and its whisker reach."""
+    """The ends of all bars and their whiskers."""
     for text in texts.values():
         for result in _mapping(_mapping(text).get("variants")).values():
             yield (_value(_mapping(result).get("kl_mean")) or 0.0) + (_value(_mapping(result).get("kl_error")) or 0.0)
 
 
 def _verdict(texts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One variant over all texts, `both` where it was measured: means over tokens, and the text that fares worst."""
+    """Summary of one variant (`both` if measured) over all texts: means over tokens, and the worst text."""
     found = {name: _mapping(_mapping(text).get("variants")) for name, text in texts.items()}
     names = [name for variants in found.values() for name in variants]
     if not names:
@@ -174,10 +174,10 @@ def _milli(values: Any) -> list[float | None]:
 
 
 def _positions(report: Mapping[str, Any]) -> Iterator[_Figure]:
-    """KL by position: one text at several places, and one long context in stretches."""
+    """KL by position: one text at several positions, and one long context in segments."""
     offsets = _mapping(report.get("offsets"))
     places = [_value(offset) or 0.0 for offset in offsets.get("offsets") or ()]
-    note = f"{_num(offsets.get('tokens'))} tokens of {offsets.get('text') or 'a text'}, read at several positions."
+    note = f"{_num(offsets.get('tokens'))} tokens of {offsets.get('text') or 'a text'}, at several positions."
     drift = max((_value(value) or 0.0 for value in offsets.get("float_drift") or ()), default=0.0)
     if drift > FLOAT_DRIFT:
         note += f" The float model itself moves by {_num(drift, 2, 1e3)} there."
@@ -185,7 +185,7 @@ def _positions(report: Mapping[str, Any]) -> Iterator[_Figure]:
     long = _mapping(report.get("long"))
     edges = [_value(edge) or 0.0 for edge in long.get("edges") or ()]
     middles = [(low + high) / 2 for low, high in pairwise(edges)]
-    note = f"{_num(long.get('tokens'))} tokens in one piece; each dot is the mean of a stretch."
+    note = f"{_num(long.get('tokens'))} tokens in one context; each dot is the mean of a segment."
     yield from _position_figure("One long context", "position", long, middles, edges, note)
 
 
@@ -199,7 +199,7 @@ def _position_figure(
 
 
 def _ends(lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> str:
-    """The first and last value of each line, for those who do not see it."""
+    """The first and last value of each line, as a text alternative."""
     return " ".join(f"{name}: {_num(line[0][1], 2)} to {_num(line[-1][1], 2)}." for name, line in lines.items() if line)
 
 
@@ -250,7 +250,8 @@ def _heat_figure(
 
 
 def _clipped(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """By tensor: the largest share of clipped values, its layer, and in how many layers it is notable."""
+    """For each tensor, the largest share of clipped values, its layer, and the number of layers in which it is
+    notable."""
     rows = []
     for tensor in ("q", "k", "v"):
         shares = [_value(_mapping(layer.get("clipped")).get(tensor)) for layer in layers]

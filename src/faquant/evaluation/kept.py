@@ -1,4 +1,4 @@
-"""What an evaluation has found so far, in a directory beside the one that it measures: if cut off, it goes on there."""
+"""Saves the partial results of an evaluation in a directory next to the measured one, so that it can resume."""
 
 import fcntl
 import json
@@ -19,19 +19,19 @@ from ..errors import CheckpointError
 from .streaming import Streams
 
 SECONDS = 10.0
-"""Of work that a kill may cost: less is not worth what keeping takes, and a short evaluation writes nothing."""
+"""Seconds of work that a kill may lose. Saving more often is too expensive; a short evaluation writes nothing."""
 _IDENTITY = "identity.json"
 
 
 @contextmanager
 def kept_beside(directory: Path, identity: Mapping[str, str]) -> Iterator["Kept"]:
-    """What was kept of an evaluation of `directory`, and is kept until this one has ended well or in an error.
+    """The partial results of an evaluation of `directory`, kept until it succeeds or fails with an error.
 
-    A kill, an interrupt or a lack of memory leaves it. Where nothing can be written, or another evaluation is at work,
-    nothing is kept, and nobody is told.
+    They survive a kill, an interrupt and a lack of memory. If they cannot be written, or another evaluation is running,
+    nothing is saved, silently.
 
     Args:
-        identity: what the figures depend on; what was kept of another one is thrown away.
+        identity: what the results depend on; results with another identity are discarded.
     """
     kept = Kept(directory, identity)
     try:
@@ -46,10 +46,10 @@ def kept_beside(directory: Path, identity: Mapping[str, str]) -> Iterator["Kept"
 
 
 class Kept:
-    """Pieces by name, each replaced as a whole.
+    """Pieces by name, each replaced atomically.
 
     Attributes:
-        threads: torch's, when the evaluation was begun: sums of floats depend on them.
+        threads: torch's thread count at the start of the evaluation: float sums depend on it.
     """
 
     def __init__(self, directory: Path, identity: Mapping[str, str]) -> None:
@@ -71,10 +71,10 @@ class Kept:
         try:
             return self._pieces.get(name)
         except (OSError, SafetensorError):
-            return None  # damaged; it can be computed again
+            return None  # damaged: compute it again
 
     def save(self, name: str, make: Callable[[], Tensors]) -> None:
-        """Keep what `make` gives, if the last time is a while ago."""
+        """Save the result of `make`, if the last save was a while ago."""
         if not self._possible or time.monotonic() - self._last < SECONDS:
             return
         if self._lock is None:
@@ -87,7 +87,7 @@ class Kept:
         self._last = time.monotonic()
 
     def keep(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
-        """A piece that takes a while: the one that is kept, or what `compute` gives."""
+        """The saved piece, or the result of `compute`, which is saved."""
         piece = self.load(name)
         if piece is None:
             piece = compute()
@@ -95,19 +95,19 @@ class Kept:
         return piece
 
     def close(self) -> None:
-        """Nothing more is kept."""
+        """Stop saving."""
         if self._lock is not None:
             self._lock.close()
         self._lock, self._possible = None, False
 
     def forget(self) -> None:
-        """Remove what is kept, and keep nothing more."""
+        """Remove the saved results and stop saving."""
         if self._lock is not None:
             shutil.rmtree(self._path, ignore_errors=True)
         self.close()
 
     def _begin(self) -> None:
-        """Take the directory for this evaluation alone, with what is there if it is of the same identity."""
+        """Lock the directory for this evaluation, and keep its content if it has the same identity."""
         try:
             self._path.mkdir(exist_ok=True)
             self._lock = (self._path / "lock").open("w")
@@ -132,7 +132,7 @@ class Kept:
 
 
 def packed(layers: int, streams: Streams, values: Any) -> Tensors:
-    """The streams behind so many layers, with JSON values beside them, as one piece."""
+    """The streams after `layers` layers and JSON values, as one piece."""
     numbers: dict[int, int] = {}
     tensors: Tensors = {}
     for some in streams.values():
@@ -145,7 +145,7 @@ def packed(layers: int, streams: Streams, values: Any) -> Tensors:
 
 
 def unpacked(piece: Tensors) -> tuple[int, Streams, Any]:
-    """What `packed` was given; a stream that several models shared is shared again."""
+    """The inverse of `packed`; streams that several models shared are shared again."""
     found = json.loads(bytes(piece["json"].numpy()))
     streams = {name: [piece[f"stream {number}"] for number in places] for name, places in found["streams"].items()}
     return found["layers"], streams, found["values"]

@@ -1,4 +1,4 @@
-"""Evaluating a directory against its float source: everything in one pass over the layers."""
+"""Evaluates a directory against its float source, in one pass over the layers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.files import read_object
-from ..checkpoint.metadata import model_fingerprint
+from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.stamp import stamp
 from ..checkpoint.tensors import TensorFiles
-from ..config import ModelConfig
-from ..engine.tokenizer import Tokenizer
 from ..errors import CheckpointError, UsageError
-from ..kernels import cpu
+from ..kernels import isa as cpu
+from ..kernels.backend import make_backend
 from ..kernels.scheme import MAP_BLOCK
 from ..model.inspection import inspect
 from ..model.load import Model, load
 from ..quantization.calibration import fingerprint as fingerprint_of_ids
+from ..text.tokenizer import Tokenizer
 from .divergence import WINDOW, Divergence, cut, variants
 from .kept import Kept, kept_beside, packed, unpacked
 from .needle import needle_result, needle_windows
@@ -30,23 +30,23 @@ from .report import Report
 from .scores import Heads, Scores, score
 from .streaming import Progress, Streams, Window, run
 
-MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
+MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id", "quant_method")
 SEARCH_FILE = "faquant_search.json"
-"""What a search of recipes leaves in the directory."""
+"""The results of a recipe search, in the directory."""
 _FLOAT = "float"
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured, in tokens; 0 leaves a part out.
+    """How much to measure, in tokens; 0 omits a part.
 
     Attributes:
-        window: of each text at a time, at most.
+        window: maximum length of a window.
         text: of each text; None: all of it.
-        noise: of each text's first window, for what is said by layer; at most MAP_BLOCK.
-        offset: of the text that is moved along the context.
-        long: of the long context, at most.
-        needle, trials: longest haystack, and needles for each length.
+        noise: of each text's first window, for measurements by layer; at most MAP_BLOCK.
+        offset: of the text that is measured at several positions.
+        long: maximum length of the long context.
+        needle, trials: longest haystack, and number of needles per length.
     """
 
     window: int = WINDOW
@@ -60,7 +60,7 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(window=256, text=1024, noise=256, offset=256, long=0, needle=1024, trials=1)
-"""What takes about as long as quantizing did."""
+"""Takes about as long as quantizing."""
 
 
 def evaluate(
@@ -72,18 +72,18 @@ def evaluate(
 ) -> Report:
     """Measure the quantized `directory` against the float directory `against`.
 
-    One layer of each is in memory at a time, with the residual streams of all that is measured. What was found is kept
-    beside `directory` from time to time: an evaluation that is cut off goes on there.
+    One layer of each is in memory at a time, with the residual streams of all windows. Partial results are saved next
+    to `directory` from time to time, so that an interrupted evaluation can resume.
 
     Args:
-        texts: name → text; each is cut into windows.
-        progress: called with (steps done, steps in all), layers and windows that the head scores.
+        texts: name → text; each is split into windows.
+        progress: called with (steps done, total steps); steps are layers, and windows that the head scores.
 
     Raises:
         UsageError: the directories do not belong together, or there is nothing to measure.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
-    model, source = load(directory, lazy=True), load(against, lazy=True)
+    model, source = load(directory, lazy=True), load(against, lazy=True, backend=make_backend("torch"))
     fingerprint = _check_pair(directory, against, model, source)
     if not texts:
         raise UsageError("There is no text to measure on.")
@@ -137,8 +137,9 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Scores by window and variant, KL of the float model with itself by offset, the head's signal to noise in dB."""
+class _Measurements:
+    """Scores by window and variant, KL of the float model between offsets, and the head's signal-to-noise ratio in
+    dB."""
 
     scores: list[dict[str, Scores]]
     drift: list[float]
@@ -152,8 +153,8 @@ def _measured(
     offsets: slice,
     kept: Kept,
     progress: Progress,
-) -> _Found:
-    """All that takes long; what is kept is not done again, and ends with the same figures."""
+) -> _Measurements:
+    """The long computations. Saved parts are not repeated; the results are the same."""
     layers = models[_FLOAT].config.num_layers
     steps = layers + len(windows)
     threads = torch.get_num_threads()
@@ -173,7 +174,7 @@ def _measured(
             partial(kept.save, "scores"),
         )
         drift = float_drift(heads, _FLOAT, streams[_FLOAT][offsets], kept.keep)
-        return _Found(scores, drift, meter.head(heads, streams, keep=kept.keep))
+        return _Measurements(scores, drift, meter.head(heads, streams, keep=kept.keep))
     finally:
         torch.set_num_threads(threads)
 
@@ -181,7 +182,7 @@ def _measured(
 def _streams(
     models: Mapping[str, Model], windows: Sequence[Window], meter: NoiseMeter, kept: Kept, progress: Progress
 ) -> Streams:
-    """The streams behind the last layer, with every layer looked at."""
+    """The streams after the last layer; every layer is measured."""
 
     def save(done: int, streams: Streams) -> None:
         kept.save("layers", lambda: packed(done, streams, meter.state()))
@@ -197,7 +198,7 @@ def _streams(
 def _identity(
     directory: Path, fingerprint: str, names: list[str], windows: Sequence[Window], effort: Effort
 ) -> dict[str, str]:
-    """All that the figures depend on."""
+    """Everything that the results depend on."""
     return {
         "directory": json.dumps(stamp(directory)),
         "model": fingerprint,
@@ -208,14 +209,14 @@ def _identity(
 
 
 def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> str:
-    """Refuse what does not belong together; the fingerprint of the float model."""
+    """Check that the directories belong together; return the fingerprint of the float model."""
     if model.description is None:
-        raise UsageError(f"{directory} is a float model. Name a quantized directory, and its source with --against.")
+        raise UsageError(f"{directory} is a float model. Pass a quantized directory, and its source with --against.")
     if source.description is not None:
-        raise UsageError(f"{against} is quantized. Name the float model that {directory} was made from.")
-    fingerprint = model_fingerprint(TensorFiles.open(against))
+        raise UsageError(f"{against} is quantized. Pass the float model that {directory} was made from.")
+    fingerprint = TensorFiles.open(against).fingerprint()
     if model.metadata is not None and model.metadata.model != fingerprint:
-        raise UsageError(f"{directory} was not made from {against}: the weights are others. Name its own float model.")
+        raise UsageError(f"{directory} was not made from {against}: the weights differ. Pass the right float model.")
     for field in fields(ModelConfig):
         mine, theirs = getattr(model.config, field.name), getattr(source.config, field.name)
         if mine != theirs and field.name not in MAY_DIFFER:
@@ -229,7 +230,7 @@ def _encode(tokenizer: Tokenizer, config: ModelConfig, against: Path, text: str)
     ids = tokenizer.encode(text, add_special_tokens=False)
     if ids and max(ids) >= config.vocab_size:
         raise CheckpointError(
-            f"The tokenizer of {against} yields the id {max(ids)}, but the model's vocabulary has {config.vocab_size} "
+            f"The tokenizer of {against} produces id {max(ids)}, but the model's vocabulary has {config.vocab_size} "
             "entries. Its files do not belong together."
         )
     return ids

@@ -1,4 +1,4 @@
-"""A needle in a haystack: a number that stands once in a long text has to be said at its end."""
+"""Needle in a haystack: a number that occurs once in a long text must be repeated at its end."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ _TRIALS_SEED = 20
 
 @dataclass(frozen=True)
 class Row:
-    """At this length, in tokens: how many needles were said, and the share of their tokens that were."""
+    """For one length in tokens: how many needles were found, and the share of their tokens."""
 
     length: int
     found_float: int
@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Needle:
-    """How many needles the float model finds, and how many the quantized one."""
+    """How many needles the float and the quantized model find."""
 
     trials: int
     rows: list[Row]
@@ -52,10 +52,10 @@ class Needle:
 def needle_windows(
     encode: Callable[[str], list[int]], filler: Sequence[int], longest: int, trials: int, models: frozenset[str]
 ) -> list[Window]:
-    """`trials` windows, the needle at as many depths, of 512, 1,024, … tokens up to `longest`.
+    """Windows of 512, 1,024, … tokens up to `longest`, `trials` of each, with the needle at different depths.
 
-    Greedy decoding says the number exactly if each of its tokens is the likeliest behind those before it, and so the
-    number stands at the end of the window, to be run as a prompt.
+    Greedy decoding outputs the number if and only if each of its tokens is the likeliest after the preceding ones. So
+    the window ends with the number, and runs as a prompt.
     """
     windows = []
     length = SHORTEST
@@ -63,10 +63,10 @@ def needle_windows(
         for trial in range(trials):
             number = str(random.Random(_TRIALS_SEED * length + trial).randint(10_000, 99_999))
             needle, question, answer = (encode(text) for text in (_NEEDLE.format(number), _QUESTION, f" {number}"))
-            room = length - len(needle) - len(question) - len(answer)
-            straw = [filler[i % len(filler)] for i in range(room)]
-            depth = room * (2 * trial + 1) // (2 * trials)
-            ids = [*straw[:depth], *needle, *straw[depth:], *question, *answer]
+            space = length - len(needle) - len(question) - len(answer)
+            haystack = [filler[i % len(filler)] for i in range(space)]
+            depth = space * (2 * trial + 1) // (2 * trials)
+            ids = [*haystack[:depth], *needle, *haystack[depth:], *question, *answer]
             windows.append(Window(torch.tensor(ids), last=len(answer) + 1, models=models))
         length *= 2
     return windows

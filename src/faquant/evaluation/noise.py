@@ -1,16 +1,16 @@
-"""Where the error comes from: signal to noise of each step of a layer by itself, in dB, and channels that stand out.
+"""Locates the error: the signal-to-noise ratio of each step of a layer on its own, in dB, and outlier channels.
 
-Every step is given what the float model computes there, so that its noise is its own and not what came before:
+Every step gets the float model's input, so that its noise does not include that of earlier steps:
 
-- q, k: as they are quantized, centred, equalised and rotated. v: in its own basis.
-- p: the attention's output through the cache, against float attention over the very q, k and v that the cache holds.
-  What is left is the rounding of P.
+- q, k: after centering, equalizing and rotating, as they are quantized. v: in its original basis.
+- p: the attention's output through the cache, against float attention over the dequantized q, k and v from the cache.
+  The remaining error is the rounding of P.
 - linears: the quantized linear on the exact input, against the float linear's output. The input passes the quantized
-  model's own norm, which holds the equaliser; R1 and R2 turn the float side, which keeps energies. up_proj's outputs
-  are divided by down_proj's equaliser, which is in no file: it is taken from the two outputs, a factor for each
-  channel, and so such a factor is not seen as noise.
-- stream: the residual stream of the quantized model as it runs, so here the noise of all layers before is in it. Each
-  token counts by its own size: one with enormous activations, which there often is, would hide all others.
+  model's norm, which includes the equalizer; the float side is rotated by R1 and R2, which preserves energies.
+  up_proj's outputs are divided by down_proj's equalizer, which the checkpoint does not store: it is estimated from the
+  two outputs, as a factor per channel, so such a factor is not counted as noise.
+- stream: the residual stream of the quantized model, which includes the noise of all earlier layers. Each token is
+  weighted by its own energy: otherwise a token with enormous activations, as there often is, would dominate.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint.model_config import LINEARS
 from ..checkpoint.pieces import Keep, Tensors, keep_nothing
 from ..kernels import quantizers
-from ..kernels.pages import Spans, float_attend
+from ..kernels.backend import Linear
+from ..kernels.pages import Spans
 from ..kernels.quantizers import hadamard
-from ..model.decoder import LINEARS, DecoderLayer, Tables
-from ..model.linear import FloatLinear, Linear
+from ..kernels.torch_backend import float_attend
+from ..model.decoder import DecoderLayer, Tables
 from ..model.load import Model
 from ..quantization.rotate import rotate_residual
 from .outliers import MEAN_OF_K, Channels
@@ -39,44 +42,44 @@ _KINDS = tuple(name.rpartition(".")[2] for name in LINEARS)
 
 @dataclass
 class Ratio:
-    """Energies of a signal and of what was added to it, summed over tokens."""
+    """Energies of a signal and of its noise, summed over tokens."""
 
     signal: Tensor | float = 0.0
     noise: Tensor | float = 0.0
 
     def add(self, wanted: Tensor, got: Tensor, by_head: bool = False) -> None:
-        """Count [tokens, …]; `by_head`: [tokens, heads, D], each head for itself."""
+        """Add [tokens, …]; `by_head`: [tokens, heads, D], separately for each head."""
         axes = (0, 2) if by_head else tuple(range(wanted.ndim))
         self.signal = self.signal + wanted.double().square().sum(axes)
         self.noise = self.noise + (got.double() - wanted.double()).square().sum(axes)
 
     def add_by_token(self, wanted: Tensor, got: Tensor) -> None:
-        """Count [tokens, n], every token as much as any other whatever its size, as a norm that follows sees them."""
+        """Add [tokens, n] with equal weight for every token, whatever its magnitude, as the next norm sees them."""
         energies = wanted.double().square().sum(-1)
         errors = (got.double() - wanted.double()).square().sum(-1)
         self.signal = self.signal + torch.tensor(float(len(wanted)), dtype=torch.float64)
         self.noise = self.noise + (errors / energies.clamp_min(1e-300)).sum()
 
     def state(self) -> list[Any] | None:
-        """As JSON values; None where nothing was counted."""
+        """As JSON values; None if nothing was added."""
         if not (isinstance(self.signal, Tensor) and isinstance(self.noise, Tensor)):
             return None
         return [self.signal.tolist(), self.noise.tolist()]
 
     @classmethod
     def of(cls, state: list[Any] | None) -> "Ratio":
-        """One that has counted what `state` gave."""
+        """Restore from the result of `state`."""
         return cls() if state is None else cls(*(torch.tensor(value, dtype=torch.float64) for value in state))
 
     def decibels(self) -> list[float | None]:
-        """By head, or one for all; None where there is no noise or no signal."""
+        """One value per head, or one in total; None if there is no noise or no signal."""
         ratio = 10 * torch.log10(torch.as_tensor(self.signal) / torch.as_tensor(self.noise))
         return [value if abs(value) < float("inf") else None for value in ratio.flatten().tolist()]
 
 
 @dataclass
 class LayerNoise:
-    """Signal to noise of one layer in dB; clipped: shares of values beyond calibrated scales."""
+    """Signal-to-noise ratios of one layer in dB; clipped: shares of values beyond calibrated scales."""
 
     q: Ratio = field(default_factory=Ratio)
     k: Ratio = field(default_factory=Ratio)
@@ -87,13 +90,13 @@ class LayerNoise:
     clipped: dict[str, float] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
-        """All that was counted, as JSON values."""
+        """The sums, as JSON values."""
         linears = {name: None if ratio is None else ratio.state() for name, ratio in self.linears.items()}
         return {name: getattr(self, name).state() for name in _RATIOS} | {"linears": linears, "clipped": self.clipped}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "LayerNoise":
-        """One that has counted what `state` gave."""
+        """Restore from the result of `state`."""
         linears = {name: None if counted is None else Ratio.of(counted) for name, counted in state["linears"].items()}
         ratios = {name: Ratio.of(state[name]) for name in _RATIOS}
         return cls(**ratios, linears=linears, clipped=state["clipped"])
@@ -109,7 +112,9 @@ class LayerNoise:
 
 
 class _Tap:
-    """A linear that remembers what went in and came out."""
+    """A linear that records its input and output."""
+
+    is_int8 = False
 
     def __init__(self, linear: Linear) -> None:
         self.linear = linear
@@ -125,28 +130,28 @@ class _Tap:
 
 
 @dataclass
-class _Seen:
-    """One float layer on one window: q, k, v after RoPE, and its linears' inputs and outputs."""
+class _LayerTrace:
+    """A float layer's run on one window: q, k, v after RoPE, and its linears' inputs and outputs."""
 
     x: Tensor
     q: Tensor
     k: Tensor
     v: Tensor
     linears: dict[str, _Tap]
-    unturned_k: Tensor
+    k_before_rope: Tensor
 
     def channels(self) -> dict[str, Tensor]:
-        """What may have outliers, [tokens, channels] or [tokens, heads, D]."""
+        """Tensors that may have outliers, [tokens, channels] or [tokens, heads, D]."""
         inputs = {f"{name} input": self.linears[name].x for name in ("q_proj", "o_proj", "gate_proj", "down_proj")}
-        return {"k": self.k, MEAN_OF_K: self.unturned_k, "v": self.v, "stream": self.x, **inputs}
+        return {"k": self.k, MEAN_OF_K: self.k_before_rope, "v": self.v, "stream": self.x, **inputs}
 
 
 class NoiseMeter:
-    """Looks at every layer of a streaming pass, on the first `tokens` tokens of some of its windows.
+    """Measures every layer of a streaming pass, on the first `tokens` tokens of some of its windows.
 
     Args:
-        models: the float model as `source`, and whichever of attention, linears and both there are.
-        numbers: which windows; at most one block of K's maps long each, at position 0.
+        models: the float model as `source`, and the existing variants of attention, linears and both.
+        numbers: of the windows; each is at position 0, and at most one block of K's maps long.
     """
 
     def __init__(
@@ -172,31 +177,31 @@ class NoiseMeter:
                 self._attention(noise, step.index, seen)
             if quantized is not None:
                 self._linears(noise, quantized, seen)
-            noise.stream.add_by_token(self._turned(step.after[self.source][number]), step.after[self.whole][number])
+            noise.stream.add_by_token(self._rotated(step.after[self.source][number]), step.after[self.whole][number])
         self.layers.append(noise)
 
     def state(self) -> dict[str, Any]:
-        """What was measured of the layers so far, as JSON values."""
+        """The measurements of the layers so far, as JSON values."""
         return {"layers": [layer.state() for layer in self.layers], "channels": self.channels.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore from the result of `state`."""
         self.layers = [LayerNoise.of(layer) for layer in state["layers"]]
         self.channels.restore(state["channels"])
 
     def _sliding(self, layer: int) -> int | None:
         return self.models[self.source].config.sliding_windows[layer]
 
-    def _attention(self, noise: LayerNoise, layer: int, seen: _Seen) -> None:
+    def _attention(self, noise: LayerNoise, layer: int, seen: _LayerTrace) -> None:
         tables = self.models["attention"].schemes[layer]
         if tables is None:
             return
         scheme, count = tables.at(0), len(seen.q)
         pages = self.models["attention"].make_layer_pages(layer, -(-count // PAGE_SIZE), PAGE_SIZE)
-        slots = torch.arange(count)
+        slots = np.arange(count)
         pages.append(seen.k, seen.v, slots, slots)
-        table = torch.arange(pages.num_pages)
-        k, v = pages.read(table, count)
+        table = np.arange(pages.num_pages)
+        k, v = (torch.from_numpy(x) for x in pages.read(table, count))
         q = quantizers.dequantize_q(*quantizers.quantize_q(seen.q, scheme), scheme)
         noise.q.add(quantizers.map_q(seen.q, scheme), q, by_head=True)
         noise.k.add(quantizers.map_k(seen.k, scheme), quantizers.map_k(k, scheme), by_head=True)
@@ -204,7 +209,7 @@ class NoiseMeter:
         exact = float_attend(quantizers.unmap_q(q, scheme), k, v, 0, self._sliding(layer))
         noise.p.add(exact, pages.attend(seen.q, Spans.of([(count, 0, table)]), self._sliding(layer)), by_head=True)
 
-    def _linears(self, noise: LayerNoise, layer: DecoderLayer, seen: _Seen) -> None:
+    def _linears(self, noise: LayerNoise, layer: DecoderLayer, seen: _LayerTrace) -> None:
         metadata = self.models["linears"].metadata
         block = metadata.v_block if metadata is not None and metadata.v_folded else 0
 
@@ -212,29 +217,29 @@ class NoiseMeter:
             return hadamard(x.view(len(x), -1, layer.head_dim), block).flatten(1) if block else x
 
         taps = seen.linears
-        h = layer.input_layernorm(self._turned(seen.x))
+        h = layer.input_layernorm(self._rotated(seen.x))
         self._linear(noise, layer, "q_proj", h, taps["q_proj"].y)
         self._linear(noise, layer, "k_proj", h, taps["k_proj"].y)
         if "attention" in self.models or "both" not in self.models:
             self._linear(noise, layer, "v_proj", h, by_head(taps["v_proj"].y))
-            self._linear(noise, layer, "o_proj", by_head(taps["o_proj"].x), self._turned(taps["o_proj"].y))
+            self._linear(noise, layer, "o_proj", by_head(taps["o_proj"].x), self._rotated(taps["o_proj"].y))
         else:
-            # Something unknown is folded into both (see divergence.variants).
+            # Unknown transforms are folded into both (see divergence.variants).
             noise.linears["v_proj"] = noise.linears["o_proj"] = None
-        h = layer.post_attention_layernorm(self._turned(seen.x + taps["o_proj"].y))
+        h = layer.post_attention_layernorm(self._rotated(seen.x + taps["o_proj"].y))
         self._linear(noise, layer, "gate_proj", h, taps["gate_proj"].y)
         factor = torch.ones(1)
         if metadata is not None and metadata.recipe.linear is not None and metadata.recipe.linear.equalize:
             factor = _factors(taps["up_proj"].y, layer.up_proj(h))
         self._linear(noise, layer, "up_proj", h, taps["up_proj"].y, factor)
-        self._linear(noise, layer, "down_proj", taps["down_proj"].x / factor, self._turned(taps["down_proj"].y))
+        self._linear(noise, layer, "down_proj", taps["down_proj"].x / factor, self._rotated(taps["down_proj"].y))
 
     @staticmethod
     def _linear(
         noise: LayerNoise, layer: DecoderLayer, name: str, x: Tensor, wanted: Tensor, factor: Tensor | None = None
     ) -> None:
         linear: Linear = getattr(layer, name)
-        if isinstance(linear, FloatLinear):
+        if not linear.is_int8:
             noise.linears[name] = None
             return
         y = linear(x)
@@ -242,19 +247,19 @@ class NoiseMeter:
         noise.linears[name] = ratio
         ratio.add(wanted, y if factor is None else y * factor)
 
-    def _turned(self, x: Tensor) -> Tensor:
+    def _rotated(self, x: Tensor) -> Tensor:
         """A float residual stream in the basis of the quantized linears."""
         metadata = self.models[self.whole].metadata
         return rotate_residual(x) if metadata is not None and metadata.residual_rotation else x
 
     def head(self, heads: Heads, streams: Streams, rows: int = 128, keep: Keep = keep_nothing) -> float | None:
-        """Signal to noise of the quantized head on the float model's last stream; None where it is float."""
+        """Signal-to-noise ratio of the quantized head on the float model's last stream; None if the head is float."""
         if "linears" not in self.models or not self.tables or heads.is_float("linears"):
             return None
 
         def of(number: int) -> Tensors:
             x, ratio = streams[self.source][number][:rows], Ratio()
-            ratio.add(heads.logits(self.source, x), heads.logits("linears", self._turned(x)))
+            ratio.add(heads.logits(self.source, x), heads.logits("linears", self._rotated(x)))
             return {"signal": torch.as_tensor(ratio.signal), "noise": torch.as_tensor(ratio.noise)}
 
         whole = Ratio()
@@ -264,7 +269,7 @@ class NoiseMeter:
         return whole.decibels()[0]
 
 
-def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None) -> _Seen:
+def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None) -> _LayerTrace:
     taps = {name: _Tap(getattr(layer, name)) for name in _KINDS}
     states: tuple[Tensor, ...] = ()
 
@@ -274,12 +279,12 @@ def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None
         return float_attend(q, k, v, 0, sliding)
 
     replace(layer, **taps)(x, tables, attention)  # type: ignore[arg-type]
-    unturned = taps["k_proj"].y.view(len(x), -1, layer.head_dim)
+    k_before_rope = taps["k_proj"].y.view(len(x), -1, layer.head_dim)
     q, k, v = states
-    return _Seen(x, q, k, v, taps, unturned if layer.k_norm is None else layer.k_norm(unturned))
+    return _LayerTrace(x, q, k, v, taps, k_before_rope if layer.k_norm is None else layer.k_norm(k_before_rope))
 
 
 def _factors(wanted: Tensor, got: Tensor) -> Tensor:
-    """What each channel of `got` [tokens, n] must be multiplied by; noise in `got` alone does not bend it."""
+    """Factors for the channels of `got` [tokens, n]; independent noise in `got` does not bias them."""
     shared = (wanted * got).sum(0)
     return torch.where(shared == 0, 1.0, wanted.square().sum(0) / shared.masked_fill(shared == 0, 1.0))

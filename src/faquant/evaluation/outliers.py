@@ -1,4 +1,4 @@
-"""Channels that are far larger than their neighbours, in the float model."""
+"""Outlier channels of the float model."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ MEAN_OF_K = "k, mean before RoPE"
 class Outlier:
     """A channel whose root mean square (or mean) is `ratio` times the median root mean square of its head.
 
-    `head` is None where there are no heads: the residual stream and the linears' inputs. The same channel stands out
-    in `layers` layers; `layer` is where it does most.
+    `head` is None for the residual stream and the linears' inputs. The same channel is an outlier in `layers` layers;
+    its ratio is largest in `layer`.
     """
 
     layer: int
@@ -35,7 +35,7 @@ class Outlier:
 
 
 class Channels:
-    """Sums over tokens of each channel, layer by layer."""
+    """Sums over tokens for each channel, layer by layer."""
 
     def __init__(self) -> None:
         self._layer = -1
@@ -43,7 +43,7 @@ class Channels:
         self._found: dict[tuple[str, int | None, int], Outlier] = {}
 
     def add(self, layer: int, values: Mapping[str, Tensor]) -> None:
-        """Count one window's values, [tokens, channels] or [tokens, heads, D] by name; layers come in order."""
+        """Add one window's values, [tokens, channels] or [tokens, heads, D] by name; layers must be in order."""
         if layer != self._layer:
             self._close()
             self._layer = layer
@@ -53,17 +53,17 @@ class Channels:
             self._sums[name] = total + wide.sum(0), squares + wide.square().sum(0), tokens + len(x)
 
     def state(self) -> list[dict[str, Any]]:
-        """What was found in the layers so far, as JSON values."""
+        """The outliers of the layers so far, as JSON values."""
         self._close()
         return [outlier.to_json() for outlier in self._found.values()]
 
     def restore(self, state: Sequence[dict[str, Any]]) -> None:
-        """Go on from what `state` gave."""
+        """Restore from the result of `state`."""
         found = [Outlier(**values) for values in state]
         self._found = {(outlier.tensor, outlier.head, outlier.channel): outlier for outlier in found}
 
     def largest(self) -> list[Outlier]:
-        """Those that stand out most, the largest first; a few of each tensor, as some have hundreds."""
+        """The largest outliers first; only a few per tensor, because some have hundreds."""
         self._close()
         ordered = sorted(self._found.values(), key=lambda outlier: -outlier.ratio)
         kinds: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Whether the error grows with the position: the same text moved along the context, and one long context."""
+"""Measures whether the error grows with the position: the same text at several positions, and one long context."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +18,10 @@ from .streaming import Window
 
 @dataclass(frozen=True)
 class Offsets:
-    """Mean KL in nats of one text whose first token stands at each of `offsets`, by variant.
+    """Mean KL in nats of one text whose first token is at each of `offsets`, by variant.
 
-    `float_drift` is KL(float at the first offset ‖ float there), which has to be next to nothing: what attention sees
-    of RoPE is how far tokens are apart.
+    `float_drift` is KL(float at the first offset ‖ float at this one), which must be negligible: with RoPE, attention
+    depends only on the distance between tokens.
     """
 
     text: str
@@ -42,7 +42,7 @@ class Offsets:
 
 @dataclass(frozen=True)
 class Long:
-    """Mean KL in nats of one long context between each two `edges`, by variant."""
+    """Mean KL in nats of one long context between consecutive `edges`, by variant."""
 
     tokens: int
     edges: list[int]
@@ -54,13 +54,14 @@ class Long:
 
 
 def offset_windows(tokens: Sequence[int], context: int, models: frozenset[str]) -> list[Window]:
-    """`tokens` at 0, ¼, ½ and nearly all of the context, in multiples of MAP_BLOCK; none where only 0 is left."""
+    """Offsets for `tokens` tokens: 0, ¼, ½ and the end of the context, in multiples of MAP_BLOCK; none if only 0
+    fits."""
     last = (context - len(tokens)) // MAP_BLOCK * MAP_BLOCK
     offsets = {min(context * part // 4 // MAP_BLOCK * MAP_BLOCK, last) for part in range(3)} | {last}
     if last <= 0 or len(tokens) < 2:
         return []
     ids = torch.tensor(tokens, dtype=torch.int64)
-    # The same frequencies for all: some kinds of RoPE choose them by the request's length.
+    # The same frequencies for all: in some kinds of RoPE they depend on the request's length.
     return [Window(ids, offset, models=models, rope_length=context) for offset in sorted(offsets)]
 
 
@@ -85,12 +86,12 @@ def offsets_result(
 
 
 def long_windows(tokens: Sequence[int], models: frozenset[str]) -> list[Window]:
-    """One long window, or none where it would not be long."""
+    """One long window, or none if the context is short."""
     return [Window(torch.tensor(tokens), models=models)] if len(tokens) >= 2 * MAP_BLOCK else []
 
 
 def long_result(windows: Sequence[Window], scores: Sequence[Mapping[str, Scores]]) -> Long | None:
-    """The long window's KL in stretches of MAP_BLOCK tokens; a short last one belongs to the one before."""
+    """The long window's KL in segments of MAP_BLOCK tokens; a short last one is merged with the previous one."""
     if not windows:
         return None
     count = len(windows[0].tokens)

@@ -1,4 +1,4 @@
-"""What an evaluation found, and as JSON."""
+"""The results of an evaluation, and their JSON."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..kernels import cpu
+from ..kernels import isa as cpu
 from ..model.inspection import Inspection
 from .divergence import Divergence
 from .html import render
@@ -22,9 +22,9 @@ NAME = "faquant_report"
 
 @dataclass(frozen=True)
 class Report:
-    """What quantization cost. Divergences are by text and variant: `attention` and `linears` quantized alone, `both`.
+    """The loss by quantization. Divergences are by text and variant: `attention` and `linears` quantized alone, `both`.
 
-    What was not measured is None or empty: docs/accuracy.md says what each part is.
+    Parts that were not measured are None or empty. docs/accuracy.md describes each part.
     """
 
     inspection: Inspection
@@ -42,12 +42,12 @@ class Report:
 
     @property
     def recipe(self) -> str:
-        """The recipe's name, which a checkpoint in the ecosystem's format does not tell."""
+        """The recipe's name; checkpoints in msModelSlim's format do not contain it."""
         return self.inspection.metadata.recipe.name if self.inspection.metadata else "in MindIE's format"
 
     @property
     def saturation(self) -> dict[str, float]:
-        """By tensor, the largest share of values in any layer that lay beyond their calibrated scales."""
+        """For each tensor, the largest share of values beyond their calibrated scales in any layer."""
         names = sorted({name for layer in self.layers for name in layer.clipped})
         return {name: max(layer.clipped.get(name, 0.0) for layer in self.layers) for name in names}
 
@@ -98,7 +98,7 @@ class Report:
         }
 
     def write(self, directory: Path) -> Path:
-        """Write faquant_report.json and .html into `directory`, each whole or not at all, and return the page's path.
+        """Write faquant_report.json and .html into `directory`, each atomically, and return the page's path.
 
         Raises:
             OutputError: they cannot be written.
@@ -112,7 +112,7 @@ class Report:
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        for left in path.parent.glob(f".{path.name}.partial-*"):  # by a run that was killed
+        for left in path.parent.glob(f".{path.name}.partial-*"):  # left by a killed run
             left.unlink(missing_ok=True)
         try:
             partial.write_text(text, encoding="utf-8")

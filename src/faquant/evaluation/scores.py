@@ -1,4 +1,4 @@
-"""What the head makes of the residual streams: next-token distributions of each model beside the float one's."""
+"""Applies the head to the residual streams and compares next-token distributions with the float model's."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from ..checkpoint.pieces import Tensors
 from ..errors import CheckpointError
+from ..kernels.backend import Linear
 from ..model.decoder import Decoder
 from ..model.lazy import built
-from ..model.linear import FloatLinear, Linear
 from ..model.load import Model
 from .streaming import Streams, Window
 
 _ROWS = 128
 _BLOCK = 1 << 22
-"""Logits that a model has in memory at a time: vocabularies are large, and each step of log-softmax copies them."""
+"""Number of logits per model in memory at a time: vocabularies are large, and each step of log-softmax copies them."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's next-token distribution beside the float one, at the scored tokens of one window.
+    """A model's next-token distributions compared with the float model's, at the scored tokens of one window.
 
     Attributes:
         kl: KL(float ‖ model) in nats, float64 [n].
@@ -40,14 +40,14 @@ class Scores:
 
     @classmethod
     def empty(cls, count: int) -> "Scores":
-        """Room for `count` tokens, to be filled in."""
+        """Buffers for `count` tokens."""
         kl, loss, loss_float = (torch.zeros(size, dtype=torch.float64) for size in (count, count - 1, count - 1))
         same, hit, hit_float = (torch.zeros(size, dtype=torch.bool) for size in (count, count - 1, count - 1))
         return cls(kl, same, loss, loss_float, hit, hit_float)
 
     def put(self, rows: slice, p: Tensor, q: Tensor, following: Tensor) -> None:
-        """Fill in some rows from log-probabilities p (float) and q, float32 [rows, vocab], and the tokens that followed
-        the first of them: as many, or at a window's end one less."""
+        """Fill rows from log-probabilities p (float) and q, float32 [rows, vocab], and the tokens that follow them: one
+        per row, except for the last row of a window."""
         top, top_float = q.argmax(-1), p.argmax(-1)
         count = len(following)
         picked = (torch.arange(count), following)
@@ -60,7 +60,7 @@ class Scores:
 
     @classmethod
     def cat(cls, parts: Sequence["Scores"]) -> "Scores":
-        """Several windows as one."""
+        """Concatenate several windows."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
@@ -69,7 +69,7 @@ def divergences(p: Tensor, q: Tensor) -> Tensor:
     """KL(p ‖ q) in nats, float64 [rows], of log-probabilities [rows, vocab].
 
     Raises:
-        CheckpointError: one is not finite.
+        CheckpointError: a value is not finite.
     """
     kl = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
     if not kl.isfinite().all():
@@ -90,15 +90,15 @@ class Heads:
 
     def is_float(self, name: str) -> bool:
         """Whether the head of that model is float."""
-        return isinstance(self._heads[name], FloatLinear)
+        return not self._heads[name].is_int8
 
     def logits(self, name: str, x: Tensor) -> Tensor:
         """float32 logits [n, vocab] of a model's last stream [n, hidden]."""
         return self._heads[name](self._decoders[name].norm(x)).float()
 
     def blocks(self, streams: Sequence[tuple[str, Tensor]], begin: int = 0) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Rows and their log-probabilities, float32 [rows, vocab], of several (model, stream [n, hidden]) at once;
-        `begin` is where a block begins."""
+        """Yield rows and their log-probabilities, float32 [rows, vocab], of several (model, stream [n, hidden]) at
+        once; `begin` is the first row."""
         for row in range(begin, len(streams[0][1]), self._rows):
             rows = slice(row, row + self._rows)
             yield rows, [self.logits(name, x[rows]).log_softmax(-1) for name, x in streams]
@@ -122,20 +122,20 @@ def score(
     saved: Tensors | None = None,
     save: Callable[[Callable[[], Tensors]], None] = lambda make: None,
 ) -> list[dict[str, Scores]]:
-    """For each window, the scores of each of its models against the float one called `source`.
+    """For each window, the scores of each of its models against the float model `source`.
 
     Args:
-        progress: called with how many windows are done.
-        save: called after each block of rows with a function that gives all scores so far.
-        saved: what that function of an earlier call has given, to go on there.
+        progress: called with the number of finished windows.
+        save: called after each block of rows with a function that returns all scores so far.
+        saved: the result of that function in an earlier call, to resume from.
 
     Raises:
         CheckpointError: logits are not finite.
     """
     names = [[source, *(name for name in streams if name != source and window.runs(name))] for window in windows]
     counts = [min(window.last or len(window.tokens), len(window.tokens)) for window in windows]
-    # All room is taken before the first logits: what is small and stays, between large blocks that come and go, keeps
-    # malloc from reusing their places, and memory grows by gigabytes.
+    # Allocate all buffers before the first logits: small blocks between large temporary ones would fragment the heap,
+    # and memory would grow by gigabytes.
     results = [{name: Scores.empty(count) for name in some[1:]} for some, count in zip(names, counts, strict=True)]
     done, row = (0, 0) if saved is None else _take(results, saved)
     for number, (window, some, count) in enumerate(zip(windows, names, counts, strict=True)):
@@ -154,16 +154,17 @@ def score(
 
 
 def _given(results: Sequence[Mapping[str, Scores]], window: int, row: int) -> Tensors:
-    """All scores before that row of that window, and the room that is not yet filled in."""
+    """All scores before this row of this window, and the unfilled rest of the buffers."""
     whole = Scores.cat([scores for some in results for scores in some.values()])
     return {field.name: getattr(whole, field.name) for field in fields(Scores)} | {"place": torch.tensor([window, row])}
 
 
 def _take(results: Sequence[Mapping[str, Scores]], saved: Tensors) -> tuple[int, int]:
-    """Fill in what _given gave: the window and the row to go on with."""
+    """Restore the result of _given; return the window and row to resume from."""
     for field in fields(Scores):
-        rooms = [getattr(scores, field.name) for some in results for scores in some.values()]
-        for room, values in zip(rooms, torch.split(saved[field.name], [len(room) for room in rooms]), strict=True):
-            room.copy_(values)
+        buffers = [getattr(scores, field.name) for some in results for scores in some.values()]
+        sizes = [len(buffer) for buffer in buffers]
+        for buffer, values in zip(buffers, torch.split(saved[field.name], sizes), strict=True):
+            buffer.copy_(values)
     window, row = saved["place"].tolist()
     return window, row

@@ -1,8 +1,9 @@
-"""Windows of text through several models at once, layer by layer: one float and one quantized layer in memory."""
+"""Runs windows of text through several models, layer by layer, with one float and one quantized layer in memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,22 +16,22 @@ from ..model.rope import Rope
 PAGE_SIZE = 128
 
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, total steps)."""
 
 Streams = dict[str, list[Tensor]]
-"""Residual streams [tokens, hidden] by model and window; no tokens where the model does not run the window."""
+"""Residual streams [tokens, hidden] by model and window; without tokens if the model does not run the window."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that are run together as one prompt through fresh cache pages.
+    """Tokens that run as one prompt through fresh cache pages.
 
     Attributes:
         tokens: int64 [n].
         position: RoPE position of the first one; 0 or another multiple of MAP_BLOCK.
-        last: how many tokens at its end are scored; None: all.
+        last: how many tokens at the end are scored; None: all.
         models: which models run it; None: all.
-        rope_length: the request's greatest length, where that is not position + n.
+        rope_length: the request's maximum length, if it is not position + n.
     """
 
     tokens: Tensor
@@ -40,24 +41,24 @@ class Window:
     rope_length: int | None = None
 
     def runs(self, model: str) -> bool:
-        """Whether that model runs it."""
+        """Whether this model runs it."""
         return self.models is None or model in self.models
 
     def batch(self, model: Model) -> Batch:
-        """The window as the one chunk of an empty cache."""
+        """The window as a chunk in an empty cache."""
         length = self.rope_length or min(self.position + len(self.tokens), model.config.max_position)
-        chunk = Chunk(self.tokens, 0, torch.arange(self.pages), Rope(model.config, length), self.position)
-        return Batch([chunk], PAGE_SIZE, model.decoder.dtype)
+        chunk = Chunk(self.tokens.numpy(), 0, np.arange(self.pages), Rope(model.config, length), self.position)
+        return Batch([chunk], PAGE_SIZE)
 
     @property
     def pages(self) -> int:
-        """How many pages it takes."""
+        """Number of pages that it needs."""
         return -(-len(self.tokens) // PAGE_SIZE)
 
 
 @dataclass
 class Layers:
-    """One layer of every model, the streams that enter and leave it, and what its cache could not hold."""
+    """One layer of every model, the streams before and after it, and the saturation of its cache."""
 
     index: int
     layers: dict[str, DecoderLayer]
@@ -75,11 +76,11 @@ def run(
     begin: tuple[int, Streams] | None = None,
     save: Callable[[int, Streams], None] = lambda done, streams: None,
 ) -> Streams:
-    """The streams of all windows behind the last layer of each model, before its norm.
+    """The streams of all windows after the last layer of each model, before the final norm.
 
-    Models that share a layer share what it and float attention make of the same stream. `look` is called after each
-    layer, while it is in memory, and then `save` with how many are done and the streams behind them; `begin` is what
-    an earlier call has saved, to go on there.
+    Models that share a layer with float attention share its output for the same stream. After each layer, `look` is
+    called while the layer is in memory, and then `save` with the number of finished layers and the streams after them;
+    `begin` is what an earlier call has saved, to resume from.
     """
     first = next(iter(models.values()))
     batches = [window.batch(first) for window in windows]
@@ -107,18 +108,18 @@ def run(
         look(step)
         streams = step.after
         save(index + 1, streams)
-        # Before the next layer is read, or there would be two of each.
+        # Free them before the next layer is read, to have only one of each in memory.
         del shared, step, layer
     progress(total, total)
     return streams
 
 
 def _embedded(models: Mapping[str, Model], windows: Sequence[Window]) -> Streams:
-    """The streams that enter the first layer; each embedding is read once."""
+    """The streams into the first layer; each embedding is read once."""
     tokens = torch.cat([window.tokens for window in windows])
     sizes = [len(window.tokens) for window in windows]
     rows = {
-        key: torch.split(decoder.embed(tokens), sizes)
+        key: torch.split(torch.as_tensor(decoder.embed(tokens.numpy())), sizes)
         for key, decoder in {id(model.decoder.embedding): model.decoder for model in models.values()}.items()
     }
     return {

@@ -1,73 +1,94 @@
-"""The C++ kernels: which instruction sets this CPU has, which one is used, and the kernels themselves.
+"""The CPU backend: NumPy arrays and the C++ kernels. All float arithmetic is float32, and the bits of a row depend only
+on the row and on what it attends to."""
 
-The best instruction set whose self-test passes is chosen at first use and kept. The environment variable FAQUANT_ISA
-forces one. Every instruction set gives the same bits.
-"""
+from collections.abc import Sequence
+from typing import Any
 
-import platform
-import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from .. import _C
-
-if TYPE_CHECKING:
-    import torch
-    from numpy.typing import NDArray
-
-    ByteVector: TypeAlias = NDArray[Any] | torch.Tensor
-
-MAX_DOT_LENGTH: int = _C.MAX_DOT_LENGTH
+from . import _C, modules
+from .arrays import Array, Floats, Integers, Stored, widen
+from .backend import Embedding, FusedLayers, Linear, Norm, Pages
+from .pages import BFloat16Pages, FloatPages, Int8Pages, PackedPages, Spans
+from .scheme import SPLIT, AttentionScheme
+from .tables import DynamicTable, LinearTable, StaticTable
+from .threads import ALL_THREADS
 
 
-def cpu_features() -> dict[str, bool]:
-    """What the CPU has and the operating system enables, such as `avx512_vnni`. All False where it is no x86-64."""
-    return _C.cpu_features()
+class CpuBackend:
+    """Backend for CPUs; `isa` forces an instruction set."""
+
+    def __init__(self, isa: str | None = None) -> None:
+        self._isa = isa
+
+    def linear(self, table: LinearTable) -> Linear:
+        if isinstance(table, DynamicTable):
+            return modules.DynamicLinear(table.weight, table.scale, table.bias, table.hadamard_block)
+        if isinstance(table, StaticTable):
+            return modules.StaticLinear(
+                table.weight, table.input_scale, table.input_offset, table.quant_bias, table.deq_scale
+            )
+        return modules.FloatLinear(table.weight, None if table.bias is None else widen(table.bias))
+
+    def norm(self, weight: Array, eps: float, bias: Array | None = None) -> Norm:
+        return modules.RMSNorm(widen(weight), eps, None if bias is None else widen(bias))
+
+    def embedding(self, weight: Array) -> Embedding:
+        return StoredEmbedding(weight)
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
+        return modules.rope(x, cos, sin)
+
+    def silu_times(self, gate: Array, up: Array) -> Array:
+        return modules.silu_times(gate, up)
+
+    def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
+        return Int8Pages(scheme, num_pages, page_size, self._isa)
+
+    def float_pages(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
+    ) -> Pages:
+        if dtype == "bfloat16":
+            return BFloat16Pages(num_heads, num_kv_heads, head_dim, num_pages, page_size, self._isa)
+        return FloatPages(num_heads, num_kv_heads, head_dim, num_pages, page_size, self._isa)
+
+    def can_fuse(self, layer: Any, pages: Pages) -> bool:
+        return bool(layer.is_int8) and pages.is_packed
+
+    def fuse(
+        self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None = None
+    ) -> FusedLayers:
+        return CpuLayers(layers, pages, windows, isa or self._isa)
 
 
-def cpu_name() -> str:
-    """The CPU's brand string, or the name of its architecture where it has none."""
-    return _C.cpu_brand() or platform.machine()
+class StoredEmbedding:
+    """An embedding [vocab, hidden] in its stored dtype; rows are converted to float32 on lookup."""
+
+    def __init__(self, weight: Stored) -> None:
+        self.weight = weight
+
+    def __getitem__(self, tokens: Integers) -> Floats:
+        return widen(self.weight[tokens])
 
 
-def available_isas() -> list[str]:
-    """The instruction sets that this build and this CPU have, best first; the last is `portable`."""
-    return _C.available_isas()
+class CpuLayers:
+    """Layers with int8 linears and packed caches, run in one C++ call. Weights and pages are bound here; replacing them
+    later has no effect."""
 
+    def __init__(
+        self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None
+    ) -> None:
+        self._pages = [each for each in pages if isinstance(each, PackedPages)]
+        self._isa = isa
+        self._kernels = _C.DecoderLayers()
+        for layer, cache, window in zip(layers, self._pages, windows, strict=True):
+            norms = [layer.input_layernorm, layer.post_attention_layernorm, layer.q_norm, layer.k_norm]
+            self._kernels.add(
+                linears=[linear.kernel for linear in layer.linears],
+                norms=[None if norm is None else norm.kernel for norm in norms],
+                cache=cache.cache,
+                window=window,
+            )
 
-def selected_isa() -> str:
-    """The instruction set in use: what FAQUANT_ISA names, else the best whose self-test passes.
-
-    Warns (RuntimeWarning) if a better one was passed over because its self-test failed.
-
-    Raises:
-        UsageError: FAQUANT_ISA names an instruction set that is unknown, that this CPU lacks, or that fails its
-            self-test.
-    """
-    name = _C.selected_isa()
-    if message := _C.selection_warning():
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return name
-
-
-def self_test() -> dict[str, bool]:
-    """For each available instruction set, whether all its kernels match a plain loop on extreme and random values."""
-    return _C.self_test()
-
-
-def dot_u8s8(a: "ByteVector", b: "ByteVector", isa: str | None = None) -> int:
-    """∑ a[i]·b[i], exactly, for uint8 `a` [n] and int8 `b` [n], n ≤ MAX_DOT_LENGTH.
-
-    `a` and `b` are contiguous NumPy arrays or torch CPU tensors. `isa` forces an instruction set for this call.
-
-    Raises:
-        TypeError: an operand is no array on the CPU.
-        ValueError: an operand has another dtype or shape, is not contiguous, or the lengths differ or exceed
-            MAX_DOT_LENGTH.
-        UsageError: `isa`, or FAQUANT_ISA without it, names an instruction set that cannot be used.
-    """
-    return _C.dot_u8s8(a, b, isa)
-
-
-def dot_s8s8(a: "ByteVector", b: "ByteVector", isa: str | None = None) -> int:
-    """As `dot_u8s8`, for int8 `a` [n] and int8 `b` [n]."""
-    return _C.dot_s8s8(a, b, isa)
+    def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:
+        beyond = self._kernels.run(x, *tables, spans.tokens_starts, spans.block_tables, SPLIT, ALL_THREADS, self._isa)
+        for pages, (q, k, v) in zip(self._pages, beyond, strict=True):
+            pages.count_saturated(len(x), q=q, k=k, v=v)

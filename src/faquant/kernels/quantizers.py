@@ -1,33 +1,59 @@
 """From floats to int8 and back, in plain torch: scales of rows, K's map and its inverse, the Hadamard transform.
 
-Everything is computed row by row in a fixed order, so a row's result does not depend on its neighbours. README.md
-beside this file has the mathematics.
+Everything is computed row by row in a fixed order, so the result of a row does not depend on its neighbors. See
+README.md in this directory for the mathematics.
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .scheme import AttentionScheme
+from .arrays import Stored
+from .scheme import MAP_BLOCK, AttentionScheme
 
-MAX_INPUT_BLOCK = 512
-"""The largest Hadamard block on a linear's input, so that it divides a rank's share under tensor parallelism."""
+_TABLES = (
+    "k_center",
+    "k_equalizer",
+    "rotation_sign",
+    "q_scale",
+    "k_scale",
+    "k_offset",
+    "v_scale",
+    "v_offset",
+)
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16, so that no stored scale is zero."""
 
 
-def hadamard_block(size: int, limit: int = 1 << 30) -> int:
-    """The largest power of two that divides `size` and is at most `limit`: the block that `size` channels get."""
-    return min(size & -size, 1 << (limit.bit_length() - 1))
+def tensor_of(x: Stored | Tensor) -> Tensor:
+    """A stored NumPy array as a tensor with the same values; uint16 is bfloat16. Shares the memory of x if it is
+    writable. Returns tensors unchanged."""
+    if isinstance(x, Tensor):
+        return x
+    writable = x if x.flags.writeable else x.copy()
+    if x.dtype == "uint16":
+        return torch.from_numpy(writable.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(writable)
+
+
+def in_torch(scheme: AttentionScheme) -> AttentionScheme:
+    """The scheme with its tables as tensors."""
+    tables = {name: getattr(scheme, name) for name in _TABLES}
+    if all(table is None or isinstance(table, Tensor) for table in tables.values()):
+        return scheme
+    tensors: dict[str, Any] = {name: None if x is None else tensor_of(x) for name, x in tables.items()}
+    return replace(scheme, **tensors)
 
 
 def hadamard(x: Tensor, block: int) -> Tensor:
     """Orthonormal Walsh-Hadamard transform of each `block` consecutive elements of the last dimension.
 
     `block` is a power of two that divides the last dimension. The transform is its own inverse.
-    Butterflies instead of a matrix product: their rounding does not depend on the number of rows.
+    Computed by butterflies, because the rounding of a matrix product depends on the number of rows.
     """
     shape = x.shape
     half = 1
@@ -42,7 +68,7 @@ def hadamard(x: Tensor, block: int) -> Tensor:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with one scale for each row of the last dimension: x ≈ int8 · scale.
+    """Symmetric int8 with one scale per row of the last dimension: x ≈ int8 · scale.
 
     Returns int8 [..., n] in [-127, 127] and float32 scales [...].
     """
@@ -60,7 +86,7 @@ def quantize_rows_fp16(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """Exact integer product x · weightᵀ: int8 [m, k] and int8 [n, k] give int32 [m, n]."""
+    """Exact integer product x · weightᵀ: int8 [m, k], int8 [n, k] → int32 [m, n]."""
     # A float32 holds sums of 1,024 products of two bytes exactly: 1024 · 128 · 128 = 2^24.
     total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32)
     for k in range(0, x.shape[1], 1024):
@@ -70,6 +96,7 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 def map_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
     """K's map before quantization: Hᵀ((k - c) ⊘ e), on [tokens, Hkv, D] after RoPE."""
+    scheme = in_torch(scheme)
     if scheme.k_center is not None:
         k = k - scheme.k_center
     if scheme.k_equalizer is not None:
@@ -79,6 +106,7 @@ def map_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
 
 def unmap_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
     """The inverse of map_k."""
+    scheme = in_torch(scheme)
     if scheme.rotation_block:
         k = hadamard(k, scheme.rotation_block)
         if scheme.rotation_sign is not None:
@@ -91,15 +119,16 @@ def unmap_k(k: Tensor, scheme: AttentionScheme) -> Tensor:
 
 
 def map_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
-    """The inverse transpose of K's map (without the centre, which softmax cancels), on [tokens, Hq, D].
+    """The inverse transpose of K's map (without the center, which cancels in the softmax), on [tokens, Hq, D].
 
-    A per-channel scale of K is folded in as well, so that q'·k8 needs no scale per channel.
+    Also folds in K's scale per channel, so that q'·k8 needs none.
     """
+    scheme = in_torch(scheme)
     if scheme.k_equalizer is not None:
         q = q * per_query_head(scheme.k_equalizer, scheme)
     q = _rotate(q, scheme)
     if scheme.q_scale is not None and scheme.q_scale.shape[-1] > 1:
-        # A scale per channel of q has no place in an integer product: round to its grid, then as a dynamic q.
+        # An integer product cannot have a scale per channel of q: round to that grid, then quantize dynamically.
         q = _quantize_static(q, scheme.q_scale, None) * scheme.q_scale
     if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
         q = q * per_query_head(scheme.k_scale, scheme)
@@ -107,7 +136,8 @@ def map_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
 
 
 def unmap_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
-    """The inverse of map_q, but for its rounding."""
+    """The inverse of map_q, except for its rounding."""
+    scheme = in_torch(scheme)
     if scheme.k_scale is not None and scheme.k_scale.shape[-1] > 1:
         q = q / per_query_head(scheme.k_scale, scheme)
     if scheme.rotation_block:
@@ -120,14 +150,17 @@ def unmap_q(q: Tensor, scheme: AttentionScheme) -> Tensor:
 
 
 def dequantize_q(q8: Tensor, scale: Tensor, scheme: AttentionScheme) -> Tensor:
-    """What quantize_q rounded, as map_q gave it: float32 [tokens, Hq, D]."""
+    """Dequantized q in the basis of map_q: float32 [tokens, Hq, D]."""
+    scheme = in_torch(scheme)
     if scheme.k_scale is not None and scheme.k_scale.shape[-1] == 1:
         scale = scale / per_query_head(scheme.k_scale, scheme)[:, 0]
     return q8.float() * scale[..., None]
 
 
 def quantize_q(q: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
-    """q [tokens, Hq, D] after RoPE to int8 and a float32 scale [tokens, Hq] that holds K's static scale per head."""
+    """Quantize q [tokens, Hq, D] after RoPE to int8, with a float32 scale [tokens, Hq] that includes K's static scale
+    per head."""
+    scheme = in_torch(scheme)
     q = map_q(q, scheme)
     if scheme.q_scale is not None and scheme.q_scale.shape[-1] == 1:
         q8 = _quantize_static(q, scheme.q_scale, None)
@@ -140,7 +173,8 @@ def quantize_q(q: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
 
 
 def quantize_k(k: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | None]:
-    """K [tokens, Hkv, D] after RoPE to int8, with float16 scales [tokens, Hkv] where they are per token."""
+    """Quantize K [tokens, Hkv, D] after RoPE to int8, with float16 scales [tokens, Hkv] if they are per token."""
+    scheme = in_torch(scheme)
     mapped = map_k(k, scheme)
     if scheme.k_scale is None:
         return quantize_rows_fp16(mapped)
@@ -148,7 +182,8 @@ def quantize_k(k: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | Non
 
 
 def quantize_v(v: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | None]:
-    """V [tokens, Hkv, D] to int8, with float16 scales [tokens, Hkv] where they are per token."""
+    """Quantize V [tokens, Hkv, D] to int8, with float16 scales [tokens, Hkv] if they are per token."""
+    scheme = in_torch(scheme)
     if scheme.v_rotation_block:
         v = hadamard(v, scheme.v_rotation_block)
     if scheme.v_scale is None:
@@ -157,14 +192,28 @@ def quantize_v(v: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor | Non
 
 
 def dequantize_k(k8: Tensor, scale: Tensor | None, scheme: AttentionScheme) -> Tensor:
-    """K [tokens, Hkv, D] float32 in its own basis, as the attention sees it."""
+    """K [tokens, Hkv, D] float32 in its original basis, as the attention sees it."""
+    scheme = in_torch(scheme)
     return unmap_k(_dequantize(k8, scale, scheme.k_scale, scheme.k_offset), scheme)
 
 
 def dequantize_v(v8: Tensor, scale: Tensor | None, scheme: AttentionScheme) -> Tensor:
     """V [tokens, Hkv, D] float32, as the attention sees it."""
+    scheme = in_torch(scheme)
     v = _dequantize(v8, scale, scheme.v_scale, scheme.v_offset)
     return hadamard(v, scheme.v_rotation_block) if scheme.v_rotation_block else v
+
+
+def dequantize_cache(
+    k8: Tensor, v8: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, scheme: AttentionScheme
+) -> tuple[Tensor, Tensor]:
+    """Dequantize K and V of one sequence from position 0 on: int8 [length, Hkv, D] and float16 scales [length, Hkv]."""
+    blocks = [slice(start, start + MAP_BLOCK) for start in range(0, len(k8), MAP_BLOCK)]
+    k = [
+        dequantize_k(k8[some], None if k_scale is None else k_scale[some], scheme.at(number))
+        for number, some in enumerate(blocks)
+    ]
+    return torch.cat(k), dequantize_v(v8, v_scale, scheme)
 
 
 def _rotate(x: Tensor, scheme: AttentionScheme) -> Tensor:

@@ -1,7 +1,7 @@
 """The oracle: int8 attention and linears in plain torch.
 
-Integers are exact and floats are computed row by row in a fixed order, so a row's result depends neither on
-its neighbours nor on how a prompt was cut into chunks. README.md beside this file has the mathematics.
+Integers are exact and floats are computed row by row in a fixed order, so the result of a row depends neither on its
+neighbors nor on how a prompt was split into chunks. See README.md in this directory for the mathematics.
 """
 
 import math
@@ -10,30 +10,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .quantizers import SMALLEST_SCALE, hadamard, int8_matmul, per_query_head, quantize_q, quantize_rows
-from .scheme import MAP_BLOCK, AttentionScheme
+from .quantizers import SMALLEST_SCALE, hadamard, in_torch, int8_matmul, per_query_head, quantize_q, quantize_rows
+from .scheme import MAP_BLOCK, SPLIT, TILE, AttentionScheme
 
-TILE = 128
-"""Keys that share one scale of P. Tiles start at multiples of it."""
-
-SPLIT = 2048
-"""Keys whose tiles are merged in one run; runs merge in ascending order. A constant of the arithmetic, and a multiple
-of MAP_BLOCK."""
-
-# How much is computed at a time, so that it stays in the processor's cache; no result depends on it.
+# Block sizes that keep the data in the CPU cache; results do not depend on them.
 _ROWS = 256
 _BATCH = 2**18
 
 _LOG2E = math.log2(math.e)
-# 2^f on [-1/2, 1/2] by least relative error, 1.9e-7, with 1 at f = 0 exactly.
+# 2^f on [-1/2, 1/2] with the least maximum relative error, 1.9e-7, and exactly 1 at f = 0.
 _EXP2 = (0.001326472731307149, 0.009671512991189957, 0.05550733581185341, 0.24022242426872253, 0.6931470036506653, 1.0)
 
 
 def exp2(x: Tensor) -> Tensor:
     """2^x for x ≤ 0, float32; below 2^-126.5 exactly 0.
 
-    torch.exp2 has other bits in a vector's tail than in its body, so they would depend on the neighbours. This
-    is eleven roundings in a fixed order, without fused operations: n = rint(x), f = x - n, Horner, · 2^n.
+    torch.exp2 rounds differently in the tail of a vector, so its bits depend on the neighbors. This function takes
+    eleven roundings in a fixed order, without fused operations: n = rint(x), f = x - n, Horner, · 2^n.
     """
     x = x.clamp_min(-127.0)
     n = x.round()
@@ -42,7 +35,7 @@ def exp2(x: Tensor) -> Tensor:
     for coefficient in _EXP2[1:-1]:
         p.add_(coefficient).mul_(f)
     p.add_(_EXP2[-1])
-    # The bits of 2^n; of 0 for n = -127.
+    # The bits of 2^n, or of 0 for n = -127.
     power = n.add_(127.0).mul_(2.0**23).to(torch.int32).view(torch.float32)
     return p.mul_(power)
 
@@ -61,13 +54,15 @@ def attend(
 
     Args:
         q: float32 [tokens, Hq, D], after RoPE, finite, with |q·k| below float32's range.
-        k8, v8: int8 [length, Hkv, D] with length ≥ start + tokens; later keys are not seen.
-        k_scale, v_scale: float16 [length, Hkv], or None where the scheme's scales are static.
-        window: a query sees this many keys, itself included; None: all. What no query sees may hold anything.
+        k8, v8: int8 [length, Hkv, D] with length ≥ start + tokens; later keys are ignored.
+        k_scale, v_scale: float16 [length, Hkv], or None if the scheme's scales are static.
+        window: each query sees this many keys, including its own; None: all. Keys that no query sees may hold any
+            bytes.
 
     Returns:
         float32 [tokens, Hq, D].
     """
+    scheme = in_torch(scheme)
     maps = min(scheme.num_maps, -(-(start + q.shape[0]) // MAP_BLOCK))
     queries = map_queries(q, scheme, maps)
     out = attend_int8(queries, k8, v8, k_scale, v_scale, scheme, start, window)
@@ -75,7 +70,7 @@ def attend(
 
 
 class MappedQueries(NamedTuple):
-    """q as each map of K wants it: int8 [maps, tokens, Hq, D], with scales and what is added to every score under that
+    """q transformed for each map of K: int8 [maps, tokens, Hq, D], with scales and the bias of the scores under each
     map, both float32 [maps, tokens, Hq] in log2 units."""
 
     values: Tensor
@@ -83,7 +78,7 @@ class MappedQueries(NamedTuple):
     bias: Tensor
 
     def rows(self, kv_heads: int, some: slice) -> "MappedQueries":
-        """Some of the tokens, as [maps, Hkv, tokens · group, …], the values in float32."""
+        """A range of tokens as [maps, Hkv, tokens · group, …], with the values in float32."""
 
         def by_kv_head(x: Tensor) -> Tensor:
             x = x[:, some]
@@ -93,11 +88,12 @@ class MappedQueries(NamedTuple):
 
 
 def map_queries(q: Tensor, scheme: AttentionScheme, maps: int) -> MappedQueries:
-    """q [tokens, Hq, D] after RoPE as the first `maps` maps of K want it.
+    """Transform q [tokens, Hq, D] after RoPE for the first `maps` maps of K.
 
-    A centre is the same for all keys of a map, and so cancels in the softmax; that the centres differ does not. What
-    is added is q·(c - c₀), so that the first map's keys need nothing.
+    A center that all keys share cancels in the softmax, but differences between the maps' centers do not. The bias is
+    q·(c - c₀), so that it is 0 for the first map.
     """
+    scheme = in_torch(scheme)
     unit = _LOG2E / math.sqrt(scheme.head_dim)
     schemes = [scheme.at(number) for number in range(maps)]
     values, scales = zip(*(quantize_q(q, here) for here in schemes), strict=True)
@@ -118,7 +114,10 @@ def attend_int8(
     start: int,
     window: int | None,
 ) -> Tensor:
-    """attend for mapped queries, before V's rotation back."""
+    """As `attend`, for mapped queries, without rotating V back."""
+    scheme = in_torch(scheme)
+    k8, v8 = torch.as_tensor(k8), torch.as_tensor(v8)
+    k_scale, v_scale = (None if scale is None else torch.as_tensor(scale) for scale in (k_scale, v_scale))
     _, tokens, heads, dim = queries.values.shape
     kv_heads = scheme.num_kv_heads
     end = start + tokens
@@ -135,7 +134,7 @@ def attend_int8(
 
 
 class _Cache(NamedTuple):
-    """One sequence's keys and values in whole tiles: int8 [Hkv, tiles, TILE, D], scales float32 [Hkv, tiles, TILE]."""
+    """Keys and values of one sequence in whole tiles: int8 [Hkv, tiles, TILE, D], scales float32 [Hkv, tiles, TILE]."""
 
     k: Tensor
     v: Tensor
@@ -148,7 +147,7 @@ class _Cache(NamedTuple):
 
 
 class _Partial(NamedTuple):
-    """Softmax over some of the keys: log2-domain maximum and sum [Hkv, rows], and output [Hkv, rows, D]."""
+    """Softmax over a part of the keys: log2-domain maximum and sum [Hkv, rows], and output [Hkv, rows, D]."""
 
     max: Tensor
     sum: Tensor
@@ -161,7 +160,8 @@ class _Partial(NamedTuple):
         )
 
     def merge(self, tiles: "_Partial") -> None:
-        """Add tiles, [Hkv, tiles, rows, …], one after the other. A row that sees no key of one keeps its bits."""
+        """Merge tiles, [Hkv, tiles, rows, …], one after another. A tile in which a row sees no key leaves its bits
+        unchanged."""
         tops = torch.cat((self.max[:, None], tiles.max), dim=1).cummax(dim=1).values
         old, new = tops[:, :-1], tops[:, 1:]
         finite = new.masked_fill(new == -math.inf, 0.0)
@@ -176,7 +176,7 @@ class _Partial(NamedTuple):
 def _attend_rows(
     queries: MappedQueries, cache: _Cache, scheme: AttentionScheme, start: int, window: int | None
 ) -> Tensor:
-    """attend_int8 [Hkv, rows, D] for rows as MappedQueries.rows gives them, of which the first stands at `start`."""
+    """attend_int8 [Hkv, rows, D] for rows as returned by MappedQueries.rows; the first is at position `start`."""
     maps, kv_heads, rows, dim = queries.values.shape
     group = scheme.num_heads // kv_heads
     end = start + rows // group
@@ -190,7 +190,7 @@ def _attend_rows(
             q8, scale, bias = (x[min(block // MAP_BLOCK, maps - 1)] for x in queries)
             for first in range(max(block, oldest // TILE * TILE), stop, step):
                 some = cache.tiles(slice(first // TILE, -(-min(first + step, stop) // TILE)))
-                # Float32 sums of up to 1,024 products of two bytes are exact, in any order.
+                # float32 sums of up to 1,024 products of two bytes are exact, in any order.
                 scores = q8[:, None] @ some.k.transpose(2, 3).float()
                 scores *= scale[:, None, :, None]
                 if some.k_scale is not None:
@@ -203,7 +203,7 @@ def _attend_rows(
 
 
 def _mask(scores: Tensor, first: int, start: int, group: int, window: int | None) -> None:
-    """Set the scores [Hkv, tiles, rows, TILE] of keys from `first` on that a query does not see to -∞, in place."""
+    """Set scores [Hkv, tiles, rows, TILE] to -∞, in place, for keys (from `first` on) that a query does not see."""
     kv_heads, tiles, rows, _ = scores.shape
     last_row = start + rows // group - 1
     if first + tiles * TILE - 1 <= start and (window is None or first > last_row - window):
@@ -217,18 +217,18 @@ def _mask(scores: Tensor, first: int, start: int, group: int, window: int | None
 
 
 def _softmax_tiles(scores: Tensor, cache: _Cache, scheme: AttentionScheme) -> _Partial:
-    """Each tile's part of the softmax, from scores [Hkv, tiles, rows, TILE], which are overwritten."""
+    """The partial softmax of each tile, from scores [Hkv, tiles, rows, TILE], which are overwritten."""
     top = scores.amax(-1)
     p = exp2(scores.sub_(top.masked_fill(top == -math.inf, 0.0)[..., None]))
     levels = scheme.p_levels
     if cache.v_scale is not None:
         p_int = p * cache.v_scale[:, :, None]
         peak = p_int.amax(-1, keepdim=True).clamp_min(SMALLEST_SCALE)
-        # `levels / peak` with a Python number is two roundings in torch.
-        p_int = _round_p(p_int * (torch.tensor(float(levels)) / peak), levels)
+        # torch rounds twice in `levels / peak` if levels is a Python number.
+        p_int = _round_p(p_int * (torch.tensor(float(levels)) / peak), scheme)
         out = _weighted_sum(p_int, cache.v) * (peak / levels)
         return _Partial(top, _tree_sum(p), out)
-    p_int = _round_p(p * levels, levels)
+    p_int = _round_p(p * levels, scheme)
     # At most 128 · 32,767: exact, in any order.
     p_int_sum = p_int.sum(-1)
     out = _weighted_sum(p_int, cache.v)
@@ -240,9 +240,8 @@ def _softmax_tiles(scores: Tensor, cache: _Cache, scheme: AttentionScheme) -> _P
     return _Partial(top, p_int_sum / levels if scheme.quantized_sum else _tree_sum(p), out)
 
 
-def _round_p(p: Tensor, levels: int) -> Tensor:
-    # The ecosystem's kernel rounds through float16; one step of P is at stake, near a half.
-    return (p.half().float() if levels == 127 else p).round_()
+def _round_p(p: Tensor, scheme: AttentionScheme) -> Tensor:
+    return (p.half().float() if scheme.p_float16 else p).round_()
 
 
 def _weighted_sum(p_int: Tensor, v8: Tensor) -> Tensor:
@@ -251,12 +250,12 @@ def _weighted_sum(p_int: Tensor, v8: Tensor) -> Tensor:
 
 
 def _padded(x: Tensor) -> Tensor:
-    """The last dimension filled up with zeros to a power of two."""
+    """Pad the last dimension with zeros to a power of two."""
     return torch.nn.functional.pad(x, (0, (1 << (x.shape[-1] - 1).bit_length()) - x.shape[-1]))
 
 
 def _tree_sum(p: Tensor) -> Tensor:
-    """Sum over the last dimension, a power of two, by halves: in one order on every machine."""
+    """Sum over the last dimension, a power of two, by halves: in the same order on every machine."""
     width = p.shape[-1]
     while width > 1:
         width //= 2
@@ -275,7 +274,7 @@ def _tiles(x: Tensor, end: int) -> Tensor:
 def _token_scales(scale: Tensor | None, oldest: int, end: int) -> Tensor | None:
     if scale is None:
         return None
-    # What stands before the oldest key that a query sees may be freed memory, and NaN · 0 is NaN.
+    # Memory before the oldest visible key may be freed and hold NaN, and NaN · 0 is NaN.
     clean = scale[:end].float()
     clean[:oldest] = 0.0
     return _tiles(clean, end)
@@ -284,7 +283,7 @@ def _token_scales(scale: Tensor | None, oldest: int, end: int) -> Tensor | None:
 def dynamic_linear(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, hadamard_block: int = 0
 ) -> Tensor:
-    """x [tokens, k] through int8 weight [n, k] with scales [n], each row of x rounded with a scale of its own."""
+    """Apply int8 weight [n, k] with scales [n] to x [tokens, k], each row of which is quantized with its own scale."""
     if hadamard_block:
         x = hadamard(x, hadamard_block)
     x8, x_scale = quantize_rows(x)
@@ -295,6 +294,6 @@ def dynamic_linear(
 def static_linear(
     x: Tensor, weight: Tensor, input_scale: Tensor, input_offset: Tensor, quant_bias: Tensor, deq_scale: Tensor
 ) -> Tensor:
-    """x [tokens, k] through int8 weight [n, k], rounded with a given scale and zero point [1]."""
+    """Apply int8 weight [n, k] to x [tokens, k], which is quantized with a given scale and zero point [1]."""
     x8 = ((x / input_scale).round() + input_offset).clamp(-128, 127).to(torch.int8)
     return (int8_matmul(x8, weight) + quant_bias).float() * deq_scale

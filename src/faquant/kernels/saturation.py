@@ -1,12 +1,12 @@
-"""Counting what calibrated scales do not reach."""
+"""Counting values beyond their calibrated scales."""
 
 from collections import Counter
 
 
 class Saturation:
-    """How many values of q, k and v were quantized with calibrated scales, and how many of them were beyond the range.
+    """Counts of the values of q, k and v that were quantized with calibrated scales, and of those beyond the range.
 
-    Scales per token fit every value, and so count nothing.
+    Scales per token fit every value, so nothing is counted for them.
     """
 
     def __init__(self) -> None:
@@ -14,15 +14,15 @@ class Saturation:
         self.saturated: Counter[str] = Counter()
 
     def count(self, name: str, written: int, saturated: int) -> None:
-        """Count values of q, k or v, and how many of them were beyond the range."""
+        """Add to the counts of q, k or v."""
         self.written[name] += written
         self.saturated[name] += saturated
 
     def add(self, other: "Saturation") -> None:
-        """Add what another one counted."""
+        """Add the counts of another one."""
         self.written.update(other.written)
         self.saturated.update(other.saturated)
 
     def shares(self) -> dict[str, float]:
-        """The share of values beyond the range, by tensor; without those that have a scale per token."""
+        """The share of values beyond the range, for each tensor without a scale per token."""
         return {name: self.saturated[name] / written for name, written in sorted(self.written.items()) if written}

@@ -3,67 +3,89 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor
+from . import _C
+from .arrays import Array
 
-from .. import _C
+TILE: int = _C.TILE
+"""Keys that share one scale of P. Tiles start at multiples of it, and cache pages hold whole tiles."""
+
+SPLIT = 2048
+"""Keys whose tiles are merged first; the results are then merged in ascending order. It determines the bits of the
+result, and is a multiple of MAP_BLOCK."""
 
 MAP_BLOCK = 1024
-"""Keys that share one map where the map follows the position: block b holds the positions from b · MAP_BLOCK on."""
+"""Keys that share one map if the map depends on the position: block b starts at position b · MAP_BLOCK."""
 
+P_LEVELS = {"int16": 32767, "uint8": 255, "int8": 127}
+"""For each integer type of P in recipes: the integer that represents the largest P of a tile."""
+
+MAX_INPUT_BLOCK = 512
+"""The largest Hadamard block on the input of a linear. It must divide the inputs of one rank under tensor
+parallelism."""
 
 MAX_HEAD_DIM: int = _C.MAX_HEAD_DIM
 PADDING: int = _C.PADDING
-"""A head's channels are filled up to a multiple of it in the cache; those of the models in use are one."""
+"""The cache pads the channels of a head to a multiple of this; the head_dim of common models is one."""
+
+
+def hadamard_block(size: int, limit: int = 1 << 30) -> int:
+    """The Hadamard block for `size` channels: the largest power of two that divides `size` and is at most `limit`."""
+    return min(size & -size, 1 << (limit.bit_length() - 1))
 
 
 @dataclass(frozen=True)
 class AttentionScheme:
-    """The tables of one layer (FORMAT: docs/format.md), all float32 on the CPU.
+    """The tables of one layer (docs/format.md): float32 arrays, from NumPy if read from a file, from torch if
+    calibrated.
 
-    A scale of None is dynamic: for k and v one float16 per token and head, kept in the cache page; for q one
-    float32 per token and head. A static scale has the shape [heads, 1] (per head) or [heads, D] (per channel).
+    A scale of None is dynamic: for k and v one float16 per token and head, stored in the cache page; for q one float32
+    per token and head. A static scale has the shape [heads, 1] (per head) or [heads, D] (per channel).
     Zero points are in steps and are added before rounding: x8 = clamp(rint(x / scale + offset), -128, 127).
 
     Attributes:
         k_center, k_equalizer: in K's units after RoPE, or None (0 and 1): [Hkv, D] for all positions, or
-            [blocks, Hkv, D] for each block of MAP_BLOCK positions, the last one for all positions from there on.
+            [blocks, Hkv, D] for each block of MAP_BLOCK positions; the last block also covers all later positions.
         rotation_block: size of the Hadamard blocks on q and k after RoPE; 0: no rotation.
         rotation_sign: [D] of ±1, applied before the Hadamard transform; None: all +1.
-        v_rotation_block: size of the Hadamard blocks on V and back on the output, where v_proj and o_proj do not
-            hold them already; 0: no rotation at run time.
-        p_levels: the integer that the largest P of a tile becomes: 255 (8 bits), 32767 (16 bits), or 127, which is
-            the ecosystem's: P is rounded to float16 first, as its kernel does.
+        v_rotation_block: size of the Hadamard blocks on V and on the output, unless they are folded into v_proj and
+            o_proj; 0: no rotation at run time.
+        p_levels: the integer that represents the largest P of a tile: 127, 255 (8 bits) or 32767 (16 bits).
+        p_float16: whether P is rounded to float16 before it is quantized, as in MindIE's kernel; only with 127 levels.
+            It can change a P close to a half by one step.
         quantized_sum: whether softmax divides by the sum of the quantized P; needs a static V scale.
     """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    k_center: Tensor | None = None
-    k_equalizer: Tensor | None = None
+    k_center: Array | None = None
+    k_equalizer: Array | None = None
     rotation_block: int = 0
-    rotation_sign: Tensor | None = None
+    rotation_sign: Array | None = None
     v_rotation_block: int = 0
-    q_scale: Tensor | None = None
-    k_scale: Tensor | None = None
-    k_offset: Tensor | None = None
-    v_scale: Tensor | None = None
-    v_offset: Tensor | None = None
+    q_scale: Array | None = None
+    k_scale: Array | None = None
+    k_offset: Array | None = None
+    v_scale: Array | None = None
+    v_offset: Array | None = None
     p_levels: int = 32767
+    p_float16: bool = False
     quantized_sum: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"{self.num_heads} query heads are no multiple of {self.num_kv_heads} key/value heads")
+            raise ValueError(f"{self.num_heads} query heads are not a multiple of {self.num_kv_heads} key/value heads")
         block = self.rotation_block
         if block and (block & (block - 1) or self.head_dim % block):
-            raise ValueError(f"a rotation block is a power of two that divides {self.head_dim}, not {block}")
+            raise ValueError(f"a rotation block must be a power of two that divides {self.head_dim}, not {block}")
         if self.head_dim > MAX_HEAD_DIM:
-            raise ValueError(f"the kernels take heads of up to {MAX_HEAD_DIM} channels, not {self.head_dim}")
-        if self.p_levels not in (127, 255, 32767):
-            raise ValueError(f"P has 127, 255 or 32767 levels, not {self.p_levels}")
+            raise ValueError(f"the kernels support heads of up to {MAX_HEAD_DIM} channels, not {self.head_dim}")
+        if self.p_levels not in P_LEVELS.values():
+            raise ValueError(f"p_levels must be 127, 255 or 32767, not {self.p_levels}")
+        if self.p_float16 != (self.p_levels == 127):
+            raise ValueError("p_float16 and p_levels 127 need each other")
         if self.quantized_sum and self.v_scale is None:
-            raise ValueError("V's scale per token is part of the quantized P, so their sum is not softmax's")
+            raise ValueError("quantized_sum needs a static scale of V: with a scale per token, P includes it")
         for name in ("k", "v"):
             if getattr(self, f"{name}_offset") is not None and getattr(self, f"{name}_scale") is None:
                 raise ValueError(f"{name}_offset counts steps of {name}_scale, which is dynamic")
@@ -71,65 +93,65 @@ class AttentionScheme:
             self._check_shape(name)
         maps = [table for table in (self.k_center, self.k_equalizer) if table is not None]
         shape = (self.num_kv_heads, self.head_dim)
-        if any(table.shape[-2:] != shape or table.dim() > 3 or table.shape != maps[0].shape for table in maps):
+        if any(table.shape[-2:] != shape or table.ndim > 3 or table.shape != maps[0].shape for table in maps):
             raise ValueError(
                 f"k_center and k_equalizer must both be {list(shape)}, or [blocks, {shape[0]}, {shape[1]}], not "
                 f"{' and '.join(str(list(table.shape)) for table in maps)}"
             )
 
     def _check_shape(self, name: str) -> None:
-        table: Tensor | None = getattr(self, name)
+        table: Array | None = getattr(self, name)
         heads = self.num_heads if name == "q_scale" else self.num_kv_heads
         if table is not None and (
-            table.dim() != 2 or table.shape[0] != heads or table.shape[1] not in (1, self.head_dim)
+            table.ndim != 2 or table.shape[0] != heads or table.shape[1] not in (1, self.head_dim)
         ):
             raise ValueError(f"{name} must be [{heads}, 1] or [{heads}, {self.head_dim}], not {list(table.shape)}")
 
     @property
     def num_maps(self) -> int:
-        """How many blocks of positions have a map of K of their own; 1 where it is the same everywhere."""
+        """Number of position blocks with a map of their own; 1 if K's map is the same everywhere."""
         table = self.k_equalizer if self.k_center is None else self.k_center
-        return 1 if table is None or table.dim() == 2 else len(table)
+        return 1 if table is None or table.ndim == 2 else len(table)
 
     def at(self, block: int) -> "AttentionScheme":
-        """The scheme with the one map, [Hkv, D], of that block of positions."""
+        """The scheme with the map of this position block, [Hkv, D]."""
         number = min(block, self.num_maps - 1)
         return self._with_maps(lambda table: table[number])
 
     def starting_at(self, position: int) -> "AttentionScheme":
-        """The scheme of a sequence whose first token stands at `position`, a multiple of MAP_BLOCK."""
+        """The scheme for a sequence whose first token is at `position`, a multiple of MAP_BLOCK."""
         if position % MAP_BLOCK:
-            raise ValueError(f"a sequence can start at multiples of {MAP_BLOCK} only, not at {position}")
+            raise ValueError(f"a sequence can only start at a multiple of {MAP_BLOCK}, not at {position}")
         first = min(position // MAP_BLOCK, self.num_maps - 1)
         return self._with_maps(lambda table: table[first:])
 
-    def _with_maps(self, choose: Callable[[Tensor], Tensor]) -> "AttentionScheme":
-        def chosen(table: Tensor | None) -> Tensor | None:
-            return table if table is None or table.dim() == 2 else choose(table)
+    def _with_maps(self, choose: Callable[[Array], Array]) -> "AttentionScheme":
+        def chosen(table: Array | None) -> Array | None:
+            return table if table is None or table.ndim == 2 else choose(table)
 
         return replace(self, k_center=chosen(self.k_center), k_equalizer=chosen(self.k_equalizer))
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one token takes in this layer's cache."""
+        """Bytes per token in this layer's cache."""
         scales = (self.k_scale is None) + (self.v_scale is None)
         return self.num_kv_heads * (2 * self.padded_dim + 2 * scales)
 
     @property
     def padded_dim(self) -> int:
-        """Channels that a head takes in the cache."""
+        """Channels per head in the cache, with padding."""
         return -(-self.head_dim // PADDING) * PADDING
 
     @property
     def summary(self) -> str:
-        """In a few words, for a person."""
+        """A short human-readable description."""
         kinds = {None: "per token", 1: "per head"}
         scale = kinds.get(None if self.k_scale is None else self.k_scale.shape[-1], "per channel")
         maps = [
             name
             for name, used in (
-                ("centred", self.k_center is not None),
-                ("equalised", self.k_equalizer is not None),
+                ("centered", self.k_center is not None),
+                ("equalized", self.k_equalizer is not None),
                 ("rotated", self.rotation_block > 0),
             )
             if used

@@ -1,14 +1,14 @@
-"""What a checkpoint holds and what its cache will take, read without loading its weights."""
+"""Content and cache size of a checkpoint, read without loading its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.description import Description
-from ..checkpoint.metadata import Metadata
+from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import TensorFiles
-from ..config import ModelConfig
-from .opening import open_checkpoint
+from ..formats import open_checkpoint
+from ..formats.faquant.metadata import Metadata
+from ..formats.msmodelslim.description import Description
 
 PARTS = {
     "embedding": "model.embed_tokens.",
@@ -17,12 +17,12 @@ PARTS = {
     "head": "lm_head.",
 }
 FLOAT_CACHE_BYTES = 4
-"""Bytes of a value in the cache of a layer whose attention is float."""
+"""Bytes per value in the cache of a layer with float attention."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A checkpoint at a glance. Bytes are those on disk, or of one token in the cache of all layers together."""
+    """A summary of a checkpoint. Bytes are on disk, or per token in the cache of all layers."""
 
     directory: str
     config: ModelConfig
@@ -59,10 +59,10 @@ class Inspection:
 
 
 def inspect(directory: Path) -> Inspection:
-    """Look at a float or quantized directory.
+    """Inspect a float or quantized directory.
 
     Raises:
-        CheckpointError, UnsupportedError: as loading it would.
+        CheckpointError, UnsupportedError: as when loading it.
     """
     opened = open_checkpoint(directory)
     config, files = opened.config, opened.files
@@ -91,21 +91,18 @@ def _bytes_by_part(files: TensorFiles) -> dict[str, int]:
     sizes = dict.fromkeys((*PARTS, "norms and others"), 0)
     for name in files.names():
         part = next((part for part, mark in PARTS.items() if mark in name), "norms and others")
-        size = files.dtype(name).itemsize
-        for extent in files.shape(name):
-            size *= extent
-        sizes[part] += size
+        sizes[part] += files.nbytes(name)
     return sizes
 
 
 def _types_by_module(description: Description | None, files: TensorFiles) -> dict[str, dict[str, int]]:
-    """For each kind of module, how many have which type."""
+    """For each kind of module, the number of modules by type."""
     counts: dict[str, dict[str, int]] = {}
     for name in files.names():
         module, _, leaf = name.rpartition(".")
         if leaf != "weight" or "norm" in module:
             continue
-        kind = description.tensor_types[name] if description else str(files.dtype(name)).removeprefix("torch.")
+        kind = description.tensor_types[name] if description else files.dtype(name)
         types = counts.setdefault(module.rpartition(".")[2], {})
         types[kind] = types.get(kind, 0) + 1
     return counts

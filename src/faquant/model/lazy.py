@@ -1,18 +1,17 @@
-"""Parts of a model that are read when they are asked for and forgotten as soon as nobody holds them."""
+"""Parts of a model that are read on access and freed when nothing refers to them."""
 
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, overload
 
-from torch import Tensor
-
-from .linear import Linear
+from ..kernels.arrays import Array, Integers
+from ..kernels.backend import Embedding, Linear
 
 T = TypeVar("T")
 
 
 class LazySequence(Sequence[T], Generic[T]):
-    """`count` parts, built by number on access. One that is still held somewhere is not built again."""
+    """`count` parts, each built on access. A part that is still referenced is not built again."""
 
     def __init__(self, build: Callable[[int], T], count: int) -> None:
         self._build = build
@@ -30,7 +29,7 @@ class LazySequence(Sequence[T], Generic[T]):
 
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
-            raise TypeError("parts that are built when asked for are given one at a time")
+            raise TypeError("a LazySequence does not support slices")
         number = range(self._count)[index]
         part = self._held.get(number)
         if part is None:
@@ -39,22 +38,24 @@ class LazySequence(Sequence[T], Generic[T]):
 
 
 class LazyEmbedding:
-    """Rows of an embedding [vocab, hidden] that is read anew each time."""
+    """An embedding [vocab, hidden] that is read on each lookup."""
 
-    def __init__(self, read: Callable[[], Tensor]) -> None:
+    def __init__(self, read: Callable[[], Embedding]) -> None:
         self._read = read
 
-    def __getitem__(self, tokens: Tensor) -> Tensor:
+    def __getitem__(self, tokens: Integers) -> Array:
         return self._read()[tokens]
 
 
 class LazyLinear:
-    """A linear that is built at each call; who calls often holds what `built` gives."""
+    """A linear that is built on each call; for repeated calls, keep the result of `built`."""
+
+    is_int8 = False  # not known before it is built
 
     def __init__(self, build: Callable[[], Linear]) -> None:
         self.build = build
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Array) -> Array:
         return self.build()(x)
 
     @property
@@ -63,5 +64,5 @@ class LazyLinear:
 
 
 def built(linear: Linear) -> Linear:
-    """The linear itself, read now if it is lazy."""
+    """The linear itself, built now if it is lazy."""
     return linear.build() if isinstance(linear, LazyLinear) else linear

@@ -1,30 +1,24 @@
-"""From a directory to a Model: float checkpoints, ours, and the ecosystem's."""
+"""Loads a Model from a directory: the format reads plain tables, and a backend makes the parts."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from ..checkpoint.description import Description
-from ..checkpoint.metadata import ROTATED_TYPE, Metadata
-from ..config import KvCacheDtype, ModelConfig
-from ..errors import UsageError
-from ..kernels.pages import TILE, BFloat16Pages, FloatPages, Int8Pages, Pages
-from ..kernels.scheme import AttentionScheme
+from ..checkpoint.model_config import KvCacheDtype, ModelConfig
+from ..formats import open_checkpoint
+from ..formats.base import Opened
+from ..formats.faquant.metadata import Metadata
+from ..formats.msmodelslim.description import Description
+from ..kernels.backend import Backend, Pages, make_backend
+from ..kernels.scheme import TILE, AttentionScheme
 from .decoder import Decoder, build_decoder
-from .linear import DynamicLinear, FloatLinear, Linear, StaticLinear
-from .opening import Opened, has_bias, linear_shape, open_checkpoint, read_deq_scale
-from .schemes import Checked
 
 
 @dataclass
 class Model:
     """A model ready to run. A layer whose scheme is None has float attention.
 
-    `max_position` is how many tokens of context it may be used for. `metadata` is None unless faquant made it.
+    `max_position` is the maximum context in tokens. `metadata` is None unless faquant wrote the checkpoint.
     """
 
     config: ModelConfig
@@ -33,128 +27,68 @@ class Model:
     max_position: int
     description: Description | None = None
     metadata: Metadata | None = None
-
-    def is_int8(self) -> bool:
-        """Whether all that takes time is int8: every layer's linears and attention, and the head."""
-        return (
-            None not in self.schemes
-            and all(layer.is_int8 for layer in self.decoder.layers)
-            and not isinstance(self.decoder.lm_head, FloatLinear)
-        )
+    backend: Backend = field(default_factory=lambda: make_backend("cpu"))
 
     def make_pages(self, num_pages: int, page_size: int, kv_cache_dtype: KvCacheDtype = "auto") -> list[Pages]:
-        """Empty cache pages for every layer: "auto" as the checkpoint says, int8 or float; or all "bfloat16".
+        """Empty cache pages for every layer: "auto" as the checkpoint specifies, int8 or float32; or "bfloat16" for all
+        layers.
 
         Raises:
-            ValueError: kv_cache_dtype is neither.
+            ValueError: kv_cache_dtype is unknown.
         """
-        c = self.config
+        layers = range(self.config.num_layers)
         if kv_cache_dtype == "auto":
-            return [self.make_layer_pages(layer, num_pages, page_size) for layer in range(c.num_layers)]
+            return [self.make_layer_pages(layer, num_pages, page_size) for layer in layers]
         if kv_cache_dtype == "bfloat16":
-            return [
-                BFloat16Pages(c.num_heads, c.num_kv_heads, c.head_dim, num_pages, page_size)
-                for _ in range(c.num_layers)
-            ]
-        raise ValueError(f"kv_cache_dtype is 'auto' or 'bfloat16', not {kv_cache_dtype!r}")
+            return [self._float_pages(num_pages, page_size, "bfloat16") for _ in layers]
+        raise ValueError(f"kv_cache_dtype must be 'auto' or 'bfloat16', not {kv_cache_dtype!r}")
 
     def cache_bytes_per_token(self, kv_cache_dtype: KvCacheDtype = "auto") -> int:
-        """Bytes that one token takes in the cache of all layers. Raises: as make_pages."""
+        """Bytes per token in the cache of all layers. Raises: as make_pages."""
         return sum(pages.bytes_per_token for pages in self.make_pages(1, TILE, kv_cache_dtype))
 
     def make_layer_pages(self, layer: int, num_pages: int, page_size: int, position: int = 0) -> Pages:
-        """Empty cache pages of one layer, for sequences whose first token stands at `position`: 0, or when measuring
-        another multiple of MAP_BLOCK."""
-        c, scheme = self.config, self.schemes[layer]
+        """Empty cache pages of one layer, for sequences whose first token is at `position`: 0, or another multiple of
+        MAP_BLOCK for measurements."""
+        scheme = self.schemes[layer]
         if scheme is None:
-            return FloatPages(c.num_heads, c.num_kv_heads, c.head_dim, num_pages, page_size)
-        return Int8Pages(scheme.starting_at(position) if position else scheme, num_pages, page_size)
+            return self._float_pages(num_pages, page_size, "float32")
+        return self.backend.int8_pages(scheme.starting_at(position) if position else scheme, num_pages, page_size)
+
+    def _float_pages(self, num_pages: int, page_size: int, dtype: str) -> Pages:
+        c = self.config
+        return self.backend.float_pages(c.num_heads, c.num_kv_heads, c.head_dim, num_pages, page_size, dtype)
 
 
-def load(directory: Path, lazy: bool = False) -> Model:
+def load(directory: Path, lazy: bool = False, backend: Backend | None = None) -> Model:
     """Load a float or a quantized directory; float parts compute in float32.
 
-    With `lazy` the weights are read when they are used and not kept, so that one layer at a time needs memory.
+    Args:
+        lazy: read weights on each use and do not keep them, so that only one layer at a time needs memory.
+        backend: None: the CPU backend.
 
     Raises:
         CheckpointError: files are missing, damaged, or contradict one another.
-        UnsupportedError: the model is of a kind that this program does not run.
+        UnsupportedError: this kind of model is not supported.
     """
-    opened = open_checkpoint(directory)
-    if opened.description is None:
-        return _load_float(opened, torch.float32, lazy)
+    return build_model(open_checkpoint(directory), backend or make_backend("cpu"), lazy)
+
+
+def build_model(opened: Opened, backend: Backend, lazy: bool = False) -> Model:
+    """Build the model of an open checkpoint of any format. Raises: CheckpointError: a weight is damaged."""
     return Model(
         config=opened.config,
         decoder=build_decoder(
             opened.config,
-            opened.checked.finite,
-            partial(read_linear, opened.checked, opened.config, opened.description.tensor_types, opened.metadata),
+            backend,
+            opened.tensor,
+            lambda name: backend.linear(opened.linear(name)),
             opened.checked.__contains__,
-            lazy=lazy,
-            fused_norm=opened.description.tensor_types.get("lm_head.weight", "FLOAT") != "FLOAT",
+            lazy,
         ),
         schemes=opened.schemes,
         max_position=opened.max_position,
         description=opened.description,
         metadata=opened.metadata,
+        backend=backend,
     )
-
-
-def load_float(directory: Path, dtype: torch.dtype = torch.float32) -> Model:
-    """Load a float directory; everything computes in `dtype`.
-
-    Raises: as load, and UsageError where the directory is quantized.
-    """
-    opened = open_checkpoint(directory)
-    if opened.description is not None:
-        raise UsageError(f"{directory} is quantized already. Name the float model that it was made from.")
-    return _load_float(opened, dtype)
-
-
-def _load_float(opened: Opened, dtype: torch.dtype, lazy: bool = False) -> Model:
-    config, checked = opened.config, opened.checked
-
-    def tensor(name: str) -> Tensor:
-        return checked.finite(name).to(dtype)
-
-    def linear(name: str) -> Linear:
-        return float_linear(checked, config, name, dtype)
-
-    return Model(
-        config=config,
-        decoder=build_decoder(config, tensor, linear, checked.__contains__, dtype, lazy),
-        schemes=opened.schemes,
-        max_position=opened.max_position,
-    )
-
-
-def float_linear(checked: Checked, config: ModelConfig, name: str, dtype: torch.dtype) -> FloatLinear:
-    """The float linear `name`, in `dtype`; a tied head is the embedding."""
-    if name == "lm_head" and "lm_head.weight" not in checked:
-        return FloatLinear(checked.finite("model.embed_tokens.weight").to(dtype))
-    bias = None
-    if has_bias(config, name):
-        bias = checked.finite(f"{name}.bias", (linear_shape(config, name)[0],)).to(dtype)
-    return FloatLinear(checked.finite(f"{name}.weight").to(dtype), bias)
-
-
-def read_linear(
-    checked: Checked, config: ModelConfig, types: Mapping[str, str], metadata: Metadata | None, name: str
-) -> Linear:
-    """The linear `name`, of the type that `types` gives its weight; float ones compute in float32."""
-    kind = types.get(f"{name}.weight", "FLOAT")
-    if kind == "FLOAT":
-        return float_linear(checked, config, name, torch.float32)
-    n, _ = linear_shape(config, name)
-    weight = checked.get(f"{name}.weight", dtype=torch.int8)
-    if kind == "W8A8":
-        return StaticLinear(
-            weight,
-            checked.positive(f"{name}.input_scale", (1,)),
-            checked.finite(f"{name}.input_offset", (1,)).float(),
-            checked.get(f"{name}.quant_bias", (n,), torch.int32),
-            read_deq_scale(checked, name, n),
-        )
-    block = metadata.input_block(name) if metadata and kind == ROTATED_TYPE else 0
-    bias = checked.finite(f"{name}.bias", (n,)).float() if has_bias(config, name) else None
-    return DynamicLinear(weight, checked.positive(f"{name}.weight_scale", (n, 1))[:, 0].contiguous(), bias, block)

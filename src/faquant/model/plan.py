@@ -1,27 +1,27 @@
-"""What a model will take in memory, told from its config alone: no weights are read, and none need be there."""
+"""Estimates the memory that a model will need from its config alone; no weights are required."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-from ..checkpoint.description import read_description
-from ..config import ModelConfig, load_config
+from ..checkpoint.model_config import ModelConfig
 from ..errors import UsageError
+from ..formats import format_of
+from ..formats.base import Source
 from ..kernels.scheme import AttentionScheme
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
 from .inspection import FLOAT_CACHE_BYTES, inspect
-from .opening import has_bias, layer_linears, linear_shape
 
 PROGRAM_BYTES = 300 << 20
-"""Python, torch and a tokenizer; measured."""
+"""Python, NumPy and a tokenizer; measured."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a model's weights, and of one token in the cache of all layers."""
+    """Bytes of the weights, and per token in the cache of all layers."""
 
     name: str
     weight_bytes: int
@@ -30,9 +30,9 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model as faquant holds it, and as any runtime holds it in bfloat16.
+    """The memory of a model in faquant, and in any runtime in bfloat16.
 
-    `step_bytes` is the most that one step takes beside weights and cache.
+    `step_bytes` is the most memory that one step needs besides weights and cache.
     """
 
     config: ModelConfig
@@ -45,15 +45,15 @@ class Plan:
         return self.ours, self.bfloat16
 
     def cache_memory(self, footprint: Footprint, memory: int) -> int:
-        """Bytes of `memory` that are left for the cache; 0 if not even the weights fit."""
+        """Bytes of `memory` left for the cache; 0 if the weights alone do not fit."""
         return max(0, memory - footprint.weight_bytes - self.step_bytes - PROGRAM_BYTES)
 
     def tokens_in(self, footprint: Footprint, memory: int) -> int:
-        """Tokens whose keys and values fit into `memory` beside all else."""
+        """Tokens whose keys and values fit into `memory` besides everything else."""
         return self.cache_memory(footprint, memory) // footprint.kv_bytes_per_token
 
     def memory_for(self, footprint: Footprint, tokens: int) -> int:
-        """Bytes in all with so many tokens in the cache."""
+        """Total bytes with this many tokens in the cache."""
         all_else = footprint.weight_bytes + self.step_bytes + PROGRAM_BYTES
         return all_else + tokens * footprint.kv_bytes_per_token
 
@@ -77,62 +77,57 @@ class Plan:
 
 
 def plan(directory: Path, recipe: Recipe | None = None, tokens: int = 512, sequences: int = 64) -> Plan:
-    """What a float model will take once it is quantized by the recipe (None: the default one), or a quantized one does.
+    """Estimate the memory of a quantized model, or of a float model after quantization by the recipe (None: default).
 
     Args:
-        directory: with config.json, and of a quantized model with all else.
-        tokens, sequences: as max_num_batched_tokens and max_num_seqs of EngineConfig.
+        directory: needs only config.json for a float model; a complete directory for a quantized one.
+        tokens, sequences: as EngineConfig's max_num_batched_tokens and max_num_seqs.
 
     Raises:
-        CheckpointError, UnsupportedError: the directory is not such a model.
-        UsageError: a recipe is given for a model that is quantized already.
+        CheckpointError, UnsupportedError: the model is damaged or not supported.
+        UsageError: a recipe is given for a quantized model.
     """
-    config = load_config(directory)
-    if read_description(directory) is None:
+    source = Source.of(directory)
+    format_of(source)  # refuses models with another quantization
+    config = source.config
+    if source.description is None:
         chosen = recipe or Recipe(name="default")
         ours = Footprint(chosen.name, _weights(config, chosen.linear), _cache(config, chosen.attention))
     elif recipe is not None:
-        raise UsageError(f"{directory} is quantized already; a recipe can be chosen for a float model only.")
+        raise UsageError(f"{directory} is quantized already; a recipe can only be chosen for a float model.")
     else:
         found = inspect(directory)
         ours = Footprint(
             found.metadata.recipe.name if found.metadata else "quantized", found.weight_bytes, found.kv_bytes_per_token
         )
     halves = 2 * config.num_kv_heads * config.head_dim * config.num_layers * 2
-    # Of each token its hidden states, thrice, and what gate_proj and up_proj make of them; of each sequence its logits.
+    # Per token, three times its hidden states, and the outputs of gate_proj and up_proj; per sequence, its logits.
     floats = tokens * (3 * config.hidden_size + 2 * config.intermediate_size) + sequences * config.vocab_size
     return Plan(config, ours, Footprint("bfloat16", _bfloat16_weights(config), halves), 4 * floats)
 
 
 def _bfloat16_weights(config: ModelConfig) -> int:
     head = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    linears = sum(_size(config, name) for name in layer_linears(config))
+    linears = sum(_size(config, name) for name in config.layer_linears)
     return 2 * (linears + config.vocab_size * config.hidden_size + head)
 
 
 def _weights(config: ModelConfig, linear: LinearRecipe | None) -> int:
     embedding = config.vocab_size * config.hidden_size
     embedding_bytes = embedding * (4 if config.dtype == "float32" else 2)
-    names = [*layer_linears(config), "lm_head"]
-    if (
-        config.tie_word_embeddings
-        and embedding_bytes == 4 * embedding
-        and (linear is None or linear.is_float("lm_head"))
-    ):
-        names.pop()  # is the embedding itself
-    return embedding_bytes + sum(_linear(config, name, linear) for name in names)
+    return embedding_bytes + sum(_linear(config, name, linear) for name in (*config.layer_linears, "lm_head"))
 
 
 def _linear(config: ModelConfig, name: str, linear: LinearRecipe | None) -> int:
-    n, _ = linear_shape(config, name)
-    bias = 4 * n if has_bias(config, name) else 0
+    n, _ = config.linear_shape(name)
+    bias = 4 * n if config.has_bias(name) else 0
     if linear is None or linear.is_float(name):
-        return 4 * _size(config, name) + bias
-    return _size(config, name) + 8 * n + bias  # with a scale and the correction of unsigned products for each output
+        return (2 if config.dtype == "bfloat16" else 4) * _size(config, name) + bias
+    return _size(config, name) + 8 * n + bias  # with a scale and the correction for unsigned products per output
 
 
 def _size(config: ModelConfig, name: str) -> int:
-    n, k = linear_shape(config, name)
+    n, k = config.linear_shape(name)
     return n * k
 
 
@@ -140,6 +135,6 @@ def _cache(config: ModelConfig, attention: AttentionRecipe | None) -> int:
     heads, dim = config.num_kv_heads, config.head_dim
     if attention is None:
         return 2 * heads * dim * FLOAT_CACHE_BYTES * config.num_layers
-    scale = None if attention.kv_scale == "token" else torch.ones(heads, dim)
+    scale = None if attention.kv_scale == "token" else np.ones((heads, dim), np.float32)
     scheme = AttentionScheme(config.num_heads, heads, dim, k_scale=scale, v_scale=scale)
     return scheme.bytes_per_token * config.num_layers

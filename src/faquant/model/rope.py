@@ -1,52 +1,57 @@
-"""Rotary position embedding: frequencies of each kind, tables, application.
+"""Rotary position embedding: the frequencies of each kind, and tables of cosine and sine.
 
 Kinds: default (RoFormer, arXiv 2104.09864), linear (position interpolation, arXiv 2306.15595), dynamic (NTK by
 length), yarn (arXiv 2309.00071), llama3 (Llama 3.1). transformers is the oracle for each.
+
+No value depends on a library or CPU: powers and logarithms are computed with `decimal`, cosine and sine by
+csrc/ops/rope_tables.cpp, and the rest with IEEE arithmetic.
 """
 
 import math
+from decimal import Context, Decimal
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ..config import ModelConfig, RopeConfig
+from ..checkpoint.model_config import ModelConfig, RopeConfig
+from ..kernels import _C
+from ..kernels.arrays import Floats, Integers
+
+_EXACT = Context(prec=40)
 
 
 class Rope:
-    """Frequencies of one request. Only dynamic NTK depends on `length`, the request's greatest length in tokens."""
+    """Frequencies of one request. Only dynamic NTK depends on `length`, the maximum length of the request in tokens."""
 
     def __init__(self, config: ModelConfig, length: int | None = None) -> None:
         self.frequencies, self.scaling = _frequencies(config.rope, config.head_dim, length)
 
-    def tables(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Cosine and sine for int64 positions [tokens]: two [tokens, 1, D], to be given to apply_rope."""
-        cos, sin = self.rotation(positions)
-        return (cos * self.scaling).to(dtype), (sin * self.scaling).to(dtype)
+    def tables(self, positions: Integers) -> tuple[Floats, Floats]:
+        """Cosine and sine for int64 positions [tokens]: two [tokens, 1, D]."""
+        return self._tables(positions, self.scaling)
 
-    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """As tables, without the attention factor that some kinds multiply in: a pure rotation, float32."""
-        angles = positions.float()[:, None] * self.frequencies
-        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-        return angles.cos(), angles.sin()
+    def rotation(self, positions: Integers) -> tuple[Floats, Floats]:
+        """As `tables`, without the attention factor of some kinds: a pure rotation."""
+        return self._tables(positions, 1.0)
 
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + D/2) of x [tokens, heads, D] by tables of shape [tokens, 1, D]."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-high, low), dim=-1) * sin
+    def _tables(self, positions: Integers, scaling: float) -> tuple[Floats, Floats]:
+        shape = len(positions), 2 * len(self.frequencies)
+        cos, sin = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        _C.rope_tables(self.frequencies, np.ascontiguousarray(positions, np.int64), scaling, cos, sin)
+        return cos[:, None, :], sin[:, None, :]
 
 
-def _frequencies(rope: RopeConfig, dim: int, length: int | None) -> tuple[Tensor, float]:
+def _frequencies(rope: RopeConfig, dim: int, length: int | None) -> tuple[Floats, float]:
     """Frequencies [D/2] in radians per token, and the factor on cosine and sine.
 
-    Each operation is transformers' own, in its order: at position 100,000 one rounding more is 0.01 radian.
+    Operations and their order are those of transformers: at position 100,000, one more rounding is 0.01 radian.
     """
-    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+    exponents = np.arange(0, dim, 2).astype(np.float32) / np.float32(dim)
     theta, factor, original = rope.theta, rope.factor, rope.original_max_position
     if rope.rope_type == "dynamic":
         length = max(length or 0, original)
-        theta *= (factor * length / original - (factor - 1)) ** (dim / (dim - 2))
-    wavelengths = theta**exponents
+        theta *= _power(factor * length / original - (factor - 1), dim / (dim - 2))
+    base = float(np.float32(theta))
+    wavelengths = np.array([_power(base, float(exponent)) for exponent in exponents], np.float32)
     frequencies = 1.0 / wavelengths
     if rope.rope_type == "linear":
         return frequencies / factor, 1.0
@@ -58,12 +63,20 @@ def _frequencies(rope: RopeConfig, dim: int, length: int | None) -> tuple[Tensor
     return frequencies, 1.0
 
 
-def _yarn_ramp(rope: RopeConfig, dim: int) -> Tensor:
-    """How far each frequency [D/2] is interpolated: 0 for the fast ones, 1 for the slow ones."""
+def _power(base: float, exponent: float) -> float:
+    return float(_EXACT.power(Decimal(base), Decimal(exponent)))
+
+
+def _log(x: float) -> float:
+    return float(_EXACT.ln(Decimal(x)))
+
+
+def _yarn_ramp(rope: RopeConfig, dim: int) -> Floats:
+    """How much each frequency [D/2] is interpolated: 0 for the fast ones, 1 for the slow ones."""
 
     def channel(rotations: float) -> float:
-        """The pair that turns `rotations` times within the original context."""
-        return dim * math.log(rope.original_max_position / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+        """The channel pair that completes `rotations` rotations within the original context."""
+        return dim * _log(rope.original_max_position / (rotations * 2 * math.pi)) / (2 * _log(rope.theta))
 
     low, high = channel(rope.beta_fast), channel(rope.beta_slow)
     if rope.truncate:
@@ -71,12 +84,12 @@ def _yarn_ramp(rope: RopeConfig, dim: int) -> Tensor:
     low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001
-    return ((torch.arange(dim // 2).float() - low) / (high - low)).clamp(0, 1)
+    return np.clip((np.arange(dim // 2).astype(np.float32) - low) / (high - low), 0, 1)
 
 
 def _yarn_attention_factor(rope: RopeConfig) -> float:
     def scale(mscale: float) -> float:
-        return 1.0 if rope.factor <= 1 else 0.1 * mscale * math.log(rope.factor) + 1.0
+        return 1.0 if rope.factor <= 1 else 0.1 * mscale * _log(rope.factor) + 1.0
 
     if rope.attention_factor is not None:
         return rope.attention_factor
@@ -85,11 +98,12 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
     return scale(1.0)
 
 
-def _llama3(rope: RopeConfig, frequencies: Tensor) -> Tensor:
-    """Long waves are interpolated, short ones kept, those between are mixed."""
-    wavelengths = 2 * math.pi / frequencies
+def _llama3(rope: RopeConfig, frequencies: Floats) -> Floats:
+    """Long wavelengths are interpolated, short ones kept, and those between are mixed."""
+    # torch rounds twice when it divides a number by a tensor: it multiplies by the reciprocal.
+    wavelengths = 1 / frequencies * (2 * math.pi)
     original, low, high = rope.original_max_position, rope.low_freq_factor, rope.high_freq_factor
-    smooth = (original / wavelengths - low) / (high - low)
+    smooth = (1 / wavelengths * original - low) / (high - low)
     mixed = (1 - smooth) * frequencies / rope.factor + smooth * frequencies
-    kept = torch.where(wavelengths > original / low, frequencies / rope.factor, frequencies)
-    return torch.where((wavelengths <= original / low) & (wavelengths >= original / high), mixed, kept)
+    kept = np.where(wavelengths > original / low, frequencies / rope.factor, frequencies)
+    return np.where((wavelengths <= original / low) & (wavelengths >= original / high), mixed, kept)

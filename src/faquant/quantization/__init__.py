@@ -1,1 +1,1 @@
-"""From a float directory to a quantized one."""
+"""Quantization of float directories."""

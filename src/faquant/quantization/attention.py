@@ -1,8 +1,8 @@
-"""Calibrating the attention scheme of a layer from the keys and values it saw.
+"""Calibrates the attention scheme of a layer from observed queries, keys and values.
 
-K is quantized after RoPE, so what a channel shows depends on the position: its map is therefore one for each block of
-positions. RoPE is a rotation that depends on the position alone, so every observed key is turned back to position 0,
-and from there to positions all over each block.
+K is quantized after RoPE, so the statistics of its channels depend on the position, and each block of positions has its
+own map. RoPE is a rotation that depends only on the position, so every observed key is rotated back to position 0, and
+from there to positions all over each block.
 """
 
 from dataclasses import replace
@@ -10,15 +10,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
-from ..kernels.quantizers import hadamard, hadamard_block, map_k
-from ..kernels.scheme import MAP_BLOCK, AttentionScheme
-from ..model.rope import Rope, apply_rope
-from ..model.schemes import P_LEVELS
+from ..checkpoint.model_config import ModelConfig
+from ..kernels.quantizers import hadamard, map_k
+from ..kernels.scheme import MAP_BLOCK, P_LEVELS, AttentionScheme, hadamard_block
+from ..kernels.torch_backend import rope as apply_rope
+from ..model.rope import Rope
 from ..recipe import AttentionRecipe
 
-PEAK_KEYS, PEAK_TURNS = 4096, 1 << 15
-"""Where static scales look for the greatest value: so many keys, and so many pairs of key and position a block."""
+PEAK_KEYS, PEAK_ROTATIONS = 4096, 1 << 15
+"""Static scales cover the greatest value of this many keys, and of this many pairs of key and position per block."""
 
 
 def calibrate(
@@ -32,14 +32,14 @@ def calibrate(
     """The scheme of one layer.
 
     Args:
-        queries: for each calibration prompt float32 [tokens, Hq, D] after RoPE, from position 0 on.
+        queries: for each calibration prompt, float32 [tokens, Hq, D] after RoPE, from position 0 on.
         keys: likewise [tokens, Hkv, D].
         values: likewise [tokens, Hkv, D], before any rotation.
         v_folded: whether V's rotation will be folded into the weights.
     """
     dim = config.head_dim
     rope = Rope(config, config.max_position)
-    k, q = (torch.cat([_turned_back(x, config) for x in prompts]) for prompts in (keys, queries))
+    k, q = (torch.cat([_at_position_0(x, config) for x in prompts]) for prompts in (keys, queries))
     context = config.max_position
     blocks = [torch.arange(start, min(start + MAP_BLOCK, context)) for start in range(0, context, MAP_BLOCK)]
     center, equalizer = _center_and_equalizer(config, recipe, q, k, rope, blocks)
@@ -52,12 +52,13 @@ def calibrate(
         rotation_block=hadamard_block(dim) if recipe.rotate else 0,
         v_rotation_block=hadamard_block(dim) if recipe.rotate_v and not v_folded else 0,
         p_levels=P_LEVELS[recipe.p],
+        p_float16=recipe.p == "int8",
     )
     if recipe.kv_scale == "token":
         return scheme
     peaks = torch.stack([_peak(k, rope, positions, scheme.at(block)) for block, positions in enumerate(blocks)])
     if scheme.k_equalizer is not None:
-        # One table of scales serves all blocks of positions, so their equalizers bring them to one height.
+        # All blocks of positions share one table of scales, so the equalizers scale them to the same range.
         height = peaks.amax(-1, keepdim=True)
         height /= height.amax(0)
         scheme, peaks = replace(scheme, k_equalizer=scheme.k_equalizer * height), peaks / height
@@ -72,11 +73,11 @@ def calibrate(
 def _center_and_equalizer(
     config: ModelConfig, recipe: AttentionRecipe, q: Tensor, k: Tensor, rope: Rope, blocks: list[Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """K's mean and √(rms of the centred k / rms of q) for each block and channel, [blocks, Hkv, D].
+    """K's mean, and √(rms of the centered k / rms of q), for each block and channel, [blocks, Hkv, D].
 
-    With a rotation behind it, rounding k' = k ⊘ e leaves an error of the score that grows as Σk²/e² · Σq²e², and
-    rounding q' one that grows in the same way. By Cauchy and Schwarz that is least for e² ∝ rms(k)/rms(q).
-    q is taken at the block's own positions: that of later ones too measured no better in a context of 6,144 tokens.
+    If a rotation follows, rounding k' = k ⊘ e causes an error of the score that grows as Σk²/e² · Σq²e², and so does
+    rounding q'. By the Cauchy-Schwarz inequality, it is least for e² ∝ rms(k)/rms(q). q is taken at the block's own
+    positions; including later ones was no better in a context of 6,144 tokens.
     """
     k_mean, k_square = _moments(k, rope, blocks)
     center = k_mean if recipe.center else None
@@ -90,31 +91,36 @@ def _center_and_equalizer(
 
 
 def _moments(x: Tensor, rope: Rope, blocks: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and mean square of each channel, [blocks, heads, D], of x [tokens, heads, D], all at position 0, after
-    being turned to every position of each block.
+    """Mean and mean square of each channel, [blocks, heads, D], after rotating x [tokens, heads, D] from position 0 to
+    every position of each block.
 
-    RoPE turns channel pairs (a, b) as the complex numbers a + ib, so both follow from E[z], E[|z|²] and E[z²].
+    RoPE rotates channel pairs (a, b) as complex numbers a + ib, so both follow from E[z], E[|z|²] and E[z²].
     """
     half = x.shape[-1] // 2
     z = torch.complex(x[..., :half], x[..., half:])
     mean, power, skew = z.mean(0), z.abs().square().mean(0), z.square().mean(0)
     means, squares = [], []
     for positions in blocks:
-        cos, sin = rope.rotation(positions)
-        turn = torch.complex(cos[:, 0, :half], sin[:, 0, :half])
-        turned, skewed = mean * turn.mean(0), (skew * turn.square().mean(0)).real
-        means.append(torch.cat((turned.real, turned.imag), -1))
+        cos, sin = _rotation(rope, positions)
+        rotation = torch.complex(cos[:, 0, :half], sin[:, 0, :half])
+        rotated, skewed = mean * rotation.mean(0), (skew * rotation.square().mean(0)).real
+        means.append(torch.cat((rotated.real, rotated.imag), -1))
         squares.append(torch.cat((power + skewed, power - skewed), -1) / 2)
     return torch.stack(means), torch.stack(squares)
 
 
-def _turned_back(x: Tensor, config: ModelConfig) -> Tensor:
-    """A prompt's q or k [tokens, heads, D] after RoPE, all turned to position 0."""
-    return apply_rope(x, *Rope(config, len(x)).rotation(-torch.arange(len(x))))
+def _rotation(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = rope.rotation(positions.numpy())
+    return torch.from_numpy(cos), torch.from_numpy(sin)
+
+
+def _at_position_0(x: Tensor, config: ModelConfig) -> Tensor:
+    """q or k [tokens, heads, D] of a prompt after RoPE, rotated back to position 0."""
+    return apply_rope(x, *_rotation(Rope(config, len(x)), -torch.arange(len(x))))
 
 
 def _floored(square: Tensor) -> Tensor:
-    """Mean squares, none so much below its head's largest that its channel would get all the precision."""
+    """Mean squares, limited from below relative to the head's largest, so that no channel gets all the precision."""
     return square.clamp_min(1e-8 * square.amax(-1, keepdim=True).clamp_min(1e-12))
 
 
@@ -126,21 +132,21 @@ def _with_scales(scheme: AttentionScheme, recipe: AttentionRecipe, k_peak: Tenso
 
 
 def _peak(k: Tensor, rope: Rope, positions: Tensor, scheme: AttentionScheme) -> Tensor:
-    """Greatest magnitude of each channel [Hkv, D] of the keys, which stand at position 0, mapped by `scheme` after
-    being turned to some of the `positions`, the last among them."""
+    """Greatest magnitude of each channel [Hkv, D] after rotating the keys from position 0 to a sample of `positions`,
+    including the last one, and mapping them by `scheme`."""
     _, heads, dim = k.shape
     keys = k[:: -(-len(k) // PEAK_KEYS)].transpose(0, 1).contiguous()
-    # At random within equal strides: even distances could beat with a frequency of RoPE.
-    count = min(max(1, PEAK_TURNS // keys.shape[1]), len(positions))
+    # Random within equal strides: equal distances could alias with a frequency of RoPE.
+    count = min(max(1, PEAK_ROTATIONS // keys.shape[1]), len(positions))
     jitter = torch.rand(count, generator=torch.Generator().manual_seed(int(positions[0])))
     some = positions[((torch.arange(count) + jitter) * (len(positions) / count)).long()]
     some[-1] = positions[-1]
-    # The map is affine, so it is done as one product with its matrix [Hkv, D, D], that of RoPE multiplied in.
+    # The map is affine: apply it, together with RoPE, as one product with a matrix [Hkv, D, D].
     unit = torch.eye(dim)[:, None, :].expand(dim, heads, dim)
     shift = map_k(torch.zeros(1, heads, dim), scheme)
     matrix = (map_k(unit, scheme) - shift).transpose(0, 1)
     peak = torch.zeros(heads, dim)
-    for c, s in zip(*rope.rotation(some), strict=True):
+    for c, s in zip(*_rotation(rope, some), strict=True):
         image = keys @ (apply_rope(unit, c, s).transpose(0, 1) @ matrix) + shift.transpose(0, 1)
         peak = torch.maximum(peak, image.abs().amax(1))
     return peak

@@ -1,4 +1,4 @@
-"""Calibration texts: the built-in set, the user's files, and the token ids that come of both."""
+"""Calibration texts: the built-in set, the user's files, and their tokenization."""
 
 import hashlib
 import json
@@ -12,34 +12,35 @@ from typing import Any, Protocol
 from ..errors import CheckpointError, UnsupportedError, UsageError
 
 MAX_FILE_BYTES = 64 << 20
-PIECE_CHARS = 1 << 16  # a longer text is tokenized in pieces: a tokenizer takes some 100 bytes of memory a token
+PIECE_CHARS = 1 << 16  # longer texts are tokenized in pieces: a tokenizer needs about 100 bytes of memory per token
 ROLES = ("system", "user", "assistant", "tool")
 KINDS = ("text", "messages", "token_ids")
 MAX_TOKEN_ID = (1 << 31) - 1
 
 
 class CalibrationTokenizer(Protocol):
-    """What calibration needs of a tokenizer."""
+    """The interface of a tokenizer for calibration."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, by default with BOS and the like where the model expects them."""
+        """Token ids of `text`, by default with BOS and other special tokens that the model expects."""
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """`messages` in the model's chat template, BOS included.
 
         Raises:
-            UnsupportedError: there is no template, or it cannot be run.
+            UnsupportedError: the model has no template, or it cannot be run.
             UsageError: the template refuses the messages.
         """
 
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """One sample: exactly one of a text, a conversation and token ids.
+    """One sample: either a text, a conversation, or token ids.
 
-    A message is {"role": one of ROLES, "content": its text}; a tool call stands in the content, as the model writes it.
-    origin: file and line, for errors. plain_if_refused: where the model's chat template refuses the messages (many know
-    no tool role), they become plain lines instead of an error; the built-in set has it, as nobody can mend that set.
+    A message is {"role": one of ROLES, "content": its text}; tool calls are part of the content, as the model writes
+    them.
+    origin: file and line, for errors. plain_if_refused: if the model's chat template refuses the messages (many have no
+        tool role), use plain lines instead of raising an error; for the built-in set, which users cannot fix.
 
     Raises:
         UsageError: not exactly one of the three is given, or it is empty or malformed.
@@ -55,7 +56,7 @@ class CalibrationRecord:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
-            raise UsageError(f"{self.origin}: give exactly one of text, messages and token_ids; there is {found}.")
+            raise UsageError(f"{self.origin}: give exactly one of text, messages and token_ids; found {found}.")
         if self.text is not None:
             _check_text(self.text, "text", self.origin)
             if not self.text.strip():
@@ -67,7 +68,7 @@ class CalibrationRecord:
 
 
 def builtin_records() -> list[CalibrationRecord]:
-    """The calibration set that comes with this program: our own texts, licensed as the program is.
+    """The built-in calibration set: texts by the project, under the project's license.
 
     Raises:
         CheckpointError: the installation is damaged.
@@ -77,27 +78,27 @@ def builtin_records() -> list[CalibrationRecord]:
         data = resources.files(__package__).joinpath("calibration.jsonl").read_bytes()
         return [replace(record, plain_if_refused=True) for record in _parse_jsonl(_decode(data, name), name)]
     except (OSError, UsageError) as error:
-        raise CheckpointError(f"The built-in calibration set is damaged: {error} Install faquant again.") from None
+        raise CheckpointError(f"The built-in calibration set is damaged: {error} Reinstall faquant.") from None
 
 
 def read_records(path: Path) -> list[CalibrationRecord]:
     """Read the user's calibration file.
 
-    A .txt file is one text; a long one is cut between paragraphs into pieces of at most PIECE_CHARS characters.
-    In a .jsonl file each line is an object with exactly one of text (a string), messages (a list of objects with
-    role and content) and token_ids (a list of whole numbers); blank lines are skipped.
+    A .txt file is one text; a long one is split between paragraphs into pieces of at most PIECE_CHARS characters.
+    In a .jsonl file, each line is an object with exactly one of text (a string), messages (a list of objects with role
+    and content) and token_ids (a list of whole numbers); blank lines are skipped.
 
     Raises:
-        UsageError: the file is missing, of another kind, too large, not UTF-8, empty, or a line is malformed.
+        UsageError: the file is missing, too large, empty, not UTF-8 or of another type, or a line is malformed.
     """
     kind = path.suffix.lower()
     if kind not in (".txt", ".jsonl"):
         raise UsageError(
-            f"{path}: calibration data must be a .txt file (one text) or a .jsonl file (one JSON object a line)."
+            f"{path}: calibration data must be a .txt file (one text) or a .jsonl file (one JSON object per line)."
         )
     text = _decode(_read_bytes(path), str(path))
     if not text.strip():
-        raise UsageError(f"{path} holds no text. Name a file with calibration texts, or use the built-in set.")
+        raise UsageError(f"{path} has no text. Pass a file with calibration texts, or use the built-in set.")
     if kind == ".jsonl":
         return _parse_jsonl(text, str(path))
     pieces = list(_pieces(text))
@@ -115,19 +116,19 @@ def tokenize_records(
     max_tokens_each: int,
     context: int | None = None,
 ) -> list[list[int]]:
-    """Token ids of `records`, in their order; every sequence has between 1 and `max_tokens_each` ids, and given token
-    ids, which are never cut, up to `context` (None: the same).
+    """Token ids of `records`, in order. Every sequence has between 1 and `max_tokens_each` ids; given token ids, which
+    are never split, have up to `context` (None: the same).
 
-    A text or conversation that is longer becomes several consecutive sequences, so nothing is dropped. Where the
-    model has no chat template that runs, messages become lines of "role: content".
+    Longer texts and conversations become several consecutive sequences, so nothing is dropped. If the model has no
+    usable chat template, messages become lines of "role: content".
 
     Raises:
-        UsageError: there are no records, a limit is not positive, token ids are too many or beyond the vocabulary, the
-            chat template refuses messages, or there is text and no tokenizer.
+        UsageError: there are no records, a limit is not positive, token ids are too many or outside the vocabulary, the
+            chat template refuses messages, or there is text but no tokenizer.
         CheckpointError: the tokenizer yields ids that the model does not have.
     """
     if not records:
-        raise UsageError("There are no calibration records. Name a file that has some, or use the built-in set.")
+        raise UsageError("There are no calibration records. Pass a file with records, or use the built-in set.")
     if vocab_size < 1 or max_tokens_each < 1:
         raise UsageError(
             f"vocab_size ({vocab_size}) and the tokens of a calibration sequence ({max_tokens_each}) "
@@ -140,16 +141,16 @@ def tokenize_records(
             continue
         if tokenizer is None:
             raise UsageError(
-                f"{record.origin}: this is text, and the model has no tokenizer.json. Add that file to its directory, "
-                'or give token ids: a .jsonl file with lines {"token_ids": […]}.'
+                f"{record.origin}: this is text, but the model has no tokenizer.json. Add that file to its directory, "
+                'or pass token ids: a .jsonl file with lines {"token_ids": […]}.'
             )
         ids = _encode(record, tokenizer)
         if not ids:
-            raise UsageError(f"{record.origin}: the tokenizer makes no tokens of it. Remove the record.")
+            raise UsageError(f"{record.origin}: the tokenizer produces no tokens for it. Remove the record.")
         if min(ids) < 0 or max(ids) >= vocab_size:
             wrong = max(ids) if max(ids) >= vocab_size else min(ids)
             raise CheckpointError(
-                f"{record.origin}: the tokenizer yields id {wrong}, but the model's vocabulary has {vocab_size} "
+                f"{record.origin}: the tokenizer produces id {wrong}, but the model's vocabulary has {vocab_size} "
                 "entries. The tokenizer's files do not belong to this model."
             )
         result += [ids[start : start + max_tokens_each] for start in range(0, len(ids), max_tokens_each)]
@@ -157,7 +158,7 @@ def tokenize_records(
 
 
 def fingerprint(ids: Sequence[Sequence[int]]) -> str:
-    """SHA-256, in hex, over the sequences: each one's length, then its ids, as little-endian 64-bit integers."""
+    """SHA-256, in hex, over the sequences: the length of each, then its ids, as little-endian 64-bit integers."""
     digest = hashlib.sha256()
     for sequence in ids:
         digest.update(struct.pack(f"<{len(sequence) + 1}q", len(sequence), *sequence))
@@ -168,13 +169,13 @@ def _encode(record: CalibrationRecord, tokenizer: CalibrationTokenizer) -> list[
     text, templated = (record.text, False) if record.text is not None else _render(record, tokenizer)
     ids: list[int] = []
     for number, piece in enumerate(_pieces(text)):
-        # BOS stands at the beginning only, and a template writes its own.
+        # BOS comes only at the beginning, and templates write their own.
         ids += tokenizer.encode(piece, add_special_tokens=number == 0 and not templated)
     return ids
 
 
 def _render(record: CalibrationRecord, tokenizer: CalibrationTokenizer) -> tuple[str, bool]:
-    """The conversation as text, and whether the chat template made it."""
+    """The conversation as text, and whether it was rendered by the chat template."""
     messages = record.messages or ()
     try:
         return tokenizer.render_chat(messages, add_generation_prompt=False), True
@@ -182,7 +183,7 @@ def _render(record: CalibrationRecord, tokenizer: CalibrationTokenizer) -> tuple
         pass
     except UsageError as error:
         if not record.plain_if_refused:
-            raise UsageError(f"{record.origin}: {error} Change the messages, or give them as text.") from None
+            raise UsageError(f"{record.origin}: {error} Change the messages, or pass them as text.") from None
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages) + "\n", False
 
 
@@ -190,20 +191,20 @@ def _given_ids(ids: tuple[int, ...], origin: str, vocab_size: int, limit: int) -
     if max(ids) >= vocab_size:
         raise UsageError(
             f"{origin}: token id {max(ids)} is beyond the model's vocabulary of {vocab_size}. "
-            "The ids were made with another model's tokenizer."
+            "They are from another model's tokenizer."
         )
     if len(ids) > limit:
         raise UsageError(
-            f"{origin}: {len(ids)} token ids are more than the {limit} of a calibration sequence. "
-            "Divide them over several lines."
+            f"{origin}: {len(ids)} token ids are more than the limit of {limit} per calibration sequence. "
+            "Split them into several lines."
         )
     return list(ids)
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Cut `text` into pieces of at most PIECE_CHARS characters whose concatenation is `text`.
+    """Split `text` into pieces of at most PIECE_CHARS characters whose concatenation is `text`.
 
-    A cut falls behind a blank line, else behind a line's end, else before a space, as tokens do not straddle these.
+    Splits after a blank line, else after a line, else before a space, because tokens do not cross these.
     """
     start = 0
     while len(text) - start > PIECE_CHARS:
@@ -224,16 +225,16 @@ def _pieces(text: str) -> Iterator[str]:
 def _read_bytes(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a file. Name a .txt or .jsonl file.")
+            raise UsageError(f"{path} is not a file. Pass a .txt or .jsonl file.")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise UsageError(f"{path} does not exist. Name a .txt or .jsonl file, or use the built-in set.") from None
+        raise UsageError(f"{path} does not exist. Pass a .txt or .jsonl file, or use the built-in set.") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise UsageError(f"{path} cannot be read: {error}.") from None
     if len(data) > MAX_FILE_BYTES:
         raise UsageError(
-            f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB. Calibration needs some thousand tokens: take a sample."
+            f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB. Calibration needs a few thousand tokens: use a sample."
         )
     return data
 
@@ -254,12 +255,12 @@ def _decode(data: bytes, source: str) -> str:
 
 def _parse_jsonl(text: str, source: str) -> list[CalibrationRecord]:
     records = []
-    # Not splitlines(): JSON strings may hold U+2028 and its like, which do not end a line of JSON.
+    # Not splitlines(): JSON strings may contain U+2028 and others that do not end a line of JSON.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             records.append(_parse_line(line, f"{source}, line {number}"))
     if not records:
-        raise UsageError(f"{source} holds no records. Each line is a JSON object with text, messages or token_ids.")
+        raise UsageError(f"{source} has no records. Each line must be a JSON object with text, messages or token_ids.")
     return records
 
 
@@ -268,16 +269,16 @@ def _parse_line(line: str, origin: str) -> CalibrationRecord:
         result: dict[str, Any] = {}
         for key, value in pairs:
             if key in result:
-                raise UsageError(f"{origin}: the key {_show(key)} stands there twice. Keep one.")
+                raise UsageError(f"{origin}: duplicate key {_show(key)}. Keep one.")
             result[key] = value
         return result
 
     try:
         value = json.loads(line, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        # A JSONDecodeError speaks of "line 1", which would be taken for the file's.
+        # A JSONDecodeError says "line 1", which could be mistaken for a line of the file.
         fault = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UsageError(f"{origin}: this is not JSON ({fault}). Each line must be one whole JSON object.") from None
+        raise UsageError(f"{origin}: this is not JSON ({fault}). Each line must be a complete JSON object.") from None
     if not isinstance(value, dict):
         raise UsageError(f'{origin}: each line must be a JSON object such as {{"text": "…"}}, not {_show(value)}.')
     unknown = [key for key in value if key not in KINDS]
@@ -302,8 +303,8 @@ def _check_text(value: object, what: str, origin: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{origin}: {what} holds half of a surrogate pair at character {error.start + 1}, which is no text. "
-            "Write the character itself, or both halves."
+            f"{origin}: {what} has an unpaired surrogate at character {error.start + 1}. "
+            "Write the character itself, or both surrogates."
         ) from None
 
 
@@ -314,7 +315,7 @@ def _check_messages(messages: tuple[dict[str, str], ...], origin: str) -> None:
         what = f"message {number}"
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
             raise UsageError(
-                f"{origin}: {what} must be an object with role and content and nothing else, not {_show(message)}. "
+                f"{origin}: {what} must be an object with only role and content, not {_show(message)}. "
                 "Write tool calls into the content."
             )
         if not isinstance(message["role"], str) or message["role"] not in ROLES:
@@ -335,9 +336,9 @@ def _check_token_ids(ids: tuple[int, ...], origin: str) -> None:
 
 
 def _show(value: object) -> str:
-    """`value` for a message: short, whatever the file held."""
+    """`value` for an error message, shortened."""
     try:
         shown = ascii(value)
-    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+    except (ValueError, RecursionError):  # thousands of digits or brackets
         return f"such a {type(value).__name__}"
     return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,23 +1,33 @@
-"""Quantized models that are never written: what a recipe would give, to be measured before it is chosen."""
+"""Quantized models that are never written, to measure recipes before one is chosen."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.tensors import TensorDict
+from ..formats.base import float_table
+from ..formats.checked import Checked
+from ..formats.faquant.attention import read_scheme
+from ..formats.faquant.metadata import ROTATED_TYPE
+from ..formats.msmodelslim.linears import dynamic_table
+from ..kernels.backend import Linear
+from ..kernels.cpu import CpuBackend
 from ..kernels.scheme import AttentionScheme
-from ..model.decoder import Decoder, DecoderLayer, RMSNorm, build_layer
+from ..kernels.torch_backend import TorchEmbedding, TorchRMSNorm
+from ..model.decoder import Decoder, DecoderLayer, build_layer, build_norm
 from ..model.lazy import LazySequence
-from ..model.linear import FloatLinear, Linear
-from ..model.load import Model, float_linear, read_linear
-from ..model.schemes import Checked, read_scheme
+from ..model.load import Model
 from .layerwise import LayerQuantizer, NamedTensor, Observed
+from .tensors import stored_of
+
+_BACKEND = CpuBackend()
+"""Candidates run on the kernels that would serve their checkpoints."""
 
 
 class Calibration:
-    """The float layers run over the calibration prompts once for all candidates, one layer at a time, in order."""
+    """Runs the float layers over the calibration prompts, once for all candidates, one layer at a time, in order."""
 
     def __init__(self, quantizer: LayerQuantizer, prompts: Sequence[Tensor]) -> None:
         _, self.streams = quantizer.start(prompts)
@@ -26,36 +36,38 @@ class Calibration:
         self._next = 0
 
     def layer(self, index: int) -> Observed:
-        """What a layer saw: the next one, or the last one again.
+        """What was observed in a layer: the next one, or the last one again.
 
         Raises:
-            ValueError: another layer.
+            ValueError: it is neither.
         """
         if index == self._next:
             self._observed, self.streams = self._quantizer.observe(index, self.streams)
             self._next += 1
         if self._observed is None or index != self._next - 1:
-            raise ValueError(f"layer {index} was asked for, but {self._next} is the next one")
+            raise ValueError(f"layers must be run in order: the next one is {self._next}, not {index}")
         q, k, v, grams = self._observed
         return Observed(list(q), list(k), list(v), dict(grams))
 
 
 def with_attention(source: Model, quantizer: LayerQuantizer, seen: Calibration) -> Model:
-    """The float model `source` with the attention of `quantizer`'s recipe, which leaves the linears float."""
+    """The float model `source` with the attention of `quantizer`'s recipe; the linears stay float."""
     config = quantizer.config
 
     @cache
     def scheme(index: int) -> AttentionScheme | None:
-        tensors = {name: tensor for name, _, tensor in quantizer.tensors(index, seen.layer(index))}
+        tensors = {name: stored_of(tensor) for name, _, tensor in quantizer.tensors(index, seen.layer(index))}
         return read_scheme(Checked(TensorDict(tensors)), config, index, quantizer.metadata)
 
-    return Model(config, source.decoder, LazySequence(scheme, config.num_layers), config.max_position)
+    return Model(
+        config, source.decoder, LazySequence(scheme, config.num_layers), config.max_position, backend=source.backend
+    )
 
 
 class Candidate:
-    """What `quantizer`'s recipe would make of a model. The layers of `model` are quantized as they are run, from the
-    first to the last; `finish` then gives it its head. `seen` is shared by the candidates that are run together.
-    Without `attention` only the linears are quantized."""
+    """The model that `quantizer`'s recipe would write. The layers of `model` are quantized as they are run, from the
+    first to the last; `finish` then adds the head. `seen` is shared by the candidates that run together. Without
+    `attention`, only the linears are quantized."""
 
     def __init__(self, quantizer: LayerQuantizer, seen: Calibration, attention: bool = True) -> None:
         self._quantizer, self._seen = quantizer, seen
@@ -65,35 +77,44 @@ class Candidate:
         ((_, _, embedding),), _ = quantizer.start([])
         decoder = Decoder(
             config,
-            embedding,
+            TorchEmbedding(embedding, torch.float32),
             LazySequence(self._layer, config.num_layers),
-            RMSNorm(checked.finite("model.norm.weight").float(), config.rms_norm_eps),
-            float_linear(checked, config, "lm_head", torch.float32),
+            TorchRMSNorm(checked.finite("model.norm.weight").float(), config.rms_norm_eps),
+            checked.linear("lm_head", config),
         )
         self.model = Model(config, decoder, self._schemes, config.max_position, metadata=quantizer.metadata)
         self.weight_bytes = embedding.nbytes
 
     def finish(self) -> None:
-        """Quantize what stands behind the last layer, once that was run."""
-        made, linear = self._made(self._quantizer.finish(self._seen.streams))
+        """Quantize what follows the last layer, after that layer was run."""
+        checkpoint, linear = self._read_back(self._quantizer.finish(self._seen.streams))
         decoder = self.model.decoder
-        if "lm_head.weight" in made:
+        if "lm_head.weight" in checkpoint:
             decoder.lm_head = linear("lm_head")
-        fused = not isinstance(decoder.lm_head, FloatLinear)
-        decoder.norm = RMSNorm(made.finite("model.norm.weight").float(), decoder.norm.eps, fused=fused)
+        decoder.norm = build_norm(
+            "model.norm", self._quantizer.config, _BACKEND, checkpoint.finite, checkpoint.__contains__
+        )
 
     def _layer(self, index: int) -> DecoderLayer:
         quantizer = self._quantizer
-        made, linear = self._made(quantizer.tensors(index, self._seen.layer(index)))
+        checkpoint, linear = self._read_back(quantizer.tensors(index, self._seen.layer(index)))
         if self._attention:
-            self._schemes[index] = read_scheme(made, quantizer.config, index, quantizer.metadata)
-        return build_layer(quantizer.config, index, made.finite, linear, made.__contains__)
+            self._schemes[index] = read_scheme(checkpoint, quantizer.config, index, quantizer.metadata)
+        return build_layer(quantizer.config, index, _BACKEND, checkpoint.finite, linear, checkpoint.__contains__)
 
-    def _made(self, tensors: Iterable[NamedTensor]) -> tuple[Checked, Callable[[str], Linear]]:
-        """What the reader of a checkpoint makes of these tensors."""
+    def _read_back(self, tensors: Iterable[NamedTensor]) -> tuple[Checked, Callable[[str], Linear]]:
+        """Read these tensors as from a checkpoint."""
         kept, types = {}, {}
         for name, kind, tensor in tensors:
-            kept[name], types[name] = tensor, kind
+            kept[name], types[name] = stored_of(tensor), kind
         self.weight_bytes += sum(tensor.nbytes for tensor in kept.values())
-        checked = Checked(TensorDict(kept))
-        return checked, partial(read_linear, checked, self._quantizer.config, types, self._quantizer.metadata)
+        checked, config, metadata = Checked(TensorDict(kept)), self._quantizer.config, self._quantizer.metadata
+
+        def linear(name: str) -> Linear:
+            kind = types[f"{name}.weight"]
+            if kind == "FLOAT":
+                return _BACKEND.linear(float_table(checked, config, name))
+            block = metadata.input_block(name) if kind == ROTATED_TYPE else 0
+            return _BACKEND.linear(dynamic_table(checked, config, name, block))
+
+        return checked, linear

@@ -1,32 +1,31 @@
-"""The recipes of our own, layer by layer: observe the float layer, fold what can be folded, round what remains."""
+"""faquant's own recipes, layer by layer: observe the float layer, fold rotations and equalizers, round the weights."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint.metadata import ROTATED_TYPE, Metadata
+from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.pieces import Keep, Tensors, keep_nothing
-from ..config import ModelConfig
-from ..kernels.pages import float_attend
+from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
+from ..kernels.backend import Linear
 from ..kernels.scheme import AttentionScheme
-from ..model.decoder import RMSNorm, build_layer
-from ..model.linear import FloatLinear, Linear
-from ..model.load import float_linear
-from ..model.opening import has_bias
+from ..kernels.torch_backend import TorchBackend, TorchLinear, TorchRMSNorm, float_attend
+from ..model.decoder import build_layer
 from ..model.rope import Rope
-from ..model.schemes import Checked
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
 from .rounding import Gram, TransformedGram, balance, round_to_nearest, round_with_compensation
+from .tensors import SourceTensors
 
 NamedTensor = tuple[str, str, Tensor]
 """Name, type in the description, tensor."""
 
 ROWS = 4096
-"""Outputs of a linear that are worked on at a time in float64."""
+"""Outputs of a linear that are processed at a time in float64."""
 
 GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -34,12 +33,12 @@ GROUPS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-"""The linears of a layer; those of a group read the same."""
+"""The linears of a layer; those of a group have the same input."""
 
 
 class Observed(NamedTuple):
     """q [tokens, Hq, D], k and v [tokens, Hkv, D] of one float layer after RoPE, for each prompt, and the Gram matrices
-    of its linears' inputs by the name of each group's first."""
+    of its linears' inputs, by the first linear of each group."""
 
     q: list[Tensor]
     k: list[Tensor]
@@ -47,10 +46,12 @@ class Observed(NamedTuple):
     grams: dict[str, Gram]
 
 
-class _Watched:
-    """A float linear that counts its inputs, as `fold` leaves them, in a Gram matrix."""
+class _GramLinear:
+    """A float linear that adds its inputs, transformed by `fold`, to a Gram matrix."""
 
-    def __init__(self, linear: FloatLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
+    is_int8 = False
+
+    def __init__(self, linear: TorchLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
         self.linear = linear
         self.gram = gram
         self.fold = fold
@@ -65,16 +66,19 @@ class _Watched:
 
 
 class LayerQuantizer:
-    """Quantizes by a recipe of ours. Streams are the calibration prompts' residual streams, [tokens, hidden] each."""
+    """Quantizes by one of faquant's recipes. Streams are the calibration prompts' residual streams, [tokens, hidden]
+    each."""
 
-    def __init__(self, config: ModelConfig, checked: Checked, recipe: Recipe, metadata: Metadata) -> None:
+    def __init__(self, config: ModelConfig, checked: SourceTensors, recipe: Recipe, metadata: Metadata) -> None:
         self.config = config
         self.checked = checked
         self.recipe = recipe
         self.metadata = metadata
+        self._quantized = recipe.quantized(config.linears)
+        self._input_blocks = metadata.input_blocks
 
     def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
-        """The embedding as stored, and the streams that enter the first layer, for prompts of int64 ids [tokens]."""
+        """The embedding as stored, and the streams into the first layer, for prompts of int64 ids [tokens]."""
         embedding = self._tensor("model.embed_tokens.weight")
         streams = [embedding[prompt].float() for prompt in prompts]
         if self.metadata.residual_rotation:
@@ -82,13 +86,13 @@ class LayerQuantizer:
         return [("model.embed_tokens.weight", "FLOAT", embedding)], streams
 
     def layer(self, index: int, streams: list[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
-        """The tensors of one layer, and the streams that leave it."""
+        """The tensors of one layer, and the streams after it."""
         observed, streams = self.observe(index, streams)
         return list(self.tensors(index, observed)), streams
 
     @property
     def head_blocks(self) -> int:
-        """Blocks of outputs that `finish` rounds one after the other; a float head is one."""
+        """Number of blocks of outputs that `finish` rounds one after another; 1 for a float head."""
         return -(-self.config.vocab_size // ROWS) if self._is_quantized("lm_head") else 1
 
     def finish(
@@ -97,7 +101,7 @@ class LayerQuantizer:
         keep: Keep = keep_nothing,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[NamedTensor]:
-        """What stands behind the last layer. `progress` is called with how many blocks of the head are done."""
+        """The tensors after the last layer. `progress` is called with the number of finished blocks of the head."""
         gram = equalizer = None
         if self._is_quantized("lm_head"):
             kept = keep("head-inputs", partial(self._head_inputs, streams))
@@ -105,13 +109,13 @@ class LayerQuantizer:
             equalizer = kept.get("equalizer")
         tensors = [("model.norm.weight", "FLOAT", self._norm("model.norm", equalizer))]
         if "lm_head.weight" in self.checked or self.metadata.residual_rotation or self._is_quantized("lm_head"):
-            seen = self._seen_by(("lm_head",), gram, equalizer)
+            seen = self._input_gram(("lm_head",), gram, equalizer)
             tensors += self._linear_tensors("lm_head", seen, equalizer, None, keep, progress)
         return tensors
 
     def _head_inputs(self, streams: list[Tensor]) -> Tensors:
-        """A Gram matrix of the head's inputs, and the equalizer if there is one."""
-        norm = RMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
+        """The Gram matrix of the head's inputs, and the equalizer if there is one."""
+        norm = TorchRMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
         gram = Gram(self.config.hidden_size)
         for stream in streams:
             gram.add(self._folded_input("lm_head", norm(stream)))
@@ -120,18 +124,18 @@ class LayerQuantizer:
         return found if equalizer is None else {**found, "equalizer": equalizer}
 
     def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
-        """Run one float layer over all prompts: what it saw, and the streams after it."""
+        """Run one float layer over all prompts; return what was observed, and the streams after it."""
         observed = Observed([], [], [], {})
         grams = observed.grams
 
         def linear(name: str) -> Linear:
-            plain = float_linear(self.checked, self.config, name, torch.float32)
+            plain = self.checked.linear(name, self.config, torch.float32)
             if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
             grams[name] = Gram(plain.weight.shape[1])
-            return _Watched(plain, grams[name], lambda x: self._folded_input(name, x))
+            return _GramLinear(plain, grams[name], lambda x: self._folded_input(name, x))
 
-        layer = build_layer(self.config, index, self._float_tensor, linear, self.checked.__contains__)
+        layer = build_layer(self.config, index, TorchBackend(), self._float_tensor, linear, self.checked.__contains__)
         window = self.config.sliding_windows[index]
 
         def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -140,13 +144,12 @@ class LayerQuantizer:
             return float_attend(q, k, v, 0, window)
 
         after = [
-            layer(stream, Rope(self.config, len(stream)).tables(torch.arange(len(stream))), attend)
-            for stream in streams
+            layer(stream, Rope(self.config, len(stream)).tables(np.arange(len(stream))), attend) for stream in streams
         ]
         return observed, after
 
     def tensors(self, index: int, observed: Observed) -> Iterator[NamedTensor]:
-        """The tensors of one layer. What was observed is used up."""
+        """The tensors of one layer. Consumes `observed`."""
         prefix, grams = f"model.layers.{index}.", observed.grams
         if self.recipe.attention is not None:
             states = observed.q, observed.k, observed.v
@@ -157,7 +160,7 @@ class LayerQuantizer:
         names = {group[0]: tuple(prefix + name for name in group) for group in GROUPS}
         equalizers = {first: self._equalizer(group, grams.get(prefix + first)) for first, group in names.items()}
         for first, group in names.items():
-            gram = self._seen_by(group, grams.pop(prefix + first, None), equalizers[first])
+            gram = self._input_gram(group, grams.pop(prefix + first, None), equalizers[first])
             for name in group:
                 outputs = equalizers["mlp.down_proj"] if name.endswith("up_proj") else None
                 yield from self._linear_tensors(name, gram, equalizers[first], outputs)
@@ -174,17 +177,17 @@ class LayerQuantizer:
             "fa_v.scale": scheme.v_scale,
         }
         if not any(table is not None for table in tables.values()):
-            # Something must say that this layer's attention is quantized.
+            # A tensor that marks this layer's attention as quantized.
             tables["fa_k.equalizer"] = torch.ones(self.config.num_kv_heads, self.config.head_dim)
         for name, table in tables.items():
             if table is not None:
                 yield prefix + name, "FAQuant", table
 
     def _equalizer(self, names: tuple[str, ...], gram: Gram | None) -> Tensor | None:
-        """What the inputs [k] of these linears, which read the same, are divided by; None: nothing."""
+        """The divisor of the inputs [k] that these linears share; None: none."""
         recipe: LinearRecipe | None = self.recipe.linear
         kind = names[0].rpartition(".")[2]
-        # V's rotation stands before o_proj, and R1 behind the norms.
+        # o_proj's input has V's rotation, and the norms' outputs have R1.
         fixed = kind == "o_proj" or (self.metadata.residual_rotation and kind != "down_proj")
         if gram is None or recipe is None or not recipe.equalize or fixed or not any(map(self._is_quantized, names)):
             return None
@@ -194,17 +197,19 @@ class LayerQuantizer:
             for weight in torch.split(self._stored(name), ROWS):
                 squares += weight.double().square().sum(0)
                 peaks = torch.maximum(peaks, weight.double().abs().amax(0))
-        if self.metadata.input_block(names[0]):
+        if self._input_block(names[0]):
             return balance(gram.square_sums() / gram.tokens, squares).sqrt()
         return balance(gram.peaks.double(), peaks)
 
-    def _seen_by(self, names: tuple[str, ...], gram: Gram | None, equalizer: Tensor | None) -> TransformedGram | None:
-        """The Gram matrix as the quantized ones among these linears will see it; None where none compensates."""
+    def _input_gram(
+        self, names: tuple[str, ...], gram: Gram | None, equalizer: Tensor | None
+    ) -> TransformedGram | None:
+        """The Gram matrix of the inputs of these linears after quantization; None if none compensates errors."""
         if gram is None or not any(map(self._is_quantized, names)):
             return None
         if self.recipe.linear is None or self.recipe.linear.rounding == "nearest":
             return None
-        return gram.transformed(equalizer, self.metadata.input_block(names[0]))
+        return gram.transformed(equalizer, self._input_block(names[0]))
 
     def _norm(self, name: str, equalizer: Tensor | None) -> Tensor:
         weight = self._tensor(f"{name}.weight")
@@ -212,8 +217,11 @@ class LayerQuantizer:
             return torch.ones_like(weight)
         return weight if equalizer is None else (weight.double() / equalizer).float()
 
+    def _input_block(self, name: str) -> int:
+        return self._input_blocks[name.rpartition(".")[2]]
+
     def _is_quantized(self, name: str) -> bool:
-        return self.recipe.linear is not None and not self.recipe.linear.is_float(name)
+        return name in self._quantized
 
     def _linear_tensors(
         self,
@@ -224,21 +232,21 @@ class LayerQuantizer:
         keep: Keep = keep_nothing,
         progress: Callable[[int], None] = lambda done: None,
     ) -> Iterator[NamedTensor]:
-        """One linear with its inputs multiplied by `equalizer` [k], its outputs divided by `outputs` [n], and its
-        rotations folded in. `progress` is called with how many blocks of outputs are rounded."""
+        """One linear with its weights multiplied by `equalizer` [k] and divided by `outputs` [n], and its rotations
+        folded in. `progress` is called with the number of rounded blocks of outputs."""
         stored = self._stored(name)
-        bias = self._tensor(f"{name}.bias") if has_bias(self.config, name) else None
+        bias = self._tensor(f"{name}.bias") if self.config.linears[name].has_bias else None
         if bias is not None:
             bias = self._folded_bias(name, bias.double())
             bias = bias if outputs is None else bias / outputs
         quantized = self._is_quantized(name)
-        block = self.metadata.input_block(name) if quantized else 0
-        # What was divided or multiplied would be rounded once more in 16 bits.
+        block = self._input_block(name) if quantized else 0
+        # Stored in 16 bits, scaled values would be rounded again.
         dtype = stored.dtype if equalizer is None and outputs is None else torch.float32
         weights, scales = [], []
 
         def folded(rows: slice) -> Tensor:
-            weight = self._folded(name, stored[rows].double())
+            weight = self._folded(name, stored[rows].to(torch.float64, copy=True))
             if equalizer is not None:
                 weight *= equalizer
             if outputs is not None:
@@ -275,7 +283,7 @@ class LayerQuantizer:
             yield f"{name}.bias", "FLOAT", bias.float()
 
     def _rows_at_once(self, name: str, weight: Tensor) -> int:
-        """How many outputs [n] are worked on together, which bounds the memory; all, where a rotation mixes them."""
+        """How many outputs [n] are processed together, to bound the memory; all of them if a rotation mixes them."""
         metadata, kind = self.metadata, name.rpartition(".")[2]
         mixed = (metadata.residual_rotation and self._norm_before(name) is None) or (
             metadata.v_folded and kind == "v_proj"
@@ -283,7 +291,7 @@ class LayerQuantizer:
         return len(weight) if mixed else ROWS
 
     def _folded(self, name: str, weight: Tensor) -> Tensor:
-        """A float64 weight with the rotations R1 and R2 in it."""
+        """The float64 weight with the rotations R1 and R2 folded in."""
         metadata, dim = self.metadata, self.config.head_dim
         kind, norm = name.rpartition(".")[2], self._norm_before(name)
         if metadata.residual_rotation and norm is not None:
@@ -305,18 +313,19 @@ class LayerQuantizer:
         return bias
 
     def _folded_input(self, name: str, x: Tensor) -> Tensor:
-        """The input x [tokens, k] of a float linear, as the linear with R1 and R2 folded in will see it."""
+        """The input x [tokens, k] of a float linear, transformed to the input of the linear with R1 and R2 folded
+        in."""
         metadata, norm = self.metadata, self._norm_before(name)
         if metadata.residual_rotation and norm is not None:
             weight = self._float_tensor(f"{norm}.weight")
-            # Where the norm's weight is 0, so is x, and any divisor will do.
+            # Where the norm's weight is 0, x is 0, and the divisor does not matter.
             return rotate.rotate_residual(x / weight.masked_fill(weight == 0, 1.0))
         if metadata.v_folded and name.endswith("o_proj"):
             return rotate.rotate_inputs(x, self.config.head_dim, metadata.v_block)
         return x
 
     def _norm_before(self, name: str) -> str | None:
-        """The norm whose output the linear reads, or None where it reads something else than the residual stream."""
+        """The norm before the linear, or None if the linear does not read the residual stream."""
         prefix, _, kind = name.rpartition(".")
         if name == "lm_head":
             return "model.norm"

@@ -1,8 +1,8 @@
-"""From a float directory to a quantized one, layer by layer.
+"""Quantizes a float directory, layer by layer.
 
-Only one layer's weights are in memory at a time, with the calibration prompts' residual stream before and after it.
-That stream and what was written are saved after each layer, and behind the last one each block of the head: a run
-that was cut off goes on there.
+Only one layer's weights are in memory at a time, with the calibration prompts' residual streams before and after it.
+The streams and the written tensors are saved after each layer, and then after each block of the head, so that an
+interrupted run can resume.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,29 +14,30 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..checkpoint.description import Description
-from ..checkpoint.metadata import Metadata, model_fingerprint
+from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.pieces import Keep, Pieces
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.unfinished import Unfinished, unfinished_directory
-from ..checkpoint.write import check_storable, copy_side_files, side_files
-from ..config import ModelConfig
+from ..checkpoint.write import add_all, copy_side_files, side_files
 from ..errors import UnsupportedError, UsageError
-from ..kernels.quantizers import MAX_INPUT_BLOCK, hadamard_block
-from ..model.opening import layer_linears, open_checkpoint
-from ..model.schemes import Checked
+from ..formats import open_checkpoint
+from ..formats.faquant.metadata import Metadata
+from ..formats.msmodelslim.description import Description
+from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
-from . import made
+from . import provenance
 from .calibration import fingerprint
 from .layerwise import LayerQuantizer, NamedTensor
-from .mindie import MindieQuantizer, SmoothingQuantizer
+from .mindie.plain import MindieQuantizer
+from .mindie.smoothed import SmoothingQuantizer
+from .tensors import SourceTensors
 
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, total steps)."""
 
 
 class Quantizer(Protocol):
-    """A recipe's arithmetic. Streams are the prompts' residual streams, [tokens, hidden] each."""
+    """Quantizes the parts of a model by a recipe. Streams are the prompts' residual streams, [tokens, hidden] each."""
 
     def start(self, prompts: Sequence[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]: ...
 
@@ -58,39 +59,40 @@ def quantize(
     restart: bool = False,
     progress: Progress = lambda done, total: None,
     notes: Mapping[str, Any] | None = None,
-    asked: str | None = None,
+    requested: str | None = None,
 ) -> None:
     """Quantize the float directory `source` into the new directory `target`.
 
     Args:
         calibration: token ids of each prompt.
-        overwrite: replace `target` if it is a model directory already.
-        restart: throw away what an interrupted run has left, in place of going on with it.
-        notes: JSON values by the name of the file in `target` that they are written to.
-        asked: leave a note of what `target` was made of (made.note), with the recipe in these words.
+        overwrite: replace `target` if it is a model directory.
+        restart: discard the work of an interrupted run instead of resuming it.
+        notes: JSON values to write into `target`, by file name.
+        requested: write a note about `target` (provenance.note), with this description of the recipe.
 
     Raises:
-        CheckpointError, UnsupportedError: the source cannot be read, or not with this recipe.
-        OutputError: the target exists or cannot be written, or an interrupted run with another model, recipe or
-            calibration has left its work there.
+        CheckpointError, UnsupportedError: the source cannot be read, or the recipe does not support it.
+        OutputError: the target exists or cannot be written, or contains the work of an interrupted run with another
+            model, recipe or calibration.
     """
     opened = open_checkpoint(source)
-    config, checked, files = opened.config, opened.checked, opened.files
+    config, files = opened.config, opened.files
+    checked = SourceTensors(files)
     if opened.description is not None:
-        raise UsageError(f"{source} is quantized already. Name the float model that it was made from.")
+        raise UsageError(f"{source} is quantized already. Pass the float model that it was made from.")
     _check_recipe(recipe, config, checked)
     if not calibration or not all(calibration):
-        raise UsageError("There is nothing to calibrate with: there is no prompt, or one has no tokens.")
+        raise UsageError("The calibration has no prompts, or a prompt without tokens.")
     prompts = [torch.tensor(ids, dtype=torch.int64) for ids in calibration]
     longest = max(len(prompt) for prompt in prompts)
     if longest > config.max_position:
         raise UsageError(
             f"A calibration prompt has {longest} tokens, but the model's context is {config.max_position} tokens."
         )
-    side_files(source)  # what cannot be copied is told before the long work
-    metadata = metadata_of(config, recipe, model_fingerprint(files), fingerprint([list(ids) for ids in calibration]))
+    side_files(source)  # report files that cannot be copied before the long work
+    metadata = metadata_of(config, recipe, files.fingerprint(), fingerprint([list(ids) for ids in calibration]))
     quantizer: Quantizer
-    if recipe.is_mindie:
+    if recipe.format == "msmodelslim":
         smooth = recipe.linear is not None and recipe.linear.equalize
         quantizer = (SmoothingQuantizer if smooth else MindieQuantizer)(config, checked, recipe)
     else:
@@ -99,7 +101,8 @@ def quantize(
     identity = {
         "model": metadata.model,
         "calibration": metadata.calibration,
-        "recipe": recipe.model_dump_json(),
+        # Without the format, which the rest implies, so that runs of versions that did not have it are resumed.
+        "recipe": recipe.model_dump_json(exclude={"format"}),
         "version of faquant": version("faquant"),
     }
     with unfinished_directory(target, identity, overwrite, restart, keep=source) as work:
@@ -109,7 +112,7 @@ def quantize(
             model_quant_type=_model_quant_type(recipe),
             fa_quant_type="FAQuant" if recipe.attention else None,
             kv_cache_type=None,
-            metadata={} if recipe.is_mindie else {"faquant": metadata.model_dump()},
+            metadata={} if recipe.format == "msmodelslim" else {"faquant": metadata.model_dump()},
             tensor_types=types,
         )
         write_json(work.output / "quant_model_description.json", description.to_json())
@@ -119,10 +122,10 @@ def quantize(
         raw_config = dict(opened.raw_config)
         if "lm_head.weight" in types and "lm_head.weight" not in checked:
             raw_config["tie_word_embeddings"] = False
-        # Last, so that no directory without all the rest is taken for a model.
+        # Last, so that an incomplete directory is not mistaken for a model.
         write_json(work.output / "config.json", raw_config)
-        if asked is not None:
-            made.note(target, work.output, made.asked_of(metadata.model, metadata.calibration, asked))
+        if requested is not None:
+            provenance.note(target, work.output, provenance.request(metadata.model, metadata.calibration, requested))
 
 
 def _run(
@@ -133,7 +136,7 @@ def _run(
     stem: str,
     progress: Progress,
 ) -> dict[str, str]:
-    """Write all tensors, from where the work stopped, and return their types."""
+    """Write all remaining tensors, and return the types of all tensors."""
     threads = torch.get_num_threads()
     steps = num_layers + quantizer.head_blocks
     saved = work.load()
@@ -145,34 +148,27 @@ def _run(
     if saved is None:
         done, writer = 0, ShardWriter(work.output, stem, work=work.path)
         tensors, streams = quantizer.start(prompts)
-        _add(tensors, writer, types)
+        types |= add_all(writer, tensors)
     else:
         values, kept = saved
         done, types = values["layers"], values["types"]
         streams = [kept.pop(f"stream {number}") for number in range(len(prompts))]
         writer = ShardWriter.resume(work.output, stem, values["writer"], kept, work.path)
-        # Sums of floats depend on the number of threads; the whole is to come out as if never cut off.
+        # Float sums depend on the number of threads; a resumed run must have the same result.
         torch.set_num_threads(values["threads"])
     try:
         with writer:
             for index in range(done, num_layers):
                 progress(index, steps)
                 tensors, streams = quantizer.layer(index, streams)
-                _add(tensors, writer, types)
+                types |= add_all(writer, tensors)
                 _save(work, index + 1, streams, writer, types)
             progress(num_layers, steps)
-            _add(quantizer.finish(streams, Pieces(work.path).keep, head), writer, types)
+            types |= add_all(writer, quantizer.finish(streams, Pieces(work.path).keep, head))
     finally:
         torch.set_num_threads(threads)
     progress(steps, steps)
     return types
-
-
-def _add(tensors: list[NamedTensor], writer: ShardWriter, types: dict[str, str]) -> None:
-    for name, kind, tensor in tensors:
-        check_storable(name, tensor)
-        writer.add(name, tensor.contiguous())
-        types[name] = kind
 
 
 def _save(work: Unfinished, layers: int, streams: list[Tensor], writer: ShardWriter, types: dict[str, str]) -> None:
@@ -187,7 +183,7 @@ def _save(work: Unfinished, layers: int, streams: list[Tensor], writer: ShardWri
 
 
 def metadata_of(config: ModelConfig, recipe: Recipe, model: str, calibration: str) -> Metadata:
-    """What a checkpoint of this recipe will say of itself; the last two are fingerprints."""
+    """The metadata of a checkpoint with this recipe; the last two arguments are fingerprints."""
     attention_recipe, linear = recipe.attention, recipe.linear
     block = hadamard_block(config.head_dim)
     rotate_inputs = linear is not None and linear.rotate == "inputs"
@@ -208,18 +204,18 @@ def metadata_of(config: ModelConfig, recipe: Recipe, model: str, calibration: st
 def _model_quant_type(recipe: Recipe) -> str:
     if recipe.linear is None:
         return "FLOAT"
-    return "W8A8" if recipe.is_mindie else "W8A8_DYNAMIC"
+    return "W8A8" if recipe.format == "msmodelslim" else "W8A8_DYNAMIC"
 
 
-def _check_recipe(recipe: Recipe, config: ModelConfig, checked: Checked) -> None:
+def _check_recipe(recipe: Recipe, config: ModelConfig, checked: SourceTensors) -> None:
     if recipe.linear is None:
         return
-    names = (*layer_linears(config), "lm_head")
+    names = (*config.layer_linears, "lm_head")
     for pattern in recipe.linear.float_layers:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"The recipe's linear.float_layers has {pattern!r}, which is the name of no linear.")
+            raise UsageError(f"The recipe's linear.float_layers has {pattern!r}, which matches no linear.")
     biased = any(name.endswith("norm.bias") for name in checked.names())
     if biased and (recipe.linear.equalize or recipe.linear.rotate == "folded"):
-        raise UnsupportedError("The model's norms have biases, so nothing can be folded into them.")
-    if recipe.is_mindie and config.head_dim > 256:
-        raise UnsupportedError(f"The ecosystem's runtime takes a head_dim up to 256; this model has {config.head_dim}.")
+        raise UnsupportedError("The recipe folds into norms, but the model's norms have biases.")
+    if recipe.format == "msmodelslim" and config.head_dim > 256:
+        raise UnsupportedError(f"MindIE supports a head_dim of up to 256; this model has {config.head_dim}.")

@@ -1,8 +1,8 @@
 """Rotations that fold into weights offline (QuaRot, arXiv 2404.00456; SpinQuant, arXiv 2405.16406).
 
-R1 turns the residual stream, R2 each head of V, R4 the input of down_proj. With row vectors h' = h·R1 every linear
-that reads the stream becomes (W ⊙ γ)·R1, every one that writes it R1ᵀ·W, and the norms' weights γ become 1. All keep
-the dtype of what they turn; weights are turned in float64.
+R1 rotates the residual stream, R2 each head of V, R4 the input of down_proj. With row vectors h' = h·R1, every linear
+that reads the stream becomes (W ⊙ γ)·R1, every linear that writes it becomes R1ᵀ·W, and the norms' weights γ become 1.
+The functions keep the dtype of their argument; weights are rotated in float64.
 """
 
 import math
@@ -11,14 +11,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..kernels.quantizers import hadamard, hadamard_block
+from ..kernels.quantizers import hadamard
+from ..kernels.scheme import hadamard_block
 
 
 def rotate_residual(x: Tensor) -> Tensor:
     """x · R1 over the last dimension.
 
     R1 = S·(C ⊗ H): random signs S, a Hadamard matrix H of the largest power of two in the size, and an orthonormal
-    cosine matrix C of the odd rest, so that every channel is spread over all others whatever the size.
+    cosine matrix C of the odd rest, so that every channel is spread over all others for any size.
     """
     size = x.shape[-1]
     block = hadamard_block(size)

@@ -1,4 +1,4 @@
-"""int8 weights for linears whose input is quantized per token: rounded to nearest, or with error compensation."""
+"""int8 weights for linears with inputs quantized per token: rounded to nearest, or with error compensation."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..kernels.quantizers import hadamard, hadamard_block
+from ..kernels.quantizers import hadamard
+from ..kernels.scheme import hadamard_block
 
 GRAM_BLOCK = 2048
-"""Inputs whose correlations are used together. It bounds memory and time for wide linears."""
+"""Number of inputs whose correlations are used together. It bounds memory and time for wide linears."""
 
 _PANEL = 128
 _DAMPING = 0.01
 _SHRINKAGE = 0.5
-"""Times inputs over tokens: what few tokens say of the inputs' correlations is mostly chance."""
+"""Multiplied by inputs/tokens: correlations of the inputs over few tokens are mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,14 @@ class QuantizedWeight:
 
 
 def round_to_nearest(weight: Tensor) -> QuantizedWeight:
-    """Round a weight [n, k] to the nearest of 255 steps, symmetric, one scale for each output channel."""
+    """Round a weight [n, k] to the nearest of 255 steps, symmetric, one scale per output channel."""
     scale = _scale(weight)
     return QuantizedWeight((weight / scale).round().clamp(-127, 127).to(torch.int8), scale)
 
 
 class Gram:
-    """XᵀX of a linear's inputs, in diagonal blocks [blocks, b, b], and each input's greatest magnitude, peaks [k]."""
+    """XᵀX of a linear's inputs, in diagonal blocks [blocks, b, b], and the greatest magnitude of each input, peaks
+    [k]."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -44,13 +46,13 @@ class Gram:
 
     @classmethod
     def of(cls, blocks: Tensor, peaks: Tensor, tokens: int) -> "Gram":
-        """One that has counted these."""
+        """A Gram matrix of these inputs."""
         gram = cls(len(peaks))
         gram.blocks, gram.peaks, gram.tokens = blocks, peaks, tokens
         return gram
 
     def add(self, x: Tensor) -> None:
-        """Count inputs [tokens, k]."""
+        """Add inputs [tokens, k]."""
         parts = x.float().view(x.shape[0], -1, self.block).transpose(0, 1)
         self.blocks += parts.mT @ parts
         self.peaks = torch.maximum(self.peaks, x.abs().amax(0).float())
@@ -61,8 +63,8 @@ class Gram:
         return self.blocks.diagonal(dim1=1, dim2=2).flatten().double()
 
     def transformed(self, equalizer: Tensor | None, rotation: int) -> "TransformedGram":
-        """The blocks for inputs divided by `equalizer` [k] and then rotated in Hadamard blocks of that size (0: not),
-        which divides the block."""
+        """The blocks for inputs divided by `equalizer` [k] and then rotated in Hadamard blocks of size `rotation` (0:
+        not), a divisor of the block size."""
         blocks = self.blocks.double()
         if equalizer is not None:
             e = equalizer.view(-1, self.block)
@@ -74,7 +76,8 @@ class Gram:
 
 @dataclass(frozen=True)
 class TransformedGram:
-    """Diagonal blocks [blocks, b, b], float64, of the Gram matrix of `tokens` inputs as a linear will see them."""
+    """Diagonal blocks [blocks, b, b], float64, of the Gram matrix of a linear's transformed inputs over `tokens`
+    tokens."""
 
     blocks: Tensor
     tokens: int
@@ -87,16 +90,17 @@ class TransformedGram:
 
 
 def balance(inputs: Tensor, weights: Tensor) -> Tensor:
-    """√(inputs/weights) for each channel [k], where neither is so much below its largest that it would get all the
-    precision. With squares, its root e makes Σx²/e² · Σw²e² least, by Cauchy and Schwarz: what rounding x ⊘ e and W ⊙ e
-    costs behind a rotation. With greatest magnitudes and no rotation it is SmoothQuant's (arXiv 2211.10438) at ½."""
+    """√(inputs/weights) for each channel [k], both limited from below relative to their largest, so that no channel
+    gets all the precision. With sums of squares, its root e minimizes Σx²/e² · Σw²e² (Cauchy-Schwarz), the cost of
+    rounding x ⊘ e and W ⊙ e if a rotation follows. With greatest magnitudes and no rotation, it is SmoothQuant's factor
+    (arXiv 2211.10438) with α = ½."""
     inputs, weights = (x.clamp_min(1e-8 * x.amax().clamp_min(1e-30)) for x in (inputs, weights))
     return (inputs / weights).sqrt()
 
 
 def round_with_compensation(weight: Tensor, gram: TransformedGram) -> QuantizedWeight:
-    """Round a weight [n, k] input by input, letting the inputs still to come make up for each error (GPTQ,
-    arXiv 2210.17323, algorithm 1), so that the outputs for inputs like those of `gram` change least."""
+    """Round a weight [n, k] input by input and compensate each error in the remaining inputs (GPTQ, arXiv 2210.17323,
+    algorithm 1), to minimize the change of the outputs for inputs like those of `gram`."""
     scale = _scale(weight)
     steps = (weight / scale).T.float().contiguous()
     out = torch.empty(steps.shape, dtype=torch.int8)
@@ -116,7 +120,7 @@ def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
     if not gram.isfinite().all():
         raise CheckpointError("Calibration overflowed: a linear's inputs are not finite. Are the weights damaged?")
     diagonal = gram.diagonal()
-    # An input that was always 0 says nothing about its weights; the damping alone then decides.
+    # Weights of inputs that were always 0 are undetermined; the damping decides.
     gram = gram + torch.eye(len(gram)) * (damping * diagonal.mean()).clamp_min(1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
@@ -124,7 +128,7 @@ def _inverse_factor(gram: Tensor, damping: float) -> Tensor:
 
 
 def _compensate(steps: Tensor, factor: Tensor) -> Tensor:
-    """Integers [k, n] for weights in units of their scales [k, n], which are overwritten."""
+    """Integers [k, n] for weights [k, n] in units of their scales; the weights are overwritten."""
     out = torch.empty(steps.shape, dtype=torch.int8)
     for first in range(0, len(steps), _PANEL):
         last = min(first + _PANEL, len(steps))

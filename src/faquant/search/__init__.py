@@ -1,6 +1,6 @@
 """The search for a recipe by measuring (`--recipe auto`, `--max-kl`)."""
 
 from ..evaluation.measure import SEARCH_FILE
-from .find import Found, Progress, find
+from .find import Progress, SearchResult, find
 
-__all__ = ["SEARCH_FILE", "Found", "Progress", "find"]
+__all__ = ["SEARCH_FILE", "Progress", "SearchResult", "find"]

@@ -1,8 +1,8 @@
-"""Finding a recipe by measuring: the cheapest within a bound on KL, or the one that loses least at full speed.
+"""Finds a recipe by measurement: the cheapest within a bound on KL, or the most accurate one at full speed.
 
-Attention and linears are measured apart, each candidate quantizing the layers as they are run and never written; the
-parts' KL adds up to nearly that of the whole, which is measured before it is chosen. Where no recipe of int8 linears
-stays within the bound, those linears are left float that lose most for their bytes.
+Attention and linears are measured separately. Candidates quantize the layers as they run, and are never written. The KL
+of the whole is nearly the sum of the parts, and is measured before a recipe is chosen. If no recipe with int8 linears
+stays within the bound, the linears with the greatest loss per byte are left float.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,35 +15,36 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.metadata import model_fingerprint
 from ..errors import UsageError
 from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
 from ..evaluation.streaming import Window, run
+from ..formats import open_checkpoint
+from ..kernels.backend import make_backend
 from ..model.lazy import LazySequence
 from ..model.load import Model, load
-from ..model.opening import linear_shape, open_checkpoint
 from ..quantization.calibration import fingerprint
 from ..quantization.candidate import Calibration, Candidate, with_attention
 from ..quantization.layerwise import GROUPS, LayerQuantizer
 from ..quantization.pipeline import metadata_of
+from ..quantization.tensors import SourceTensors
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
 from .journal import Journal, Part
 from .space import ATTENTION, LINEAR, Measured
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is measured, steps done, steps in all)."""
+"""Called with (what is measured, steps done, total steps)."""
 
 CALIBRATION_TOKENS = 4096
 _FLOAT = "float"
 _HEAD = ("lm_head",)
 _Group = tuple[str, ...]
-"""Linears that read the same, by their names in the checkpoint."""
+"""Linears with the same input, by their checkpoint names."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """The chosen recipe, and the table of what was measured on `tokens` tokens."""
+class SearchResult:
+    """The chosen recipe, and the table of measurements on `tokens` tokens."""
 
     recipe: Recipe
     max_kl: float | None
@@ -63,24 +64,24 @@ def find(
     max_kl: float | None = None,
     progress: Progress = lambda what, done, total: None,
     journal: Path | None = None,
-) -> Found:
+) -> SearchResult:
     """Choose a recipe for the float directory `source`.
 
     Args:
         calibration: token ids of each prompt; about CALIBRATION_TOKENS of them are used.
         texts: token ids of held-out texts, each measured as one window.
-        max_kl: bound on the mean KL of the whole in nats; None: the least at full speed.
-        journal: a file that what was measured is kept in, so that a search that was cut off goes on there; one of
-            another model, calibration, texts or version is begun anew.
+        max_kl: bound on the mean KL of the whole in nats; None: the most accurate recipe at full speed.
+        journal: a file for the measurements, with which an interrupted search resumes; it is replaced if it is from
+            another model, calibration, text or version.
 
     Raises:
-        UsageError: nothing stays within the bound, or there is nothing to measure.
+        UsageError: no recipe stays within the bound, or there is nothing to measure.
         OutputError: the journal cannot be written.
     """
-    return _Search(source, calibration, texts, max_kl, progress, journal).find()
+    return _RecipeSearch(source, calibration, texts, max_kl, progress, journal).find()
 
 
-class _Search:
+class _RecipeSearch:
     def __init__(
         self,
         source: Path,
@@ -94,9 +95,9 @@ class _Search:
             raise UsageError(f"The bound on KL must be above 0, not {max_kl}.")
         opened = open_checkpoint(source)
         if opened.description is not None:
-            raise UsageError(f"{source} is quantized already. Name the float model that it was made from.")
-        self._config, self._checked = opened.config, opened.checked
-        self._source = load(source, lazy=True)
+            raise UsageError(f"{source} is quantized already. Pass the float model that it was made from.")
+        self._config, self._checked = opened.config, SourceTensors(opened.files)
+        self._source = load(source, lazy=True, backend=make_backend("torch"))
         context = self._config.max_position
         self._windows = [Window(torch.tensor(ids[:context])) for ids in texts if len(ids) > 1]
         if not self._windows:
@@ -106,14 +107,14 @@ class _Search:
         self._max_kl, self._progress = max_kl, progress
         self._rows: list[Measured] = []
         identity = [
-            model_fingerprint(opened.files),
+            opened.files.fingerprint(),
             fingerprint([prompt.tolist() for prompt in self._prompts]),
             fingerprint([window.tokens.tolist() for window in self._windows]),
             version("faquant"),
         ]
         self._journal = Journal(journal, " ".join(identity))
 
-    def find(self) -> Found:
+    def find(self) -> SearchResult:
         attentions, linears = self._attention(), self._linears()
         pairs = [(one, other) for one in attentions for other in linears]
         bound = self._max_kl
@@ -158,7 +159,7 @@ class _Search:
     def _linears(self) -> list[tuple[LinearRecipe, Measured]]:
         found: list[tuple[LinearRecipe, Measured]] = []
         for folded in (False, True):
-            # R1 changes what the Gram matrices are of, so those with it are run by themselves.
+            # R1 changes the Gram matrices, so recipes with it run separately.
             recipes = {name: recipe for name, (_, recipe) in LINEAR.items() if (recipe.rotate == "folded") == folded}
             rows = self._measured("linears", recipes, partial(self._linear_rows, recipes))
             found += zip(recipes.values(), rows, strict=True)
@@ -182,8 +183,8 @@ class _Search:
 
         return self._measured("both", {name: recipe}, measure)[0]
 
-    def _with_float_linears(self, attention: AttentionRecipe, alone: Measured, bound: float) -> Found:
-        """Leave those groups of linears float that lose most for their bytes, as few as will do."""
+    def _with_float_linears(self, attention: AttentionRecipe, alone: Measured, bound: float) -> SearchResult:
+        """Leave the groups of linears with the greatest loss per byte float, as few as possible."""
         linear = LinearRecipe()
         losses = self._by_group(attention, linear)
         order = sorted(losses, key=lambda group: losses[group] / self._parameters(group), reverse=True)
@@ -200,8 +201,8 @@ class _Search:
                 return self._found(recipe)
             excess = max(excess, measured.kl / max(left, 1e-12))
         raise UsageError(
-            f"No recipe stays within a KL of {bound:g}; the attention alone costs {alone.kl:.2g}. Allow more, or keep "
-            "the float model."
+            f"No recipe stays within a KL of {bound:g}; the attention alone costs {alone.kl:.2g}. Raise the bound, or "
+            "keep the float model."
         )
 
     def _by_group(self, attention: AttentionRecipe, linear: LinearRecipe) -> dict[_Group, float]:
@@ -219,13 +220,13 @@ class _Search:
         return losses
 
     def _groups(self, kind: _Group) -> list[_Group]:
-        """The groups of that kind, one in each layer; of the head there is one."""
+        """The groups of this kind, one per layer, or one for the head."""
         if kind == _HEAD:
             return [kind]
         return [tuple(f"model.layers.{n}.{module}" for module in kind) for n in range(self._config.num_layers)]
 
     def _alone(self, recipe: Recipe, groups: Sequence[_Group]) -> list[Measured]:
-        """Each of the groups, which are all that the recipe quantizes, in the float model."""
+        """Measure each group on its own in the float model; the recipe quantizes nothing else."""
         quantizer = self._quantizer(recipe)
         candidate = Candidate(quantizer, Calibration(quantizer, self._prompts), attention=False)
         made, plain = candidate.model.decoder, self._source.decoder
@@ -233,7 +234,13 @@ class _Search:
 
         def alone(number: int) -> Model:
             chosen = LazySequence(lambda index: (made if index == number else plain).layers[index], layers)
-            return Model(self._config, replace(plain, layers=chosen), [None] * layers, self._config.max_position)
+            return Model(
+                self._config,
+                replace(plain, layers=chosen),
+                [None] * layers,
+                self._config.max_position,
+                backend=self._source.backend,
+            )
 
         if groups == [_HEAD]:
             models, heads = {"lm_head": candidate.model}, {"lm_head": candidate}
@@ -243,7 +250,7 @@ class _Search:
         return [Measured.of("group", name, "quantized alone", result, 0, 0) for name, result in results.items()]
 
     def _parameters(self, group: _Group) -> int:
-        return sum(prod(linear_shape(self._config, name)) for name in group)
+        return sum(prod(self._config.linear_shape(name)) for name in group)
 
     def _measured(
         self, what: str, recipes: Mapping[str, Part], measure: Callable[[], list[Measured]]
@@ -256,7 +263,7 @@ class _Search:
         return LayerQuantizer(self._config, self._checked, recipe, metadata_of(self._config, recipe, "", ""))
 
     def _candidates(self, recipes: Mapping[str, Recipe], attention: bool = True) -> dict[str, Candidate]:
-        """Candidates to be run together, sharing what calibration sees."""
+        """Candidates that run together and share the calibration."""
         quantizers = {name: self._quantizer(recipe) for name, recipe in recipes.items()}
         seen = Calibration(next(iter(quantizers.values())), self._prompts)
         return {name: Candidate(quantizer, seen, attention) for name, quantizer in quantizers.items()}
@@ -264,7 +271,7 @@ class _Search:
     def _divergences(
         self, what: str, models: Mapping[str, Model], heads: Mapping[str, Candidate] | None = None
     ) -> dict[str, Divergence]:
-        """KL of each model; those named in `heads` get the head that their candidate makes."""
+        """KL of each model; those in `heads` use the head of their candidate."""
         everything = {_FLOAT: self._source, **models}
         streams = run(everything, self._windows, progress=lambda done, total: self._progress(what, done, total))
         for name, candidate in (heads or {}).items():
@@ -274,9 +281,9 @@ class _Search:
         scores = score(Heads(everything), _FLOAT, self._windows, streams)
         return {name: Divergence.of([window[name] for window in scores]) for name in models}
 
-    def _found(self, recipe: Recipe) -> Found:
+    def _found(self, recipe: Recipe) -> SearchResult:
         rows = [*self._rows[:-1], replace(self._rows[-1], chosen=True)]
-        return Found(recipe, self._max_kl, sum(len(window.tokens) for window in self._windows), rows)
+        return SearchResult(recipe, self._max_kl, sum(len(window.tokens) for window in self._windows), rows)
 
 
 def _bytes_per_token(model: Model) -> int:
@@ -294,7 +301,7 @@ def _group_name(group: _Group) -> str:
 
 
 def _place(group: _Group) -> tuple[int, int]:
-    """Layer and place in it, to sort by; the head is last."""
+    """Sort key: layer and position in it; the head is last."""
     if group == _HEAD:
         return 1 << 30, 0
     _, _, number, module = group[0].split(".", 3)

@@ -1,4 +1,4 @@
-"""What a search has measured, kept in a file: one that was cut off goes on there."""
+"""The measurements of a search in a file, with which an interrupted search resumes."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ Part = AttentionRecipe | LinearRecipe | Recipe
 
 
 class Journal:
-    """Rows of the table by what was measured, in a file that is replaced as a whole; path None: kept nowhere."""
+    """Rows of the table by what was measured, in a file that is replaced atomically; path None: not saved."""
 
     def __init__(self, path: Path | None, identity: str) -> None:
         self._path, self._identity = path, identity
@@ -32,7 +32,7 @@ class Journal:
                 self._rows = kept["rows"]
 
     def measured(self, what: str, recipes: Mapping[str, Part], measure: Callable[[], list[Measured]]) -> list[Measured]:
-        """The rows of these recipes: those kept, or else what `measure` gives."""
+        """The rows of these recipes: saved ones, or else the results of `measure`."""
         described = json.dumps([what, {name: recipe.model_dump() for name, recipe in recipes.items()}])
         key = hashlib.sha256(described.encode()).hexdigest()
         if key not in self._rows:
@@ -49,4 +49,6 @@ class Journal:
             partial.replace(self._path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise OutputError(f"{self._path} cannot be written: {error}. Make room, or write elsewhere.") from None
+            raise OutputError(
+                f"{self._path} cannot be written: {error}. Free some space, or choose another place."
+            ) from None

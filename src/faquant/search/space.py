@@ -1,4 +1,4 @@
-"""What a search tries, and the row that each try leaves in its table."""
+"""The recipes that a search tries, and the rows of its table."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ from ..evaluation.divergence import Divergence
 from ..recipe import AttentionRecipe, LinearRecipe
 
 CONTEXT = 4096
-"""Tokens of context for which costs are compared."""
+"""Context in tokens at which costs are compared."""
 _P16, _ROTATED = 1.1, 1.01
-"""What 16 bits of P cost the attention, and a rotation at run time the linears, in this comparison."""
+"""Relative cost of 16-bit P in the attention, and of a rotation at run time in the linears, for this comparison."""
 _PLAIN = AttentionRecipe(kv_scale="head", center=False, equalize=False, rotate=False, rotate_v=False, p="uint8")
 ATTENTION = {
     "head": ("one calibrated scale per head, P 8 bits", _PLAIN),
     "head, rotated": ("+ q, k and v rotated (R2, R3)", _PLAIN.model_copy(update={"rotate": True, "rotate_v": True})),
-    "head, centred": ("+ K centred", AttentionRecipe(kv_scale="head", equalize=False, p="uint8")),
+    "head, centered": ("+ K centered", AttentionRecipe(kv_scale="head", equalize=False, p="uint8")),
     "head, mapped": ("+ K's channels balanced against q's", AttentionRecipe(kv_scale="head", p="uint8")),
     "channel, mapped": ("a calibrated scale per channel", AttentionRecipe(kv_scale="channel", p="uint8")),
     "channel, mapped, P 16": ("+ P 16 bits (`static`)", AttentionRecipe(kv_scale="channel")),
@@ -21,10 +21,10 @@ ATTENTION = {
         "a scale per token, rotated, P 8 bits",
         AttentionRecipe(center=False, equalize=False, p="uint8"),
     ),
-    "token, mapped": ("+ K centred and balanced", AttentionRecipe(p="uint8")),
+    "token, mapped": ("+ K centered and balanced", AttentionRecipe(p="uint8")),
     "token, mapped, P 16": ("+ P 16 bits (`default`)", AttentionRecipe()),
 }
-"""What is tried for the attention, by name, with what is other than in the one before."""
+"""Recipes to try for the attention, by name, with their difference from the previous one."""
 
 LINEAR = {
     "nearest": ("rounded to nearest", LinearRecipe(rotate="none", equalize=False, rounding="nearest")),
@@ -33,17 +33,17 @@ LINEAR = {
     "rotated, nearest": ("inputs balanced, and rotated at run time", LinearRecipe(rounding="nearest")),
     "rotated": ("+ weights compensated (`default`)", LinearRecipe()),
 }
-"""The same for the linears, all of them with a scale per token."""
+"""Recipes to try for the linears, all of them with a scale per token."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the table. KL in nats, top-1 a share, bytes of the cache a token, of all weights.
+    """One row of the table. KL in nats; top-1 as a share; bytes of the cache per token, and of all weights.
 
     Attributes:
-        part: `attention` or `linears` alone, one `group` of linears that read the same alone, or `both`.
-        change: what is other than in the row before.
-        cost: bytes that a decode step moves at CONTEXT tokens, with what P's bits and rotations add.
+        part: `attention` or `linears` alone, one `group` of linears with the same input alone, or `both`.
+        change: the difference from the previous row.
+        cost: bytes that a decode step reads at CONTEXT tokens, with surcharges for 16-bit P and rotations.
     """
 
     part: str
@@ -67,7 +67,7 @@ class Measured:
         weight_bytes: int,
         recipe: AttentionRecipe | LinearRecipe | None = None,
     ) -> "Measured":
-        """A row of `part`, with the cost of its recipe."""
+        """A row for `part`, with the cost of its recipe."""
         cost = float(weight_bytes + CONTEXT * per_token)
         if isinstance(recipe, AttentionRecipe) and recipe.p == "int16":
             cost *= _P16

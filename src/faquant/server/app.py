@@ -1,21 +1,22 @@
-"""The application, put together."""
+"""Builds the ASGI application."""
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from . import chat, chat_page, completions, endpoints
+from .api import chat, completions, endpoints
 from .errors import ErrorResponse, handle_errors
-from .hosts import Hosts
-from .middleware import Access, Supervisor
+from .http.hosts import Hosts
+from .http.middleware import Access, Supervisor
+from .page import files as chat_page
 from .service import VERSION, Service
 
 
 def make_app(service: Service) -> FastAPI:
-    """The ASGI application over a service whose engine has been started."""
+    """Create the ASGI application for a service whose engine has been started."""
     app = FastAPI(
         title="faquant",
         version=VERSION,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other servers
         redoc_url=None,
         # Also keeps FastAPI from documenting 422, which is never sent.
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
@@ -24,11 +25,11 @@ def make_app(service: Service) -> FastAPI:
     for module in (chat, chat_page, completions, endpoints):
         app.include_router(module.router)
     handle_errors(app)
-    app.add_middleware(Supervisor, service=service)
+    app.add_middleware(Supervisor, timeout=service.config.request_timeout)
     hosts = service.config.allowed_hosts
     if hosts is not None and "*" not in hosts:
         app.add_middleware(Hosts, names=hosts)
-    app.add_middleware(Access, service=service)
+    app.add_middleware(Access, gate=service.gate, metrics=service.metrics, api_key=service.config.api_key)
     if service.config.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: an object with message, type, param and code, and the status that fits."""
+"""Errors in OpenAI's format: an object with message, type, param and code, and an HTTP status."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ from starlette.exceptions import HTTPException
 
 from ..engine.async_engine import EngineStoppedError
 from ..errors import FaquantError, UnsupportedError, UsageError
-from .body import Body
+from .schema.messages import Body
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _SHOWN_PROBLEMS = 3
 
 
 class ErrorObject(BaseModel):
-    """What went wrong. `param` is the field of the request that is to blame."""
+    """The description of an error. `param` is the request field that caused it."""
 
     message: str
     type: str
@@ -28,7 +28,7 @@ class ErrorObject(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The body of every answer that is no success."""
+    """The body of every error response."""
 
     error: ErrorObject
 
@@ -58,8 +58,8 @@ class ApiError(HTTPException):
 
 
 @contextmanager
-def blamed_on(param: str | None) -> Iterator[None]:
-    """What is refused within is refused because of this field of the request, unless the error names another."""
+def errors_for(param: str | None) -> Iterator[None]:
+    """Convert UsageError and UnsupportedError to ApiError, with `param` unless the error names another field."""
     try:
         yield
     except (UsageError, UnsupportedError) as error:
@@ -67,8 +67,8 @@ def blamed_on(param: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def in_place_of(field: str, given: str | None) -> Iterator[None]:
-    """What is said of a field is said of another that the request has in its place, if it has one."""
+def errors_renamed(field: str, given: str | None) -> Iterator[None]:
+    """Replace `field` in errors by `given`, if the request uses that field instead."""
     try:
         yield
     except ApiError as error:
@@ -78,7 +78,7 @@ def in_place_of(field: str, given: str | None) -> Iterator[None]:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told about an error of ours. Anything unforeseen is told as no more than that."""
+    """Convert an error to an ApiError. Unexpected errors are reported to the client without details."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
@@ -91,11 +91,11 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), code="engine_stopped")
     if isinstance(error, FaquantError):
         return ApiError(500, str(error))
-    return ApiError(500, "The server failed to answer this request; its log says more.", code="internal_error")
+    return ApiError(500, "The server failed to answer this request; see its log.", code="internal_error")
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Let the app answer all foreseen errors with the error object."""
+    """Register handlers that answer expected errors with the error object."""
 
     async def answer(_: Request, error: Exception) -> Response:
         return as_api_error(error).response()
@@ -105,7 +105,7 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    problems = [problem for problem in problems if not _is_of_another_branch(problem)] or problems
+    problems = [problem for problem in problems if not _is_from_other_branch(problem)] or problems
     shown = []
     for problem in problems[:_SHOWN_PROBLEMS]:
         where = _place(problem)
@@ -123,17 +123,17 @@ def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     return ApiError(400, " ".join(dict.fromkeys(shown)), first, "unsupported_parameter" if unknown else None)
 
 
-def _is_of_another_branch(problem: Mapping[str, Any]) -> bool:
-    """Where a text or a list may stand, each of the two is told that it is not the other."""
+def _is_from_other_branch(problem: Mapping[str, Any]) -> bool:
+    """Whether pydantic reports that a list is not a string, or the reverse, for a field that accepts both."""
     wanted, value = problem["type"], problem.get("input")
     return (wanted == "string_type" and isinstance(value, list)) or (wanted == "list_type" and isinstance(value, str))
 
 
 def _place(problem: Mapping[str, Any]) -> str:
-    """Such as messages.0.content; the branches of a union leave their names out of it."""
+    """The path of a field, such as messages.0.content, without the names of union branches."""
     path = [str(part) for part in problem["loc"][1:]]
     branches = {kind.__name__ for kind in Body.__subclasses__()}
     plain = [part for part in path if part not in branches and (part.isdecimal() or part.replace("_", "").isalnum())]
     text = ".".join(plain)[:200]
-    # A field's name may be anything that a client has sent.
+    # A client can send any field name, so escape it.
     return json.dumps(text)[1:-1]

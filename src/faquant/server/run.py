@@ -1,4 +1,4 @@
-"""A server in this process: its signals, its end."""
+"""Runs the server in this process: signals and shutdown."""
 
 import contextlib
 import os
@@ -11,24 +11,24 @@ from types import FrameType
 import uvicorn
 
 from .app import make_app
-from .connection import Connection
-from .logs import log_to_stderr
+from .http.connection import Connection
+from .http.socket import unavailable
+from .operate.logs import log_to_stderr
 from .service import Service
-from .socket import unavailable
 
 BACKLOG = 1024
 LAST_SECONDS = 10
-"""For connections that are still sending when all answers are finished, and as many for threads that still work."""
+"""Time for connections that still send when all answers are finished, and the same again for busy threads."""
 
 
 def serve(service: Service, listener: socket.socket) -> None:
-    """Answer until SIGTERM or SIGINT. The first lets everybody who was let in have their answer; a second ends it now.
+    """Serve until SIGTERM or SIGINT. The first signal lets the admitted requests finish; a second one ends at once.
 
     Raises:
-        FaquantError: another program has come to listen at the address.
+        FaquantError: another program listens on the address.
     """
     log_to_stderr()
-    _allow_files()
+    _raise_file_limit()
     try:
         listener.listen(BACKLOG)
     except OSError as error:
@@ -46,9 +46,9 @@ def serve(service: Service, listener: socket.socket) -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=LAST_SECONDS,
     )
-    # Once uvicorn's own have gone, while Python waits for threads.
+    # For the time after uvicorn removes its handlers, while Python waits for threads.
     for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, _end_now)
+        signal.signal(kind, _exit_now)
     service.engine.start()
     try:
         _Server(config, service).run([listener])
@@ -57,7 +57,7 @@ def serve(service: Service, listener: socket.socket) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn ends by closing its socket; this one answers 503 there until the last answer is finished."""
+    """uvicorn closes its socket on shutdown; this one answers 503 until the last answer is finished."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -65,12 +65,12 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._gate.closed:
-            _end_now(sig, frame)
+            _exit_now(sig, frame)
         self._gate.closed = True
-        _say(f"ending on {signal.Signals(sig).name}, after {self._gate.inside} answers that are still being written")
+        _print(f"shutting down on {signal.Signals(sig).name}, after the {self._gate.inside} answers in progress")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Python waits for threads however long they compile or tokenize, though nobody waits for what comes of it.
+        # Python would wait for threads that compile or tokenize, although their results are not needed any more.
         end = threading.Timer(2 * LAST_SECONDS, os._exit, [0])
         end.daemon = True
         end.start()
@@ -80,18 +80,18 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter) or (self._gate.closed and self._gate.inside == 0)
 
 
-def _allow_files() -> None:
-    """Each connection is an open file, and what a process may have is often a thousand, though it may ask for more."""
+def _raise_file_limit() -> None:
+    """Raise the limit of open files, of which each connection is one, from the default of often 1024 to the maximum."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _end_now(sig: int, frame: FrameType | None) -> None:
-    _say(f"ended by a second {signal.Signals(sig).name}")
+def _exit_now(sig: int, frame: FrameType | None) -> None:
+    _print(f"terminated by a second {signal.Signals(sig).name}")
     os._exit(128 + sig)  # the engine's thread may be in a long step
 
 
-def _say(text: str) -> None:
-    # Not by sys.stderr: a signal may come while something is written there.
+def _print(text: str) -> None:
+    # Not sys.stderr, which may be in use when the signal arrives.
     os.write(2, f"faquant: {text}.\n".encode())

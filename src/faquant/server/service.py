@@ -1,4 +1,4 @@
-"""What every endpoint works with: the engine, the model's name and texts, the limits, and the request at hand."""
+"""The service that all endpoints use (engine, tokenizer, limits, metrics), and the current request."""
 
 import asyncio
 import time
@@ -11,25 +11,25 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from ..engine.async_engine import AsyncEngine
-from ..engine.engine import Checked
+from ..engine.engine import CheckedPrompt
 from ..engine.request import Output
-from ..engine.sampling import SamplingParams
-from ..engine.tokenizer import Tokenizer
-from ..engine.tools.conversation import Conversation
-from ..kernels import cpu
+from ..kernels import isa as cpu
+from ..sampling.sampler import SamplingParams
+from ..structured.tools.conversation import Conversation
+from ..text.tokenizer import Tokenizer
+from .answer.logprobs import TokenTexts
 from .config import ServerConfig
-from .errors import ApiError, blamed_on
-from .gate import Gate
-from .logprobs import TokenTexts
-from .messages import FunctionTool, Message
-from .metrics import Metrics
-from .record import Record
+from .errors import ApiError, errors_for
+from .http.limits import Gate
+from .operate.metrics import Metrics
+from .operate.record import Record
+from .schema.messages import FunctionTool, Message
 
 VERSION = metadata.version("faquant")
 
 
 class Service:
-    """One engine and all that is made once beside it."""
+    """An engine, and the objects that are created once per server."""
 
     def __init__(self, engine: AsyncEngine, config: ServerConfig) -> None:
         self.engine = engine
@@ -39,7 +39,7 @@ class Service:
         self.conversation = Conversation(engine.engine.tokenizer, config.tool_call_parser)
         self.gate = Gate(engine.engine.config.max_num_seqs, config.max_queue)
         self.metrics = Metrics(engine.engine, config.served_model_name, VERSION)
-        # With one seed the answer is the same as long as this is.
+        # Answers to the same seed are equal as long as the fingerprint is.
         self.fingerprint = f"faquant-{VERSION}-{cpu.selected_isa()}"
 
     @property
@@ -59,21 +59,21 @@ class Service:
         return self.engine.alive and not self.gate.closed
 
     def check_model(self, name: str | None) -> None:
-        """Raises: ApiError: this is not the model that is served."""
+        """Raises: ApiError: this is not the name of the served model."""
         if name is not None and name != self.name:
-            message = f"The model {name[:200]!r} does not exist here; this server has {self.name!r}."
+            message = f"The model {name[:200]!r} does not exist; this server has {self.name!r}."
             raise ApiError(404, message, "model", "model_not_found")
 
-    def room(self, prompts: Sequence[Sequence[int]], field: str) -> int:
-        """Tokens that the answer to the longest prompt may have. Raises: ApiError: none."""
+    def context_left(self, prompts: Sequence[Sequence[int]], field: str) -> int:
+        """The number of tokens left for the answer to the longest prompt. Raises: ApiError: none is left."""
         longest = max(map(len, prompts))
         if longest >= self.max_model_len:
-            message = f"The prompt has {longest} tokens, and the context holds {self.max_model_len} with the answer."
+            message = f"The prompt has {longest} tokens; the context for prompt and answer has {self.max_model_len}."
             raise ApiError(400, message, field, "context_length_exceeded")
         return self.max_model_len - longest
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        # In a thread: a long text takes a while, and answers go on meanwhile.
+        # In a thread, because long texts take a while.
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
 
     async def encode_chat(
@@ -97,25 +97,25 @@ class Call:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def enter(self, model: str | None, sequences: int) -> None:
-        """Before anything that takes time. Raises: ApiError: another model is meant, or there is no room."""
+        """Admit the request; call this before slow work. Raises: ApiError: wrong model name, or the queue is full."""
         self.service.check_model(model)
         self.service.gate.enter(self.record, sequences)
 
-    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> list[Checked]:
-        """What `answers` takes. field: that of the prompts. Raises: ApiError: the engine refuses them."""
-        room = self.service.room(prompts, field)
-        if params.max_tokens > room:
+    async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> list[CheckedPrompt]:
+        """Check prompts for `answers`. field: the request field of the prompts. Raises: ApiError: they are refused."""
+        context_left = self.service.context_left(prompts, field)
+        if params.max_tokens > context_left:
             message = (
-                f"max_tokens is {params.max_tokens}, and the context of {self.service.max_model_len} tokens leaves "
-                f"{room} beside the prompt. Shorten the prompt or lower max_tokens."
+                f"max_tokens is {params.max_tokens}, but the context of {self.service.max_model_len} tokens leaves "
+                f"{context_left} after the prompt. Shorten the prompt or lower max_tokens."
             )
             raise ApiError(400, message, "max_tokens", "context_length_exceeded")
         structure = params.structured_output
-        with blamed_on(field if structure is None else "tools" if structure.tool_calls else "response_format"):
+        with errors_for(field if structure is None else "tools" if structure.tool_calls else "response_format"):
             return await self.service.engine.check(prompts, params)
 
-    async def answers(self, prompts: Sequence[Checked]) -> AsyncGenerator[tuple[int, Output], None]:
-        """What each step brings, with the number of the choice: the answers to the first prompt come first."""
+    async def answers(self, prompts: Sequence[CheckedPrompt]) -> AsyncGenerator[tuple[int, Output], None]:
+        """Yield each output with the index of its choice; the choices are ordered by prompt, then by answer."""
         async with aclosing(self.service.engine.answers(prompts)) as outputs:
             async for place, output in outputs:
                 self.record.count(output)

@@ -1,20 +1,20 @@
-/** One answer of the model, as it comes in. */
+/** One answer of the model, while it is received. */
 
 import { ask, events, Problem } from "./server.js";
 
 export class Answer {
   text = "";
-  /** {id, name, arguments}, the last one a text of JSON. */
+  /** {id, name, arguments}; the arguments are JSON text. */
   calls = [];
   finishReason = null;
   usage = null;
-  /** Pieces that came, about one a token. */
+  /** Number of pieces received, about one per token. */
   pieces = 0;
   #asked = performance.now();
   #first = null;
   #last = null;
 
-  /** Takes in the whole answer to the body of a request. `grown` is called after each piece, with its text. */
+  /** Receives the answer to a request. Calls `grown` after each piece, with its text. */
   async receive(body, signal, grown) {
     const response = await ask("v1/chat/completions", { body, signal });
     for await (const chunk of events(response)) {
@@ -29,23 +29,23 @@ export class Answer {
     return this.text === "" && this.calls.length === 0;
   }
 
-  /** Whether all calls came as a whole, so that they can be answered. */
+  /** Whether all calls are complete, so that they can be answered. */
   get canCall() {
     return this.calls.length > 0 && this.finishReason !== null && this.calls.every((call) => parse(call.arguments) !== undefined);
   }
 
-  /** Seconds to the first token; null: none came. */
+  /** Seconds to the first token; null if there was none. */
   get firstToken() {
     return this.#first === null ? null : (this.#first - this.#asked) / 1000;
   }
 
-  /** Tokens a second, without the first; null: there are too few. */
+  /** Tokens per second, without the first token; null if there are too few. */
   get rate() {
     const tokens = (this.usage?.completion_tokens ?? this.pieces) - 1;
     return tokens > 0 && this.#last > this.#first ? (1000 * tokens) / (this.#last - this.#first) : null;
   }
 
-  /** As it stands in the next request. A call that did not come as a whole is left out. */
+  /** The message for the next request, without incomplete calls. */
   get message() {
     if (!this.canCall) return { role: "assistant", content: this.text };
     const calls = this.calls.map(({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } }));
@@ -69,7 +69,7 @@ export class Answer {
   }
 }
 
-/** The value of a JSON text, or undefined. */
+/** Parses JSON; returns undefined if it is invalid. */
 export function parse(text) {
   try {
     return JSON.parse(text);

@@ -1,4 +1,4 @@
-/** How messages are shown. What anybody wrote becomes text nodes, never markup. */
+/** Shows messages. Their text becomes text nodes, never markup. */
 
 import { parse } from "./answer.js";
 import { Frame, GrowingText } from "./text.js";
@@ -6,7 +6,7 @@ import { Frame, GrowingText } from "./text.js";
 const RATE_EVERY = 400;
 const number = new Intl.NumberFormat("en");
 
-/** An element with properties and children. */
+/** Creates an element with properties and children. */
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -19,14 +19,14 @@ function message(role, name) {
   return { article, body };
 }
 
-/** What the person wrote. */
+/** A message of the user. */
 export function userMessage(content) {
   const { article, body } = message("user", "You");
   new GrowingText(body).append(content);
   return article;
 }
 
-/** An answer: its text, its calls, and how fast it came. */
+/** An answer: its text, its calls and its speed. */
 export class AnswerView {
   element;
   #answer;
@@ -37,7 +37,7 @@ export class AnswerView {
   #shown = 0;
   #frame;
 
-  /** `drawn` is called when something new is to be seen. */
+  /** Calls `drawn` after changes of the page. */
   constructor(answer, name, drawn) {
     const { article, body } = message("assistant", name);
     this.element = article;
@@ -56,7 +56,7 @@ export class AnswerView {
     this.#frame.soon();
   }
 
-  /** note: why it ended, where that is not the usual way. */
+  /** note: why the answer ended, if that is unusual. */
   finish(note) {
     this.#frame.now();
     const answer = this.#answer;
@@ -67,7 +67,7 @@ export class AnswerView {
     this.element.ariaBusy = "false";
   }
 
-  /** Asks for the results of all calls; `send` is called with their texts, and says whether they were taken. */
+  /** Asks for the results of all calls. Calls `send` with their texts; it returns whether they were accepted. */
   askForResults(send) {
     const button = make("button", { type: "submit", className: "main" }, this.#calls.length > 1 ? "Send the results" : "Send the result");
     const form = make("form", { className: "results", autocomplete: "off" }, ...this.#calls.map((call) => call.element), button);
@@ -115,7 +115,7 @@ class CallView {
 
   finish({ arguments: text }) {
     const value = parse(text);
-    // Reading would round numbers of so many digits.
+    // Parsing would round numbers with this many digits.
     if (value !== undefined && !/\d{16}/.test(text)) this.#arguments.data = JSON.stringify(value, null, 2);
   }
 

@@ -1,4 +1,4 @@
-/** The conversation: what is sent, what comes back, what a person does. */
+/** The conversation: sends messages, shows answers, and handles the user's input. */
 
 import { Answer } from "./answer.js";
 import { AnswerView, userMessage } from "./messages.js";
@@ -11,11 +11,11 @@ const [log, input, dialog] = ["log", "input", "key-dialog"].map(field);
 const wide = matchMedia("(min-width: 64rem)");
 const status = new Status(refused);
 let messages = [];
-let running = null; // an AbortController, while an answer comes in
-let unanswered = null; // where the result of a call is to be written
+let running = null; // an AbortController, while an answer is received
+let unanswered = null; // the input for the result of a call
 let follows = true;
 
-/** Sends messages after those before them, and shows the answer. Says whether they became part of the conversation. */
+/** Sends messages after the earlier ones and shows the answer. Returns whether they became part of the conversation. */
 async function converse(added) {
   if (running) return false;
   say("");
@@ -95,7 +95,7 @@ async function sendInput() {
   const content = input.value;
   if (running || content.trim() === "") return;
   if (unanswered) {
-    say("First give the result of the call above; it may be empty.");
+    say("First enter the result of the call above; it may be empty.");
     unanswered.focus();
     return;
   }
@@ -135,7 +135,7 @@ function fail(problem) {
   else status.renew();
 }
 
-/** A request of the status was refused. */
+/** Handles a refused status request. */
 function refused(problem) {
   if (problem.status === 401) askForKey(hasKey());
 }
@@ -191,7 +191,7 @@ field("key-form").addEventListener("submit", (event) => {
   status.renew();
   input.focus();
 });
-new ResizeObserver(follow).observe(log); // a phone's keyboard comes and goes
+new ResizeObserver(follow).observe(log); // a phone's keyboard changes the size
 wide.addEventListener("change", () => showSettings(false));
 field("key-change").hidden = !hasKey();
 watchTools();

@@ -1,11 +1,11 @@
-/** Requests to the server that the page came from, the key they show, and what goes wrong, in words. */
+/** Requests to the page's server, with the API key and with errors in words. */
 
 const STORED = "faquant-api-key";
 let key = "";
 try {
   key = sessionStorage.getItem(STORED) ?? "";
 } catch {
-  // The browser keeps nothing for this page; the key then lives as long as the page.
+  // The browser has no storage for this page, so the key is lost when the page is closed.
 }
 
 export const hasKey = () => key !== "";
@@ -19,7 +19,7 @@ export function setKey(value) {
   }
 }
 
-/** What a person is told. status: of HTTP; 0: no answer came, or not all of it. */
+/** An error for the user. status: the HTTP status; 0 if there was no response or an incomplete one. */
 export class Problem extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -27,7 +27,7 @@ export class Problem extends Error {
   }
 }
 
-/** The response to a GET, or with a body to a POST. Throws a Problem, or an AbortError where the signal says so. */
+/** Sends a GET, or a POST if there is a body. Throws a Problem, or an AbortError if the signal aborts. */
 export async function ask(path, { body, signal } = {}) {
   const headers = {};
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -48,7 +48,7 @@ export async function ask(path, { body, signal } = {}) {
   return response;
 }
 
-/** The data of a response's server-sent events, until [DONE]. Throws a Problem where the connection ends before. */
+/** The data of a response's server-sent events, until [DONE]. Throws a Problem if the connection ends earlier. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   const lost = "The connection was lost before the answer was complete.";

@@ -1,4 +1,4 @@
-/** What the settings say, as fields of a request. */
+/** The settings as fields of a request. */
 
 import { parse } from "./answer.js";
 
@@ -6,7 +6,7 @@ const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 const CHOICES = ["auto", "none", "required"];
 const field = (id) => document.getElementById(id);
 
-/** A field that cannot be sent as it is. */
+/** An invalid field. */
 export class FieldProblem extends Error {
   constructor(input, message) {
     super(`${input.labels[0].textContent}: ${message}`);
@@ -14,7 +14,7 @@ export class FieldProblem extends Error {
   }
 }
 
-/** Fields of a request; what is empty is left out. Throws a FieldProblem. */
+/** The fields of a request, without empty ones. Throws a FieldProblem. */
 export function parameters() {
   const wanted = {};
   for (const id of NUMBERS) {
@@ -26,13 +26,13 @@ export function parameters() {
   return tools === null ? wanted : { ...wanted, tools, tool_choice: toolChoice() };
 }
 
-/** Messages that stand before the conversation. */
+/** The messages before the conversation. */
 export function preamble() {
   const content = field("system").value;
   return content.trim() === "" ? [] : [{ role: "system", content }];
 }
 
-/** Keeps the choices of a tool to those that there are. */
+/** Updates the tool choices to the tools that exist. */
 export function watchTools() {
   field("tools").addEventListener("input", offerTools);
   offerTools();

@@ -1,4 +1,4 @@
-/** What is served, and how full its cache is. */
+/** The served model, and how full its cache is. */
 
 import { ask } from "./server.js";
 
@@ -8,7 +8,7 @@ const UNREACHABLE = 3000;
 const number = new Intl.NumberFormat("en");
 const field = (id) => document.getElementById(id);
 
-/** Asks the server now and then while the page is seen. `refused` is called with the Problem of a request that failed. */
+/** Polls the server while the page is visible. Calls `refused` with the Problem of a failed request. */
 export class Status {
   model = null;
   #stale = true;
@@ -22,13 +22,13 @@ export class Status {
     document.addEventListener("visibilitychange", () => this.refresh());
   }
 
-  /** Whether an answer is being written: then more often. */
+  /** Whether an answer is being received; then it polls more often. */
   set busy(value) {
     this.#busy = value;
     this.refresh();
   }
 
-  /** Asks for the model, too: another one may be served by now. */
+  /** Also asks for the model, because it may have changed. */
   renew() {
     this.#stale = true;
     this.refresh();
@@ -64,7 +64,7 @@ export class Status {
   }
 }
 
-/** The samples of a text in Prometheus' format that have no labels. */
+/** The samples without labels of a text in Prometheus' format. */
 function readMetrics(text) {
   const samples = text.split("\n").map((line) => line.match(/^faquant_(\w+) (\S+)$/)).filter(Boolean);
   return Object.fromEntries(samples.map(([, name, value]) => [name, Number(value)]));

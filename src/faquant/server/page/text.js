@@ -1,10 +1,10 @@
-/** Text that grows, an element a line: what is written already is not laid out again. */
+/** Growing text with one element per line, so that existing lines need no new layout. */
 
 const FENCE = "```";
 
 export class GrowingText {
   #element;
-  #node = null; // of the line that is being written
+  #node = null; // the text node of the current line
   #inCode = false;
 
   constructor(element) {
@@ -29,13 +29,13 @@ export class GrowingText {
     if (this.#isFence) this.#inCode = !this.#inCode;
     const line = document.createElement("div");
     if (this.#inCode) line.className = "code";
-    line.append(document.createElement("br")); // else a copy would lose empty lines
+    line.append(document.createElement("br")); // otherwise, copied text would lose empty lines
     this.#node = document.createTextNode("");
     this.#element.append(line);
   }
 }
 
-/** Calls `work` before the next frame, or at `now()`; a tab in the background has no frames. */
+/** Calls `work` before the next frame or at `now()`, because tabs in the background have no frames. */
 export class Frame {
   #work;
   #handle = 0;

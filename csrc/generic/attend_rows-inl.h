@@ -1,0 +1,258 @@
+// The attention of a block of rows with an int8 cache, for one instruction set. Float operations are in reference.py's
+// order, one rounding each.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/multiply_rows-inl.h"
+#include "generic/quantize_rows-inl.h"
+#include "generic/softmax-inl.h"
+
+// half_to_float for kTile numbers; defined per unit, because a select in this loop would take a tenth of the decode
+// time.
+void halves_to_floats(const uint16_t* halves, float* floats);
+
+// The data that the rows of a block share for one tile.
+struct Tile {
+    const uint8_t* k;
+    const int8_t* v;
+    float k_scale[kTile];
+    float v_scale[kTile];
+};
+
+// Rounds to float16's precision, for values up to 65504; values below 2^-14 become the integer 0 anyway.
+float through_half(float x) {
+    const uint32_t bits = bits_of(x);
+    return float_of((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fffu);
+}
+
+// Scores of one row, from the products with K + 128.
+void score(const Tile& tile, const int32_t* sums, int32_t excess, float scale, float bias, Strip& strip, int64_t r) {
+    float* __restrict p = strip.p[r];
+    for (int64_t j = 0; j < kTile; ++j) {
+        p[j] = static_cast<float>(sums[j] - excess) * scale * tile.k_scale[j] + bias;
+    }
+    mask_scores(strip, r);
+}
+
+// P of one row before rounding, from its scores.
+template <bool token_v>
+void probabilities(const Scheme& s, const Tile& tile, Strip& strip, int64_t r) {
+    float* __restrict p = strip.p[r];
+    exponentials<kTile>(p, strip.top[r]);
+    if (!s.quantized_sum) {
+        strip.sum[r] = sum_by_halves<kTile>(p);
+    }
+    if constexpr (token_v) {
+        for (int64_t j = 0; j < kTile; ++j) {
+            p[j] *= tile.v_scale[j];
+        }
+        strip.peak[r] = max_by_halves<kTile>(p);
+    }
+}
+
+// Integer P of one row: a row of bytes, or for 16-bit P one of high and one of low bytes.
+template <bool wide, bool token_v>
+void round_p(const Scheme& s, Strip& strip, int64_t r, uint8_t* p_bytes) {
+    const float* p = strip.p[r];
+    const float factor = strip.factor[r];
+    uint32_t p_int[kTile];
+    if (s.p_float16) {
+        // MindIE's kernel rounds through float16.
+        for (int64_t j = 0; j < kTile; ++j) {
+            p_int[j] = bits_of(through_half(p[j] * factor) + kRounder) & 0x7fffu;
+        }
+    } else {
+        for (int64_t j = 0; j < kTile; ++j) {
+            p_int[j] = bits_of(p[j] * factor + kRounder) & 0x7fffu;
+        }
+    }
+    if constexpr (!token_v) {
+        uint32_t total = 0;
+        for (int64_t j = 0; j < kTile; ++j) {
+            total += p_int[j];
+        }
+        strip.p_sum[r] = static_cast<float>(total);
+        if (s.quantized_sum) {
+            strip.sum[r] = strip.p_sum[r] / static_cast<float>(s.p_levels);
+        }
+    }
+    if constexpr (wide) {
+        for (int64_t j = 0; j < kTile; ++j) {
+            p_bytes[j] = static_cast<uint8_t>(p_int[j] >> 8);
+        }
+        p_bytes += kTile;
+    }
+    for (int64_t j = 0; j < kTile; ++j) {
+        p_bytes[j] = static_cast<uint8_t>(p_int[j]);
+    }
+}
+
+// out = out · old + (∑ P·V in V's units) · added, for one row.
+template <bool wide, bool token_v>
+void add_tile(const Scheme& s, int64_t kv_head, const Strip& strip, int64_t r, const int32_t* sums, float old,
+              float added, float* __restrict out, int64_t padded) {
+    const auto products = [&](int64_t c) {
+        return static_cast<float>(wide ? sums[c] * 256 + sums[padded + c] : sums[c]);
+    };
+    if constexpr (token_v) {
+        const float step = strip.step[r];
+        for (int64_t c = 0; c < padded; ++c) {
+            out[c] = out[c] * old + products(c) * step * added;
+        }
+        return;
+    }
+    const float* v_scale = s.v_scale + kv_head * s.dim;
+    const float unit = static_cast<float>(1.0 / s.p_levels);
+    if (s.v_offset != nullptr) {
+        const float* v_offset = s.v_offset + kv_head * s.dim;
+        const float p_sum = strip.p_sum[r];
+        for (int64_t c = 0; c < s.dim; ++c) {
+            out[c] = out[c] * old + (products(c) - p_sum * v_offset[c]) * unit * v_scale[c] * added;
+        }
+    } else {
+        for (int64_t c = 0; c < s.dim; ++c) {
+            out[c] = out[c] * old + products(c) * unit * v_scale[c] * added;
+        }
+    }
+}
+
+void read_scales(const uint16_t* halves, int64_t at, int64_t low, int64_t high, float* scales) {
+    if (halves == nullptr) {
+        for (int64_t j = 0; j < kTile; ++j) {
+            scales[j] = 1.0f;
+        }
+        return;
+    }
+    halves_to_floats(halves + at, scales);
+    // Invisible values may be NaN.
+    for (int64_t j = 0; j < low; ++j) {
+        scales[j] = 0.0f;
+    }
+    for (int64_t j = high; j < kTile; ++j) {
+        scales[j] = 0.0f;
+    }
+}
+
+template <bool wide, bool token_v>
+int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
+                     int64_t end, const Scratch& scratch, const Partial& total) {
+    const Scheme& s = *a.scheme;
+    const Cache& cache = *a.cache;
+    constexpr int64_t kPlanes = wide ? 2 : 1;
+    const int64_t group = s.heads / s.kv_heads;
+    const int64_t rows = (last - first) * group;
+    const int64_t padded = padded_dim(s.dim);
+    const int64_t seen_to = span.start + last;
+    const int64_t oldest = larger(0, span.start + first - a.window + 1);
+    const int64_t stop = smaller(end, seen_to);
+    // Whether the sequence has centers of more than one map, as in reference.attend.
+    const bool shifted = smaller(s.maps, (span.start + span.tokens + s.map_block - 1) / s.map_block) > 1;
+    const int64_t last_map = map_of(s, seen_to - 1);
+
+    const auto page_row = [&](int64_t key) {
+        return (span.block_table[key / cache.page_size] * s.kv_heads + kv_head) * cache.page_size +
+               key % cache.page_size;
+    };
+
+    int64_t map = -1, saturated = 0;
+    Tile tile;
+    Strip strip;
+    for (int64_t r = 0; r < kStrip; ++r) {
+        strip.peak[r] = strip.factor[r] = 1.0f;
+    }
+    const float levels = static_cast<float>(s.p_levels);
+    clear(total, rows, padded);
+    for (int64_t split = larger(begin, oldest / a.split * a.split); split < stop; split += a.split) {
+        clear(scratch.split, rows, padded);
+        const int64_t split_end = smaller(split + a.split, stop);
+        for (int64_t key = larger(split, oldest / kTile * kTile); key < split_end; key += kTile) {
+            if (map != map_of(s, key)) {
+                map = map_of(s, key);
+                for (int64_t r = 0; r < rows; ++r) {
+                    const int64_t head = kv_head * group + r % group;
+                    const int64_t token = span.first + first + r / group;
+                    const Query query = map_query(s, map, head, a.q + (token * s.heads + head) * s.dim, shifted,
+                                                  scratch.q + r * padded);
+                    scratch.scale[r] = query.scale;
+                    scratch.bias[r] = query.bias;
+                    scratch.excess[r] = query.excess;
+                    // Each query is counted once, whatever maps and threads use it.
+                    saturated += map == last_map && end >= seen_to ? query.saturated : 0;
+                }
+            }
+            const int64_t at = page_row(key);
+            tile.k = cache.k + at * padded;
+            tile.v = cache.v + at * padded;
+            const int64_t low = larger(0, oldest - key), high = smaller(kTile, seen_to - key);
+            read_scales(cache.k_scale, at, low, high, tile.k_scale);
+            if constexpr (token_v) {
+                read_scales(cache.v_scale, at, low, high, tile.v_scale);
+            }
+            const int64_t lines = kTile * padded / kCacheLine;
+            Prefetch this_v = {reinterpret_cast<const char*>(tile.v), lines}, next_k = {};
+            if (key + kTile < stop) {
+                next_k = {reinterpret_cast<const char*>(cache.k + page_row(key + kTile) * padded), lines};
+            }
+            for (int64_t r = 0; r < rows; r += kStrip) {
+                const int64_t count = smaller(kStrip, rows - r);
+                if (!find_visible(a, span, first, r, count, key, strip)) {
+                    continue;
+                }
+                multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), count, tile.k, padded / 4,
+                               kTile, scratch.products, this_v);
+                const int64_t meanwhile = next_k.lines / (2 * count);
+                // The scores of all rows, then P of all rows: the maximum of a row has a long latency, which others
+                // hide.
+                for (int64_t i = 0; i < count; ++i) {
+                    if (strip.sees(i)) {
+                        score(tile, scratch.products + i * kTile, scratch.excess[r + i], scratch.scale[r + i],
+                              scratch.bias[r + i], strip, i);
+                    }
+                }
+                for (int64_t i = 0; i < count; ++i) {
+                    next_k.fetch(meanwhile);
+                    if (strip.sees(i)) {
+                        probabilities<token_v>(s, tile, strip, i);
+                    }
+                }
+                for (int64_t i = 0; i < kStrip; ++i) {
+                    const float peak = greater(strip.peak[i], kSmallestScale);
+                    strip.factor[i] = token_v ? levels / peak : levels;
+                    strip.step[i] = peak / levels;
+                }
+                for (int64_t i = 0; i < count; ++i) {
+                    if (strip.sees(i)) {
+                        round_p<wide, token_v>(s, strip, i, scratch.p + i * kPlanes * kTile);
+                    }
+                }
+                multiply<false>(scratch.p, count * kPlanes, reinterpret_cast<const uint8_t*>(tile.v), kTile / 4, padded,
+                                scratch.products, next_k);
+                const Weights w(strip.top, strip.sum, scratch.split.max + r, scratch.split.sum + r, count);
+                for (int64_t i = 0; i < count; ++i) {
+                    if (strip.sees(i)) {
+                        add_tile<wide, token_v>(s, kv_head, strip, i, scratch.products + i * kPlanes * padded, w.old[i],
+                                                w.added[i], scratch.split.out + (r + i) * padded, padded);
+                    }
+                }
+                this_v.lines = next_k.lines = 0;
+            }
+        }
+        merge(scratch.split, total, rows, padded);
+    }
+    return saturated;
+}
+
+int64_t attend_int8(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
+                    int64_t end, const Scratch& scratch, const Partial& total) {
+    const bool token_v = a.scheme->v_scale == nullptr;
+    if (a.scheme->p_levels > 255) {
+        return (token_v ? attend_block<true, true> : attend_block<true, false>)(a, span, kv_head, first, last, begin,
+                                                                                end, scratch, total);
+    }
+    return (token_v ? attend_block<false, true> : attend_block<false, false>)(a, span, kv_head, first, last, begin, end,
+                                                                              scratch, total);
+}

@@ -1,0 +1,141 @@
+// int8 linears, for one instruction set.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/elementwise_rows-inl.h"
+#include "generic/hadamard-inl.h"
+#include "generic/multiply_rows-inl.h"
+#include "generic/quantize_rows-inl.h"
+
+void quantize_inputs(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
+    const int64_t k = linear.inputs, padded = padded_inputs(k);
+    for (int64_t r = 0; r < rows.count; ++r) {
+        auto* out = reinterpret_cast<int8_t*>(rows.bytes + r * padded);
+        const float* row = x + r * k;
+        if (linear.input_scale != nullptr) {
+            const float scale = *linear.input_scale, offset = *linear.input_offset;
+            for (int64_t i = 0; i < k; ++i) {
+                const float step = greater(lesser(row[i] / scale, 4e6f), -4e6f);
+                // Rounded before the offset is added, as in MindIE.
+                const float rounded = (step + kRounder) - kRounder;
+                out[i] = byte_of(greater(lesser(rounded + offset, 127.0f), -128.0f) + kRounder);
+            }
+        } else {
+            for (int64_t i = 0; i < k; ++i) {
+                scratch[i] = row[i];
+            }
+            if (linear.hadamard_block != 0) {
+                hadamard(scratch, k, linear.hadamard_block);
+            }
+            rows.scales[r] = step_of(absolute_peak(scratch, k));
+            round_row(scratch, rows.scales[r], k, out);
+        }
+        for (int64_t i = 0; i < k; ++i) {
+            out[i] = static_cast<int8_t>(out[i] ^ -128);
+        }
+        for (int64_t i = k; i < padded; ++i) {
+            out[i] = 0;
+        }
+    }
+}
+
+// One panel of a packed weight.
+struct Panel {
+    const Linear& linear;
+    int64_t first, count;  // outputs
+    int64_t depth, width;  // of the packed matrix
+    const uint8_t* weight;
+
+    Panel(const Linear& l, int64_t number)
+        : linear(l),
+          first(number * kPanel),
+          count(smaller(kPanel, l.outputs - first)),
+          depth(padded_inputs(l.inputs)),
+          width(smaller(kPanel, padded_outputs(l.outputs) - first)),
+          weight(reinterpret_cast<const uint8_t*>(l.weight) + first * depth) {}
+
+    // The next panel follows in memory, if there is one.
+    Prefetch next() const {
+        const int64_t columns = smaller(kPanel, padded_outputs(linear.outputs) - first - width);
+        return {reinterpret_cast<const char*>(weight + width * depth), columns * depth / kCacheLine};
+    }
+
+    // The products of up to kStrip rows with the panel, [rows, width].
+    void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, Prefetch next) const {
+        multiply<false>(rows.bytes + row * depth, smaller(kStrip, rows.count - row), weight, depth / 4, width, products,
+                        next);
+    }
+
+    // The outputs of one row from its products.
+    void scale(const int32_t* sums, const Rounded& rows, int64_t row, float* y) const {
+        const int32_t* excess = linear.excess + first;
+        const float* unit = linear.scale + first;
+        if (linear.input_scale != nullptr) {
+            const int32_t* bias = linear.quant_bias + first;
+            for (int64_t c = 0; c < count; ++c) {
+                // Unsigned, because files may have any quant_bias.
+                const uint32_t sum = static_cast<uint32_t>(sums[c] - excess[c]) + static_cast<uint32_t>(bias[c]);
+                y[c] = static_cast<float>(static_cast<int32_t>(sum)) * unit[c];
+            }
+            return;
+        }
+        const float step = rows.scales[row];
+        for (int64_t c = 0; c < count; ++c) {
+            y[c] = static_cast<float>(sums[c] - excess[c]) * unit[c] * step;
+        }
+        if (linear.bias != nullptr) {
+            for (int64_t c = 0; c < count; ++c) {
+                y[c] += linear.bias[first + c];
+            }
+        }
+    }
+};
+
+void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
+    alignas(64) int32_t products[kStrip * kPanel];
+    float sums[kPanel];
+    for (int64_t number = first; number < last; ++number) {
+        const Panel panel(linear, number);
+        Prefetch next = panel.next();
+        for (int64_t r = 0; r < rows.count; r += kStrip) {
+            panel.multiply_rows(rows, r, products, next);
+            next.lines = 0;
+            for (int64_t i = 0; i < smaller(kStrip, rows.count - r); ++i) {
+                float* __restrict y = out + (r + i) * linear.outputs + panel.first;
+                panel.scale(products + i * panel.width, rows, r + i, add ? sums : y);
+                if (add) {
+                    for (int64_t c = 0; c < panel.count; ++c) {
+                        y[c] += sums[c];
+                    }
+                }
+            }
+        }
+    }
+}
+
+void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows, int64_t first,
+                  int64_t last, float* out) {
+    alignas(64) int32_t products[kStrip * kPanel];
+    float gates[kStrip][kPanel], ups[kPanel];
+    for (int64_t number = first; number < last; ++number) {
+        const Panel gate_panel(gate, number), up_panel(up, number);
+        Prefetch next_gate = gate_panel.next(), next_up = up_panel.next();
+        for (int64_t r = 0; r < gate_rows.count; r += kStrip) {
+            const int64_t count = smaller(kStrip, gate_rows.count - r);
+            gate_panel.multiply_rows(gate_rows, r, products, next_gate);
+            for (int64_t i = 0; i < count; ++i) {
+                gate_panel.scale(products + i * gate_panel.width, gate_rows, r + i, gates[i]);
+            }
+            up_panel.multiply_rows(up_rows, r, products, next_up);
+            next_gate.lines = next_up.lines = 0;
+            for (int64_t i = 0; i < count; ++i) {
+                up_panel.scale(products + i * up_panel.width, up_rows, r + i, ups);
+                silu_times(gates[i], ups, up_panel.count, out + (r + i) * up.outputs + up_panel.first);
+            }
+        }
+    }
+}

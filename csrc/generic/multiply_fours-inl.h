@@ -1,0 +1,79 @@
+// multiply_panel in blocks of four rows. Units without registers for more rows define kColumns, kMostBlocks and
+// kMostFloatBlocks before including this file, and afterwards both kinds of multiply_block:
+//   kColumns          packed columns that multiply_block processes at a time, a divisor of kPadding
+//   kMostBlocks       the best number of such blocks per call
+//   kMostFloatBlocks  the same for floats
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/multiply_rows-inl.h"
+
+// The part of a Prefetch for one product, with `lines` lines per step of its loop.
+struct PrefetchSteps {
+    const char* next;
+    int64_t lines;
+
+    void fetch() {
+        for (int64_t i = 0; i < lines; ++i) {
+            __builtin_prefetch(next);
+            next += kCacheLine;
+        }
+    }
+};
+
+// As multiply_panel, for `rows` (1 to 4) rows of bytes and blocks · kColumns columns of b [depth, b_stride / 4, 4].
+// Calls next.fetch() for each i.
+template <bool packed_unsigned, int rows, int blocks>
+void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
+                    int64_t c_stride, PrefetchSteps next);
+
+// The same for floats and bfloat16, b [depth, b_stride / 4, 2].
+template <bool packed_unsigned, int rows, int blocks>
+void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, float* c,
+                    int64_t c_stride, PrefetchSteps next);
+
+template <bool packed_unsigned, int rows, typename A, typename C>
+void multiply_four(const A* a, const uint8_t* b, int64_t depth, int64_t width, C* c, int64_t c_stride,
+                   PrefetchSteps next) {
+    constexpr int blocks = sizeof(A) == 1 ? kMostBlocks : kMostFloatBlocks;
+    const int64_t a_stride = kInWord<A> * depth;
+    int64_t j = 0;
+    for (; j + blocks * kColumns <= width; j += blocks * kColumns) {
+        multiply_block<packed_unsigned, rows, blocks>(a, a_stride, b + 4 * j, 4 * width, depth, c + j, c_stride, next);
+        next.lines = 0;  // once is enough
+    }
+    for (; j < width; j += kColumns) {
+        multiply_block<packed_unsigned, rows, 1>(a, a_stride, b + 4 * j, 4 * width, depth, c + j, c_stride, next);
+        next.lines = 0;
+    }
+}
+
+template <bool packed_unsigned, typename A, typename C>
+void multiply_panel(const A* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c, int64_t c_stride,
+                    Prefetch next) {
+    const int64_t steps = (rows + 3) / 4 * depth, lines = (next.lines + steps - 1) / steps;
+    for (int64_t r = 0; r < rows; r += 4) {
+        const int64_t some = smaller(lines, next.lines / depth);
+        const PrefetchSteps part = {next.take(some * depth).next, some};
+        const A* four = a + r * kInWord<A> * depth;
+        C* out = c + r * c_stride;
+        switch (smaller(rows - r, 4)) {
+            case 4:
+                multiply_four<packed_unsigned, 4>(four, b, depth, width, out, c_stride, part);
+                break;
+            case 3:
+                multiply_four<packed_unsigned, 3>(four, b, depth, width, out, c_stride, part);
+                break;
+            case 2:
+                multiply_four<packed_unsigned, 2>(four, b, depth, width, out, c_stride, part);
+                break;
+            default:
+                multiply_four<packed_unsigned, 1>(four, b, depth, width, out, c_stride, part);
+        }
+    }
+    next.fetch(next.lines);
+}

@@ -1,0 +1,151 @@
+// The softmax over tiles of keys, for one instruction set, shared by all kinds of cache. Float operations are in
+// reference.py's order, one rounding each.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/hadamard-inl.h"
+#include "generic/numbers-inl.h"
+#include "generic/reductions-inl.h"
+
+// 2^x for -127 <= x <= 0, as reference.exp2. Clamping is separate: in the same loop, GCC would compute both branches.
+float exp2_of(float x) {
+    const float shifted = x + kRounder;
+    const float f = x - (shifted - kRounder);
+    float p = f * 0.001326472731307149f;
+    p = (p + 0.009671512991189957f) * f;
+    p = (p + 0.05550733581185341f) * f;
+    p = (p + 0.24022242426872253f) * f;
+    p = (p + 0.6931470036506653f) * f;
+    p = p + 1.0f;
+    return p * float_of((bits_of(shifted) - bits_of(kRounder) + 127) << 23);
+}
+
+// 2^(x - top) for `count` values, in place; top is the greatest of them. If it is -infinity, all become 0.
+template <int64_t count>
+void exponentials(float* x, float top) {
+    const float finite = top == -kInfinity ? 0.0f : top;
+    for (int64_t i = 0; i < count; ++i) {
+        x[i] = greater(x[i] - finite, -127.0f);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        x[i] = exp2_of(x[i]);
+    }
+}
+
+void clear(const Partial& partial, int64_t rows, int64_t padded) {
+    for (int64_t r = 0; r < rows; ++r) {
+        partial.max[r] = -kInfinity;
+        partial.sum[r] = 0.0f;
+    }
+    for (int64_t i = 0; i < rows * padded; ++i) {
+        partial.out[i] = 0.0f;
+    }
+}
+
+// The rows of a strip for one tile: the keys [low, high) that each row sees, and its partial softmax.
+struct Strip {
+    int64_t low[kStrip], high[kStrip];
+    float top[kStrip], sum[kStrip];
+    float peak[kStrip];    // of P times V's scales, if they are per token
+    float factor[kStrip];  // multiplies P before rounding
+    float step[kStrip];    // the scale of P, if V's scales are per token
+    float p_sum[kStrip];   // the sum of the integers, if V's scales are static
+    float p[kStrip][kTile];
+
+    bool sees(int64_t r) const { return low[r] < high[r]; }
+};
+
+// Sets which keys of the tile at `key` a strip sees, whose rows start at r in the block; returns whether it sees any.
+bool find_visible(const Attention& a, const Span& span, int64_t first, int64_t r, int64_t count, int64_t key,
+                  Strip& strip) {
+    const int64_t group = a.scheme->heads / a.scheme->kv_heads;
+    bool any = false;
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t position = span.start + first + (r + i) / group;
+        strip.low[i] = smaller(kTile, larger(0, position - a.window + 1 - key));
+        strip.high[i] = smaller(kTile, larger(0, position + 1 - key));
+        // A tile in which a row sees no key leaves its bits unchanged.
+        strip.top[i] = -kInfinity;
+        strip.sum[i] = 0.0f;
+        any = any || strip.sees(i);
+    }
+    return any;
+}
+
+// Masks the scores of invisible keys, and returns the greatest of the others.
+void mask_scores(Strip& strip, int64_t r) {
+    float* p = strip.p[r];
+    for (int64_t j = 0; j < strip.low[r]; ++j) {
+        p[j] = -kInfinity;
+    }
+    for (int64_t j = strip.high[r]; j < kTile; ++j) {
+        p[j] = -kInfinity;
+    }
+    strip.top[r] = max_by_halves<kTile>(p);
+}
+
+// Merges further (max, sum) into running ones, kStrip at a time; computes the factors of the running and the new
+// outputs.
+struct Weights {
+    float old[kStrip], added[kStrip];
+
+    Weights(const float* more_max, const float* more_sum, float* max, float* sum, int64_t count) {
+        float finite[kStrip] = {};
+        for (int64_t r = 0; r < kStrip; ++r) {
+            old[r] = added[r] = 0.0f;
+        }
+        for (int64_t r = 0; r < count; ++r) {
+            const float greatest = greater(max[r], more_max[r]);
+            finite[r] = greatest == -kInfinity ? 0.0f : greatest;
+            old[r] = max[r];
+            added[r] = more_max[r];
+            max[r] = greatest;
+        }
+        for (int64_t r = 0; r < kStrip; ++r) {
+            old[r] = greater(old[r] - finite[r], -127.0f);
+            added[r] = greater(added[r] - finite[r], -127.0f);
+        }
+        for (int64_t r = 0; r < kStrip; ++r) {
+            old[r] = exp2_of(old[r]);
+            added[r] = exp2_of(added[r]);
+        }
+        for (int64_t r = 0; r < count; ++r) {
+            sum[r] = sum[r] * old[r] + more_sum[r] * added[r];
+        }
+    }
+};
+
+void merge(const Partial& part, const Partial& total, int64_t rows, int64_t padded) {
+    for (int64_t r = 0; r < rows; r += kStrip) {
+        const int64_t count = smaller(kStrip, rows - r);
+        const Weights w(part.max + r, part.sum + r, total.max + r, total.sum + r, count);
+        for (int64_t i = 0; i < count; ++i) {
+            float* __restrict out = total.out + (r + i) * padded;
+            const float* more = part.out + (r + i) * padded;
+            const float old = w.old[i], added = w.added[i];
+            for (int64_t c = 0; c < padded; ++c) {
+                out[c] = out[c] * old + more[c] * added;
+            }
+        }
+    }
+}
+
+void finish(const Partial* parts, int64_t count, int64_t rows, const Scheme& s, const Partial& total) {
+    const int64_t padded = padded_dim(s.dim);
+    for (int64_t i = 0; i < count; ++i) {
+        merge(parts[i], total, rows, padded);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        float* out = total.out + r * padded;
+        for (int64_t c = 0; c < s.dim; ++c) {
+            out[c] /= total.sum[r];
+        }
+        if (s.v_rotation_block != 0) {
+            hadamard(out, s.dim, s.v_rotation_block);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+// The same source in the other encoding.
+#define FAQUANT_EVEX
+#include "isa/avxvnni.cpp"

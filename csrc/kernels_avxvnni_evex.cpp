@@ -1,3 +1,0 @@
-// The same source again, in the other encoding.
-#define FAQUANT_EVEX
-#include "kernels_avxvnni.cpp"

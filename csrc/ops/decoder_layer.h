@@ -1,0 +1,43 @@
+#pragma once
+
+#include "isa/kernels.h"
+
+namespace faquant {
+
+// A transformer block with int8 linears, named as the checkpoint's modules.
+struct DecoderLayer {
+    Norm input_layernorm, q_norm, k_norm, post_attention_layernorm;
+    const Linear *q_proj, *k_proj, *v_proj, *o_proj, *gate_proj, *up_proj, *down_proj;
+};
+
+// The next tokens of some sequences, and the slots of their keys and values.
+struct Batch {
+    int64_t tokens;
+    const float* cos;  // [tokens, dim] of their positions
+    const float* sin;
+    const int64_t* slots;      // [tokens] in the cache
+    const int64_t* positions;  // [tokens] in their sequences
+    const Span* spans;
+    int64_t count;  // of spans
+    int64_t split;  // as Attention's
+};
+
+// A layer with its cache.
+struct CachedLayer {
+    DecoderLayer layer;
+    const Scheme* scheme;
+    const Cache* cache;
+    int64_t window;  // as Attention's
+};
+
+// Numbers of values beyond their static scales.
+struct Saturated {
+    int64_t q, k, v;
+};
+
+// Run the residual streams x [tokens, hidden] through the layers, in place, on up to `threads` threads; `saturated` has
+// one element per layer.
+void run_layers(const KernelTable& table, const CachedLayer* layers, int64_t count, const Batch& batch, float* x,
+                int64_t threads, Saturated* saturated);
+
+}  // namespace faquant

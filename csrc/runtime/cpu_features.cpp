@@ -1,0 +1,92 @@
+#include "runtime/cpu_features.h"
+
+#include <cstring>
+
+#ifdef FAQUANT_X86
+#include <cpuid.h>
+#endif
+
+namespace faquant {
+
+#ifdef FAQUANT_X86
+
+namespace {
+
+struct Registers {
+    uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t subleaf) {
+    Registers r;
+    if (__get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx) == 0) {
+        return {};
+    }
+    return r;
+}
+
+bool bit(uint32_t word, int index) {
+    return ((word >> index) & 1u) != 0;
+}
+
+// XCR0: which register states the operating system saves. Valid only where CPUID reports OSXSAVE.
+uint64_t saved_states() {
+    uint32_t low = 0, high = 0;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+}  // namespace
+
+uint32_t detect_cpu_features() {
+    constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
+    const Registers one = cpuid(1, 0);
+    if (!bit(one.ecx, 27)) {
+        return 0;
+    }
+    const uint64_t saved = saved_states();
+    const Registers seven = cpuid(7, 0);
+    const Registers seven_one = seven.eax >= 1 ? cpuid(7, 1) : Registers{};
+    uint32_t features = 0;
+    const auto add = [&](CpuFeature feature, uint64_t states, bool has) {
+        features |= has && (saved & states) == states ? feature : 0u;
+    };
+    add(kAvx2, kYmm, bit(seven.ebx, 5));
+    add(kFma, kYmm, bit(one.ecx, 12));
+    add(kF16c, kYmm, bit(one.ecx, 29));
+    add(kAvxVnni, kYmm, bit(seven_one.eax, 4));
+    add(kAvx512F, kZmm, bit(seven.ebx, 16));
+    add(kAvx512Bw, kZmm, bit(seven.ebx, 30));
+    add(kAvx512Vl, kZmm, bit(seven.ebx, 31));
+    add(kAvx512Vnni, kZmm, bit(seven.ecx, 11));
+    add(kAvx512Bf16, kZmm, bit(seven_one.eax, 5));
+    add(kAmxInt8, kTiles, bit(seven.edx, 24) && bit(seven.edx, 25));
+    return features;
+}
+
+std::string cpu_brand() {
+    if (static_cast<uint32_t>(__get_cpuid_max(0x80000000u, nullptr)) < 0x80000004u) {
+        return {};
+    }
+    char text[49] = {};
+    for (uint32_t part = 0; part < 3; ++part) {
+        const Registers r = cpuid(0x80000002u + part, 0);
+        std::memcpy(text + 16 * part, &r, 16);
+    }
+    const std::string brand(text);
+    const size_t first = brand.find_first_not_of(' ');
+    return first == std::string::npos ? std::string() : brand.substr(first, brand.find_last_not_of(' ') - first + 1);
+}
+
+#else
+
+uint32_t detect_cpu_features() {
+    return 0;
+}
+
+std::string cpu_brand() {
+    return {};
+}
+
+#endif
+
+}  // namespace faquant

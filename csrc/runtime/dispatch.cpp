@@ -1,0 +1,100 @@
+#include "runtime/dispatch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
+
+#include "runtime/cpu_features.h"
+#include "self_test/self_test.h"
+
+namespace faquant {
+namespace {
+
+// Of this build, best first.
+constexpr const KernelTable* kTables[] = {
+#ifdef FAQUANT_X86
+    &kAvx512VnniKernels,
+#ifdef FAQUANT_AVXVNNI
+    &kAvxVnniKernels,
+    // Only for tests: the same instructions in another encoding.
+    &kAvxVnniEvexKernels,
+#endif
+    &kAvx2Kernels,
+#endif
+    &kPortableKernels,
+};
+
+bool is_supported(const KernelTable& table) {
+    static const uint32_t cpu = detect_cpu_features();
+    return (table.features & ~cpu) == 0;
+}
+
+std::string names(const std::vector<const KernelTable*>& tables) {
+    std::string text;
+    for (const KernelTable* table : tables) {
+        text += (text.empty() ? "" : ", ") + std::string(table->name);
+    }
+    return text;
+}
+
+Selection select_kernels() {
+    const char* forced = std::getenv("FAQUANT_ISA");
+    if (forced != nullptr && *forced != '\0') {
+        const KernelTable* table = nullptr;
+        try {
+            table = &find_kernels(forced);
+        } catch (const UsageError& error) {
+            throw UsageError(std::string("The environment variable FAQUANT_ISA: ") + error.what());
+        }
+        if (const char* kernel = first_wrong_kernel(*table)) {
+            throw UsageError(std::string("The environment variable FAQUANT_ISA asks for ") + table->name +
+                             ", but its kernel " + kernel +
+                             " computes wrong results on this machine. Unset it, or use portable.");
+        }
+        return {table, ""};
+    }
+    std::string warning;
+    for (const KernelTable* table : available_kernels()) {
+        const char* kernel = first_wrong_kernel(*table);
+        if (kernel == nullptr) {
+            return {table, warning};
+        }
+        warning += (warning.empty() ? "" : " ") + std::string("The ") + table->name +
+                   " kernels are not used, because " + kernel + " computes wrong results on this machine.";
+    }
+    throw std::runtime_error(warning + " No kernels are left; this build of faquant is broken.");
+}
+
+}  // namespace
+
+const std::vector<const KernelTable*>& available_kernels() {
+    static const std::vector<const KernelTable*> tables = [] {
+        std::vector<const KernelTable*> list;
+        std::copy_if(std::begin(kTables), std::end(kTables), std::back_inserter(list),
+                     [](const KernelTable* table) { return is_supported(*table); });
+        return list;
+    }();
+    return tables;
+}
+
+const KernelTable& find_kernels(const std::string& name) {
+    for (const KernelTable* table : kTables) {
+        if (name != table->name) {
+            continue;
+        }
+        if (is_supported(*table)) {
+            return *table;
+        }
+        throw UsageError("this CPU lacks the instructions of '" + name +
+                         "'. Choose one of: " + names(available_kernels()) + ".");
+    }
+    throw UsageError("'" + name +
+                     "' is not an instruction set of this build. Choose one of: " + names(available_kernels()) + ".");
+}
+
+const Selection& selected_kernels() {
+    static const Selection selection = select_kernels();
+    return selection;
+}
+
+}  // namespace faquant

@@ -1,0 +1,166 @@
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <functional>
+#include <numeric>
+#include <vector>
+
+#include "ops/linear.h"
+#include "self_test/parts.h"
+
+namespace faquant {
+namespace {
+
+// The definition, as a plain loop.
+void exact_hadamard(double* x, int64_t size, int64_t block) {
+    std::vector<double> rotated(static_cast<size_t>(block));
+    for (int64_t start = 0; start < size; start += block) {
+        for (int64_t i = 0; i < block; ++i) {
+            double sum = 0;
+            for (int64_t j = 0; j < block; ++j) {
+                sum += __builtin_parityll(static_cast<unsigned long long>(i & j)) != 0 ? -x[start + j] : x[start + j];
+            }
+            rotated[static_cast<size_t>(i)] = sum / std::sqrt(static_cast<double>(block));
+        }
+        std::copy(rotated.begin(), rotated.end(), x + start);
+    }
+}
+
+// The outputs of `rows` rows of x.
+std::vector<double> exact_outputs(const RandomLinear& random, const std::vector<float>& x, int64_t rows) {
+    const Linear& l = random.linear;
+    std::vector<double> outputs;
+    for (int64_t row = 0; row < rows; ++row) {
+        std::vector<double> steps(x.begin() + row * l.inputs, x.begin() + (row + 1) * l.inputs);
+        double step = 1;
+        if (l.input_scale != nullptr) {
+            for (double& value : steps) {
+                value = std::min(std::max(std::nearbyint(value / *l.input_scale) + *l.input_offset, -128.0), 127.0);
+            }
+        } else {
+            if (l.hadamard_block != 0) {
+                exact_hadamard(steps.data(), l.inputs, l.hadamard_block);
+            }
+            double peak = 0;
+            for (const double value : steps) {
+                peak = std::max(peak, std::abs(value));
+            }
+            step = peak / 127;
+            for (double& value : steps) {
+                value = std::nearbyint(value / step);
+            }
+        }
+        for (int64_t n = 0; n < l.outputs; ++n) {
+            const double sum = std::inner_product(steps.begin(), steps.end(), random.weight.begin() + n * l.inputs,
+                                                  l.quant_bias == nullptr ? 0.0 : l.quant_bias[n]);
+            outputs.push_back(sum * l.scale[n] * step + (l.bias == nullptr ? 0.0f : l.bias[n]));
+        }
+    }
+    return outputs;
+}
+
+// Rows that a dynamic linear quantizes with scale 1, so that everything is exact; including extreme ones.
+std::vector<float> whole_inputs(Random& random, const Linear& linear, int64_t rows) {
+    const int64_t size = linear.inputs;
+    std::vector<double> x(static_cast<size_t>(rows * size));
+    std::generate(x.begin(), x.end(), [&] { return random.next() % 255 - 127; });
+    std::fill_n(x.begin(), size, 127);
+    std::fill_n(x.begin() + size, size, -127);
+    for (int64_t row = 0; row < rows; ++row) {
+        x[static_cast<size_t>(row * size)] = 127;
+        if (linear.hadamard_block != 0) {
+            exact_hadamard(x.data() + row * size, size, linear.hadamard_block);
+        }
+    }
+    return {x.begin(), x.end()};
+}
+
+constexpr int64_t kOutputs = 70;
+
+}  // namespace
+
+RandomLinear::RandomLinear(Random& random, int64_t inputs, int64_t outputs, float unit)
+    : weight(static_cast<size_t>(inputs * outputs)),
+      packed(static_cast<size_t>(padded_inputs(inputs) * padded_outputs(outputs))),
+      excess(static_cast<size_t>(outputs)),
+      bias(random.floats(outputs, unit)) {
+    std::generate(weight.begin(), weight.end(), [&] { return static_cast<int8_t>(random.next()); });
+    std::fill_n(weight.begin(), inputs, int8_t{-128});
+    pack_weight(weight.data(), outputs, inputs, packed.data(), excess.data(), 1);
+    for (int64_t n = 0; n < outputs; ++n) {
+        scale.push_back(unit / static_cast<float>(1 << n % 4));
+        quant_bias.push_back((random.next() - 128) * 10);
+    }
+    linear.inputs = inputs;
+    linear.outputs = outputs;
+    linear.weight = packed.data();
+    linear.excess = excess.data();
+    linear.scale = scale.data();
+    linear.bias = bias.data();
+}
+
+RandomLinear& RandomLinear::round_statically(float scale_of_inputs, float offset) {
+    input = {scale_of_inputs, offset};
+    linear.input_scale = &input[0];
+    linear.input_offset = &input[1];
+    linear.quant_bias = quant_bias.data();
+    linear.bias = nullptr;
+    return *this;
+}
+
+const char* wrong_kernel_in_linears(const KernelTable& table) {
+    struct Case {
+        int64_t rows, inputs, hadamard_block;
+        bool is_static, add;
+        float unit;
+    };
+    // Fewer and more rows and columns than a strip and a panel; Hadamard blocks smaller and larger than a vector.
+    const Case cases[] = {{3, 999, 0, false, false, 1.0f},
+                          {17, 128, 64, false, true, 0.125f},
+                          {6, 12, 4, false, true, 0.125f},
+                          {17, 75, 0, true, true, 0.125f}};
+    Random random;
+    for (const Case& c : cases) {
+        RandomLinear linear(random, c.inputs, kOutputs, c.unit);
+        linear.linear.hadamard_block = c.hadamard_block;
+        if (c.is_static) {
+            linear.round_statically(0.75f, 3.0f);
+        }
+        const std::vector<float> x = whole_inputs(random, linear.linear, c.rows);
+        const std::vector<float> before = random.floats(c.rows * kOutputs, 1.0f);
+        std::vector<double> exact = exact_outputs(linear, x, c.rows);
+        if (c.add) {
+            std::transform(exact.begin(), exact.end(), before.begin(), exact.begin(), std::plus<double>());
+        }
+        const auto run = [&](const KernelTable& kernels) {
+            std::vector<float> out = before;
+            const Product product = {&linear.linear, out.data(), c.add};
+            apply(kernels, {x.data(), c.rows, {}}, &product, 1, 1);
+            return out;
+        };
+        if (const char* kernel = wrong_kernel_in(table, "linear", run, exact, 0)) {
+            return kernel;
+        }
+    }
+    return nullptr;
+}
+
+const char* wrong_kernel_in_gated_linears(const KernelTable& table) {
+    constexpr int64_t kRows = 17, kInputs = 75;
+    Random random;
+    RandomLinear gate(random, kInputs, kOutputs, 0x1p-12f), up(random, kInputs, kOutputs, 0x1p-12f);
+    gate.round_statically(2.0f, -5.0f);
+    const std::vector<float> x = whole_inputs(random, up.linear, kRows);
+    std::vector<double> exact = exact_outputs(gate, x, kRows);
+    const std::vector<double> ups = exact_outputs(up, x, kRows);
+    std::transform(exact.begin(), exact.end(), ups.begin(), exact.begin(),
+                   [](double g, double u) { return exact_silu(g) * u; });
+    const auto run = [&](const KernelTable& kernels) {
+        std::vector<float> out(kRows * kOutputs);
+        apply_gated(kernels, {x.data(), kRows, {}}, gate.linear, up.linear, out.data(), 1);
+        return out;
+    };
+    return wrong_kernel_in(table, "gated_panels", run, exact, 1e-6);
+}
+
+}  // namespace faquant

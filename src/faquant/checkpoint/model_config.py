@@ -1,0 +1,376 @@
+"""ModelConfig: the validated content of config.json, as plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ..errors import CheckpointError, UnsupportedError, UsageError
+from .json_object import LARGEST_INTEGER, JsonObject, read_json, shown
+
+MODEL_TYPES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_LAYERS = 4096
+
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""The linears of a layer by their checkpoint names."""
+
+KvCacheDtype = Literal["auto", "bfloat16"]
+"""`auto`: as the checkpoint specifies, int8 or float32."""
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding as in config.json's `rope_parameters` (or `rope_theta` and `rope_scaling`).
+
+    `original_max_position` is in tokens. Fields that the type does not use keep their defaults.
+    """
+
+    rope_type: str
+    theta: float
+    factor: float = 1.0
+    original_max_position: int = 0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+
+class LinearSize(NamedTuple):
+    """Number of outputs and inputs of a linear, and whether it has a bias."""
+
+    n: int
+    k: int
+    has_bias: bool
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only model of the LLaMA family. Sizes are in elements, `max_position` is in tokens."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position: int
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    sliding_windows: tuple[int | None, ...]  # for each layer; None: full attention
+    dtype: str
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    quant_method: str | None = None
+    """The quantization method named in config.json's quantization_config; None if there is none."""
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    def linear_shape(self, name: str) -> tuple[int, int]:
+        """[n, k] of the linear with this checkpoint name."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "q_proj": (q, hidden),
+            "k_proj": (kv, hidden),
+            "v_proj": (kv, hidden),
+            "o_proj": (hidden, q),
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+            "lm_head": (self.vocab_size, hidden),
+        }[name.rpartition(".")[2]]
+
+    def has_bias(self, name: str) -> bool:
+        """Whether the linear with this checkpoint name has a bias."""
+        kind = name.rpartition(".")[2]
+        if kind in ("q_proj", "k_proj", "v_proj"):
+            return self.qkv_bias
+        return self.o_bias if kind == "o_proj" else self.mlp_bias and kind != "lm_head"
+
+    @cached_property
+    def linears(self) -> dict[str, LinearSize]:
+        """All linears by checkpoint name, the head last."""
+        names = (*self.layer_linears, "lm_head")
+        return {name: LinearSize(*self.linear_shape(name), self.has_bias(name)) for name in names}
+
+    @property
+    def layer_linears(self) -> list[str]:
+        """Checkpoint names of all linears of the layers, in order."""
+        return [f"model.layers.{layer}.{name}" for layer in range(self.num_layers) for name in LINEARS]
+
+
+def load_config(directory: Path) -> ModelConfig:
+    """Read and check `directory`/config.json.
+
+    Raises:
+        UsageError: `directory` is a GGUF file.
+        CheckpointError: the file is missing or contradicts itself.
+        UnsupportedError: the architecture, or a feature that it uses, is not supported.
+    """
+    try:
+        is_directory, is_file = directory.is_dir(), directory.is_file()
+    except (OSError, ValueError):
+        is_directory = is_file = False
+    if is_file and directory.suffix.lower() == ".gguf":
+        raise UsageError(
+            f"{directory} is a GGUF file; convert it to a Hugging Face directory first: "
+            f"faquant convert {directory} --to hf -o {directory.stem}"
+        )
+    if not is_directory:
+        raise CheckpointError(f"{str(directory)[:200]} is not a directory. Pass a Hugging Face model directory.")
+    path = directory / "config.json"
+    return parse_config(read_json(path), str(path))
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
+    """Parse the JSON object of config.json; `source` is its name in errors.
+
+    Missing keys get the defaults of transformers, except for sizes and the context length, which are required.
+
+    Raises: as load_config.
+    """
+    reader = JsonObject(raw, source)
+    model_type = _model_type(reader)
+    heads = reader.integer("num_attention_heads")
+    known = model_type == "llama" or "num_key_value_heads" in raw
+    kv_heads = reader.integer("num_key_value_heads", heads if known else None)
+    hidden = reader.integer("hidden_size")
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"{source}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})."
+        )
+    head_dim = _head_dim(reader, model_type, hidden, heads)
+    layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
+    max_position = reader.integer("max_position_embeddings")
+    rope = _rope(reader, max_position, head_dim)
+    bias = reader.flag("attention_bias", False) and model_type in ("llama", "qwen3")
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
+        max_position=_scaled_context(rope, max_position, source),
+        rope=rope,
+        tie_word_embeddings=reader.flag("tie_word_embeddings", False),
+        qkv_bias=bias or model_type == "qwen2",
+        o_bias=bias,
+        mlp_bias=reader.flag("mlp_bias", False) and model_type == "llama",
+        qk_norm=model_type == "qwen3",
+        sliding_windows=_sliding_windows(reader, model_type, layers),
+        dtype=_dtype(reader),
+        eos_token_ids=reader.token_ids("eos_token_id"),
+        bos_token_id=next(iter(reader.token_ids("bos_token_id")), None),
+        quant_method=_quant_method(raw),
+    )
+
+
+def _model_type(reader: JsonObject) -> str:
+    """The model type, after checking that it and the other features of the configuration are supported."""
+    raw, source = reader.raw, reader.source
+    if raw.get("auto_map"):
+        raise UnsupportedError(
+            f"{source} refers to custom code (auto_map), which faquant never runs. "
+            "Remove auto_map if the model is a plain Llama, Mistral, Qwen2 or Qwen3."
+        )
+    model_type = reader.text("model_type")
+    if model_type not in MODEL_TYPES:
+        raise UnsupportedError(
+            f"{source}: model_type {shown(model_type)} is not supported; these are: {', '.join(MODEL_TYPES)}."
+        )
+    architectures = raw.get("architectures")
+    if architectures is not None:
+        if not isinstance(architectures, list):
+            raise reader.wrong("architectures", architectures, "a list of class names")
+        if MODEL_TYPES[model_type] not in architectures:
+            raise UnsupportedError(
+                f"{source}: architectures {shown(architectures)} does not include {MODEL_TYPES[model_type]}, "
+                f"the causal language model of model_type {model_type!r}."
+            )
+    activation = reader.text("hidden_act", "silu")
+    if activation != "silu":
+        raise UnsupportedError(f"{source}: hidden_act {shown(activation)} is not supported; only silu is.")
+    _refuse_partial_rotary_factor(reader)
+    return model_type
+
+
+def _quant_method(raw: Mapping[str, Any]) -> str | None:
+    table = raw.get("quantization_config")
+    return shown(table["quant_method"]) if isinstance(table, Mapping) and "quant_method" in table else None
+
+
+def _head_dim(reader: JsonObject, model_type: str, hidden: int, heads: int) -> int:
+    if reader.raw.get("head_dim") is not None or model_type == "qwen3":
+        head_dim = reader.integer("head_dim")
+    elif hidden % heads == 0:
+        head_dim = hidden // heads
+    else:
+        raise CheckpointError(
+            f"{reader.source}: hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads}), "
+            "and there is no head_dim."
+        )
+    if head_dim % 2:
+        raise CheckpointError(
+            f"{reader.source}: head_dim ({head_dim}) must be even, since RoPE rotates pairs of channels."
+        )
+    return head_dim
+
+
+def _dtype(reader: JsonObject) -> str:
+    name = (reader.text("dtype", "") or reader.text("torch_dtype", "float32")).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UnsupportedError(
+            f"{reader.source}: dtype {shown(name)} is not supported; these are: {', '.join(DTYPES)}."
+        )
+    return name
+
+
+def _sliding_windows(reader: JsonObject, model_type: str, layers: int) -> tuple[int | None, ...]:
+    """The window of each layer. As in transformers, Llama has none, whatever the keys say."""
+    window: int | None = None
+    if model_type == "mistral" or (model_type != "llama" and reader.flag("use_sliding_window", False)):
+        named = reader.raw.get("sliding_window", 4096) is not None
+        window = reader.integer("sliding_window", 4096) if named else None
+    kinds = reader.raw.get("layer_types")
+    if kinds is not None:
+        return _windows_of_kinds(reader, model_type, layers, window, kinds)
+    if window is None or model_type == "mistral":
+        return (window,) * layers
+    first = reader.integer("max_window_layers", 28, low=0)
+    return tuple(window if layer >= first else None for layer in range(layers))
+
+
+def _windows_of_kinds(
+    reader: JsonObject, model_type: str, layers: int, window: int | None, kinds: Any
+) -> tuple[int | None, ...]:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
+        raise UnsupportedError(
+            f"{reader.source}: layer_types must list full_attention or sliding_attention for each of the "
+            f"{layers} layers."
+        )
+    windows = tuple(None if kind == "full_attention" else window for kind in kinds)
+    if window is None and "sliding_attention" in kinds:
+        raise CheckpointError(
+            f"{reader.source}: layer_types has sliding_attention, but no sliding window is set "
+            "(sliding_window, and for Qwen use_sliding_window)."
+        )
+    if model_type == "mistral" and windows != (window,) * layers:
+        raise UnsupportedError(
+            f"{reader.source}: layer_types differs from sliding_window; Mistral's layers all have the same window."
+        )
+    return windows
+
+
+def _scaled_context(rope: RopeConfig, max_position: int, source: str) -> int:
+    """Tokens of context after scaling. config.json has them for Llama 3.1; for the other kinds it has the original
+    context."""
+    scaled = max_position
+    if rope.rope_type in ("linear", "dynamic", "yarn"):
+        scaled = max(max_position, int(rope.original_max_position * rope.factor))
+    if scaled > LARGEST_INTEGER:
+        raise CheckpointError(f"{source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is too long.")
+    return scaled
+
+
+def _rope(reader: JsonObject, max_position: int, head_dim: int) -> RopeConfig:
+    """Read the RoPE table: `rope_parameters` of transformers 5, or `rope_scaling` of older versions."""
+    found = []
+    for key in ("rope_parameters", "rope_scaling"):
+        table = reader.raw.get(key)
+        if table is not None and not isinstance(table, Mapping):
+            raise reader.wrong(key, table, "an object")
+        if table:
+            found.append(_rope_of_table(reader, JsonObject(table, f"{reader.source}, {key}"), max_position))
+    if not found:
+        found.append(_rope_of_table(reader, JsonObject({}, reader.source), max_position))
+    if found[0] != found[-1]:
+        raise CheckpointError(f"{reader.source}: rope_parameters and rope_scaling differ. Remove the wrong one.")
+    if found[0].rope_type == "dynamic" and head_dim < 4:
+        raise CheckpointError(f"{reader.source}: RoPE type 'dynamic' needs a head_dim of at least 4, not {head_dim}.")
+    return found[0]
+
+
+def _refuse_partial_rotary_factor(reader: JsonObject) -> None:
+    if reader.number("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError(f"{reader.source}: partial_rotary_factor other than 1 is not supported.")
+
+
+def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int) -> RopeConfig:
+    if any(isinstance(value, Mapping) for value in table.raw.values()):
+        raise UnsupportedError(f"{table.source}: parameters that differ between kinds of layers are not supported.")
+    rope_type = table.text("rope_type", "") or table.text("type", "default")
+    if rope_type not in ROPE_TYPES:
+        raise UnsupportedError(
+            f"{table.source}: RoPE type {shown(rope_type)} is not supported; these are: {', '.join(ROPE_TYPES)}."
+        )
+    _refuse_partial_rotary_factor(table)
+    theta = table.number("rope_theta", 0.0) or reader.number("rope_theta", 10000.0)
+    if theta <= 1.0:
+        raise CheckpointError(f"{table.source}: rope_theta must be greater than 1, not {theta}.")
+    rope = RopeConfig(rope_type, theta, original_max_position=max_position)
+    if rope_type == "default":
+        return rope
+    if rope_type in ("yarn", "llama3"):
+        # In transformers, the key outside of the table takes precedence.
+        original = reader.integer("original_max_position_embeddings", 0)
+        original = original or table.integer("original_max_position_embeddings", max_position)
+        rope = replace(rope, original_max_position=original)
+    if rope_type == "yarn" and table.raw.get("factor", 1.0) is None:
+        factor = max_position / rope.original_max_position
+    else:
+        factor = table.number("factor")
+    if factor < 1.0:
+        raise CheckpointError(f"{table.source}: the RoPE factor must be at least 1, not {factor}.")
+    rope = replace(rope, factor=factor)
+    if rope_type == "yarn":
+        return replace(
+            rope,
+            attention_factor=table.optional_number("attention_factor"),
+            beta_fast=table.number("beta_fast", 0.0) or 32.0,
+            beta_slow=table.number("beta_slow", 0.0) or 1.0,
+            mscale=table.optional_number("mscale"),
+            mscale_all_dim=table.optional_number("mscale_all_dim"),
+            # transformers treats null as false.
+            truncate=table.flag("truncate", "truncate" not in table.raw),
+        )
+    if rope_type == "llama3":
+        low, high = table.number("low_freq_factor"), table.number("high_freq_factor")
+        if not 0 < low < high:
+            raise CheckpointError(f"{table.source}: low_freq_factor must be positive and below high_freq_factor.")
+        return replace(rope, low_freq_factor=low, high_freq_factor=high)
+    return rope

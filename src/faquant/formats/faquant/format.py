@@ -1,0 +1,42 @@
+"""faquant's checkpoints: msModelSlim's description, with `metadata.faquant` for what it cannot express."""
+
+from ...errors import CheckpointError
+from ...kernels.scheme import AttentionScheme
+from ..base import Opened, Source
+from ..msmodelslim.format import OpenedMsModelSlim
+from .attention import read_scheme
+from .metadata import METADATA_KEY, ROTATED_TYPE, Metadata, parse_metadata
+
+
+class FaquantFormat:
+    """The format of checkpoints with `metadata.faquant`."""
+
+    name = "faquant"
+
+    def detect(self, source: Source) -> bool:
+        return source.description is not None and METADATA_KEY in source.description.metadata
+
+    def open(self, source: Source) -> Opened:
+        return OpenedFaquant(source)
+
+
+class OpenedFaquant(OpenedMsModelSlim):
+    """A checkpoint written by faquant."""
+
+    metadata: Metadata
+
+    def _check_metadata(self) -> None:
+        self.metadata = parse_metadata(self.types.metadata, self.config, str(self.directory))
+
+    def _scheme(self, layer: int) -> AttentionScheme | None:
+        return read_scheme(self.checked, self.config, layer, self.metadata)
+
+    def _hadamard_block(self, name: str) -> int:
+        return self.metadata.input_block(name) if self.linear_type(name) == ROTATED_TYPE else 0
+
+    def _check_rotation(self, name: str) -> None:
+        kind, rotated = self.linear_type(name), self.metadata.input_block(name) > 0
+        if kind == ROTATED_TYPE and not rotated:
+            raise CheckpointError(f"{name}.weight has type {ROTATED_TYPE}, but the metadata has no rotation for it.")
+        if kind != ROTATED_TYPE and rotated:
+            raise CheckpointError(f"{name}.weight has type {kind}, but the metadata says that its input is rotated.")

@@ -1,0 +1,104 @@
+"""The content of `metadata.faquant` in the description of faquant's checkpoints."""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ...checkpoint.model_config import ModelConfig
+from ...errors import CheckpointError
+from ...kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
+from ...recipe import Recipe
+
+ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
+"""Type of a dynamic linear whose input is rotated at run time. Other loaders must not mistake it for W8A8_DYNAMIC."""
+
+
+METADATA_KEY = "faquant"
+"""The key of faquant's metadata in the description's metadata."""
+
+
+class Metadata(BaseModel):
+    """The part of the arithmetic that the tensors do not determine. Blocks are sizes of Hadamard blocks; 0: none.
+
+    Attributes:
+        qk_block: on q and k after RoPE (R3), at run time.
+        v_block: on each head of V (R2).
+        v_folded: whether R2 is folded into v_proj and o_proj; otherwise it is applied at run time.
+        hidden_block, down_block: on the inputs of q, k, v, gate, up and the head, and of down_proj (R4), at run time.
+        residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
+        max_position: tokens of context that calibration covered; longer sequences are refused.
+        model, calibration: sha256 of the source's tensors (TensorFiles.fingerprint) and of the calibration's token ids.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[1] = 1
+    recipe: Recipe
+    qk_block: int = Field(0, ge=0)
+    v_block: int = Field(0, ge=0)
+    v_folded: bool = False
+    hidden_block: int = Field(0, ge=0)
+    down_block: int = Field(0, ge=0)
+    residual_rotation: bool = False
+    max_position: int = Field(gt=0)
+    model: str
+    calibration: str
+
+    @model_validator(mode="after")
+    def _agrees_with_recipe(self) -> "Metadata":
+        attention, linear = self.recipe.attention, self.recipe.linear
+        for field, present, asked in (
+            ("qk_block", self.qk_block, attention is not None and attention.rotate),
+            ("v_block", self.v_block, attention is not None and attention.rotate_v),
+            ("hidden_block", self.hidden_block, linear is not None and linear.rotate == "inputs"),
+            ("down_block", self.down_block, linear is not None and linear.rotate == "inputs"),
+            ("residual_rotation", self.residual_rotation, linear is not None and linear.rotate == "folded"),
+        ):
+            if bool(present) != asked:
+                raise ValueError(f"{field} is {present!r}, which contradicts the recipe")
+        return self
+
+    @property
+    def input_blocks(self) -> dict[str, int]:
+        """Hadamard block on the input of a quantized linear at run time, by the last part of its name; 0: none."""
+        hidden = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head"), self.hidden_block)
+        return {**hidden, "o_proj": 0, "down_proj": self.down_block}
+
+    def input_block(self, name: str) -> int:
+        """The Hadamard block on the input of the linear `name`."""
+        return self.input_blocks[name.rpartition(".")[2]]
+
+
+def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Metadata:
+    """Parse faquant's part of a description's metadata.
+
+    Raises:
+        CheckpointError: it contradicts itself or the model's shapes; `source` is its name in the error.
+    """
+    try:
+        metadata = Metadata.model_validate_json(json.dumps(raw[METADATA_KEY]))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+        raise CheckpointError(f"{source}: metadata.faquant is invalid: {faults}.") from None
+    block = hadamard_block(config.head_dim)
+    folded = bool(metadata.v_block) and metadata.recipe.linear is not None
+    for field, allowed in (
+        ("qk_block", (0, block)),
+        ("v_block", (0, block)),
+        ("hidden_block", (0, hadamard_block(config.hidden_size, MAX_INPUT_BLOCK))),
+        ("down_block", (0, hadamard_block(config.intermediate_size, MAX_INPUT_BLOCK))),
+        ("v_folded", (folded,)),
+    ):
+        value = getattr(metadata, field)
+        if value not in allowed:
+            raise CheckpointError(
+                f"{source}: metadata.faquant.{field} is {value}, but must be {' or '.join(map(str, allowed))} for this "
+                "model and recipe. The description does not belong to this checkpoint."
+            )
+    if metadata.max_position > config.max_position:
+        raise CheckpointError(
+            f"{source}: metadata.faquant.max_position ({metadata.max_position}) exceeds the model's context of "
+            f"{config.max_position} tokens."
+        )
+    return metadata

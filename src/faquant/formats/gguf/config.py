@@ -1,0 +1,191 @@
+"""Converts the metadata of a GGUF file to the content of config.json."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...checkpoint.model_config import MODEL_TYPES
+from ...errors import CheckpointError, UnsupportedError
+from .reader import GgufFile
+from .tensors import ROPE_FREQS, float_chunks
+from .tokenizer import end_ids, token_id
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+# Keys of the architecture that are read, or that do not affect the computation.
+_KNOWN_KEYS = {
+    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "tensor_data_layout"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "attention.sliding_window", "attention.causal"),
+    *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor"),
+    *("rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.attn_factor"),
+    *("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+}
+
+
+class _Keys:
+    """Typed access to the metadata under the architecture's prefix."""
+
+    def __init__(self, gguf: GgufFile, arch: str) -> None:
+        self.source = gguf.source
+        self.arch = arch
+        self.raw: Mapping[str, Any] = gguf.metadata
+
+    def get(self, key: str) -> Any:
+        return self.raw.get(f"{self.arch}.{key}")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.get(key)
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            value = value[0]  # one value per layer, all equal
+        if value is None and default is not None:
+            return default
+        if isinstance(value, list):
+            raise UnsupportedError(f"{self.source}: {self.arch}.{key} differs between layers, which is not supported.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 31:
+            raise CheckpointError(f"{self.source}: {self.arch}.{key} must be a positive whole number, not {value!r}.")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = default if self.get(key) is None else self.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise CheckpointError(f"{self.source}: {self.arch}.{key} must be a positive number, not {value!r}.")
+        return float(value)
+
+
+def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
+    """The content of config.json, derived from the metadata and from which tensors are present.
+
+    Raises:
+        CheckpointError: a key is missing or wrong.
+        UnsupportedError: the architecture, or a feature in its metadata, is not supported.
+    """
+    arch = gguf.metadata.get("general.architecture")
+    if arch not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"{gguf.source}: architecture {arch!r} is not supported; these are: {', '.join(ARCHITECTURES)}."
+        )
+    keys = _Keys(gguf, arch)
+    for key, value in gguf.metadata.items():
+        name = key.removeprefix(f"{arch}.")
+        if name != key and name not in _KNOWN_KEYS and value not in (0, False, "none"):
+            raise UnsupportedError(f"{gguf.source} sets {key} to {value!r}, which is not supported.")
+    if keys.get("attention.causal") is False:
+        raise UnsupportedError(f"{gguf.source}: non-causal attention is not supported.")
+    hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
+    head_dim = keys.integer("attention.key_length", hidden // heads)
+    if keys.integer("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedError(f"{gguf.source}: keys and values of different lengths are not supported.")
+    if keys.integer("rope.dimension_count", head_dim) != head_dim or head_dim % 2:
+        raise UnsupportedError(f"{gguf.source}: RoPE must rotate all {head_dim} channels of a head, in pairs.")
+    context = keys.integer("context_length")
+    window = context if keys.get("attention.sliding_window") == 0 else keys.integer("attention.sliding_window", context)
+    # llama.cpp uses "llama" for Mistral too; only Mistral has a window.
+    model_type = "mistral" if window < context and arch == "llama" else arch
+    if window < context and model_type != "mistral":
+        raise UnsupportedError(f"{gguf.source}: GGUF does not specify which layers of {arch} use the sliding window.")
+    embedding = gguf.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise CheckpointError(f"{gguf.source} has no embedding token_embd.weight; is the file truncated?")
+    rope = _rope_parameters(gguf, keys, head_dim)
+    config: dict[str, Any] = {
+        "architectures": [MODEL_TYPES[model_type]],
+        "model_type": model_type,
+        "vocab_size": embedding.shape[0],
+        "hidden_size": hidden,
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "num_hidden_layers": keys.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": context,
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": rope,
+        "rope_theta": rope["rope_theta"],
+        "tie_word_embeddings": "output.weight" not in gguf.tensors,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+    if rope["rope_type"] != "default":
+        config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if model_type == "mistral":
+        config["sliding_window"] = window if window < context else None
+    elif model_type == "llama":
+        config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
+        config["mlp_bias"] = "blk.0.ffn_down.bias" in gguf.tensors
+    elif model_type == "qwen3":
+        config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
+    ends = end_ids(gguf.metadata, gguf.source)
+    ids = {
+        "bos_token_id": token_id(gguf.metadata, "bos", gguf.source),
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
+        "pad_token_id": token_id(gguf.metadata, "padding", gguf.source),
+    }
+    config |= {key: value for key, value in ids.items() if value is not None}
+    return config
+
+
+def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, Any]:
+    theta = keys.number("rope.freq_base", 10000.0)
+    kind = keys.get("rope.scaling.type") or ("none" if keys.get("rope.scale_linear") is None else "linear")
+    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    freqs = gguf.tensors.get(ROPE_FREQS)
+    if freqs is not None:
+        if kind != "none" and factor != 1.0:
+            raise UnsupportedError(f"{gguf.source} scales RoPE both by {kind} and by {ROPE_FREQS}.")
+        values = np.concatenate([chunk.numpy().ravel() for chunk in float_chunks(gguf, freqs)])
+        original = keys.integer("rope.scaling.original_context_length", 8192)
+        return rope | _llama3_parameters(gguf, values, theta, head_dim, original)
+    # ggml multiplies YaRN's own magnitude by this; Hugging Face's attention_factor replaces it.
+    magnitude = keys.number("rope.scaling.attn_factor", 1.0) * keys.number("rope.scaling.yarn_attn_factor", 1.0)
+    if magnitude != 1.0 and (kind != "yarn" or factor == 1.0):
+        raise UnsupportedError(f"{gguf.source}: the RoPE magnitude {magnitude} is supported only with yarn.")
+    if kind == "none" or factor == 1.0:
+        return rope
+    if kind == "linear":
+        return rope | {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise UnsupportedError(f"{gguf.source}: RoPE scaling {kind!r} is not supported; these are: linear, yarn.")
+    rope |= {"rope_type": "yarn", "factor": factor}
+    original = keys.get("rope.scaling.original_context_length")
+    if original is None:
+        raise CheckpointError(f"{gguf.source} scales RoPE by yarn without rope.scaling.original_context_length.")
+    rope["original_max_position_embeddings"] = keys.integer("rope.scaling.original_context_length")
+    for name in ("beta_fast", "beta_slow"):
+        if keys.get(f"rope.scaling.yarn_{name}") is not None:
+            rope[name] = keys.number(f"rope.scaling.yarn_{name}")
+    if magnitude != 1.0:
+        rope["attention_factor"] = magnitude * (0.1 * math.log(factor) + 1.0)
+    return rope
+
+
+def _llama3_parameters(
+    gguf: GgufFile, divisors: npt.NDArray[np.float32], theta: float, head_dim: int, original: int
+) -> dict[str, Any]:
+    """The parameters of Llama 3.1's RoPE, from the divisors of the frequencies, [head_dim / 2], in the file.
+
+    The largest divisor is the factor; with it, Llama 3.1's published settings must result in the others.
+    """
+    if divisors.shape == (head_dim // 2,) and np.all(divisors == 1.0):
+        return {}
+    factor, low, high = float(str(divisors.max())), 1.0, 4.0
+    rotations = original * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)  # over the original context
+    smooth = np.clip((rotations - low) / (high - low), 0.0, 1.0)
+    expected = 1.0 / ((1.0 - smooth) / factor + smooth)
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
+        raise UnsupportedError(
+            f"{gguf.source}: the RoPE factors in {ROPE_FREQS} are not Llama 3.1's, so config.json cannot express "
+            "them. Start from the model's Hugging Face directory instead."
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }

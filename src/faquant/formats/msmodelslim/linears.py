@@ -1,0 +1,102 @@
+"""The tensors of quantized linears by their msModelSlim names: checks, and conversion to plain tables."""
+
+import numpy as np
+
+from ...checkpoint.model_config import ModelConfig
+from ...errors import CheckpointError, UnsupportedError
+from ...kernels.arrays import Floats, Stored
+from ...kernels.isa import MAX_DOT_LENGTH
+from ...kernels.tables import DynamicTable, StaticTable
+from ..checked import Checked
+from ..faquant.metadata import ROTATED_TYPE
+from .description import Description
+
+
+def static_table(checked: Checked, config: ModelConfig, name: str) -> StaticTable:
+    """The table of a W8A8 linear."""
+    n, _ = config.linear_shape(name)
+    return StaticTable(
+        checked.get(f"{name}.weight", dtype="int8"),
+        checked.positive(f"{name}.input_scale", (1,)),
+        checked.floats(f"{name}.input_offset", (1,)),
+        checked.get(f"{name}.quant_bias", (n,), "int32"),
+        read_deq_scale(checked, name, n),
+    )
+
+
+def dynamic_table(checked: Checked, config: ModelConfig, name: str, hadamard_block: int = 0) -> DynamicTable:
+    """The table of a W8A8_DYNAMIC linear, whose input may be rotated in blocks."""
+    n, _ = config.linear_shape(name)
+    bias = checked.floats(f"{name}.bias", (n,)) if config.has_bias(name) else None
+    scale = checked.positive(f"{name}.weight_scale", (n, 1))[:, 0]
+    return DynamicTable(checked.get(f"{name}.weight", dtype="int8"), np.ascontiguousarray(scale), bias, hadamard_block)
+
+
+def check_attention_types(description: Description) -> None:
+    for name, kind in description.tensor_types.items():
+        if ".self_attn.fa_" in name and kind != "FAQuant":
+            raise CheckpointError(f"{name} has type {kind} in the description, but must have type FAQuant.")
+    if description.kv_cache_type is not None:
+        raise UnsupportedError(
+            f"kv_cache_type {description.kv_cache_type!r} is not supported: the cache would be float. Quantize "
+            "with FAQuant instead."
+        )
+
+
+def check_linear(checked: Checked, config: ModelConfig, description: Description, name: str) -> None:
+    """Check that the small tensors of a quantized linear exist, have the right shapes and valid values, and agree."""
+    kind = description.tensor_types[f"{name}.weight"]
+    if kind not in ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE):
+        raise CheckpointError(f"{name}.weight has type {kind} in the description, which is not a type of linears.")
+    n, k = config.linear_shape(name)
+    if k > MAX_DOT_LENGTH:
+        raise UnsupportedError(f"{name} has {k} inputs; int32 sums are safe from overflow for up to {MAX_DOT_LENGTH}.")
+    offset = f"{name}.weight_offset"
+    if offset in checked and checked.get(offset, (n, 1)).any():
+        raise CheckpointError(f"{offset} has values other than zero; weights must be quantized symmetrically.")
+    weight_scale = f"{name}.weight_scale"
+    if kind != "W8A8" or weight_scale in checked:
+        checked.positive(weight_scale, (n, 1))
+    if kind != "W8A8":
+        return
+    deq_scale = read_deq_scale(checked, name, n)
+    input_scale = checked.positive(f"{name}.input_scale", (1,))
+    input_offset = checked.floats(f"{name}.input_offset", (1,))
+    if (np.rint(input_offset) != input_offset).any() or (input_offset < -128).any() or (input_offset > 127).any():
+        raise CheckpointError(
+            f"{name}.input_offset is {input_offset.item()}, but must be a whole number from -128 to 127."
+        )
+    if weight_scale in checked:
+        expected = input_scale * checked.positive(weight_scale, (n, 1))[:, 0]
+        # They may differ by three roundings to bfloat16, and float16 may have become subnormal.
+        if (np.abs(deq_scale - expected) > 0.02 * expected + 2.0**-23).any():
+            raise CheckpointError(f"{name}.deq_scale is not input_scale · weight_scale. The file is damaged.")
+    bias = checked.get(f"{name}.quant_bias", (n,), "int32")
+    if (np.abs(bias.astype(np.int64)) > (1 << 31) - 1 - 128 * 127 * k).any():
+        raise CheckpointError(f"{name}.quant_bias holds values that could overflow an int32 sum.")
+
+
+def read_deq_scale(checked: Checked, name: str, n: int) -> Floats:
+    """float32 deq_scale [n] of the static linear `name`, which may be stored as int64.
+
+    Raises:
+        CheckpointError: it is missing, has another shape, or holds invalid scales.
+    """
+    deq_scale = unpack_deq_scale(checked.get(f"{name}.deq_scale", (n,)), f"{name}.deq_scale")
+    checked.check_positive(f"{name}.deq_scale", deq_scale)
+    return deq_scale
+
+
+def unpack_deq_scale(packed: Stored, name: str) -> Floats:
+    """float32 scales from float32, or from int64 that holds the float32 bits (widened from int32).
+
+    Raises:
+        CheckpointError: the dtype is another one, or values exceed 32 bits.
+    """
+    if packed.dtype == np.float32:
+        return packed
+    if packed.dtype != np.int64:
+        raise CheckpointError(f"{name} must be float32, or int64 that holds float32 bits, not {packed.dtype}.")
+    if ((packed < -(1 << 31)) | (packed >= 1 << 32)).any():
+        raise CheckpointError(f"{name} is int64, but its values are not float32 bits.")
+    return (packed & 0xFFFFFFFF).astype(np.uint32).view(np.float32)

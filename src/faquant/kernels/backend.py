@@ -1,0 +1,125 @@
+"""The backend protocol, which runs a model, and a registry of its implementations.
+
+A backend makes linears, norms, embeddings and cache pages from plain tables, and runs layers. It chooses the array
+library: NumPy on CPUs; torch for float models that must reproduce the rounding of other tools.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from .arrays import Array, Integers
+from .pages import Spans
+from .saturation import Saturation
+from .scheme import AttentionScheme
+from .tables import LinearTable
+
+
+class Linear(Protocol):
+    """y = x · Wᵀ + b: [tokens, k] → [tokens, n]."""
+
+    is_int8: bool
+
+    def __call__(self, x: Array) -> Array: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Total size of its arrays in bytes."""
+
+
+class Norm(Protocol):
+    """x / rms(x) · weight (+ bias) over the last dimension."""
+
+    def __call__(self, x: Array) -> Array: ...
+
+
+class Embedding(Protocol):
+    """Rows of [vocab, hidden]."""
+
+    def __getitem__(self, tokens: Integers) -> Array: ...
+
+
+class Pages(Protocol):
+    """The cache of one layer, as its attention uses it, for any data type."""
+
+    page_size: int
+    num_pages: int
+    saturation: Saturation
+    """Counts of the values of k, v and q beyond their calibrated ranges."""
+    is_packed: bool
+    """Whether the fused layers can use it."""
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes per token in this layer."""
+
+    def append(self, k: Array, v: Array, slots: Integers, positions: Integers) -> None:
+        """Store k and v, float32 [tokens, Hkv, D] after RoPE, in the slots, int64 [tokens]; `positions`, int64
+        [tokens], are the tokens' positions in their sequences."""
+
+    def attend(self, q: Array, spans: Spans, window: int | None = None) -> Array:
+        """Causal attention of the spans' tokens over their sequences; q is float32 [tokens, Hq, D] after RoPE. Returns
+        float32 [tokens, Hq, D]."""
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` an exact copy of page `source`."""
+
+    def read(self, block_table: Array, length: int) -> tuple[Array, Array]:
+        """K and V of the first `length` tokens as float32 [length, Hkv, D], for evaluation."""
+
+
+class FusedLayers(Protocol):
+    """Consecutive layers that run in one call."""
+
+    def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:
+        """Append the spans' tokens to the layers' caches and run x [tokens, hidden] through the layers, in place."""
+
+
+class Backend(Protocol):
+    """Makes the parts of a decoder and runs them."""
+
+    def linear(self, table: LinearTable) -> Linear:
+        """A linear with these weights."""
+
+    def norm(self, weight: Array, eps: float, bias: Array | None = None) -> Norm:
+        """A norm with weight and bias [size]."""
+
+    def embedding(self, weight: Array) -> Embedding:
+        """An embedding with weight [vocab, hidden]."""
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array:
+        """x [tokens, heads, D] with channel pairs (i, i + D/2) rotated by tables [tokens, 1, D]; may overwrite x."""
+
+    def silu_times(self, gate: Array, up: Array) -> Array:
+        """silu(gate) · up, [tokens, n] each."""
+
+    def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
+        """Empty pages for a layer with int8 attention."""
+
+    def float_pages(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
+    ) -> Pages:
+        """Empty pages in float32 or bfloat16."""
+
+    def can_fuse(self, layer: Any, pages: Pages) -> bool:
+        """Whether a DecoderLayer and its cache can be fused with others."""
+
+    def fuse(
+        self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None = None
+    ) -> FusedLayers:
+        """Fuse DecoderLayers that `can_fuse` into one call, which returns the same bits as running them step by
+        step."""
+
+
+BACKENDS = {"cpu": ".cpu:CpuBackend", "torch": ".torch_backend:TorchBackend"}
+"""Module and class by name. Each module is imported on first use."""
+
+
+def make_backend(name: str, **options: Any) -> Backend:
+    """Create the backend with this name.
+
+    Raises:
+        KeyError: the name is unknown.
+    """
+    module, _, kind = BACKENDS[name].partition(":")
+    return cast(Backend, getattr(import_module(module, __package__), kind)(**options))

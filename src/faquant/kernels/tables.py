@@ -1,0 +1,48 @@
+"""Plain tables of one linear: what every checkpoint format returns and every backend accepts.
+
+Arrays are NumPy arrays as stored in a file; uint16 is bfloat16.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Floats, Stored
+
+
+@dataclass(frozen=True)
+class FloatTable:
+    """weight [n, k] and bias [n], each of any float type."""
+
+    weight: Stored
+    bias: Stored | None = None
+
+
+@dataclass(frozen=True)
+class DynamicTable:
+    """W8A8 with a scale per token: int8 weight [n, k], float32 scale [n] and bias [n].
+
+    hadamard_block: size of the Hadamard blocks on the input before quantization; 0: none.
+    """
+
+    weight: npt.NDArray[np.int8]
+    scale: Floats
+    bias: Floats | None = None
+    hadamard_block: int = 0
+
+
+@dataclass(frozen=True)
+class StaticTable:
+    """W8A8 with a calibrated scale: int8 weight [n, k], float32 input_scale [1] and input_offset [1], int32 quant_bias
+    [n] with the bias and the zero point's correction, and float32 deq_scale [n]."""
+
+    weight: npt.NDArray[np.int8]
+    input_scale: Floats
+    input_offset: Floats
+    quant_bias: npt.NDArray[np.int32]
+    deq_scale: Floats
+
+
+LinearTable: TypeAlias = FloatTable | DynamicTable | StaticTable

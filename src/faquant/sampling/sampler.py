@@ -1,0 +1,325 @@
+"""Samples the next token of a request from the model's logits.
+
+The order of operations is vLLM's: grammar, logit_bias, min_tokens, penalties (repetition, then frequency and presence),
+temperature, filters (`draw`).
+"""
+
+import copy
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..errors import UsageError
+from ..kernels.arrays import Array
+from ..structured.constraint import Bits, Constraint
+from .draw import Floats, Integers, TokenLogprobs, check_maximum, draw, draw_masked, log_probabilities
+from .params import SamplingParams as SamplingParams
+
+_TRIES = 4
+_UNIFORM_BITS = 48  # fewer than 53, so that rounding uniform · total cannot reach the total
+
+
+class Sampler:
+    """Samples the tokens of one answer.
+
+    Token n depends only on params, seed, index, n, the logits, and the tokens of the prompt and the answer.
+
+    Attributes:
+        seed: the seed in use, also if params has none.
+        index: the number of the answer within its request.
+        step: number of tokens sampled so far.
+        logprobs: the log-probabilities of the sampled tokens, if params requests them. They are the model's, before
+            penalties, temperature and filters, as in vLLM.
+
+    Args:
+        prompt_ids: the prompt, for the repetition penalty.
+        vocab_size: columns of the logits; token ids in `params` must be smaller.
+        end_token_ids: the model's end tokens; unused with params.ignore_eos.
+        constraint: restricts the answer; its end tokens must be those of this sampler.
+
+    Raises:
+        UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary, or params has a
+            structured_output and there is no constraint.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Iterable[int] = (),
+        *,
+        vocab_size: int | None = None,
+        end_token_ids: Iterable[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
+        bias: dict[int, float] = dict(params.logit_bias)
+        if vocab_size is not None:
+            _check_token_ids(params, vocab_size)
+        if params.structured_output is not None and constraint is None:
+            raise UsageError("Structured output is not supported here: the sampler was given no constraint.")
+        self.params = params
+        self.seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
+        self.index = 0
+        self.constraint = constraint
+        self.step = 0
+        self.logprobs: list[TokenLogprobs] = []
+        self._ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else end_token_ids)
+        # The configs of some models have end tokens without logits.
+        self._end_ids = np.array([i for i in self._ends if vocab_size is None or i < vocab_size], dtype=np.int64)
+        self._bias_ids = np.array(list(bias), dtype=np.int64)
+        self._biases = np.array(list(bias.values()))
+        self._history: _History | None = None
+        if params.repetition_penalty != 1.0:
+            self._history = _History(prompt_ids)
+        elif params.presence_penalty or params.frequency_penalty:
+            self._history = _History(())
+
+    def for_answer(self, index: int, constraint: Constraint | None = None) -> "Sampler":
+        """The sampler of answer `index` to the same request, before its first token; it shares memory with this one."""
+        other = copy.copy(self)
+        other.index, other.constraint, other.step, other.logprobs = index, constraint, 0, []
+        other._history = None if self._history is None else self._history.beginning()
+        return other
+
+    def is_end(self, token: int) -> bool:
+        """Whether `token` ends the answer: an end token of the model or one of stop_token_ids."""
+        return token in self._ends
+
+    @property
+    def must_end(self) -> bool:
+        """Whether the answer is complete without an end token, because the constraint lets nothing follow."""
+        return self.constraint is not None and self.constraint.must_end
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer ends before its last token, which starts a call that would exceed the limit."""
+        return self.constraint is not None and self.constraint.is_cut
+
+    def sample(self, logits: Array) -> int:
+        """Sample the next token from logits [vocab] and advance.
+
+        Raises:
+            UsageError: logits is not one row of floats.
+            FaquantError: the logits contain NaN or +inf, or only -inf; the sampler is unchanged.
+        """
+        return sample_rows(_as_one_row(logits), [self])[0]
+
+    @property
+    def _ends_are_out(self) -> bool:
+        return self.step < self.params.min_tokens and not self.must_end
+
+    @property
+    def _draws_from_all(self) -> bool:
+        """Whether the first draw is from all tokens; not with filters, which must be applied after the mask."""
+        params = self.params
+        is_unfiltered = params.temperature == 0.0 or (params.top_k <= 0 and params.top_p == 1.0 and params.min_p == 0.0)
+        return self.constraint is None or self.constraint.is_free or is_unfiltered
+
+    def _uniform(self, attempt: int = 0) -> float:
+        return uniform(self.seed, self.step, self.index, attempt) if self.params.temperature else 0.0
+
+    @property
+    def _left(self) -> int:
+        """The number of tokens that the answer may have after the next one."""
+        return self.params.max_tokens - self.step - 1
+
+    def _edit(self, row: Floats) -> "_Edit | None":
+        """Apply the bias, min_tokens and the penalties to a row in place; None if there are none."""
+        parts: list[Integers] = [self._bias_ids] if self._bias_ids.size else []
+        if self._ends_are_out:
+            parts.append(self._end_ids)
+        if self._history is not None:
+            parts.append(self._history.ids)
+        if not parts:
+            return None
+        edit = _Edit(row, np.concatenate(parts))
+        row[self._bias_ids] += self._biases
+        if self._ends_are_out:
+            row[self._end_ids] = -math.inf
+        if self._history is not None:
+            self._history.penalize(row, self.params)
+        return edit
+
+    def _advance(self, token: int) -> None:
+        self.step += 1
+        if self.constraint is not None:
+            self.constraint.accept(token)
+        if self._history is not None:
+            self._history.add(token)
+
+
+def sample_rows(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
+    """Sample the next token of each sampler from logits [samplers, vocab]; equivalent to calling `sample` per row.
+
+    Raises:
+        UsageError: logits has another shape or dtype.
+        FaquantError: a row contains NaN or +inf, or only -inf. All samplers are unchanged, so that each row can still
+            be sampled on its own.
+    """
+    rows = _floats(logits, len(samplers))
+    if not samplers:
+        return []
+    edits: list[_Edit | None] = []
+    try:
+        edits += (sampler._edit(row) for sampler, row in zip(samplers, rows, strict=True))
+        # For rows whose draw is from a mask, this only checks the scores.
+        params = [sampler.params if sampler._draws_from_all else None for sampler in samplers]
+        tokens = draw(rows, params, [sampler._uniform() for sampler in samplers])
+        _draw_admitted(rows, samplers, tokens)
+    finally:
+        for edit in edits:
+            if edit is not None:
+                edit.undo()
+    counts = [sampler.params.logprobs for sampler in samplers]
+    if any(count is not None for count in counts):
+        for sampler, logprobs in zip(samplers, log_probabilities(rows, tokens, counts), strict=True):
+            sampler.logprobs += [] if logprobs is None else [logprobs]
+    for sampler, token in zip(samplers, tokens, strict=True):
+        sampler._advance(token)
+    return tokens
+
+
+def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int]) -> None:
+    """Draw again, from the mask, for the rows whose token their constraint does not admit, or which need the mask.
+
+    A token that is drawn from all tokens and then admitted has the same distribution as one drawn from the admitted
+    tokens, and computing the mask takes longer.
+    """
+    constraints = {place: one.constraint for place, one in enumerate(samplers) if one.constraint is not None}
+    masks: dict[int, Bits] = {}
+    for place, constraint in constraints.items():
+        sampler = samplers[place]
+        if sampler._draws_from_all and constraint.admits(tokens[place], sampler._left):
+            continue
+        bits = constraint.mask()
+        masks[place] = np.full(-(-rows.shape[1] // 8), 0xFF, np.uint8) if bits is None else bits.copy()
+        if sampler._draws_from_all:
+            _rule_out(masks[place], tokens[place])
+    for number in range(_TRIES):
+        if not masks:
+            return
+        places = list(masks)
+        asked = [samplers[place] for place in places]
+        # The draw from all tokens has used the first uniform number.
+        uniforms = [sampler._uniform(number + sampler._draws_from_all) for sampler in asked]
+        drawn = draw_masked(rows, places, list(masks.values()), [sampler.params for sampler in asked], uniforms)
+        for place, token in zip(places, drawn, strict=True):
+            if token >= 0 and constraints[place].admits(token, samplers[place]._left):
+                tokens[place] = token
+                del masks[place]
+            elif token >= 0:
+                _rule_out(masks[place], token)
+    for place in masks:  # all tokens drawn would exceed the limit
+        tokens[place] = constraints[place].fallback()
+        constraints[place].admits(tokens[place], samplers[place]._left)
+
+
+def uniform(seed: int, step: int, index: int = 0, attempt: int = 0) -> float:
+    """A number in [0, 1) that depends only on the arguments, not on a generator state that other requests change."""
+    # Seeds of 2^63 and above are the two's complement of negative ones: the same 64 bits.
+    message = (seed % 2**64).to_bytes(8, "little") + step.to_bytes(8, "little")
+    if index or attempt:
+        message += index.to_bytes(8, "little")
+    if attempt:
+        message += attempt.to_bytes(8, "little")
+    digest = hashlib.blake2b(message, digest_size=8, person=b"faquant-draw").digest()
+    return float((int.from_bytes(digest, "little") >> (64 - _UNIFORM_BITS)) / 2**_UNIFORM_BITS)
+
+
+class _Edit:
+    """Saves the scores at some positions of a row, to restore them later.
+
+    Raises: FaquantError: a score is NaN or +inf.
+    """
+
+    def __init__(self, row: Floats, ids: Integers) -> None:
+        self._row, self._ids, self._scores = row, ids, row[ids]
+        top = self._scores.max(initial=-math.inf)
+        if not top < math.inf:
+            check_maximum(float(top))
+
+    def undo(self) -> None:
+        self._row[self._ids] = self._scores
+
+
+class _History:
+    """The distinct tokens that are penalized, and how often each is in the answer."""
+
+    def __init__(self, prompt_ids: Iterable[int]) -> None:
+        self._prompt_ids = np.array(list(dict.fromkeys(prompt_ids)), dtype=np.int64)
+        self._prompt_places = {token: place for place, token in enumerate(self._prompt_ids.tolist())}
+        self._begin()
+
+    def beginning(self) -> "_History":
+        """A history with the same prompt and an empty answer."""
+        other = copy.copy(self)
+        other._begin()
+        return other
+
+    def _begin(self) -> None:
+        self._places: dict[int, int] = {}  # of tokens that are not in the prompt
+        self._ids = self._prompt_ids  # shared: replaced by a copy before anything is appended
+        self._counts = np.zeros(self._ids.size)
+
+    @property
+    def _size(self) -> int:
+        return len(self._prompt_places) + len(self._places)
+
+    @property
+    def ids(self) -> Integers:
+        return self._ids[: self._size]
+
+    def add(self, token: int) -> None:
+        place = self._prompt_places.get(token)
+        if place is None:
+            place = self._places.setdefault(token, self._size)
+        if place >= self._ids.size:
+            spare = np.zeros(64 + place, dtype=np.int64)  # doubles the arrays, so that copies are rare
+            self._ids, self._counts = np.concatenate((self._ids, spare)), np.concatenate((self._counts, spare))
+        self._ids[place] = token
+        self._counts[place] += 1
+
+    def penalize(self, scores: Floats, params: SamplingParams) -> None:
+        """Apply the penalties to scores [vocab] in place."""
+        ids, counts = self.ids, self._counts[: self._size]
+        old = scores[ids].astype(np.float64)  # avoids overflow
+        old = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
+        old -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+        largest = np.finfo(scores.dtype).max
+        scores[ids] = np.where(np.isinf(old), old, np.clip(old, -largest, largest))
+
+
+def _rule_out(mask: Bits, token: int) -> None:
+    mask[token >> 3] &= 0xFF ^ (1 << (token & 7))
+
+
+def _as_one_row(logits: Array) -> Array:
+    if logits.ndim != 1:
+        raise _wrong_shape(logits)
+    return logits[None]
+
+
+def _floats(logits: Array, rows: int) -> Floats:
+    if logits.ndim != 2 or logits.shape[0] != rows or "float" not in str(logits.dtype):
+        raise _wrong_shape(logits)
+    if hasattr(logits, "detach"):
+        logits = logits.detach().float().cpu()  # NumPy has no bfloat16
+    array: Floats = np.ascontiguousarray(logits, dtype=np.float32)
+    return array if array.flags.writeable else array.copy()
+
+
+def _wrong_shape(logits: Array) -> UsageError:
+    shape = list(logits.shape)
+    return UsageError(f"logits must be one row of floats [vocab] for each sampler, not {logits.dtype} {shape}.")
+
+
+def _check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raises: UsageError: logit_bias or stop_token_ids has a token that is not in the vocabulary."""
+    for name, ids in (("logit_bias", dict(params.logit_bias)), ("stop_token_ids", params.stop_token_ids)):
+        for token in ids:
+            if token >= vocab_size:
+                raise UsageError(
+                    f"{name} has the token {token}, but the vocabulary has only {vocab_size} tokens.", name
+                )

@@ -1,0 +1,87 @@
+"""One answer of a chat: converts the engine's outputs to stream deltas and to a complete message."""
+
+import uuid
+from dataclasses import dataclass
+
+from ...engine.request import Output
+from ...structured.tools.calls import ToolCalls
+from ...structured.tools.parser import Arguments, CallParser, CallStart, Content, Piece
+from ..schema.responses import (
+    CallsMessage,
+    ChatMessage,
+    Delta,
+    FunctionDelta,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallFunction,
+)
+
+
+@dataclass
+class _Call:
+    id: str
+    name: str
+    arguments: str = ""
+
+
+class Reply:
+    """Collects one answer. calls: the tools that it may call; None: plain text."""
+
+    def __init__(self, calls: ToolCalls | None) -> None:
+        self._parser = None if calls is None else CallParser(calls)
+        self._content = ""
+        self._calls: list[_Call] = []
+        self.finish_reason: str | None = None
+
+    @property
+    def first(self) -> Delta:
+        """The first delta of a stream."""
+        return Delta(role="assistant", content="" if self._parser is None else None)
+
+    def push(self, output: Output) -> list[Delta]:
+        """Add a step's output; return at most one delta with text, and one for each call."""
+        self.finish_reason = output.finish_reason
+        if self._parser is None:
+            pieces: list[Piece] = [Content(output.text)] if output.text else []
+        else:
+            pieces = self._parser.push(output.text)
+            if output.finish_reason is not None:
+                pieces += self._parser.flush(cut=output.finish_reason == "length")
+                if self._parser.complete:
+                    self.finish_reason = "tool_calls"
+                elif not (pieces or self._content or self._calls):
+                    pieces = [Content("")]  # a message has content or calls
+        content: list[Delta] = []
+        deltas: dict[int, ToolCallDelta] = {}
+        for piece in pieces:
+            if isinstance(piece, Content):
+                self._content += piece.text
+                content.append(Delta(content=piece.text))
+            elif isinstance(piece, CallStart):
+                deltas[piece.index] = self._begin(piece)
+            else:
+                deltas[piece.index] = self._go_on(piece, deltas.get(piece.index))
+        return [*content, *(Delta(tool_calls=[delta]) for delta in deltas.values())]
+
+    def message(self) -> ChatMessage | CallsMessage:
+        """The complete message."""
+        if not self._calls:
+            return ChatMessage(role="assistant", content=self._content, refusal=None)
+        calls = [
+            ToolCall(id=call.id, function=ToolCallFunction(name=call.name, arguments=call.arguments))
+            for call in self._calls
+        ]
+        return CallsMessage(role="assistant", content=self._content or None, refusal=None, tool_calls=calls)
+
+    def _begin(self, piece: CallStart) -> ToolCallDelta:
+        call = _Call(f"call_{uuid.uuid4().hex[:24]}", piece.name)
+        self._calls.append(call)
+        function = FunctionDelta(name=call.name, arguments="")
+        return ToolCallDelta(index=piece.index, id=call.id, type="function", function=function)
+
+    def _go_on(self, piece: Arguments, begun: ToolCallDelta | None) -> ToolCallDelta:
+        self._calls[piece.index].arguments += piece.text
+        if begun is None:
+            return ToolCallDelta(index=piece.index, function=FunctionDelta(arguments=piece.text))
+        function = begun.function.model_copy(update={"arguments": begun.function.arguments + piece.text})
+        return begun.model_copy(update={"function": function})

@@ -1,0 +1,160 @@
+"""Splits an answer's text into content and calls, piece by piece."""
+
+import re
+from dataclasses import dataclass
+
+from .calls import ToolCalls
+from .opening import Opening
+from .pythonic import PythonArguments
+
+_JSON_HEAD = re.compile(r'\{"name": "(?P<name>[^"]+)", "(?:arguments|parameters)": ')
+_PYTHON_HEAD = re.compile(r"(?P<name>[A-Za-z_]\w*)\(")
+
+
+@dataclass(frozen=True)
+class Content:
+    """A part of the message's text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallStart:
+    """The beginning of a call: its index in the answer and the name of the tool."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A part of a call's arguments, which are a JSON object."""
+
+    index: int
+    text: str
+
+
+Piece = Content | CallStart | Arguments
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """A call of a tool. `arguments` is the text of a JSON object; only the token limit can cut it off."""
+
+    name: str
+    arguments: str
+
+
+def parse(calls: ToolCalls, text: str, cut: bool) -> tuple[str, tuple[FunctionCall, ...], bool]:
+    """The content and the calls of an answer, and whether it has calls and none is cut off.
+
+    cut: whether the token limit has ended the answer.
+    """
+    parser = CallParser(calls)
+    content, names, arguments = "", [], []
+    for piece in parser.push(text) + parser.flush(cut):
+        if isinstance(piece, Content):
+            content += piece.text
+        elif isinstance(piece, CallStart):
+            names.append(piece.name)
+            arguments.append("")
+        else:
+            arguments[piece.index] += piece.text
+    return content, tuple(map(FunctionCall, names, arguments)), parser.complete
+
+
+def opening_of(calls: ToolCalls) -> Opening:
+    """The beginnings of calls in an answer that is not forced. If it must not call, half a tag counts as one."""
+    style = calls.style
+    if not calls.tools:
+        return Opening(style.tag and style.tag[: len(style.tag) // 2 + 1])
+    if not style.has_bare:
+        return Opening(style.tag)
+    written = (style.bare_beginning(tool.name) for tool in calls.tools)
+    if style.arguments is None:
+        return Opening(style.tag, ((text[len(style.before) :], text) for text in written), python=True)
+    return Opening(style.tag, ((f'"{tool.name}"', style.bare_beginning(tool.name)) for tool in calls.tools))
+
+
+class CallParser:
+    """Reads one answer with the given `ToolCalls`. Text that may be markup is held back until that is certain."""
+
+    def __init__(self, calls: ToolCalls) -> None:
+        self._opening = None if calls.forced else opening_of(calls)
+        self._is_json = calls.style.arguments is not None
+        self._at_start = True
+        self._held = ""
+        self._count = 0
+        self._arguments: JsonArguments | PythonArguments | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are calls, and none is cut off."""
+        return self._count > 0 and self._arguments is None
+
+    def push(self, text: str) -> list[Piece]:
+        """Read more of the answer."""
+        if self._opening is None:
+            return self._calls(text)
+        split = self._opening.split(self._held + text, self._at_start)
+        self._held = split.held
+        self._at_start = self._at_start and not split.text
+        pieces: list[Piece] = [Content(split.text)] if split.text else []
+        if split.calls is not None:
+            self._opening = None
+            pieces += self._calls(split.calls)
+        return pieces
+
+    def flush(self, cut: bool = False) -> list[Piece]:
+        """End the answer. Text held back is content, unless calls have begun.
+
+        If the token limit has `cut` the answer off, a held text of more than one character is probably markup and is
+        dropped.
+        """
+        held, self._held = self._held, ""
+        is_content = self._opening is not None and (len(held) == 1 or not cut)
+        return [Content(held)] if held and is_content else []
+
+    def _calls(self, text: str) -> list[Piece]:
+        pieces: list[Piece] = []
+        text = self._held + text
+        while text:
+            if self._arguments is None:
+                head = (_JSON_HEAD if self._is_json else _PYTHON_HEAD).search(text)
+                if head is None:
+                    break
+                text = text[head.end() :]
+                pieces.append(CallStart(self._count, head["name"]))
+                self._count += 1
+                self._arguments = JsonArguments() if self._is_json else PythonArguments()
+            written, text = self._arguments.push(text)
+            if written:
+                pieces.append(Arguments(self._count - 1, written))
+            if self._arguments.ended:
+                self._arguments = None
+        self._held = text
+        return pieces
+
+
+class JsonArguments:
+    """Reads a JSON object piece by piece."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = self._escaped = False
+        self.ended = False
+
+    def push(self, text: str) -> tuple[str, str]:
+        """Split `text` into the part that belongs to the object and the part after its end."""
+        for place, mark in enumerate(text):
+            if self._in_string:
+                self._in_string = self._escaped or mark != '"'
+                self._escaped = mark == "\\" and not self._escaped
+            elif mark == '"':
+                self._in_string = True
+            else:
+                self._depth += (mark in "[{") - (mark in "]}")
+                if mark in "]}" and self._depth == 0:
+                    self.ended = True
+                    return text[: place + 1], text[place + 1 :]
+        return text, ""

@@ -1,0 +1,345 @@
+"""config.json: how it is parsed, and that invalid content raises one clear error."""
+
+from typing import Any
+
+import pytest
+
+from faquant.checkpoint.model_config import ModelConfig, RopeConfig, parse_config
+from faquant.errors import CheckpointError, FaquantError, UnsupportedError
+from oracles.configs import LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3, WINDOWED, YARN
+
+
+def error_of(raw: dict[str, Any], kind: type[FaquantError] = CheckpointError) -> str:
+    with pytest.raises(kind) as caught:
+        parse_config(raw, "models/x/config.json")
+    message = str(caught.value)
+    assert message.startswith("models/x/config.json")
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def test_a_llama_configuration_is_read() -> None:
+    assert parse_config(LLAMA) == ModelConfig(
+        model_type="llama",
+        vocab_size=32000,
+        hidden_size=256,
+        intermediate_size=704,
+        num_layers=4,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-5,
+        max_position=2048,
+        rope=RopeConfig("default", 10000.0, original_max_position=2048),
+        tie_word_embeddings=False,
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        sliding_windows=(None,) * 4,
+        dtype="bfloat16",
+        eos_token_ids=(2,),
+        bos_token_id=1,
+    )
+
+
+def test_group_size_is_query_heads_for_each_kv_head() -> None:
+    assert parse_config(LLAMA).group_size == 4
+
+
+@pytest.mark.parametrize(
+    ("raw", "qkv", "o", "mlp", "qk_norm"),
+    [
+        (LLAMA, False, False, False, False),
+        ({**LLAMA, "attention_bias": True, "mlp_bias": True}, True, True, True, False),
+        ({**MISTRAL, "attention_bias": True, "mlp_bias": True}, False, False, False, False),
+        ({**QWEN2, "attention_bias": False, "mlp_bias": True}, True, False, False, False),
+        (QWEN3, False, False, False, True),
+        ({**QWEN3, "attention_bias": True}, True, True, False, True),
+    ],
+)
+def test_biases_and_norms_are_those_that_transformers_gives_the_type(
+    raw: dict[str, Any], qkv: bool, o: bool, mlp: bool, qk_norm: bool
+) -> None:
+    config = parse_config(raw)
+    assert (config.qkv_bias, config.o_bias, config.mlp_bias, config.qk_norm) == (qkv, o, mlp, qk_norm)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [({}, 32), ({"head_dim": None}, 32), ({"head_dim": 80}, 80), ({"head_dim": 80, "hidden_size": 250}, 80)],
+)
+def test_head_dim_is_the_named_one_or_hidden_size_over_heads(keys: dict[str, Any], expected: int) -> None:
+    assert parse_config({**LLAMA, **keys}).head_dim == expected
+
+
+def test_kv_heads_are_as_many_as_heads_where_llama_does_not_name_them() -> None:
+    for raw in ({**LLAMA, "num_key_value_heads": None}, {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}):
+        assert parse_config(raw).num_kv_heads == 8
+    assert parse_config({**MISTRAL, "num_key_value_heads": None}).num_kv_heads == 8
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"torch_dtype": "torch.float16"}, "float16"),
+        ({"dtype": "float32"}, "float32"),
+        ({"dtype": None}, "bfloat16"),
+        ({"torch_dtype": None}, "float32"),
+    ],
+)
+def test_dtype_wins_over_torch_dtype(keys: dict[str, Any], expected: str) -> None:
+    assert parse_config({**LLAMA, **keys}).dtype == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, ()), (7, (7,)), (0, (0,)), ([7, 9], (7, 9)), ([], ())])
+def test_end_tokens_are_one_or_several_or_none(value: Any, expected: tuple[int, ...]) -> None:
+    assert parse_config({**LLAMA, "eos_token_id": value}).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({**LLAMA, "sliding_window": 128}, (None,) * 4),
+        (MISTRAL, (4096,) * 4),
+        ({**MISTRAL, "sliding_window": None}, (None,) * 4),
+        ({**MISTRAL, "sliding_window": 128}, (128,) * 4),
+        ({**MISTRAL, "sliding_window": 128, "layer_types": ["sliding_attention"] * 4}, (128,) * 4),
+        ({**QWEN2, "sliding_window": 128}, (None,) * 4),
+        ({**QWEN2, "sliding_window": 128, "use_sliding_window": False}, (None,) * 4),
+        ({**QWEN2, **WINDOWED}, (None,) * 4),
+        ({**QWEN2, **WINDOWED, "max_window_layers": 3}, (None, None, None, 128)),
+        ({**QWEN2, **WINDOWED, "max_window_layers": 0}, (128,) * 4),
+        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 3}, (None, None, None, 4096)),
+        ({**QWEN2, "use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, (None,) * 4),
+        (
+            {**QWEN3, **WINDOWED, "layer_types": ["sliding_attention", "full_attention"] * 2, "max_window_layers": 0},
+            (128, None, 128, None),
+        ),
+        ({**QWEN3, "sliding_window": 128, "layer_types": ["full_attention"] * 4}, (None,) * 4),
+    ],
+)
+def test_sliding_windows_are_those_of_transformers(raw: dict[str, Any], expected: tuple[int | None, ...]) -> None:
+    assert parse_config(raw).sliding_windows == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (None, RopeConfig("default", 5e5, original_max_position=2048)),
+        ({}, RopeConfig("default", 5e5, original_max_position=2048)),
+        (
+            {"rope_type": "linear", "factor": 2},
+            RopeConfig("linear", 5e5, factor=2.0, original_max_position=2048),
+        ),
+        (
+            {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 100},
+            RopeConfig("dynamic", 5e5, factor=2.0, original_max_position=2048),
+        ),
+        (
+            {**YARN, "beta_fast": 16, "mscale": 1.0, "truncate": False},
+            RopeConfig("yarn", 5e5, factor=4.0, original_max_position=2048, beta_fast=16.0, mscale=1.0, truncate=False),
+        ),
+        (
+            LLAMA3,
+            RopeConfig("llama3", 5e5, 8.0, 1024, low_freq_factor=1.0, high_freq_factor=4.0),
+        ),
+    ],
+)
+def test_all_spellings_of_rope_mean_the_same(table: dict[str, Any] | None, expected: RopeConfig) -> None:
+    base = {**LLAMA, "rope_theta": 5e5}
+    assert parse_config({**base, "rope_scaling": table}).rope == expected
+    assert parse_config({**base, "rope_parameters": table, "rope_scaling": None}).rope == expected
+    if table:
+        older = {("type" if key == "rope_type" else key): value for key, value in table.items()}
+        assert parse_config({**base, "rope_scaling": older}).rope == expected
+        v5 = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+        assert parse_config({**v5, "rope_parameters": {**table, "rope_theta": 5e5}}).rope == expected
+        assert parse_config({**base, "rope_parameters": table, "rope_scaling": older}).rope == expected
+
+
+def test_theta_is_10000_where_nothing_names_it() -> None:
+    assert parse_config({key: value for key, value in LLAMA.items() if key != "rope_theta"}).rope.theta == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"rope_type": "default"}, 2048),
+        ({"rope_type": "linear", "factor": 2.5}, 5120),
+        ({"rope_type": "dynamic", "factor": 2.0}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0}, 8192),
+        ({**YARN, "original_max_position_embeddings": 1024}, 4096),
+        ({**YARN, "original_max_position_embeddings": 512}, 2048),
+        ({**YARN, "original_max_position_embeddings": 128}, 2048),
+        (LLAMA3, 2048),
+    ],
+)
+def test_max_position_is_the_scaled_context(table: dict[str, Any], expected: int) -> None:
+    assert parse_config({**LLAMA, "rope_scaling": table}).max_position == expected
+
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+@pytest.mark.parametrize("key", ["model_type", *SIZES])
+def test_a_missing_key_is_named(key: str) -> None:
+    assert error_of({k: v for k, v in LLAMA.items() if k != key}) == f"models/x/config.json has no {key}."
+    assert error_of({**LLAMA, key: None}) == f"models/x/config.json has no {key}."
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [(MISTRAL, "num_key_value_heads"), (QWEN2, "num_key_value_heads"), (QWEN3, "head_dim")],
+    ids=["mistral", "qwen2", "qwen3"],
+)
+def test_a_size_that_is_not_guessed_is_named(raw: dict[str, Any], key: str) -> None:
+    assert key in error_of({k: v for k, v in raw.items() if k != key})
+
+
+@pytest.mark.parametrize("key", [*SIZES, "num_key_value_heads", "head_dim"])
+@pytest.mark.parametrize("value", [True, 0, -1, 1.0, 8.5, "8", [8], {"a": 8}, 1 << 31, 10**400, float("nan")])
+def test_a_size_of_another_kind_is_named_with_its_value(key: str, value: Any) -> None:
+    message = error_of({**LLAMA, key: value})
+    assert f"{key} must be a whole number" in message
+    assert repr(value)[:50] in message
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta", "partial_rotary_factor"])
+@pytest.mark.parametrize(
+    "value", [True, "1", [1.0], {"a": 1}, -1.0, float("nan"), float("inf"), 10**400, 1e300, 1e-300]
+)
+def test_a_number_of_another_kind_is_named(key: str, value: Any) -> None:
+    assert f"{key} must be a number" in error_of({**LLAMA, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tie_word_embeddings", 1),
+        ("attention_bias", "true"),
+        ("mlp_bias", []),
+        ("hidden_act", 3),
+        ("model_type", ["llama"]),
+        ("torch_dtype", 16),
+        ("eos_token_id", -1),
+        ("eos_token_id", [2, True]),
+        ("eos_token_id", [[2]]),
+        ("eos_token_id", "2"),
+        ("eos_token_id", 1 << 40),
+        ("bos_token_id", 1.0),
+        ("architectures", "LlamaForCausalLM"),
+        ("architectures", 5),
+        ("rope_scaling", "yarn"),
+        ("rope_scaling", [1]),
+        ("rope_parameters", 3),
+        ("hidden_act", {"a": "\ud800" * 1000}),
+    ],
+)
+def test_a_value_of_another_kind_is_named(key: str, value: Any) -> None:
+    assert f"{key} must be" in error_of({**LLAMA, key: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
+        ({"num_key_value_heads": 16}, "multiple of num_key_value_heads"),
+        ({"hidden_size": 250}, "no head_dim"),
+        ({"head_dim": 33}, "head_dim (33) must be even"),
+        ({"num_hidden_layers": 5000}, "num_hidden_layers"),
+        ({"rope_theta": 1.0}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "at least 1"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e9}}, "too long"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim of at least 4"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
+        ({"rope_scaling": {**YARN, "factor": None, "original_max_position_embeddings": 4096}}, "at least 1"),
+        ({"rope_scaling": {**YARN, "original_max_position_embeddings": 0}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {**YARN, "beta_fast": 1e-300}}, "beta_fast"),
+        ({"rope_scaling": {**YARN, "attention_factor": -1.0}}, "attention_factor"),
+        ({"rope_scaling": {**YARN, "truncate": "no"}}, "truncate"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 0.0}}, "low_freq_factor"),
+        ({"rope_scaling": YARN, "rope_parameters": LLAMA3}, "differ"),
+        ({"rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e6}}, "differ"),
+    ],
+)
+def test_a_contradiction_is_explained(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**LLAMA, **keys})
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        ({**MISTRAL, "sliding_window": 0}, CheckpointError),
+        ({**MISTRAL, "sliding_window": None, "layer_types": ["sliding_attention"] * 4}, CheckpointError),
+        ({**MISTRAL, "sliding_window": 8, "layer_types": ["full_attention"] * 4}, UnsupportedError),
+        ({**QWEN2, "use_sliding_window": 1}, CheckpointError),
+        ({**QWEN2, **WINDOWED, "max_window_layers": -1}, CheckpointError),
+        ({**QWEN2, "layer_types": ["sliding_attention"] * 4}, CheckpointError),
+        ({**QWEN2, **WINDOWED, "layer_types": ["sliding_attention"] * 3}, UnsupportedError),
+        ({**QWEN2, **WINDOWED, "layer_types": [["sliding_attention"]] * 4}, UnsupportedError),
+        ({**QWEN2, **WINDOWED, "layer_types": "full"}, UnsupportedError),
+        ({**QWEN3, "layer_types": ["linear_attention"] * 4}, UnsupportedError),
+        ({**LLAMA, "layer_types": ["chunked_attention"] * 4}, UnsupportedError),
+    ],
+)
+def test_impossible_windows_are_refused(raw: dict[str, Any], kind: type[FaquantError]) -> None:
+    assert "window" in error_of(raw, kind) or "layer_types" in error_of(raw, kind)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"model_type": "gemma2"}, "gemma2"),
+        ({"model_type": "qwen2_moe"}, "qwen2_moe"),
+        ({"model_type": "x" * 10_000}, "xxx..."),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForCausalLM"),
+        ({"architectures": []}, "LlamaForCausalLM"),
+        ({"architectures": [None, 3]}, "LlamaForCausalLM"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"torch_dtype": "float64"}, "float64"),
+        ({"torch_dtype": "auto"}, "auto"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "longrope"),
+        ({"rope_scaling": {"type": "su"}}, "su"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "mrope"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "kinds of layers"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**LLAMA, **keys}, UnsupportedError)
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "'gptq'"),
+        ({"quant_method": ["x" * 10_000]}, "['xxx"),
+        ({"fa_quant_type": "FAQuant"}, None),
+        (None, None),
+    ],
+)
+def test_another_tool_s_quantization_is_told_to_who_knows_the_formats(table: Any, expected: str | None) -> None:
+    method = parse_config({**LLAMA, "quantize": "w8a8", "quantization_config": table}).quant_method
+    assert method == expected or (expected is not None and method is not None and method.startswith(expected))
+    assert len(method or "") < 200
+
+
+def test_absent_architectures_are_taken_from_the_type() -> None:
+    raw = {key: value for key, value in LLAMA.items() if key != "architectures"}
+    assert parse_config(raw) == parse_config(LLAMA)

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "right.h"
+
+namespace faquant {
+namespace {
+
+void forget_hadamard(Linear& linear) {
+    linear.hadamard_block = 0;
+}
+
+void forget_input_offset(Linear& linear) {
+    static constexpr float kZero = 0.0f;
+    linear.input_offset = &kZero;
+}
+
+template <void (*change)(Linear&)>
+void quantize_inputs_with(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
+    Linear changed = linear;
+    change(changed);
+    right.quantize_inputs(changed, x, scratch, rows);
+}
+
+void panels_without_bias(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
+    Linear changed = linear;
+    changed.bias = nullptr;
+    right.linear_panels(changed, rows, first, last, add, out);
+}
+
+void panels_stored(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool, float* out) {
+    right.linear_panels(linear, rows, first, last, false, out);
+}
+
+void panels_added(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool, float* out) {
+    right.linear_panels(linear, rows, first, last, true, out);
+}
+
+void gated_panels_but_the_last(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
+                               int64_t first, int64_t last, float* out) {
+    right.gated_panels(gate, gate_rows, up, up_rows, first, last - (last * kPanel >= up.outputs), out);
+}
+
+void gated_panels_exchanged(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
+                            int64_t first, int64_t last, float* out) {
+    right.gated_panels(up, up_rows, gate, gate_rows, first, last, out);
+}
+
+void float_panels_without_bias(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
+                               float* out) {
+    FloatLinear changed = linear;
+    changed.bias = nullptr;
+    right.float_panels(changed, x, rows, first, last, out);
+}
+
+// The first output of each panel, with two roundings per product.
+void float_panels_not_fused(const FloatLinear& linear, const float* x, int64_t rows, int64_t first, int64_t last,
+                            float* out) {
+    right.float_panels(linear, x, rows, first, last, out);
+    if (linear.weight == nullptr) {
+        return;
+    }
+    for (int64_t panel = first; panel < last; ++panel) {
+        const int64_t n = panel * kPanel, width = std::min(kPanel, padded_outputs(linear.outputs) - n);
+        float sum = 0.0f;
+        for (int64_t k = 0; k < linear.inputs; ++k) {
+            sum += x[k] * linear.weight[n * linear.inputs + k * width];
+        }
+        out[n] = sum + linear.bias[n];
+    }
+}
+
+void float_panels_nudged_in_bfloat16(const FloatLinear& linear, const float* x, int64_t rows, int64_t first,
+                                     int64_t last, float* out) {
+    right.float_panels(linear, x, rows, first, last, out);
+    if (linear.weight == nullptr) {
+        nudge(out[first * kPanel]);
+    }
+}
+
+}  // namespace
+}  // namespace faquant
