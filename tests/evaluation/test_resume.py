@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from faquant.errors import CheckpointError
-from faquant.evaluation import kept, measure, scores
+from faquant.evaluation import kept, measure, positions, scores
 from faquant.evaluation.measure import Effort, evaluate
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
@@ -109,6 +109,26 @@ def test_what_is_done_is_not_done_again(after: int, source: Path, out: Path, mon
     assert len(layers) == max(0, LAYERS - after)
     assert (len(heads) == 0) == (after == LAYERS + WINDOWS)
     assert leftovers(out) == []
+
+
+def test_what_follows_the_scores_is_not_done_again(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a large vocabulary each of it takes as long as a layer."""
+    expected = figures(out, source)
+    real = measure.NoiseMeter.head
+
+    def killed_behind_the_first_text(meter: Any, heads: Any, streams: Any, keep: Any) -> None:
+        numbers = dict(meter.tables)
+        meter.tables = {number: numbers[number] for number in list(numbers)[:1]}
+        real(meter, heads, streams, keep=keep)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measure.NoiseMeter, "head", killed_behind_the_first_text)
+        assert killed_at(-1, lambda: figures(out, source))
+    drifts = counted(positions, "divergences", monkeypatch)
+    logits = counted(scores.Heads, "logits", monkeypatch)
+    assert figures(out, source) == expected
+    assert (len(drifts), len(logits)) == (0, 2)
 
 
 def test_killed_again_and_again(source: Path, out: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 
 from ..checkpoint.files import read_object
 from ..checkpoint.model_config import ModelConfig
-from ..checkpoint.pieces import Tensors
 from ..checkpoint.stamp import stamp
 from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, UsageError
@@ -174,16 +173,10 @@ def _measured(
             saved,
             partial(kept.save, "scores"),
         )
-
-        def rest() -> Tensors:
-            drift, noise = float_drift(heads, _FLOAT, streams[_FLOAT][offsets]), meter.head(heads, streams)
-            noises = [] if noise is None else [noise]
-            return {name: torch.tensor(x, dtype=torch.float64) for name, x in (("drift", drift), ("noises", noises))}
-
-        last = kept.keep("rest", rest)
+        drift = float_drift(heads, _FLOAT, streams[_FLOAT][offsets], kept.keep)
+        return _Measurements(scores, drift, meter.head(heads, streams, keep=kept.keep))
     finally:
         torch.set_num_threads(threads)
-    return _Measurements(scores, last["drift"].tolist(), next(iter(last["noises"].tolist()), None))
 
 
 def _streams(

@@ -15,6 +15,7 @@ Every step gets the float model's input, so that its noise does not include that
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.model_config import LINEARS
+from ..checkpoint.pieces import Keep, Tensors, keep_nothing
 from ..kernels import quantizers
 from ..kernels.backend import Linear
 from ..kernels.pages import Spans
@@ -250,15 +252,21 @@ class NoiseMeter:
         metadata = self.models[self.whole].metadata
         return rotate_residual(x) if metadata is not None and metadata.residual_rotation else x
 
-    def head(self, heads: Heads, streams: Streams, rows: int = 128) -> float | None:
+    def head(self, heads: Heads, streams: Streams, rows: int = 128, keep: Keep = keep_nothing) -> float | None:
         """Signal-to-noise ratio of the quantized head on the float model's last stream; None if the head is float."""
         if "linears" not in self.models or not self.tables or heads.is_float("linears"):
             return None
-        ratio = Ratio()
-        for number in self.tables:
-            x = streams[self.source][number][:rows]
+
+        def of(number: int) -> Tensors:
+            x, ratio = streams[self.source][number][:rows], Ratio()
             ratio.add(heads.logits(self.source, x), heads.logits("linears", self._rotated(x)))
-        return ratio.decibels()[0]
+            return {"signal": torch.as_tensor(ratio.signal), "noise": torch.as_tensor(ratio.noise)}
+
+        whole = Ratio()
+        for number in self.tables:
+            found = keep(f"head-noise-{number}", partial(of, number))
+            whole = Ratio(whole.signal + found["signal"], whole.noise + found["noise"])
+        return whole.decibels()[0]
 
 
 def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None) -> _LayerTrace:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.pieces import Keep, Tensors, keep_nothing
 from ..kernels.scheme import MAP_BLOCK
 from .limits import FLOAT_DRIFT
 from .scores import Heads, Scores, divergences
@@ -63,12 +65,14 @@ def offset_windows(tokens: Sequence[int], context: int, models: frozenset[str]) 
     return [Window(ids, offset, models=models, rope_length=context) for offset in sorted(offsets)]
 
 
-def float_drift(heads: Heads, source: str, streams: Sequence[Tensor]) -> list[float]:
+def float_drift(heads: Heads, source: str, streams: Sequence[Tensor], keep: Keep = keep_nothing) -> list[float]:
     """Mean KL in nats between the float model at the first offset and at each of them."""
-    return [
-        float(torch.cat([divergences(p, q) for _, (p, q) in heads.blocks([(source, streams[0]), (source, x)])]).mean())
-        for x in streams
-    ]
+
+    def between(x: Tensor) -> Tensors:
+        blocks = heads.blocks([(source, streams[0]), (source, x)])
+        return {"kl": torch.cat([divergences(p, q) for _, (p, q) in blocks]).mean()}
+
+    return [float(keep(f"drift-{number}", partial(between, x))["kl"]) for number, x in enumerate(streams)]
 
 
 def offsets_result(
