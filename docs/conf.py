@@ -52,7 +52,7 @@ html_static_path = ["site"]
 html_css_files = ["site.css"]
 html_theme_options = {"top_of_page_buttons": []}
 
-_LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+_LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?<!\.png)(?=[)#\s])")
 
 
 def _read(app: Sphinx, name: str, source: list[str]) -> None:

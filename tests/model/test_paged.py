@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (np.array([0, -1]), 127, "page is not in the cache"),
         (np.array([0, 99]), 127, "page is not in the cache"),
         (np.array([0]), 127, "too short"),
-        (np.array([0]), -1, "start at 0"),
+        (np.array([0]), -1, "start before 0"),
     ):
         with pytest.raises(ValueError, match=message):
             paged.run([Chunk(tokens(2), start, table, rope)])
