@@ -56,7 +56,7 @@ _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?<!\.png)(?=[)#\s])")
 
 
 def _read(app: Sphinx, name: str, source: list[str]) -> None:
-    """Point links to files that are no pages at the repository, and give the first page the table of contents."""
+    """Point links to files outside the site at the repository, and give the first page the table of contents."""
     folder = Path(app.env.doc2path(name)).parent
 
     def link(match: re.Match[str]) -> str:
