@@ -7,7 +7,7 @@ COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON}-slim-trixie
-# There is no compiler here, so that a dependency without a wheel is told as such.
+# Without a compiler, a dependency that has no wheel fails the build with a clear message.
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir --only-binary=:all: /wheels/*.whl \
     && useradd --system --uid 10001 --no-create-home faquant

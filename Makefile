@@ -129,7 +129,6 @@ profile: $(VENV)/.profile smollm2-fa8/config.json ## Where decoding spends its t
 			2> build/profile/perf.log > build/profile/kernels.txt && head -30 build/profile/kernels.txt; \
 	fi
 
-bench: venv ## Attention and linears beside torch's, and what memory gives (8 minutes)
 bench: venv ## Attention and linears beside torch's, and what memory gives (9 minutes)
 	$(BIN)/python benchmarks/attention_decode.py
 	$(BIN)/python benchmarks/attention_decode.py --contexts 4096 --batch 8

@@ -24,7 +24,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "README"
 include_patterns = ["*.md", "docs/*.md", "src/**/README.md", "findings/README.md"]
 exclude_patterns = [".*", "build", "dist", "tests", "benchmarks", "**/node_modules"]
-# Behind the README, which is the first page; each page stands where it is named first.
+# Pages after the README, which is the first page. A page is listed where it is first named.
 _CONTENTS = {
     "Use": ["docs/serving", "docs/accuracy", "docs/performance", "docs/format", "docs/api", "CHANGELOG"],
     "Develop": ["docs/architecture", "src/**/README", "CONTRIBUTING", "SECURITY", "**"],

@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,10 @@ from oracles.threads import set_threads
 
 # Tests need no network; transformers, datasets and lm_eval would otherwise ask the hub. They read this on import.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell that starts the tests in the background makes them, and what they start, ignore SIGINT.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["oracles.tokenizer_kinds"]
 

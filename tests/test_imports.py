@@ -35,14 +35,14 @@ sys.modules["torch"] = None
 """
 
 
-def test_no_room_imports_from_one_behind_it() -> None:
+def test_no_room_imports_from_a_later_one() -> None:
     modules = imports()
     found = {name.partition(".")[0] for name in modules}
     assert found == set(PACKAGES), "every package must be in the list"
     assert upward(modules, PACKAGES) == []
 
 
-def test_within_the_server_no_part_imports_from_one_behind_it() -> None:
+def test_within_the_server_no_part_imports_from_a_later_one() -> None:
     modules = {
         name.removeprefix("server."): {other.removeprefix("server.") for other in used if other.startswith("server.")}
         for name, used in imports().items()
@@ -64,6 +64,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     [
         "generate MODEL Hello --max-tokens 5",
         "generate MODEL Hello --chat --max-tokens 5 --temperature 1",
+        "chat MODEL --max-tokens 5",
         "inspect MODEL",
         "plan MODEL --memory 1GB",
         "doctor",
@@ -75,7 +76,7 @@ def test_commands_that_run_a_model_need_no_torch(line: str, tmp_path: Path) -> N
     write_tokenizer(model)
     arguments = [str(model) if word == "MODEL" else word for word in line.split()]
     program = WITHOUT_TORCH.format(f"from faquant.cli.main import run\nsys.exit(run({['--debug', *arguments]!r}))")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], input="Hello\n", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

@@ -1,4 +1,4 @@
-"""Promise 4: an answer is bitwise the one that the request gets alone, regardless of other requests."""
+"""An answer is bitwise the one that the request gets alone, regardless of other requests."""
 
 import gc
 import weakref

@@ -116,14 +116,14 @@ def test_what_follows_the_scores_is_not_done_again(source: Path, out: Path, monk
     expected = figures(out, source)
     real = measure.NoiseMeter.head
 
-    def killed_behind_the_first_text(meter: Any, heads: Any, streams: Any, keep: Any) -> None:
+    def killed_after_the_first_text(meter: Any, heads: Any, streams: Any, keep: Any) -> None:
         numbers = dict(meter.tables)
         meter.tables = {number: numbers[number] for number in list(numbers)[:1]}
         real(meter, heads, streams, keep=keep)
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measure.NoiseMeter, "head", killed_behind_the_first_text)
+        patch.setattr(measure.NoiseMeter, "head", killed_after_the_first_text)
         assert killed_at(-1, lambda: figures(out, source))
     drifts = counted(positions, "divergences", monkeypatch)
     logits = counted(scores.Heads, "logits", monkeypatch)

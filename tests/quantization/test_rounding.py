@@ -63,7 +63,7 @@ def test_a_gram_matrix_is_transformed_as_its_inputs_would_be(monkeypatch: pytest
     torch.testing.assert_close(gram.peaks, x.abs().amax(0))
 
 
-def test_balancing_makes_inputs_and_weights_lose_least_behind_a_rotation() -> None:
+def test_balancing_makes_inputs_and_weights_lose_least_after_a_rotation() -> None:
     """Σx²/e² · Σw²e² is the cost of rounding both; no other e is better."""
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.rand(20, generator=generator).double() ** 4 for _ in range(2))

@@ -281,7 +281,7 @@ def test_the_log_says_that_tools_were_called(
         list(got)
     logged: list[logging.LogRecord] = []
     end = time.monotonic() + 10
-    while not logged and time.monotonic() < end:  # logged behind the answer's last byte
+    while not logged and time.monotonic() < end:  # logged after the answer's last byte
         time.sleep(0.01)
         logged = [record for record in caplog.records if record.name.startswith("faquant.server")]
     (record,) = logged

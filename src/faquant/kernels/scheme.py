@@ -83,7 +83,7 @@ class AttentionScheme:
         if self.p_levels not in P_LEVELS.values():
             raise ValueError(f"p_levels must be 127, 255 or 32767, not {self.p_levels}")
         if self.p_float16 != (self.p_levels == 127):
-            raise ValueError("p_float16 and p_levels 127 need each other")
+            raise ValueError("p_float16 and p_levels 127 need each other: the kernels have no other combination")
         if self.quantized_sum and self.v_scale is None:
             raise ValueError("quantized_sum needs a static scale of V: with a scale per token, P includes it")
         for name in ("k", "v"):

@@ -18,7 +18,7 @@ from ..schema.responses import (
 
 
 @dataclass
-class _Call:
+class _OpenCall:
     id: str
     name: str
     arguments: str = ""
@@ -30,7 +30,7 @@ class Reply:
     def __init__(self, calls: ToolCalls | None) -> None:
         self._parser = None if calls is None else CallParser(calls)
         self._content = ""
-        self._calls: list[_Call] = []
+        self._calls: list[_OpenCall] = []
         self.finish_reason: str | None = None
 
     @property
@@ -74,7 +74,7 @@ class Reply:
         return CallsMessage(role="assistant", content=self._content or None, refusal=None, tool_calls=calls)
 
     def _begin(self, piece: CallStart) -> ToolCallDelta:
-        call = _Call(f"call_{uuid.uuid4().hex[:24]}", piece.name)
+        call = _OpenCall(f"call_{uuid.uuid4().hex[:24]}", piece.name)
         self._calls.append(call)
         function = FunctionDelta(name=call.name, arguments="")
         return ToolCallDelta(index=piece.index, id=call.id, type="function", function=function)
