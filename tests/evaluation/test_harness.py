@@ -284,7 +284,7 @@ def test_requests_that_cannot_be_scored(quantized: FaquantLM) -> None:
         quantized._loglikelihood_tokens([(None, [1], [VOCAB_SIZE])])
     with pytest.raises(UsageError, match="num_beams"):
         quantized.generate_until(requests(("x", {"num_beams": 4, "max_gen_toks": 9})))
-    with pytest.raises(UsageError, match="no room"):
+    with pytest.raises(UsageError, match="no space"):
         quantized.generate_until(requests(("x", {"max_gen_toks": CONTEXT})))
 
 
