@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from . import search
 from .checkpoint.files import read_object
@@ -15,7 +16,8 @@ from .evaluation import measure, texts
 from .evaluation.report import Report
 from .quantization import calibration as calibrating
 from .quantization import pipeline, provenance
-from .recipe import Recipe, load_recipe
+from .quantization.recalibrate import recalibrate
+from .recipe import AttentionRecipe, Recipe, load_recipe
 from .text.tokenizer import Tokenizer
 
 MAX_PROMPT_TOKENS = 2048
@@ -115,8 +117,9 @@ def is_quantized(
         return False
     ids = calibrating.fingerprint(arguments.calibration)
     described = None if overwrite else provenance.described(arguments.output)
-    if described is not None and (described.calibration != ids or not arguments.is_recipe(described.recipe)):
-        described = None
+    if described is not None:
+        same = described.recipe is not None and arguments.is_recipe(described.recipe)
+        described = described if same and described.calibration == ids else None
     if described is None and not provenance.has_note(arguments.output):
         return False  # before all weights are read
     fingerprint = TensorFiles.open(arguments.source).fingerprint()
@@ -126,6 +129,49 @@ def is_quantized(
     remove_remains(arguments.output)
     arguments.journal.unlink(missing_ok=True)
     return True
+
+
+def calibrate(
+    directory: str | Path,
+    output: str | Path,
+    kv_scale: Literal["token", "channel", "head"] = "token",
+    calibration: str | Path = "builtin",
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Write the checkpoint `directory`, of any supported format, to `output` in faquant's format, with new tables of q,
+    K and V; the linears stay as they are.
+
+    Args:
+        kv_scale: one scale of K and V per token and head, or calibrated ones per channel or per head.
+        calibration: `builtin`, or a .txt or .jsonl file.
+        overwrite: replace `output` if it is a model directory.
+        progress: called with (layers done, all layers).
+
+    Returns:
+        The number of calibration tokens.
+
+    Raises:
+        UsageError: the calibration is invalid.
+        CheckpointError, UnsupportedError: the checkpoint cannot be read.
+        OutputError: `output` exists or cannot be written.
+    """
+    source = Path(directory)
+    _, ids = _calibration_of(source, calibration)
+    recipe = AttentionRecipe(kv_scale=kv_scale)
+    recalibrate(source, Path(output), recipe, ids, overwrite=overwrite, progress=progress)
+    return sum(map(len, ids))
+
+
+def _calibration_of(source: Path, calibration: str | Path) -> tuple[Tokenizer | None, list[list[int]]]:
+    """The tokenizer of a model, if it has one, and the token ids of each calibration prompt."""
+    config = load_config(source)
+    builtin = str(calibration) == "builtin"
+    records = calibrating.builtin_records() if builtin else calibrating.read_records(Path(calibration))
+    tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
+    limit = min(MAX_PROMPT_TOKENS, config.max_position)
+    return tokenizer, calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit, config.max_position)
 
 
 @dataclass(frozen=True)
@@ -154,12 +200,7 @@ class _QuantizeArguments:
         if max_kl is not None and not automatic:
             raise UsageError("A bound on KL needs the recipe 'auto', which searches for a recipe within it.")
         chosen = recipe if isinstance(recipe, Recipe) else load_recipe("default" if automatic else recipe)
-        config = load_config(source)
-        builtin = str(calibration) == "builtin"
-        records = calibrating.builtin_records() if builtin else calibrating.read_records(Path(calibration))
-        tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
-        limit = min(MAX_PROMPT_TOKENS, config.max_position)
-        ids = calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit, config.max_position)
+        tokenizer, ids = _calibration_of(source, calibration)
         return cls(source, Path(output), chosen, automatic, max_kl, tokenizer, ids)
 
     @property

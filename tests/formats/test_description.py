@@ -127,7 +127,6 @@ def test_what_is_absent_stays_absent() -> None:
         ({"model_quant_type": None}, CheckpointError, "no model_quant_type"),
         ({"model_quant_type": ["W8A8"]}, CheckpointError, "model_quant_type must be a string"),
         ({"fa_quant_type": "FAVQuant"}, UnsupportedError, "fa_quant_type 'FAVQuant'"),
-        ({f"{LAYER}.quant_type": "FP8_DYNAMIC"}, UnsupportedError, "self_attn.quant_type 'FP8_DYNAMIC'"),
         ({f"{LAYER}.quant_type": 8}, CheckpointError, "self_attn.quant_type must be a string"),
         ({"fa_quant_type": ""}, UnsupportedError, "fa_quant_type ''"),
         ({"fa_quant_type": True}, CheckpointError, "fa_quant_type must be a string"),

@@ -30,7 +30,8 @@ def test_the_first_format_that_knows_a_directory_opens_it(directory: Path, name:
     assert format_of(Source.of(directory)).name == name
     opened = open_checkpoint(directory)
     assert (opened.metadata is not None) == (name == "faquant")
-    assert (opened.description is not None) == (name != "float")
+    assert opened.is_float == (name == "float")
+    assert opened.format == name
 
 
 def test_what_another_tool_quantized_is_refused_by_name(tmp_path: Path) -> None:
@@ -42,6 +43,7 @@ def test_what_another_tool_quantized_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedError) as caught:
             use(directory)
         assert str(caught.value) == (
-            f"{directory}/config.json: the model is quantized already, by 'gptq'. "
+            f"{directory}/config.json: the model is quantized already, by 'gptq' with 4 bits, which is not supported; "
+            "these are, in int8: faquant, msmodelslim, compressed-tensors, quark, modelopt. "
             "Start from the checkpoint in bfloat16, float16 or float32."
         )

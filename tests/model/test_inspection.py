@@ -30,4 +30,5 @@ def test_a_float_model_counts_its_float_cache(tmp_path: Path) -> None:
     assert seen.kv_bytes_per_token == sum(
         layer.bytes_per_token for layer in load(tmp_path / "float").make_pages(1, 128)
     )
-    assert seen.description is None
+    assert seen.quant_type == "FLOAT"
+    assert seen.fa_quant_type is None

@@ -317,7 +317,7 @@ def test_weight_scales_that_the_arithmetic_does_not_need_may_be_missing(golden: 
 def test_quantized_weights_without_a_description_are_not_taken_for_floats(golden_fp32: Path) -> None:
     (golden_fp32 / DESCRIPTION).unlink()
     (golden_fp32 / WEIGHTS).rename(golden_fp32 / "model.safetensors")
-    with pytest.raises(CheckpointError, match="say how it is quantized"):
+    with pytest.raises(CheckpointError, match="says how it is quantized"):
         load(golden_fp32)
 
 

@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 @pytest.mark.parametrize("name", ["default", "mindie"])
 def test_a_checkpoint_made_before_answers_as_it_did(name: str) -> None:
     model, then = load(MADE / name), load_file(MADE / f"{name}_logits.safetensors")
-    assert model.description is not None
+    assert not model.is_float
     assert (model.metadata is None) == (name == "mindie")
     pages = model.make_pages(1, 128)
     chunk = Chunk(then["tokens"], 0, np.array([0]), Rope(model.config))

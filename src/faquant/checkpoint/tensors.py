@@ -96,6 +96,11 @@ class TensorFiles:
             )
         return cls(directory, stem, entries)
 
+    def renamed(self, names: Mapping[str, str]) -> "TensorFiles":
+        """The same tensors; those in `names` have new names."""
+        entries = {names.get(name, name): entry for name, entry in self._entries.items()}
+        return TensorFiles(self.directory, self.stem, entries)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

@@ -108,8 +108,10 @@ def check_storable(name: str, tensor: "torch.Tensor") -> None:
     """
     if not tensor.is_floating_point():
         return
+    signed = name.endswith(("weight_scale", "deq_scale", "pre_quant_scale"))  # other tools write negative ones
     scale = name.endswith(("scale", "equalizer"))
-    if not tensor.isfinite().all() or (scale and (tensor <= 0).any()):
+    wrong = scale and bool((tensor == 0 if signed else tensor <= 0).any())
+    if not tensor.isfinite().all() or wrong:
         raise UnsupportedError(
             f"{name} has values that are not finite{', zero or negative' if scale else ''} in "
             f"{str(tensor.dtype).removeprefix('torch.')}. The model's weights or activations exceed its range."

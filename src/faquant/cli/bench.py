@@ -62,7 +62,7 @@ def bench(
     if requests and max_position <= 2 * LONGEST_ANSWER:
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests; use --requests 0.")
     model, tokenizer = load(directory), Tokenizer.from_directory(directory)
-    own = FLOAT if model.description is None else INT8
+    own = FLOAT if model.is_float else INT8
     systems = {own: Sequences(model), BFLOAT16: Sequences(model, "bfloat16")}
     engines = {
         name: Engine(model, tokenizer, EngineConfig(kv_cache_dtype=system.kv_cache_dtype))

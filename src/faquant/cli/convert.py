@@ -14,7 +14,9 @@ from .interrupts import raise_on_signals
 
 
 class Target(str, Enum):
+    faquant = "faquant"
     mindie = "mindie"
+    manual = "manual"
     hf = "hf"
 
 
@@ -25,27 +27,35 @@ class Dtype(str, Enum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Quantized directory, or a GGUF file for hf.", metavar="OUT|GGUF")],
+    source: Annotated[Path, typer.Argument(help="Quantized directory, or a GGUF file for hf.", metavar="DIR|GGUF")],
     to: Annotated[
-        Target, typer.Option(help="mindie: a directory that MindIE can load. hf: a float Hugging Face directory.")
+        Target,
+        typer.Option(
+            help="faquant: faquant's format. mindie: for MindIE, as msModelSlim writes it. manual: the same with the "
+            "manual's tables q_scale, k_scale, v_scale [heads, head_dim]. hf: a float Hugging Face directory."
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="OUT")],
     dtype: Annotated[
         Dtype | None, typer.Option(help="Type of the weights for hf; float32 is exact.", show_default="float32")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DIR if it is a model directory.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
 ) -> None:
-    """Convert a quantized directory for MindIE, if its recipe allows that, or a GGUF file for quantize."""
+    """Convert a quantized directory of any supported tool, for faquant or for MindIE, or a GGUF file for quantize."""
     if to is Target.hf:
         _from_gguf(source, output, (dtype or Dtype.float32).value, overwrite)
         return
     if dtype is not None:
-        raise UsageError("--dtype is for --to hf only; --to mindie keeps the types of the directory.")
+        raise UsageError(f"--dtype is for --to hf only; --to {to.value} keeps the types of the directory.")
     load_config(source)
-    from ..quantization.mindie.convert import convert_to_mindie  # loads torch, so check the directory first
+    # Loads torch, so check the directory first.
+    from ..quantization.convert import convert_to_faquant, convert_to_mindie
 
     raise_on_signals()
-    convert_to_mindie(source, output, overwrite)
+    if to is Target.faquant:
+        convert_to_faquant(source, output, overwrite)
+    else:
+        convert_to_mindie(source, output, overwrite, manual=to is Target.manual)
     print(f"{output}: converted for {to.value}.", file=sys.stderr)
 
 

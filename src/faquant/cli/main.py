@@ -10,6 +10,7 @@ import typer
 
 from ..errors import FaquantError
 from .bench import bench
+from .calibrate import calibrate
 from .chat import chat
 from .console import print_error
 from .convert import convert
@@ -40,7 +41,7 @@ def _options(
         raise typer.Exit
 
 
-for command in (quantize, evaluate, generate, chat, serve, bench, inspect, plan, convert, doctor):
+for command in (quantize, calibrate, evaluate, generate, chat, serve, bench, inspect, plan, convert, doctor):
     app.command()(command)
 
 

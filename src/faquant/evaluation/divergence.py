@@ -88,7 +88,7 @@ def variants(model: Model, source: Model) -> dict[str, Model]:
     """
     parts: dict[str, Model] = {}
     quantized_attention = any(scheme is not None for scheme in model.schemes)
-    quantized_linears = model.description is not None and model.description.model_quant_type != "FLOAT"
+    quantized_linears = model.quant_type != "FLOAT"
     if quantized_attention and not (quantized_linears and model.metadata is None and _values_are_folded(model, source)):
         parts["attention"] = Model(
             source.config, source.decoder, _unfolded(model), model.max_position, backend=source.backend

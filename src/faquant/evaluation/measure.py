@@ -210,12 +210,12 @@ def _identity(
 
 def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> str:
     """Check that the directories belong together; return the fingerprint of the float model."""
-    if model.description is None:
+    if model.is_float:
         raise UsageError(f"{directory} is a float model. Pass a quantized directory, and its source with --against.")
-    if source.description is not None:
+    if not source.is_float:
         raise UsageError(f"{against} is quantized. Pass the float model that {directory} was made from.")
     fingerprint = TensorFiles.open(against).fingerprint()
-    if model.metadata is not None and model.metadata.model != fingerprint:
+    if model.metadata is not None and model.metadata.model not in (None, fingerprint):
         raise UsageError(f"{directory} was not made from {against}: the weights differ. Pass the right float model.")
     for field in fields(ModelConfig):
         mine, theirs = getattr(model.config, field.name), getattr(source.config, field.name)

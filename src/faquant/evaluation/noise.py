@@ -229,7 +229,7 @@ class NoiseMeter:
         h = layer.post_attention_layernorm(self._rotated(seen.x + taps["o_proj"].y))
         self._linear(noise, layer, "gate_proj", h, taps["gate_proj"].y)
         factor = torch.ones(1)
-        if metadata is not None and metadata.recipe.linear is not None and metadata.recipe.linear.equalize:
+        if metadata is not None and metadata.linear is not None and metadata.linear.equalize:
             factor = _factors(taps["up_proj"].y, layer.up_proj(h))
         self._linear(noise, layer, "up_proj", h, taps["up_proj"].y, factor)
         self._linear(noise, layer, "down_proj", taps["down_proj"].x / factor, self._rotated(taps["down_proj"].y))

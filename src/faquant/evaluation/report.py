@@ -42,8 +42,10 @@ class Report:
 
     @property
     def recipe(self) -> str:
-        """The recipe's name; checkpoints in msModelSlim's format do not contain it."""
-        return self.inspection.metadata.recipe.name if self.inspection.metadata else "in MindIE's format"
+        """The recipe's name, or the format of a checkpoint that does not name its recipe."""
+        if self.inspection.metadata:
+            return self.inspection.metadata.name
+        return "in MindIE's format" if self.inspection.format == "msmodelslim" else f"of {self.inspection.format}"
 
     @property
     def saturation(self) -> dict[str, float]:
@@ -72,7 +74,7 @@ class Report:
                 "weight_bytes": seen.weight_bytes,
                 "source_weight_bytes": self.source.weight_bytes,
             },
-            "recipe": made.recipe.model_dump(mode="json") if made else {"name": self.recipe},
+            "recipe": made.recipe.model_dump(mode="json") if made and made.recipe else {"name": self.recipe},
             "calibration": made.calibration if made else None,
             "cache": {
                 "bytes_per_token": seen.kv_bytes_per_token,

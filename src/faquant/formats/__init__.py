@@ -1,14 +1,26 @@
 """The registry of checkpoint formats, and opening directories of any format."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import UnsupportedError
 from .base import CheckpointFormat, Opened, Source
+from .compressed_tensors import CompressedTensorsFormat
 from .faquant.format import FaquantFormat
 from .float import FloatFormat
+from .modelopt import ModelOptFormat
 from .msmodelslim.format import MsModelSlimFormat
+from .quark import QuarkFormat
 
-FORMATS: tuple[CheckpointFormat, ...] = (FaquantFormat(), MsModelSlimFormat(), FloatFormat())
+FORMATS: tuple[CheckpointFormat, ...] = (
+    FaquantFormat(),
+    MsModelSlimFormat(),
+    CompressedTensorsFormat(),
+    QuarkFormat(),
+    ModelOptFormat(),
+    FloatFormat(),
+)
 """The first format that detects itself in a directory opens it."""
 
 
@@ -28,7 +40,14 @@ def format_of(source: Source) -> CheckpointFormat:
     for format in FORMATS:
         if format.detect(source):
             return format
+    supported = ", ".join(format.name for format in FORMATS if not isinstance(format, FloatFormat))
     raise UnsupportedError(
-        f"{source.directory / 'config.json'}: the model is quantized already, by {source.config.quant_method}. "
-        "Start from the checkpoint in bfloat16, float16 or float32."
+        f"{source.directory / 'config.json'}: the model is quantized already, by {_named(source.quantization)}, which "
+        f"is not supported; these are, in int8: {supported}. Start from the checkpoint in bfloat16, float16 or float32."
     )
+
+
+def _named(table: Mapping[str, Any]) -> str:
+    """The method of a quantization_config with its number of bits, for an error."""
+    bits = next((table[key] for key in ("bits", "w_bit", "weight_bits") if isinstance(table.get(key), int)), None)
+    return f"{table.get('quant_method')!r:.80}{'' if bits is None else f' with {bits} bits'}"

@@ -5,6 +5,7 @@ A format is a module with a class that implements `CheckpointFormat`, and an ent
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from ..checkpoint.json_object import read_json
 from ..checkpoint.model_config import ModelConfig, load_config
 from ..checkpoint.tensors import TensorFiles
-from ..errors import CheckpointError
+from ..errors import CheckpointError, FaquantError, UnsupportedError
 from ..kernels.arrays import Stored
 from ..kernels.scheme import AttentionScheme
 from ..kernels.tables import FloatTable, LinearTable
@@ -36,6 +37,29 @@ class Source:
         config = load_config(directory)
         return cls(directory, config, read_json(directory / "config.json"), read_description(directory))
 
+    @property
+    def quantization(self) -> Mapping[str, Any]:
+        """`quantization_config` of config.json (`compression_config` in older files); empty if there is none."""
+        table = self.raw_config.get("quantization_config") or self.raw_config.get("compression_config")
+        return table if isinstance(table, Mapping) else {}
+
+    def open_files(self) -> TensorFiles:
+        """The tensors, by the names of a causal language model. Raises: as TensorFiles.open."""
+        files = TensorFiles.open(self.directory)
+        return files.renamed(_names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
+
+
+def _names_of_causal_lm(names: Collection[str], tied: bool) -> dict[str, str]:
+    """New names for tensors that were saved from the base model (without `model.`), and for the embedding of a tied
+    model that was saved as `lm_head.weight` only."""
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    renamed: dict[str, str] = {}
+    if not any(name.startswith("model.") for name in names):
+        renamed = {name: f"model.{name}" for name in names if not name.startswith("lm_head.")}
+    if tied and head in names and embedding not in names and embedding not in renamed.values():
+        renamed[head] = embedding
+    return renamed
+
 
 class CheckpointFormat(Protocol):
     """A checkpoint format."""
@@ -58,17 +82,38 @@ class Opened(ABC):
     """An open directory, checked except for its weights.
 
     Attributes:
+        format: the format's name.
         schemes: for each layer; None: float attention.
-        description: None for a float model.
         metadata: None unless faquant wrote the checkpoint.
+        ignored: tensors that no model of this architecture needs, such as buffers that older versions saved.
+        notes: what a user should know about how the checkpoint is read, as sentences.
     """
+
+    format: str
 
     def __init__(self, source: Source, files: TensorFiles) -> None:
         self.directory, self.config, self.raw_config = source.directory, source.config, source.raw_config
-        self.description = source.description
         self.files, self.checked = files, Checked(files)
         self.metadata: Metadata | None = None
         self.schemes: list[AttentionScheme | None] = [None] * source.config.num_layers
+        self.ignored: list[str] = []
+        self.notes: list[str] = []
+
+    @property
+    def has_float_linears(self) -> bool:
+        """Whether no linear is quantized."""
+        return all(self.linear_type(name) == "FLOAT" for name in self.config.linears)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.has_float_linears and not any(self.schemes)
+
+    @property
+    def quant_type(self) -> str:
+        """The type of the linears, as `model_quant_type` of a description: FLOAT, W8A8 or W8A8_DYNAMIC."""
+        kinds = {self.linear_type(name) for name in self.config.linears} - {"FLOAT"}
+        return "FLOAT" if not kinds else "W8A8" if any("DYNAMIC" not in kind for kind in kinds) else "W8A8_DYNAMIC"
 
     @property
     def max_position(self) -> int:
@@ -101,53 +146,80 @@ def float_table(checked: Checked, config: ModelConfig, name: str) -> FloatTable:
     return FloatTable(checked.finite(f"{name}.weight"), bias)
 
 
-def check_shapes(config: ModelConfig, files: TensorFiles) -> None:
-    """Check, before anything large is read, that all tensors implied by the configuration exist with their shapes.
+HARMLESS = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+"""Ends of the names of tensors that older versions of transformers saved although config.json determines them."""
+
+
+def check_tensors(config: ModelConfig, files: TensorFiles, known: Iterable[str] = ()) -> list[str]:
+    """Check, before anything large is read, that all tensors implied by the configuration exist with their shapes, and
+    that there are no others.
+
+    Args:
+        known: names of the format's other tensors.
+
+    Returns:
+        The names of harmless tensors that are ignored.
 
     Raises:
-        CheckpointError: one is missing, of another shape, or unexpected.
+        CheckpointError: a tensor is missing or of another shape, or a bias or norm contradicts the configuration.
+        UnsupportedError: a tensor is unknown, so that the model would not compute what it was made for.
     """
     shapes, source = files.shapes(), files.directory
-    for name, wanted in _implied(config, "lm_head.weight" in shapes, source).items():
+    implied = _implied(config, "lm_head.weight" in shapes, source)
+    for name, wanted in implied.items():
         if name not in shapes:
             raise CheckpointError(f"The checkpoint has no tensor {name}, which its config.json implies.")
         if shapes[name] != wanted:
             raise CheckpointError(f"{name} has shape {list(shapes[name])}, but config.json implies {list(wanted)}.")
-    # Biases and norms that config.json does not imply would be silently ignored.
-    unexpected = [f"{name}.bias" for name, size in config.linears.items() if not size.has_bias]
-    if not config.qk_norm:
-        unexpected += [
-            f"model.layers.{layer}.self_attn.{name}.weight"
-            for layer in range(config.num_layers)
-            for name in ("q_norm", "k_norm")
-        ]
-    found = next((name for name in unexpected if name in shapes), None)
-    if found is not None:
-        raise CheckpointError(
-            f"{source} has the tensor {found}, which a {config.model_type} model with this config.json does not have. "
-            "Is attention_bias, mlp_bias or model_type wrong?"
-        )
+    known = {*implied, *known, *(f"{name}.bias" for name, size in config.linears.items() if size.has_bias)}
+    others = [name for name in shapes if name not in known]
     extra = f"model.layers.{config.num_layers}."
-    if any(name.startswith(extra) for name in shapes):
+    if any(name.startswith(extra) for name in others):
         raise CheckpointError(
             f"{source} has tensors of layer {config.num_layers}, but in config.json num_hidden_layers is "
             f"{config.num_layers}."
         )
+    unknown = [name for name in others if not name.endswith(HARMLESS)]
+    if unknown:
+        raise _unknown(config, source, unknown)
+    return others
+
+
+def _unknown(config: ModelConfig, source: Path, names: list[str]) -> FaquantError:
+    """The error about tensors that the model does not have."""
+    switches = [f"{name}.bias" for name in config.linears]
+    switches += [f"model.layers.{i}.self_attn.{norm}.weight" for i in range(config.num_layers) for norm in QK_NORMS]
+    switched = next((name for name in switches if name in set(names)), None)
+    if switched is not None:
+        return CheckpointError(
+            f"{source} has the tensor {switched}, which a {config.model_type} model with this config.json does not "
+            "have. Is attention_bias, mlp_bias or model_type wrong?"
+        )
+    shown = ", ".join(f"{name:.200}" for name in names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
+    return UnsupportedError(
+        f"{source} has tensors that a {config.model_type} model does not have: {shown}. Leaving them out would change "
+        "the model. Merge adapters and start from a checkpoint of the plain architecture."
+    )
+
+
+def norm_names(config: ModelConfig) -> list[str]:
+    """The checkpoint names of all norms over the residual stream."""
+    layers = range(config.num_layers)
+    return [f"model.layers.{layer}.{norm}" for layer in layers for norm in LAYER_NORMS] + ["model.norm"]
+
+
+LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
+QK_NORMS = ("q_norm", "k_norm")
 
 
 def _implied(config: ModelConfig, has_head: bool, source: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of all weights that the configuration implies."""
     hidden = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    shapes |= {f"{name}.weight": (hidden,) for name in norm_names(config)}
     for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{prefix}{name}.weight"] = (hidden,)
-        for name in ("q_norm", "k_norm") if config.qk_norm else ():
-            shapes[f"{prefix}self_attn.{name}.weight"] = (config.head_dim,)
+        for name in QK_NORMS if config.qk_norm else ():
+            shapes[f"model.layers.{layer}.self_attn.{name}.weight"] = (config.head_dim,)
     if not has_head and not config.tie_word_embeddings:
         raise CheckpointError(
             f"{source} has no lm_head.weight, but config.json does not tie the head to the embedding "

@@ -60,16 +60,21 @@ class Checked:
 
     def positive(self, name: str, shape: tuple[int, ...]) -> Floats:
         """As floats; the scales must be greater than zero."""
+        return self.scales(name, shape)
+
+    def scales(self, name: str, shape: tuple[int, ...], signed: bool = False) -> Floats:
+        """As floats; the scales must be greater than zero, or not zero if `signed`."""
         dtype = self.files.dtype(name) if name in self.files else None
         if dtype is not None and (dtype not in FLOAT_DTYPES or dtype == "float64"):
             raise CheckpointError(f"{name} must be float32, float16 or bfloat16, not {dtype}.")
         value = widen(self.get(name, shape))
-        self.check_positive(name, value)
+        self.check_scales(name, value, signed)
         return value
 
-    def check_positive(self, name: str, value: Floats) -> None:
-        if not (is_finite(value) and (value > 0).all()):
+    def check_scales(self, name: str, value: Floats, signed: bool = False) -> None:
+        """Raise CheckpointError unless the scales are finite and greater than zero, or not zero if `signed`."""
+        if not (is_finite(value) and (value != 0 if signed else value > 0).all()):
             raise CheckpointError(
-                f"{name} holds a scale that is NaN, infinite, zero or negative. The file is damaged, or its "
-                "calibration failed; quantize again."
+                f"{name} holds a scale that is NaN, infinite{', or' if signed else ','} zero"
+                f"{'' if signed else ' or negative'}. The file is damaged, or its calibration failed; quantize again."
             )

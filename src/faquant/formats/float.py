@@ -1,9 +1,10 @@
 """Hugging Face directories of float models."""
 
-from ..checkpoint.tensors import FLOAT_DTYPES, TensorFiles
+from ..checkpoint.files import DESCRIPTION_NAMES
+from ..checkpoint.tensors import FLOAT_DTYPES
 from ..errors import CheckpointError
 from ..kernels.tables import LinearTable
-from .base import Opened, Source, check_shapes, float_table
+from .base import Opened, Source, check_tensors, float_table
 
 
 class FloatFormat:
@@ -12,7 +13,7 @@ class FloatFormat:
     name = "float"
 
     def detect(self, source: Source) -> bool:
-        return source.description is None and source.config.quant_method is None
+        return source.description is None and not source.quantization
 
     def open(self, source: Source) -> Opened:
         return OpenedFloat(source)
@@ -21,15 +22,21 @@ class FloatFormat:
 class OpenedFloat(Opened):
     """A float model."""
 
+    format = FloatFormat.name
+
     def __init__(self, source: Source) -> None:
-        super().__init__(source, TensorFiles.open(source.directory))
-        check_shapes(self.config, self.files)
-        for name, dtype in self.files.dtypes().items():
-            if dtype not in FLOAT_DTYPES:
-                raise CheckpointError(
-                    f"{name} has dtype {dtype}, but there is no quant_model_description.json to say how it is "
-                    "quantized. Download that file too."
-                )
+        super().__init__(source, source.open_files())
+        dtypes = self.files.dtypes()
+        quantized = next((name for name in self.config.linears if dtypes.get(f"{name}.weight") == "int8"), None)
+        if quantized is not None:
+            raise CheckpointError(
+                f"{quantized}.weight has dtype int8, but neither quantization_config in config.json nor a "
+                f"{DESCRIPTION_NAMES[0]} says how it is quantized. The directory is incomplete."
+            )
+        self.ignored = check_tensors(self.config, self.files)
+        for name in dtypes.keys() - self.ignored:
+            if dtypes[name] not in FLOAT_DTYPES:
+                raise CheckpointError(f"{name} has dtype {dtypes[name]}, but must be a float type.")
 
     def linear_type(self, name: str) -> str:
         return "FLOAT"

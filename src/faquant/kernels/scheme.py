@@ -145,8 +145,8 @@ class AttentionScheme:
     @property
     def summary(self) -> str:
         """A short human-readable description."""
-        kinds = {None: "per token", 1: "per head"}
-        scale = kinds.get(None if self.k_scale is None else self.k_scale.shape[-1], "per channel")
+        k, v = _granularity(self.k_scale), _granularity(self.v_scale)
+        scale = k if k == v else f"of K {k}, of V {v}"
         maps = [
             name
             for name, used in (
@@ -157,3 +157,7 @@ class AttentionScheme:
             if used
         ]
         return f"int8, scale {scale}" + (f", K {', '.join(maps)}" if maps else "") + f", P up to {self.p_levels}"
+
+
+def _granularity(scale: Array | None) -> str:
+    return "per token" if scale is None else "per head" if scale.shape[-1] == 1 else "per channel"

@@ -7,8 +7,9 @@ from typing import Any
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.tensors import TensorFiles
 from ..formats import open_checkpoint
+from ..formats.base import Opened
 from ..formats.faquant.metadata import Metadata
-from ..formats.msmodelslim.description import Description
+from ..formats.msmodelslim.description import FA_TYPE
 
 PARTS = {
     "embedding": "model.embed_tokens.",
@@ -16,6 +17,7 @@ PARTS = {
     "mlp linears": ".mlp.",
     "head": "lm_head.",
 }
+FLOAT_CACHE = "float32"
 FLOAT_CACHE_BYTES = 4
 """Bytes per value in the cache of a layer with float attention."""
 
@@ -26,7 +28,8 @@ class Inspection:
 
     directory: str
     config: ModelConfig
-    description: Description | None
+    format: str
+    quant_type: str
     metadata: Metadata | None
     bytes_by_part: dict[str, int]
     types_by_module: dict[str, dict[str, int]]
@@ -34,6 +37,13 @@ class Inspection:
     kv_bytes_per_token: int
     kv_bytes_per_token_bf16: int
     max_position: int
+    ignored: list[str]
+    notes: list[str]
+
+    @property
+    def fa_quant_type(self) -> str | None:
+        """FAQuant if any layer has 8-bit attention."""
+        return None if set(self.kv_schemes) == {FLOAT_CACHE} else FA_TYPE
 
     @property
     def weight_bytes(self) -> int:
@@ -46,15 +56,18 @@ class Inspection:
             "model_type": self.config.model_type,
             "layers": self.config.num_layers,
             "heads": [self.config.num_heads, self.config.num_kv_heads, self.config.head_dim],
-            "model_quant_type": self.description.model_quant_type if self.description else "FLOAT",
-            "fa_quant_type": self.description.fa_quant_type if self.description else None,
-            "recipe": self.metadata.recipe.model_dump() if self.metadata else None,
+            "format": self.format,
+            "model_quant_type": self.quant_type,
+            "fa_quant_type": self.fa_quant_type,
+            "recipe": self.metadata.recipe.model_dump() if self.metadata and self.metadata.recipe else None,
             "bytes_by_part": self.bytes_by_part,
             "types_by_module": self.types_by_module,
             "kv_schemes": self.kv_schemes,
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "kv_bytes_per_token_bf16": self.kv_bytes_per_token_bf16,
             "max_position": self.max_position,
+            "ignored": self.ignored,
+            "notes": self.notes,
         }
 
 
@@ -69,21 +82,24 @@ def inspect(directory: Path) -> Inspection:
     values = 2 * config.num_kv_heads * config.head_dim
     kinds: dict[str, int] = {}
     for scheme in opened.schemes:
-        kind = "float32" if scheme is None else scheme.summary
+        kind = FLOAT_CACHE if scheme is None else scheme.summary
         kinds[kind] = kinds.get(kind, 0) + 1
     return Inspection(
         directory=str(directory),
         config=config,
-        description=opened.description,
+        format=opened.format,
+        quant_type=opened.quant_type,
         metadata=opened.metadata,
         bytes_by_part=_bytes_by_part(files),
-        types_by_module=_types_by_module(opened.description, files),
+        types_by_module=_types_by_module(opened),
         kv_schemes=kinds,
         kv_bytes_per_token=sum(
             FLOAT_CACHE_BYTES * values if scheme is None else scheme.bytes_per_token for scheme in opened.schemes
         ),
         kv_bytes_per_token_bf16=2 * values * config.num_layers,
         max_position=opened.max_position,
+        ignored=opened.ignored,
+        notes=opened.notes,
     )
 
 
@@ -95,14 +111,15 @@ def _bytes_by_part(files: TensorFiles) -> dict[str, int]:
     return sizes
 
 
-def _types_by_module(description: Description | None, files: TensorFiles) -> dict[str, dict[str, int]]:
-    """For each kind of module, the number of modules by type."""
+def _types_by_module(opened: Opened) -> dict[str, dict[str, int]]:
+    """For each kind of module, the number of modules by type; for float ones, by dtype."""
     counts: dict[str, dict[str, int]] = {}
-    for name in files.names():
+    for name in opened.files.names():
         module, _, leaf = name.rpartition(".")
         if leaf != "weight" or "norm" in module:
             continue
-        kind = description.tensor_types[name] if description else files.dtype(name)
+        kind = opened.linear_type(module) if module in opened.config.linears else "FLOAT"
+        kind = opened.files.dtype(name) if kind == "FLOAT" else kind
         types = counts.setdefault(module.rpartition(".")[2], {})
         types[kind] = types.get(kind, 0) + 1
     return counts

@@ -8,7 +8,6 @@ from ..checkpoint.model_config import KvCacheDtype, ModelConfig
 from ..formats import open_checkpoint
 from ..formats.base import Opened
 from ..formats.faquant.metadata import Metadata
-from ..formats.msmodelslim.description import Description
 from ..kernels.backend import Backend, Pages, make_backend
 from ..kernels.scheme import TILE, AttentionScheme
 from .decoder import Decoder, build_decoder
@@ -18,16 +17,24 @@ from .decoder import Decoder, build_decoder
 class Model:
     """A model ready to run. A layer whose scheme is None has float attention.
 
-    `max_position` is the maximum context in tokens. `metadata` is None unless faquant wrote the checkpoint.
+    Attributes:
+        max_position: the maximum context in tokens.
+        quant_type: the type of the linears: FLOAT, W8A8 or W8A8_DYNAMIC.
+        metadata: None unless faquant wrote the checkpoint.
     """
 
     config: ModelConfig
     decoder: Decoder
     schemes: Sequence[AttentionScheme | None]
     max_position: int
-    description: Description | None = None
+    quant_type: str = "FLOAT"
     metadata: Metadata | None = None
     backend: Backend = field(default_factory=lambda: make_backend("cpu"))
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.quant_type == "FLOAT" and not any(self.schemes)
 
     def make_pages(self, num_pages: int, page_size: int, kv_cache_dtype: KvCacheDtype = "auto") -> list[Pages]:
         """Empty cache pages for every layer: "auto" as the checkpoint specifies, int8 or float32; or "bfloat16" for all
@@ -88,7 +95,7 @@ def build_model(opened: Opened, backend: Backend, lazy: bool = False) -> Model:
         ),
         schemes=opened.schemes,
         max_position=opened.max_position,
-        description=opened.description,
+        quant_type=opened.quant_type,
         metadata=opened.metadata,
         backend=backend,
     )

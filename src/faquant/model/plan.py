@@ -11,6 +11,7 @@ from ..checkpoint.model_config import ModelConfig
 from ..errors import UsageError
 from ..formats import format_of
 from ..formats.base import Source
+from ..formats.float import FloatFormat
 from ..kernels.scheme import AttentionScheme
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
 from .inspection import FLOAT_CACHE_BYTES, inspect
@@ -88,9 +89,8 @@ def plan(directory: Path, recipe: Recipe | None = None, tokens: int = 512, seque
         UsageError: a recipe is given for a quantized model.
     """
     source = Source.of(directory)
-    format_of(source)  # refuses models with another quantization
     config = source.config
-    if source.description is None:
+    if format_of(source).name == FloatFormat.name:
         chosen = recipe or Recipe(name="default")
         ours = Footprint(chosen.name, _weights(config, chosen.linear), _cache(config, chosen.attention))
     elif recipe is not None:
@@ -98,7 +98,7 @@ def plan(directory: Path, recipe: Recipe | None = None, tokens: int = 512, seque
     else:
         found = inspect(directory)
         ours = Footprint(
-            found.metadata.recipe.name if found.metadata else "quantized", found.weight_bytes, found.kv_bytes_per_token
+            found.metadata.name if found.metadata else "quantized", found.weight_bytes, found.kv_bytes_per_token
         )
     halves = 2 * config.num_kv_heads * config.head_dim * config.num_layers * 2
     # Per token, three times its hidden states, and the outputs of gate_proj and up_proj; per sequence, its logits.

@@ -78,9 +78,9 @@ def quantize(
     opened = open_checkpoint(source)
     config, files = opened.config, opened.files
     checked = SourceTensors(files)
-    if opened.description is not None:
+    if not opened.is_float:
         raise UsageError(f"{source} is quantized already. Pass the float model that it was made from.")
-    _check_recipe(recipe, config, checked)
+    _check_recipe(recipe, config)
     if not calibration or not all(calibration):
         raise UsageError("The calibration has no prompts, or a prompt without tokens.")
     prompts = [torch.tensor(ids, dtype=torch.int64) for ids in calibration]
@@ -90,7 +90,8 @@ def quantize(
             f"A calibration prompt has {longest} tokens, but the model's context is {config.max_position} tokens."
         )
     side_files(source)  # report files that cannot be copied before the long work
-    metadata = metadata_of(config, recipe, files.fingerprint(), fingerprint([list(ids) for ids in calibration]))
+    made_of = files.fingerprint(), fingerprint([list(ids) for ids in calibration])
+    metadata = metadata_of(config, recipe, *made_of)
     quantizer: Quantizer
     if recipe.format == "msmodelslim":
         smooth = recipe.linear is not None and recipe.linear.equalize
@@ -99,8 +100,8 @@ def quantize(
         quantizer = LayerQuantizer(config, checked, recipe, metadata)
     stem = "quant_model_weights" if recipe.linear is None else "quant_model_weight_w8a8"
     identity = {
-        "model": metadata.model,
-        "calibration": metadata.calibration,
+        "model": made_of[0],
+        "calibration": made_of[1],
         # Without the format, which the rest implies, so that runs of versions that did not have it are resumed.
         "recipe": recipe.model_dump_json(exclude={"format"}),
         "version of faquant": version("faquant"),
@@ -125,7 +126,7 @@ def quantize(
         # Last, so that an incomplete directory is not mistaken for a model.
         write_json(work.output / "config.json", raw_config)
         if requested is not None:
-            provenance.note(target, work.output, provenance.request(metadata.model, metadata.calibration, requested))
+            provenance.note(target, work.output, provenance.request(*made_of, requested))
 
 
 def _run(
@@ -207,15 +208,12 @@ def _model_quant_type(recipe: Recipe) -> str:
     return "W8A8" if recipe.format == "msmodelslim" else "W8A8_DYNAMIC"
 
 
-def _check_recipe(recipe: Recipe, config: ModelConfig, checked: SourceTensors) -> None:
+def _check_recipe(recipe: Recipe, config: ModelConfig) -> None:
     if recipe.linear is None:
         return
     names = (*config.layer_linears, "lm_head")
     for pattern in recipe.linear.float_layers:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(f"The recipe's linear.float_layers has {pattern!r}, which matches no linear.")
-    biased = any(name.endswith("norm.bias") for name in checked.names())
-    if biased and (recipe.linear.equalize or recipe.linear.rotate == "folded"):
-        raise UnsupportedError("The recipe folds into norms, but the model's norms have biases.")
     if recipe.format == "msmodelslim" and config.head_dim > 256:
         raise UnsupportedError(f"MindIE supports a head_dim of up to 256; this model has {config.head_dim}.")

@@ -94,7 +94,7 @@ class _RecipeSearch:
         if max_kl is not None and not max_kl > 0:
             raise UsageError(f"The bound on KL must be above 0, not {max_kl}.")
         opened = open_checkpoint(source)
-        if opened.description is not None:
+        if not opened.is_float:
             raise UsageError(f"{source} is quantized already. Pass the float model that it was made from.")
         self._config, self._checked = opened.config, SourceTensors(opened.files)
         self._source = load(source, lazy=True, backend=make_backend("torch"))

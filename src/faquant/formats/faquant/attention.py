@@ -4,12 +4,13 @@ from ...checkpoint.model_config import ModelConfig
 from ...errors import CheckpointError, UnsupportedError
 from ...kernels.scheme import P_LEVELS, AttentionScheme
 from ..checked import Checked
+from ..kv_tables import StaticTable, scheme_of
 from ..msmodelslim.attention import AttentionTables
-from .metadata import Metadata
+from .metadata import Imported, Metadata
 
 
 def read_scheme(checked: Checked, config: ModelConfig, layer: int, metadata: Metadata) -> AttentionScheme | None:
-    """The scheme of one layer, or None if the recipe leaves attention float.
+    """The scheme of one layer, or None if its attention is float.
 
     Raises:
         CheckpointError: tensors are missing or invalid, or contradict the recipe.
@@ -17,17 +18,29 @@ def read_scheme(checked: Checked, config: ModelConfig, layer: int, metadata: Met
     """
     tables = AttentionTables(checked, config, f"model.layers.{layer}.self_attn.")
     if not tables.any():
-        if metadata.recipe.attention is not None:
+        if metadata.attention is not None:
             raise CheckpointError(
                 f"{tables.prefix} has no fa_* tensors, but the recipe quantizes every layer's attention."
             )
         return None
     with tables.consistent():
+        if metadata.attention is None and metadata.imported is not None:
+            return _imported(tables, config, metadata.imported)
         return _scheme(tables, config, metadata)
 
 
+def _imported(tables: AttentionTables, config: ModelConfig, imported: Imported) -> AttentionScheme:
+    """A scheme whose tables alone say what is static."""
+    scales = {part: tables.scale(f"{part}.scale") for part in "qkv"}
+    found = {
+        part: None if scale is None else StaticTable(scale, tables.offset(f"{part}.offset"))
+        for part, scale in scales.items()
+    }
+    return scheme_of(config, **found, p=imported.p)
+
+
 def _scheme(tables: AttentionTables, config: ModelConfig, metadata: Metadata) -> AttentionScheme:
-    attention = metadata.recipe.attention
+    attention = metadata.attention
     if attention is None:
         raise CheckpointError(f"{tables.prefix} has fa_* tensors, but the recipe in the metadata has no attention.")
     if tables.offset("q.offset") is not None:

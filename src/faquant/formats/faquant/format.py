@@ -23,7 +23,12 @@ class FaquantFormat:
 class OpenedFaquant(OpenedMsModelSlim):
     """A checkpoint written by faquant."""
 
+    format = FaquantFormat.name
     metadata: Metadata
+
+    @property
+    def _signed(self) -> bool:
+        return self.metadata.imported is not None  # auto-round writes negative scales
 
     def _check_metadata(self) -> None:
         self.metadata = parse_metadata(self.types.metadata, self.config, str(self.directory))

@@ -8,46 +8,68 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ...checkpoint.model_config import ModelConfig
 from ...errors import CheckpointError
 from ...kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
-from ...recipe import Recipe
+from ...recipe import AttentionRecipe, LinearRecipe, Recipe
 
 ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
 """Type of a dynamic linear whose input is rotated at run time. Other loaders must not mistake it for W8A8_DYNAMIC."""
 
+SCALED_TYPE = "FAQUANT_W8A8_SCALED"
+"""Type of a static linear whose input is multiplied by `pre_quant_scale` at run time."""
 
 METADATA_KEY = "faquant"
 """The key of faquant's metadata in the description's metadata."""
+
+
+class Imported(BaseModel):
+    """Where tensors come from that no recipe of faquant's has made.
+
+    Attributes:
+        format: the format that they were read from.
+        p: the integer type of P, if the tables of attention are imported.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: str = Field(pattern=r"^[\w .+-]{1,64}$")
+    p: Literal["int16", "int8"] = "int16"
 
 
 class Metadata(BaseModel):
     """The part of the arithmetic that the tensors do not determine. Blocks are sizes of Hadamard blocks; 0: none.
 
     Attributes:
+        recipe: what faquant has quantized; None: everything was imported.
+        imported: None unless tensors were imported. Tables of attention are imported if the recipe has no attention.
         qk_block: on q and k after RoPE (R3), at run time.
         v_block: on each head of V (R2).
         v_folded: whether R2 is folded into v_proj and o_proj; otherwise it is applied at run time.
         hidden_block, down_block: on the inputs of q, k, v, gate, up and the head, and of down_proj (R4), at run time.
         residual_rotation: whether the residual stream is rotated (R1), folded into the weights.
         max_position: tokens of context that calibration covered; longer sequences are refused.
-        model, calibration: sha256 of the source's tensors (TensorFiles.fingerprint) and of the calibration's token ids.
+        model, calibration: sha256 of the float source's tensors (TensorFiles.fingerprint) and of the calibration's
+            token ids; None if they are not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal[1] = 1
-    recipe: Recipe
-    qk_block: int = Field(0, ge=0)
-    v_block: int = Field(0, ge=0)
+    recipe: Recipe | None = None
+    imported: Imported | None = None
+    qk_block: int = Field(default=0, ge=0)
+    v_block: int = Field(default=0, ge=0)
     v_folded: bool = False
-    hidden_block: int = Field(0, ge=0)
-    down_block: int = Field(0, ge=0)
+    hidden_block: int = Field(default=0, ge=0)
+    down_block: int = Field(default=0, ge=0)
     residual_rotation: bool = False
     max_position: int = Field(gt=0)
-    model: str
-    calibration: str
+    model: str | None = None
+    calibration: str | None = None
 
     @model_validator(mode="after")
     def _agrees_with_recipe(self) -> "Metadata":
-        attention, linear = self.recipe.attention, self.recipe.linear
+        if self.imported is None and (self.recipe is None or self.model is None or self.calibration is None):
+            raise ValueError("recipe, model and calibration are missing, and nothing was imported")
+        attention, linear = self.attention, self.linear
         for field, present, asked in (
             ("qk_block", self.qk_block, attention is not None and attention.rotate),
             ("v_block", self.v_block, attention is not None and attention.rotate_v),
@@ -58,6 +80,22 @@ class Metadata(BaseModel):
             if bool(present) != asked:
                 raise ValueError(f"{field} is {present!r}, which contradicts the recipe")
         return self
+
+    @property
+    def attention(self) -> AttentionRecipe | None:
+        """The recipe of the attention; None: it is float or imported."""
+        return self.recipe.attention if self.recipe else None
+
+    @property
+    def linear(self) -> LinearRecipe | None:
+        """The recipe of the linears; None: they are float or imported."""
+        return self.recipe.linear if self.recipe else None
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, or what was imported."""
+        origin = f"imported from {self.imported.format}" if self.imported else ""
+        return ", ".join(filter(None, (self.recipe.name if self.recipe else "", origin)))
 
     @property
     def input_blocks(self) -> dict[str, int]:
@@ -82,7 +120,7 @@ def parse_metadata(raw: dict[str, Any], config: ModelConfig, source: str) -> Met
         faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
         raise CheckpointError(f"{source}: metadata.faquant is invalid: {faults}.") from None
     block = hadamard_block(config.head_dim)
-    folded = bool(metadata.v_block) and metadata.recipe.linear is not None
+    folded = bool(metadata.v_block) and metadata.linear is not None
     for field, allowed in (
         ("qk_block", (0, block)),
         ("v_block", (0, block)),

@@ -1,15 +1,18 @@
 """The attention scheme of a layer, read from its fa_* tensors."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
 from ...checkpoint.model_config import ModelConfig
 from ...errors import CheckpointError, UnsupportedError
 from ...kernels.arrays import Floats
-from ...kernels.scheme import MAP_BLOCK, P_LEVELS, AttentionScheme
+from ...kernels.scheme import MAP_BLOCK, AttentionScheme
 from ..checked import Checked
+from ..kv_tables import StaticTable, compact, read_table, scheme_of, zero_points
 
 
 class AttentionTables:
@@ -53,18 +56,13 @@ class AttentionTables:
         found = self._table(short)
         if found is None:
             return None
-        scale = self.checked.positive(*found)
-        # A scale per head may be repeated over the channels, as for MindIE; it is still a scale per head.
-        return np.ascontiguousarray(scale[:, :1]) if (scale == scale[:, :1]).all() else scale
+        return compact(self.checked.positive(*found))
 
     def offset(self, short: str) -> Floats | None:
         found = self._table(short)
         if found is None:
             return None
-        offset = self.checked.floats(*found)
-        if (np.abs(offset) > 255).any():
-            raise CheckpointError(f"{found[0]} holds a zero point beyond ±255 steps, which is useless in int8.")
-        return offset if offset.any() else None
+        return zero_points(found[0], self.checked.floats(*found))
 
     def maps(self, short: str, positive: bool = False) -> Floats | None:
         """A table of K's map: [Hkv, D], or [blocks, Hkv, D] with one map per position block of the context."""
@@ -94,22 +92,57 @@ class AttentionTables:
             raise CheckpointError(f"{self.prefix}: the fa_* tensors contradict each other: {error}.") from None
 
 
-def read_scheme(checked: Checked, config: ModelConfig, layer: int) -> AttentionScheme | None:
+class AttentionType(NamedTuple):
+    """How q, K and V of a layer are quantized: `static`, `dynamic` or `float`."""
+
+    q: str = "static"
+    k: str = "static"
+    v: str = "static"
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> "AttentionType":
+        """Parse a `quant_type` of the newer writer, such as Q_INT8_DYNAMIC_KV_INT8; `name` is its key.
+
+        Raises:
+            UnsupportedError: a type is not int8, or P is quantized, or K or V stays float.
+        """
+        kinds = dict.fromkeys("qkv", "float")
+        rest = text
+        while rest:
+            part = re.match(r"(?:([QKVP]+)_)?INT8(_DYNAMIC)?(?:_|$)", rest)
+            if part is None or "P" in (part[1] or ""):
+                raise UnsupportedError(f"{name}: attention of type {text!r:.80} is not supported; q, k, v in int8 are.")
+            for which in (part[1] or "QKV").lower():
+                kinds[which] = "dynamic" if part[2] else "static"
+            rest = rest[part.end() :]
+        if "float" in (kinds["k"], kinds["v"]):
+            raise UnsupportedError(f"{name}: attention of type {text!r:.80} keeps a part of the cache float.")
+        return cls(**kinds)
+
+
+def read_scheme(
+    checked: Checked, config: ModelConfig, layer: int, declared: str | None = None
+) -> AttentionScheme | None:
     """The scheme of one layer, or None if the layer has no fa_* tensors and thus float attention.
 
     Accepts the names that msModelSlim writes (`fa_k.scale`) and those of MindIE's manual (`k_scale`), with the shapes
     [heads, 1] and [heads, head_dim].
 
+    Args:
+        declared: the layer's `quant_type`, if the newer writer made the checkpoint.
+
     Raises:
         CheckpointError: some of the layer's tensors are missing, or their values or shapes are invalid.
-        UnsupportedError: there are zero points, which MindIE does not support.
+        UnsupportedError: there are zero points, which MindIE does not support, or the declared type is not supported.
     """
     tables = AttentionTables(checked, config, f"model.layers.{layer}.self_attn.")
     with tables.consistent():
-        return _scheme(tables, config) if tables.any() else None
+        if declared is None:
+            return _scheme(tables, config, AttentionType()) if tables.any() else None
+        return _scheme(tables, config, AttentionType.parse(declared, f"{tables.prefix}quant_type"))
 
 
-def _scheme(tables: AttentionTables, config: ModelConfig) -> AttentionScheme:
+def _scheme(tables: AttentionTables, config: ModelConfig, kinds: AttentionType) -> AttentionScheme:
     for kind in ("center", "equalizer", "rotation_sign"):
         if tables.find(f"k.{kind}") is not None:
             raise CheckpointError(
@@ -117,25 +150,41 @@ def _scheme(tables: AttentionTables, config: ModelConfig) -> AttentionScheme:
                 "is used. The description does not belong to this checkpoint."
             )
     scales = {part: tables.scale(f"{part}.scale") for part in "qkv"}
-    missing = [f"fa_{part}.scale" for part, scale in scales.items() if scale is None]
+    static = [part for part in "qkv" if getattr(kinds, part) == "static"]
+    missing = [f"fa_{part}.scale" for part in static if scales[part] is None]
     if missing:
         raise CheckpointError(
             f"{tables.prefix} has some fa_* tensors but lacks {', '.join(missing)}. A layer must have all of them, or "
             "none and float attention."
         )
     for part in "qkv":
+        if part not in static and scales[part] is not None:
+            raise CheckpointError(
+                f"{tables.prefix}fa_{part}.scale is there, but quant_type says that {part} is {getattr(kinds, part)}."
+            )
         if tables.offset(f"{part}.offset") is not None:
             raise UnsupportedError(
                 f"{tables.prefix}fa_{part}.offset is not zero. In msModelSlim's format zero points must be 0; "
                 "quantize with the recipe 'static' for a calibrated cache with zero points."
             )
-    return AttentionScheme(
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        q_scale=scales["q"],
-        k_scale=scales["k"],
-        v_scale=scales["v"],
-        p_levels=P_LEVELS["int8"],
-        p_float16=True,
-    )
+    found = {part: None if scale is None else StaticTable(scale) for part, scale in scales.items()}
+    # MindIE's kernel, which needs calibrated q, rounds P to 8 bits; no kernel is documented for the other types.
+    return scheme_of(config, **found, p="int8" if len(static) == 3 else "int16")
+
+
+def read_c8_scheme(checked: Checked, config: ModelConfig, layer: int) -> AttentionScheme | None:
+    """The scheme of one layer with a C8 cache, or None if the layer has no tables.
+
+    Raises:
+        CheckpointError: a table is missing, or its shape or values are invalid.
+    """
+    prefix = f"model.layers.{layer}.self_attn."
+    names = {part: f"{prefix}{part}_proj.kv_cache" for part in "kv"}
+    present = [part for part, name in names.items() if f"{name}_scale" in checked]
+    if not present:
+        return None
+    if len(present) == 1:
+        raise CheckpointError(f"{names[present[0]]}_scale is there, but K and V must both have one.")
+    heads, dim = config.num_kv_heads, config.head_dim
+    k, v = (read_table(checked, f"{name}_scale", f"{name}_offset", heads, dim) for name in names.values())
+    return scheme_of(config, k, v)

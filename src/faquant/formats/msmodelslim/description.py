@@ -8,17 +8,20 @@ from typing import Any
 from ...checkpoint.files import DESCRIPTION_NAMES, FLOAT_STEM, find_stems, list_names, read_object
 from ...checkpoint.tensors import TensorFiles
 from ...errors import CheckpointError, UnsupportedError
-from ..faquant.metadata import ROTATED_TYPE
+from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
 
-TENSOR_TYPES = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "FAQuant", "C8", ROTATED_TYPE)
+TENSOR_TYPES = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "FAQuant", "C8", ROTATED_TYPE, SCALED_TYPE)
 MODEL_TYPES = ("W8A8", "W8A8_DYNAMIC", "FLOAT")
 FA_TYPE = "FAQuant"
+C8_TYPE = "C8"
 FA_TYPES = (FA_TYPE, "FAKQuant")
 """Values of fa_quant_type; msModelSlim's newer writer uses the second one for the same tensors."""
 _OPTIONS = ("kv_quant_type", "group_size", "optional")
 _FA_KIND = ".self_attn.quant_type"  # not a tensor: how the newer writer declares the type of a layer's q, k and v
+NORM_COPY = ".module"
+"""End of the names under which outlier suppression stores each norm a second time."""
 _HEAD = ("version", "model_quant_type", "fa_quant_type", "kv_cache_type", "metadata")
-_LINEAR_TYPES = ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE)
+_LINEAR_TYPES = ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE, SCALED_TYPE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Description:
             if key in _HEAD:
                 continue
             if key.endswith(_FA_KIND):
-                extra[key] = _choice(raw, key, ("INT8",), source)
+                extra[key] = _text(raw, key, source)
             elif key in _OPTIONS or ("." not in key and value not in TENSOR_TYPES):
                 extra[key] = value
             elif not isinstance(value, str):
@@ -81,11 +84,16 @@ class Description:
             version=version,
             model_quant_type=model_type,
             fa_quant_type=_choice(raw, "fa_quant_type", FA_TYPES, source),
-            kv_cache_type=_choice(raw, "kv_cache_type", ("C8",), source),
+            kv_cache_type=_choice(raw, "kv_cache_type", (C8_TYPE,), source),
             metadata=metadata,
             tensor_types=types,
             extra=extra,
         )
+
+    def attention_type(self, layer: int) -> str | None:
+        """The newer writer's type of a layer's q, k and v; None: not stated."""
+        kind: str | None = self.extra.get(f"model.layers.{layer}{_FA_KIND}")
+        return kind
 
     def to_json(self) -> dict[str, Any]:
         """The flat object of the file: the head, then one key per tensor. None and empty values are omitted."""
@@ -114,7 +122,9 @@ class Description:
             )
         for name, kind in self.tensor_types.items():
             dtype = tensors.dtype(name)
-            allowed = _allowed(name.rpartition(".")[2], kind)
+            module, _, part = name.rpartition(".")
+            # Copies of norms have the type of the linears.
+            allowed = _allowed(part, "FLOAT" if module.endswith(NORM_COPY) else kind)
             if allowed is not None and dtype not in allowed:
                 wanted = " or ".join(allowed)
                 raise CheckpointError(

@@ -1,14 +1,18 @@
 """Checkpoints of msModelSlim, for MindIE: quant_model_description.json next to the weights."""
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from ...checkpoint.tensors import TensorFiles
 from ...errors import CheckpointError
 from ...kernels.scheme import AttentionScheme
 from ...kernels.tables import LinearTable
-from ..base import Opened, Source, check_shapes, float_table
-from ..faquant.metadata import ROTATED_TYPE
-from .attention import read_scheme
-from .description import Description, effective_fa_quant_type
-from .linears import check_attention_types, check_linear, dynamic_table, static_table
+from ..base import Opened, Source, check_tensors, float_table, norm_names
+from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
+from .attention import read_c8_scheme, read_scheme
+from .description import C8_TYPE, FA_TYPE, NORM_COPY, Description, effective_fa_quant_type
+from .linears import PARTS, check_attention_types, check_linear, dynamic_table, static_table
 
 
 class MsModelSlimFormat:
@@ -26,6 +30,8 @@ class MsModelSlimFormat:
 class OpenedMsModelSlim(Opened):
     """A checkpoint with a description."""
 
+    format = MsModelSlimFormat.name
+
     def __init__(self, source: Source) -> None:
         super().__init__(source, TensorFiles.open(source.directory))
         if source.description is None:
@@ -33,20 +39,18 @@ class OpenedMsModelSlim(Opened):
         self.types: Description = source.description
         self.types.check_against(self.files)
         self._check_metadata()
-        check_shapes(self.config, self.files)
-        fa_quant_type = effective_fa_quant_type(self.raw_config, self.types)
         check_attention_types(self.types)
-        for name in (*self.config.layer_linears, "lm_head"):
+        self.ignored = check_tensors(self.config, self.files, self._names())
+        for name in self.config.linears:
             if self.linear_type(name) != "FLOAT":
-                check_linear(self.checked, self.config, self.types, name)
+                check_linear(self.checked, self.config, self.types, name, self._signed)
                 self._check_rotation(name)
-        if fa_quant_type:
-            self.schemes = [self._scheme(layer) for layer in range(self.config.num_layers)]
-            if not any(self.schemes):
-                raise CheckpointError(
-                    f"{self.directory}: the description has fa_quant_type {fa_quant_type!r}, but no layer has fa_* "
-                    "tensors."
-                )
+        self._check_norm_copies()
+        self._read_schemes()
+
+    @property
+    def quant_type(self) -> str:
+        return self.types.model_quant_type
 
     def linear_type(self, name: str) -> str:
         return self.types.tensor_types.get(f"{name}.weight", "FLOAT")
@@ -55,19 +59,67 @@ class OpenedMsModelSlim(Opened):
         kind = self.linear_type(name)
         if kind == "FLOAT":
             return float_table(self.checked, self.config, name)
-        if kind == "W8A8":
-            return static_table(self.checked, self.config, name)
-        return dynamic_table(self.checked, self.config, name, self._hadamard_block(name))
+        if kind in ("W8A8", SCALED_TYPE):
+            return static_table(self.checked, self.config, name, self._signed, kind == SCALED_TYPE)
+        return dynamic_table(self.checked, self.config, name, self._hadamard_block(name), self._signed)
+
+    def _names(self) -> Iterator[str]:
+        """The names of all tensors of the format beside the float model's."""
+        for name in self.config.linears:
+            kind = self.linear_type(name)
+            if kind != "FLOAT":
+                yield from (f"{name}.{part}" for part in PARTS)
+            if kind in ("W8A8_DYNAMIC", ROTATED_TYPE):
+                yield f"{name}.bias"  # from outlier suppression; a static linear has it in quant_bias
+        for norm in norm_names(self.config):
+            yield from (f"{norm}.bias", f"{norm}{NORM_COPY}.weight", f"{norm}{NORM_COPY}.bias")
+        for name, kind in self.types.tensor_types.items():
+            if kind in (FA_TYPE, C8_TYPE):
+                yield name
+
+    def _check_norm_copies(self) -> None:
+        for norm in norm_names(self.config):
+            for part in ("weight", "bias"):
+                plain, copy = f"{norm}.{part}", f"{norm}{NORM_COPY}.{part}"
+                if copy in self.files and not np.array_equal(self.checked.floats(plain), self.checked.floats(copy)):
+                    raise CheckpointError(f"{copy} differs from {plain}, which it should repeat. The file is damaged.")
+
+    def _read_schemes(self) -> None:
+        fa_quant_type = effective_fa_quant_type(self.raw_config, self.types)
+        layers = range(self.config.num_layers)
+        declared = [self.types.attention_type(layer) for layer in layers]
+        if self.types.kv_cache_type is not None:
+            if fa_quant_type or any(declared):
+                raise CheckpointError(f"{self.directory}: the description has both FAQuant and a C8 cache.")
+            self.schemes = [read_c8_scheme(self.checked, self.config, layer) for layer in layers]
+            self.notes.append(
+                "msModelSlim's processor takes the tables of a C8 cache from its last calibration sample only."
+            )
+        elif fa_quant_type or any(declared):
+            self.schemes = [self._scheme(layer) for layer in layers]
+        if not any(self.schemes) and (fa_quant_type or self.types.kv_cache_type):
+            raise CheckpointError(
+                f"{self.directory}: the description has fa_quant_type {fa_quant_type!r} and kv_cache_type "
+                f"{self.types.kv_cache_type!r}, but no layer has such tensors."
+            )
+
+    @property
+    def _signed(self) -> bool:
+        """Whether the scales of weights may be negative."""
+        return False
 
     def _check_metadata(self) -> None:
         """There is no metadata beyond the description."""
 
     def _scheme(self, layer: int) -> AttentionScheme | None:
-        return read_scheme(self.checked, self.config, layer)
+        return read_scheme(self.checked, self.config, layer, self.types.attention_type(layer))
 
     def _hadamard_block(self, name: str) -> int:
         return 0
 
     def _check_rotation(self, name: str) -> None:
-        if self.linear_type(name) == ROTATED_TYPE:
-            raise CheckpointError(f"{name}.weight has type {ROTATED_TYPE}, but the metadata has no rotation for it.")
+        if self.linear_type(name) in (ROTATED_TYPE, SCALED_TYPE):
+            raise CheckpointError(
+                f"{name}.weight has type {self.linear_type(name)}, but the description has no metadata.faquant, and thus "
+                "no rotation."
+            )

@@ -8,45 +8,60 @@ from ...kernels.arrays import Floats, Stored
 from ...kernels.isa import MAX_DOT_LENGTH
 from ...kernels.tables import DynamicTable, StaticTable
 from ..checked import Checked
-from ..faquant.metadata import ROTATED_TYPE
+from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
 from .description import Description
 
 
-def static_table(checked: Checked, config: ModelConfig, name: str) -> StaticTable:
-    """The table of a W8A8 linear."""
-    n, _ = config.linear_shape(name)
+def static_table(
+    checked: Checked, config: ModelConfig, name: str, signed: bool = False, scaled: bool = False
+) -> StaticTable:
+    """The table of a W8A8 linear.
+
+    Args:
+        signed: whether scales may be negative.
+        scaled: whether the input is multiplied by pre_quant_scale.
+    """
+    n, k = config.linear_shape(name)
     return StaticTable(
         checked.get(f"{name}.weight", dtype="int8"),
         checked.positive(f"{name}.input_scale", (1,)),
         checked.floats(f"{name}.input_offset", (1,)),
         checked.get(f"{name}.quant_bias", (n,), "int32"),
-        read_deq_scale(checked, name, n),
+        read_deq_scale(checked, name, n, signed),
+        checked.floats(f"{name}.pre_quant_scale", (k,)) if scaled else None,
     )
 
 
-def dynamic_table(checked: Checked, config: ModelConfig, name: str, hadamard_block: int = 0) -> DynamicTable:
-    """The table of a W8A8_DYNAMIC linear, whose input may be rotated in blocks."""
+def dynamic_table(
+    checked: Checked, config: ModelConfig, name: str, hadamard_block: int = 0, signed: bool = False
+) -> DynamicTable:
+    """The table of a W8A8_DYNAMIC linear, whose input may be rotated in blocks; `signed`: scales may be negative."""
     n, _ = config.linear_shape(name)
-    bias = checked.floats(f"{name}.bias", (n,)) if config.has_bias(name) else None
-    scale = checked.positive(f"{name}.weight_scale", (n, 1))[:, 0]
+    # Outlier suppression adds biases that config.json does not know.
+    bias = checked.floats(f"{name}.bias", (n,)) if config.has_bias(name) or f"{name}.bias" in checked else None
+    scale = checked.scales(f"{name}.weight_scale", (n, 1), signed)[:, 0]
     return DynamicTable(checked.get(f"{name}.weight", dtype="int8"), np.ascontiguousarray(scale), bias, hadamard_block)
+
+
+PARTS = (
+    *("weight", "weight_scale", "weight_offset"),
+    *("input_scale", "input_offset", "quant_bias", "deq_scale", "pre_quant_scale"),
+)
+"""The tensors of a quantized linear beside its bias."""
 
 
 def check_attention_types(description: Description) -> None:
     for name, kind in description.tensor_types.items():
         if ".self_attn.fa_" in name and kind != "FAQuant":
             raise CheckpointError(f"{name} has type {kind} in the description, but must have type FAQuant.")
-    if description.kv_cache_type is not None:
-        raise UnsupportedError(
-            f"kv_cache_type {description.kv_cache_type!r} is not supported: the cache would be float. Quantize "
-            "with FAQuant instead."
-        )
 
 
-def check_linear(checked: Checked, config: ModelConfig, description: Description, name: str) -> None:
+def check_linear(
+    checked: Checked, config: ModelConfig, description: Description, name: str, signed: bool = False
+) -> None:
     """Check that the small tensors of a quantized linear exist, have the right shapes and valid values, and agree."""
     kind = description.tensor_types[f"{name}.weight"]
-    if kind not in ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE):
+    if kind not in ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE, SCALED_TYPE):
         raise CheckpointError(f"{name}.weight has type {kind} in the description, which is not a type of linears.")
     n, k = config.linear_shape(name)
     if k > MAX_DOT_LENGTH:
@@ -55,11 +70,14 @@ def check_linear(checked: Checked, config: ModelConfig, description: Description
     if offset in checked and checked.get(offset, (n, 1)).any():
         raise CheckpointError(f"{offset} has values other than zero; weights must be quantized symmetrically.")
     weight_scale = f"{name}.weight_scale"
-    if kind != "W8A8" or weight_scale in checked:
-        checked.positive(weight_scale, (n, 1))
-    if kind != "W8A8":
+    static = kind in ("W8A8", SCALED_TYPE)
+    if not static or weight_scale in checked:
+        checked.scales(weight_scale, (n, 1), signed)
+    if not static:
         return
-    deq_scale = read_deq_scale(checked, name, n)
+    if kind == SCALED_TYPE:
+        checked.floats(f"{name}.pre_quant_scale", (k,))
+    deq_scale = read_deq_scale(checked, name, n, signed)
     input_scale = checked.positive(f"{name}.input_scale", (1,))
     input_offset = checked.floats(f"{name}.input_offset", (1,))
     if (np.rint(input_offset) != input_offset).any() or (input_offset < -128).any() or (input_offset > 127).any():
@@ -67,23 +85,23 @@ def check_linear(checked: Checked, config: ModelConfig, description: Description
             f"{name}.input_offset is {input_offset.item()}, but must be a whole number from -128 to 127."
         )
     if weight_scale in checked:
-        expected = input_scale * checked.positive(weight_scale, (n, 1))[:, 0]
+        expected = input_scale * checked.scales(weight_scale, (n, 1), signed)[:, 0]
         # They may differ by three roundings to bfloat16, and float16 may have become subnormal.
-        if (np.abs(deq_scale - expected) > 0.02 * expected + 2.0**-23).any():
+        if (np.abs(deq_scale - expected) > 0.02 * np.abs(expected) + 2.0**-23).any():
             raise CheckpointError(f"{name}.deq_scale is not input_scale · weight_scale. The file is damaged.")
     bias = checked.get(f"{name}.quant_bias", (n,), "int32")
     if (np.abs(bias.astype(np.int64)) > (1 << 31) - 1 - 128 * 127 * k).any():
         raise CheckpointError(f"{name}.quant_bias holds values that could overflow an int32 sum.")
 
 
-def read_deq_scale(checked: Checked, name: str, n: int) -> Floats:
-    """float32 deq_scale [n] of the static linear `name`, which may be stored as int64.
+def read_deq_scale(checked: Checked, name: str, n: int, signed: bool = False) -> Floats:
+    """float32 deq_scale [n] of the static linear `name`, which may be stored as int64; `signed`: it may be negative.
 
     Raises:
         CheckpointError: it is missing, has another shape, or holds invalid scales.
     """
     deq_scale = unpack_deq_scale(checked.get(f"{name}.deq_scale", (n,)), f"{name}.deq_scale")
-    checked.check_positive(f"{name}.deq_scale", deq_scale)
+    checked.check_scales(f"{name}.deq_scale", deq_scale, signed)
     return deq_scale
 
 

@@ -1,0 +1,204 @@
+"""Checkpoints of compressed-tensors, as llm-compressor and auto-round write them.
+
+Arithmetic (compressed-tensors 0.19.0): x8 = clamp(round(x / scale) + zero_point), x = (x8 - zero_point) · scale, for
+inputs, weights, and K and V after RoPE.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import CheckpointError, UnsupportedError
+from ..kernels.tables import LinearTable
+from .base import Opened, Source, check_tensors, float_table
+from .int8_linears import Names, check_linear, read_linear
+from .kv_tables import StaticTable, read_table, scheme_of
+
+QUANTIZED_FORMATS = ("int-quantized", "naive-quantized")
+ATTENTION = re.compile(r"Attention$|self_attn")
+"""What targets of a group of config_groups mean the attention itself, by class or by module."""
+
+
+class CompressedTensorsFormat:
+    """The format of compressed-tensors."""
+
+    name = "compressed-tensors"
+
+    def detect(self, source: Source) -> bool:
+        return source.quantization.get("quant_method") == self.name
+
+    def open(self, source: Source) -> Opened:
+        return OpenedCompressedTensors(source)
+
+
+class OpenedCompressedTensors(Opened):
+    """A checkpoint of compressed-tensors."""
+
+    format = CompressedTensorsFormat.name
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, source.open_files())
+        where = f"{source.directory / 'config.json'}, quantization_config"
+        _refuse_other_features(source.quantization, where)
+        groups = _groups(source.quantization, where)
+        ignore = source.quantization.get("ignore") or []
+        self._names: dict[str, Names] = {}
+        for name in self.config.linears:
+            group = None if _rank(name, ignore) is not None else _group_of(name, groups)
+            is_int8 = f"{name}.weight" in self.files and self.files.dtype(f"{name}.weight") == "int8"
+            if group is None or (name == "lm_head" and not is_int8):
+                if is_int8:
+                    raise CheckpointError(f"{name}.weight is int8, but {where} does not quantize {name}.")
+                continue
+            self._names[name] = _linear_names(name, group, where)
+        cache = source.quantization.get("kv_cache_scheme")
+        self.ignored = check_tensors(self.config, self.files, self._tensor_names(cache is not None))
+        for name, names in self._names.items():
+            check_linear(self.checked, self.config, name, names)
+            self._check_symmetric(name)
+        if cache is not None:
+            self._read_schemes(cache, f"{where}, kv_cache_scheme")
+
+    def linear_type(self, name: str) -> str:
+        names = self._names.get(name)
+        return "FLOAT" if names is None else "W8A8_DYNAMIC" if names.input_scale is None else "W8A8"
+
+    def linear(self, name: str) -> LinearTable:
+        if name in self._names:
+            return read_linear(self.checked, self.config, name, self._names[name])
+        return float_table(self.checked, self.config, name)
+
+    def _tensor_names(self, has_cache: bool) -> Iterator[str]:
+        for name in self._names:
+            yield from (
+                f"{name}.{part}" for part in ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+            )
+            yield from (f"{name}.{part}" for part in ("input_scale", "input_zero_point"))
+        for layer in range(self.config.num_layers if has_cache else 0):
+            prefix = f"model.layers.{layer}.self_attn."
+            yield from (f"{prefix}{part}_{kind}" for part in "qkv" for kind in ("scale", "zero_point"))
+
+    def _check_symmetric(self, name: str) -> None:
+        """Unpacked weights have a zero point only if it is not zero, which int8 linears cannot have."""
+        zero = f"{name}.weight_zero_point"
+        if zero in self.files and self.checked.get(zero).any():
+            raise UnsupportedError(
+                f"{zero} is not zero: the weights are quantized asymmetrically, which has no kernel."
+            )
+
+    def _read_schemes(self, cache: Mapping[str, Any], where: str) -> None:
+        _check_int8(cache, where)
+        dynamic = bool(cache.get("dynamic"))
+        if not dynamic and cache.get("strategy") not in ("tensor", "attn_head", "channel"):
+            raise UnsupportedError(
+                f"{where}: strategy {cache.get('strategy')!r:.80} is not supported for static scales."
+            )
+        if dynamic and not cache.get("symmetric", True):
+            raise UnsupportedError(f"{where}: dynamic scales with zero points are not supported.")
+        for layer in range(self.config.num_layers):
+            prefix = f"model.layers.{layer}.self_attn."
+            tables: list[StaticTable | None] = [None, None]
+            if not dynamic:
+                tables = [self._table(prefix, part) for part in "kv"]
+            self.schemes[layer] = scheme_of(self.config, *tables)
+        if any(f"model.layers.{layer}.self_attn.q_scale" in self.files for layer in range(self.config.num_layers)):
+            # In files of llm-compressor 0.14.0 they are uninitialized memory.
+            self.notes.append("The scales of q (q_scale) are not used: each token has its own scale of q.")
+        if not dynamic:
+            self.notes.append(
+                "llm-compressor's default observer sets the tables of K and V by its first calibration sample."
+            )
+
+    def _table(self, prefix: str, part: str) -> StaticTable:
+        scale, offset = f"{prefix}{part}_scale", f"{prefix}{part}_zero_point"
+        return read_table(self.checked, scale, offset, self.config.num_kv_heads, self.config.head_dim)
+
+
+def _refuse_other_features(table: Mapping[str, Any], where: str) -> None:
+    status = table.get("quantization_status", "compressed")
+    if status != "compressed":
+        raise UnsupportedError(f"{where}: quantization_status {status!r:.80} is not supported; save it compressed.")
+    sparsity = (table.get("sparsity_config") or {}).get("format", "dense")
+    if sparsity != "dense":
+        raise UnsupportedError(f"{where}: sparse weights ({sparsity!r:.80}) are not supported.")
+    transforms = (table.get("transform_config") or {}).get("config_groups") or {}
+    for group in transforms.values():
+        for apply in group.get("apply") or []:
+            if not str(apply.get("location", "")).startswith("weight_"):
+                raise UnsupportedError(
+                    f"{where}, transform_config: a transform at run time ({apply.get('location')!r:.80}) is not "
+                    "supported; those folded into weights are."
+                )
+
+
+def _groups(table: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    """The groups of linears, checked to be W8A8 in int8. Groups that mean the attention only repeat kv_cache_scheme."""
+    groups = []
+    for name, group in (table.get("config_groups") or {}).items():
+        here = f"{where}, config_groups, {name}"
+        targets = group.get("targets") if isinstance(group, Mapping) else None
+        if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+            raise CheckpointError(f"{here}: targets must be a list of names.")
+        if all(ATTENTION.search(target) for target in targets) and group.get("weights") is None:
+            _check_int8(group.get("input_activations") or {}, f"{here}, input_activations")
+            continue
+        weights, inputs = group.get("weights"), group.get("input_activations")
+        if weights is None:
+            raise UnsupportedError(f"{here}: a group without quantized weights is not supported.")
+        _check_int8(weights, f"{here}, weights")
+        if inputs is None:
+            raise UnsupportedError(f"{here}: only the weights are quantized (W8A16), which has no int8 kernel.")
+        _check_int8(inputs, f"{here}, input_activations")
+        if group.get("output_activations") is not None:
+            raise UnsupportedError(f"{here}: quantized outputs (output_activations) are not supported.")
+        if (group.get("format") or table.get("format")) not in QUANTIZED_FORMATS:
+            raise UnsupportedError(
+                f"{here}: format {group.get('format') or table.get('format')!r:.80} is not supported."
+            )
+        if weights.get("strategy") not in ("channel", "tensor"):
+            raise UnsupportedError(f"{here}: weights with a scale per {weights.get('strategy')} are not supported.")
+        if not weights.get("symmetric", True):
+            raise UnsupportedError(f"{here}: weights with zero points are not supported.")
+        dynamic, strategy = inputs.get("dynamic"), inputs.get("strategy")
+        if dynamic and (strategy != "token" or not inputs.get("symmetric", True)):
+            raise UnsupportedError(
+                f"{here}: dynamic inputs must have one symmetric scale per token, not per {strategy}"
+                f"{'' if inputs.get('symmetric', True) else ' with zero points'}."
+            )
+        if not dynamic and strategy != "tensor":
+            raise UnsupportedError(f"{here}: static inputs must have one scale per tensor, not per {strategy}.")
+        groups.append(group)
+    return groups
+
+
+def _check_int8(arguments: Mapping[str, Any], where: str) -> None:
+    """Raises: UnsupportedError: the arguments of a quantization name another type than int8."""
+    kind, bits = arguments.get("type", "int"), arguments.get("num_bits", 8)
+    if (kind, bits) != ("int", 8):
+        name = f"FP{bits}" if kind == "float" else f"INT{bits}"
+        raise UnsupportedError(
+            f"{where}: {name} is not supported, only INT8. Start from the float model, or from W8A8."
+        )
+    if arguments.get("actorder") == "group" or arguments.get("group_size") not in (None, -1):
+        raise UnsupportedError(f"{where}: scales per group of inputs are not supported.")
+
+
+def _group_of(name: str, groups: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The group of a linear: a group that names it comes before one with an expression, and that before the class."""
+    ranked = [(rank, group) for group in groups if (rank := _rank(name, group["targets"])) is not None]
+    return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
+
+
+def _rank(name: str, targets: list[str]) -> int | None:
+    """Whether targets mean a linear: 0 by its name, 1 by a regular expression after `re:`, 2 by its class; None: no."""
+    if name in targets:
+        return 0
+    if any(target.startswith("re:") and re.match(target[3:], name) for target in targets):
+        return 1
+    return 2 if "Linear" in targets else None
+
+
+def _linear_names(name: str, group: Mapping[str, Any], where: str) -> Names:
+    if group["input_activations"].get("dynamic"):
+        return Names(f"{name}.weight_scale")
+    return Names(f"{name}.weight_scale", f"{name}.input_scale", f"{name}.input_zero_point")

@@ -1,0 +1,91 @@
+"""Checkpoints of NVIDIA ModelOpt.
+
+Arithmetic (nvidia-modelopt 0.47): x8 = clamp(round(x · pre_quant_scale / input_scale)), x = x8 · input_scale. With
+SmoothQuant, `pre_quant_scale` exists; the name of the algorithm is the same without it.
+"""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..checkpoint.files import list_names, read_object
+from ..errors import UnsupportedError
+from ..kernels.tables import LinearTable
+from .base import Opened, Source, check_tensors, float_table
+from .int8_linears import Names, check_linear, read_linear
+
+SEPARATE = "hf_quant_config.json"
+"""Where older versions describe the quantization instead of config.json."""
+W8A8 = "W8A8_SQ_PER_CHANNEL"
+
+
+class ModelOptFormat:
+    """The format of NVIDIA ModelOpt."""
+
+    name = "modelopt"
+
+    def detect(self, source: Source) -> bool:
+        if source.quantization:
+            return source.quantization.get("quant_method") == self.name
+        return source.description is None and SEPARATE in list_names(source.directory)
+
+    def open(self, source: Source) -> Opened:
+        return OpenedModelOpt(source)
+
+
+class OpenedModelOpt(Opened):
+    """A checkpoint of NVIDIA ModelOpt."""
+
+    format = ModelOptFormat.name
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, source.open_files())
+        where, algorithm, cache, excluded = _description(source)
+        if algorithm != W8A8:
+            raise UnsupportedError(f"{where}: quant_algo {algorithm!r:.80} is not supported, only {W8A8}.")
+        if cache is not None:
+            raise UnsupportedError(f"{where}: a cache in {cache!r:.80} is not supported, only INT8.")
+        self._names: dict[str, Names] = {}
+        for name in self.config.linears:
+            if f"{name}.weight" not in self.files or any(_matches(name, pattern) for pattern in excluded):
+                continue
+            multiplier = f"{name}.pre_quant_scale"
+            self._names[name] = Names(
+                f"{name}.weight_scale",
+                f"{name}.input_scale",
+                input_multiplier=multiplier if multiplier in self.files else None,
+            )
+        self.ignored = check_tensors(self.config, self.files, self._tensor_names())
+        for name, names in self._names.items():
+            check_linear(self.checked, self.config, name, names)
+
+    def linear_type(self, name: str) -> str:
+        return "W8A8" if name in self._names else "FLOAT"
+
+    def linear(self, name: str) -> LinearTable:
+        if name in self._names:
+            return read_linear(self.checked, self.config, name, self._names[name])
+        return float_table(self.checked, self.config, name)
+
+    def _tensor_names(self) -> Iterator[str]:
+        for names in self._names.values():
+            yield from (name for name in names if name is not None)
+
+
+def _description(source: Source) -> tuple[str, Any, Any, list[str]]:
+    """Where the quantization is described, its algorithm, that of the cache, and the names that it excludes."""
+    table: Mapping[str, Any] = source.quantization
+    where = f"{source.directory / 'config.json'}, quantization_config"
+    if not table:
+        table, where = (
+            read_object(source.directory, SEPARATE).get("quantization") or {},
+            str(source.directory / SEPARATE),
+        )
+    excluded = table.get("ignore") or table.get("exclude_modules") or []
+    cache = table.get("kv_cache_quant_algo") or table.get("kv_cache_scheme")
+    return where, table.get("quant_algo"), cache, [str(name) for name in excluded]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern means this linear, or a module that contains it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
