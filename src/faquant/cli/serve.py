@@ -143,14 +143,14 @@ def _print_table(service: "Service", address: str) -> None:
     engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()
     kind = model.description.model_quant_type if model.description else "none, a float model"
-    tokens = state.num_pages * state.page_size
+    tokens, note = state.num_pages * state.page_size, model.config.context_note
     rows = {
         "model": config.served_model_name,
         "recipe": model.metadata.recipe.name if model.metadata else kind,
         "kernels": f"{cpu.selected_isa()} ({cpu.cpu_name()}), {threads.count()} threads",
         "cache": f"{state.cache_bytes:,} bytes, {tokens:,} tokens, {engine.bytes_per_token:,} bytes per token, "
         f"kv_cache_dtype {engine.config.kv_cache_dtype}",
-        "context": f"{engine.max_model_len:,} tokens at most",
+        "context": f"{engine.max_model_len:,} tokens at most{f' ({note})' if note else ''}",
         "sequences": f"{engine.config.max_num_seqs} at a time, {config.max_queue} more may wait",
         "tool calls": service.conversation.description,
         "address": f"{address}, {'with a key' if config.api_key else 'no key'}",

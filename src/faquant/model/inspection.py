@@ -55,6 +55,7 @@ class Inspection:
             "kv_bytes_per_token": self.kv_bytes_per_token,
             "kv_bytes_per_token_bf16": self.kv_bytes_per_token_bf16,
             "max_position": self.max_position,
+            "context_note": self.config.context_note,
         }
 
 
