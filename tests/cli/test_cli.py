@@ -170,6 +170,25 @@ def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.Capture
     assert "times as many tokens fit" in capsys.readouterr().out
 
 
+def test_a_shortened_context_is_explained(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the context is shown: inspect, plan, and the table of serve (tests/server/test_serve.py)."""
+    directory = shutil.copytree(source, tmp_path / "long")
+    config = json.loads((directory / "config.json").read_text())
+    config["dual_chunk_attention_config"] = {"original_max_position_embeddings": 1024}
+    (directory / "config.json").write_text(json.dumps(config))
+    note = "4,096 need dual chunk attention, which faquant does not compute"
+    for command, shown in {
+        "inspect": f"context 1,024 tokens ({note});",
+        "plan": f"Context: 1,024 tokens; {note}.",
+    }.items():
+        options = ["--memory", "1GiB"] if command == "plan" else []
+        assert run([command, str(directory), *options]) == 0
+        assert shown in capsys.readouterr().out
+        assert run([command, str(directory), *options, "--json"]) == 0
+        seen = json.loads(capsys.readouterr().out)
+        assert (seen["max_position"], seen["context_note"]) == (1024, note)
+
+
 def test_doctor_reports_passing_self_tests(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

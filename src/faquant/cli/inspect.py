@@ -33,10 +33,10 @@ def _print(inspection: "Inspection") -> None:
     config, description = inspection.config, inspection.description
     console = Console()
     recipe = inspection.metadata.recipe.name if inspection.metadata else "-"
-    note = f" ({config.context_note})" if config.context_note else ""
+    context = f"{inspection.max_position:,} tokens{f' ({config.context_note})' if config.context_note else ''}"
     console.print(
         f"{inspection.directory}: {config.model_type}, {config.num_layers} layers, heads "
-        f"{config.num_heads}/{config.num_kv_heads} of {config.head_dim}, context {inspection.max_position:,} tokens{note}; "
+        f"{config.num_heads}/{config.num_kv_heads} of {config.head_dim}, context {context}; "
         f"model_quant_type {description.model_quant_type if description else 'FLOAT'}, "
         f"fa_quant_type {description.fa_quant_type if description else None}, recipe {recipe}",
         highlight=False,
