@@ -250,7 +250,10 @@ def test_quantize_accepts_a_converted_gguf_file(
 ) -> None:
     source, out = str(tmp_path / "hf"), str(tmp_path / "out")
     assert run(["convert", str(gguf_file), "--to", "hf", "-o", source, "--dtype", "bfloat16"]) == 0
-    assert f"faquant quantize {source}" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"faquant quantize {source}" in shown
+    assert "sliding_window (of Mistral)" in shown
+    assert f"instead of {source}/config.json" in shown
     assert {tensor.dtype for tensor in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.bfloat16}
     assert run(["convert", str(gguf_file), "--to", "hf", "-o", source]) == 1
     assert run(["convert", str(gguf_file), "--to", "hf", "-o", source, "--overwrite"]) == 0
