@@ -171,7 +171,7 @@ def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.Capture
 
 
 def test_a_shortened_context_is_explained(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the context is shown: inspect, plan, and the table of serve (tests/server/test_serve.py)."""
+    """Wherever the context is shown, in errors too. The table of serve is in tests/server/test_serve.py."""
     directory = shutil.copytree(source, tmp_path / "long")
     config = json.loads((directory / "config.json").read_text())
     config["dual_chunk_attention_config"] = {"original_max_position_embeddings": 1024}
@@ -187,6 +187,10 @@ def test_a_shortened_context_is_explained(source: Path, tmp_path: Path, capsys: 
         assert run([command, str(directory), *options, "--json"]) == 0
         seen = json.loads(capsys.readouterr().out)
         assert (seen["max_position"], seen["context_note"]) == (1024, note)
+    assert run(["serve", str(directory), "--max-model-len", "4096"]) == 2
+    assert f"exceeds the model's context of 1024 tokens ({note})." in capsys.readouterr().err
+    assert run(["generate", str(directory), "Hello", "--max-tokens", "2000"]) == 2
+    assert f"context of 1024 tokens ({note})." in capsys.readouterr().err
 
 
 def test_doctor_reports_passing_self_tests(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def serve(
     ] = EngineConfig.speculative_tokens,
 ) -> None:
     """Serve OpenAI's API (/v1/chat/completions, /v1/completions and more) until SIGTERM or Ctrl-C."""
-    max_position = load_config(directory).max_position
+    model_config = load_config(directory)
     engine_config = EngineConfig(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
@@ -98,7 +98,7 @@ def serve(
         enable_prefix_caching=enable_prefix_caching,
         speculative_tokens=speculative_tokens,
     )
-    engine_config.length(max_position)  # checked before the model is loaded
+    engine_config.length(model_config.max_position, model_config.context_note)  # checked before the model is loaded
     config = ServerConfig(
         served_model_name=directory.resolve().name if served_model_name is None else served_model_name,
         api_key=api_key,
