@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from faquant.checkpoint.model_config import ModelConfig, RopeConfig, parse_config
+from faquant.checkpoint.model_config import MODEL_TYPES, ModelConfig, parse_config
+from faquant.checkpoint.rope_config import RopeConfig
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
 from oracles.configs import LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3, WINDOWED, YARN
 
@@ -181,6 +182,98 @@ def test_max_position_is_the_scaled_context(table: dict[str, Any], expected: int
     assert parse_config({**LLAMA, "rope_scaling": table}).max_position == expected
 
 
+PUBLISHED: dict[str, tuple[dict[str, Any], RopeConfig, int]] = {
+    "Llama 3.1": (
+        {**LLAMA3, "original_max_position_embeddings": 8192},
+        RopeConfig("llama3", 5e5, 8.0, 8192, low_freq_factor=1.0, high_freq_factor=4.0),
+        2048,
+    ),
+    "Qwen2.5 and Qwen3 with YaRN": (
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        RopeConfig("yarn", 5e5, 4.0, 32768),
+        131072,
+    ),
+    "Yarn-Llama-2-128k": (
+        {"factor": 32.0, "original_max_position_embeddings": 4096, "type": "yarn", "finetuned": True},
+        RopeConfig("yarn", 5e5, 32.0, 4096),
+        131072,
+    ),
+    "InternLM as Llama": ({"type": "dynamic", "factor": 2.0}, RopeConfig("dynamic", 5e5, 2.0, 2048), 4096),
+    "LongChat": ({"type": "linear", "factor": 8.0}, RopeConfig("linear", 5e5, 8.0, 2048), 16384),
+    "the language model of Qwen2-VL": (
+        {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]},
+        RopeConfig("default", 5e5, original_max_position=2048),
+        2048,
+    ),
+    "neutral and absent values": (
+        {"rope_type": "linear", "factor": 2.0, "attention_factor": 1.0, "alpha": None, "partial_rotary_factor": 1.0},
+        RopeConfig("linear", 5e5, 2.0, 2048),
+        4096,
+    ),
+    "the original YaRN's neutral factors": (
+        {**YARN, "extrapolation_factor": 1, "attn_factor": 1},
+        RopeConfig("yarn", 5e5, 4.0, 2048),
+        8192,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rope_tables_are_read(name: str) -> None:
+    """With keys that transformers ignores, where ignoring them is right."""
+    table, rope, context = PUBLISHED[name]
+    config = parse_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": table})
+    assert (config.rope, config.max_position, config.context_note) == (rope, context, None)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"type": "dynamic", "factor": 1.0, "alpha": 1000.0}, "alpha"),
+        ({"type": "dynamic", "factor": 1.0, "mscale": 1.0}, "mscale"),
+        ({"type": "dynamic", "factor": 2.0, "attention_factor": 0.8}, "attention_factor"),
+        ({"type": "linear", "factor": 2.0, "beta_fast": 32}, "beta_fast"),
+        ({"factor": 8.0}, "factor"),
+        ({"rope_type": "default", "long_factor": [1.0]}, "long_factor"),
+        ({**LLAMA3, "truncate": False}, "truncate"),
+        ({**YARN, "low_freq_factor": 1.0}, "low_freq_factor"),
+        ({**YARN, "attn_factor": 0.8}, "attn_factor"),
+        ({**YARN, "extrapolation_factor": 0.5}, "extrapolation_factor"),
+        ({**YARN, "llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta"),
+        ({**YARN, "x" * 1000: 1}, "xxx"),
+    ],
+)
+def test_a_rope_key_that_the_type_does_not_use_is_refused(table: dict[str, Any], key: str) -> None:
+    for place in ("rope_scaling", "rope_parameters"):
+        message = error_of({**LLAMA, place: table}, UnsupportedError)
+        assert f"{place}: '{key}" in message
+
+
+DUAL_CHUNKS = {"chunk_size": 512, "local_size": 64, "original_max_position_embeddings": 1024}
+
+
+@pytest.mark.parametrize(
+    ("keys", "context", "longer"),
+    [
+        ({"dual_chunk_attention_config": DUAL_CHUNKS}, 1024, "2,048"),
+        ({"dual_chunk_attention_config": DUAL_CHUNKS, "rope_scaling": YARN}, 1024, "8,192"),
+        ({"dual_chunk_attention_config": {**DUAL_CHUNKS, "original_max_position_embeddings": 2048}}, 2048, None),
+        ({"dual_chunk_attention_config": None}, 2048, None),
+        ({"dual_chunk_attention_config": {}}, 2048, None),
+    ],
+)
+def test_the_context_ends_where_dual_chunk_attention_begins(
+    keys: dict[str, Any], context: int, longer: str | None
+) -> None:
+    config = parse_config({**QWEN2, **keys})
+    assert config.max_position == context
+    if longer is None:
+        assert config.context_note is None
+    else:
+        assert config.context_note is not None
+        assert config.context_note.startswith(f"{longer} need dual chunk attention")
+
+
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -274,6 +367,13 @@ def test_a_value_of_another_kind_is_named(key: str, value: Any) -> None:
         ({"rope_scaling": {**LLAMA3, "low_freq_factor": 0.0}}, "low_freq_factor"),
         ({"rope_scaling": YARN, "rope_parameters": LLAMA3}, "differ"),
         ({"rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e6}}, "differ"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_theta is 10000.0, but 1000000.0 in"),
+        ({"rope_scaling": {**LLAMA3, "rope_theta": 5e5}}, "rope_theta is 10000.0, but 500000.0 in rope_scaling"),
+        ({"rope_scaling": YARN, "original_max_position_embeddings": 1024}, "is 1024, but 2048 in rope_scaling"),
+        ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 512}, "is 512, but 1024 in rope_scaling"),
+        ({"rope_scaling": {**YARN, "type": "linear"}}, "rope_type 'yarn' and type 'linear' differ"),
+        ({"dual_chunk_attention_config": {"chunk_size": 8}}, "has no original_max_position_embeddings"),
+        ({"dual_chunk_attention_config": [8]}, "must be an object"),
     ],
 )
 def test_a_contradiction_is_explained(keys: dict[str, Any], words: str) -> None:
@@ -326,18 +426,54 @@ def test_what_is_not_supported_is_refused_by_name(keys: dict[str, Any], words: s
 
 
 @pytest.mark.parametrize(
-    ("table", "expected"),
+    ("key", "value", "neutral"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "'gptq'"),
-        ({"quant_method": ["x" * 10_000]}, "['xxx"),
-        ({"fa_quant_type": "FAQuant"}, None),
-        (None, None),
+        ("attention_multiplier", 0.0078125, 0.17677669),  # 1/√32
+        ("embedding_multiplier", 12.0, 1.0),
+        ("residual_multiplier", 0.22, 1),
+        ("logits_scaling", 8.0, 1.0),
+        ("logit_scale", 0.0625, None),
+        ("query_pre_attn_scalar", 256, 32),
+        ("scale_emb", 12, 1),
+        ("scale_depth", 1.4, 2.0),  # √4 layers
+        ("dim_model_base", 128, 256),
+        ("attn_logit_softcapping", 50.0, None),
+        ("final_logit_softcapping", 30.0, None),
+        ("clip_qkv", 8.0, None),
+        ("attn_temperature_tuning", True, False),
+        ("use_qk_norm", True, False),
+        ("qk_layernorm", True, False),
+        ("no_rope_layers", [1, 1, 1, 0], [1, 1, 1, 1]),
+        ("no_rope_layers", 4, None),
     ],
 )
-def test_another_tool_s_quantization_is_told_to_who_knows_the_formats(table: Any, expected: str | None) -> None:
-    method = parse_config({**LLAMA, "quantize": "w8a8", "quantization_config": table}).quant_method
-    assert method == expected or (expected is not None and method is not None and method.startswith(expected))
-    assert len(method or "") < 200
+def test_keys_of_other_arithmetic_are_refused_unless_they_change_nothing(key: str, value: Any, neutral: Any) -> None:
+    message = error_of({**LLAMA, key: value}, UnsupportedError)
+    assert f"{key} {value!r} is not supported" in message
+    assert parse_config({**LLAMA, key: neutral}) == parse_config(LLAMA)
+
+
+def test_qwen3_has_a_qk_norm() -> None:
+    assert parse_config({**QWEN3, "use_qk_norm": True}) == parse_config(QWEN3)
+
+
+def test_pretraining_with_tensor_parallelism_changes_nothing() -> None:
+    assert parse_config({**LLAMA, "pretraining_tp": 2}) == parse_config(LLAMA)
+
+
+@pytest.mark.parametrize("table", [{"quant_method": "gptq", "bits": 4}, {"fa_quant_type": "FAQuant"}, None])
+def test_another_tool_s_quantization_is_left_to_the_formats(table: Any) -> None:
+    raw = {**LLAMA, "quantize": "w8a8", "quantization_config": table}
+    assert parse_config(raw) == parse_config(LLAMA)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_directory_saved_from_the_base_model_is_the_same_model(model_type: str) -> None:
+    raw = {**QWEN3, "model_type": model_type, "architectures": [MODEL_TYPES[model_type]]}
+    base = [MODEL_TYPES[model_type].replace("ForCausalLM", "Model")]
+    assert parse_config({**raw, "architectures": base}) == parse_config(raw)
+    with pytest.raises(UnsupportedError, match="does not include"):
+        parse_config({**raw, "architectures": [base[0] + "ForSequenceClassification"]})
 
 
 def test_absent_architectures_are_taken_from_the_type() -> None:

@@ -28,7 +28,14 @@ BASES = [
     {**LLAMA, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 32, "attention_bias": False},
     {**LLAMA, "rope_scaling": LLAMA3},
     {**MISTRAL, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, "sliding_window": 7},
-    {**QWEN2, **WINDOWED, "max_window_layers": 2, "rope_scaling": YARN},
+    {
+        **QWEN2,
+        **WINDOWED,
+        "max_window_layers": 2,
+        "rope_scaling": YARN,
+        "dual_chunk_attention_config": {"original_max_position_embeddings": 1024},
+    },
+    {**LLAMA, "logits_scaling": 1.0, "attn_logit_softcapping": None, "no_rope_layers": [1, 1, 1, 1]},
     {
         **QWEN3,
         **WINDOWED,

@@ -170,6 +170,29 @@ def test_inspect_counts_bytes_and_tokens(quantized: Path, capsys: pytest.Capture
     assert "times as many tokens fit" in capsys.readouterr().out
 
 
+def test_a_shortened_context_is_explained(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever the context is shown, in errors too. The table of serve is in tests/server/test_serve.py."""
+    directory = shutil.copytree(source, tmp_path / "long")
+    config = json.loads((directory / "config.json").read_text())
+    config["dual_chunk_attention_config"] = {"original_max_position_embeddings": 1024}
+    (directory / "config.json").write_text(json.dumps(config))
+    note = "4,096 need dual chunk attention, which faquant does not compute"
+    for command, shown in {
+        "inspect": f"context 1,024 tokens ({note});",
+        "plan": f"Context: 1,024 tokens; {note}.",
+    }.items():
+        options = ["--memory", "1GiB"] if command == "plan" else []
+        assert run([command, str(directory), *options]) == 0
+        assert shown in capsys.readouterr().out
+        assert run([command, str(directory), *options, "--json"]) == 0
+        seen = json.loads(capsys.readouterr().out)
+        assert (seen["max_position"], seen["context_note"]) == (1024, note)
+    assert run(["serve", str(directory), "--max-model-len", "4096"]) == 2
+    assert f"exceeds the model's context of 1024 tokens ({note})." in capsys.readouterr().err
+    assert run(["generate", str(directory), "Hello", "--max-tokens", "2000"]) == 2
+    assert f"context of 1024 tokens ({note})." in capsys.readouterr().err
+
+
 def test_doctor_reports_passing_self_tests(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -231,7 +254,10 @@ def test_quantize_accepts_a_converted_gguf_file(
 ) -> None:
     source, out = str(tmp_path / "hf"), str(tmp_path / "out")
     assert run(["convert", str(gguf_file), "--to", "hf", "-o", source, "--dtype", "bfloat16"]) == 0
-    assert f"faquant quantize {source}" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"faquant quantize {source}" in shown
+    assert "sliding_window (of Mistral)" in shown
+    assert f"instead of {source}/config.json" in shown
     assert {tensor.dtype for tensor in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.bfloat16}
     assert run(["convert", str(gguf_file), "--to", "hf", "-o", source]) == 1
     assert run(["convert", str(gguf_file), "--to", "hf", "-o", source, "--overwrite"]) == 0

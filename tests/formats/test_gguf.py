@@ -14,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from faquant.checkpoint.model_config import load_config
 from faquant.errors import CheckpointError, FaquantError, OutputError, UnsupportedError
 from faquant.formats.gguf.convert import convert_gguf
+from faquant.model.rope import Rope
 from oracles.gguf_files import (
     BF16,
     F16,
@@ -152,8 +153,17 @@ def test_other_rope_divisors_are_refused(tmp_path, llama, tokens, values):
         convert_gguf(path, tmp_path / "out")
 
 
-YARN = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
-ORIGINAL = {"llama.rope.scaling.original_context_length": 32}
+def yarn(**keys):
+    """Metadata of YaRN by 4, as llama.cpp's converter writes it."""
+    return {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 32,
+    } | {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
+
+
+OWN = 0.1 * np.log(4) + 1  # YaRN's own magnitude
+YARN = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32}
 
 
 @pytest.mark.parametrize(
@@ -162,16 +172,18 @@ ORIGINAL = {"llama.rope.scaling.original_context_length": 32}
         ({"llama.rope.scaling.type": "none"}, {"rope_type": "default"}),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}, {"rope_type": "linear", "factor": 2}),
         ({"llama.rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2}),
-        (YARN | ORIGINAL, {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32}),
-        (
-            YARN | ORIGINAL | {"llama.rope.scaling.attn_factor": 2.0},
-            {
-                "rope_type": "yarn",
-                "factor": 4,
-                "original_max_position_embeddings": 32,
-                "attention_factor": pytest.approx(2 * (0.1 * np.log(4) + 1)),
-            },
-        ),
+        ({"llama.rope.scaling.yarn_attn_factor": 1.0}, {"rope_type": "default"}),
+        (yarn(), YARN),
+        (yarn(yarn_ext_factor=1.0), YARN),
+        (yarn(attn_factor=1.0), YARN),
+        (yarn(yarn_attn_factor=1.0), {**YARN, "attention_factor": 1.0}),
+        (yarn(yarn_attn_factor=0.8), {**YARN, "attention_factor": 0.8}),
+        (yarn(attn_factor=2.0), {**YARN, "attention_factor": pytest.approx(2 * OWN)}),
+        (yarn(attn_factor=2.0, yarn_attn_factor=0.8), {**YARN, "attention_factor": 1.6}),
+        (yarn(factor=1.0), {"rope_type": "default"}),
+        (yarn(factor=1.0, yarn_attn_factor=1.0), {"rope_type": "default"}),
+        (yarn(factor=1.0, yarn_attn_factor=0.8), {**YARN, "factor": 1.0, "attention_factor": 0.8}),
+        (yarn(yarn_beta_fast=16.0, yarn_beta_slow=2.0), {**YARN, "beta_fast": 16.0, "beta_slow": 2.0}),
     ],
 )
 def test_rope_scaling(tmp_path, llama, tokens, metadata, expected):
@@ -179,6 +191,55 @@ def test_rope_scaling(tmp_path, llama, tokens, metadata, expected):
     assert rope_of(tmp_path / "out") == {"rope_theta": 5000.0} | expected
     assert load_config(tmp_path / "out").rope.rope_type == expected["rope_type"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("attention_factor", [None, 1.0, 0.8])
+def test_a_model_with_yarn_is_the_original(tmp_path, tokens, attention_factor):
+    """The file has what llama.cpp's converter writes: attention_factor as yarn_attn_factor, if config.json has it."""
+    rope = {**YARN, "rope_theta": 5000.0, "attention_factor": attention_factor}
+    original = tiny_model(rope_parameters=rope)
+    metadata = yarn() if attention_factor is None else yarn(yarn_attn_factor=attention_factor)
+    convert_gguf(llama_file(tmp_path, original, tokens, metadata), tmp_path / "out")
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(converted), logits(original))
+    plain = tiny_model(rope_parameters={**rope, "attention_factor": 0.9})
+    assert not torch.allclose(logits(plain), logits(original), atol=1e-3), "the factor makes a difference"
+    ours = Rope(load_config(tmp_path / "out"))
+    assert ours.scaling == pytest.approx(attention_factor or OWN)
+
+
+DYNAMIC = "rope_scaling of type dynamic"
+
+
+@pytest.mark.parametrize(
+    ("kind", "arch", "metadata", "expected"),
+    [
+        (LlamaConfig, "llama", {}, ["sliding_window (of Mistral)", "no_rope_layers", DYNAMIC]),
+        (MistralConfig, "llama", {"llama.attention.sliding_window": 8}, [DYNAMIC]),
+        (Qwen2Config, "qwen2", {}, ["use_sliding_window", "dual_chunk_attention_config", DYNAMIC]),
+        (
+            LlamaConfig,
+            "llama",
+            yarn(),
+            ["sliding_window (of Mistral)", "no_rope_layers", "truncate", "mscale", "mscale_all_dim"],
+        ),
+        (LlamaConfig, "llama", yarn(yarn_attn_factor=0.8) | {"llama.attention.sliding_window": 8}, ["truncate"]),
+    ],
+)
+def test_what_a_file_cannot_tell_is_named(tmp_path, tokens, kind, arch, metadata, expected):
+    model = tiny_model(kind)
+    metadata = model_metadata(model.config, arch) | tokens | metadata
+    path = write(tmp_path / "model.gguf", arch, metadata, gguf_tensors(model))
+    assert convert_gguf(path, tmp_path / "out") == expected
+
+
+def test_llama_3_1_leaves_nothing_open(tmp_path, llama, tokens):
+    assert (
+        convert_gguf(
+            llama_file(tmp_path, llama, tokens, {}, {"rope_freqs.weight": divisors(llama3_config())}), tmp_path / "out"
+        )
+        == []
+    )
 
 
 def test_missing_keys_have_the_formats_defaults(tmp_path, llama, tokens):
@@ -196,7 +257,12 @@ def test_missing_keys_have_the_formats_defaults(tmp_path, llama, tokens):
     ("change", "error", "words"),
     [
         ({"metadata": {"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}}, "U", "longrope"),
-        ({"metadata": YARN}, "C", "original_context_length"),
+        ({"metadata": {key: yarn()[key] for key in list(yarn())[:2]}}, "C", "original_context_length"),
+        ({"metadata": yarn(yarn_ext_factor=0.0)}, "U", "yarn_ext_factor"),
+        ({"metadata": yarn(type="linear", yarn_ext_factor=1.0)}, "U", "yarn_ext_factor"),
+        ({"metadata": yarn(yarn_log_multiplier=0.1)}, "U", "yarn_log_multiplier"),
+        ({"metadata": yarn(type="linear", yarn_attn_factor=0.8)}, "U", "magnitude 0.8"),
+        ({"metadata": yarn(yarn_attn_factor=0.0)}, "C", "yarn_attn_factor must be a positive number"),
         ({"metadata": {"llama.rope.scaling.attn_factor": 2.0}}, "U", "magnitude"),
         ({"metadata": {"llama.rope.dimension_count": 16}}, "U", "all 32 channels"),
         ({"metadata": {"llama.attention.value_length": 16}}, "U", "different lengths"),

@@ -36,9 +36,7 @@ def test_the_first_format_that_knows_a_directory_opens_it(directory: Path, name:
 
 def test_what_another_tool_quantized_is_refused_by_name(tmp_path: Path) -> None:
     directory = shutil.copytree(MADE / "float", tmp_path / "model")
-    config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (directory / "config.json").write_text(json.dumps(config))
+    rewrite(directory, quantization_config={"quant_method": "gptq", "bits": 4})
     for use in (open_checkpoint, load, inspect, plan):
         with pytest.raises(UnsupportedError) as caught:
             use(directory)
@@ -47,3 +45,17 @@ def test_what_another_tool_quantized_is_refused_by_name(tmp_path: Path) -> None:
             "these are, in int8: faquant, msmodelslim, compressed-tensors, quark, modelopt. "
             "Start from the checkpoint in bfloat16, float16 or float32."
         )
+
+
+@pytest.mark.parametrize("method", [["x" * 10_000], None, 7])
+def test_a_strange_method_is_refused_briefly(tmp_path: Path, method: object) -> None:
+    directory = shutil.copytree(MADE / "float", tmp_path / "model")
+    rewrite(directory, quantization_config={"quant_method": method, "bits": 8})
+    with pytest.raises(UnsupportedError, match="which is not supported") as caught:
+        open_checkpoint(directory)
+    assert len(str(caught.value)) < 500 + len(str(directory))
+
+
+def rewrite(directory: Path, **values: object) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | values))

@@ -123,10 +123,26 @@ def test_a_power_is_the_nearest_float32(theta: float, head_dim: int) -> None:
 
 
 @pytest.mark.parametrize("rope", [YARN, LLAMA3], ids=["yarn", "llama3"])
-def test_the_original_s_length_outside_of_the_table_wins_as_in_transformers(rope: dict[str, Any]) -> None:
+def test_the_original_s_length_may_be_outside_of_the_table_as_in_transformers(rope: dict[str, Any]) -> None:
+    rope = {key: value for key, value in rope.items() if not key.startswith("original")}
     theirs, ours = both(rope, context=4096, original_max_position_embeddings=128)
     assert ours.rope.original_max_position == 128
     assert same_bits(Rope(ours).frequencies, their_formula(theirs)[0])
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_keys_without_effect_have_none_in_transformers(name: str) -> None:
+    """The keys that faquant accepts with every type and ignores."""
+    ignored = {"finetuned": True, "mrope_section": [8, 12, 12], "mrope_interleaved": True, "extrapolation_factor": 1.0}
+    if ROPES[name]["rope_type"] not in ("yarn", "llama3"):
+        ignored |= {"original_max_position_embeddings": 16}
+    theirs, ours = both({**ROPES[name], **ignored})
+    plain, _ = both(ROPES[name])
+    frequencies, scaling = their_frequencies(theirs, 300)
+    expected, expected_scaling = their_frequencies(plain, 300)
+    assert same_bits(frequencies, expected)
+    assert scaling == expected_scaling
+    assert same_bits(Rope(ours, 300).frequencies, Rope(both(ROPES[name])[1], 300).frequencies)
 
 
 positive = st.floats(0.01, 100.0)

@@ -1,7 +1,9 @@
 """`faquant serve` as a process: how it starts, and how it ends."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -100,6 +102,18 @@ def test_the_table_shows_the_settings_in_use(start: Callable[..., Process]) -> N
     assert httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"] == "mine"
     for part in ("float", "576 bytes per token", "1,792 tokens at most", "threads", "mine", "no key"):
         assert part in process.output
+
+
+def test_the_table_explains_a_shortened_context(directory: Path, tmp_path: Path) -> None:
+    longer = shutil.copytree(directory, tmp_path / "long")
+    config = json.loads((longer / "config.json").read_text())
+    config["dual_chunk_attention_config"] = {"original_max_position_embeddings": 1024}
+    (longer / "config.json").write_text(json.dumps(config))
+    process = Process(longer)
+    process.process.kill()
+    process.end()
+    shown = re.sub(r"[│\s]+", " ", process.output)  # a narrow table breaks lines
+    assert "1,024 tokens at most (4,096 need dual chunk attention, which faquant does not compute)" in shown
 
 
 @pytest.mark.parametrize(

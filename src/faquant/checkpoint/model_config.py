@@ -1,13 +1,15 @@
 """ModelConfig: the validated content of config.json, as plain data."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import CheckpointError, UnsupportedError, UsageError
 from .json_object import LARGEST_INTEGER, JsonObject, read_json, shown
+from .rope_config import RopeConfig, parse_rope
 
 MODEL_TYPES = {
     "llama": "LlamaForCausalLM",
@@ -15,7 +17,6 @@ MODEL_TYPES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_LAYERS = 4096
 
@@ -32,27 +33,6 @@ LINEARS = (
 
 KvCacheDtype = Literal["auto", "bfloat16"]
 """`auto`: as the checkpoint specifies, int8 or float32."""
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary embedding as in config.json's `rope_parameters` (or `rope_theta` and `rope_scaling`).
-
-    `original_max_position` is in tokens. Fields that the type does not use keep their defaults.
-    """
-
-    rope_type: str
-    theta: float
-    factor: float = 1.0
-    original_max_position: int = 0
-    attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
 
 
 class LinearSize(NamedTuple):
@@ -87,8 +67,8 @@ class ModelConfig:
     dtype: str
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
-    quant_method: str | None = None
-    """The quantization method named in config.json's quantization_config; None if there is none."""
+    context_note: str | None = None
+    """Why `max_position` is less than config.json says; None if it is not."""
 
     @property
     def group_size(self) -> int:
@@ -172,7 +152,9 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     head_dim = _head_dim(reader, model_type, hidden, heads)
     layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
     max_position = reader.integer("max_position_embeddings")
-    rope = _rope(reader, max_position, head_dim)
+    rope = parse_rope(reader, max_position, head_dim)
+    context, context_note = _context(reader, rope, max_position)
+    _refuse_other_arithmetic(reader, model_type, head_dim, layers)
     bias = reader.flag("attention_bias", False) and model_type in ("llama", "qwen3")
     return ModelConfig(
         model_type=model_type,
@@ -184,7 +166,8 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
-        max_position=_scaled_context(rope, max_position, source),
+        max_position=context,
+        context_note=context_note,
         rope=rope,
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         qkv_bias=bias or model_type == "qwen2",
@@ -195,7 +178,6 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
         dtype=_dtype(reader),
         eos_token_ids=reader.token_ids("eos_token_id"),
         bos_token_id=next(iter(reader.token_ids("bos_token_id")), None),
-        quant_method=_quant_method(raw),
     )
 
 
@@ -216,21 +198,49 @@ def _model_type(reader: JsonObject) -> str:
     if architectures is not None:
         if not isinstance(architectures, list):
             raise reader.wrong("architectures", architectures, "a list of class names")
-        if MODEL_TYPES[model_type] not in architectures:
+        causal_lm = MODEL_TYPES[model_type]
+        base = causal_lm.replace("ForCausalLM", "Model")  # names its tensors without `model.`
+        if causal_lm not in architectures and base not in architectures:
             raise UnsupportedError(
-                f"{source}: architectures {shown(architectures)} does not include {MODEL_TYPES[model_type]}, "
+                f"{source}: architectures {shown(architectures)} does not include {causal_lm}, "
                 f"the causal language model of model_type {model_type!r}."
             )
     activation = reader.text("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedError(f"{source}: hidden_act {shown(activation)} is not supported; only silu is.")
-    _refuse_partial_rotary_factor(reader)
     return model_type
 
 
-def _quant_method(raw: Mapping[str, Any]) -> str | None:
-    table = raw.get("quantization_config")
-    return shown(table["quant_method"]) if isinstance(table, Mapping) and "quant_method" in table else None
+def _refuse_other_arithmetic(reader: JsonObject, model_type: str, head_dim: int, layers: int) -> None:
+    """Refuse keys of other families that change what a layer computes. transformers' classes for our model types ignore
+    them, but a config.json that sets them describes weights for other classes."""
+    neutral = {
+        "attention_multiplier": head_dim**-0.5,  # Granite
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+        "logit_scale": 1.0,  # Cohere
+        "query_pre_attn_scalar": float(head_dim),  # Gemma
+        "scale_emb": 1.0,  # MiniCPM
+        "scale_depth": layers**0.5,
+        "dim_model_base": float(reader.integer("hidden_size")),
+    }
+    changed = [
+        key for key, value in neutral.items() if not math.isclose(reader.number(key, value), value, rel_tol=1e-6)
+    ]
+    off = ["attn_logit_softcapping", "final_logit_softcapping", "clip_qkv", "attn_temperature_tuning"]
+    if model_type != "qwen3":
+        off += ["use_qk_norm", "qk_layernorm"]
+    changed += [key for key in off if reader.raw.get(key) not in (None, False, 0)]
+    rotated = reader.raw.get("no_rope_layers")  # SmolLM3, Llama 4: 0 for layers without RoPE
+    if rotated is not None and not (isinstance(rotated, list) and all(layer == 1 for layer in rotated)):
+        changed.append("no_rope_layers")
+    if changed:
+        key = changed[0]
+        raise UnsupportedError(
+            f"{reader.source}: {key} {shown(reader.raw[key])} is not supported; {model_type} models do not compute it. "
+            "If the weights do not need it, remove the key."
+        )
 
 
 def _head_dim(reader: JsonObject, model_type: str, hidden: int, heads: int) -> int:
@@ -296,81 +306,23 @@ def _windows_of_kinds(
     return windows
 
 
-def _scaled_context(rope: RopeConfig, max_position: int, source: str) -> int:
-    """Tokens of context after scaling. config.json has them for Llama 3.1; for the other kinds it has the original
-    context."""
-    scaled = max_position
+def _context(reader: JsonObject, rope: RopeConfig, max_position: int) -> tuple[int, str | None]:
+    """Tokens of context after scaling, and why there are not more.
+
+    config.json has the scaled context for Llama 3.1; for the other kinds of RoPE it has the original one.
+    """
+    scaled, chunks = max_position, reader.raw.get("dual_chunk_attention_config")
     if rope.rope_type in ("linear", "dynamic", "yarn"):
         scaled = max(max_position, int(rope.original_max_position * rope.factor))
     if scaled > LARGEST_INTEGER:
-        raise CheckpointError(f"{source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is too long.")
-    return scaled
-
-
-def _rope(reader: JsonObject, max_position: int, head_dim: int) -> RopeConfig:
-    """Read the RoPE table: `rope_parameters` of transformers 5, or `rope_scaling` of older versions."""
-    found = []
-    for key in ("rope_parameters", "rope_scaling"):
-        table = reader.raw.get(key)
-        if table is not None and not isinstance(table, Mapping):
-            raise reader.wrong(key, table, "an object")
-        if table:
-            found.append(_rope_of_table(reader, JsonObject(table, f"{reader.source}, {key}"), max_position))
-    if not found:
-        found.append(_rope_of_table(reader, JsonObject({}, reader.source), max_position))
-    if found[0] != found[-1]:
-        raise CheckpointError(f"{reader.source}: rope_parameters and rope_scaling differ. Remove the wrong one.")
-    if found[0].rope_type == "dynamic" and head_dim < 4:
-        raise CheckpointError(f"{reader.source}: RoPE type 'dynamic' needs a head_dim of at least 4, not {head_dim}.")
-    return found[0]
-
-
-def _refuse_partial_rotary_factor(reader: JsonObject) -> None:
-    if reader.number("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedError(f"{reader.source}: partial_rotary_factor other than 1 is not supported.")
-
-
-def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int) -> RopeConfig:
-    if any(isinstance(value, Mapping) for value in table.raw.values()):
-        raise UnsupportedError(f"{table.source}: parameters that differ between kinds of layers are not supported.")
-    rope_type = table.text("rope_type", "") or table.text("type", "default")
-    if rope_type not in ROPE_TYPES:
-        raise UnsupportedError(
-            f"{table.source}: RoPE type {shown(rope_type)} is not supported; these are: {', '.join(ROPE_TYPES)}."
-        )
-    _refuse_partial_rotary_factor(table)
-    theta = table.number("rope_theta", 0.0) or reader.number("rope_theta", 10000.0)
-    if theta <= 1.0:
-        raise CheckpointError(f"{table.source}: rope_theta must be greater than 1, not {theta}.")
-    rope = RopeConfig(rope_type, theta, original_max_position=max_position)
-    if rope_type == "default":
-        return rope
-    if rope_type in ("yarn", "llama3"):
-        # In transformers, the key outside of the table takes precedence.
-        original = reader.integer("original_max_position_embeddings", 0)
-        original = original or table.integer("original_max_position_embeddings", max_position)
-        rope = replace(rope, original_max_position=original)
-    if rope_type == "yarn" and table.raw.get("factor", 1.0) is None:
-        factor = max_position / rope.original_max_position
-    else:
-        factor = table.number("factor")
-    if factor < 1.0:
-        raise CheckpointError(f"{table.source}: the RoPE factor must be at least 1, not {factor}.")
-    rope = replace(rope, factor=factor)
-    if rope_type == "yarn":
-        return replace(
-            rope,
-            attention_factor=table.optional_number("attention_factor"),
-            beta_fast=table.number("beta_fast", 0.0) or 32.0,
-            beta_slow=table.number("beta_slow", 0.0) or 1.0,
-            mscale=table.optional_number("mscale"),
-            mscale_all_dim=table.optional_number("mscale_all_dim"),
-            # transformers treats null as false.
-            truncate=table.flag("truncate", "truncate" not in table.raw),
-        )
-    if rope_type == "llama3":
-        low, high = table.number("low_freq_factor"), table.number("high_freq_factor")
-        if not 0 < low < high:
-            raise CheckpointError(f"{table.source}: low_freq_factor must be positive and below high_freq_factor.")
-        return replace(rope, low_freq_factor=low, high_freq_factor=high)
-    return rope
+        raise CheckpointError(f"{reader.source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is too long.")
+    if not chunks:
+        return scaled, None
+    if not isinstance(chunks, Mapping):
+        raise reader.wrong("dual_chunk_attention_config", chunks, "an object")
+    # Up to here the model was trained with plain attention; beyond, Qwen2.5-1M needs the chunks (arXiv 2402.17463).
+    table = JsonObject(chunks, f"{reader.source}, dual_chunk_attention_config")
+    original = table.integer("original_max_position_embeddings")
+    if original >= scaled:
+        return scaled, None
+    return original, f"{scaled:,} need dual chunk attention, which faquant does not compute"

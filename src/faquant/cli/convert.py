@@ -68,5 +68,11 @@ def _from_gguf(source: Path, output: Path, dtype: str, overwrite: bool) -> None:
 
     raise_on_signals()
     with progress_bar("dequantizing tensors") as progress:
-        convert_gguf(source, output, dtype, progress, overwrite)
+        unrecorded = convert_gguf(source, output, dtype, progress, overwrite)
+    if unrecorded:
+        print(
+            f"{source} cannot tell whether the original has {', '.join(unrecorded)}. If the original's config.json "
+            f"sets one of them, use that file instead of {output / 'config.json'}.",
+            file=sys.stderr,
+        )
     print(f"{output}: {dtype} weights. Next: faquant quantize {output} -o OUT", file=sys.stderr)

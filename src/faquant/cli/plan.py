@@ -76,6 +76,8 @@ def _print(made: "Plan", directory: Path, memory: str, budget: int) -> None:
         [f"{tokens // config.max_position:,}" for tokens in fitting],
     )
     console.print(table)
+    if config.context_note:
+        console.print(f"Context: {config.max_position:,} tokens; {config.context_note}.")
     if fitting[0]:
         console.print(f"faquant serve OUT --kv-cache-memory {show_size(made.cache_memory(ours, budget))}")
     else:

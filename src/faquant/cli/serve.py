@@ -88,7 +88,7 @@ def serve(
     ] = EngineConfig.speculative_tokens,
 ) -> None:
     """Serve OpenAI's API (/v1/chat/completions, /v1/completions and more) until SIGTERM or Ctrl-C."""
-    max_position = load_config(directory).max_position
+    model_config = load_config(directory)
     engine_config = EngineConfig(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
@@ -98,7 +98,7 @@ def serve(
         enable_prefix_caching=enable_prefix_caching,
         speculative_tokens=speculative_tokens,
     )
-    engine_config.length(max_position)  # checked before the model is loaded
+    engine_config.length(model_config.max_position, model_config.context_note)  # checked before the model is loaded
     config = ServerConfig(
         served_model_name=directory.resolve().name if served_model_name is None else served_model_name,
         api_key=api_key,
@@ -143,14 +143,14 @@ def _print_table(service: "Service", address: str) -> None:
     engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()
     kind = "none, a float model" if model.is_float else model.quant_type
-    tokens = state.num_pages * state.page_size
+    tokens, note = state.num_pages * state.page_size, model.config.context_note
     rows = {
         "model": config.served_model_name,
         "recipe": model.metadata.name if model.metadata else kind,
         "kernels": f"{cpu.selected_isa()} ({cpu.cpu_name()}), {threads.count()} threads",
         "cache": f"{state.cache_bytes:,} bytes, {tokens:,} tokens, {engine.bytes_per_token:,} bytes per token, "
         f"kv_cache_dtype {engine.config.kv_cache_dtype}",
-        "context": f"{engine.max_model_len:,} tokens at most",
+        "context": f"{engine.max_model_len:,} tokens at most{f' ({note})' if note else ''}",
         "sequences": f"{engine.config.max_num_seqs} at a time, {config.max_queue} more may wait",
         "tool calls": service.conversation.description,
         "address": f"{address}, {'with a key' if config.api_key else 'no key'}",

@@ -62,7 +62,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = config
         self.bytes_per_token = model.cache_bytes_per_token(config.kv_cache_dtype)
-        num_pages, self.max_model_len = _cache_limits(config, model.max_position, PAGE_SIZE * self.bytes_per_token)
+        length = config.length(model.max_position, model.config.context_note)
+        num_pages, self.max_model_len = _cache_limits(config, length, PAGE_SIZE * self.bytes_per_token)
         pages = model.make_pages(num_pages, PAGE_SIZE, config.kv_cache_dtype)
         self._saturation = Saturation()
         for layer in pages:
@@ -98,9 +99,10 @@ class Engine:
             raise UsageError(f"The prompt has a token id outside the vocabulary of {vocabulary} tokens.")
         length = len(prompt) + params.max_tokens
         if length > self.max_model_len:
+            note = self.model.config.context_note
             raise UsageError(
                 f"The prompt's {len(prompt)} tokens and max_tokens ({params.max_tokens}) together exceed the context "
-                f"of {self.max_model_len} tokens. Shorten the prompt or lower max_tokens."
+                f"of {self.max_model_len} tokens{f' ({note})' if note else ''}. Shorten the prompt or lower max_tokens."
             )
         return CheckedPrompt(prompt, params, self._samplers(prompt, params))
 
@@ -274,9 +276,9 @@ class Engine:
         return request.lookup.propose(request.ids, count)
 
 
-def _cache_limits(config: EngineConfig, max_position: int, bytes_per_page: int) -> tuple[int, int]:
-    """The number of pages that fit into kv_cache_memory, at most as many as can be used; and the maximum length."""
-    length = config.length(max_position)
+def _cache_limits(config: EngineConfig, length: int, bytes_per_page: int) -> tuple[int, int]:
+    """The number of pages that fit into kv_cache_memory, at most as many as requests of `length` tokens can use; and
+    the maximum length with them."""
     memory = config.kv_cache_memory
     if memory is None:
         memory = min(MAX_CACHE_BYTES, available_memory() // 2)

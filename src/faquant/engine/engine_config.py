@@ -58,10 +58,14 @@ class EngineConfig:
         if not isinstance(self.enable_prefix_caching, bool):
             raise UsageError(f"enable_prefix_caching must be true or false, not {self.enable_prefix_caching!r:.80}.")
 
-    def length(self, max_position: int) -> int:
-        """The maximum length of a request. Raises: UsageError: max_model_len exceeds the model's `max_position`."""
+    def length(self, max_position: int, note: str | None = None) -> int:
+        """The maximum length of a request; `note` says in the error why the context is no longer.
+
+        Raises: UsageError: max_model_len exceeds the model's `max_position`.
+        """
         if self.max_model_len is not None and self.max_model_len > max_position:
             raise UsageError(
-                f"max_model_len ({self.max_model_len}) exceeds the model's context of {max_position} tokens."
+                f"max_model_len ({self.max_model_len}) exceeds the model's context of {max_position} tokens"
+                f"{f' ({note})' if note else ''}."
             )
         return self.max_model_len or max_position

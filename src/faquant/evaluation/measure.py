@@ -30,7 +30,7 @@ from .report import Report
 from .scores import Heads, Scores, score
 from .streaming import Progress, Streams, Window, run
 
-MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id", "quant_method")
+MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
 SEARCH_FILE = "faquant_search.json"
 """The results of a recipe search, in the directory."""
 _FLOAT = "float"

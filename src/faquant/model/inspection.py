@@ -68,6 +68,7 @@ class Inspection:
             "max_position": self.max_position,
             "ignored": self.ignored,
             "notes": self.notes,
+            "context_note": self.config.context_note,
         }
 
 

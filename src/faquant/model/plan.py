@@ -65,6 +65,7 @@ class Plan:
             "program_bytes": PROGRAM_BYTES,
             "step_bytes": self.step_bytes,
             "max_position": self.config.max_position,
+            "context_note": self.config.context_note,
             "footprints": {
                 some.name: {
                     "weight_bytes": some.weight_bytes,

@@ -12,7 +12,8 @@ from decimal import Context, Decimal
 
 import numpy as np
 
-from ..checkpoint.model_config import ModelConfig, RopeConfig
+from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.rope_config import RopeConfig
 from ..kernels import _C
 from ..kernels.arrays import Floats, Integers
 

@@ -22,7 +22,8 @@ _KNOWN_KEYS = {
     *("attention.layer_norm_rms_epsilon", "attention.sliding_window", "attention.causal"),
     *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor"),
     *("rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.attn_factor"),
-    *("rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+    *("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 }
 
 
@@ -129,6 +130,23 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
     return config
 
 
+def unrecorded(gguf: GgufFile, config: Mapping[str, Any]) -> list[str]:
+    """Settings that the original's config.json may have, but that llama.cpp's converter does not write.
+
+    `config` is the result of `build_config`, which takes them to be absent.
+    """
+    rope, names = config["rope_parameters"], []
+    if gguf.metadata["general.architecture"] != "llama":
+        names += ["use_sliding_window", "dual_chunk_attention_config"]
+    elif config["model_type"] == "llama" and rope["rope_type"] != "llama3":  # else it is known to be Mistral or Llama
+        names += ["sliding_window (of Mistral)", "no_rope_layers"]
+    if rope["rope_type"] == "default":
+        names.append("rope_scaling of type dynamic")
+    if rope["rope_type"] == "yarn":
+        names += ["truncate"] if "attention_factor" in rope else ["truncate", "mscale", "mscale_all_dim"]
+    return names
+
+
 def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, Any]:
     theta = keys.number("rope.freq_base", 10000.0)
     kind = keys.get("rope.scaling.type") or ("none" if keys.get("rope.scale_linear") is None else "linear")
@@ -141,11 +159,17 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
         values = np.concatenate([chunk.numpy().ravel() for chunk in float_chunks(gguf, freqs)])
         original = keys.integer("rope.scaling.original_context_length", 8192)
         return rope | _llama3_parameters(gguf, values, theta, head_dim, original)
-    # ggml multiplies YaRN's own magnitude by this; Hugging Face's attention_factor replaces it.
-    magnitude = keys.number("rope.scaling.attn_factor", 1.0) * keys.number("rope.scaling.yarn_attn_factor", 1.0)
-    if magnitude != 1.0 and (kind != "yarn" or factor == 1.0):
+    extrapolation = keys.get("rope.scaling.yarn_ext_factor")
+    if extrapolation not in (None, 1.0 if kind == "yarn" else 0.0):
+        raise UnsupportedError(f"{gguf.source}: yarn_ext_factor {extrapolation} is not supported with {kind}.")
+    multiplier, replacement = (
+        None if keys.get(f"rope.scaling.{key}") is None else keys.number(f"rope.scaling.{key}")
+        for key in ("attn_factor", "yarn_attn_factor")
+    )
+    magnitude = _magnitude(multiplier, replacement, factor)
+    if kind != "yarn" and {multiplier, replacement} - {None, 1.0}:
         raise UnsupportedError(f"{gguf.source}: the RoPE magnitude {magnitude} is supported only with yarn.")
-    if kind == "none" or factor == 1.0:
+    if kind == "none" or (factor == 1.0 and magnitude in (None, 1.0)):
         return rope
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": factor}
@@ -159,9 +183,21 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
     for name in ("beta_fast", "beta_slow"):
         if keys.get(f"rope.scaling.yarn_{name}") is not None:
             rope[name] = keys.number(f"rope.scaling.yarn_{name}")
-    if magnitude != 1.0:
-        rope["attention_factor"] = magnitude * (0.1 * math.log(factor) + 1.0)
+    if magnitude is not None:
+        rope["attention_factor"] = magnitude
     return rope
+
+
+def _magnitude(multiplier: float | None, replacement: float | None, factor: float) -> float | None:
+    """The factor on cosine and sine; None: YaRN's own.
+
+    llama.cpp's converter writes transformers' attention_factor, which replaces YaRN's own magnitude, as
+    yarn_attn_factor. llama.cpp multiplies the magnitude by attn_factor.
+    """
+    if multiplier in (None, 1.0):
+        return replacement
+    own = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+    return multiplier * (own if replacement is None else replacement)
 
 
 def _llama3_parameters(

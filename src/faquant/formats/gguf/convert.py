@@ -9,7 +9,7 @@ import torch
 from ...checkpoint.shards import ShardWriter, write_json
 from ...checkpoint.write import output_directory
 from ...errors import CheckpointError, UnsupportedError
-from .config import build_config
+from .config import build_config, unrecorded
 from .reader import read_gguf
 from .tensors import plan_tensors, read_tensor
 from .tokenizer import build_tokenizer, tokenizer_config
@@ -23,12 +23,13 @@ def convert_gguf(
     dtype: str = "float32",
     progress: Callable[[int, int], None] = lambda done, total: None,
     overwrite: bool = False,
-) -> None:
+) -> list[str]:
     """Convert the GGUF file `path` to a Hugging Face directory `output`: config, weights, tokenizer.
 
     Llama, Mistral, Qwen2 and Qwen3 are supported. If a file is split (NAME-00001-of-00003.gguf), `path` may be any
     part. Weights are dequantized tensor by tensor to `dtype`, one of float32 (exact), bfloat16 and float16 (both
-    rounded). `progress` is called with the number of tensors written and the total.
+    rounded). `progress` is called with the number of tensors written and the total. Returns the names of settings that
+    the original's config.json may have, and that the file cannot tell.
 
     Raises:
         CheckpointError: the file is missing, damaged, or contradicts itself.
@@ -58,3 +59,4 @@ def convert_gguf(
             for done, item in enumerate(plan, 1):
                 writer.add(item.name, read_tensor(gguf, item, DTYPES[dtype]))
                 progress(done, len(plan))
+    return unrecorded(gguf, config)

@@ -120,6 +120,6 @@ class OpenedMsModelSlim(Opened):
     def _check_rotation(self, name: str) -> None:
         if self.linear_type(name) in (ROTATED_TYPE, SCALED_TYPE):
             raise CheckpointError(
-                f"{name}.weight has type {self.linear_type(name)}, but the description has no metadata.faquant, and thus "
-                "no rotation."
+                f"{name}.weight has type {self.linear_type(name)}, but without metadata.faquant in the description "
+                "its rotation is unknown."
             )

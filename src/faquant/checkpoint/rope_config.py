@@ -1,0 +1,154 @@
+"""RopeConfig: the validated RoPE parameters of config.json.
+
+transformers' `modeling_rope_utils` says what each key means. A key that it ignores but that other loaders or the
+vendor's own class may apply is refused, not ignored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ..errors import CheckpointError, UnsupportedError
+from .json_object import JsonObject, shown
+
+_ORIGINAL = "original_max_position_embeddings"
+
+ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": (
+        *("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "truncate"),
+    ),
+    "llama3": ("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
+}
+"""The keys that each RoPE type uses, besides those that all use."""
+
+_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+# `finetuned` tells about training. The sections of a vision model say which coordinate rotates a channel; for text, all
+# coordinates are the position.
+_WITHOUT_EFFECT = ("finetuned", _ORIGINAL, "mrope_section", "mrope_interleaved")
+# Factors that another type or the vendor's own class would apply, unless they are 1.
+_NEUTRAL_IF_ONE = ("factor", "attention_factor", "attn_factor", "extrapolation_factor")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding as in config.json's `rope_parameters` (or `rope_theta` and `rope_scaling`).
+
+    `original_max_position` is in tokens. Fields that the type does not use keep their defaults.
+    """
+
+    rope_type: str
+    theta: float
+    factor: float = 1.0
+    original_max_position: int = 0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+
+def parse_rope(reader: JsonObject, max_position: int, head_dim: int) -> RopeConfig:
+    """Read the RoPE table of config.json: `rope_parameters` of transformers 5, or `rope_scaling` of older versions.
+
+    Raises:
+        CheckpointError: a value is wrong, or values in two places contradict each other.
+        UnsupportedError: the type, or a key that changes the rotation, is not supported.
+    """
+    _refuse_partial_rotary_factor(reader)
+    found = []
+    for key in ("rope_parameters", "rope_scaling"):
+        table = reader.raw.get(key)
+        if table is not None and not isinstance(table, Mapping):
+            raise reader.wrong(key, table, "an object")
+        if table:
+            found.append(_rope_of_table(reader, JsonObject(table, f"{reader.source}, {key}"), max_position))
+    if not found:
+        found.append(_rope_of_table(reader, JsonObject({}, reader.source), max_position))
+    if found[0] != found[-1]:
+        raise CheckpointError(f"{reader.source}: rope_parameters and rope_scaling differ. Remove the wrong one.")
+    if found[0].rope_type == "dynamic" and head_dim < 4:
+        raise CheckpointError(f"{reader.source}: RoPE type 'dynamic' needs a head_dim of at least 4, not {head_dim}.")
+    return found[0]
+
+
+def _refuse_partial_rotary_factor(reader: JsonObject) -> None:
+    if reader.number("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedError(f"{reader.source}: partial_rotary_factor other than 1 is not supported.")
+
+
+def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int) -> RopeConfig:
+    if any(isinstance(value, Mapping) for value in table.raw.values()):
+        raise UnsupportedError(f"{table.source}: parameters that differ between kinds of layers are not supported.")
+    rope_type = table.text("rope_type", "") or table.text("type", "default")
+    if rope_type not in ROPE_KEYS:
+        raise UnsupportedError(
+            f"{table.source}: RoPE type {shown(rope_type)} is not supported; these are: {', '.join(ROPE_KEYS)}."
+        )
+    if table.text("type", rope_type) != rope_type:
+        raise CheckpointError(
+            f"{table.source}: rope_type {rope_type!r} and type {shown(table.raw['type'])} differ. Remove the wrong one."
+        )
+    _refuse_unknown_keys(table, rope_type)
+    _refuse_partial_rotary_factor(table)
+    theta = table.number("rope_theta", reader.number("rope_theta", 10000.0))
+    _refuse_contradiction(reader, table, "rope_theta")
+    if theta <= 1.0:
+        raise CheckpointError(f"{table.source}: rope_theta must be greater than 1, not {theta}.")
+    rope = RopeConfig(rope_type, theta, original_max_position=max_position)
+    if rope_type == "default":
+        return rope
+    if rope_type in ("yarn", "llama3"):
+        _refuse_contradiction(reader, table, _ORIGINAL)
+        original = reader.integer(_ORIGINAL, table.integer(_ORIGINAL, max_position))
+        rope = replace(rope, original_max_position=original)
+    if rope_type == "yarn" and table.raw.get("factor", 1.0) is None:
+        factor = max_position / rope.original_max_position
+    else:
+        factor = table.number("factor")
+    if factor < 1.0:
+        raise CheckpointError(f"{table.source}: the RoPE factor must be at least 1, not {factor}.")
+    rope = replace(rope, factor=factor)
+    if rope_type == "yarn":
+        return replace(
+            rope,
+            attention_factor=table.optional_number("attention_factor"),
+            beta_fast=table.number("beta_fast", 0.0) or 32.0,
+            beta_slow=table.number("beta_slow", 0.0) or 1.0,
+            mscale=table.optional_number("mscale"),
+            mscale_all_dim=table.optional_number("mscale_all_dim"),
+            # transformers treats null as false.
+            truncate=table.flag("truncate", "truncate" not in table.raw),
+        )
+    if rope_type == "llama3":
+        low, high = table.number("low_freq_factor"), table.number("high_freq_factor")
+        if not 0 < low < high:
+            raise CheckpointError(f"{table.source}: low_freq_factor must be positive and below high_freq_factor.")
+        return replace(rope, low_freq_factor=low, high_freq_factor=high)
+    return rope
+
+
+def _refuse_unknown_keys(table: JsonObject, rope_type: str) -> None:
+    known = (*_COMMON, *ROPE_KEYS[rope_type], *_WITHOUT_EFFECT)
+    for key, value in table.raw.items():
+        neutral = value is None or (key in _NEUTRAL_IF_ONE and value == 1.0)
+        if key not in known and not neutral:
+            raise UnsupportedError(
+                f"{table.source}: {shown(key)} ({shown(value)}) is not supported with RoPE type {rope_type!r}. "
+                "Remove it if the model does not use it."
+            )
+
+
+def _refuse_contradiction(reader: JsonObject, table: JsonObject, key: str) -> None:
+    """Refuse a value that differs inside and outside of the table: versions of transformers take different ones."""
+    inside, outside = table.raw.get(key), reader.raw.get(key)
+    if inside is not None and outside is not None and inside != outside:
+        raise CheckpointError(
+            f"{reader.source}: {key} is {shown(outside)}, but {shown(inside)} in {table.source.rpartition(', ')[2]}; "
+            "they differ. Remove the wrong one."
+        )
