@@ -37,6 +37,7 @@ def quantize(
     progress: Callable[[int, int], None] = lambda done, total: None,
     search_progress: search.Progress = lambda what, done, total: None,
     to_be_measured: bool = False,
+    keep_kv_tables: bool = False,
 ) -> int:
     """Quantize the Hugging Face directory `model` into the new directory `output`.
 
@@ -52,6 +53,8 @@ def quantize(
         search_progress: called with (what is tried, steps done, total steps).
         to_be_measured: write a note next to `output` by which `is_quantized` recognizes it, until provenance.forget
             removes it.
+        keep_kv_tables: if another tool has written tables of K and V beside float linears, use them, and not the
+            recipe's attention.
 
     Returns:
         The number of calibration tokens.
@@ -61,7 +64,7 @@ def quantize(
         CheckpointError, UnsupportedError: the model cannot be read, or the recipe does not support it.
         OutputError: `output` exists or cannot be written, or contains the work of another interrupted run.
     """
-    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl)
+    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl, keep_kv_tables)
     source, chosen, ids = arguments.source, arguments.recipe, arguments.calibration
     notes, journal = {}, None
     if arguments.automatic:
@@ -87,6 +90,7 @@ def quantize(
         progress=progress,
         notes=notes,
         requested=arguments.recipe_words if to_be_measured else None,
+        keep_kv_tables=keep_kv_tables,
     )
     if journal is not None:
         journal.unlink(missing_ok=True)
@@ -101,6 +105,7 @@ def is_quantized(
     *,
     overwrite: bool = False,
     max_kl: float | None = None,
+    keep_kv_tables: bool = False,
 ) -> bool:
     """Whether `output` is already what `quantize` would write, so that only the measurement remains. If so, the
     leftovers of an interrupted run are removed.
@@ -112,7 +117,7 @@ def is_quantized(
     Raises:
         As quantize, for invalid models, recipes and calibrations.
     """
-    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl)
+    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl, keep_kv_tables)
     if not (arguments.output / "config.json").is_file():
         return False
     ids = calibrating.fingerprint(arguments.calibration)
@@ -194,12 +199,19 @@ class _QuantizeArguments:
         recipe: str | Recipe,
         calibration: str | Path,
         max_kl: float | None,
+        keep_kv_tables: bool = False,
     ) -> "_QuantizeArguments":
         source = Path(model)
         automatic = recipe == "auto"
         if max_kl is not None and not automatic:
             raise UsageError("A bound on KL needs the recipe 'auto', which searches for a recipe within it.")
         chosen = recipe if isinstance(recipe, Recipe) else load_recipe("default" if automatic else recipe)
+        if keep_kv_tables:
+            if automatic or chosen.linear is None or chosen.format == "msmodelslim":
+                raise UsageError(
+                    "To keep tables of K and V, choose a recipe of faquant's format that quantizes linears."
+                )
+            chosen = chosen.model_copy(update={"attention": None})
         tokenizer, ids = _calibration_of(source, calibration)
         return cls(source, Path(output), chosen, automatic, max_kl, tokenizer, ids)
 

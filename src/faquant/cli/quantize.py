@@ -35,6 +35,10 @@ def quantize(
         typer.Option("--evaluate/--no-evaluate", help="Evaluate OUT at the end, and write a report into it."),
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
+    keep_kv_tables: Annotated[
+        bool,
+        typer.Option("--keep-kv-tables", help="Use the tables of K and V that another tool has written into MODEL."),
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard the files of an interrupted run instead of resuming it.")
     ] = False,
@@ -52,7 +56,9 @@ def quantize(
         measure
         and not restart
         and _lacks_report(output)
-        and api.is_quantized(model, output, recipe, calibration, overwrite=overwrite, max_kl=max_kl)
+        and api.is_quantized(
+            model, output, recipe, calibration, overwrite=overwrite, max_kl=max_kl, keep_kv_tables=keep_kv_tables
+        )
     ):
         print(f"{output} is complete; only the evaluation is missing.", file=sys.stderr)
         _measure(model, output, again)
@@ -73,6 +79,7 @@ def quantize(
             progress=progress,
             search_progress=show,
             to_be_measured=measure,
+            keep_kv_tables=keep_kv_tables,
         )
     if tokens < FEW_TOKENS:
         print(

@@ -18,7 +18,7 @@ from ..kernels import isa as cpu
 from ..kernels.backend import make_backend
 from ..kernels.scheme import MAP_BLOCK
 from ..model.inspection import inspect
-from ..model.load import Model, load
+from ..model.load import Model, load, load_float
 from ..quantization.calibration import fingerprint as fingerprint_of_ids
 from ..text.tokenizer import Tokenizer
 from .divergence import WINDOW, Divergence, cut, variants
@@ -83,7 +83,7 @@ def evaluate(
         UsageError: the directories do not belong together, or there is nothing to measure.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
-    model, source = load(directory, lazy=True), load(against, lazy=True, backend=make_backend("torch"))
+    model, source = load(directory, lazy=True), load_float(against, lazy=True, backend=make_backend("torch"))
     fingerprint = _check_pair(directory, against, model, source)
     if not texts:
         raise UsageError("There is no text to measure on.")
@@ -212,8 +212,6 @@ def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> 
     """Check that the directories belong together; return the fingerprint of the float model."""
     if model.is_float:
         raise UsageError(f"{directory} is a float model. Pass a quantized directory, and its source with --against.")
-    if not source.is_float:
-        raise UsageError(f"{against} is quantized. Pass the float model that {directory} was made from.")
     fingerprint = TensorFiles.open(against).fingerprint()
     if model.metadata is not None and model.metadata.model not in (None, fingerprint):
         raise UsageError(f"{directory} was not made from {against}: the weights differ. Pass the right float model.")

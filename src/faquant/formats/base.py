@@ -21,6 +21,9 @@ from .checked import Checked
 from .faquant.metadata import Metadata
 from .msmodelslim.description import Description, read_description
 
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+"""Where config.json describes a quantization; the second in files of old versions of compressed-tensors."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -40,8 +43,8 @@ class Source:
     @property
     def quantization(self) -> Mapping[str, Any]:
         """`quantization_config` of config.json (`compression_config` in older files); empty if there is none."""
-        table = self.raw_config.get("quantization_config") or self.raw_config.get("compression_config")
-        return table if isinstance(table, Mapping) else {}
+        tables = (self.raw_config.get(key) for key in QUANTIZATION_KEYS)
+        return next((table for table in tables if table and isinstance(table, Mapping)), {})
 
     def open_files(self) -> TensorFiles:
         """The tensors, by the names of a causal language model. Raises: as TensorFiles.open."""

@@ -1,10 +1,11 @@
 """Loads a Model from a directory: the format reads plain tables, and a backend makes the parts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..checkpoint.model_config import KvCacheDtype, ModelConfig
+from ..errors import UsageError
 from ..formats import open_checkpoint
 from ..formats.base import Opened
 from ..formats.faquant.metadata import Metadata
@@ -79,6 +80,18 @@ def load(directory: Path, lazy: bool = False, backend: Backend | None = None) ->
         UnsupportedError: this kind of model is not supported.
     """
     return build_model(open_checkpoint(directory), backend or make_backend("cpu"), lazy)
+
+
+def load_float(directory: Path, lazy: bool = False, backend: Backend | None = None) -> Model:
+    """As load, for a model whose linears are float; attention is float, even if the directory has tables for it.
+
+    Raises:
+        UsageError: its linears are quantized.
+    """
+    model = load(directory, lazy, backend)
+    if model.quant_type != "FLOAT":
+        raise UsageError(f"{directory} is quantized. Pass the float model that it was made from.")
+    return replace(model, schemes=[None] * model.config.num_layers)
 
 
 def build_model(opened: Opened, backend: Backend, lazy: bool = False) -> Model:

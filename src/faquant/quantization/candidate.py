@@ -19,8 +19,8 @@ from ..kernels.torch_backend import TorchEmbedding, TorchRMSNorm
 from ..model.decoder import Decoder, DecoderLayer, build_layer, build_norm
 from ..model.lazy import LazySequence
 from ..model.load import Model
-from .layerwise import LayerQuantizer, NamedTensor, Observed
-from .tensors import stored_of
+from .layerwise import LayerQuantizer, Observed
+from .tensors import NamedTensor, stored_of
 
 _BACKEND = CpuBackend()
 """Candidates run on the kernels that would serve their checkpoints."""

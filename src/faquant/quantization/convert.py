@@ -1,29 +1,28 @@
 """Converts quantized checkpoints of any format: to faquant's own, and for MindIE, if their arithmetic allows it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.write import add_all, copy_side_files, output_directory
 from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
-from ..formats.base import Opened, norm_names
+from ..formats.base import QUANTIZATION_KEYS, Opened, norm_names
 from ..formats.faquant.metadata import ROTATED_TYPE, SCALED_TYPE, Imported, Metadata
 from ..formats.msmodelslim.description import C8_TYPE, FA_TYPE, Description
 from ..formats.msmodelslim.format import OpenedMsModelSlim
 from ..formats.msmodelslim.linears import unpack_deq_scale
 from ..kernels.arrays import Floats
 from ..kernels.quantizers import tensor_of
-from ..kernels.scheme import AttentionScheme
 from ..kernels.tables import DynamicTable, FloatTable, LinearTable, StaticTable
 from .mindie.w8a8 import pack_deq_scale
-from .tensors import DTYPES
+from .schemes import all_scheme_tensors
+from .tensors import DTYPES, NamedTensor
 
 MAX_HEAD_DIM = 256
 """MindIE's limit."""
@@ -33,9 +32,6 @@ STEMS = {
     "W8A8_DYNAMIC": "quant_model_weight_w8a8_dynamic",
 }
 """msModelSlim's names of the file with the weights, by the type of the linears."""
-
-NamedTensor = tuple[str, str, Tensor]
-"""Name, type in the description, tensor."""
 
 
 def convert_to_faquant(source: Path, target: Path, overwrite: bool = False) -> None:
@@ -52,7 +48,7 @@ def convert_to_faquant(source: Path, target: Path, overwrite: bool = False) -> N
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
         with ShardWriter(directory, "quant_model_weight_w8a8") as writer:
             types = add_all(writer, weights(opened))
-            types |= add_all(writer, scheme_tensors(opened.schemes))
+            types |= add_all(writer, all_scheme_tensors(opened.schemes))
         write_description(directory, opened, types, imported_metadata(opened))
 
 
@@ -112,13 +108,16 @@ def write_description(directory: Path, opened: Opened, types: dict[str, str], me
 def _write(directory: Path, opened: Opened, description: Description) -> None:
     write_json(directory / "quant_model_description.json", description.to_json())
     copy_side_files(opened.directory, directory)
-    raw: dict[str, Any] = dict(opened.raw_config)
-    for key in ("quantization_config", "compression_config"):
-        raw.pop(key, None)
+    raw = without_quantization(opened.raw_config)
     if "lm_head.weight" in description.tensor_types and "lm_head.weight" not in opened.files:
         raw["tie_word_embeddings"] = False
     # Last, so that an incomplete directory is not mistaken for a model.
     write_json(directory / "config.json", raw)
+
+
+def without_quantization(raw_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json without another tool's description of its quantization."""
+    return {key: value for key, value in raw_config.items() if key not in QUANTIZATION_KEYS}
 
 
 def weights(opened: Opened) -> Iterator[NamedTensor]:
@@ -170,31 +169,6 @@ def _linear(table: LinearTable, name: str) -> Iterator[NamedTensor]:
         yield f"{name}.pre_quant_scale", kind, torch.from_numpy(multiplier)
     for part in ("input_scale", "input_offset", "quant_bias", "deq_scale"):
         yield f"{name}.{part}", kind, tensor_of(getattr(table, part))
-
-
-def scheme_tensors(schemes: list[AttentionScheme | None]) -> Iterator[NamedTensor]:
-    """The tables of attention by the names of faquant's format."""
-    for layer, scheme in enumerate(schemes):
-        if scheme is None:
-            continue
-        prefix = f"model.layers.{layer}.self_attn.fa_"
-        tables = {
-            "q.scale": scheme.q_scale,
-            "k.center": scheme.k_center,
-            "k.equalizer": scheme.k_equalizer,
-            "k.rotation_sign": scheme.rotation_sign,
-            "k.scale": scheme.k_scale,
-            "k.offset": scheme.k_offset,
-            "v.scale": scheme.v_scale,
-            "v.offset": scheme.v_offset,
-        }
-        if all(table is None for table in tables.values()):
-            # A tensor that marks this layer's attention as quantized.
-            tables["k.equalizer"] = torch.ones(scheme.num_kv_heads, scheme.head_dim)
-        for name, table in tables.items():
-            if table is not None:
-                tensor = torch.as_tensor(table)
-                yield prefix + name, FA_TYPE, tensor.to(torch.int8) if name == "k.rotation_sign" else tensor
 
 
 def _obstacles(opened: Opened, manual: bool) -> list[str]:

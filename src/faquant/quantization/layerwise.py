@@ -1,6 +1,6 @@
 """faquant's own recipes, layer by layer: observe the float layer, fold rotations and equalizers, round the weights."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,10 +19,8 @@ from ..model.rope import Rope
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
 from .rounding import Gram, TransformedGram, balance, round_to_nearest, round_with_compensation
-from .tensors import SourceTensors
-
-NamedTensor = tuple[str, str, Tensor]
-"""Name, type in the description, tensor."""
+from .schemes import scheme_tensors
+from .tensors import NamedTensor, SourceTensors
 
 ROWS = 4096
 """Outputs of a linear that are processed at a time in float64."""
@@ -67,13 +65,21 @@ class _GramLinear:
 
 class LayerQuantizer:
     """Quantizes by one of faquant's recipes. Streams are the calibration prompts' residual streams, [tokens, hidden]
-    each."""
+    each. `schemes` are kept instead of calibrated, if the recipe has no attention."""
 
-    def __init__(self, config: ModelConfig, checked: SourceTensors, recipe: Recipe, metadata: Metadata) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        checked: SourceTensors,
+        recipe: Recipe,
+        metadata: Metadata,
+        schemes: Sequence[AttentionScheme | None] | None = None,
+    ) -> None:
         self.config = config
         self.checked = checked
         self.recipe = recipe
         self.metadata = metadata
+        self._schemes = schemes
         self._quantized = recipe.quantized(config.linears)
         self._input_blocks = metadata.input_blocks
 
@@ -154,7 +160,9 @@ class LayerQuantizer:
         if self.recipe.attention is not None:
             states = observed.q, observed.k, observed.v
             scheme = attention.calibrate(self.config, self.recipe.attention, *states, self.metadata.v_folded)
-            yield from self._scheme_tensors(f"{prefix}self_attn.", scheme)
+            yield from scheme_tensors(index, scheme)
+        elif self._schemes is not None:
+            yield from scheme_tensors(index, self._schemes[index])
         for kept in observed[:3]:
             kept.clear()
         names = {group[0]: tuple(prefix + name for name in group) for group in GROUPS}
@@ -168,20 +176,6 @@ class LayerQuantizer:
             yield f"{prefix}{norm}.weight", "FLOAT", self._norm(prefix + norm, equalizers[reader])
         for norm in ("q_norm", "k_norm") if self.config.qk_norm else ():
             yield f"{prefix}self_attn.{norm}.weight", "FLOAT", self._tensor(f"{prefix}self_attn.{norm}.weight")
-
-    def _scheme_tensors(self, prefix: str, scheme: AttentionScheme) -> Iterator[NamedTensor]:
-        tables = {
-            "fa_k.center": scheme.k_center,
-            "fa_k.equalizer": scheme.k_equalizer,
-            "fa_k.scale": scheme.k_scale,
-            "fa_v.scale": scheme.v_scale,
-        }
-        if not any(table is not None for table in tables.values()):
-            # A tensor that marks this layer's attention as quantized.
-            tables["fa_k.equalizer"] = torch.ones(self.config.num_kv_heads, self.config.head_dim)
-        for name, table in tables.items():
-            if table is not None:
-                yield prefix + name, "FAQuant", table
 
     def _equalizer(self, names: tuple[str, ...], gram: Gram | None) -> Tensor | None:
         """The divisor of the inputs [k] that these linears share; None: none."""

@@ -27,10 +27,11 @@ from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
 from . import provenance
 from .calibration import fingerprint
-from .layerwise import LayerQuantizer, NamedTensor
+from .convert import imported_metadata, without_quantization
+from .layerwise import LayerQuantizer
 from .mindie.plain import MindieQuantizer
 from .mindie.smoothed import SmoothingQuantizer
-from .tensors import SourceTensors
+from .tensors import NamedTensor, SourceTensors
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
@@ -60,6 +61,7 @@ def quantize(
     progress: Progress = lambda done, total: None,
     notes: Mapping[str, Any] | None = None,
     requested: str | None = None,
+    keep_kv_tables: bool = False,
 ) -> None:
     """Quantize the float directory `source` into the new directory `target`.
 
@@ -68,6 +70,7 @@ def quantize(
         overwrite: replace `target` if it is a model directory.
         restart: discard the work of an interrupted run instead of resuming it.
         notes: JSON values to write into `target`, by file name.
+        keep_kv_tables: use the source's tables of attention; the recipe then has none.
         requested: write a note about `target` (provenance.note), with this description of the recipe.
 
     Raises:
@@ -78,8 +81,13 @@ def quantize(
     opened = open_checkpoint(source)
     config, files = opened.config, opened.files
     checked = SourceTensors(files)
-    if not opened.is_float:
-        raise UsageError(f"{source} is quantized already. Pass the float model that it was made from.")
+    if not opened.has_float_linears:
+        raise UsageError(
+            f"{source} is quantized already. Pass the float model that it was made from; or keep its linears, and run "
+            f"faquant convert {source} --to faquant, or faquant calibrate {source} for new tables of attention."
+        )
+    if keep_kv_tables and not any(opened.schemes):
+        raise UsageError(f"{source} has no tables of K and V to keep.")
     _check_recipe(recipe, config)
     if not calibration or not all(calibration):
         raise UsageError("The calibration has no prompts, or a prompt without tokens.")
@@ -92,12 +100,14 @@ def quantize(
     side_files(source)  # report files that cannot be copied before the long work
     made_of = files.fingerprint(), fingerprint([list(ids) for ids in calibration])
     metadata = metadata_of(config, recipe, *made_of)
+    if keep_kv_tables:
+        metadata = metadata.model_copy(update={"imported": imported_metadata(opened).imported})
     quantizer: Quantizer
     if recipe.format == "msmodelslim":
         smooth = recipe.linear is not None and recipe.linear.equalize
         quantizer = (SmoothingQuantizer if smooth else MindieQuantizer)(config, checked, recipe)
     else:
-        quantizer = LayerQuantizer(config, checked, recipe, metadata)
+        quantizer = LayerQuantizer(config, checked, recipe, metadata, opened.schemes if keep_kv_tables else None)
     stem = "quant_model_weights" if recipe.linear is None else "quant_model_weight_w8a8"
     identity = {
         "model": made_of[0],
@@ -111,7 +121,7 @@ def quantize(
         description = Description(
             version="1.0.0",
             model_quant_type=_model_quant_type(recipe),
-            fa_quant_type="FAQuant" if recipe.attention else None,
+            fa_quant_type="FAQuant" if recipe.attention or keep_kv_tables else None,
             kv_cache_type=None,
             metadata={} if recipe.format == "msmodelslim" else {"faquant": metadata.model_dump()},
             tensor_types=types,
@@ -120,7 +130,7 @@ def quantize(
         copy_side_files(source, work.output)
         for name, value in (notes or {}).items():
             write_json(work.output / name, value)
-        raw_config = dict(opened.raw_config)
+        raw_config = without_quantization(opened.raw_config)
         if "lm_head.weight" in types and "lm_head.weight" not in checked:
             raw_config["tie_word_embeddings"] = False
         # Last, so that an incomplete directory is not mistaken for a model.

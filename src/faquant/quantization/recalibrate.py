@@ -21,8 +21,9 @@ from ..model.rope import Rope
 from ..recipe import AttentionRecipe, Recipe
 from . import attention
 from .calibration import fingerprint
-from .convert import scheme_tensors, weights, write_description
+from .convert import weights, write_description
 from .pipeline import metadata_of
+from .schemes import all_scheme_tensors
 
 
 def recalibrate(
@@ -61,7 +62,7 @@ def recalibrate(
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
         with ShardWriter(directory, "quant_model_weight_w8a8") as writer:
             types = add_all(writer, weights(opened))
-            types |= add_all(writer, scheme_tensors(calibrated(opened, metadata, prompts, progress)))
+            types |= add_all(writer, all_scheme_tensors(calibrated(opened, metadata, prompts, progress)))
         write_description(directory, opened, types, metadata)
 
 

@@ -10,6 +10,9 @@ from ..kernels.arrays import Stored
 from ..kernels.quantizers import tensor_of
 from ..kernels.torch_backend import TorchLinear
 
+NamedTensor = tuple[str, str, Tensor]
+"""Name, type in the description, tensor."""
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -22,7 +22,7 @@ from ..evaluation.streaming import Window, run
 from ..formats import open_checkpoint
 from ..kernels.backend import make_backend
 from ..model.lazy import LazySequence
-from ..model.load import Model, load
+from ..model.load import Model, load_float
 from ..quantization.calibration import fingerprint
 from ..quantization.candidate import Calibration, Candidate, with_attention
 from ..quantization.layerwise import GROUPS, LayerQuantizer
@@ -94,10 +94,8 @@ class _RecipeSearch:
         if max_kl is not None and not max_kl > 0:
             raise UsageError(f"The bound on KL must be above 0, not {max_kl}.")
         opened = open_checkpoint(source)
-        if not opened.is_float:
-            raise UsageError(f"{source} is quantized already. Pass the float model that it was made from.")
         self._config, self._checked = opened.config, SourceTensors(opened.files)
-        self._source = load(source, lazy=True, backend=make_backend("torch"))
+        self._source = load_float(source, lazy=True, backend=make_backend("torch"))
         context = self._config.max_position
         self._windows = [Window(torch.tensor(ids[:context])) for ids in texts if len(ids) > 1]
         if not self._windows:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..layerwise import NamedTensor
+from ..tensors import NamedTensor
 from .percentile import K_RATIO, Q_RATIO, V_RATIO, HeadObserver
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...kernels.backend import Linear
 from ...kernels.torch_backend import TorchLinear
-from ..layerwise import NamedTensor
 from ..rounding import Gram, round_to_nearest, round_with_compensation
+from ..tensors import NamedTensor
 from . import w8a8
 from .smoothing import Span
 

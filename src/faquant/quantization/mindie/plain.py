@@ -18,8 +18,7 @@ from ...kernels.torch_backend import TorchBackend, TorchLinear, TorchRMSNorm
 from ...model.decoder import DecoderLayer, Tables, build_layer
 from ...model.rope import Rope
 from ...recipe import Recipe
-from ..layerwise import NamedTensor
-from ..tensors import DTYPES, SourceTensors
+from ..tensors import DTYPES, NamedTensor, SourceTensors
 from .attention import MindieAttention
 from .linears import MindieLinear
 from .smoothing import float_linear_of

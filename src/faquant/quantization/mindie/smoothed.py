@@ -14,9 +14,9 @@ from ...kernels.torch_backend import TorchBackend, float_attend
 from ...model.decoder import Attention, DecoderLayer, build_layer
 from ...model.rope import Rope
 from ...recipe import Recipe
-from ..layerwise import GROUPS, NamedTensor
+from ..layerwise import GROUPS
 from ..rounding import Gram
-from ..tensors import SourceTensors
+from ..tensors import NamedTensor, SourceTensors
 from .attention import MindieAttention
 from .linears import ObservedLinear, SmoothedLinear
 from .plain import MindieQuantizer

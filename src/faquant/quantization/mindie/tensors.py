@@ -8,7 +8,7 @@ from ...errors import CheckpointError
 from ...kernels.backend import Linear, Norm
 from ...kernels.torch_backend import TorchRMSNorm
 from ...model.decoder import DecoderLayer
-from ..layerwise import NamedTensor
+from ..tensors import NamedTensor
 from .linears import MindieLinear, SmoothedLinear
 from .smoothing import float_linear_of
 
