@@ -60,7 +60,8 @@ class Long:
 def offset_windows(tokens: Sequence[int], context: int, models: frozenset[str]) -> list[Window]:
     """The text at 0, and across a border of K's maps at ¼, ½, ¾ and the end of the context; none if only 0 fits.
 
-    About half of the text, in whole tiles, lies before the border. A text that fits in one tile begins at the border.
+    About half of the text, in whole tiles, lies before the border, and at most half a block. A text that fits in one
+    tile begins at the border.
     """
     count = len(tokens)
     before = min(max(count // 2, TILE), MAP_BLOCK // 2) // TILE * TILE if count > TILE else 0
