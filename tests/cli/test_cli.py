@@ -53,7 +53,7 @@ def test_quantize_with_the_builtin_calibration_evaluates_at_the_end(
     assert "KL" in (out / "faquant_report.html").read_text()
     report = json.loads((out / "faquant_report.json").read_text())
     assert {"prose", "chinese", "code", "tools"} <= report["texts"].keys()
-    assert report["offsets"]["offsets"] == [0, 1024, 2048, 3072]
+    assert report["offsets"]["offsets"] == [0, 896, 1920, 2944]
     assert len(report["layers"]) == report["model"]["layers"]
     assert report["texts"]["prose"]["variants"]["attention"]["kl_error"] > 0
     # A report does not keep the directory from being replaced, nor is one needed.

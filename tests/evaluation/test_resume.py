@@ -14,6 +14,8 @@ import torch
 from faquant.errors import CheckpointError
 from faquant.evaluation import kept, measure, positions, scores
 from faquant.evaluation.measure import Effort, evaluate
+from faquant.evaluation.streaming import Window
+from faquant.kernels.scheme import TILE
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.kills import STRIDE, at_step, counted, killed_at
@@ -138,7 +140,7 @@ def test_killed_again_and_again(source: Path, out: Path) -> None:
     assert figures(out, source) == expected
 
 
-@pytest.mark.parametrize("change", ["texts", "names", "effort", "model", "version"])
+@pytest.mark.parametrize("change", ["texts", "names", "effort", "model", "positions", "version"])
 def test_what_was_kept_of_something_else_is_thrown_away(
     change: str, source: Path, out: Path, quantized: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +155,8 @@ def test_what_was_kept_of_something_else_is_thrown_away(
     elif change == "model":
         shutil.rmtree(out)
         shutil.copytree(quantized["static"], out)
+    elif change == "positions":
+        monkeypatch.setattr(measure, "offset_windows", _a_tile_earlier)
     else:
         monkeypatch.setattr(measure, "version", lambda name: "99")
     steps: list[int] = []
@@ -160,6 +164,11 @@ def test_what_was_kept_of_something_else_is_thrown_away(
     assert steps[0] == 0
     assert leftovers(out) == []
     assert got == figures(out, source, **options)
+
+
+def _a_tile_earlier(*arguments: Any) -> list[Window]:
+    """The same text at other positions, as a later version might place it."""
+    return [replace(window, position=max(0, window.position - TILE)) for window in positions.offset_windows(*arguments)]
 
 
 def test_the_figures_do_not_depend_on_the_threads_of_who_goes_on(source: Path, out: Path) -> None:

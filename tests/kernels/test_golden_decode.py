@@ -64,7 +64,6 @@ def test_decode_in_tiles_of_16(layer: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_tiles_of_16_keep_their_own_scale_of_p_across_splits(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "TILE", 16)
     monkeypatch.setattr(reference, "SPLIT", 32)
-    monkeypatch.setattr(reference, "MAP_BLOCK", 32)
     out, golden = decode_by_reference(layer)
     torch.testing.assert_close(out, golden["fa_out_online_blk16"], rtol=0, atol=TOLERANCE)
 

@@ -177,7 +177,8 @@ def _positions(report: Mapping[str, Any]) -> Iterator[_Figure]:
     """KL by position: one text at several positions, and one long context in segments."""
     offsets = _mapping(report.get("offsets"))
     places = [_value(offset) or 0.0 for offset in offsets.get("offsets") or ()]
-    note = f"{_num(offsets.get('tokens'))} tokens of {offsets.get('text') or 'a text'}, at several positions."
+    text = offsets.get("text") or "a text"
+    note = f"{_num(offsets.get('tokens'))} tokens of {text}, from position 0 and at borders between K's maps."
     drift = max((_value(value) or 0.0 for value in offsets.get("float_drift") or ()), default=0.0)
     if drift > FLOAT_DRIFT:
         note += f" The float model itself moves by {_num(drift, 2, 1e3)} there."

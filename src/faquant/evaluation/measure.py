@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -203,9 +204,16 @@ def _identity(
         "directory": json.dumps(stamp(directory)),
         "model": fingerprint,
         "texts": json.dumps([names, fingerprint_of_ids([window.tokens.tolist() for window in windows])]),
+        "windows": json.dumps([_placed(window) for window in windows]),
         "effort": repr(effort),
         "program": f"faquant {version('faquant')}, torch {version('torch')}, {cpu.selected_isa()}",
     }
+
+
+def _placed(window: Window) -> list[Any]:
+    """All of a window except its tokens."""
+    models = None if window.models is None else sorted(window.models)
+    return [window.position, window.last, models, window.rope_length]
 
 
 def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> str:

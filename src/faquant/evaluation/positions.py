@@ -1,4 +1,8 @@
-"""Measures whether the error grows with the position: the same text at several positions, and one long context."""
+"""Measures whether the error grows with the position: the same text at several positions, and one long context.
+
+At a border between two of K's maps their difference matters: what all keys of one map share cancels in the softmax, and
+an error in it shows only if a query sees keys of both. So the moved text lies across borders.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.pieces import Keep, Tensors, keep_nothing
-from ..kernels.scheme import MAP_BLOCK
+from ..kernels.scheme import MAP_BLOCK, TILE
 from .limits import FLOAT_DRIFT
 from .scores import Heads, Scores, divergences
 from .streaming import Window
@@ -54,12 +58,17 @@ class Long:
 
 
 def offset_windows(tokens: Sequence[int], context: int, models: frozenset[str]) -> list[Window]:
-    """Offsets for `tokens` tokens: 0, ¼, ½ and the end of the context, in multiples of MAP_BLOCK; none if only 0
-    fits."""
-    last = (context - len(tokens)) // MAP_BLOCK * MAP_BLOCK
-    offsets = {min(context * part // 4 // MAP_BLOCK * MAP_BLOCK, last) for part in range(3)} | {last}
-    if last <= 0 or len(tokens) < 2:
+    """The text at 0, and across a border of K's maps at ¼, ½, ¾ and the end of the context; none if only 0 fits.
+
+    About half of the text, in whole tiles, lies before the border, and at most half a block. A text that fits in one
+    tile begins at the border.
+    """
+    count = len(tokens)
+    before = min(max(count // 2, TILE), MAP_BLOCK // 2) // TILE * TILE if count > TILE else 0
+    places = range(MAP_BLOCK - before, context - count + 1, MAP_BLOCK)
+    if not places or count < 2:
         return []
+    offsets = {0, places[-1], *(places[len(places) * part // 4] for part in (1, 2, 3))}
     ids = torch.tensor(tokens, dtype=torch.int64)
     # The same frequencies for all: in some kinds of RoPE they depend on the request's length.
     return [Window(ids, offset, models=models, rope_length=context) for offset in sorted(offsets)]

@@ -28,7 +28,7 @@ class Window:
 
     Attributes:
         tokens: int64 [n].
-        position: RoPE position of the first one; 0 or another multiple of MAP_BLOCK.
+        position: RoPE position of the first one; 0 or another multiple of TILE.
         last: how many tokens at the end are scored; None: all.
         models: which models run it; None: all.
         rope_length: the request's maximum length, if it is not position + n.

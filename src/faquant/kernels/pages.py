@@ -14,7 +14,7 @@ from . import _C
 from .arrays import Array, Floats, Integers, Stored, contiguous, empty, widen
 from .packing import unpacked
 from .saturation import Saturation
-from .scheme import MAP_BLOCK, PADDING, SPLIT, TILE, AttentionScheme
+from .scheme import PADDING, SPLIT, TILE, AttentionScheme
 from .threads import ALL_THREADS
 
 
@@ -169,7 +169,7 @@ def _layer_cache(pages: Int8Pages) -> _C.LayerCache:
         k_scales=pages.k_scale,
         v_scales=pages.v_scale,
         dim=scheme.head_dim,
-        map_block=MAP_BLOCK,
+        map_block=scheme.map_block,
         k_center=table(scheme.k_center, 3),
         k_equalizer=table(scheme.k_equalizer, 3),
         rotation_block=scheme.rotation_block,

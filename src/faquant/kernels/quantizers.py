@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arrays import Stored
-from .scheme import MAP_BLOCK, AttentionScheme
+from .scheme import AttentionScheme
 
 _TABLES = (
     "k_center",
@@ -208,7 +208,8 @@ def dequantize_cache(
     k8: Tensor, v8: Tensor, k_scale: Tensor | None, v_scale: Tensor | None, scheme: AttentionScheme
 ) -> tuple[Tensor, Tensor]:
     """Dequantize K and V of one sequence from position 0 on: int8 [length, Hkv, D] and float16 scales [length, Hkv]."""
-    blocks = [slice(start, start + MAP_BLOCK) for start in range(0, len(k8), MAP_BLOCK)]
+    size = scheme.map_block
+    blocks = [slice(start, start + size) for start in range(0, len(k8), size)]
     k = [
         dequantize_k(k8[some], None if k_scale is None else k_scale[some], scheme.at(number))
         for number, some in enumerate(blocks)

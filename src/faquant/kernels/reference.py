@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .quantizers import SMALLEST_SCALE, hadamard, in_torch, int8_matmul, per_query_head, quantize_q, quantize_rows
-from .scheme import MAP_BLOCK, SPLIT, TILE, AttentionScheme
+from .scheme import SPLIT, TILE, AttentionScheme
 
 # Block sizes that keep the data in the CPU cache; results do not depend on them.
 _ROWS = 256
@@ -63,7 +63,7 @@ def attend(
         float32 [tokens, Hq, D].
     """
     scheme = in_torch(scheme)
-    maps = min(scheme.num_maps, -(-(start + q.shape[0]) // MAP_BLOCK))
+    maps = min(scheme.num_maps, -(-(start + q.shape[0]) // scheme.map_block))
     queries = map_queries(q, scheme, maps)
     out = attend_int8(queries, k8, v8, k_scale, v_scale, scheme, start, window)
     return hadamard(out, scheme.v_rotation_block) if scheme.v_rotation_block else out
@@ -181,13 +181,14 @@ def _attend_rows(
     group = scheme.num_heads // kv_heads
     end = start + rows // group
     oldest = 0 if window is None else max(0, start - window + 1)
-    step = TILE * max(1, _BATCH // (kv_heads * rows * TILE))
+    step, size = TILE * max(1, _BATCH // (kv_heads * rows * TILE)), scheme.map_block
     total = _Partial.empty(kv_heads, rows, dim)
     for split in range(oldest // SPLIT * SPLIT, end, SPLIT):
         partial = _Partial.empty(kv_heads, rows, dim)
-        for block in range(max(split, oldest // MAP_BLOCK * MAP_BLOCK), min(split + SPLIT, end), MAP_BLOCK):
-            stop = min(block + MAP_BLOCK, end)
-            q8, scale, bias = (x[min(block // MAP_BLOCK, maps - 1)] for x in queries)
+        split_end = min(split + SPLIT, end)
+        for block in range(max(split, oldest // size * size), split_end, size):
+            stop = min(block + size, split_end)
+            q8, scale, bias = (x[min(block // size, maps - 1)] for x in queries)
             for first in range(max(block, oldest // TILE * TILE), stop, step):
                 some = cache.tiles(slice(first // TILE, -(-min(first + step, stop) // TILE)))
                 # float32 sums of up to 1,024 products of two bytes are exact, in any order.

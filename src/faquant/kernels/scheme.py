@@ -1,5 +1,6 @@
 """AttentionScheme: how one layer's q, k and v become int8, and P an integer."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,8 @@ SPLIT = 2048
 result, and is a multiple of MAP_BLOCK."""
 
 MAP_BLOCK = 1024
-"""Keys that share one map if the map depends on the position: block b starts at position b · MAP_BLOCK."""
+"""Keys that share one map if the map depends on the position: block b starts at position b · MAP_BLOCK; a multiple of
+TILE."""
 
 P_LEVELS = {"int16": 32767, "uint8": 255, "int8": 127}
 """For each integer type of P in recipes: the integer that represents the largest P of a tile."""
@@ -44,7 +46,7 @@ class AttentionScheme:
 
     Attributes:
         k_center, k_equalizer: in K's units after RoPE, or None (0 and 1): [Hkv, D] for all positions, or
-            [blocks, Hkv, D] for each block of MAP_BLOCK positions; the last block also covers all later positions.
+            [blocks, Hkv, D] for each block of `map_block` positions; the last block also covers all later positions.
         rotation_block: size of the Hadamard blocks on q and k after RoPE; 0: no rotation.
         rotation_sign: [D] of ±1, applied before the Hadamard transform; None: all +1.
         v_rotation_block: size of the Hadamard blocks on V and on the output, unless they are folded into v_proj and
@@ -53,6 +55,7 @@ class AttentionScheme:
         p_float16: whether P is rounded to float16 before it is quantized, as in MindIE's kernel; only with 127 levels.
             It can change a P close to a half by one step.
         quantized_sum: whether softmax divides by the sum of the quantized P; needs a static V scale.
+        map_block: positions that share a map, a multiple of TILE; less than MAP_BLOCK only for measurements.
     """
 
     num_heads: int
@@ -71,6 +74,7 @@ class AttentionScheme:
     p_levels: int = 32767
     p_float16: bool = False
     quantized_sum: bool = False
+    map_block: int = MAP_BLOCK
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -119,11 +123,19 @@ class AttentionScheme:
         return self._with_maps(lambda table: table[number])
 
     def starting_at(self, position: int) -> "AttentionScheme":
-        """The scheme for a sequence whose first token is at `position`, a multiple of MAP_BLOCK."""
-        if position % MAP_BLOCK:
-            raise ValueError(f"a sequence can only start at a multiple of {MAP_BLOCK}, not at {position}")
-        first = min(position // MAP_BLOCK, self.num_maps - 1)
-        return self._with_maps(lambda table: table[first:])
+        """The scheme for a sequence whose first token is at `position`: each of its keys has the map of its position.
+
+        If the sequence begins inside a block, smaller blocks repeat the maps. The attention adds a bias to the scores
+        for each key's map, relative to the map of the first key (for a sequence from 0: to map 0).
+
+        Raises:
+            ValueError: `position` is not a multiple of TILE, so tiles would contain other keys.
+        """
+        if position % TILE:
+            raise ValueError(f"a sequence can only start at a multiple of {TILE}, not at {position}")
+        size, last = math.gcd(position, self.map_block), self.num_maps - 1
+        maps = [place // self.map_block for place in range(position, last * self.map_block, size)] + [last]
+        return replace(self._with_maps(lambda table: table[maps]), map_block=size)
 
     def _with_maps(self, choose: Callable[[Array], Array]) -> "AttentionScheme":
         def chosen(table: Array | None) -> Array | None:

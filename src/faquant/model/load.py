@@ -57,7 +57,11 @@ class Model:
 
     def make_layer_pages(self, layer: int, num_pages: int, page_size: int, position: int = 0) -> Pages:
         """Empty cache pages of one layer, for sequences whose first token is at `position`: 0, or another multiple of
-        MAP_BLOCK for measurements."""
+        TILE for measurements.
+
+        Raises:
+            ValueError: `position` is not a multiple of TILE.
+        """
         scheme = self.schemes[layer]
         if scheme is None:
             return self._float_pages(num_pages, page_size, "float32")
