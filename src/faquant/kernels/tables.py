@@ -25,24 +25,30 @@ class DynamicTable:
     """W8A8 with a scale per token: int8 weight [n, k], float32 scale [n] and bias [n].
 
     hadamard_block: size of the Hadamard blocks on the input before quantization; 0: none.
+    input_multiplier: float32 [k], by which the input is multiplied before all else (ModelOpt's pre_quant_scale).
     """
 
     weight: npt.NDArray[np.int8]
     scale: Floats
     bias: Floats | None = None
     hadamard_block: int = 0
+    input_multiplier: Floats | None = None
 
 
 @dataclass(frozen=True)
 class StaticTable:
     """W8A8 with a calibrated scale: int8 weight [n, k], float32 input_scale [1] and input_offset [1], int32 quant_bias
-    [n] with the bias and the zero point's correction, and float32 deq_scale [n]."""
+    [n] with the bias and the zero point's correction, and float32 deq_scale [n].
+
+    input_multiplier: float32 [k], by which the input is multiplied before all else (ModelOpt's pre_quant_scale).
+    """
 
     weight: npt.NDArray[np.int8]
     input_scale: Floats
     input_offset: Floats
     quant_bias: npt.NDArray[np.int32]
     deq_scale: Floats
+    input_multiplier: Floats | None = None
 
 
 LinearTable: TypeAlias = FloatTable | DynamicTable | StaticTable
