@@ -108,7 +108,7 @@ AARCH64_RUN ?= qemu-aarch64
 
 test-aarch64: ## The native tests on AArch64, by a cross compiler and an emulator; no Python
 	mkdir -p build
-	$(AARCH64_CXX) -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Wshadow -Wconversion -Werror -static -pthread -Icsrc \
+	$(AARCH64_CXX) -std=c++17 -O3 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wshadow -Wconversion -Werror -static -pthread -Icsrc \
 		tests/native/*.cpp $(filter-out csrc/isa/avx% csrc/python/%,$(wildcard csrc/*/*.cpp)) -o build/native-tests-aarch64
 	$(AARCH64_RUN) build/native-tests-aarch64
 

@@ -16,6 +16,12 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
     for (int64_t r = 0; r < rows.count; ++r) {
         auto* out = reinterpret_cast<int8_t*>(rows.bytes + r * padded);
         const float* row = x + r * k;
+        if (linear.input_multiplier != nullptr) {
+            for (int64_t i = 0; i < k; ++i) {
+                scratch[i] = row[i] * linear.input_multiplier[i];
+            }
+            row = scratch;
+        }
         if (linear.input_scale != nullptr) {
             const float scale = *linear.input_scale, offset = *linear.input_offset;
             for (int64_t i = 0; i < k; ++i) {
@@ -25,14 +31,15 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
                 out[i] = byte_of(greater(lesser(rounded + offset, 127.0f), -128.0f) + kRounder);
             }
         } else {
-            for (int64_t i = 0; i < k; ++i) {
-                scratch[i] = row[i];
-            }
             if (linear.hadamard_block != 0) {
+                for (int64_t i = 0; i < k; ++i) {
+                    scratch[i] = row[i];
+                }
                 hadamard(scratch, k, linear.hadamard_block);
+                row = scratch;
             }
-            rows.scales[r] = step_of(absolute_peak(scratch, k));
-            round_row(scratch, rows.scales[r], k, out);
+            rows.scales[r] = step_of(absolute_peak(row, k));
+            round_row(row, rows.scales[r], k, out);
         }
         for (int64_t i = 0; i < k; ++i) {
             out[i] = static_cast<int8_t>(out[i] ^ -128);

@@ -8,11 +8,12 @@ namespace faquant {
 // one.
 struct Linear {
     int64_t inputs, outputs;
-    int64_t hadamard_block;  // of the inputs, before they are rounded; 0: none
-    const int8_t* weight;    // packed (padded_inputs, padded_outputs), padded with zeros
-    const int32_t* excess;   // [outputs]: 128 · ∑ of a column, because the inputs are bytes + 128
-    const float* scale;      // [outputs]
-    const float* bias;       // [outputs], or null
+    const float* input_multiplier;  // [inputs], by which the inputs are multiplied before all else, or null
+    int64_t hadamard_block;         // of the inputs, before they are rounded; 0: none
+    const int8_t* weight;           // packed (padded_inputs, padded_outputs), padded with zeros
+    const int32_t* excess;          // [outputs]: 128 · ∑ of a column, because the inputs are bytes + 128
+    const float* scale;             // [outputs]
+    const float* bias;              // [outputs], or null
     // If the scale is given:
     const float* input_scale;  // [1], or null
     const float* input_offset;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -32,6 +33,13 @@ bool rounds_alike(const Linear& a, const Linear& b) {
     return a.input_scale == b.input_scale && a.hadamard_block == b.hadamard_block;
 }
 
+// q, k and v usually have equal multipliers, each in memory of its own.
+bool multiplies_alike(const Linear& a, const Linear& b) {
+    const float *one = a.input_multiplier, *other = b.input_multiplier;
+    return one == other || (one != nullptr && other != nullptr &&
+                            std::memcmp(one, other, static_cast<size_t>(a.inputs) * sizeof(float)) == 0);
+}
+
 int64_t threads_for(int64_t products, int64_t threads) {
     return std::max<int64_t>(1, std::min(threads, products / kWorkPerThread));
 }
@@ -42,7 +50,7 @@ int64_t rows_per_job(int64_t rows, int64_t total, int64_t threads, int64_t strip
     return ((rows + parts - 1) / parts + strip - 1) / strip * strip;
 }
 
-// The inputs of several linears; linears with the same rounding share the bytes.
+// The inputs of several linears; linears with the same multiplier and rounding share the bytes.
 class RoundedInputs {
   public:
     RoundedInputs(const KernelTable& table, const Inputs& inputs, const std::vector<const Linear*>& linears,
@@ -51,8 +59,9 @@ class RoundedInputs {
         const int64_t size = linears[0]->inputs, depth = depth_;
         std::vector<const Linear*> kinds;
         for (const Linear* linear : linears) {
-            const auto same = std::find_if(kinds.begin(), kinds.end(),
-                                           [&](const Linear* kind) { return rounds_alike(*kind, *linear); });
+            const auto same = std::find_if(kinds.begin(), kinds.end(), [&](const Linear* kind) {
+                return rounds_alike(*kind, *linear) && multiplies_alike(*kind, *linear);
+            });
             kind_.push_back(same - kinds.begin());
             if (same == kinds.end()) {
                 kinds.push_back(linear);

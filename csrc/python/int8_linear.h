@@ -26,8 +26,9 @@ class Int8Linear {
   public:
     Int8Linear(int64_t inputs, int64_t outputs, const Array& weight, const Array& excess, const Array& scale,
                const OptionalArray& bias, int64_t hadamard_block, const OptionalArray& input_scale,
-               const OptionalArray& input_offset, const OptionalArray& quant_bias)
-        : kept_{weight, excess, scale, bias, input_scale, input_offset, quant_bias} {
+               const OptionalArray& input_offset, const OptionalArray& quant_bias,
+               const OptionalArray& input_multiplier)
+        : kept_{weight, excess, scale, bias, input_scale, input_offset, quant_bias, input_multiplier} {
         require(inputs > 0 && outputs > 0 && inputs <= faquant::kMaxDotLength, "The linear has an impossible size.");
         require(hadamard_block >= 0 && (hadamard_block & (hadamard_block - 1)) == 0 &&
                     (hadamard_block == 0 || inputs % hadamard_block == 0),
@@ -40,6 +41,7 @@ class Int8Linear {
         const int64_t size = faquant::padded_inputs(inputs) * faquant::padded_outputs(outputs);
         linear_ = {inputs,
                    outputs,
+                   floats(input_multiplier, "input_multiplier", {inputs}),
                    hadamard_block,
                    data_of<const int8_t>(weight, "weight", "int8", {size}),
                    data_of<const int32_t>(excess, "excess", "int32", {outputs}),
@@ -67,9 +69,10 @@ class Int8Linear {
         using namespace nb::literals;
         nb::class_<Int8Linear>(m, "Int8Linear")
             .def(nb::init<int64_t, int64_t, const Array&, const Array&, const Array&, const OptionalArray&, int64_t,
-                          const OptionalArray&, const OptionalArray&, const OptionalArray&>(),
+                          const OptionalArray&, const OptionalArray&, const OptionalArray&, const OptionalArray&>(),
                  nb::kw_only(), "inputs"_a, "outputs"_a, "weight"_a, "excess"_a, "scale"_a, "bias"_a.none(),
-                 "hadamard_block"_a, "input_scale"_a.none(), "input_offset"_a.none(), "quant_bias"_a.none())
+                 "hadamard_block"_a, "input_scale"_a.none(), "input_offset"_a.none(), "quant_bias"_a.none(),
+                 "input_multiplier"_a.none())
             .def("apply", &Int8Linear::apply, "x"_a, "out"_a, "threads"_a, "isa"_a.none());
     }
 

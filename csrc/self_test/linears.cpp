@@ -32,6 +32,9 @@ std::vector<double> exact_outputs(const RandomLinear& random, const std::vector<
     std::vector<double> outputs;
     for (int64_t row = 0; row < rows; ++row) {
         std::vector<double> steps(x.begin() + row * l.inputs, x.begin() + (row + 1) * l.inputs);
+        if (l.input_multiplier != nullptr) {
+            std::transform(steps.begin(), steps.end(), l.input_multiplier, steps.begin(), std::multiplies<double>());
+        }
         double step = 1;
         if (l.input_scale != nullptr) {
             for (double& value : steps) {
@@ -71,6 +74,10 @@ std::vector<float> whole_inputs(Random& random, const Linear& linear, int64_t ro
         if (linear.hadamard_block != 0) {
             exact_hadamard(x.data() + row * size, size, linear.hadamard_block);
         }
+        if (linear.input_multiplier != nullptr) {
+            std::transform(x.begin() + row * size, x.begin() + (row + 1) * size, linear.input_multiplier,
+                           x.begin() + row * size, std::divides<double>());
+        }
     }
     return {x.begin(), x.end()};
 }
@@ -99,6 +106,15 @@ RandomLinear::RandomLinear(Random& random, int64_t inputs, int64_t outputs, floa
     linear.bias = bias.data();
 }
 
+RandomLinear& RandomLinear::multiply_inputs(Random& random) {
+    for (int64_t k = 0; k < linear.inputs; ++k) {
+        const float power = 4.0f / static_cast<float>(1 << random.next() % 5);
+        multiplier.push_back(random.next() % 2 == 0 ? power : -power);
+    }
+    linear.input_multiplier = multiplier.data();
+    return *this;
+}
+
 RandomLinear& RandomLinear::round_statically(float scale_of_inputs, float offset) {
     input = {scale_of_inputs, offset};
     linear.input_scale = &input[0];
@@ -111,20 +127,23 @@ RandomLinear& RandomLinear::round_statically(float scale_of_inputs, float offset
 const char* wrong_kernel_in_linears(const KernelTable& table) {
     struct Case {
         int64_t rows, inputs, hadamard_block;
-        bool is_static, add;
+        bool is_static, multiplies, add;
         float unit;
     };
     // Fewer and more rows and columns than a strip and a panel; Hadamard blocks smaller and larger than a vector.
-    const Case cases[] = {{3, 999, 0, false, false, 1.0f},
-                          {17, 128, 64, false, true, 0.125f},
-                          {6, 12, 4, false, true, 0.125f},
-                          {17, 75, 0, true, true, 0.125f}};
+    const Case cases[] = {{3, 999, 0, false, false, false, 1.0f}, {17, 128, 64, false, false, true, 0.125f},
+                          {6, 12, 4, false, false, true, 0.125f}, {17, 75, 0, true, false, true, 0.125f},
+                          {5, 75, 0, false, true, false, 0.125f}, {6, 48, 16, false, true, true, 0.125f},
+                          {3, 75, 0, true, true, false, 0.125f}};
     Random random;
     for (const Case& c : cases) {
         RandomLinear linear(random, c.inputs, kOutputs, c.unit);
         linear.linear.hadamard_block = c.hadamard_block;
         if (c.is_static) {
             linear.round_statically(0.75f, 3.0f);
+        }
+        if (c.multiplies) {
+            linear.multiply_inputs(random);
         }
         const std::vector<float> x = whole_inputs(random, linear.linear, c.rows);
         const std::vector<float> before = random.floats(c.rows * kOutputs, 1.0f);

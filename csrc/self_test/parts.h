@@ -45,12 +45,14 @@ double exact_silu(double x);
 struct RandomLinear {
     std::vector<int8_t> weight, packed;  // [outputs, inputs], and packed for the kernels
     std::vector<int32_t> excess, quant_bias;
-    std::vector<float> scale, bias, input;
+    std::vector<float> scale, bias, input, multiplier;
     Linear linear{};
 
     RandomLinear(Random& random, int64_t inputs, int64_t outputs, float unit);
     RandomLinear(const RandomLinear&) = delete;
 
+    // Multiply its inputs by powers of two of either sign, so that products are exact.
+    RandomLinear& multiply_inputs(Random& random);
     // Quantize its inputs with a given scale.
     RandomLinear& round_statically(float scale_of_inputs, float offset);
 };

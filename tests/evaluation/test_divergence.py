@@ -9,9 +9,11 @@ import torch
 
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants, window_logits
-from faquant.kernels.arrays import Integers
+from faquant.kernels.arrays import Floats, Integers
+from faquant.kernels.backend import Linear
+from faquant.kernels.modules import DynamicLinear, StaticLinear
 from faquant.kernels.pages import Int8Pages
-from faquant.kernels.torch_backend import TorchBackend
+from faquant.kernels.torch_backend import TorchBackend, TorchLinear
 from faquant.model.load import Model, load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
@@ -69,6 +71,31 @@ def test_the_parts_add_up_to_about_the_whole(pair: tuple[Model, Model]) -> None:
     assert set(results) == {"attention", "linears", "both"}
     assert 0 < results["attention"].kl_mean < results["both"].kl_mean
     assert 0 < results["linears"].kl_mean < 1.5 * results["both"].kl_mean
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_an_input_multiplier_is_not_taken_for_something_folded_into_v(
+    pair: tuple[Model, Model], is_static: bool
+) -> None:
+    model, source = pair
+    plain = source.decoder.layers[0].v_proj
+    assert isinstance(plain, TorchLinear)
+    multiplier = np.geomspace(0.25, 4, plain.weight.shape[1], dtype=np.float32)
+    divided = plain.weight.numpy() / multiplier
+    scale = np.abs(divided).max(1) / np.float32(127)
+    weight = np.rint(divided / scale[:, None]).astype(np.int8)
+    step, zero = np.full(1, 0.5, np.float32), np.zeros(1, np.float32)
+
+    def variants_with(by: Floats | None) -> set[str]:
+        linear: Linear = DynamicLinear(weight, scale, input_multiplier=by)
+        if is_static:
+            linear = StaticLinear(weight, step, zero, np.zeros(len(weight), np.int32), scale * step, by)
+        layer = replace(model.decoder.layers[0], v_proj=linear)
+        decoder = replace(model.decoder, layers=[layer, *list(model.decoder.layers)[1:]])
+        return set(variants(replace(model, decoder=decoder, metadata=None), source))
+
+    assert variants_with(multiplier) == {"attention", "linears", "both"}
+    assert variants_with(None) == {"linears", "both"}
 
 
 def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:

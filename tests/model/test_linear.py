@@ -1,6 +1,7 @@
 """The C++ linears have the bits of the reference, for every instruction set, any rows and any threads."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from torch import Tensor
 from faquant.kernels import _C, reference
 from faquant.kernels import isa as cpu
 from faquant.kernels.arrays import Array
+from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from faquant.kernels.packing import PackedWeight
+from faquant.kernels.tables import DynamicTable, StaticTable
+from faquant.kernels.torch_backend import TorchBackend
 from oracles.packing import pack
 from oracles.threads import set_threads
 
@@ -49,18 +53,21 @@ def arrays(*tensors: Tensor) -> list[Any]:
     return result
 
 
-def check(x: Tensor, outputs: int, block: int, biased: bool, threads: int = 1) -> None:
+def check(
+    x: Tensor, outputs: int, block: int, biased: bool, threads: int = 1, multiplier: Tensor | None = None
+) -> None:
     """Both kinds of linears; every row as if alone."""
     weight, scale, bias = parts(outputs, x.shape[1])
     weight8, scales, biases = arrays(weight, scale, bias)
+    multipliers = None if multiplier is None else arrays(multiplier)[0]
     set_threads(threads)
-    dynamic = DynamicLinear(weight8, scales, biases if biased else None, block)
-    expected = reference.dynamic_linear(x, weight, scale, bias if biased else None, block)
+    dynamic = DynamicLinear(weight8, scales, biases if biased else None, block, multipliers)
+    expected = reference.dynamic_linear(x, weight, scale, bias if biased else None, block, multiplier)
     assert torch.equal(dynamic(x), expected)
     assert torch.equal(dynamic(x[-1:]), expected[-1:])
     tables = torch.tensor([0.02]), torch.tensor([-3.0]), (bias * 1000).to(torch.int32), scale
-    static = StaticLinear(weight8, *arrays(*tables))
-    assert torch.equal(static(x), reference.static_linear(x, weight, *tables))
+    static = StaticLinear(weight8, *arrays(*tables), multipliers)
+    assert torch.equal(static(x), reference.static_linear(x, weight, *tables, multiplier))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 17, 33, 100])
@@ -75,8 +82,64 @@ def test_any_shape(isa: str, rows: int, outputs: int, inputs: int) -> None:
 def test_any_small_shape(data: st.DataObject) -> None:
     draw = data.draw
     inputs = draw(st.integers(1, 150))
-    x = torch.randn(draw(st.integers(1, 40)), inputs, generator=torch.Generator().manual_seed(1))
-    check(x * 10.0 ** draw(st.integers(-20, 12)), draw(st.integers(1, 150)), 0, draw(st.booleans()))
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(draw(st.integers(1, 40)), inputs, generator=generator) * 10.0 ** draw(st.integers(-20, 12))
+    multiplier = torch.randn(inputs, generator=generator) * 10.0 ** draw(st.integers(-9, 9))
+    check(
+        x,
+        draw(st.integers(1, 150)),
+        block=draw(st.sampled_from([0, inputs & -inputs])),
+        biased=draw(st.booleans()),
+        multiplier=draw(st.sampled_from([None, multiplier])),
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 5, 33])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (7, 5), (63, 20), (65, 576), (200, 100), (17, 999)])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_inputs_are_multiplied_first(isa: str, rows: int, outputs: int, inputs: int, rotated: bool) -> None:
+    """By positive and negative numbers, before the inputs are rotated or rounded."""
+    generator = torch.Generator().manual_seed(rows)
+    x, multiplier = torch.randn(rows, inputs, generator=generator) * 3, torch.randn(inputs, generator=generator)
+    block = inputs & -inputs if rotated else 0
+    check(x, outputs, block, biased=rows > 1, multiplier=multiplier)
+    weight, scales, _ = arrays(*parts(outputs, inputs))
+    linear = DynamicLinear(weight, scales, None, block, multiplier.numpy())
+    assert torch.equal(linear(x), DynamicLinear(weight, scales, None, block)(x * multiplier))
+
+
+def test_extreme_inputs_and_multipliers(isa: str) -> None:
+    """Zeros of both signs, subnormal numbers and products, and products close to the largest float."""
+    some = torch.tensor([0.0, -0.0, 1e-45, -1e-38, 1e-30, -1.0, 3e19, -1e30, 3e38])
+    other = torch.tensor([0.0, -0.0, 1e-40, 1e-30, -1e-8, 1.0, -2.5, 1e19, -1e38])
+    x, multiplier = (part.flatten() for part in torch.meshgrid(some, other, indexing="ij"))
+    finite = (x * multiplier).isfinite()
+    x, multiplier = x[finite], multiplier[finite]
+    rows = torch.stack((x, -x, x.flip(0) * 1e-38, torch.where((x * multiplier).abs() < 2, x, 0)))
+    check(rows, 20, 0, biased=True, multiplier=multiplier)
+
+
+def test_products_beyond_the_floats_saturate_with_a_given_scale(isa: str) -> None:
+    x, multiplier = torch.tensor([[3e38, -3e38, 1.0]]), torch.tensor([10.0, 10.0, -1.0])
+    weight, scale, bias = parts(7, 3)
+    tables = torch.tensor([0.02]), torch.tensor([-3.0]), bias.to(torch.int32), scale
+    expected = reference.static_linear(torch.tensor([[9.0, -9.0, -1.0]]), weight, *tables)
+    assert torch.equal(reference.static_linear(x, weight, *tables, multiplier), expected)
+    assert torch.equal(StaticLinear(*arrays(weight, *tables, multiplier))(x), expected)
+
+
+@pytest.mark.parametrize("backend", [CpuBackend(), TorchBackend()])
+def test_a_table_with_a_multiplier(backend: CpuBackend) -> None:
+    x, multiplier = torch.randn(2, 5, generator=torch.Generator().manual_seed(7)), torch.linspace(-2, 2, 5)
+    weight, scale, bias = parts(7, 5)
+    tables = torch.tensor([0.02]), torch.tensor([-3.0]), bias.to(torch.int32), scale
+    expected = reference.dynamic_linear(x, weight, scale, bias, input_multiplier=multiplier)
+    dynamic, static = DynamicTable(*arrays(weight, scale, bias)), StaticTable(*arrays(weight, *tables))
+    for table, y in ((dynamic, expected), (static, reference.static_linear(x, weight, *tables, multiplier))):
+        plain, multiplied = (backend.linear(replace(table, input_multiplier=m)) for m in (None, multiplier.numpy()))
+        assert torch.equal(multiplied(x), y)
+        assert not torch.equal(plain(x), y)
+        assert multiplied.nbytes == plain.nbytes + multiplier.nbytes
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -174,6 +237,7 @@ GOOD: dict[str, Any] = {
     "input_scale": None,
     "input_offset": None,
     "quant_bias": None,
+    "input_multiplier": None,
 }
 
 
@@ -188,6 +252,8 @@ GOOD: dict[str, Any] = {
         ({"scale": np.ones(3)}, "scale must be a contiguous array of float32"),
         ({"scale": np.ones((3, 1), np.float32)}, "scale must be"),
         ({"bias": np.ones(2, np.float32)}, "bias must be"),
+        ({"input_multiplier": np.ones(7, np.float32)}, r"input_multiplier must be .* float32 \[8\]"),
+        ({"input_multiplier": np.ones(8)}, "input_multiplier must be"),
         ({"hadamard_block": 3}, "power of two"),
         ({"hadamard_block": 16}, "divides"),
         ({"inputs": 0}, "impossible"),

@@ -90,6 +90,43 @@ def test_static_linears_with_scales_of_their_own() -> None:
     same_both_ways(with_scales(made, {"o_proj": 0.05, "up_proj": 0.03, "down_proj": 0.1}))
 
 
+def multiplied(linear: Linear, by: Floats | None) -> Linear:
+    if isinstance(linear, StaticLinear):
+        tables = linear.input_scale, linear.input_offset, linear.quant_bias, linear.deq_scale
+        return StaticLinear(linear.weight, *tables, by)
+    assert isinstance(linear, DynamicLinear)
+    return DynamicLinear(linear.weight, linear.scale, linear.bias, linear.hadamard_block, by)
+
+
+def with_multipliers(made: Parts, **multipliers: Floats | None) -> Parts:
+    layer = made[0].layers[0]
+    return with_layer(made, 0, **{name: multiplied(getattr(layer, name), by) for name, by in multipliers.items()})
+
+
+@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("is_static", [False, True])
+def test_inputs_with_multipliers(is_static: bool, isa: str) -> None:
+    """Linears of the same inputs have equal ones in memory of their own, others, or only some have one."""
+    made = parts("odd")
+    if is_static:
+        same = dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"), 0.02)
+        made = with_scales(made, same)
+    config = made[0].config
+    random = np.random.default_rng(0)
+    one, inner = (random.normal(size=n).astype(np.float32) for n in (config.hidden_size, config.intermediate_size))
+    other = one.copy()
+    other[-1] += 4
+    alike = {name: one.copy() for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")}
+    different = {"q_proj": one, "k_proj": other, "v_proj": -one, "gate_proj": one, "up_proj": other}
+    for multipliers in (
+        {**alike, "down_proj": inner},
+        different,
+        {**different, "q_proj": None, "gate_proj": None},
+        {"v_proj": one, "up_proj": one},
+    ):
+        same_both_ways(with_multipliers(made, **multipliers), isa=isa)
+
+
 def test_norms_with_biases() -> None:
     norm = parts("odd")[0].layers[1].input_layernorm
     assert isinstance(norm, RMSNorm)

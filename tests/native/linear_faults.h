@@ -12,6 +12,16 @@ void forget_hadamard(Linear& linear) {
     linear.hadamard_block = 0;
 }
 
+void forget_multiplier(Linear& linear) {
+    linear.input_multiplier = nullptr;
+}
+
+void forget_static_multiplier(Linear& linear) {
+    if (linear.input_scale != nullptr) {
+        linear.input_multiplier = nullptr;
+    }
+}
+
 void forget_input_offset(Linear& linear) {
     static constexpr float kZero = 0.0f;
     linear.input_offset = &kZero;

@@ -106,10 +106,10 @@ def _values_are_folded(model: Model, source: Model) -> bool:
     if not isinstance(plain, TorchLinear):
         raise TypeError(f"the source must be a float model, not one with a {type(plain).__name__}")
     weight = plain.weight
-    if isinstance(ours, StaticLinear):
-        weight = torch.from_numpy(ours.weight * (ours.deq_scale / ours.input_scale)[:, None])
-    elif isinstance(ours, DynamicLinear):
-        weight = torch.from_numpy(ours.weight * ours.scale[:, None])
+    if isinstance(ours, DynamicLinear | StaticLinear):
+        scale = ours.scale if isinstance(ours, DynamicLinear) else ours.deq_scale / ours.input_scale
+        multiplier = 1 if ours.input_multiplier is None else ours.input_multiplier
+        weight = torch.from_numpy(ours.weight * scale[:, None] * multiplier)
     elif isinstance(ours, FloatLinear):
         weight = torch.from_numpy(ours.weight)
     return bool((weight - plain.weight).norm() > 0.05 * plain.weight.norm())

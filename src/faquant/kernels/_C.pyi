@@ -115,6 +115,7 @@ class Int8Linear:
         input_scale: Array | None,
         input_offset: Array | None,
         quant_bias: Array | None,
+        input_multiplier: Array | None,
     ) -> None: ...
     def apply(self, x: Array, out: Array, threads: int, isa: str | None) -> None: ...
 

@@ -21,10 +21,17 @@ class CpuBackend:
 
     def linear(self, table: LinearTable) -> Linear:
         if isinstance(table, DynamicTable):
-            return modules.DynamicLinear(table.weight, table.scale, table.bias, table.hadamard_block)
+            return modules.DynamicLinear(
+                table.weight, table.scale, table.bias, table.hadamard_block, table.input_multiplier
+            )
         if isinstance(table, StaticTable):
             return modules.StaticLinear(
-                table.weight, table.input_scale, table.input_offset, table.quant_bias, table.deq_scale
+                table.weight,
+                table.input_scale,
+                table.input_offset,
+                table.quant_bias,
+                table.deq_scale,
+                table.input_multiplier,
             )
         return modules.FloatLinear(table.weight, None if table.bias is None else widen(table.bias))
 

@@ -41,38 +41,8 @@ class DynamicLinear:
     """int8 weight [n, k] with a float32 scale [n]; each token's input is quantized with its own scale.
 
     `hadamard_block` > 0: the input is first transformed in blocks of that size (the weight already is).
+    `input_multiplier` float32 [k]: the input is multiplied by it before all else.
     The oracle is reference.dynamic_linear.
-    """
-
-    is_int8 = True
-
-    def __init__(
-        self, weight: npt.NDArray[np.int8], scale: Floats, bias: Floats | None = None, hadamard_block: int = 0
-    ) -> None:
-        self.scale = scale
-        self.bias = bias
-        self.hadamard_block = hadamard_block
-        self._packed = PackedWeight(weight)
-        self.kernel = _kernel(self._packed, scale, bias=bias, hadamard_block=hadamard_block)
-
-    def __call__(self, x: Array) -> Array:
-        return _apply(self.kernel, x, self._packed.shape[0])
-
-    @property
-    def weight(self) -> npt.NDArray[np.int8]:
-        """int8 [n, k], unpacked on each access."""
-        return self._packed.unpack()
-
-    @property
-    def nbytes(self) -> int:
-        return self._packed.nbytes + _nbytes(self.scale, self.bias)
-
-
-class StaticLinear:
-    """msModelSlim's W8A8: int8 weight [n, k], input scale and zero point float32 [1], int32 quant_bias [n] with the
-    bias and the zero point's correction, float32 deq_scale [n]. y = (x8 · W8ᵀ + quant_bias) · deq_scale.
-
-    The oracle is reference.static_linear.
     """
 
     is_int8 = True
@@ -80,18 +50,18 @@ class StaticLinear:
     def __init__(
         self,
         weight: npt.NDArray[np.int8],
-        input_scale: Floats,
-        input_offset: Floats,
-        quant_bias: npt.NDArray[np.int32],
-        deq_scale: Floats,
+        scale: Floats,
+        bias: Floats | None = None,
+        hadamard_block: int = 0,
+        input_multiplier: Floats | None = None,
     ) -> None:
-        self.input_scale = input_scale
-        self.input_offset = input_offset
-        self.quant_bias = quant_bias
-        self.deq_scale = deq_scale
+        self.scale = scale
+        self.bias = bias
+        self.hadamard_block = hadamard_block
+        self.input_multiplier = input_multiplier
         self._packed = PackedWeight(weight)
         self.kernel = _kernel(
-            self._packed, deq_scale, input_scale=input_scale, input_offset=input_offset, quant_bias=quant_bias
+            self._packed, scale, bias=bias, hadamard_block=hadamard_block, input_multiplier=input_multiplier
         )
 
     def __call__(self, x: Array) -> Array:
@@ -104,7 +74,55 @@ class StaticLinear:
 
     @property
     def nbytes(self) -> int:
-        return self._packed.nbytes + _nbytes(self.input_scale, self.input_offset, self.quant_bias, self.deq_scale)
+        return self._packed.nbytes + _nbytes(self.scale, self.bias, self.input_multiplier)
+
+
+class StaticLinear:
+    """msModelSlim's W8A8: int8 weight [n, k], input scale and zero point float32 [1], int32 quant_bias [n] with the
+    bias and the zero point's correction, float32 deq_scale [n]. y = (x8 · W8ᵀ + quant_bias) · deq_scale.
+
+    `input_multiplier` float32 [k]: the input is multiplied by it before it is quantized.
+    The oracle is reference.static_linear.
+    """
+
+    is_int8 = True
+
+    def __init__(
+        self,
+        weight: npt.NDArray[np.int8],
+        input_scale: Floats,
+        input_offset: Floats,
+        quant_bias: npt.NDArray[np.int32],
+        deq_scale: Floats,
+        input_multiplier: Floats | None = None,
+    ) -> None:
+        self.input_scale = input_scale
+        self.input_offset = input_offset
+        self.quant_bias = quant_bias
+        self.deq_scale = deq_scale
+        self.input_multiplier = input_multiplier
+        self._packed = PackedWeight(weight)
+        self.kernel = _kernel(
+            self._packed,
+            deq_scale,
+            input_scale=input_scale,
+            input_offset=input_offset,
+            quant_bias=quant_bias,
+            input_multiplier=input_multiplier,
+        )
+
+    def __call__(self, x: Array) -> Array:
+        return _apply(self.kernel, x, self._packed.shape[0])
+
+    @property
+    def weight(self) -> npt.NDArray[np.int8]:
+        """int8 [n, k], unpacked on each access."""
+        return self._packed.unpack()
+
+    @property
+    def nbytes(self) -> int:
+        tables = self.input_scale, self.input_offset, self.quant_bias, self.deq_scale, self.input_multiplier
+        return self._packed.nbytes + _nbytes(*tables)
 
 
 class RMSNorm:
@@ -153,6 +171,7 @@ def _kernel(
     input_scale: Floats | None = None,
     input_offset: Floats | None = None,
     quant_bias: npt.NDArray[np.int32] | None = None,
+    input_multiplier: Floats | None = None,
 ) -> _C.Int8Linear:
     outputs, inputs = packed.shape
     return _C.Int8Linear(
@@ -166,6 +185,7 @@ def _kernel(
         input_scale=input_scale,
         input_offset=input_offset,
         quant_bias=quant_bias,
+        input_multiplier=input_multiplier,
     )
 
 

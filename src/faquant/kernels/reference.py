@@ -282,9 +282,17 @@ def _token_scales(scale: Tensor | None, oldest: int, end: int) -> Tensor | None:
 
 
 def dynamic_linear(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, hadamard_block: int = 0
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    hadamard_block: int = 0,
+    input_multiplier: Tensor | None = None,
 ) -> Tensor:
-    """Apply int8 weight [n, k] with scales [n] to x [tokens, k], each row of which is quantized with its own scale."""
+    """Apply int8 weight [n, k] with scales [n] to x [tokens, k], each row of which is quantized with its own scale.
+    x is multiplied by input_multiplier [k] first."""
+    if input_multiplier is not None:
+        x = x * input_multiplier
     if hadamard_block:
         x = hadamard(x, hadamard_block)
     x8, x_scale = quantize_rows(x)
@@ -293,8 +301,17 @@ def dynamic_linear(
 
 
 def static_linear(
-    x: Tensor, weight: Tensor, input_scale: Tensor, input_offset: Tensor, quant_bias: Tensor, deq_scale: Tensor
+    x: Tensor,
+    weight: Tensor,
+    input_scale: Tensor,
+    input_offset: Tensor,
+    quant_bias: Tensor,
+    deq_scale: Tensor,
+    input_multiplier: Tensor | None = None,
 ) -> Tensor:
-    """Apply int8 weight [n, k] to x [tokens, k], which is quantized with a given scale and zero point [1]."""
+    """Apply int8 weight [n, k] to x [tokens, k], which is quantized with a given scale and zero point [1].
+    x is multiplied by input_multiplier [k] first."""
+    if input_multiplier is not None:
+        x = x * input_multiplier
     x8 = ((x / input_scale).round() + input_offset).clamp(-128, 127).to(torch.int8)
     return (int8_matmul(x8, weight) + quant_bias).float() * deq_scale
