@@ -38,8 +38,9 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
                 hadamard(scratch, k, linear.hadamard_block);
                 row = scratch;
             }
-            rows.scales[r] = step_of(absolute_peak(row, k));
-            round_row(row, rows.scales[r], k, out);
+            rows.scales[r] = step_of(absolute_peak(row, k), linear.input_steps);
+            // With 127 steps no value is below -127, so all 256 bytes may be used.
+            round_row(row, rows.scales[r], k, out, -128.0f);
         }
         for (int64_t i = 0; i < k; ++i) {
             out[i] = static_cast<int8_t>(out[i] ^ -128);

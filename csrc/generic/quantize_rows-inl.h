@@ -35,14 +35,14 @@ float absolute_peak(const float* x, int64_t dim) {
 }
 
 // The scale of a row with this peak.
-float step_of(float peak) {
-    return (peak < 1e-30f ? 1e-30f : peak) / 127.0f;
+float step_of(float peak, float steps = 127.0f) {
+    return (peak < 1e-30f ? 1e-30f : peak) / steps;
 }
 
-// x / scale to the nearest integer in [-127, 127].
-void round_row(const float* x, float scale, int64_t dim, int8_t* out) {
+// x / scale to the nearest integer in [least, 127].
+void round_row(const float* x, float scale, int64_t dim, int8_t* out, float least = -127.0f) {
     for (int64_t i = 0; i < dim; ++i) {
-        out[i] = byte_of(greater(lesser(x[i] / scale, 127.0f), -127.0f) + kRounder);
+        out[i] = byte_of(greater(lesser(x[i] / scale, 127.0f), least) + kRounder);
     }
 }
 

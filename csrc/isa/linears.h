@@ -8,6 +8,7 @@ namespace faquant {
 // one.
 struct Linear {
     int64_t inputs, outputs;
+    float input_steps;              // of the greatest input of a row, unless the scale is given: 127 or 127.5
     const float* input_multiplier;  // [inputs], by which the inputs are multiplied before all else, or null
     int64_t hadamard_block;         // of the inputs, before they are rounded; 0: none
     const int8_t* weight;           // packed (padded_inputs, padded_outputs), padded with zeros

@@ -30,7 +30,7 @@ bool rounds_alike(const Linear& a, const Linear& b) {
     if (a.input_scale != nullptr && b.input_scale != nullptr) {
         return *a.input_scale == *b.input_scale && *a.input_offset == *b.input_offset;
     }
-    return a.input_scale == b.input_scale && a.hadamard_block == b.hadamard_block;
+    return a.input_scale == b.input_scale && a.input_steps == b.input_steps && a.hadamard_block == b.hadamard_block;
 }
 
 // q, k and v usually have equal multipliers, each in memory of its own.

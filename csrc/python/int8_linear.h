@@ -27,7 +27,7 @@ class Int8Linear {
     Int8Linear(int64_t inputs, int64_t outputs, const Array& weight, const Array& excess, const Array& scale,
                const OptionalArray& bias, int64_t hadamard_block, const OptionalArray& input_scale,
                const OptionalArray& input_offset, const OptionalArray& quant_bias,
-               const OptionalArray& input_multiplier)
+               const OptionalArray& input_multiplier, float input_steps)
         : kept_{weight, excess, scale, bias, input_scale, input_offset, quant_bias, input_multiplier} {
         require(inputs > 0 && outputs > 0 && inputs <= faquant::kMaxDotLength, "The linear has an impossible size.");
         require(hadamard_block >= 0 && (hadamard_block & (hadamard_block - 1)) == 0 &&
@@ -38,9 +38,11 @@ class Int8Linear {
             "input_scale, input_offset and quant_bias must be given together.");
         require(!input_scale || (!bias && hadamard_block == 0),
                 "input_scale cannot be combined with bias or hadamard_block.");
+        require(input_steps == 127.0f || input_steps == 127.5f, "input_steps must be 127 or 127.5.");
         const int64_t size = faquant::padded_inputs(inputs) * faquant::padded_outputs(outputs);
         linear_ = {inputs,
                    outputs,
+                   input_steps,
                    floats(input_multiplier, "input_multiplier", {inputs}),
                    hadamard_block,
                    data_of<const int8_t>(weight, "weight", "int8", {size}),
@@ -69,10 +71,11 @@ class Int8Linear {
         using namespace nb::literals;
         nb::class_<Int8Linear>(m, "Int8Linear")
             .def(nb::init<int64_t, int64_t, const Array&, const Array&, const Array&, const OptionalArray&, int64_t,
-                          const OptionalArray&, const OptionalArray&, const OptionalArray&, const OptionalArray&>(),
+                          const OptionalArray&, const OptionalArray&, const OptionalArray&, const OptionalArray&,
+                          float>(),
                  nb::kw_only(), "inputs"_a, "outputs"_a, "weight"_a, "excess"_a, "scale"_a, "bias"_a.none(),
                  "hadamard_block"_a, "input_scale"_a.none(), "input_offset"_a.none(), "quant_bias"_a.none(),
-                 "input_multiplier"_a.none())
+                 "input_multiplier"_a.none(), "input_steps"_a)
             .def("apply", &Int8Linear::apply, "x"_a, "out"_a, "threads"_a, "isa"_a.none());
     }
 

@@ -48,9 +48,9 @@ std::vector<double> exact_outputs(const RandomLinear& random, const std::vector<
             for (const double value : steps) {
                 peak = std::max(peak, std::abs(value));
             }
-            step = peak / 127;
+            step = peak / l.input_steps;
             for (double& value : steps) {
-                value = std::nearbyint(value / step);
+                value = std::min(std::nearbyint(value / step), 127.0);
             }
         }
         for (int64_t n = 0; n < l.outputs; ++n) {
@@ -67,10 +67,10 @@ std::vector<float> whole_inputs(Random& random, const Linear& linear, int64_t ro
     const int64_t size = linear.inputs;
     std::vector<double> x(static_cast<size_t>(rows * size));
     std::generate(x.begin(), x.end(), [&] { return random.next() % 255 - 127; });
-    std::fill_n(x.begin(), size, 127);
-    std::fill_n(x.begin() + size, size, -127);
+    std::fill_n(x.begin(), size, linear.input_steps);
+    std::fill_n(x.begin() + size, size, -linear.input_steps);
     for (int64_t row = 0; row < rows; ++row) {
-        x[static_cast<size_t>(row * size)] = 127;
+        x[static_cast<size_t>(row * size)] = linear.input_steps;
         if (linear.hadamard_block != 0) {
             exact_hadamard(x.data() + row * size, size, linear.hadamard_block);
         }
@@ -100,6 +100,7 @@ RandomLinear::RandomLinear(Random& random, int64_t inputs, int64_t outputs, floa
     }
     linear.inputs = inputs;
     linear.outputs = outputs;
+    linear.input_steps = 127.0f;
     linear.weight = packed.data();
     linear.excess = excess.data();
     linear.scale = scale.data();
@@ -128,17 +129,18 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
     struct Case {
         int64_t rows, inputs, hadamard_block;
         bool is_static, multiplies, add;
-        float unit;
+        float unit, input_steps = 127.0f;
     };
     // Fewer and more rows and columns than a strip and a panel; Hadamard blocks smaller and larger than a vector.
     const Case cases[] = {{3, 999, 0, false, false, false, 1.0f}, {17, 128, 64, false, false, true, 0.125f},
                           {6, 12, 4, false, false, true, 0.125f}, {17, 75, 0, true, false, true, 0.125f},
                           {5, 75, 0, false, true, false, 0.125f}, {6, 48, 16, false, true, true, 0.125f},
-                          {3, 75, 0, true, true, false, 0.125f}};
+                          {3, 75, 0, true, true, false, 0.125f},  {5, 75, 0, false, false, true, 0.125f, 127.5f}};
     Random random;
     for (const Case& c : cases) {
         RandomLinear linear(random, c.inputs, kOutputs, c.unit);
         linear.linear.hadamard_block = c.hadamard_block;
+        linear.linear.input_steps = c.input_steps;
         if (c.is_static) {
             linear.round_statically(0.75f, 3.0f);
         }

@@ -66,6 +66,8 @@ def check(
     assert torch.equal(dynamic(x), expected)
     assert torch.equal(dynamic(x[-1:]), expected[-1:])
     tables = torch.tensor([0.02]), torch.tensor([-3.0]), (bias * 1000).to(torch.int32), scale
+    halves = DynamicLinear(weight8, scales, None, block, multipliers, 127.5)
+    assert torch.equal(halves(x), reference.dynamic_linear(x, weight, scale, None, block, multiplier, 127.5))
     static = StaticLinear(weight8, *arrays(*tables), multipliers)
     assert torch.equal(static(x), reference.static_linear(x, weight, *tables, multiplier))
 
@@ -238,6 +240,7 @@ GOOD: dict[str, Any] = {
     "input_offset": None,
     "quant_bias": None,
     "input_multiplier": None,
+    "input_steps": 127.0,
 }
 
 
@@ -254,6 +257,7 @@ GOOD: dict[str, Any] = {
         ({"bias": np.ones(2, np.float32)}, "bias must be"),
         ({"input_multiplier": np.ones(7, np.float32)}, r"input_multiplier must be .* float32 \[8\]"),
         ({"input_multiplier": np.ones(8)}, "input_multiplier must be"),
+        ({"input_steps": 128.0}, "input_steps must be 127 or 127.5"),
         ({"hadamard_block": 3}, "power of two"),
         ({"hadamard_block": 16}, "divides"),
         ({"inputs": 0}, "impossible"),

@@ -95,6 +95,8 @@ constexpr Fault kFaults[] = {
      [](KernelTable& t) { t.quantize_inputs = quantize_inputs_with<forget_hadamard>; }},
     {"quantize_inputs", "no offset",
      [](KernelTable& t) { t.quantize_inputs = quantize_inputs_with<forget_input_offset>; }},
+    {"quantize_inputs", "always 127 steps",
+     [](KernelTable& t) { t.quantize_inputs = quantize_inputs_with<forget_steps>; }},
     {"quantize_inputs", "not multiplied",
      [](KernelTable& t) { t.quantize_inputs = quantize_inputs_with<forget_multiplier>; }},
     {"quantize_inputs", "not multiplied with a given scale",

@@ -12,6 +12,10 @@ void forget_hadamard(Linear& linear) {
     linear.hadamard_block = 0;
 }
 
+void forget_steps(Linear& linear) {
+    linear.input_steps = 127.0f;
+}
+
 void forget_multiplier(Linear& linear) {
     linear.input_multiplier = nullptr;
 }

@@ -16,7 +16,7 @@ from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, FaquantError, UnsupportedError
 from ..kernels.arrays import Stored
 from ..kernels.scheme import AttentionScheme
-from ..kernels.tables import FloatTable, LinearTable
+from ..kernels.tables import INPUT_STEPS, FloatTable, LinearTable
 from .checked import Checked
 from .faquant.metadata import Metadata
 from .msmodelslim.description import Description, read_description
@@ -88,11 +88,13 @@ class Opened(ABC):
         format: the format's name.
         schemes: for each layer; None: float attention.
         metadata: None unless faquant wrote the checkpoint.
+        input_steps: of linears with a scale per token (DynamicTable).
         ignored: tensors that no model of this architecture needs, such as buffers that older versions saved.
         notes: what a user should know about how the checkpoint is read, as sentences.
     """
 
     format: str
+    input_steps: float = INPUT_STEPS
 
     def __init__(self, source: Source, files: TensorFiles) -> None:
         self.directory, self.config, self.raw_config = source.directory, source.config, source.raw_config

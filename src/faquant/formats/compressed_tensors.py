@@ -35,6 +35,7 @@ class OpenedCompressedTensors(Opened):
     """A checkpoint of compressed-tensors."""
 
     format = CompressedTensorsFormat.name
+    input_steps = 127.5  # a scale is half the range divided by half of 255 steps
 
     def __init__(self, source: Source) -> None:
         super().__init__(source, source.open_files())
@@ -65,7 +66,7 @@ class OpenedCompressedTensors(Opened):
 
     def linear(self, name: str) -> LinearTable:
         if name in self._names:
-            return read_linear(self.checked, self.config, name, self._names[name])
+            return read_linear(self.checked, self.config, name, self._names[name], self.input_steps)
         return float_table(self.checked, self.config, name)
 
     def _tensor_names(self, has_cache: bool) -> Iterator[str]:

@@ -8,7 +8,7 @@ from ..checkpoint.model_config import ModelConfig
 from ..errors import CheckpointError, UnsupportedError
 from ..kernels.arrays import Floats
 from ..kernels.isa import MAX_DOT_LENGTH
-from ..kernels.tables import DynamicTable, LinearTable, StaticTable
+from ..kernels.tables import INPUT_STEPS, DynamicTable, LinearTable, StaticTable
 from .checked import Checked
 
 MAX_SUM = (1 << 31) - 1
@@ -48,8 +48,10 @@ def check_linear(checked: Checked, config: ModelConfig, name: str, names: Names)
         checked.floats(f"{name}.bias", (n,))
 
 
-def read_linear(checked: Checked, config: ModelConfig, name: str, names: Names) -> LinearTable:
-    """The linear `name`, which check_linear has checked.
+def read_linear(
+    checked: Checked, config: ModelConfig, name: str, names: Names, input_steps: float = INPUT_STEPS
+) -> LinearTable:
+    """The linear `name`, which check_linear has checked; `input_steps` as in DynamicTable.
 
     Raises:
         CheckpointError: its bias exceeds int32 in steps of its scales.
@@ -61,7 +63,7 @@ def read_linear(checked: Checked, config: ModelConfig, name: str, names: Names) 
     multiplier = None if names.input_multiplier is None else checked.floats(names.input_multiplier, (k,))
     found = _input_scale(checked, names)
     if found is None:
-        return DynamicTable(weight, scale, bias, input_multiplier=multiplier)
+        return DynamicTable(weight, scale, bias, input_multiplier=multiplier, input_steps=input_steps)
     input_scale, input_offset = found
     deq_scale = input_scale * scale
     steps = -float(input_offset[0]) * weight.sum(1, dtype=np.int64).astype(np.float64)

@@ -116,6 +116,7 @@ class Int8Linear:
         input_offset: Array | None,
         quant_bias: Array | None,
         input_multiplier: Array | None,
+        input_steps: float,
     ) -> None: ...
     def apply(self, x: Array, out: Array, threads: int, isa: str | None) -> None: ...
 

@@ -22,7 +22,12 @@ class CpuBackend:
     def linear(self, table: LinearTable) -> Linear:
         if isinstance(table, DynamicTable):
             return modules.DynamicLinear(
-                table.weight, table.scale, table.bias, table.hadamard_block, table.input_multiplier
+                table.weight,
+                table.scale,
+                table.bias,
+                table.hadamard_block,
+                table.input_multiplier,
+                table.input_steps,
             )
         if isinstance(table, StaticTable):
             return modules.StaticLinear(

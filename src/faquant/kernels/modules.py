@@ -7,6 +7,7 @@ import numpy.typing as npt
 from . import _C
 from .arrays import Array, Floats, Stored, contiguous, empty
 from .packing import PackedFloats, PackedWeight
+from .tables import INPUT_STEPS
 from .threads import ALL_THREADS
 
 
@@ -42,6 +43,7 @@ class DynamicLinear:
 
     `hadamard_block` > 0: the input is first transformed in blocks of that size (the weight already is).
     `input_multiplier` float32 [k]: the input is multiplied by it before all else.
+    `input_steps`: a token's scale is its greatest input divided by this, 127 or 127.5.
     The oracle is reference.dynamic_linear.
     """
 
@@ -54,14 +56,21 @@ class DynamicLinear:
         bias: Floats | None = None,
         hadamard_block: int = 0,
         input_multiplier: Floats | None = None,
+        input_steps: float = INPUT_STEPS,
     ) -> None:
         self.scale = scale
         self.bias = bias
         self.hadamard_block = hadamard_block
         self.input_multiplier = input_multiplier
+        self.input_steps = input_steps
         self._packed = PackedWeight(weight)
         self.kernel = _kernel(
-            self._packed, scale, bias=bias, hadamard_block=hadamard_block, input_multiplier=input_multiplier
+            self._packed,
+            scale,
+            bias=bias,
+            hadamard_block=hadamard_block,
+            input_multiplier=input_multiplier,
+            input_steps=input_steps,
         )
 
     def __call__(self, x: Array) -> Array:
@@ -172,6 +181,7 @@ def _kernel(
     input_offset: Floats | None = None,
     quant_bias: npt.NDArray[np.int32] | None = None,
     input_multiplier: Floats | None = None,
+    input_steps: float = INPUT_STEPS,
 ) -> _C.Int8Linear:
     outputs, inputs = packed.shape
     return _C.Int8Linear(
@@ -186,6 +196,7 @@ def _kernel(
         input_offset=input_offset,
         quant_bias=quant_bias,
         input_multiplier=input_multiplier,
+        input_steps=input_steps,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .arrays import Stored
 from .scheme import AttentionScheme
+from .tables import INPUT_STEPS
 
 _TABLES = (
     "k_center",
@@ -67,13 +68,14 @@ def hadamard(x: Tensor, block: int) -> Tensor:
     return x.reshape(shape) * (1.0 / math.sqrt(block))
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with one scale per row of the last dimension: x ≈ int8 · scale.
+def quantize_rows(x: Tensor, steps: float = INPUT_STEPS) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 with one scale per row of the last dimension, the greatest value divided by `steps`, 127 or 127.5:
+    x ≈ int8 · scale.
 
-    Returns int8 [..., n] in [-127, 127] and float32 scales [...].
+    Returns int8 [..., n] in [-127, 127], or [-128, 127] for 127.5 steps, and float32 scales [...].
     """
-    scale = x.abs().amax(-1).clamp_min(1e-30) / 127.0
-    return (x / scale[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
+    scale = x.abs().amax(-1).clamp_min(1e-30) / steps
+    return (x / scale[..., None]).round_().clamp_(-math.ceil(steps), 127).to(torch.int8), scale
 
 
 def quantize_rows_fp16(x: Tensor) -> tuple[Tensor, Tensor]:

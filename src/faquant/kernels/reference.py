@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .quantizers import SMALLEST_SCALE, hadamard, in_torch, int8_matmul, per_query_head, quantize_q, quantize_rows
 from .scheme import SPLIT, TILE, AttentionScheme
+from .tables import INPUT_STEPS
 
 # Block sizes that keep the data in the CPU cache; results do not depend on them.
 _ROWS = 256
@@ -288,14 +289,15 @@ def dynamic_linear(
     bias: Tensor | None = None,
     hadamard_block: int = 0,
     input_multiplier: Tensor | None = None,
+    input_steps: float = INPUT_STEPS,
 ) -> Tensor:
-    """Apply int8 weight [n, k] with scales [n] to x [tokens, k], each row of which is quantized with its own scale.
-    x is multiplied by input_multiplier [k] first."""
+    """Apply int8 weight [n, k] with scales [n] to x [tokens, k], each row of which is quantized with its own scale, its
+    greatest value divided by `input_steps`. x is multiplied by input_multiplier [k] first."""
     if input_multiplier is not None:
         x = x * input_multiplier
     if hadamard_block:
         x = hadamard(x, hadamard_block)
-    x8, x_scale = quantize_rows(x)
+    x8, x_scale = quantize_rows(x, input_steps)
     y = int8_matmul(x8, weight).float() * scale * x_scale[:, None]
     return y if bias is None else y + bias
 

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from .arrays import Floats, Stored
 
+INPUT_STEPS = 127.0
+"""Steps of a token's greatest input, with a scale per token."""
+
 
 @dataclass(frozen=True)
 class FloatTable:
@@ -26,6 +29,7 @@ class DynamicTable:
 
     hadamard_block: size of the Hadamard blocks on the input before quantization; 0: none.
     input_multiplier: float32 [k], by which the input is multiplied before all else (ModelOpt's pre_quant_scale).
+    input_steps: a token's scale is its greatest input divided by this: 127, or 127.5 (compressed-tensors).
     """
 
     weight: npt.NDArray[np.int8]
@@ -33,6 +37,7 @@ class DynamicTable:
     bias: Floats | None = None
     hadamard_block: int = 0
     input_multiplier: Floats | None = None
+    input_steps: float = INPUT_STEPS
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,11 @@ def imported_metadata(opened: Opened) -> Metadata:
     if opened.metadata is not None:
         return opened.metadata
     present = [scheme for scheme in opened.schemes if scheme is not None]
-    imported = Imported(format=opened.format, p="int8" if any(scheme.p_float16 for scheme in present) else "int16")
+    imported = Imported(
+        format=opened.format,
+        p="int8" if any(scheme.p_float16 for scheme in present) else "int16",
+        input_steps=opened.input_steps,
+    )
     return Metadata(imported=imported, max_position=opened.max_position)
 
 

@@ -32,6 +32,8 @@ class OpenedFaquant(OpenedMsModelSlim):
 
     def _check_metadata(self) -> None:
         self.metadata = parse_metadata(self.types.metadata, self.config, str(self.directory))
+        if self.metadata.imported is not None:
+            self.input_steps = self.metadata.imported.input_steps
 
     def _scheme(self, layer: int) -> AttentionScheme | None:
         return read_scheme(self.checked, self.config, layer, self.metadata)

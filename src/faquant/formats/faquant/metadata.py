@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ...checkpoint.model_config import ModelConfig
 from ...errors import CheckpointError
 from ...kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
+from ...kernels.tables import INPUT_STEPS
 from ...recipe import AttentionRecipe, LinearRecipe, Recipe
 
 ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
@@ -26,12 +27,20 @@ class Imported(BaseModel):
     Attributes:
         format: the format that they were read from.
         p: the integer type of P, if the tables of attention are imported.
+        input_steps: of imported linears with a scale per token (DynamicTable).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: str = Field(pattern=r"^[\w .+-]{1,64}$")
     p: Literal["int16", "int8"] = "int16"
+    input_steps: float = INPUT_STEPS
+
+    @model_validator(mode="after")
+    def _has_kernel(self) -> "Imported":
+        if self.input_steps not in (INPUT_STEPS, 127.5):
+            raise ValueError(f"input_steps is {self.input_steps}, but must be {INPUT_STEPS} or 127.5")
+        return self
 
 
 class Metadata(BaseModel):

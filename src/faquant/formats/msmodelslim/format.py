@@ -1,6 +1,7 @@
 """Checkpoints of msModelSlim, for MindIE: quant_model_description.json next to the weights."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,7 +62,8 @@ class OpenedMsModelSlim(Opened):
             return float_table(self.checked, self.config, name)
         if kind in ("W8A8", SCALED_TYPE):
             return static_table(self.checked, self.config, name, self._signed, kind == SCALED_TYPE)
-        return dynamic_table(self.checked, self.config, name, self._hadamard_block(name), self._signed)
+        table = dynamic_table(self.checked, self.config, name, self._hadamard_block(name), self._signed)
+        return replace(table, input_steps=self.input_steps)
 
     def _names(self) -> Iterator[str]:
         """The names of all tensors of the format beside the float model's."""
