@@ -34,6 +34,7 @@ class OpenedQuark(Opened):
     """A checkpoint of AMD Quark."""
 
     format = QuarkFormat.name
+    input_steps = 127.5  # a scale is half the range divided by half of 255 steps
 
     def __init__(self, source: Source) -> None:
         super().__init__(source, source.open_files())
@@ -68,7 +69,7 @@ class OpenedQuark(Opened):
 
     def linear(self, name: str) -> LinearTable:
         if name in self._names:
-            return read_linear(self.checked, self.config, name, self._names[name])
+            return read_linear(self.checked, self.config, name, self._names[name], self.input_steps)
         return float_table(self.checked, self.config, name)
 
     def _tensor_names(self, outputs: list[str]) -> Iterator[str]:
@@ -89,6 +90,8 @@ class OpenedQuark(Opened):
             _check_int8(inputs, f"{where}, input_tensors", ("per_tensor",))
             return Names(f"{name}.weight_scale", f"{name}.input_scale", f"{name}.input_zero_point")
         _check_int8(inputs, f"{where}, input_tensors", ("per_token", "per_channel"))
+        if inputs.get("qscheme") == "per_channel" and inputs.get("ch_axis") != 1:  # of [batch, tokens, channels]
+            raise UnsupportedError(f"{where}: dynamic inputs must have one scale per token.")
         if not inputs.get("symmetric", True):
             raise UnsupportedError(f"{where}: dynamic inputs with zero points are not supported.")
         return Names(f"{name}.weight_scale")

@@ -239,8 +239,14 @@ def _weights_for_mindie(opened: Opened) -> Iterator[NamedTensor]:
         if module in quantized and leaf == "deq_scale":
             tensor = pack_deq_scale(torch.from_numpy(unpack_deq_scale(tensor.numpy(), name)), dtype)
         elif module in quantized and leaf in ("input_scale", "input_offset", "weight_scale", "weight_offset"):
-            tensor = tensor.to(dtype)
+            tensor = _narrowed(tensor, dtype)
         yield name, kind, tensor
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype`, as msModelSlim stores it, if no value changes; its newer writer stores float32."""
+    narrow = tensor.to(dtype)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
 def _with_positive_scales(table: LinearTable, name: str) -> LinearTable:

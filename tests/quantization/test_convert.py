@@ -1,0 +1,264 @@
+"""Conversion to faquant's format, for MindIE, and to the manual's tables; new tables for a quantized checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from faquant.checkpoint.tensors import TensorFiles
+from faquant.errors import UnsupportedError, UsageError
+from faquant.evaluation.divergence import window_logits
+from faquant.formats import open_checkpoint
+from faquant.kernels.tables import FloatTable
+from faquant.model.load import load
+from faquant.quantization.convert import convert_to_faquant, convert_to_mindie
+from faquant.quantization.pipeline import quantize
+from faquant.quantization.recalibrate import recalibrate
+from faquant.recipe import RECIPES, AttentionRecipe
+from oracles.interop import DATA, TOKENS, Tensors, divergence, edited
+from oracles.tiny_models import tiny_model
+
+GOLDEN = DATA.parent / "golden"
+QUANTIZED = sorted(path.parent.name for path in DATA.glob("*/config.json") if not path.parent.name.startswith("float"))
+PROMPTS = [TOKENS, TOKENS[::-1]]
+
+
+def logits(directory: Path) -> Any:
+    return np.asarray(window_logits(load(directory), torch.tensor(TOKENS)))
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_faquant_s_format_keeps_every_bit_of_the_logits(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert_to_faquant(DATA / name, out)
+    before, after = open_checkpoint(DATA / name), open_checkpoint(out)
+    assert after.format == "faquant"
+    assert after.metadata is not None
+    assert after.metadata.name == f"imported from {before.format}"
+    assert after.quant_type == before.quant_type
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert np.array_equal(logits(out), logits(DATA / name))
+    with pytest.raises(UsageError, match="already"):
+        convert_to_faquant(out, tmp_path / "again")
+
+
+def test_a_float_model_is_quantized_not_converted(tmp_path: Path) -> None:
+    for convert in (convert_to_faquant, convert_to_mindie):
+        with pytest.raises(UsageError, match="faquant quantize"):
+            convert(DATA / "float", tmp_path / "out")
+
+
+def test_the_head_s_sum_decides_a_row_with_negative_scales(tmp_path: Path) -> None:
+    """The signs of a row change for MindIE, unless it has the weight -128."""
+    with pytest.raises(UnsupportedError, match="weight -128"):
+        convert_to_mindie(DATA / "autoround-w8a8", tmp_path / "out")
+
+    def narrower(tensors: Tensors) -> None:
+        for key, tensor in tensors.items():
+            if tensor.dtype == torch.int8:
+                tensors[key] = tensor.clamp(min=-127)
+
+    source = edited("autoround-w8a8", tmp_path / "source", narrower)
+    convert_to_mindie(source, tmp_path / "out")
+    for name, tensor in load_file(tmp_path / "out" / "quant_model_weight_w8a8_dynamic.safetensors").items():
+        assert not name.endswith("weight_scale") or (tensor > 0).all()
+    tables: Any = [open_checkpoint(path).linear("model.layers.1.mlp.up_proj") for path in (source, tmp_path / "out")]
+    assert np.array_equal(*(table.weight * table.scale[:, None] for table in tables))
+
+
+MINDIE = {
+    "llmc-kv-tensor-asym-stat": ("FLOAT", "C8"),
+    "llmc-kv-attn_head-sym-stat": ("FLOAT", "C8"),
+    "llmc-w8a8-kv": ("W8A8_DYNAMIC", "C8"),
+    "llmc-w8a8-static-asym": ("W8A8", None),
+    "llmc-qwen2-w8a8-static-asym": ("W8A8", None),
+    "modelopt-int8-default": ("W8A8", None),
+    "quark-kv-head-sym-postrope": ("FLOAT", "C8"),
+    "msms-c8-asym-logits": ("FLOAT", "C8"),
+    "msms-fa3-int8": ("FLOAT", None),
+    "msms-fa3-kv-int8": ("FLOAT", "C8"),
+    "msms-classic-m3-safetensor-fp32": ("W8A8", None),
+}
+
+
+@pytest.mark.parametrize("name", MINDIE)
+def test_mindie_s_format_keeps_the_arithmetic(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert_to_mindie(DATA / name, out)
+    description = json.loads((out / "quant_model_description.json").read_text())
+    assert (description["model_quant_type"], description.get("kv_cache_type")) == MINDIE[name]
+    assert (description.get("fa_quant_type") == "FAQuant") == (name == "msms-fa3-int8")
+    before, after = open_checkpoint(DATA / name), open_checkpoint(out)
+    assert after.format == "msmodelslim"
+    for linear in before.config.linears:
+        one, other = before.linear(linear), after.linear(linear)
+        for field in ("weight", "bias", "input_scale", "input_offset", "quant_bias", "deq_scale"):
+            a, b = getattr(one, field, None), getattr(other, field, None)
+            assert (a is None) == (b is None)
+            assert a is None or np.array_equal(a, b)
+    for ours, theirs in zip(before.schemes, after.schemes, strict=True):
+        for field in ("q_scale", "k_scale", "k_offset", "v_scale", "v_offset"):
+            a, b = getattr(ours, field, None), getattr(theirs, field, None)
+            assert (a is None) == (b is None)
+            # 16-bit tables of a bfloat16 model
+            assert a is None or np.allclose(np.asarray(a), np.asarray(b), rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("quark-kv-tensor-asym", "K or V has a scale per token"),
+        ("llmc-kv-token-dyn", "K or V has a scale per token"),
+        ("modelopt-int8sq", "pre_quant_scale"),
+        ("msms-w8a8dyn-fa3-qdyn-kv-int8", None),
+    ],
+)
+def test_what_mindie_cannot_compute_is_named(name: str, reason: str | None, tmp_path: Path) -> None:
+    if reason is None:
+        convert_to_mindie(DATA / name, tmp_path / "out")
+        return
+    with pytest.raises(UnsupportedError, match=reason):
+        convert_to_mindie(DATA / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_manual_s_tables_are_one_per_channel_and_read_back_to_equal_bits(dtype: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    tiny_model("llama2", tmp_path / "float", dtype)
+    quantize(tmp_path / "float", source, RECIPES["mindie"], [[1, 2, 3, 4, 5, 6, 7, 8]])
+    convert_to_mindie(source, out, manual=True)
+    files, scheme = TensorFiles.open(out), open_checkpoint(out).schemes[1]
+    assert scheme is not None
+    for part, heads in (("q", 4), ("k", 4), ("v", 4)):
+        for kind in ("scale", "offset"):
+            name = f"model.layers.1.self_attn.{part}_{kind}"
+            assert files.shape(name) == (heads, 16)
+            assert files.dtype(name) == dtype
+        stored = load_file(next(out.glob("*.safetensors")))[f"model.layers.1.self_attn.{part}_scale"]
+        table = getattr(scheme, f"{part}_scale")
+        assert np.array_equal(np.broadcast_to(table, stored.shape), stored.float().numpy())
+    convert_to_mindie(out, tmp_path / "again", manual=True)
+    assert files.fingerprint() == TensorFiles.open(tmp_path / "again").fingerprint()
+    convert_to_mindie(out, tmp_path / "short")
+    assert TensorFiles.open(tmp_path / "short").shape("model.layers.1.self_attn.fa_k.scale") == (4, 1)
+    if dtype == "float32":
+        assert np.array_equal(logits(out), logits(source))
+
+
+def test_the_manual_s_tables_of_golden(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(GOLDEN / "w8a8_fa_bf16_ascendV1", source)
+    convert_to_mindie(source, tmp_path / "out", manual=True)
+    before, after = open_checkpoint(source).schemes, open_checkpoint(tmp_path / "out").schemes
+    for one, other in zip(before, after, strict=True):
+        for part in "qkv":
+            assert np.array_equal(getattr(one, f"{part}_scale"), getattr(other, f"{part}_scale"))
+
+
+def test_a_scale_per_token_has_no_table_in_the_manual(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="q has no calibrated scale"):
+        convert_to_mindie(DATA / "llmc-w8a8-kv", tmp_path / "out", manual=True)
+
+
+@pytest.mark.parametrize("kv_scale", ["token", "channel", "head"])
+@pytest.mark.parametrize("name", ["llmc-w8a8-kv", "modelopt-int8sq", "autoround-w8a8", "msms-c8-asym-logits"])
+def test_new_tables_leave_the_linears_as_they_are(name: str, kv_scale: Any, tmp_path: Path) -> None:
+    recalibrate(DATA / name, tmp_path / "out", AttentionRecipe(kv_scale=kv_scale), PROMPTS)
+    before, after = open_checkpoint(DATA / name), open_checkpoint(tmp_path / "out")
+    assert after.metadata is not None
+    assert after.metadata.name == f"calibrated-{kv_scale}, imported from {before.format}"
+    for linear in before.config.linears:
+        one, other = before.linear(linear), after.linear(linear)
+        assert type(one) is type(other)
+        assert np.array_equal(one.weight, other.weight)
+        if not isinstance(one, FloatTable):
+            assert getattr(one, "input_steps", None) == getattr(other, "input_steps", None)
+    exact = [None] * len(before.schemes)
+    model = load(tmp_path / "out")
+    assert all(scheme is not None and scheme.rotation_block for scheme in model.schemes)
+    new = torch.as_tensor(window_logits(model, torch.tensor(TOKENS)))
+    model.schemes = exact
+    assert divergence(torch.as_tensor(window_logits(model, torch.tensor(TOKENS))), new) < 0.02
+
+
+def test_new_tables_are_better_than_those_of_one_sample(tmp_path: Path) -> None:
+    """msModelSlim's C8 tables are those of its last sample."""
+    recalibrate(DATA / "msms-c8-asym-logits", tmp_path / "out", AttentionRecipe(), PROMPTS)
+    float_logits = torch.as_tensor(logits(DATA / "float"))
+    old, new = (torch.as_tensor(logits(path)) for path in (DATA / "msms-c8-asym-logits", tmp_path / "out"))
+    assert divergence(float_logits, new) < 0.02 * divergence(float_logits, old)
+
+
+@pytest.mark.parametrize("recipe", ["default", "static", "mindie"])
+def test_faquant_s_own_checkpoints_keep_their_recipe_of_linears(recipe: str, tmp_path: Path) -> None:
+    tiny_model("smollm", tmp_path / "float")
+    prompts = [list(range(1, 60)), list(range(60, 120))]
+    quantize(tmp_path / "float", tmp_path / "old", RECIPES[recipe], prompts)
+    recalibrate(tmp_path / "old", tmp_path / "new", AttentionRecipe(), prompts)
+    old, new = open_checkpoint(tmp_path / "old"), open_checkpoint(tmp_path / "new")
+    assert new.metadata is not None
+    assert new.metadata.linear == (old.metadata.linear if old.metadata else None)
+    tokens = torch.tensor(prompts[0])
+    float_logits = torch.as_tensor(window_logits(load(tmp_path / "float"), tokens))
+    losses = [
+        divergence(float_logits, torch.as_tensor(window_logits(load(tmp_path / name), tokens)))
+        for name in ("old", "new")
+    ]
+    assert losses[1] < 1.2 * losses[0] + 1e-6
+    if recipe == "default":
+        assert np.array_equal(*(np.asarray(window_logits(load(tmp_path / n), tokens)) for n in ("old", "new"))) or (
+            abs(losses[1] - losses[0]) < 0.5 * losses[0]
+        )
+
+
+def test_tables_beside_float_linears_are_used_only_when_asked(tmp_path: Path) -> None:
+    source = DATA / "llmc-kv-attn_head-sym-stat"
+    quantize(source, tmp_path / "own", RECIPES["default"], PROMPTS)
+    chosen = RECIPES["default"].model_copy(update={"attention": None})
+    quantize(source, tmp_path / "kept", chosen, PROMPTS, keep_kv_tables=True)
+    own, kept, given = (open_checkpoint(path).schemes[1] for path in (tmp_path / "own", tmp_path / "kept", source))
+    assert own is not None
+    assert own.k_scale is None
+    assert kept is not None
+    assert given is not None
+    for field in ("k_scale", "v_scale"):
+        assert np.array_equal(getattr(kept, field), getattr(given, field))
+    assert kept.rotation_block == 0
+    assert kept.v_rotation_block == 0
+    plain = DATA / "float"
+    quantize(plain, tmp_path / "plain", RECIPES["default"], PROMPTS)
+    assert np.array_equal(logits(tmp_path / "plain"), logits(tmp_path / "own"))
+
+
+def test_there_must_be_tables_to_keep_and_float_linears(tmp_path: Path) -> None:
+    chosen = RECIPES["default"].model_copy(update={"attention": None})
+    with pytest.raises(UsageError, match="no tables"):
+        quantize(DATA / "float", tmp_path / "out", chosen, PROMPTS, keep_kv_tables=True)
+    with pytest.raises(UsageError, match="faquant calibrate"):
+        quantize(DATA / "llmc-w8a8-kv", tmp_path / "out", RECIPES["default"], PROMPTS)
+
+
+def test_a_static_linear_with_a_multiplier_keeps_its_own_type(tmp_path: Path) -> None:
+    convert_to_faquant(DATA / "modelopt-int8sq", tmp_path / "out")
+    path = tmp_path / "out" / "quant_model_description.json"
+    description = json.loads(path.read_text())
+    assert description["model.layers.0.self_attn.o_proj.weight"] == "FAQUANT_W8A8_SCALED"
+    path.write_text(json.dumps({key: value for key, value in description.items() if key != "metadata"}))
+    with pytest.raises(Exception, match=r"without metadata\.faquant"):
+        open_checkpoint(tmp_path / "out")
+
+
+def test_a_multiplier_that_is_missing_is_noticed(tmp_path: Path) -> None:
+    convert_to_faquant(DATA / "modelopt-int8sq", tmp_path / "out")
+    path = next((tmp_path / "out").glob("*.safetensors"))
+    tensors = load_file(path)
+    del tensors["model.layers.0.self_attn.o_proj.pre_quant_scale"]
+    save_file(tensors, path)
+    with pytest.raises(Exception, match="pre_quant_scale"):
+        open_checkpoint(tmp_path / "out")
