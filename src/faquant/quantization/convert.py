@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.write import add_all, copy_side_files, output_directory
