@@ -15,8 +15,9 @@ import torch
 
 from faquant.checkpoint import write
 from faquant.checkpoint.shards import ShardWriter, write_json
+from faquant.checkpoint.side_files import copy_side_files
 from faquant.checkpoint.tensors import TensorFiles
-from faquant.checkpoint.write import copy_side_files, output_directory
+from faquant.checkpoint.write import output_directory
 from faquant.errors import CheckpointError, FaquantError, OutputError
 
 

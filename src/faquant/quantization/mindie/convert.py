@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ...checkpoint.model_config import ModelConfig
 from ...checkpoint.shards import ShardWriter, write_json
-from ...checkpoint.write import add_all, copy_side_files, output_directory
+from ...checkpoint.side_files import copy_side_files
+from ...checkpoint.write import add_all, output_directory
 from ...errors import UnsupportedError, UsageError
 from ...formats import open_checkpoint
 from ...formats.faquant.metadata import ROTATED_TYPE
