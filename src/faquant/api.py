@@ -7,6 +7,7 @@ from pathlib import Path
 from . import search
 from .checkpoint.files import read_object
 from .checkpoint.model_config import load_config
+from .checkpoint.side_files import has_side_file
 from .checkpoint.tensors import TensorFiles
 from .checkpoint.unfinished import remove_remains
 from .checkpoint.write import prepared
@@ -157,7 +158,7 @@ class _QuantizeArguments:
         config = load_config(source)
         builtin = str(calibration) == "builtin"
         records = calibrating.builtin_records() if builtin else calibrating.read_records(Path(calibration))
-        tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
+        tokenizer = Tokenizer.from_directory(source) if has_side_file(source, "tokenizer.json") else None
         limit = min(MAX_PROMPT_TOKENS, config.max_position)
         ids = calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit, config.max_position)
         return cls(source, Path(output), chosen, automatic, max_kl, tokenizer, ids)
