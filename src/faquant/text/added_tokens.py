@@ -6,6 +6,7 @@ not, special_tokens_map.json overrides tokenizer_config.json, and tokenizer.json
 than added_tokens.json.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..errors import CheckpointError
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+_ID = re.compile("[0-9]{1,10}")
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,14 @@ class StatedTokens:
         listed: further special tokens.
         numbered: (id, token) with the id that a file states, in ascending order of ids.
         source: the file with these ids.
-        complete: whether `numbered` describes all tokens that it names, also those that tokenizer.json has.
+        overrides: whether `numbered` describes tokens of tokenizer.json better than that does.
     """
 
     named: Mapping[str, AddedToken]
     listed: tuple[AddedToken, ...]
     numbered: tuple[tuple[int, AddedToken], ...]
     source: Path
-    complete: bool
+    overrides: bool
 
 
 def read_stated_tokens(directory: Path, config: Mapping[str, Any]) -> StatedTokens:
@@ -50,7 +52,7 @@ def read_stated_tokens(directory: Path, config: Mapping[str, Any]) -> StatedToke
     named, listed = _special_tokens(config, path, special=False)
     decoder = config.get("added_tokens_decoder")
     if decoder is not None:
-        if not isinstance(decoder, dict) or not all(key.isdecimal() and key.isascii() for key in decoder):
+        if not isinstance(decoder, dict) or not all(map(_ID.fullmatch, decoder)):
             raise CheckpointError(f"{path}: added_tokens_decoder must be an object from token ids to tokens.")
         where = f"{path}: added_tokens_decoder"
         numbered = [(int(key), _token(value, where, special=False)) for key, value in decoder.items()]
@@ -61,19 +63,19 @@ def read_stated_tokens(directory: Path, config: Mapping[str, Any]) -> StatedToke
         path = directory / "added_tokens.json"
         special = {token.content for token in (*named.values(), *listed) if token is not None}
         numbered = [
-            (_token_id(index, text, path), AddedToken(text, special=text in special, normalized=text not in special))
+            (_token_id(index, text, path), _made(text, str(path), special=text in special))
             for text, index in read_side_object(directory, path.name).items()
         ]
     present = {name: token for name, token in named.items() if token is not None}
     numbered.sort(key=lambda pair: pair[0])
-    return StatedTokens(present, tuple(listed), tuple(numbered), path, complete=decoder is not None)
+    return StatedTokens(present, tuple(listed), tuple(numbered), path, overrides=decoder is not None)
 
 
 def add_stated_tokens(backend: Tokenizer, stated: StatedTokens) -> None:
     """Add the tokens to a tokenizer that has those of tokenizer.json, and give them the properties that files state.
 
     Tokens without a stated id get the next free ones. A token remains special if tokenizer.json says so, and becomes
-    special if it is named or listed.
+    special if it is named or listed; but with added_tokens_decoder, other added tokens of tokenizer.json stay the same.
 
     Raises:
         CheckpointError: a stated id contradicts tokenizer.json or is not the next free one, or a token that begins or
@@ -87,7 +89,7 @@ def add_stated_tokens(backend: Tokenizer, stated: StatedTokens) -> None:
         if taken is not None and taken != token.content:
             raise _contradiction(stated.source, token.content, index, f"there it belongs to {taken!r}")
     described = {token.content: token for _, token in stated.numbered}
-    if not stated.complete:
+    if not stated.overrides:
         described |= own
     for token in described.values():
         token.special = token.special or token.content in special
@@ -112,14 +114,13 @@ def add_stated_tokens(backend: Tokenizer, stated: StatedTokens) -> None:
 
 
 def _add_unnumbered(backend: Tokenizer, tokens: list[AddedToken], directory: Path) -> None:
-    new = [token for token in tokens if backend.token_to_id(token.content) is None]
-    taken = set(backend.get_vocab().values()) if new else set()
     for token in tokens:
         token.special = True
     backend.add_tokens(tokens)
-    for token in new:
+    for token in tokens:
         # The library counts tokens to find a free id, which fails if the vocabulary leaves ids out.
-        if backend.token_to_id(token.content) in taken:
+        index = backend.token_to_id(token.content)
+        if index is not None and backend.model.id_to_token(index) not in (None, token.content):
             raise CheckpointError(
                 f"{directory}: the special token {token.content!r} is not in tokenizer.json, whose ids have gaps, so "
                 "it has no id. Add it to tokenizer.json."
@@ -152,14 +153,22 @@ def _values(value: object, path: Path, name: str) -> Iterable[object]:
 def _token(value: object, where: str, special: bool) -> AddedToken:
     """The token that a file describes, as its text or as an object; `special`: what an object is in this file."""
     if isinstance(value, str):
-        return AddedToken(value, special=True, normalized=False)
+        return _made(value, where, special=True)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise CheckpointError(f"{where} must be a token's text or an object with content.")
     flags = {name: value[name] for name in (*_FLAGS, "special") if value.get(name) is not None}
     wrong = next((name for name, flag in flags.items() if not isinstance(flag, bool)), None)
     if wrong is not None:
         raise CheckpointError(f"{where}: {wrong} of {value['content'][:80]!r} must be true or false.")
-    return AddedToken(value["content"], **{**flags, "special": special or flags.get("special", False)})
+    return _made(value["content"], where, **{**flags, "special": special or flags.get("special", False)})
+
+
+def _made(text: str, where: str, **flags: bool) -> AddedToken:
+    # If `normalized` is not given, the library sets it for tokens that are not special.
+    try:
+        return AddedToken(text, **flags)
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{where}: {text[:80]!r} has an unpaired surrogate, which no text contains.") from None
 
 
 def _token_id(value: object, text: str, path: Path) -> int:
