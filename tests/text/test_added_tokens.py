@@ -13,6 +13,8 @@ import pytest
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from faquant.errors import CheckpointError
 from faquant.structured.vocabulary import Vocabulary
@@ -159,6 +161,26 @@ def test_a_special_token_that_is_normalized_is_not_shown(make_directory: Make) -
     ours = Tokenizer.from_directory(make_directory({"added_tokens_decoder": entry}, backend="byte_fallback"))
     assert ours.decode([3]) == ""
     assert "<|im_start|>" in ours.decode([3], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("place", ["decoder", "file"])
+def test_a_normalized_token_that_tokenizer_json_has_too(make_directory: Make, place: str) -> None:
+    """Its id is no contradiction, although tokenizers 0.23 normalizes the text of the token when it is asked for it."""
+    directory = make_directory(backend="byte_fallback")
+    backend = Backend.from_file(str(directory / "tokenizer.json"))
+    index = backend.get_vocab_size()
+    backend.add_tokens([AddedToken("<b>", normalized=True)])
+    backend.save(str(directory / "tokenizer.json"))
+    entry = {"content": "<b>", **dict.fromkeys(FLAGS, False), "normalized": True}
+    config = {"added_tokens_decoder": {str(index): entry}} if place == "decoder" else {}
+    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>", **config}))
+    if place == "file":
+        (directory / "added_tokens.json").write_text(json.dumps({"<b>": index}))
+    ours = Tokenizer.from_directory(directory)
+    assert ours.token_text(index) == "<b>"
+    shown = IncrementalDecoder(ours, shown=frozenset({index}))
+    assert shown.push(index) == "<b>"
+    assert_equal(ours, oracle_of(directory))
 
 
 def test_lists_of_both_files_count(make_directory: Make) -> None:

@@ -81,11 +81,14 @@ def add_stated_tokens(backend: Tokenizer, stated: StatedTokens) -> None:
         CheckpointError: a stated id contradicts tokenizer.json or is not the next free one, or a token that begins or
             ends texts is in no vocabulary.
     """
-    own = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    by_id = backend.get_added_tokens_decoder()
+    own = {token.content: token for token in by_id.values()}
     special = {token.content for token in (*stated.named.values(), *stated.listed)}
     special.update(text for text, token in own.items() if token.special)
     for index, token in stated.numbered:
-        taken = backend.id_to_token(index) if index < 1 << 32 else None
+        taken = None
+        if index < 1 << 32:  # not id_to_token of the backend: from tokenizers 0.23 on, that normalizes added tokens
+            taken = by_id[index].content if index in by_id else backend.model.id_to_token(index)
         if taken is not None and taken != token.content:
             raise _contradiction(stated.source, token.content, index, f"there it belongs to {taken!r}")
     described = {token.content: token for _, token in stated.numbered}

@@ -138,7 +138,8 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str | None:
         """The token as written in the vocabulary; None if there is no token with this id."""
-        text: str | None = self._backend.id_to_token(token_id)
+        added = self._added.get(token_id)
+        text: str | None = self._backend.id_to_token(token_id) if added is None else added.content
         return text
 
     def to_json(self, size: int | None = None) -> str:
@@ -156,7 +157,12 @@ class Tokenizer:
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """The ids that `decode` omits with skip_special_tokens."""
-        return frozenset(index for index, token in self._backend.get_added_tokens_decoder().items() if token.special)
+        return frozenset(index for index, token in self._added.items() if token.special)
+
+    @cached_property
+    def _added(self) -> dict[int, tokenizers.AddedToken]:
+        # From tokenizers 0.23 on, id_to_token applies the normalizer to added tokens with `normalized`.
+        return self._backend.get_added_tokens_decoder()
 
     @cached_property
     def _not_skipped(self) -> frozenset[int]:
