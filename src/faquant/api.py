@@ -8,6 +8,7 @@ from typing import Literal
 from . import search
 from .checkpoint.files import read_object
 from .checkpoint.model_config import load_config
+from .checkpoint.side_files import has_side_file
 from .checkpoint.tensors import TensorFiles
 from .checkpoint.unfinished import remove_remains
 from .checkpoint.write import prepared
@@ -174,7 +175,7 @@ def _calibration_of(source: Path, calibration: str | Path) -> tuple[Tokenizer | 
     config = load_config(source)
     builtin = str(calibration) == "builtin"
     records = calibrating.builtin_records() if builtin else calibrating.read_records(Path(calibration))
-    tokenizer = Tokenizer.from_directory(source) if (source / "tokenizer.json").is_file() else None
+    tokenizer = Tokenizer.from_directory(source) if has_side_file(source, "tokenizer.json") else None
     limit = min(MAX_PROMPT_TOKENS, config.max_position)
     return tokenizer, calibrating.tokenize_records(records, tokenizer, config.vocab_size, limit, config.max_position)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faquant.checkpoint.json_object import MAX_JSON_BYTES
+from faquant.checkpoint.files import MAX_JSON_BYTES
 from faquant.checkpoint.model_config import load_config, parse_config
 from faquant.errors import CheckpointError, FaquantError
 from oracles.configs import LLAMA

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ import torch
 from faquant.checkpoint import write
 from faquant.checkpoint.shards import ShardWriter, write_json
 from faquant.checkpoint.tensors import TensorFiles
-from faquant.checkpoint.write import copy_side_files, output_directory
+from faquant.checkpoint.write import output_directory
 from faquant.errors import CheckpointError, FaquantError, OutputError
 
 
@@ -237,44 +236,3 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     with output_directory(target) as partial:  # leftovers do not disturb the next run
         (partial / "file").touch()
     assert names(target) == ["file"]
-
-
-def test_copy_side_files(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    wanted = ["LICENSE", "LICENSE.txt", "NOTICE.md", "chat_template.jinja", "generation_config.json", "tokenizer.json"]
-    unwanted = ["LICENSE.py", "NOTICE.pkl", "config.json", "modeling_x.py", "pytorch_model.bin", "model.safetensors"]
-    for name in wanted + unwanted:
-        (source / name).write_text(name)
-        (source / name).chmod(0o400)
-    (source / "LICENSES").mkdir()
-    (source / "vocab.json").symlink_to("tokenizer.json")
-    assert copy_side_files(source, target) == sorted([*wanted, "vocab.json"])
-    assert names(target) == sorted([*wanted, "vocab.json"])
-    assert (target / "vocab.json").read_text() == "tokenizer.json"
-    assert not (target / "vocab.json").is_symlink()
-    assert (target / "LICENSE").stat().st_mode & 0o200
-
-
-def test_side_files_that_are_not_copied(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    (tmp_path / "secret").write_text("x")
-    path = source / "tokenizer.json"
-    path.symlink_to("../secret")
-    with pytest.raises(CheckpointError, match="leads out"):
-        copy_side_files(source, target)
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(CheckpointError, match="regular file"):
-        copy_side_files(source, target)
-    path.unlink()
-    path.touch()
-    os.truncate(path, 100 << 30)
-    begin = time.monotonic()
-    with pytest.raises(CheckpointError, match="larger than"):
-        copy_side_files(source, target)
-    assert time.monotonic() - begin < 2
-    assert names(target) == []

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from faquant.checkpoint.tensors import TensorFiles
 from faquant.cli.main import run
 from faquant.cli.sizes import parse_size, show_size
 from faquant.errors import UsageError
@@ -312,6 +313,46 @@ def test_wrong_use_is_one_clear_paragraph(
     assert word.format(**places) in message
     assert "Traceback" not in message
     assert not (tmp_path / "out").exists()
+
+
+NEED_A_TOKENIZER = {
+    "generate": ["generate", "{model}", "Hi"],
+    "chat": ["chat", "{model}"],
+    "serve": ["serve", "{model}", "--port", "0"],
+    "bench": ["bench", "{model}"],
+    "inspect": ["inspect", "{model}"],
+    "quantize": ["quantize", "{model}", "-o", "{out}"],
+    "quantize again": ["quantize", "{model}", "-o", "{quantized}"],
+    "auto": ["quantize", "{model}", "-o", "{out}", "--recipe", "auto"],
+    "evaluate": ["evaluate", "{quantized}", "--against", "{model}"],
+}
+
+
+@pytest.mark.parametrize("case", NEED_A_TOKENIZER)
+def test_a_damaged_tokenizer_is_reported_before_any_weights_are_opened(
+    case: str,
+    source: Path,
+    quantized: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = shutil.copytree(source, tmp_path / "model")
+    (model / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes()[:-9])
+    monkeypatch.setattr(TensorFiles, "open", lambda *_: pytest.fail("weights were opened"))
+    places = {"model": model, "quantized": quantized, "out": tmp_path / "out"}
+    assert run([argument.format(**places) for argument in NEED_A_TOKENIZER[case]]) == 1
+    assert f"{model / 'tokenizer.json'} cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_without_a_tokenizer_can_be_inspected(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(source, tmp_path / "model")
+    (model / "tokenizer.json").unlink()
+    assert run(["inspect", str(model)]) == 0
+    assert "times as many tokens fit" in capsys.readouterr().out
 
 
 def test_plan_says_what_fits(quantized: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:

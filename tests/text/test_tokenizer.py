@@ -62,10 +62,60 @@ def test_bos_as_in_transformers(make_directory: Make, processor: str, flag: bool
     backend.save(str(directory / "tokenizer.json"))
     ids = Tokenizer.from_directory(directory).encode("hello")
     if processor == "none" and flag:
-        # transformers 5 ignores add_bos_token if there is a tokenizer.json; here, nothing else says whether to add BOS.
+        # transformers ignores add_bos_token for this class; here, nothing else says whether to add BOS.
         assert ids == [1, *oracle_of(directory).encode("hello")]
     else:
         assert ids == oracle_of(directory).encode("hello")
+
+
+FLAGS: list[dict[str, bool]] = [
+    {},
+    {"add_bos_token": True},
+    {"add_bos_token": False},
+    {"add_bos_token": True, "add_eos_token": True},
+    {"add_eos_token": True},
+    {"add_bos_token": False, "add_eos_token": True},
+]
+
+
+@pytest.mark.parametrize("processor", ["none", "byte_level", "bos"])
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        # As transformers 4.57.3 encodes. It adds BOS without a flag too; there, the post-processor decides here.
+        ("LlamaTokenizerFast", ["", "B", "", "B E", "B E", " E"]),
+        ("LlamaTokenizer", ["", "B", "", "B E", "B E", " E"]),
+        (None, ["", "B", "", "B E", "B E", " E"]),  # config.json says llama
+        ("GPTNeoXTokenizerFast", ["", "B", "", "B E", " E", " E"]),
+    ],
+)
+def test_the_flags_of_classes_that_obey_them_in_transformers_4(
+    make_directory: Make, processor: str, name: str | None, wanted: list[str]
+) -> None:
+    for flags, added in zip(FLAGS, wanted, strict=True):
+        directory = make_directory({**flags, "tokenizer_class": name}, config={"model_type": "llama"})
+        backend = Backend.from_file(str(directory / "tokenizer.json"))
+        plain = backend.encode("hello", add_special_tokens=False).ids
+        if processor == "byte_level":
+            backend.post_processor = processors.ByteLevel(trim_offsets=False)
+        elif processor == "bos":
+            backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        backend.save(str(directory / "tokenizer.json"))
+        if not flags:
+            added = "B" if processor == "bos" else ""
+        ours = Tokenizer.from_directory(directory)
+        assert ours.encode("hello") == [1] * ("B" in added) + plain + [2] * ("E" in added)
+        assert ours.encode("hello", add_special_tokens=False) == plain
+
+
+def test_a_chat_template_that_writes_bos_gets_no_second_one(make_directory: Make) -> None:
+    template = "{{ bos_token }}{{ messages[0].content }}"
+    directory = make_directory(
+        {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "chat_template": template}
+    )
+    ours = Tokenizer.from_directory(directory)
+    assert ours.encode("hello")[0] == 1
+    assert ours.encode_chat([{"role": "user", "content": "hello"}]) == ours.encode("hello")
 
 
 def test_truncation_and_padding_of_the_file_do_not_apply(make_directory: Make) -> None:
@@ -90,15 +140,19 @@ def test_eos_is_the_union_in_order(make_directory: Make) -> None:
     assert ours.special_tokens == {"bos_token": "<s>", "eos_token": "<|im_end|>"}
 
 
-def test_special_tokens_map_is_the_older_source(make_directory: Make) -> None:
+@pytest.mark.parametrize("described", [False, True])
+def test_special_tokens_map_counts_unless_the_config_describes_its_tokens(
+    make_directory: Make, described: bool
+) -> None:
     directory = make_directory(
-        {"bos_token": None},
+        {"bos_token": None, **({"added_tokens_decoder": {}} if described else {})},
         special_tokens_map={"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": {"content": "</s>"}},
     )
-    ours = Tokenizer.from_directory(directory)
-    assert ours.special_tokens == {"eos_token": "</s>", "pad_token": "</s>"}
-    assert ours.bos_token_id is None
-    assert ours.eos_token_ids == (2,)
+    ours, oracle = Tokenizer.from_directory(directory), oracle_of(directory)
+    named = {name: token for name, token in oracle.special_tokens_map.items() if token is not None}
+    assert ours.special_tokens == named
+    assert ours.bos_token_id == (None if described else 1)
+    assert ours.eos_token_ids == ((2,) if described else (4,))
 
 
 def test_a_bare_tokenizer_json_is_enough(make_directory: Make) -> None:
@@ -178,7 +232,7 @@ def test_a_damaged_byte_never_escapes_as_another_error(
 def test_a_huge_tokenizer_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "tokenizer.json", "wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(CheckpointError, match="1073741824 bytes"):
+    with pytest.raises(CheckpointError, match="larger than the limit of 268435456 bytes"):
         Tokenizer.from_directory(tmp_path)
 
 

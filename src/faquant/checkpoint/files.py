@@ -31,7 +31,9 @@ def regular_file(directory: Path, name: str) -> Path:
         root, resolved = directory.resolve(strict=True), path.resolve(strict=True)
         mode = resolved.stat().st_mode
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. Is the download complete?") from None
+        raise CheckpointError(
+            f"{path} does not exist. Is this a Hugging Face model directory, and is the download complete?"
+        ) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     if not stat.S_ISREG(mode):
@@ -42,22 +44,38 @@ def regular_file(directory: Path, name: str) -> Path:
     return resolved
 
 
-def read_object(directory: Path, name: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read the JSON object in `directory`/`name`.
+def read_bytes(directory: Path, name: str, limit: int) -> bytes:
+    """Read `directory`/`name`.
 
     Raises:
-        CheckpointError: as `regular_file`; or the file is larger than `limit` bytes, is not a JSON object, or has a
-            duplicate key.
+        CheckpointError: as `regular_file`; or the file is larger than `limit` bytes or cannot be read.
     """
     path = directory / name
-    resolved = regular_file(directory, name)
     try:
-        with resolved.open("rb") as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise CheckpointError(f"{path} is larger than the limit of {limit} bytes for such files.")
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        with regular_file(directory, name).open("rb") as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise CheckpointError(f"{path} is larger than the limit of {limit} bytes for such files.")
+            return file.read(limit)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+
+
+def read_object(
+    directory: Path, name: str, limit: int = MAX_JSON_BYTES, *, last_value_counts: bool = False
+) -> dict[str, Any]:
+    """Read the JSON object in `directory`/`name`. A byte order mark is ignored, as RFC 8259 allows.
+
+    Args:
+        last_value_counts: accept duplicate keys, as transformers does in its own files.
+
+    Raises:
+        CheckpointError: as `read_bytes`; or the file is not a JSON object, or has a duplicate key.
+    """
+    path = directory / name
+    data = read_bytes(directory, name, limit)
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=None if last_value_counts else unique_keys)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}.")

@@ -1,39 +1,13 @@
-"""JSON objects from untrusted files: reading with a size limit, and typed access to their fields."""
+"""Typed access to the fields of JSON objects from untrusted files."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 
-MAX_JSON_BYTES = 4 << 20
 LARGEST_INTEGER = (1 << 31) - 1
 _LARGEST_NUMBER = 1e18
 _SMALLEST_NUMBER = 1e-18  # within these bounds, RoPE's arithmetic does not overflow
-
-
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON object from `path`.
-
-    Raises:
-        CheckpointError: the file is missing, larger than `limit` bytes, or not a JSON object.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} is not a regular file. Put the file itself there.")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise CheckpointError(f"{path} is larger than the limit of {limit} bytes for such files.")
-        value = json.loads(data.decode("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. Is this a Hugging Face model directory?") from None
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
-    return value
 
 
 def shown(value: object) -> str:

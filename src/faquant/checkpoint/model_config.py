@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..errors import CheckpointError, UnsupportedError, UsageError
-from .json_object import LARGEST_INTEGER, JsonObject, read_json, shown
+from .files import read_object
+from .json_object import LARGEST_INTEGER, JsonObject, shown
 from .rope_config import RopeConfig, parse_rope
 
 MODEL_TYPES = {
@@ -128,8 +129,12 @@ def load_config(directory: Path) -> ModelConfig:
         )
     if not is_directory:
         raise CheckpointError(f"{str(directory)[:200]} is not a directory. Pass a Hugging Face model directory.")
-    path = directory / "config.json"
-    return parse_config(read_json(path), str(path))
+    return parse_config(read_config(directory), str(directory / "config.json"))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The JSON object of config.json. Raises: CheckpointError: it cannot be read."""
+    return read_object(directory, "config.json", last_value_counts=True)
 
 
 def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:

@@ -11,27 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, OutputError, UnsupportedError
-from .files import list_names, read_object, regular_file
+from .files import read_object
 
 if TYPE_CHECKING:
     import torch
 
     from .shards import ShardWriter
-
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
-LEGAL_PREFIXES, LEGAL_SUFFIXES = ("LICENSE", "NOTICE"), ("", ".txt", ".md", ".rst")
-MAX_SIDE_FILE_BYTES = 256 << 20
 
 
 @contextmanager
@@ -69,35 +54,6 @@ def output_directory(
     finally:
         # After the swap it does not exist.
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def copy_side_files(source: Path, target: Path) -> list[str]:
-    """Copy tokenizer, chat template, generation config, license and notice files; return their names, sorted.
-
-    Code, pickles and directories are never copied.
-
-    Raises:
-        CheckpointError: such a file is not a regular file, is a symlink out of `source`, or is larger than 256 MiB.
-        OSError: the copy cannot be written.
-    """
-    names = side_files(source)
-    for name in names:
-        shutil.copyfile(regular_file(source, name), target / name)
-    return names
-
-
-def side_files(source: Path) -> list[str]:
-    """The files of `source` that copy_side_files copies. Raises: as copy_side_files."""
-    found = []
-    for name in sorted(list_names(source)):
-        legal = name.startswith(LEGAL_PREFIXES) and Path(name).suffix.lower() in LEGAL_SUFFIXES
-        if name not in SIDE_FILES and not (legal and not (source / name).is_dir()):
-            continue
-        path = regular_file(source, name)
-        if path.stat().st_size > MAX_SIDE_FILE_BYTES:
-            raise CheckpointError(f"{source / name} is larger than {MAX_SIDE_FILE_BYTES} bytes. Remove or replace it.")
-        found.append(name)
-    return found
 
 
 def check_storable(name: str, tensor: "torch.Tensor") -> None:

@@ -61,7 +61,8 @@ def bench(
     raise_on_signals()
     if requests and max_position <= 2 * LONGEST_ANSWER:
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests; use --requests 0.")
-    model, tokenizer = load(directory), Tokenizer.from_directory(directory)
+    tokenizer = Tokenizer.from_directory(directory)  # before the weights, which take long
+    model = load(directory)
     own = FLOAT if model.is_float else INT8
     systems = {own: Sequences(model), BFLOAT16: Sequences(model, "bfloat16")}
     engines = {

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..checkpoint.model_config import load_config
+from ..checkpoint.side_files import has_side_file
 from ..progress import progress_bar
 from .console import print_json
 from .interrupts import raise_on_signals
@@ -28,7 +29,10 @@ def inspect(
     """Show how each module is quantized, the size of each part, and the cache size per token."""
     load_config(directory)
     from ..model.inspection import inspect as run  # slow to import, so check the directory first
+    from ..text.tokenizer import Tokenizer
 
+    if has_side_file(directory, "tokenizer.json"):
+        Tokenizer.from_directory(directory)  # nothing of it is shown, but a damaged one is an error
     inspection = run(directory)
     fit = _measured(directory) if check else None
     if json:

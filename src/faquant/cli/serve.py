@@ -122,7 +122,8 @@ def serve(
     from ..server.service import Service
     from ..text.tokenizer import Tokenizer
 
-    engine = Engine(load(directory), Tokenizer.from_directory(directory), engine_config)
+    tokenizer = Tokenizer.from_directory(directory)  # before the weights, which take long
+    engine = Engine(load(directory), tokenizer, engine_config)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     service = Service(AsyncEngine(engine), config)
     _print_table(service, address)

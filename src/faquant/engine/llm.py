@@ -8,6 +8,7 @@ from operator import index
 from pathlib import Path
 from typing import Any, cast
 
+from ..checkpoint.model_config import load_config
 from ..errors import UnsupportedError, UsageError
 from ..model.load import Model, load
 from ..progress import Update, progress_bar
@@ -48,8 +49,9 @@ class LLM:
             )
         config = EngineConfig(**options)
         path = Path(directory)
+        load_config(path)
+        self.tokenizer = Tokenizer.from_directory(path)  # before the weights, which take long
         self.model: Model = load(path)
-        self.tokenizer = Tokenizer.from_directory(path)
         self.engine = Engine(self.model, self.tokenizer, config)
 
     def generate(

@@ -84,11 +84,12 @@ def evaluate(
         UsageError: the directories do not belong together, or there is nothing to measure.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
+    tokenizer = Tokenizer.from_directory(against)  # before the weights, which take long
     model, source = load(directory, lazy=True), load_float(against, lazy=True, backend=make_backend("torch"))
     fingerprint = _check_pair(directory, against, model, source)
     if not texts:
         raise UsageError("There is no text to measure on.")
-    encode = partial(_encode, Tokenizer.from_directory(against), source.config, against)
+    encode = partial(_encode, tokenizer, source.config, against)
     ids = {name: encode(text) for name, text in texts.items()}
     models = {_FLOAT: source, **variants(model, source)}
     if len(models) == 1:

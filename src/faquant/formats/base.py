@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..checkpoint.json_object import read_json
-from ..checkpoint.model_config import ModelConfig, load_config
+from ..checkpoint.model_config import ModelConfig, load_config, read_config
 from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, FaquantError, UnsupportedError
 from ..kernels.arrays import Stored
@@ -38,7 +37,7 @@ class Source:
     def of(cls, directory: Path) -> "Source":
         """Raises: CheckpointError, UnsupportedError: config.json or the description is invalid."""
         config = load_config(directory)
-        return cls(directory, config, read_json(directory / "config.json"), read_description(directory))
+        return cls(directory, config, read_config(directory), read_description(directory))
 
     @property
     def quantization(self) -> Mapping[str, Any]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.shards import ShardWriter, write_json
-from ..checkpoint.write import add_all, copy_side_files, output_directory
+from ..checkpoint.side_files import copy_side_files
+from ..checkpoint.write import add_all, output_directory
 from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
 from ..formats.base import QUANTIZATION_KEYS, Opened, norm_names

@@ -17,8 +17,9 @@ from torch import Tensor
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.pieces import Keep, Pieces
 from ..checkpoint.shards import ShardWriter, write_json
+from ..checkpoint.side_files import copy_side_files, side_files
 from ..checkpoint.unfinished import Unfinished, unfinished_directory
-from ..checkpoint.write import add_all, copy_side_files, side_files
+from ..checkpoint.write import add_all
 from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
 from ..formats.faquant.metadata import Metadata

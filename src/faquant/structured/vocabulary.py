@@ -31,7 +31,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         try:
             self.backend = LLTokenizer(
-                tokenizer.to_json(), n_vocab=size, eos_token=list(tokenizer.eos_token_ids) or None
+                tokenizer.to_json(size), n_vocab=size, eos_token=list(tokenizer.eos_token_ids) or None
             )
         except ValueError as error:
             raise UnsupportedError(f"Structured output is not possible with this tokenizer: {error}.") from None

@@ -9,7 +9,7 @@ from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 
-from ..checkpoint.json_object import read_json
+from ..checkpoint.side_files import read_side_file, read_side_object, template_files
 from ..errors import CheckpointError, UnsupportedError, UsageError
 from .template_sandbox import Budget, TemplateEnvironment, TemplateRefusalError
 
@@ -133,22 +133,22 @@ class ChatTemplates:
 
 
 def load_chat_templates(directory: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplates:
-    """Load the templates. chat_template.jinja overrides tokenizer_config.json, which overrides chat_template.json.
+    """Load the templates. chat_template.jinja and additional_chat_templates/NAME.jinja override tokenizer_config.json,
+    which overrides chat_template.json.
 
     Raises:
         CheckpointError: a file cannot be read or has the wrong shape.
         UnsupportedError: a template is too large.
     """
     templates: dict[str, ChatTemplate] = {}
-    json_path = directory / "chat_template.json"
-    if json_path.is_file():
-        _collect(templates, read_json(json_path).get("chat_template"), json_path)
+    older = "chat_template.json"
+    _collect(templates, read_side_object(directory, older).get("chat_template"), directory / older)
     _collect(templates, tokenizer_config.get("chat_template"), directory / "tokenizer_config.json")
-    for path in sorted(directory.glob("additional_chat_templates/*.jinja")):
-        templates[path.stem] = ChatTemplate(_read_text(path), str(path))
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        templates["default"] = ChatTemplate(_read_text(path), str(path))
+    for file in (*template_files(directory), "chat_template.jinja"):
+        source = _read_text(directory, file)
+        if source is not None:
+            name = "default" if file == "chat_template.jinja" else Path(file).stem
+            templates[name] = ChatTemplate(source, str(directory / file))
     return ChatTemplates(templates, directory)
 
 
@@ -165,13 +165,12 @@ def _collect(templates: dict[str, ChatTemplate], value: object, path: Path) -> N
         templates[name] = ChatTemplate(source, str(path))
 
 
-def _read_text(path: Path) -> str:
+def _read_text(directory: Path, name: str) -> str | None:
+    data = read_side_file(directory, name)
     try:
-        if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise UnsupportedError(f"{path} is larger than {MAX_TEMPLATE_BYTES} bytes, which is not supported.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+        return None if data is None else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{directory / name} cannot be read: {error}.") from None
 
 
 def _check_messages(messages: object) -> list[dict[str, Any]]:

@@ -1,19 +1,29 @@
 """The tokenizer of a checkpoint (tokenizer.json): text to token ids and back."""
 
+import codecs
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from ..checkpoint.json_object import read_json
+from ..checkpoint.files import read_object
+from ..checkpoint.side_files import has_side_file, read_side_file, read_side_object
 from ..errors import CheckpointError, UsageError
+from .added_tokens import add_stated_tokens, read_stated_tokens
 from .chat_template import ChatTemplates, load_chat_templates
 
-MAX_TOKENIZER_BYTES = 256 << 20
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_OBEDIENT_CLASSES = {
+    "CodeLlamaTokenizer": True,
+    "CohereTokenizer": True,
+    "GPTNeoXTokenizer": False,
+    "GemmaTokenizer": True,
+    "LlamaTokenizer": True,
+}
+"""transformers' classes whose add_bos_token and add_eos_token replace the post-processor, up to version 4; and whether
+they add BOS by default."""
 
 
 class Tokenizer:
@@ -33,13 +43,11 @@ class Tokenizer:
         eos_token_ids: Sequence[int],
         bos_token_id: int | None,
         chat_templates: ChatTemplates,
-        prepend_bos: bool = False,
     ) -> None:
         backend.no_truncation()  # tokenizer.json may contain settings from training
         backend.no_padding()
         self._backend = backend
         self._chat_templates = chat_templates
-        self._prepend_bos = prepend_bos and bos_token_id is not None
         self.special_tokens = dict(special_tokens)
         self.eos_token_ids = tuple(dict.fromkeys(eos_token_ids))
         self.bos_token_id = bos_token_id
@@ -48,35 +56,32 @@ class Tokenizer:
     def from_directory(cls, directory: Path) -> "Tokenizer":
         """Read the tokenizer of a Hugging Face model directory.
 
-        As in transformers 5, the post-processor in tokenizer.json determines which special tokens `encode` adds. If
-        there is none, add_bos_token in tokenizer_config.json does.
+        Tokens that only other files name are added (`added_tokens`). The post-processor in tokenizer.json determines
+        which special tokens `encode` adds, unless add_bos_token or add_eos_token in tokenizer_config.json do:
+        transformers 4 obeyed them if tokenizer_class is one of Llama's, and transformers 5 does not write them. If
+        there is no post-processor, add_bos_token counts for every class.
 
         Raises:
             CheckpointError: tokenizer.json is missing, damaged or too large, or another file contradicts it.
             UnsupportedError: a chat template is too large.
         """
         backend = _read_backend(directory)
-        config = _optional_json(directory / "tokenizer_config.json")
-        special = _special_tokens(config, _optional_json(directory / "special_tokens_map.json"), directory)
-        _mark_special(backend, special.values())
+        config = read_side_object(directory, "tokenizer_config.json")
+        stated = read_stated_tokens(directory, config)
+        add_stated_tokens(backend, stated)
+        special = {name: token.content for name, token in stated.named.items()}
+        has_config = has_side_file(directory, "config.json")
+        model = read_object(directory, "config.json", last_value_counts=True) if has_config else {}
+        generation = read_side_object(directory, "generation_config.json")
         eos: list[int] = []
         bos: list[int] = []
-        for name in ("config.json", "generation_config.json"):
-            table = _optional_json(directory / name)
+        for table, name in ((model, "config.json"), (generation, "generation_config.json")):
             eos += _token_ids(table, "eos_token_id", directory / name)
             bos += _token_ids(table, "bos_token_id", directory / name)
-        if "eos_token" in special:
-            eos.append(_known_id(backend, special["eos_token"], "eos_token", directory))
-        if "bos_token" in special:
-            bos.insert(0, _known_id(backend, special["bos_token"], "bos_token", directory))
-        return cls(
-            backend,
-            special,
-            eos,
-            bos[0] if bos else None,
-            load_chat_templates(directory, config),
-            prepend_bos=config.get("add_bos_token") is True and backend.post_processor is None,
-        )
+        bos = _ids_of(backend, special.get("bos_token")) + bos
+        end = _ids_of(backend, special.get("eos_token"))
+        _obey_flags(backend, config, model, {"bos": bos[:1], "eos": end})
+        return cls(backend, special, eos + end, bos[0] if bos else None, load_chat_templates(directory, config))
 
     @cached_property
     def vocab_size(self) -> int:
@@ -110,14 +115,12 @@ class Tokenizer:
         try:
             # Unlike `encode`, this releases the GIL.
             (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-            ids: list[int] = encoded.ids
         except TypeError:
             half = next((place for place, mark in enumerate(text) if "\ud800" <= mark <= "\udfff"), None)
             raise UsageError(
                 f"The text is not valid Unicode: character {half} is an unpaired surrogate. Remove it."
             ) from None
-        if add_special_tokens and self._prepend_bos and self.bos_token_id is not None:
-            ids.insert(0, self.bos_token_id)
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -127,23 +130,44 @@ class Tokenizer:
             UsageError: an id is negative, 2^32 or larger, or not an integer.
         """
         try:
+            if skip_special_tokens and self._not_skipped:
+                ids = [index for index in ids if index not in self._not_skipped]
             return str(self._backend.decode(ids, skip_special_tokens=skip_special_tokens))
         except (TypeError, OverflowError):
             raise UsageError("Token ids to decode must be integers from 0 to 2^32 - 1.") from None
 
     def token_text(self, token_id: int) -> str | None:
         """The token as written in the vocabulary; None if there is no token with this id."""
-        text: str | None = self._backend.id_to_token(token_id)
+        added = self._added.get(token_id)
+        text: str | None = self._backend.id_to_token(token_id) if added is None else added.content
         return text
 
-    def to_json(self) -> str:
-        """The tokenizer in the format of tokenizer.json, with the named special tokens marked as special."""
-        return str(self._backend.to_str())
+    def to_json(self, size: int | None = None) -> str:
+        """The tokenizer in the format of tokenizer.json, with the added tokens of all files.
+
+        size: leave out added tokens whose ids are not smaller, for a model whose vocabulary has no place for them.
+        """
+        text = str(self._backend.to_str())
+        if size is None or self.vocab_size <= size:
+            return text
+        table = json.loads(text)
+        table["added_tokens"] = [token for token in table["added_tokens"] if token["id"] < size]
+        return json.dumps(table)
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """The ids that `decode` omits with skip_special_tokens."""
-        return frozenset(index for index, token in self._backend.get_added_tokens_decoder().items() if token.special)
+        return frozenset(index for index, token in self._added.items() if token.special)
+
+    @cached_property
+    def _added(self) -> dict[int, tokenizers.AddedToken]:
+        # From tokenizers 0.23 on, id_to_token applies the normalizer to added tokens with `normalized`.
+        return self._backend.get_added_tokens_decoder()
+
+    @cached_property
+    def _not_skipped(self) -> frozenset[int]:
+        # tokenizers 0.23 shows special tokens with `normalized` if the normalizer changes their text.
+        return frozenset(index for index in self.special_token_ids if self._backend.decode([index]))
 
     @cached_property
     def decoder_description(self) -> Mapping[str, Any] | None:
@@ -187,57 +211,48 @@ class Tokenizer:
 
 def _read_backend(directory: Path) -> tokenizers.Tokenizer:
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    content = read_side_file(directory, path.name)
+    if content is None:
         raise CheckpointError(
             f"{directory} has no tokenizer.json. Copy it from the original model. If that has only tokenizer.model or "
             "vocab.json, convert it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
         )
-    size = path.stat().st_size
-    if size > MAX_TOKENIZER_BYTES:
-        raise CheckpointError(f"{path} has {size} bytes; the limit is {MAX_TOKENIZER_BYTES}.")
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_buffer(content.removeprefix(codecs.BOM_UTF8))
     except Exception as error:  # the library raises plain Exception for all errors
         raise CheckpointError(f"{path} cannot be read by the library tokenizers: {error}.") from None
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path, MAX_TOKENIZER_BYTES) if path.is_file() else {}
+def _ids_of(backend: tokenizers.Tokenizer, text: str | None) -> list[int]:
+    index = None if text is None else backend.token_to_id(text)
+    return [] if index is None else [index]
 
 
-def _special_tokens(config: Mapping[str, Any], older: Mapping[str, Any], directory: Path) -> dict[str, str]:
-    """The named special tokens; tokenizer_config.json overrides special_tokens_map.json."""
-    found: dict[str, str] = {}
-    for table, name in ((older, "special_tokens_map.json"), (config, "tokenizer_config.json")):
-        for key in NAMED_TOKENS:
-            if key not in table:
-                continue
-            value = table[key]
-            text = value.get("content") if isinstance(value, dict) else value
-            if text is None and value is None:
-                found.pop(key, None)
-            elif isinstance(text, str):
-                found[key] = text
-            else:
-                raise CheckpointError(f"{directory / name}: {key} must be a token's text or an object with content.")
-    return found
+def _obey_flags(
+    backend: tokenizers.Tokenizer,
+    config: Mapping[str, Any],
+    model: Mapping[str, Any],
+    ids: Mapping[str, list[int]],
+) -> None:
+    """Replace the post-processor if add_bos_token and add_eos_token count; `from_directory` says when they do.
 
-
-def _mark_special(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> None:
-    """Mark the named special tokens as special, even if tokenizer.json does not, so that `decode` can skip them."""
-    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    missing = [text for text in dict.fromkeys(texts) if text not in special and backend.token_to_id(text) is not None]
-    backend.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in missing])
-
-
-def _known_id(backend: tokenizers.Tokenizer, text: str, name: str, directory: Path) -> int:
-    index: int | None = backend.token_to_id(text)
-    if index is None:
-        raise CheckpointError(
-            f"{directory}: the {name} {text!r} of tokenizer_config.json or special_tokens_map.json is not in "
-            "tokenizer.json. The files are of different models; copy all of them from one."
-        )
-    return index
+    ids: of "bos" and "eos"; empty if the model has none.
+    """
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    if name is None and model.get("model_type") in ("llama", "mistral"):
+        name = "LlamaTokenizer"
+    default = _OBEDIENT_CLASSES.get(str(name).removesuffix("Fast"))
+    if default is not None and ("add_bos_token" in config or "add_eos_token" in config):
+        adds_bos, adds_eos = config.get("add_bos_token", default) is True, config.get("add_eos_token") is True
+    elif backend.post_processor is None:
+        adds_bos, adds_eos = config.get("add_bos_token") is True, False
+    else:
+        return
+    added = [kind for kind, wanted in (("bos", adds_bos), ("eos", adds_eos)) if wanted and ids[kind]]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=[kind for kind in ("bos", "$A", "eos") if kind == "$A" or kind in added],
+        special_tokens=[{"id": kind, "ids": ids[kind], "tokens": [kind]} for kind in added],
+    )
 
 
 def _token_ids(table: Mapping[str, Any], key: str, path: Path) -> list[int]:
