@@ -19,6 +19,7 @@ from faquant.evaluation.divergence import window_logits
 from faquant.formats import format_of, open_checkpoint
 from faquant.formats.base import Opened, Source
 from faquant.kernels.cpu import CpuBackend
+from faquant.model.inspection import inspect
 from faquant.model.load import load
 from oracles.interop import DATA, TOKENS, Tensors, divergence, edited, logits_over_cache, rms
 
@@ -455,3 +456,32 @@ def test_the_format_knows_itself(path: Path) -> None:
     opened: Opened = open_checkpoint(path.parent)
     assert opened.format == FORMATS.get(name.partition("-")[0], name.partition("-")[0])
     assert opened.is_float == (opened.format == "float")
+
+
+@pytest.mark.parametrize("name", ["float", "llmc-w8a8-kv", "quark-kv-tensor-asym", "msms-fa3-int8"])
+def test_values_that_are_not_finite_are_found_before_anything_is_loaded(name: str, tmp_path: Path) -> None:
+    key = "model.norm.weight"
+    directory = edited(name, tmp_path / "model", lambda tensors: tensors.update({key: torch.full((64,), torch.nan)}))
+    with pytest.raises(CheckpointError, match=f"{key} holds NaN"):
+        inspect(directory)
+    with pytest.raises(CheckpointError, match=f"{key} holds NaN"):
+        open_checkpoint(directory).check_values()
+
+
+def test_large_checkpoints_are_not_searched_by_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faquant.formats.base.MAX_CHECKED_BYTES", 1000)
+    assert not inspect(DATA / "float").values_checked
+    monkeypatch.undo()
+    assert inspect(DATA / "float").values_checked
+
+
+def test_tables_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
+    """llm-compressor writes uninitialized memory as q_scale."""
+    keys = [f"model.layers.{layer}.self_attn.q_scale" for layer in range(2)]
+    directory = edited(
+        "llmc-attn-attn_head-sym-stat",
+        tmp_path / "model",
+        lambda tensors: tensors.update({key: torch.full((4, 1, 1), torch.nan, dtype=torch.bfloat16) for key in keys}),
+    )
+    assert set(keys) <= set(inspect(directory).ignored)
+    assert same_logits(directory, DATA / "llmc-attn-attn_head-sym-stat")

@@ -104,5 +104,7 @@ def _print(inspection: "Inspection") -> None:
     )
     for note in inspection.notes:
         console.print(note, highlight=False, soft_wrap=True)
+    if not inspection.values_checked:
+        console.print("The tensors are large and were not searched for NaN; --check reads them.", soft_wrap=True)
     if inspection.ignored:
         console.print(f"Ignored, since they have no use: {', '.join(inspection.ignored)}", soft_wrap=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..checkpoint.model_config import ModelConfig, load_config, read_config
-from ..checkpoint.tensors import TensorFiles
+from ..checkpoint.tensors import FLOAT_DTYPES, TensorFiles
 from ..errors import CheckpointError, FaquantError, UnsupportedError
 from ..kernels.arrays import Stored
 from ..kernels.scheme import AttentionScheme
@@ -19,6 +19,9 @@ from ..kernels.tables import INPUT_STEPS, FloatTable, LinearTable
 from .checked import Checked
 from .faquant.metadata import Metadata
 from .msmodelslim.description import Description, read_description
+
+MAX_CHECKED_BYTES = 4 << 30
+"""Larger checkpoints are checked tensor by tensor while they are loaded, so that they are read from disk only once."""
 
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 """Where config.json describes a quantization; the second in files of old versions of compressed-tensors."""
@@ -135,6 +138,21 @@ class Opened(ABC):
         Raises:
             CheckpointError: its values are invalid.
         """
+
+    def check_values(self) -> bool:
+        """Check that no float tensor holds NaN or infinity, before anything is computed from the first ones; False: not
+        done, because the tensors are larger than MAX_CHECKED_BYTES.
+
+        Raises:
+            CheckpointError: one does; or a tensor cannot be read.
+        """
+        if self.files.total_bytes > MAX_CHECKED_BYTES:
+            return False
+        ignored = set(self.ignored)
+        for name, dtype in self.files.dtypes().items():
+            if dtype in FLOAT_DTYPES and name not in ignored:
+                self.checked.finite(name)
+        return True
 
     def tensor(self, name: str) -> Stored:
         """A float tensor such as `model.norm.weight`. Raises: CheckpointError: it holds NaN or infinity."""

@@ -24,6 +24,7 @@ class Checked:
 
     def __init__(self, files: Tensors) -> None:
         self.files = files
+        self._finite: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -48,10 +49,11 @@ class Checked:
         return self.files.get(name)
 
     def finite(self, name: str, shape: tuple[int, ...] | None = None) -> Stored:
-        """As get; the values must be finite."""
+        """As get; the values must be finite, which is checked once."""
         value = self.get(name, shape)
-        if not is_finite(value):
+        if name not in self._finite and not is_finite(value):
             raise CheckpointError(f"{name} holds NaN or infinity. The file is damaged, or its calibration failed.")
+        self._finite.add(name)
         return value
 
     def floats(self, name: str, shape: tuple[int, ...] | None = None) -> Floats:

@@ -98,12 +98,14 @@ class OpenedCompressedTensors(Opened):
             raise UnsupportedError(f"{where}: dynamic scales with zero points are not supported.")
         for layer in range(self.config.num_layers):
             prefix = f"model.layers.{layer}.self_attn."
-            tables: list[StaticTable | None] = [None, None]
-            if not dynamic:
-                tables = [self._table(prefix, part) for part in "kv"]
-            self.schemes[layer] = scheme_of(self.config, *tables)
-        if any(f"model.layers.{layer}.self_attn.q_scale" in self.files for layer in range(self.config.num_layers)):
+            k, v = (None if dynamic else self._table(prefix, part) for part in "kv")
+            self.schemes[layer] = scheme_of(self.config, k, v)
+        layers = range(self.config.num_layers)
+        tables = [f"model.layers.{layer}.self_attn.q_{kind}" for layer in layers for kind in ("scale", "zero_point")]
+        unused = [name for name in tables if name in self.files]
+        if unused:
             # In files of llm-compressor 0.14.0 they are uninitialized memory.
+            self.ignored += unused
             self.notes.append("The scales of q (q_scale) are not used: each token has its own scale of q.")
         if not dynamic:
             self.notes.append(

@@ -39,6 +39,7 @@ class Inspection:
     max_position: int
     ignored: list[str]
     notes: list[str]
+    values_checked: bool
 
     @property
     def fa_quant_type(self) -> str | None:
@@ -68,12 +69,13 @@ class Inspection:
             "max_position": self.max_position,
             "ignored": self.ignored,
             "notes": self.notes,
+            "values_checked": self.values_checked,
             "context_note": self.config.context_note,
         }
 
 
 def inspect(directory: Path) -> Inspection:
-    """Inspect a float or quantized directory.
+    """Inspect a float or quantized directory. The float tensors of a large one are not read (Opened.check_values).
 
     Raises:
         CheckpointError, UnsupportedError: as when loading it.
@@ -101,6 +103,7 @@ def inspect(directory: Path) -> Inspection:
         max_position=opened.max_position,
         ignored=opened.ignored,
         notes=opened.notes,
+        values_checked=opened.check_values(),
     )
 
 

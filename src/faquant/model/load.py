@@ -83,7 +83,10 @@ def load(directory: Path, lazy: bool = False, backend: Backend | None = None) ->
         CheckpointError: files are missing, damaged, or contradict one another.
         UnsupportedError: this kind of model is not supported.
     """
-    return build_model(open_checkpoint(directory), backend or make_backend("cpu"), lazy)
+    opened = open_checkpoint(directory)
+    if not lazy:
+        opened.check_values()
+    return build_model(opened, backend or make_backend("cpu"), lazy)
 
 
 def load_float(directory: Path, lazy: bool = False, backend: Backend | None = None) -> Model:
