@@ -26,7 +26,10 @@ include_patterns = ["*.md", "docs/*.md", "src/**/README.md", "findings/README.md
 exclude_patterns = [".*", "build", "dist", "tests", "benchmarks", "**/node_modules"]
 # Pages after the README, which is the first page. A page is listed where it is first named.
 _CONTENTS = {
-    "Use": ["docs/serving", "docs/accuracy", "docs/performance", "docs/format", "docs/api", "CHANGELOG"],
+    "Use": [
+        *("docs/serving", "docs/accuracy", "docs/performance", "docs/other_tools", "docs/format", "docs/api"),
+        "CHANGELOG",
+    ],
     "Develop": ["docs/architecture", "src/**/README", "CONTRIBUTING", "SECURITY", "**"],
 }
 
