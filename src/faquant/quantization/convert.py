@@ -162,17 +162,17 @@ def _linear(table: LinearTable, name: str) -> Iterator[NamedTensor]:
         return
     multiplier = table.input_multiplier
     if isinstance(table, DynamicTable):
-        scale = torch.from_numpy(table.scale)[:, None]
+        scale = tensor_of(table.scale)[:, None]
         yield f"{name}.weight", "W8A8_DYNAMIC", tensor_of(table.weight)
         yield f"{name}.weight_scale", "W8A8_DYNAMIC", scale
         yield f"{name}.weight_offset", "W8A8_DYNAMIC", torch.zeros_like(scale)
         if table.bias is not None:
-            yield f"{name}.bias", "FLOAT", torch.from_numpy(table.bias)
+            yield f"{name}.bias", "FLOAT", tensor_of(table.bias)
         return
     kind = "W8A8" if multiplier is None else SCALED_TYPE
     yield f"{name}.weight", kind, tensor_of(table.weight)
     if multiplier is not None:
-        yield f"{name}.pre_quant_scale", kind, torch.from_numpy(multiplier)
+        yield f"{name}.pre_quant_scale", kind, tensor_of(multiplier)
     for part in ("input_scale", "input_offset", "quant_bias", "deq_scale"):
         yield f"{name}.{part}", kind, tensor_of(getattr(table, part))
 
