@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from faquant.formats import open_checkpoint
+from faquant.formats.msmodelslim.description import read_description
 from faquant.model.load import load
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
@@ -34,8 +35,8 @@ def test_an_interrupted_run_of_before_is_finished(name: str, tmp_path: Path) -> 
 
     # The first two layers may be rounded differently today.
     quantize(source, tmp_path / "at once", RECIPES[name], PROMPTS)
+    assert read_description(out) == read_description(tmp_path / "at once")
     taken_up, at_once = open_checkpoint(out), open_checkpoint(tmp_path / "at once")
-    assert taken_up.description == at_once.description
     assert taken_up.files.shapes() == at_once.files.shapes()
     assert taken_up.files.dtypes() == at_once.files.dtypes()
 
