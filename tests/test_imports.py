@@ -66,6 +66,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         "generate MODEL Hello --chat --max-tokens 5 --temperature 1",
         "chat MODEL --max-tokens 5",
         "inspect MODEL",
+        "inspect MODEL --check",
         "plan MODEL --memory 1GB",
         "doctor",
         "bench MODEL --prompt 20 --depths 16 --batches 2 --requests 2 --rounds 1",
