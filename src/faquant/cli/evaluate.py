@@ -68,7 +68,7 @@ def write_report(report: "Report", directory: Path) -> None:
 def print_report(report: "Report") -> None:
     """Print the report as a table on stdout."""
     table = Table(
-        title=f"recipe {report.recipe} against float",
+        title=f"{report.subject} against float",
         caption=f"KL in 10⁻³ nats (mean ± standard error, p99), windows of {report.window} tokens",
     )
     table.add_column("text, tokens", overflow="fold", min_width=7)

@@ -48,6 +48,12 @@ class Report:
         return "in MindIE's format" if self.inspection.format == "msmodelslim" else f"of {self.inspection.format}"
 
     @property
+    def subject(self) -> str:
+        """What was measured, for a title."""
+        made = self.inspection.metadata
+        return f"{'recipe' if made and made.recipe else 'checkpoint'} {self.recipe}"
+
+    @property
     def saturation(self) -> dict[str, float]:
         """For each tensor, the largest share of values beyond their calibrated scales in any layer."""
         names = sorted({name for layer in self.layers for name in layer.clipped})
