@@ -78,6 +78,7 @@ MINDIE = {
     "llmc-w8a8-static-asym": ("W8A8", None),
     "llmc-qwen2-w8a8-static-asym": ("W8A8", None),
     "modelopt-int8-default": ("W8A8", None),
+    "quark-w8a8-static-asym-input": ("W8A8", None),
     "quark-kv-head-sym-postrope": ("FLOAT", "C8"),
     "msms-c8-asym-logits": ("FLOAT", "C8"),
     "msms-fa3-int8": ("FLOAT", None),
@@ -114,7 +115,6 @@ def test_mindie_s_format_keeps_the_arithmetic(name: str, tmp_path: Path) -> None
     [
         ("quark-kv-tensor-asym", "K or V has a scale per token"),
         ("llmc-kv-token-dyn", "K or V has a scale per token"),
-        ("modelopt-int8sq", "pre_quant_scale"),
         ("msms-w8a8dyn-fa3-qdyn-kv-int8", None),
     ],
 )
@@ -149,6 +149,38 @@ def test_the_manual_s_tables_are_one_per_channel_and_read_back_to_equal_bits(dty
     assert TensorFiles.open(tmp_path / "short").shape("model.layers.1.self_attn.fa_k.scale") == (4, 1)
     if dtype == "float32":
         assert np.array_equal(logits(out), logits(source))
+
+
+def test_multipliers_are_folded_for_mindie(tmp_path: Path) -> None:
+    """That of o_proj differs between the query heads of a key/value head, so o_proj becomes float."""
+    name = "modelopt-int8sq-float32"
+    convert_to_mindie(DATA / name, tmp_path / "out")
+    before, after = open_checkpoint(DATA / name), open_checkpoint(tmp_path / "out")
+    assert {name: after.linear_type(name) for name in after.config.linears} == {
+        name: "FLOAT" if name.endswith(("o_proj", "lm_head")) else "W8A8" for name in before.config.linears
+    }
+    layer = "model.layers.1."
+    tables: Any = [opened.linear(f"{layer}mlp.up_proj") for opened in (before, after)]
+    down: Any = before.linear(f"{layer}mlp.down_proj")
+    assert np.array_equal(tables[0].weight, tables[1].weight)
+    assert np.array_equal(tables[0].deq_scale * down.input_multiplier, tables[1].deq_scale)
+    float_logits, old, new = (torch.as_tensor(logits(path)) for path in (DATA / "float", DATA / name, tmp_path / "out"))
+    assert divergence(float_logits, new) < divergence(float_logits, old)
+    assert divergence(old, new) < 0.5 * divergence(float_logits, old)
+
+
+def test_a_multiplier_that_query_heads_share_is_folded_into_v(tmp_path: Path) -> None:
+    def shared(tensors: Tensors) -> None:
+        for layer in range(2):
+            key = f"model.layers.{layer}.self_attn.o_proj.pre_quant_scale"
+            by_head = tensors[key].reshape(2, 2, 16)
+            tensors[key] = by_head[:, :1].expand(2, 2, 16).reshape(-1).contiguous()
+
+    source = edited("modelopt-int8sq-float32", tmp_path / "source", shared)
+    convert_to_mindie(source, tmp_path / "out")
+    after = open_checkpoint(tmp_path / "out")
+    assert after.linear_type("model.layers.0.self_attn.o_proj") == "W8A8"
+    assert divergence(torch.as_tensor(logits(source)), torch.as_tensor(logits(tmp_path / "out"))) < 1e-3
 
 
 def test_the_manual_s_tables_of_golden(tmp_path: Path) -> None:

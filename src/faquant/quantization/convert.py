@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint.model_config import LINEARS
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.side_files import copy_side_files
 from ..checkpoint.write import add_all, output_directory
 from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
-from ..formats.base import QUANTIZATION_KEYS, Opened, norm_names
+from ..formats.base import LAYER_NORMS, QUANTIZATION_KEYS, Opened, norm_names
 from ..formats.faquant.metadata import ROTATED_TYPE, SCALED_TYPE, Imported, Metadata
 from ..formats.msmodelslim.description import C8_TYPE, FA_TYPE, Description
 from ..formats.msmodelslim.format import OpenedMsModelSlim
 from ..formats.msmodelslim.linears import unpack_deq_scale
-from ..kernels.arrays import Floats
+from ..kernels.arrays import Floats, widen
 from ..kernels.quantizers import tensor_of
 from ..kernels.tables import DynamicTable, FloatTable, LinearTable, StaticTable
+from .mindie.multipliers import fold_multipliers
 from .mindie.w8a8 import pack_deq_scale
 from .schemes import all_scheme_tensors
 from .tensors import DTYPES, NamedTensor
@@ -185,10 +187,6 @@ def _obstacles(opened: Opened, manual: bool) -> list[str]:
     static_q = bool(present) and all(scheme.q_scale is not None for scheme in present)
     if ROTATED_TYPE in kinds:
         reasons.append("its linears' inputs are rotated at run time, which MindIE does not support")
-    elif SCALED_TYPE in kinds or (not isinstance(opened, OpenedMsModelSlim) and _has_multipliers(opened)):
-        reasons.append(
-            "its linears' inputs are multiplied at run time (pre_quant_scale), which MindIE does not support"
-        )
     elif "W8A8_DYNAMIC" in kinds and static_q:
         reasons.append("its linears have a scale per token (W8A8_DYNAMIC), and MindIE supports FAQuant only with W8A8")
     floats = [layer for layer, scheme in enumerate(opened.schemes) if scheme is None]
@@ -220,21 +218,12 @@ def _per_channel(table: Floats | None) -> bool:
     return table is not None and table.shape[-1] > 1
 
 
-def _has_multipliers(opened: Opened) -> bool:
-    return any(f"{name}.pre_quant_scale" in opened.files for name in opened.config.linears)
-
-
 def _weights_for_mindie(opened: Opened) -> Iterator[NamedTensor]:
     """All tensors but the tables of attention, in msModelSlim's dtypes."""
     dtype = DTYPES[opened.config.dtype]
     quantized = {name for name in opened.config.linears if opened.linear_type(name) == "W8A8"}
-    if not isinstance(opened, OpenedMsModelSlim):
-        yield from _floats(opened)
-        for name in opened.config.linears:
-            if name != "lm_head" or "lm_head.weight" in opened.files:
-                for part, kind, tensor in _linear(_with_positive_scales(opened.linear(name), name), name):
-                    is_packed = part.endswith(".deq_scale")
-                    yield part, kind, pack_deq_scale(tensor, dtype) if is_packed else tensor
+    if not isinstance(opened, OpenedMsModelSlim) or SCALED_TYPE in map(opened.linear_type, opened.config.linears):
+        yield from _from_tables(opened, dtype)
         return
     for name, kind, tensor in weights(opened):
         module, _, leaf = name.rpartition(".")
@@ -243,6 +232,39 @@ def _weights_for_mindie(opened: Opened) -> Iterator[NamedTensor]:
         elif module in quantized and leaf in ("input_scale", "input_offset", "weight_scale", "weight_offset"):
             tensor = _narrowed(tensor, dtype)
         yield name, kind, tensor
+
+
+def _from_tables(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
+    """All tensors but the tables of attention, from the linears' tables, without multipliers of inputs."""
+    floats = {name: tensor for name, _, tensor in _floats(opened)}
+    for layer in range(opened.config.num_layers):
+        prefix = f"model.layers.{layer}."
+        names = {name.rpartition(".")[2]: prefix + name for name in LINEARS}
+        norms = {norm: widen(opened.tensor(f"{prefix}{norm}.weight")) for norm in LAYER_NORMS}
+        tables, folded, _ = fold_multipliers(
+            opened.config,
+            {name: opened.linear(full) for name, full in names.items()},
+            norms,
+            scale_values=opened.schemes[layer] is None,
+        )
+        for norm, weight in folded.items():
+            if weight is not norms[norm]:
+                floats[f"{prefix}{norm}.weight"] = torch.from_numpy(weight).to(dtype)
+        for name, table in tables.items():
+            yield from _positive_linear(table, names[name], dtype)
+    if "lm_head.weight" in opened.files:
+        yield from _positive_linear(opened.linear("lm_head"), "lm_head", dtype)
+    for name, tensor in floats.items():
+        yield name, "FLOAT", tensor
+
+
+def _positive_linear(table: LinearTable, name: str, dtype: torch.dtype) -> Iterator[NamedTensor]:
+    for part, kind, tensor in _linear(_with_positive_scales(table, name), name):
+        if part.endswith(".deq_scale"):
+            tensor = pack_deq_scale(tensor, dtype)
+        elif kind == "FLOAT" and isinstance(table, FloatTable):
+            tensor = tensor.to(dtype)
+        yield part, kind, tensor
 
 
 def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
