@@ -55,7 +55,7 @@ def bench(
     from ..evaluation.texts import builtin_texts
     from ..kernels import isa as cpu
     from ..kernels import threads
-    from ..model.load import load
+    from ..model.load import load, load_float
     from ..text.tokenizer import Tokenizer
 
     raise_on_signals()
@@ -63,14 +63,14 @@ def bench(
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests; use --requests 0.")
     tokenizer = Tokenizer.from_directory(directory)  # before the weights, which take long
     model = load(directory)
-    own = FLOAT if model.is_float else INT8
+    own = INT8 if any(model.schemes) else FLOAT
     systems = {own: Sequences(model), BFLOAT16: Sequences(model, "bfloat16")}
     engines = {
         name: Engine(model, tokenizer, EngineConfig(kv_cache_dtype=system.kv_cache_dtype))
         for name, system in systems.items()
     }
     if against is not None:
-        systems[FLOAT] = Sequences(load(against))
+        systems[FLOAT] = Sequences(load_float(against))
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
     text = list(islice(cycle(chain.from_iterable(texts)), max_position))
     deep = [depth for depth in chosen_depths if depth + SPARE <= max_position]

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..checkpoint.model_config import load_config
 from ..progress import progress_bar
 from .interrupts import raise_on_signals
+from .options import check_checkpoint
 
 
 class KvScale(str, Enum):
@@ -30,7 +30,7 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
 ) -> None:
     """Calibrate new tables of q, K and V for a quantized checkpoint, whose linears stay as they are."""
-    load_config(directory)
+    check_checkpoint(directory)
     from .. import api  # loads torch, so check the directory first
 
     raise_on_signals()

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ..checkpoint.model_config import load_config
 from ..errors import UsageError
 from ..progress import progress_bar
 from .interrupts import raise_on_signals
+from .options import check_checkpoint
 
 
 class Target(str, Enum):
@@ -47,15 +47,17 @@ def convert(
         return
     if dtype is not None:
         raise UsageError(f"--dtype is for --to hf only; --to {to.value} keeps the types of the directory.")
-    load_config(source)
+    check_checkpoint(source)
     # Loads torch, so check the directory first.
-    from ..quantization.convert import convert_to_faquant, convert_to_mindie
+    from ..quantization.convert import convert_to_faquant
+    from ..quantization.mindie.convert import convert_to_mindie
 
     raise_on_signals()
     if to is Target.faquant:
         convert_to_faquant(source, output, overwrite)
     else:
-        convert_to_mindie(source, output, overwrite, manual=to is Target.manual)
+        for note in convert_to_mindie(source, output, overwrite, manual=to is Target.manual):
+            print(note, file=sys.stderr)
     print(f"{output}: converted for {to.value}.", file=sys.stderr)
 
 

@@ -75,13 +75,12 @@ def _print_fit(fit: "Fit", directory: Path) -> None:
 def _print(inspection: "Inspection") -> None:
     config = inspection.config
     console = Console()
-    recipe = inspection.metadata.name if inspection.metadata else "-"
     context = f"{inspection.max_position:,} tokens{f' ({config.context_note})' if config.context_note else ''}"
     console.print(
         f"{inspection.directory}: {config.model_type}, {config.num_layers} layers, heads "
         f"{config.num_heads}/{config.num_kv_heads} of {config.head_dim}, context {context}; "
         f"format {inspection.format}, model_quant_type {inspection.quant_type}, "
-        f"fa_quant_type {inspection.fa_quant_type}, recipe {recipe}",
+        f"fa_quant_type {inspection.fa_quant_type}, recipe {inspection.recipe_name if inspection.metadata else '-'}",
         highlight=False,
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from ..checkpoint.model_config import load_config
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
+    from ..formats.base import Opened
     from ..sampling.params import SamplingParams
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Maximum tokens of an answer.")]
@@ -19,6 +20,20 @@ MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this fra
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 discourages tokens that already occurred.")]
 Seed = Annotated[int | None, typer.Option(help="With the same seed, the answer is the same.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")]
+
+
+def check_checkpoint(directory: Path) -> "Opened":
+    """Open a model directory and search a small one for NaN, before packages are imported that take seconds.
+
+    Raises:
+        UsageError, CheckpointError, UnsupportedError: it cannot be loaded.
+    """
+    load_config(directory)
+    from ..formats import open_checkpoint
+
+    opened = open_checkpoint(directory)
+    opened.check_values()
+    return opened
 
 
 def load_model(directory: Path, stop: list[str] | None, **params: Any) -> tuple["LLM", "SamplingParams"]:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..checkpoint.model_config import load_config
 from ..errors import FaquantError
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
 from .interrupts import raise_on_signals
+from .options import check_checkpoint
 
 FEW_TOKENS = 1000
 
@@ -45,10 +45,15 @@ def quantize(
 ) -> None:
     """Quantize a Hugging Face checkpoint to 8-bit attention and 8-bit linears."""
     started = time.monotonic()
-    load_config(model)
+    opened = check_checkpoint(model)
     from .. import api  # loads torch, so check the directory and options first
 
     raise_on_signals()
+    if any(opened.schemes) and not keep_kv_tables:
+        print(
+            f"The tables of K and V in {model} are not used; --keep-kv-tables uses them.",
+            file=sys.stderr,
+        )
     if max_kl is not None and recipe == "default":
         recipe = "auto"
     again = f"faquant evaluate {output} --against {model}"

@@ -143,11 +143,10 @@ def _print_table(service: "Service", address: str) -> None:
 
     engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()
-    kind = "none, a float model" if model.is_float else model.quant_type
     tokens, note = state.num_pages * state.page_size, model.config.context_note
     rows = {
         "model": config.served_model_name,
-        "recipe": model.metadata.name if model.metadata else kind,
+        "recipe": "none, a float model" if model.is_float else model.recipe_name,
         "kernels": f"{cpu.selected_isa()} ({cpu.cpu_name()}), {threads.count()} threads",
         "cache": f"{state.cache_bytes:,} bytes, {tokens:,} tokens, {engine.bytes_per_token:,} bytes per token, "
         f"kv_cache_dtype {engine.config.kv_cache_dtype}",

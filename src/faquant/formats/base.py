@@ -51,10 +51,10 @@ class Source:
     def open_files(self) -> TensorFiles:
         """The tensors, by the names of a causal language model. Raises: as TensorFiles.open."""
         files = TensorFiles.open(self.directory)
-        return files.renamed(_names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
+        return files.renamed(names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
 
 
-def _names_of_causal_lm(names: Collection[str], tied: bool) -> dict[str, str]:
+def names_of_causal_lm(names: Collection[str], tied: bool) -> dict[str, str]:
     """New names for tensors that were saved from the base model (without `model.`), and for the embedding of a tied
     model that was saved as `lm_head.weight` only."""
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
@@ -115,6 +115,16 @@ class Opened(ABC):
     def is_float(self) -> bool:
         """Whether nothing is quantized."""
         return self.has_float_linears and not any(self.schemes)
+
+    @property
+    def fa_quant_type(self) -> str | None:
+        """As in a description: FAQuant, or None."""
+        return None
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's name, or where the checkpoint comes from."""
+        return self.metadata.name if self.metadata else self.format
 
     @property
     def quant_type(self) -> str:
@@ -193,7 +203,8 @@ def check_tensors(config: ModelConfig, files: TensorFiles, known: Iterable[str] 
             raise CheckpointError(f"The checkpoint has no tensor {name}, which its config.json implies.")
         if shapes[name] != wanted:
             raise CheckpointError(f"{name} has shape {list(shapes[name])}, but config.json implies {list(wanted)}.")
-    known = {*implied, *known, *(f"{name}.bias" for name, size in config.linears.items() if size.has_bias)}
+    biases = [f"{name}.bias" for name, size in config.linears.items() if size.has_bias]
+    known = {*implied, *known, *biases}
     others = [name for name in shapes if name not in known]
     extra = f"model.layers.{config.num_layers}."
     if any(name.startswith(extra) for name in others):

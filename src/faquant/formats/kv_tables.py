@@ -22,23 +22,29 @@ class StaticTable(NamedTuple):
 
 
 def read_table(checked: Checked, scale: str, offset: str | None, heads: int, dim: int) -> StaticTable:
-    """The tensors `scale` and, if it exists, `offset`: one value, or one per head or per channel, in any of the shapes
-    that quantizers write: [], [1], [heads], [heads, 1], [heads, 1, 1], [heads · D], [heads, D].
+    """The tensors `scale` and `offset` (None: there are no zero points): one value, or one per head or per channel, in
+    any of the shapes that quantizers write: [], [1], [heads], [heads, 1], [heads, 1, 1], [heads · D], [heads, D].
 
     Raises:
         CheckpointError: they have another shape, or their values are invalid.
     """
     values = checked.positive(scale, checked.files.shape(scale))
     table = compact(_by_head(scale, values, heads, dim))
-    if offset is None or offset not in checked:
+    if offset is None:
         return StaticTable(table)
     return StaticTable(table, zero_points(offset, _by_head(offset, checked.floats(offset), heads, dim)))
 
 
 def zero_points(name: str, offset: Floats) -> Floats | None:
-    """`offset` after checking its range, or None if it is zero everywhere. Raises: CheckpointError: out of range."""
+    """`offset` after checking its values, or None if it is zero everywhere.
+
+    Raises:
+        CheckpointError: a zero point is out of range or not a whole number.
+    """
     if (np.abs(offset) > MAX_OFFSET).any():
         raise CheckpointError(f"{name} holds a zero point beyond ±{MAX_OFFSET} steps, which is useless in int8.")
+    if (np.rint(offset) != offset).any():
+        raise CheckpointError(f"{name} holds a zero point that is not a whole number of steps.")
     return compact(offset) if offset.any() else None
 
 

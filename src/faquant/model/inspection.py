@@ -1,4 +1,4 @@
-"""Content and cache size of a checkpoint, read without loading its weights."""
+"""Content and cache size of a checkpoint, and whether its float tensors are finite; no weights are loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,6 @@ from ..checkpoint.tensors import TensorFiles
 from ..formats import open_checkpoint
 from ..formats.base import Opened
 from ..formats.faquant.metadata import Metadata
-from ..formats.msmodelslim.description import FA_TYPE
 
 PARTS = {
     "embedding": "model.embed_tokens.",
@@ -30,6 +29,8 @@ class Inspection:
     config: ModelConfig
     format: str
     quant_type: str
+    fa_quant_type: str | None
+    recipe_name: str
     metadata: Metadata | None
     bytes_by_part: dict[str, int]
     types_by_module: dict[str, dict[str, int]]
@@ -40,11 +41,6 @@ class Inspection:
     ignored: list[str]
     notes: list[str]
     values_checked: bool
-
-    @property
-    def fa_quant_type(self) -> str | None:
-        """FAQuant if any layer has 8-bit attention."""
-        return None if set(self.kv_schemes) == {FLOAT_CACHE} else FA_TYPE
 
     @property
     def weight_bytes(self) -> int:
@@ -92,6 +88,8 @@ def inspect(directory: Path) -> Inspection:
         config=config,
         format=opened.format,
         quant_type=opened.quant_type,
+        fa_quant_type=opened.fa_quant_type,
+        recipe_name=opened.recipe_name,
         metadata=opened.metadata,
         bytes_by_part=_bytes_by_part(files),
         types_by_module=_types_by_module(opened),
@@ -102,9 +100,15 @@ def inspect(directory: Path) -> Inspection:
         kv_bytes_per_token_bf16=2 * values * config.num_layers,
         max_position=opened.max_position,
         ignored=opened.ignored,
-        notes=opened.notes,
+        notes=[*opened.notes, *_advice(opened)],
         values_checked=opened.check_values(),
     )
+
+
+def _advice(opened: Opened) -> list[str]:
+    if opened.has_float_linears or any(opened.schemes):
+        return []
+    return [f"Attention is float, with a float cache; to make it 8-bit: faquant calibrate {opened.directory} -o OUT"]
 
 
 def _bytes_by_part(files: TensorFiles) -> dict[str, int]:

@@ -21,6 +21,7 @@ class Model:
     Attributes:
         max_position: the maximum context in tokens.
         quant_type: the type of the linears: FLOAT, W8A8 or W8A8_DYNAMIC.
+        recipe_name: the recipe's name, or where the checkpoint comes from.
         metadata: None unless faquant wrote the checkpoint.
     """
 
@@ -29,6 +30,7 @@ class Model:
     schemes: Sequence[AttentionScheme | None]
     max_position: int
     quant_type: str = "FLOAT"
+    recipe_name: str = "float"
     metadata: Metadata | None = None
     backend: Backend = field(default_factory=lambda: make_backend("cpu"))
 
@@ -116,6 +118,7 @@ def build_model(opened: Opened, backend: Backend, lazy: bool = False) -> Model:
         schemes=opened.schemes,
         max_position=opened.max_position,
         quant_type=opened.quant_type,
+        recipe_name=opened.recipe_name,
         metadata=opened.metadata,
         backend=backend,
     )

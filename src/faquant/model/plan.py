@@ -98,9 +98,7 @@ def plan(directory: Path, recipe: Recipe | None = None, tokens: int = 512, seque
         raise UsageError(f"{directory} is quantized already; a recipe can only be chosen for a float model.")
     else:
         found = inspect(directory)
-        ours = Footprint(
-            found.metadata.name if found.metadata else "quantized", found.weight_bytes, found.kv_bytes_per_token
-        )
+        ours = Footprint(found.recipe_name, found.weight_bytes, found.kv_bytes_per_token)
     halves = 2 * config.num_kv_heads * config.head_dim * config.num_layers * 2
     # Per token, three times its hidden states, and the outputs of gate_proj and up_proj; per sequence, its logits.
     floats = tokens * (3 * config.hidden_size + 2 * config.intermediate_size) + sequences * config.vocab_size

@@ -89,6 +89,8 @@ def quantize(
         )
     if keep_kv_tables and not any(opened.schemes):
         raise UsageError(f"{source} has no tables of K and V to keep.")
+    if keep_kv_tables and opened.metadata is not None and opened.metadata.attention is not None:
+        raise UsageError(f"{source} has faquant's own attention. Only the tables of other tools can be kept.")
     _check_recipe(recipe, config)
     if not calibration or not all(calibration):
         raise UsageError("The calibration has no prompts, or a prompt without tokens.")

@@ -15,7 +15,7 @@ from faquant.formats import open_checkpoint
 from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.decoder import Decoder
 from faquant.model.load import Model, load
-from faquant.quantization.convert import convert_to_mindie
+from faquant.quantization.mindie.convert import convert_to_mindie
 from faquant.quantization.mindie.smoothed import SmoothingQuantizer
 from faquant.quantization.pipeline import quantize
 from faquant.quantization.tensors import SourceTensors

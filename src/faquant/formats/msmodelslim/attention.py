@@ -14,6 +14,23 @@ from ...kernels.scheme import MAP_BLOCK, AttentionScheme
 from ..checked import Checked
 from ..kv_tables import StaticTable, compact, read_table, scheme_of, zero_points
 
+KINDS = ("scale", "offset", "center", "equalizer", "rotation_sign")
+
+
+def table_names(layer: int) -> Iterator[str]:
+    """The names of all tables that a layer may have."""
+    for part in "qkv":
+        for kind in KINDS:
+            yield f"model.layers.{layer}.self_attn.fa_{part}.{kind}"
+            yield f"model.layers.{layer}.self_attn.{part}_{kind}"
+
+
+def c8_names(layer: int) -> Iterator[str]:
+    """The names of the tables of a C8 cache."""
+    for part in "kv":
+        for kind in ("scale", "offset"):
+            yield f"model.layers.{layer}.self_attn.{part}_proj.kv_cache_{kind}"
+
 
 class AttentionTables:
     """The fa_* tensors of one layer by their short names, such as `k.scale`."""
@@ -26,11 +43,7 @@ class AttentionTables:
         self.blocks = -(-config.max_position // MAP_BLOCK)
 
     def any(self) -> bool:
-        return any(
-            self.find(f"{part}.{kind}") is not None
-            for part in "qkv"
-            for kind in ("scale", "offset", "center", "equalizer", "rotation_sign")
-        )
+        return any(self.find(f"{part}.{kind}") is not None for part in "qkv" for kind in KINDS)
 
     def find(self, short: str) -> str | None:
         part, kind = short.split(".")
@@ -107,14 +120,13 @@ class AttentionType(NamedTuple):
             UnsupportedError: a type is not int8, or P is quantized, or K or V stays float.
         """
         kinds = dict.fromkeys("qkv", "float")
-        rest = text
-        while rest:
-            part = re.match(r"(?:([QKVP]+)_)?INT8(_DYNAMIC)?(?:_|$)", rest)
-            if part is None or "P" in (part[1] or ""):
-                raise UnsupportedError(f"{name}: attention of type {text!r:.80} is not supported; q, k, v in int8 are.")
-            for which in (part[1] or "QKV").lower():
-                kinds[which] = "dynamic" if part[2] else "static"
-            rest = rest[part.end() :]
+        part = r"(?:([QKV]+)_)?INT8(_DYNAMIC)?"
+        found = re.findall(part, text)
+        acts = "".join(which or "QKV" for which, _ in found)
+        if not re.fullmatch(f"{part}(_{part})*", text) or len(set(acts)) < len(acts):
+            raise UnsupportedError(f"{name}: attention of type {text!r:.80} is not supported; q, k, v in int8 are.")
+        for which, dynamic in found:
+            kinds.update(dict.fromkeys((which or "QKV").lower(), "dynamic" if dynamic else "static"))
         if "float" in (kinds["k"], kinds["v"]):
             raise UnsupportedError(f"{name}: attention of type {text!r:.80} keeps a part of the cache float.")
         return cls(**kinds)

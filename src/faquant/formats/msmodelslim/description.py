@@ -90,6 +90,11 @@ class Description:
             extra=extra,
         )
 
+    @property
+    def attention_types(self) -> dict[str, str]:
+        """The newer writer's types of q, k and v by their keys."""
+        return {key: kind for key, kind in self.extra.items() if key.endswith(_FA_KIND)}
+
     def attention_type(self, layer: int) -> str | None:
         """The newer writer's type of a layer's q, k and v; None: not stated."""
         kind: str | None = self.extra.get(f"model.layers.{layer}{_FA_KIND}")

@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...checkpoint.tensors import TensorFiles
 from ...errors import CheckpointError
 from ...kernels.scheme import AttentionScheme
 from ...kernels.tables import LinearTable
-from ..base import Opened, Source, check_tensors, float_table, norm_names
+from ..base import Opened, Source, check_tensors, float_table, names_of_causal_lm, norm_names
 from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
-from .attention import read_c8_scheme, read_scheme
-from .description import C8_TYPE, FA_TYPE, NORM_COPY, Description, effective_fa_quant_type
+from .attention import c8_names, read_c8_scheme, read_scheme, table_names
+from .description import FA_TYPE, NORM_COPY, Description, effective_fa_quant_type
 from .linears import PARTS, check_attention_types, check_linear, dynamic_table, static_table
 
 
@@ -34,10 +33,13 @@ class OpenedMsModelSlim(Opened):
     format = MsModelSlimFormat.name
 
     def __init__(self, source: Source) -> None:
-        super().__init__(source, TensorFiles.open(source.directory))
+        super().__init__(source, source.open_files())
         if source.description is None:
             raise CheckpointError(f"{source.directory} has no description of a quantized model.")
-        self.types: Description = source.description
+        types = source.description.tensor_types
+        names = names_of_causal_lm(types.keys(), self.config.tie_word_embeddings)
+        renamed = {names.get(name, name): kind for name, kind in types.items()}
+        self.types: Description = replace(source.description, tensor_types=renamed)
         self.types.check_against(self.files)
         self._check_metadata()
         check_attention_types(self.types)
@@ -48,6 +50,10 @@ class OpenedMsModelSlim(Opened):
                 self._check_rotation(name)
         self._check_norm_copies()
         self._read_schemes()
+
+    @property
+    def fa_quant_type(self) -> str | None:
+        return FA_TYPE if any(self.schemes) and self.types.kv_cache_type is None else None
 
     @property
     def quant_type(self) -> str:
@@ -75,9 +81,8 @@ class OpenedMsModelSlim(Opened):
                 yield f"{name}.bias"  # from outlier suppression; a static linear has it in quant_bias
         for norm in norm_names(self.config):
             yield from (f"{norm}.bias", f"{norm}{NORM_COPY}.weight", f"{norm}{NORM_COPY}.bias")
-        for name, kind in self.types.tensor_types.items():
-            if kind in (FA_TYPE, C8_TYPE):
-                yield name
+        for layer in range(self.config.num_layers):
+            yield from table_names(layer) if self.types.kv_cache_type is None else c8_names(layer)
 
     def _check_norm_copies(self) -> None:
         for norm in norm_names(self.config):
@@ -90,6 +95,10 @@ class OpenedMsModelSlim(Opened):
         fa_quant_type = effective_fa_quant_type(self.raw_config, self.types)
         layers = range(self.config.num_layers)
         declared = [self.types.attention_type(layer) for layer in layers]
+        if len(self.types.attention_types) > sum(kind is not None for kind in declared):
+            raise CheckpointError(
+                f"{self.directory}: the description has quant_type of a layer that the model does not have."
+            )
         if self.types.kv_cache_type is not None:
             if fa_quant_type or any(declared):
                 raise CheckpointError(f"{self.directory}: the description has both FAQuant and a C8 cache.")
