@@ -6,8 +6,9 @@ inputs, weights, and K and V after RoPE.
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import NamedTuple
 
+from ..checkpoint.json_object import JsonObject, shown
 from ..errors import CheckpointError, UnsupportedError
 from ..kernels.tables import LinearTable
 from .base import Opened, Source, check_tensors, float_table
@@ -19,13 +20,25 @@ ATTENTION = re.compile(r"Attention$|self_attn")
 """What targets of a group of config_groups mean the attention itself, by class or by module."""
 
 
+class Group(NamedTuple):
+    """Linears that are quantized alike.
+
+    Attributes:
+        targets: names, classes, and regular expressions after `re:`.
+        dynamic: whether each token has its own scale of the inputs.
+    """
+
+    targets: list[str]
+    dynamic: bool
+
+
 class CompressedTensorsFormat:
     """The format of compressed-tensors."""
 
     name = "compressed-tensors"
 
     def detect(self, source: Source) -> bool:
-        return source.quantization.get("quant_method") == self.name
+        return source.quantization.raw.get("quant_method") == self.name
 
     def open(self, source: Source) -> Opened:
         return OpenedCompressedTensors(source)
@@ -39,26 +52,25 @@ class OpenedCompressedTensors(Opened):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source, source.open_files())
-        where = f"{source.directory / 'config.json'}, quantization_config"
-        _refuse_other_features(source.quantization, where)
-        groups = _groups(source.quantization, where)
-        ignore = source.quantization.get("ignore") or []
+        table = source.quantization
+        _refuse_other_features(table)
+        groups, ignore = _groups(table), _targets(table, "ignore", [])
         self._names: dict[str, Names] = {}
         for name in self.config.linears:
             group = None if _rank(name, ignore) is not None else _group_of(name, groups)
             is_int8 = f"{name}.weight" in self.files and self.files.dtype(f"{name}.weight") == "int8"
             if group is None or (name == "lm_head" and not is_int8):
                 if is_int8:
-                    raise CheckpointError(f"{name}.weight is int8, but {where} does not quantize {name}.")
+                    raise CheckpointError(f"{name}.weight is int8, but {table.source} does not quantize {name}.")
                 continue
-            self._names[name] = _linear_names(name, group, where)
-        cache = source.quantization.get("kv_cache_scheme")
+            self._names[name] = _linear_names(name, group)
+        cache = table.optional_object("kv_cache_scheme")
         self.ignored = check_tensors(self.config, self.files, self._tensor_names(cache is not None))
         for name, names in self._names.items():
             check_linear(self.checked, self.config, name, names)
             self._check_symmetric(name)
         if cache is not None:
-            self._read_schemes(cache, f"{where}, kv_cache_scheme")
+            self._read_schemes(cache)
 
     def linear_type(self, name: str) -> str:
         names = self._names.get(name)
@@ -87,15 +99,13 @@ class OpenedCompressedTensors(Opened):
                 f"{zero} is not zero: the weights are quantized asymmetrically, which has no kernel."
             )
 
-    def _read_schemes(self, cache: Mapping[str, Any], where: str) -> None:
-        _check_int8(cache, where)
-        dynamic = bool(cache.get("dynamic"))
-        if not dynamic and cache.get("strategy") not in ("tensor", "attn_head", "channel"):
-            raise UnsupportedError(
-                f"{where}: strategy {cache.get('strategy')!r:.80} is not supported for static scales."
-            )
-        if dynamic and not cache.get("symmetric", True):
-            raise UnsupportedError(f"{where}: dynamic scales with zero points are not supported.")
+    def _read_schemes(self, cache: JsonObject) -> None:
+        _check_int8(cache)
+        dynamic = cache.flag("dynamic", False)
+        if not dynamic and (strategy := cache.text("strategy")) not in ("tensor", "attn_head", "channel"):
+            raise UnsupportedError(f"{cache.source}: strategy {shown(strategy)} is not supported for static scales.")
+        if dynamic and not cache.flag("symmetric", True):
+            raise UnsupportedError(f"{cache.source}: dynamic scales with zero points are not supported.")
         for layer in range(self.config.num_layers):
             prefix = f"model.layers.{layer}.self_attn."
             k, v = (None if dynamic else self._table(prefix, part) for part in "kv")
@@ -117,78 +127,93 @@ class OpenedCompressedTensors(Opened):
         return read_table(self.checked, scale, offset, self.config.num_kv_heads, self.config.head_dim)
 
 
-def _refuse_other_features(table: Mapping[str, Any], where: str) -> None:
-    status = table.get("quantization_status", "compressed")
+def _refuse_other_features(table: JsonObject) -> None:
+    status = table.text("quantization_status", "compressed")
     if status != "compressed":
-        raise UnsupportedError(f"{where}: quantization_status {status!r:.80} is not supported; save it compressed.")
-    sparsity = (table.get("sparsity_config") or {}).get("format", "dense")
+        raise UnsupportedError(
+            f"{table.source}: quantization_status {shown(status)} is not supported; save it compressed."
+        )
+    sparsity = table.object("sparsity_config").text("format", "dense")
     if sparsity != "dense":
-        raise UnsupportedError(f"{where}: sparse weights ({sparsity!r:.80}) are not supported.")
-    transforms = (table.get("transform_config") or {}).get("config_groups") or {}
-    for group in transforms.values():
-        for apply in group.get("apply") or []:
-            if not str(apply.get("location", "")).startswith("weight_"):
+        raise UnsupportedError(f"{table.source}: sparse weights ({shown(sparsity)}) are not supported.")
+    transforms = table.object("transform_config").object("config_groups")
+    for name in transforms.raw:
+        applied = transforms.object(name).raw.get("apply") or []
+        for apply in applied if isinstance(applied, list) else [applied]:
+            location = apply.get("location") if isinstance(apply, Mapping) else apply
+            if not str(location).startswith("weight_"):
                 raise UnsupportedError(
-                    f"{where}, transform_config: a transform at run time ({apply.get('location')!r:.80}) is not "
-                    "supported; those folded into weights are."
+                    f"{table.source}, transform_config: a transform at run time ({shown(location)}) is not supported; "
+                    "those folded into weights are."
                 )
 
 
-def _groups(table: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+def _groups(table: JsonObject) -> list[Group]:
     """The groups of linears, checked to be W8A8 in int8. Groups that mean the attention only repeat kv_cache_scheme."""
-    groups = []
-    for name, group in (table.get("config_groups") or {}).items():
-        here = f"{where}, config_groups, {name}"
-        targets = group.get("targets") if isinstance(group, Mapping) else None
-        if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-            raise CheckpointError(f"{here}: targets must be a list of names.")
-        if all(ATTENTION.search(target) for target in targets) and group.get("weights") is None:
-            _check_int8(group.get("input_activations") or {}, f"{here}, input_activations")
+    groups, found = table.object("config_groups"), []
+    for group in map(groups.object, groups.raw):
+        targets, where = _targets(group, "targets"), group.source
+        weights, inputs = group.optional_object("weights"), group.optional_object("input_activations")
+        if all(ATTENTION.search(target) for target in targets) and weights is None:
+            _check_int8(group.object("input_activations"))
             continue
-        weights, inputs = group.get("weights"), group.get("input_activations")
         if weights is None:
-            raise UnsupportedError(f"{here}: a group without quantized weights is not supported.")
-        _check_int8(weights, f"{here}, weights")
+            raise UnsupportedError(f"{where}: a group without quantized weights is not supported.")
+        _check_int8(weights)
         if inputs is None:
-            raise UnsupportedError(f"{here}: only the weights are quantized (W8A16), which has no int8 kernel.")
-        _check_int8(inputs, f"{here}, input_activations")
-        if group.get("output_activations") is not None:
-            raise UnsupportedError(f"{here}: quantized outputs (output_activations) are not supported.")
-        if (group.get("format") or table.get("format")) not in QUANTIZED_FORMATS:
+            raise UnsupportedError(f"{where}: only the weights are quantized (W8A16), which has no int8 kernel.")
+        _check_int8(inputs)
+        if group.raw.get("output_activations") is not None:
+            raise UnsupportedError(f"{where}: quantized outputs (output_activations) are not supported.")
+        stored = group.text("format", "") or table.text("format")
+        if stored not in QUANTIZED_FORMATS:
+            raise UnsupportedError(f"{where}: format {shown(stored)} is not supported.")
+        if (strategy := weights.text("strategy")) not in ("channel", "tensor"):
+            raise UnsupportedError(f"{where}: weights with a scale per {shown(strategy)[1:-1]} are not supported.")
+        if not weights.flag("symmetric", True):
+            raise UnsupportedError(f"{where}: weights with zero points are not supported.")
+        dynamic, symmetric = inputs.flag("dynamic", False), inputs.flag("symmetric", True)
+        strategy = shown(inputs.text("strategy"))[1:-1]
+        if dynamic and (strategy != "token" or not symmetric):
             raise UnsupportedError(
-                f"{here}: format {group.get('format') or table.get('format')!r:.80} is not supported."
-            )
-        if weights.get("strategy") not in ("channel", "tensor"):
-            raise UnsupportedError(f"{here}: weights with a scale per {weights.get('strategy')} are not supported.")
-        if not weights.get("symmetric", True):
-            raise UnsupportedError(f"{here}: weights with zero points are not supported.")
-        dynamic, strategy = inputs.get("dynamic"), inputs.get("strategy")
-        if dynamic and (strategy != "token" or not inputs.get("symmetric", True)):
-            raise UnsupportedError(
-                f"{here}: dynamic inputs must have one symmetric scale per token, not per {strategy}"
-                f"{'' if inputs.get('symmetric', True) else ' with zero points'}."
+                f"{where}: dynamic inputs must have one symmetric scale per token, not per {strategy}"
+                f"{'' if symmetric else ' with zero points'}."
             )
         if not dynamic and strategy != "tensor":
-            raise UnsupportedError(f"{here}: static inputs must have one scale per tensor, not per {strategy}.")
-        groups.append(group)
-    return groups
+            raise UnsupportedError(f"{where}: static inputs must have one scale per tensor, not per {strategy}.")
+        found.append(Group(targets, dynamic))
+    return found
 
 
-def _check_int8(arguments: Mapping[str, Any], where: str) -> None:
+def _targets(table: JsonObject, key: str, default: list[str] | None = None) -> list[str]:
+    """Targets as in Group. Raises: CheckpointError: they are no list of strings, or an expression is invalid."""
+    targets = table.texts(key, default)
+    for target in targets:
+        if target.startswith("re:"):
+            try:
+                re.compile(target[3:])
+            except (re.error, RecursionError, OverflowError):
+                raise CheckpointError(
+                    f"{table.source}: {key} has {shown(target)}, which is not a valid regular expression."
+                ) from None
+    return targets
+
+
+def _check_int8(arguments: JsonObject) -> None:
     """Raises: UnsupportedError: the arguments of a quantization name another type than int8."""
-    kind, bits = arguments.get("type", "int"), arguments.get("num_bits", 8)
+    kind, bits = arguments.text("type", "int"), arguments.integer("num_bits", 8)
     if (kind, bits) != ("int", 8):
         name = f"FP{bits}" if kind == "float" else f"INT{bits}"
         raise UnsupportedError(
-            f"{where}: {name} is not supported, only INT8. Start from the float model, or from W8A8."
+            f"{arguments.source}: {name} is not supported, only INT8. Start from the float model, or from W8A8."
         )
-    if arguments.get("actorder") == "group" or arguments.get("group_size") not in (None, -1):
-        raise UnsupportedError(f"{where}: scales per group of inputs are not supported.")
+    if arguments.raw.get("actorder") == "group" or arguments.raw.get("group_size") not in (None, -1):
+        raise UnsupportedError(f"{arguments.source}: scales per group of inputs are not supported.")
 
 
-def _group_of(name: str, groups: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _group_of(name: str, groups: list[Group]) -> Group | None:
     """The group of a linear: a group that names it comes before one with an expression, and that before the class."""
-    ranked = [(rank, group) for group in groups if (rank := _rank(name, group["targets"])) is not None]
+    ranked = [(rank, group) for group in groups if (rank := _rank(name, group.targets)) is not None]
     return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
 
@@ -201,7 +226,7 @@ def _rank(name: str, targets: list[str]) -> int | None:
     return 2 if "Linear" in targets else None
 
 
-def _linear_names(name: str, group: Mapping[str, Any], where: str) -> Names:
-    if group["input_activations"].get("dynamic"):
+def _linear_names(name: str, group: Group) -> Names:
+    if group.dynamic:
         return Names(f"{name}.weight_scale")
     return Names(f"{name}.weight_scale", f"{name}.input_scale", f"{name}.input_zero_point")

@@ -1,7 +1,6 @@
 """Hugging Face directories of float models."""
 
 from ..checkpoint.files import DESCRIPTION_NAMES
-from ..checkpoint.tensors import FLOAT_DTYPES
 from ..errors import CheckpointError
 from ..kernels.tables import LinearTable
 from .base import Opened, Source, check_tensors, float_table
@@ -13,7 +12,7 @@ class FloatFormat:
     name = "float"
 
     def detect(self, source: Source) -> bool:
-        return source.description is None and not source.quantization
+        return source.description is None and not source.quantization.raw
 
     def open(self, source: Source) -> Opened:
         return OpenedFloat(source)
@@ -34,9 +33,6 @@ class OpenedFloat(Opened):
                 f"{DESCRIPTION_NAMES[0]} says how it is quantized. The directory is incomplete."
             )
         self.ignored = check_tensors(self.config, self.files)
-        for name in dtypes.keys() - self.ignored:
-            if dtypes[name] not in FLOAT_DTYPES:
-                raise CheckpointError(f"{name} has dtype {dtypes[name]}, but must be a float type.")
 
     def linear_type(self, name: str) -> str:
         return "FLOAT"

@@ -40,8 +40,11 @@ def check_linear(checked: Checked, config: ModelConfig, name: str, names: Names)
         raise CheckpointError(f"{name}.weight has dtype {checked.files.dtype(f'{name}.weight')}, but must be int8.")
     if k > MAX_DOT_LENGTH:
         raise UnsupportedError(f"{name} has {k} inputs; int32 sums are safe from overflow for up to {MAX_DOT_LENGTH}.")
-    _weight_scale(checked, names.weight_scale, n)
-    _input_scale(checked, names)
+    scale, found = _weight_scale(checked, names.weight_scale, n), _input_scale(checked, names)
+    if found is not None:
+        with np.errstate(over="ignore"):
+            product = found[0] * scale
+        checked.check_scales(f"{names.input_scale} · {names.weight_scale}", product, signed=True)
     if names.input_multiplier is not None:
         checked.floats(names.input_multiplier, (k,))
     if has_bias:

@@ -4,11 +4,11 @@ Arithmetic (nvidia-modelopt 0.47): x8 = clamp(round(x · pre_quant_scale / input
 SmoothQuant, `pre_quant_scale` exists; the name of the algorithm is the same without it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import Any
 
 from ..checkpoint.files import list_names, read_object
+from ..checkpoint.json_object import JsonObject, shown
 from ..errors import UnsupportedError
 from ..kernels.tables import LinearTable
 from .base import Opened, Source, check_tensors, float_table
@@ -25,8 +25,8 @@ class ModelOptFormat:
     name = "modelopt"
 
     def detect(self, source: Source) -> bool:
-        if source.quantization:
-            return source.quantization.get("quant_method") == self.name
+        if source.quantization.raw:
+            return source.quantization.raw.get("quant_method") == self.name
         return source.description is None and SEPARATE in list_names(source.directory)
 
     def open(self, source: Source) -> Opened:
@@ -40,11 +40,14 @@ class OpenedModelOpt(Opened):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source, source.open_files())
-        where, algorithm, cache, excluded = _description(source)
+        table = _description(source)
+        algorithm = table.raw.get("quant_algo")
         if algorithm != W8A8:
-            raise UnsupportedError(f"{where}: quant_algo {algorithm!r:.80} is not supported, only {W8A8}.")
+            raise UnsupportedError(f"{table.source}: quant_algo {shown(algorithm)} is not supported, only {W8A8}.")
+        cache = table.raw.get("kv_cache_quant_algo") or table.raw.get("kv_cache_scheme")
         if cache is not None:
-            raise UnsupportedError(f"{where}: a cache in {cache!r:.80} is not supported, only INT8.")
+            raise UnsupportedError(f"{table.source}: a cache in {shown(cache)} is not supported, only INT8.")
+        excluded = table.texts("ignore", []) or table.texts("exclude_modules", [])
         self._names: dict[str, Names] = {}
         for name in self.config.linears:
             if f"{name}.weight" not in self.files or any(_matches(name, pattern) for pattern in excluded):
@@ -72,18 +75,11 @@ class OpenedModelOpt(Opened):
             yield from (name for name in names if name is not None)
 
 
-def _description(source: Source) -> tuple[str, Any, Any, list[str]]:
-    """Where the quantization is described, its algorithm, that of the cache, and the names that it excludes."""
-    table: Mapping[str, Any] = source.quantization
-    where = f"{source.directory / 'config.json'}, quantization_config"
-    if not table:
-        table, where = (
-            read_object(source.directory, SEPARATE).get("quantization") or {},
-            str(source.directory / SEPARATE),
-        )
-    excluded = table.get("ignore") or table.get("exclude_modules") or []
-    cache = table.get("kv_cache_quant_algo") or table.get("kv_cache_scheme")
-    return where, table.get("quant_algo"), cache, [str(name) for name in excluded]
+def _description(source: Source) -> JsonObject:
+    """The description of the quantization, in config.json or beside it. Raises: CheckpointError: it is no object."""
+    if source.quantization.raw:
+        return source.quantization
+    return JsonObject(read_object(source.directory, SEPARATE), str(source.directory / SEPARATE)).object("quantization")
 
 
 def _matches(name: str, pattern: str) -> bool:

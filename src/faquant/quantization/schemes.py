@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ..formats.msmodelslim.description import FA_TYPE
+from ..kernels.quantizers import tensor_of
 from ..kernels.scheme import AttentionScheme
 from .tensors import NamedTensor
 
@@ -28,7 +29,7 @@ def scheme_tensors(layer: int, scheme: AttentionScheme | None) -> Iterator[Named
         tables["k.equalizer"] = torch.ones(scheme.num_kv_heads, scheme.head_dim)
     for name, table in tables.items():
         if table is not None:
-            yield prefix + name, FA_TYPE, torch.as_tensor(table)
+            yield prefix + name, FA_TYPE, tensor_of(table)
 
 
 def all_scheme_tensors(schemes: Sequence[AttentionScheme | None]) -> Iterator[NamedTensor]:

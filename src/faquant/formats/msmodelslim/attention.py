@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,22 @@ from ...kernels.arrays import Floats
 from ...kernels.scheme import MAP_BLOCK, AttentionScheme
 from ..checked import Checked
 from ..kv_tables import StaticTable, compact, read_table, scheme_of, zero_points
+
+KINDS = ("scale", "offset", "center", "equalizer", "rotation_sign")
+"""Ends of the names of fa_* tensors."""
+
+
+def fa_names(config: ModelConfig) -> Iterator[str]:
+    """All names that fa_* tensors may have, those of MindIE's manual included."""
+    for layer in range(config.num_layers):
+        for part, kind in product("qkv", KINDS):
+            yield from (f"model.layers.{layer}.self_attn.{name}" for name in (f"fa_{part}.{kind}", f"{part}_{kind}"))
+
+
+def c8_names(config: ModelConfig) -> Iterator[str]:
+    """All names of the tables of a C8 cache."""
+    for layer, part, kind in product(range(config.num_layers), "kv", ("scale", "offset")):
+        yield f"model.layers.{layer}.self_attn.{part}_proj.kv_cache_{kind}"
 
 
 class AttentionTables:
@@ -26,11 +43,7 @@ class AttentionTables:
         self.blocks = -(-config.max_position // MAP_BLOCK)
 
     def any(self) -> bool:
-        return any(
-            self.find(f"{part}.{kind}") is not None
-            for part in "qkv"
-            for kind in ("scale", "offset", "center", "equalizer", "rotation_sign")
-        )
+        return any(self.find(f"{part}.{kind}") is not None for part in "qkv" for kind in KINDS)
 
     def find(self, short: str) -> str | None:
         part, kind = short.split(".")

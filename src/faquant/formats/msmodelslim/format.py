@@ -11,7 +11,7 @@ from ...kernels.scheme import AttentionScheme
 from ...kernels.tables import LinearTable
 from ..base import Opened, Source, check_tensors, float_table, norm_names
 from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
-from .attention import read_c8_scheme, read_scheme
+from .attention import c8_names, fa_names, read_c8_scheme, read_scheme
 from .description import C8_TYPE, FA_TYPE, NORM_COPY, Description, effective_fa_quant_type
 from .linears import PARTS, check_attention_types, check_linear, dynamic_table, static_table
 
@@ -75,9 +75,8 @@ class OpenedMsModelSlim(Opened):
                 yield f"{name}.bias"  # from outlier suppression; a static linear has it in quant_bias
         for norm in norm_names(self.config):
             yield from (f"{norm}.bias", f"{norm}{NORM_COPY}.weight", f"{norm}{NORM_COPY}.bias")
-        for name, kind in self.types.tensor_types.items():
-            if kind in (FA_TYPE, C8_TYPE):
-                yield name
+        for kind, names in ((FA_TYPE, fa_names(self.config)), (C8_TYPE, c8_names(self.config))):
+            yield from (name for name in names if self.types.tensor_types.get(name) == kind)
 
     def _check_norm_copies(self) -> None:
         for norm in norm_names(self.config):
@@ -96,6 +95,11 @@ class OpenedMsModelSlim(Opened):
             self.schemes = [read_c8_scheme(self.checked, self.config, layer) for layer in layers]
             self.notes.append(
                 "msModelSlim's processor takes the tables of a C8 cache from its last calibration sample only."
+            )
+        elif C8_TYPE in self.types.tensor_types.values():
+            raise CheckpointError(
+                f"{self.directory}: the description has tensors of type {C8_TYPE}, but kv_cache_type is not set. Add "
+                f'"kv_cache_type": "{C8_TYPE}" to it, if the model is to use an 8-bit cache.'
             )
         elif fa_quant_type or any(declared):
             self.schemes = [self._scheme(layer) for layer in layers]
