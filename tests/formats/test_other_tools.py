@@ -314,6 +314,57 @@ def test_what_has_no_kernel_is_refused_as_what_it_is(case: str, tmp_path: Path) 
         open_checkpoint(directory)
 
 
+WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
+    "no object": ("llmc-w8a8-kv", lambda c: c.update(quantization_config="int8"), "must be an object, not 'int8'"),
+    "a group that is no object": ("llmc-w8a8-kv", lambda c: quantized(c)["config_groups"].update(g=1), "g must be an"),
+    "a flag as text": (
+        "llmc-w8a8-kv",
+        lambda c: group(quantized(c))["weights"].update(symmetric="false"),
+        "group_0, weights: symmetric must be true or false",
+    ),
+    "a local scale": ("llmc-w8a8-kv", lambda c: quantized(c)["kv_cache_scheme"].update(dynamic="local"), "'local'"),
+    "no strategy": ("llmc-w8a8-kv", lambda c: group(quantized(c))["weights"].pop("strategy"), "has no strategy"),
+    "an invalid expression": (
+        "llmc-w8a8-kv",
+        lambda c: quantized(c).update(ignore=["re:model.(layers"]),
+        r"ignore has 're:model\.\(layers', which is not a valid regular expression",
+    ),
+    "names that are no list": ("modelopt-int8sq", lambda c: quantized(c).update(ignore="lm_head"), "ignore must be a"),
+    "a cache before or after RoPE": (
+        "quark-kv-tensor-asym",
+        lambda c: quantized(c).update(kv_cache_post_rope="false"),
+        "kv_cache_post_rope must be true or false",
+    ),
+    "a pattern that is no object": (
+        "quark-kv-tensor-asym",
+        lambda c: quantized(c)["layer_quant_config"].update({"*k_proj": []}),
+        r"layer_quant_config: \*k_proj must be an object",
+    ),
+}
+
+
+def quantized(config: dict[str, Any]) -> Quantization:
+    found: Quantization = config["quantization_config"]
+    return found
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_values_are_named_by_their_place(case: str, tmp_path: Path) -> None:
+    name, edit, message = WRONG[case]
+    directory = edited(name, tmp_path / "model", config=lambda raw: (edit(raw), None)[1])
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(directory)
+    assert str(caught.value).startswith(f"{directory}/config.json")
+
+
+def test_older_files_name_the_quantization_compression_config(tmp_path: Path) -> None:
+    for name in ("llmc-w8a8-kv", "quark-kv-tensor-asym"):
+        directory = edited(
+            name, tmp_path / name, config=lambda raw: raw.update(compression_config=raw.pop("quantization_config"))
+        )
+        assert open_checkpoint(directory).schemes[0] is not None
+
+
 @pytest.mark.parametrize("path", sorted((DATA / "refused").glob("*.json")), ids=lambda path: path.stem)
 def test_real_configurations_in_other_types_are_refused(path: Path, tmp_path: Path) -> None:
     def replace(raw: dict[str, Any]) -> None:
@@ -360,6 +411,26 @@ DAMAGED: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
         lambda t: t.pop(f"{L}self_attn.v_proj.output_zero_point"),
         "output_zero_point",
     ),
+    "a norm of integers": (
+        "llmc-w8a8-kv",
+        lambda t: t.update({"model.norm.weight": t["model.norm.weight"].to(torch.int64)}),
+        "dtype int64, but must be a float type",
+    ),
+    "int8 weights that no one has quantized": (
+        "quark-kv-tensor-asym",
+        lambda t: t.update({f"{L}mlp.up_proj.weight": t[f"{L}mlp.up_proj.weight"].to(torch.int8)}),
+        "dtype int8, but must be a float type",
+    ),
+    "scales whose product is zero": (
+        "modelopt-int8sq",
+        lambda t: (t[f"{L}mlp.up_proj.input_scale"].fill_(1e-38), t[f"{L}mlp.up_proj.weight_scale"].fill_(1e-20)),
+        "input_scale · .*weight_scale holds a scale that is NaN, infinite, or zero",
+    ),
+    "float64 beyond float32": (
+        "float",
+        lambda t: t.update({"lm_head.weight": torch.full((128, 64), 1e300, dtype=torch.float64)}),
+        "infinity",
+    ),
     "a norm's copy that differs": (
         "msms-classic-m3-safetensor-fp32",
         lambda t: t[f"{L}input_layernorm.module.weight"].add_(1),
@@ -373,7 +444,25 @@ L = "model.layers.0."
 def test_damaged_tensors_are_named(case: str, tmp_path: Path) -> None:
     name, edit, message = DAMAGED[case]
     with pytest.raises(FaquantError, match=message):
-        open_checkpoint(edited(name, tmp_path / "model", lambda tensors: (edit(tensors), None)[1]))
+        open_checkpoint(edited(name, tmp_path / "model", lambda tensors: (edit(tensors), None)[1])).check_values()
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("msms-c8-asym-logits", {"kv_cache_type": None}, "kv_cache_type is not set"),
+        ("msms-fa3-int8", {f"{ATTN.format(0)}fa_q.other": "FAQuant"}, "fa_q.other"),
+    ],
+)
+def test_tables_that_would_not_be_used_are_refused(
+    name: str, edit: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    added = {key: torch.ones(1) for key in edit if "." in key}
+    directory = edited(name, tmp_path / "model", lambda tensors: tensors.update(added))
+    path = directory / "quant_model_description.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    with pytest.raises(FaquantError, match=message):
+        open_checkpoint(directory)
 
 
 UNKNOWN = (

@@ -1,6 +1,6 @@
 """Typed access to the fields of JSON objects from untrusted files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError
@@ -63,6 +63,24 @@ class JsonObject:
         if not isinstance(value, str):
             raise self.wrong(key, value, "a string")
         return value
+
+    def texts(self, key: str, default: Sequence[str] | None = None) -> list[str]:
+        value = self._value(key, default)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.wrong(key, value, "a list of strings")
+        return value
+
+    def optional_object(self, key: str) -> "JsonObject | None":
+        value = self.raw.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise self.wrong(key, value, "an object")
+        return JsonObject(value, f"{self.source}, {shown(key)[1:-1]}")
+
+    def object(self, key: str) -> "JsonObject":
+        """As optional_object; without one, an empty one."""
+        return self.optional_object(key) or JsonObject({}, f"{self.source}, {key}")
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         value = self.raw.get(key)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.json_object import shown
 from ..errors import UnsupportedError
 from .base import CheckpointFormat, Opened, Source
 from .compressed_tensors import CompressedTensorsFormat
@@ -32,22 +33,30 @@ def open_checkpoint(directory: Path) -> Opened:
         UnsupportedError: this kind of model is not supported.
     """
     source = Source.of(directory)
-    return format_of(source).open(source)
+    opened = format_of(source).open(source)
+    opened.check_types()
+    return opened
 
 
 def format_of(source: Source) -> CheckpointFormat:
-    """The format of a directory. Raises: UnsupportedError: the format is not supported."""
+    """The format of a directory.
+
+    Raises:
+        CheckpointError: config.json's description of a quantization is not an object.
+        UnsupportedError: the format is not supported.
+    """
     for format in FORMATS:
         if format.detect(source):
             return format
+    method = _named(source.quantization.raw)
     supported = ", ".join(format.name for format in FORMATS if not isinstance(format, FloatFormat))
     raise UnsupportedError(
-        f"{source.directory / 'config.json'}: the model is quantized already, by {_named(source.quantization)}, which "
-        f"is not supported; these are, in int8: {supported}. Start from the checkpoint in bfloat16, float16 or float32."
+        f"{source.directory / 'config.json'}: the model is quantized already, by {method}, which is not supported; "
+        f"these are, in int8: {supported}. Start from the checkpoint in bfloat16, float16 or float32."
     )
 
 
 def _named(table: Mapping[str, Any]) -> str:
     """The method of a quantization_config with its number of bits, for an error."""
     bits = next((table[key] for key in ("bits", "w_bit", "weight_bits") if isinstance(table.get(key), int)), None)
-    return f"{table.get('quant_method')!r:.80}{'' if bits is None else f' with {bits} bits'}"
+    return f"{table.get('quant_method')!r:.80}{'' if bits is None else f' with {shown(bits)} bits'}"

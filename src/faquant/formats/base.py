@@ -5,11 +5,12 @@ A format is a module with a class that implements `CheckpointFormat`, and an ent
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..checkpoint.json_object import JsonObject
 from ..checkpoint.model_config import ModelConfig, load_config, read_config
 from ..checkpoint.tensors import FLOAT_DTYPES, TensorFiles
 from ..errors import CheckpointError, FaquantError, UnsupportedError
@@ -43,10 +44,15 @@ class Source:
         return cls(directory, config, read_config(directory), read_description(directory))
 
     @property
-    def quantization(self) -> Mapping[str, Any]:
-        """`quantization_config` of config.json (`compression_config` in older files); empty if there is none."""
-        tables = (self.raw_config.get(key) for key in QUANTIZATION_KEYS)
-        return next((table for table in tables if table and isinstance(table, Mapping)), {})
+    def quantization(self) -> JsonObject:
+        """`quantization_config` of config.json (`compression_config` in older files); empty if there is none.
+
+        Raises:
+            CheckpointError: it is not an object.
+        """
+        config = JsonObject(self.raw_config, str(self.directory / "config.json"))
+        tables = [config.object(key) for key in QUANTIZATION_KEYS]
+        return next((table for table in tables if table.raw), tables[0])
 
     def open_files(self) -> TensorFiles:
         """The tensors, by the names of a causal language model. Raises: as TensorFiles.open."""
@@ -149,6 +155,13 @@ class Opened(ABC):
             CheckpointError: its values are invalid.
         """
 
+    def check_types(self) -> None:
+        """Check that what is not quantized has float types. Raises: CheckpointError: it has not."""
+        quantized = {f"{name}.weight" for name in self.config.linears if self.linear_type(name) != "FLOAT"}
+        for name, dtype in self.files.dtypes().items():
+            if name.endswith((".weight", ".bias")) and name not in quantized and dtype not in FLOAT_DTYPES:
+                raise CheckpointError(f"{name} has dtype {dtype}, but must be a float type: it is not quantized.")
+
     def check_values(self) -> bool:
         """Check that no float tensor holds NaN or infinity, before anything is computed from the first ones; False: not
         done, because the tensors are larger than MAX_CHECKED_BYTES.
@@ -227,6 +240,11 @@ def _unknown(config: ModelConfig, source: Path, names: list[str]) -> FaquantErro
         return CheckpointError(
             f"{source} has the tensor {switched}, which a {config.model_type} model with this config.json does not "
             "have. Is attention_bias, mlp_bias or model_type wrong?"
+        )
+    if all(name.endswith(("scale", "zero_point", "offset")) for name in names):
+        return UnsupportedError(
+            f"{source} has scales of a quantization that its description does not name: {names[0]:.200} "
+            f"({len(names)} such). Description and tensors do not belong together."
         )
     shown = ", ".join(f"{name:.200}" for name in names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
     return UnsupportedError(

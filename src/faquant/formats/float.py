@@ -12,7 +12,7 @@ class FloatFormat:
     name = "float"
 
     def detect(self, source: Source) -> bool:
-        return source.description is None and not source.quantization
+        return source.description is None and not source.quantization.raw
 
     def open(self, source: Source) -> Opened:
         return OpenedFloat(source)

@@ -1,5 +1,6 @@
 """int8 linears as quantizers store them: a weight, its scales, and perhaps a calibrated scale of the inputs."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from ..errors import CheckpointError, UnsupportedError
 from ..kernels.arrays import Floats
 from ..kernels.isa import MAX_DOT_LENGTH
 from ..kernels.tables import INPUT_STEPS, DynamicTable, LinearTable, StaticTable
+from .base import Opened, Source, check_tensors, float_table
 from .checked import Checked
 
 MAX_SUM = (1 << 31) - 1
@@ -17,14 +19,47 @@ MAX_SUM = (1 << 31) - 1
 class Names(NamedTuple):
     """Names of the tensors of one linear beside `weight` and `bias`; None: there is no such tensor.
 
-    weight_scale: [], [1], [n] or [n, 1], of any sign; input_scale and input_offset: [] or [1]; input_multiplier: [k].
-    Without an input_scale, each token has its own scale.
+    weight_scale: [], [1], [n] or [n, 1], of any sign; weight_offset: must be zero; input_scale and input_offset: [] or
+    [1]; input_multiplier: [k]. Without an input_scale, each token has its own scale.
     """
 
     weight_scale: str
     input_scale: str | None = None
     input_offset: str | None = None
     input_multiplier: str | None = None
+    weight_offset: str | None = None
+
+
+class OpenedInt8(Opened):
+    """A checkpoint without a description of each tensor: `linears` names the tensors of its int8 linears."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, source.open_files())
+        self.linears: dict[str, Names] = {}
+
+    def linear_type(self, name: str) -> str:
+        names = self.linears.get(name)
+        return "FLOAT" if names is None else "W8A8_DYNAMIC" if names.input_scale is None else "W8A8"
+
+    def linear(self, name: str) -> LinearTable:
+        if name in self.linears:
+            return read_linear(self.checked, self.config, name, self.linears[name], self.input_steps)
+        return float_table(self.checked, self.config, name)
+
+    def present(self, name: str, required: bool = False) -> str | None:
+        """`name` if there is such a tensor, or if it is required, so that reading it fails."""
+        return name if required or name in self.files else None
+
+    def check(self, tables: Iterable[str] = ()) -> None:
+        """Check that the checkpoint has the tensors of float and int8 linears, and no others than `tables`.
+
+        Raises:
+            CheckpointError, UnsupportedError: as check_tensors and check_linear.
+        """
+        parts = {part for names in self.linears.values() for part in names if part is not None}
+        self.ignored = check_tensors(self.config, self.files, parts.union(tables))
+        for name, names in self.linears.items():
+            check_linear(self.checked, self.config, name, names)
 
 
 def check_linear(checked: Checked, config: ModelConfig, name: str, names: Names) -> None:
@@ -32,7 +67,7 @@ def check_linear(checked: Checked, config: ModelConfig, name: str, names: Names)
 
     Raises:
         CheckpointError: a tensor is missing, or its shape, dtype or values are invalid.
-        UnsupportedError: it has too many inputs.
+        UnsupportedError: it has too many inputs, or its weights have zero points.
     """
     n, k, has_bias = config.linears[name]
     checked.expect(f"{name}.weight", (n, k))
@@ -40,10 +75,15 @@ def check_linear(checked: Checked, config: ModelConfig, name: str, names: Names)
         raise CheckpointError(f"{name}.weight has dtype {checked.files.dtype(f'{name}.weight')}, but must be int8.")
     if k > MAX_DOT_LENGTH:
         raise UnsupportedError(f"{name} has {k} inputs; int32 sums are safe from overflow for up to {MAX_DOT_LENGTH}.")
-    _weight_scale(checked, names.weight_scale, n)
-    _input_scale(checked, names)
+    scale, found = _weight_scale(checked, names.weight_scale, n), _input_scale(checked, names)
+    if found is not None:
+        with np.errstate(over="ignore"):
+            product = found[0] * scale
+        checked.check_scales(f"{names.input_scale} · {names.weight_scale}", product, signed=True)
     if names.input_multiplier is not None:
         checked.floats(names.input_multiplier, (k,))
+    if names.weight_offset is not None and checked.get(names.weight_offset).any():
+        raise UnsupportedError(f"{names.weight_offset} is not zero: weights with zero points have no kernel.")
     if has_bias:
         checked.floats(f"{name}.bias", (n,))
 
@@ -97,7 +137,7 @@ def _input_scale(checked: Checked, names: Names) -> tuple[Floats, Floats] | None
         )
     scale = checked.positive(names.input_scale, shape).reshape(1)
     offset = np.zeros(1, np.float32)
-    if names.input_offset is not None and names.input_offset in checked:
+    if names.input_offset is not None:
         offset = checked.floats(names.input_offset).reshape(-1)
     if offset.shape != (1,) or np.rint(offset[0]) != offset[0] or not -128 <= offset[0] <= 127:
         raise CheckpointError(f"{names.input_offset} must be one whole number from -128 to 127.")

@@ -4,15 +4,14 @@ Arithmetic (nvidia-modelopt 0.47): x8 = clamp(round(x · pre_quant_scale / input
 SmoothQuant, `pre_quant_scale` exists; the name of the algorithm is the same without it.
 """
 
-from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ..checkpoint.files import list_names, read_object
-from ..errors import UnsupportedError
-from ..kernels.tables import LinearTable
-from .base import Opened, Source, check_tensors, float_table
-from .int8_linears import Names, check_linear, read_linear
+from ..checkpoint.json_object import JsonObject, shown
+from ..errors import CheckpointError, UnsupportedError
+from .base import Opened, Source
+from .int8_linears import Names, OpenedInt8
 
 SEPARATE = "hf_quant_config.json"
 """Where older versions describe the quantization instead of config.json."""
@@ -25,65 +24,71 @@ class ModelOptFormat:
     name = "modelopt"
 
     def detect(self, source: Source) -> bool:
-        if source.quantization:
-            return source.quantization.get("quant_method") == self.name
+        if source.quantization.raw:
+            return source.quantization.raw.get("quant_method") == self.name
         return source.description is None and SEPARATE in list_names(source.directory)
 
     def open(self, source: Source) -> Opened:
         return OpenedModelOpt(source)
 
 
-class OpenedModelOpt(Opened):
+class OpenedModelOpt(OpenedInt8):
     """A checkpoint of NVIDIA ModelOpt."""
 
     format = ModelOptFormat.name
 
     def __init__(self, source: Source) -> None:
-        super().__init__(source, source.open_files())
-        where, algorithm, cache, excluded = _description(source)
+        super().__init__(source)
+        table = _description(source)
+        algorithm, cache = _types(table)
         if algorithm != W8A8:
-            raise UnsupportedError(f"{where}: quant_algo {algorithm!r:.80} is not supported, only {W8A8}.")
+            raise UnsupportedError(f"{table.source}: quant_algo {shown(algorithm)} is not supported, only {W8A8}.")
         if cache is not None:
-            raise UnsupportedError(f"{where}: a cache in {cache!r:.80} is not supported, only INT8.")
-        self._names: dict[str, Names] = {}
-        for name in self.config.linears:
-            if f"{name}.weight" not in self.files or any(_matches(name, pattern) for pattern in excluded):
-                continue
-            multiplier = f"{name}.pre_quant_scale"
-            self._names[name] = Names(
-                f"{name}.weight_scale",
-                f"{name}.input_scale",
-                input_multiplier=multiplier if multiplier in self.files else None,
+            raise UnsupportedError(
+                f"{table.source}: a quantized cache ({shown(cache)}) is not supported in this format."
             )
-        self.ignored = check_tensors(self.config, self.files, self._tensor_names())
-        for name, names in self._names.items():
-            check_linear(self.checked, self.config, name, names)
+        excluded = table.texts("ignore", []) or table.texts("exclude_modules", [])
+        for name in self.config.linears:
+            if f"{name}.weight" in self.files and not any(_matches(name, pattern) for pattern in excluded):
+                multiplier = self.present(f"{name}.pre_quant_scale")
+                self.linears[name] = Names(f"{name}.weight_scale", f"{name}.input_scale", input_multiplier=multiplier)
+        self._check_multipliers()
+        self.check()
 
-    def linear_type(self, name: str) -> str:
-        return "W8A8" if name in self._names else "FLOAT"
+    def _check_multipliers(self) -> None:
+        """Linears with the same input are smoothed together, so one without a multiplier has lost it."""
+        for layer in range(self.config.num_layers):
+            for group in (
+                ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+                ("mlp.gate_proj", "mlp.up_proj"),
+            ):
+                names = [f"model.layers.{layer}.{part}" for part in group]
+                found = [self.linears[name].input_multiplier is not None for name in names if name in self.linears]
+                if any(found) and not all(found):
+                    raise CheckpointError(f"Some of {', '.join(names)} have a pre_quant_scale, and some have none.")
 
-    def linear(self, name: str) -> LinearTable:
-        if name in self._names:
-            return read_linear(self.checked, self.config, name, self._names[name])
-        return float_table(self.checked, self.config, name)
 
-    def _tensor_names(self) -> Iterator[str]:
-        for names in self._names.values():
-            yield from (name for name in names if name is not None)
+def _description(source: Source) -> JsonObject:
+    """The description of the quantization, in config.json or beside it.
+
+    Raises:
+        CheckpointError: it is not an object, or the two contradict each other.
+    """
+    beside = None
+    if SEPARATE in list_names(source.directory):
+        whole = JsonObject(read_object(source.directory, SEPARATE), str(source.directory / SEPARATE))
+        beside = whole.object("quantization")
+    table = source.quantization
+    if not table.raw and beside is not None:
+        return beside
+    if beside is not None and _types(table) != _types(beside):
+        raise CheckpointError(f"{table.source} and {beside.source} name other quantizations. Remove the wrong one.")
+    return table
 
 
-def _description(source: Source) -> tuple[str, Any, Any, list[str]]:
-    """Where the quantization is described, its algorithm, that of the cache, and the names that it excludes."""
-    table: Mapping[str, Any] = source.quantization
-    where = f"{source.directory / 'config.json'}, quantization_config"
-    if not table:
-        table, where = (
-            read_object(source.directory, SEPARATE).get("quantization") or {},
-            str(source.directory / SEPARATE),
-        )
-    excluded = table.get("ignore") or table.get("exclude_modules") or []
-    cache = table.get("kv_cache_quant_algo") or table.get("kv_cache_scheme")
-    return where, table.get("quant_algo"), cache, [str(name) for name in excluded]
+def _types(table: JsonObject) -> tuple[Any, Any]:
+    """The algorithm of the linears, and that of the cache."""
+    return table.raw.get("quant_algo"), table.raw.get("kv_cache_quant_algo") or table.raw.get("kv_cache_scheme")
 
 
 def _matches(name: str, pattern: str) -> bool:

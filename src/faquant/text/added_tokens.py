@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from ..checkpoint.json_object import shown
 from ..checkpoint.side_files import read_side_object
 from ..errors import CheckpointError
 
@@ -90,7 +91,7 @@ def add_stated_tokens(backend: Tokenizer, stated: StatedTokens) -> None:
         if index < 1 << 32:  # not id_to_token of the backend: from tokenizers 0.23 on, that normalizes added tokens
             taken = by_id[index].content if index in by_id else backend.model.id_to_token(index)
         if taken is not None and taken != token.content:
-            raise _contradiction(stated.source, token.content, index, f"there it belongs to {taken!r}")
+            raise _contradiction(stated.source, token.content, index, f"there it belongs to {shown(taken)}")
     described = {token.content: token for _, token in stated.numbered}
     if not stated.overrides:
         described |= own
@@ -105,7 +106,7 @@ def add_stated_tokens(backend: Tokenizer, stated: StatedTokens) -> None:
     for name in ("bos_token", "eos_token"):
         if name in stated.named and backend.token_to_id(stated.named[name].content) is None:
             raise CheckpointError(
-                f"{directory}: the {name} {stated.named[name].content!r} of tokenizer_config.json or "
+                f"{directory}: the {name} {shown(stated.named[name].content)} of tokenizer_config.json or "
                 "special_tokens_map.json is not in tokenizer.json, and no file gives it an id. The files are of "
                 "different models; copy all of them from one."
             )
@@ -125,8 +126,8 @@ def _add_unnumbered(backend: Tokenizer, tokens: list[AddedToken], directory: Pat
         index = backend.token_to_id(token.content)
         if index is not None and backend.model.id_to_token(index) not in (None, token.content):
             raise CheckpointError(
-                f"{directory}: the special token {token.content!r} is not in tokenizer.json, whose ids have gaps, so "
-                "it has no id. Add it to tokenizer.json."
+                f"{directory}: the special token {shown(token.content)} is not in tokenizer.json, whose ids have gaps, "
+                "so it has no id. Add it to tokenizer.json."
             )
 
 
@@ -176,7 +177,7 @@ def _made(text: str, where: str, **flags: bool) -> AddedToken:
 
 def _token_id(value: object, text: str, path: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise CheckpointError(f"{path}: the id of {text[:80]!r} must be a whole number, not {str(value)[:80]}.")
+        raise CheckpointError(f"{path}: the id of {text[:80]!r} must be a whole number, not {shown(value)}.")
     return value
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 
 from ..checkpoint.files import read_object
+from ..checkpoint.json_object import shown
 from ..checkpoint.side_files import has_side_file, read_side_file, read_side_object
 from ..errors import CheckpointError, UsageError
 from .added_tokens import add_stated_tokens, read_stated_tokens
@@ -220,7 +221,8 @@ def _read_backend(directory: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_buffer(content.removeprefix(codecs.BOM_UTF8))
     except Exception as error:  # the library raises plain Exception for all errors
-        raise CheckpointError(f"{path} cannot be read by the library tokenizers: {error}.") from None
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} cannot be read by the library tokenizers: {reason}.") from None
 
 
 def _ids_of(backend: tokenizers.Tokenizer, text: str | None) -> list[int]:
@@ -259,5 +261,5 @@ def _token_ids(table: Mapping[str, Any], key: str, path: Path) -> list[int]:
     value = table.get(key)
     values = [] if value is None else value if isinstance(value, list) else [value]
     if any(isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 1 << 32 for item in values):
-        raise CheckpointError(f"{path}: {key} must be a token id or a list of them, not {str(value)[:80]}.")
+        raise CheckpointError(f"{path}: {key} must be a token id or a list of them, not {shown(value)}.")
     return values

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -15,21 +16,20 @@ from ..checked import Checked
 from ..kv_tables import StaticTable, compact, read_table, scheme_of, zero_points
 
 KINDS = ("scale", "offset", "center", "equalizer", "rotation_sign")
+"""Ends of the names of fa_* tensors."""
 
 
-def table_names(layer: int) -> Iterator[str]:
-    """The names of all tables that a layer may have."""
-    for part in "qkv":
-        for kind in KINDS:
-            yield f"model.layers.{layer}.self_attn.fa_{part}.{kind}"
-            yield f"model.layers.{layer}.self_attn.{part}_{kind}"
+def fa_names(config: ModelConfig) -> Iterator[str]:
+    """All names that fa_* tensors may have, those of MindIE's manual included."""
+    for layer in range(config.num_layers):
+        for part, kind in product("qkv", KINDS):
+            yield from (f"model.layers.{layer}.self_attn.{name}" for name in (f"fa_{part}.{kind}", f"{part}_{kind}"))
 
 
-def c8_names(layer: int) -> Iterator[str]:
-    """The names of the tables of a C8 cache."""
-    for part in "kv":
-        for kind in ("scale", "offset"):
-            yield f"model.layers.{layer}.self_attn.{part}_proj.kv_cache_{kind}"
+def c8_names(config: ModelConfig) -> Iterator[str]:
+    """All names of the tables of a C8 cache."""
+    for layer, part, kind in product(range(config.num_layers), "kv", ("scale", "offset")):
+        yield f"model.layers.{layer}.self_attn.{part}_proj.kv_cache_{kind}"
 
 
 class AttentionTables:

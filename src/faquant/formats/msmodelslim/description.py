@@ -48,7 +48,8 @@ class Description:
         version = _text(raw, "version", source)
         if version is not None and version.split(".")[0] != "1":
             raise UnsupportedError(
-                f"{source}: version {version!r} is not supported, only 1.x. A newer version of faquant may support it."
+                f"{source}: version {version!r:.80} is not supported, only 1.x. A newer version of faquant "
+                "may support it."
             )
         model_type = _choice(raw, "model_quant_type", MODEL_TYPES, source)
         if model_type is None:

@@ -10,8 +10,8 @@ from ...kernels.scheme import AttentionScheme
 from ...kernels.tables import LinearTable
 from ..base import Opened, Source, check_tensors, float_table, names_of_causal_lm, norm_names
 from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
-from .attention import c8_names, read_c8_scheme, read_scheme, table_names
-from .description import FA_TYPE, NORM_COPY, Description, effective_fa_quant_type
+from .attention import c8_names, fa_names, read_c8_scheme, read_scheme
+from .description import C8_TYPE, FA_TYPE, NORM_COPY, Description, effective_fa_quant_type
 from .linears import PARTS, check_attention_types, check_linear, dynamic_table, static_table
 
 
@@ -74,15 +74,11 @@ class OpenedMsModelSlim(Opened):
     def _names(self) -> Iterator[str]:
         """The names of all tensors of the format beside the float model's."""
         for name in self.config.linears:
-            kind = self.linear_type(name)
-            if kind != "FLOAT":
-                yield from (f"{name}.{part}" for part in PARTS)
-            if kind in ("W8A8_DYNAMIC", ROTATED_TYPE):
-                yield f"{name}.bias"  # from outlier suppression; a static linear has it in quant_bias
+            yield from (f"{name}.{part}" for part in PARTS.get(self.linear_type(name), ()))
         for norm in norm_names(self.config):
             yield from (f"{norm}.bias", f"{norm}{NORM_COPY}.weight", f"{norm}{NORM_COPY}.bias")
-        for layer in range(self.config.num_layers):
-            yield from table_names(layer) if self.types.kv_cache_type is None else c8_names(layer)
+        for kind, names in ((FA_TYPE, fa_names(self.config)), (C8_TYPE, c8_names(self.config))):
+            yield from (name for name in names if self.types.tensor_types.get(name) == kind)
 
     def _check_norm_copies(self) -> None:
         for norm in norm_names(self.config):
@@ -105,6 +101,11 @@ class OpenedMsModelSlim(Opened):
             self.schemes = [read_c8_scheme(self.checked, self.config, layer) for layer in layers]
             self.notes.append(
                 "msModelSlim's processor takes the tables of a C8 cache from its last calibration sample only."
+            )
+        elif C8_TYPE in self.types.tensor_types.values():
+            raise CheckpointError(
+                f"{self.directory}: the description has tensors of type {C8_TYPE}, but kv_cache_type is not set. Add "
+                f'"kv_cache_type": "{C8_TYPE}" to it, if the model is to use an 8-bit cache.'
             )
         elif fa_quant_type or any(declared):
             self.schemes = [self._scheme(layer) for layer in layers]

@@ -43,11 +43,16 @@ def dynamic_table(
     return DynamicTable(checked.get(f"{name}.weight", dtype="int8"), np.ascontiguousarray(scale), bias, hadamard_block)
 
 
-PARTS = (
-    *("weight", "weight_scale", "weight_offset"),
-    *("input_scale", "input_offset", "quant_bias", "deq_scale", "pre_quant_scale"),
-)
-"""The tensors of a quantized linear beside its bias."""
+_WEIGHT = ("weight", "weight_scale", "weight_offset")
+_STATIC = (*_WEIGHT, "input_scale", "input_offset", "quant_bias", "deq_scale")
+PARTS = {
+    "W8A8": _STATIC,
+    SCALED_TYPE: (*_STATIC, "pre_quant_scale"),
+    # A bias may come from outlier suppression; a static linear has it in quant_bias.
+    "W8A8_DYNAMIC": (*_WEIGHT, "bias"),
+    ROTATED_TYPE: (*_WEIGHT, "bias"),
+}
+"""The tensors of a quantized linear by its type."""
 
 
 def check_attention_types(description: Description) -> None:
