@@ -26,6 +26,7 @@ from oracles.interop import DATA, TOKENS, Tensors, divergence, edited, logits_ov
 WITH_LOGITS = sorted(path.parent.name for path in DATA.glob("*/logits.safetensors"))
 FORMATS = {"llmc": "compressed-tensors", "autoround": "compressed-tensors", "msms": "msmodelslim"}
 ATTN = "model.layers.{}.self_attn."
+L = "model.layers.0."
 
 KV_ONLY = {
     "llmc-kv-attn_head-sym-stat",
@@ -268,7 +269,7 @@ REFUSED: dict[str, tuple[str, Callable[[Quantization], object], str]] = {
     ),
     "outputs": ("llmc-w8a8-kv", lambda q: group(q).update(output_activations={"num_bits": 8}), "output_activations"),
     "packed weights": ("llmc-w8a8-kv", lambda q: group(q).update(format="pack-quantized"), "pack-quantized"),
-    "frozen": ("llmc-w8a8-kv", lambda q: q.update(quantization_status="frozen"), "quantization_status 'frozen'"),
+    "not compressed": ("llmc-w8a8-kv", lambda q: q.update(quantization_status="calibration"), "'calibration'"),
     "sparse": ("llmc-w8a8-kv", lambda q: q.update(sparsity_config={"format": "sparse-24-bitmask"}), "sparse"),
     "rotated at run time": (
         "llmc-w8a8-kv",
@@ -310,6 +311,7 @@ def group(table: Quantization) -> Quantization:
 def test_what_has_no_kernel_is_refused_as_what_it_is(case: str, tmp_path: Path) -> None:
     name, edit, message = REFUSED[case]
     directory = edited(name, tmp_path / "model", config=lambda raw: edit(raw["quantization_config"]))
+    (directory / "hf_quant_config.json").unlink(missing_ok=True)  # it would contradict the edit
     with pytest.raises(FaquantError, match=message):
         open_checkpoint(directory)
 
@@ -374,6 +376,160 @@ def test_real_configurations_in_other_types_are_refused(path: Path, tmp_path: Pa
         open_checkpoint(edited("float", tmp_path / "model", config=replace))
 
 
+def keep(_: Any) -> None:
+    """No edit."""
+
+
+CONTRADICTIONS: dict[str, tuple[str, Callable[[Tensors], object], Callable[[Quantization], object], str]] = {
+    "static, described as dynamic": (
+        "llmc-w8a8-static-asym",
+        keep,
+        lambda q: group(q)["input_activations"].update(dynamic=True, strategy="token", symmetric=True),
+        "description does not name",
+    ),
+    "inputs without their zero points": (
+        "llmc-w8a8-static-asym",
+        lambda t: [t.pop(key) for key in [*t] if key.endswith("input_zero_point")],
+        keep,
+        "input_zero_point",
+    ),
+    "Quark's inputs without their zero points": (
+        "quark-w8a8-static-asym-input",
+        lambda t: [t.pop(key) for key in [*t] if key.endswith("input_zero_point")],
+        keep,
+        "input_zero_point",
+    ),
+    "K and V without their zero points": (
+        "llmc-kv-tensor-asym-stat",
+        lambda t: [t.pop(key) for key in [*t] if key.endswith("_zero_point")],
+        keep,
+        "k_zero_point",
+    ),
+    "C8 without zero points": (
+        "msms-c8-asym-logits",
+        lambda t: [t.pop(key) for key in [*t] if key.endswith("kv_cache_offset")],
+        keep,
+        "kv_cache_offset",
+    ),
+    "a zero point that is not whole": (
+        "msms-c8-asym-logits",
+        lambda t: t[f"{L}self_attn.k_proj.kv_cache_offset"].add_(0.5),
+        keep,
+        "not a whole number",
+    ),
+    "tables of a dynamic cache": (
+        "llmc-w8a8-kv",
+        keep,
+        lambda q: q["kv_cache_scheme"].update(dynamic=True),
+        "description does not name",
+    ),
+    "attention without a cache": (
+        "llmc-attn-attn_head-sym-stat",
+        keep,
+        lambda q: q.update(kv_cache_scheme=None),
+        "no kv_cache_scheme",
+    ),
+    "a projection of attention without weights": (
+        "llmc-attn-attn_head-sym-stat",
+        keep,
+        lambda q: group(q).update(targets=["re:.*self_attn.q_proj"]),
+        "without quantized weights",
+    ),
+    "an int8 embedding": (
+        "llmc-w8a8-kv",
+        lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"].to(torch.int8)}),
+        keep,
+        "must be a float type",
+    ),
+    "int8 in an ignored layer": (
+        "modelopt-int8sq",
+        lambda t: [t.pop(f"{L}mlp.up_proj.{part}") for part in ("weight_scale", "input_scale", "pre_quant_scale")],
+        lambda q: q["ignore"].extend([f"{L}mlp.up_proj", f"{L}mlp.gate_proj"]),
+        "gate_proj",
+    ),
+    "a multiplier that is lost": (
+        "modelopt-int8sq",
+        lambda t: t.pop(f"{L}self_attn.k_proj.pre_quant_scale"),
+        keep,
+        "some have none",
+    ),
+    "two descriptions": ("modelopt-int8sq", keep, lambda q: q.update(kv_cache_quant_algo="FP8"), "other quantizations"),
+    "rotations of Quark at run time": (
+        "quark-w8a8-dyn-token",
+        keep,
+        lambda q: q.update(algo_config=[{"name": "quarot"}]),
+        "rotations at run time",
+    ),
+    "R4 of Quark": (
+        "quark-w8a8-dyn-token",
+        keep,
+        lambda q: q.update(algo_config=[{"name": "rotation", "r1": True, "r4": True}]),
+        "rotations at run time",
+    ),
+    "Quark's biases": (
+        "quark-w8a8-dyn-token",
+        keep,
+        lambda q: q["global_quant_config"].update(bias={"dtype": "int32"}),
+        "biases",
+    ),
+    "Quark's inputs of float weights": (
+        "quark-w8a8-dyn-token",
+        keep,
+        lambda q: q["global_quant_config"].update(weight=None),
+        "float weights",
+    ),
+    "RoPE's side as a string": (
+        "quark-kv-tensor-asym",
+        keep,
+        lambda q: q.update(kv_cache_post_rope="false"),
+        "true or false",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_description_and_tensors_that_contradict_each_other_are_refused(case: str, tmp_path: Path) -> None:
+    name, tensors, quantization, message = CONTRADICTIONS[case]
+    directory = edited(
+        name,
+        tmp_path / "model",
+        lambda found: (tensors(found), None)[1],
+        lambda raw: quantization(raw.get("quantization_config", {})),
+    )
+    if name.startswith("msms"):
+        path = directory / "quant_model_description.json"
+        kept = set(load_file(next(directory.glob("quant_*.safetensors"))))
+        described = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in described.items() if v != "C8" or k in kept or "." not in k}))
+    with pytest.raises(FaquantError, match=message):
+        open_checkpoint(directory)
+
+
+def test_descriptions_that_say_the_same_differently_are_accepted(tmp_path: Path) -> None:
+    cases: list[tuple[str, Callable[[Quantization], object]]] = [
+        ("llmc-w8a8-kv", lambda q: q.update(quantization_status="frozen")),
+        ("llmc-w8a8-kv", lambda q: group(q).update(targets=["re:.*_proj$"])),
+        ("quark-w8a8-dyn-token", lambda q: q.update(algo_config=[{"name": "rotation", "r1": True, "r2": True}])),
+    ]
+    for number, (name, edit) in enumerate(cases):
+        directory = edited(name, tmp_path / str(number), config=lambda raw, e=edit: e(raw["quantization_config"]))
+        assert same_logits(directory, DATA / name)
+
+
+def test_attention_of_some_layers_only_stays_float_in_the_others(tmp_path: Path) -> None:
+    def first_only(tensors: Tensors) -> None:
+        for key in [key for key in tensors if key.startswith("model.layers.1.") and "output_" in key]:
+            del tensors[key]
+
+    def excluded(raw: dict[str, Any]) -> None:
+        raw["quantization_config"]["exclude"] += ["model.layers.1.self_attn.k_proj", "model.layers.1.self_attn.v_proj"]
+
+    directory = edited("quark-kv-head-sym-postrope", tmp_path / "model", first_only, excluded)
+    schemes = open_checkpoint(directory).schemes
+    assert schemes[0] is not None
+    assert schemes[1] is None
+
+
 DAMAGED: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
     "a scale of zero": ("llmc-w8a8-kv", lambda t: t[f"{L}mlp.up_proj.weight_scale"].zero_(), "zero"),
     "a scale that is NaN": ("llmc-w8a8-kv", lambda t: t[f"{L}mlp.up_proj.weight_scale"].fill_(torch.nan), "NaN"),
@@ -393,7 +549,7 @@ DAMAGED: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
     "asymmetric weights": (
         "llmc-w8a8-kv",
         lambda t: t.update({f"{L}mlp.up_proj.weight_zero_point": torch.ones(128, 1, dtype=torch.int8)}),
-        "asymmetrically",
+        "weights with zero points",
     ),
     "a multiplier of another size": (
         "modelopt-int8sq",
@@ -437,7 +593,6 @@ DAMAGED: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
         "differs from",
     ),
 }
-L = "model.layers.0."
 
 
 @pytest.mark.parametrize("case", DAMAGED)

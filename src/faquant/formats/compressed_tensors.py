@@ -204,7 +204,7 @@ def _group_of(name: str, groups: list[Group]) -> Group | None:
 
 
 def _rank(name: str, targets: list[str]) -> tuple[int, str] | None:
-    """How targets mean a linear, and the target: 0 by name, 1 by a regular expression after `re:`, 2 by class; or None."""
+    """How targets mean a linear: 0 by name, 1 by a regular expression after `re:`, 2 by class; and the target."""
     if name in targets:
         return 0, name
     matching = [target for target in targets if target.startswith("re:") and re.match(target[3:], name)]

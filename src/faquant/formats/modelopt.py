@@ -16,6 +16,10 @@ from .int8_linears import Names, OpenedInt8
 SEPARATE = "hf_quant_config.json"
 """Where older versions describe the quantization instead of config.json."""
 W8A8 = "W8A8_SQ_PER_CHANNEL"
+SMOOTHED_TOGETHER = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("mlp.gate_proj", "mlp.up_proj"),
+)
 
 
 class ModelOptFormat:
@@ -44,9 +48,7 @@ class OpenedModelOpt(OpenedInt8):
         if algorithm != W8A8:
             raise UnsupportedError(f"{table.source}: quant_algo {shown(algorithm)} is not supported, only {W8A8}.")
         if cache is not None:
-            raise UnsupportedError(
-                f"{table.source}: a quantized cache ({shown(cache)}) is not supported in this format."
-            )
+            raise UnsupportedError(f"{table.source}: a cache in {shown(cache)} is not supported in this format.")
         excluded = table.texts("ignore", []) or table.texts("exclude_modules", [])
         for name in self.config.linears:
             if f"{name}.weight" in self.files and not any(_matches(name, pattern) for pattern in excluded):
@@ -58,10 +60,7 @@ class OpenedModelOpt(OpenedInt8):
     def _check_multipliers(self) -> None:
         """Linears with the same input are smoothed together, so one without a multiplier has lost it."""
         for layer in range(self.config.num_layers):
-            for group in (
-                ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                ("mlp.gate_proj", "mlp.up_proj"),
-            ):
+            for group in SMOOTHED_TOGETHER:
                 names = [f"model.layers.{layer}.{part}" for part in group]
                 found = [self.linears[name].input_multiplier is not None for name in names if name in self.linears]
                 if any(found) and not all(found):

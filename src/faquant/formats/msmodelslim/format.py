@@ -43,11 +43,17 @@ class OpenedMsModelSlim(Opened):
         self.types.check_against(self.files)
         self._check_metadata()
         check_attention_types(self.types)
+        quantized = [name for name in self.config.linears if self.linear_type(name) != "FLOAT"]
+        for name in quantized:
+            kind = self.linear_type(name)
+            if kind not in PARTS:
+                raise CheckpointError(
+                    f"{name}.weight has type {kind} in the description, which is not a type of linears."
+                )
+            self._check_rotation(name)
         self.ignored = check_tensors(self.config, self.files, self._names())
-        for name in self.config.linears:
-            if self.linear_type(name) != "FLOAT":
-                check_linear(self.checked, self.config, self.types, name, self._signed)
-                self._check_rotation(name)
+        for name in quantized:
+            check_linear(self.checked, self.config, self.types, name, self._signed)
         self._check_norm_copies()
         self._read_schemes()
 

@@ -66,8 +66,6 @@ def check_linear(
 ) -> None:
     """Check that the small tensors of a quantized linear exist, have the right shapes and valid values, and agree."""
     kind = description.tensor_types[f"{name}.weight"]
-    if kind not in ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE, SCALED_TYPE):
-        raise CheckpointError(f"{name}.weight has type {kind} in the description, which is not a type of linears.")
     n, k = config.linear_shape(name)
     if k > MAX_DOT_LENGTH:
         raise UnsupportedError(f"{name} has {k} inputs; int32 sums are safe from overflow for up to {MAX_DOT_LENGTH}.")
