@@ -21,7 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-COMMANDS = {"inspect": ["inspect"], "generate": ["generate", "{}", "Hello", "-n", "1"]}
+COMMANDS = {
+    "inspect": ["inspect", "{}"],
+    "generate": ["generate", "{}", "Hello", "-n", "1"],
+    "quantize": ["quantize", "{}", "-o", "{}.out"],
+    "evaluate": ["evaluate", "{}", "--against", "{}"],
+}
 HEADER = 8
 
 
@@ -97,7 +102,6 @@ def main() -> None:
             cells, said = [], ""
             for arguments in COMMANDS.values():
                 command = [part.format(directory) for part in arguments]
-                command = command if str(directory) in command else [*command, str(directory)]
                 before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
                 status, said = run(command)
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)

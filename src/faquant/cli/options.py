@@ -23,14 +23,19 @@ Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this
 
 
 def check_checkpoint(directory: Path) -> "Opened":
-    """Open a model directory and search a small one for NaN, before packages are imported that take seconds.
+    """Open a model directory, read its tokenizer if it has one, and search a small one for NaN, before packages are
+    imported that take seconds.
 
     Raises:
         UsageError, CheckpointError, UnsupportedError: it cannot be loaded.
     """
     load_config(directory)
+    from ..checkpoint.side_files import has_side_file
     from ..formats import open_checkpoint
+    from ..text.tokenizer import Tokenizer
 
+    if has_side_file(directory, "tokenizer.json"):
+        Tokenizer.from_directory(directory)
     opened = open_checkpoint(directory)
     opened.check_values()
     return opened
