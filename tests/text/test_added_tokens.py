@@ -204,6 +204,8 @@ def test_lists_of_both_files_count(make_directory: Make) -> None:
         ({}, {"added_tokens": {"<x>": 10**12}}, "'<x>' has id 1000000000000"),
         ({}, {"added_tokens": {"<x>": "5"}}, "the id of '<x>' must be a whole number"),
         ({}, {"added_tokens": {"<x>": -5}}, "the id of '<x>' must be a whole number"),
+        ({}, {"added_tokens": {"<x>": "\ud800"}}, r"whole number, not '\\ud800'\.$"),
+        ({"eos_token": "x" * 10_000}, {}, r"the eos_token 'x{90,100}\.\.\. of"),
         ({"added_tokens_decoder": ["<x>"]}, {}, "added_tokens_decoder must be an object"),
         ({"added_tokens_decoder": {"x": {"content": "<x>"}}}, {}, "added_tokens_decoder must be an object"),
         ({"added_tokens_decoder": {"1": {"content": 3}}}, {}, "added_tokens_decoder must be a token's text or an obj"),

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Protocol
 
+import numpy as np
+
 from ..checkpoint.tensors import FLOAT_DTYPES
 from ..errors import CheckpointError
 from ..kernels.arrays import Floats, Stored, is_finite, widen
@@ -49,11 +51,14 @@ class Checked:
         return self.files.get(name)
 
     def finite(self, name: str, shape: tuple[int, ...] | None = None) -> Stored:
-        """As get; the values must be finite, which is checked once."""
+        """As get; the values must be finite in float32, which is checked once."""
         value = self.get(name, shape)
-        if name not in self._finite and not is_finite(value):
-            raise CheckpointError(f"{name} holds NaN or infinity. The file is damaged, or its calibration failed.")
-        self._finite.add(name)
+        if name not in self._finite:
+            with np.errstate(over="ignore"):
+                used = widen(value) if value.dtype == np.float64 else value  # it may exceed float32
+            if not is_finite(used):
+                raise CheckpointError(f"{name} holds NaN or infinity. The file is damaged, or its calibration failed.")
+            self._finite.add(name)
         return value
 
     def floats(self, name: str, shape: tuple[int, ...] | None = None) -> Floats:

@@ -39,15 +39,13 @@ def widen(x: Stored) -> Floats:
 
 
 def is_finite(x: Stored) -> bool:
-    """Whether no value is NaN or infinite, or would be in float32."""
+    """Whether no value is NaN or infinite."""
     # In parts: the check needs several times the memory of its operand.
     for start in range(0, x.size, 1 << 20):
         part = x.reshape(-1)[start : start + (1 << 20)]
         if x.dtype == np.uint16:
             if ((part & 0x7F80) == 0x7F80).any():
                 return False
-        else:
-            with np.errstate(over="ignore"):
-                if not np.isfinite(part.astype(np.float32, copy=False)).all():
-                    return False
+        elif not np.isfinite(part).all():
+            return False
     return True
