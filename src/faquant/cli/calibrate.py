@@ -9,7 +9,7 @@ import typer
 
 from ..progress import progress_bar
 from .interrupts import raise_on_signals
-from .options import check_checkpoint
+from .options import check_checkpoints
 
 
 class KvScale(str, Enum):
@@ -30,7 +30,7 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
 ) -> None:
     """Calibrate new tables of q, K and V for a quantized checkpoint, whose linears stay as they are."""
-    check_checkpoint(directory)
+    check_checkpoints(directory)
     from .. import api  # loads torch, so check the directory first
 
     raise_on_signals()

@@ -10,7 +10,7 @@ import typer
 from ..errors import UsageError
 from ..progress import progress_bar
 from .interrupts import raise_on_signals
-from .options import check_checkpoint
+from .options import check_checkpoints
 
 
 class Target(str, Enum):
@@ -47,7 +47,7 @@ def convert(
         return
     if dtype is not None:
         raise UsageError(f"--dtype is for --to hf only; --to {to.value} keeps the types of the directory.")
-    check_checkpoint(source)
+    check_checkpoints(source)
     # Loads torch, so check the directory first.
     from ..quantization.convert import convert_to_faquant
     from ..quantization.mindie.convert import convert_to_mindie

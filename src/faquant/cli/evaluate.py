@@ -15,7 +15,7 @@ from ..evaluation.texts import read_texts
 from ..progress import progress_bar
 from .console import write_json_file
 from .interrupts import raise_on_signals
-from .options import check_checkpoint
+from .options import check_checkpoints
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -42,8 +42,7 @@ def evaluate(
     if json_file is not None and not json_file.parent.is_dir():
         raise UsageError(f"{json_file} cannot be written: {json_file.parent} is not a directory.")
     texts = read_texts(text) if text else None
-    check_checkpoint(directory)
-    check_checkpoint(against)
+    check_checkpoints(directory, against)
     from .. import api  # loads torch, so check the directories and options first
 
     raise_on_signals()

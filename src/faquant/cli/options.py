@@ -22,22 +22,25 @@ Seed = Annotated[int | None, typer.Option(help="With the same seed, the answer i
 Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")]
 
 
-def check_checkpoint(directory: Path) -> "Opened":
-    """Open a model directory, read its tokenizer if it has one, and search a small one for NaN, before packages are
-    imported that take seconds.
+def check_checkpoints(*directories: Path) -> list["Opened"]:
+    """Open model directories, read their tokenizers if they have one, and search small ones for NaN, before the import of
+    packages that take seconds.
 
     Raises:
-        UsageError, CheckpointError, UnsupportedError: it cannot be loaded.
+        UsageError, CheckpointError, UnsupportedError: one cannot be loaded.
     """
-    load_config(directory)
+    for directory in directories:
+        load_config(directory)
     from ..checkpoint.side_files import has_side_file
     from ..formats import open_checkpoint
     from ..text.tokenizer import Tokenizer
 
-    if has_side_file(directory, "tokenizer.json"):
-        Tokenizer.from_directory(directory)
-    opened = open_checkpoint(directory)
-    opened.check_values()
+    for directory in directories:
+        if has_side_file(directory, "tokenizer.json"):
+            Tokenizer.from_directory(directory)
+    opened = [open_checkpoint(directory) for directory in directories]
+    for each in opened:
+        each.check_values()
     return opened
 
 

@@ -11,7 +11,7 @@ from ..errors import FaquantError
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
 from .interrupts import raise_on_signals
-from .options import check_checkpoint
+from .options import check_checkpoints
 
 FEW_TOKENS = 1000
 
@@ -45,7 +45,7 @@ def quantize(
 ) -> None:
     """Quantize a Hugging Face checkpoint to 8-bit attention and 8-bit linears."""
     started = time.monotonic()
-    opened = check_checkpoint(model)
+    (opened,) = check_checkpoints(model)
     from .. import api  # loads torch, so check the directory and options first
 
     raise_on_signals()
