@@ -23,8 +23,9 @@ Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this
 
 
 def check_checkpoints(*directories: Path) -> list["Opened"]:
-    """Open model directories, read their tokenizers if they have one, and search small ones for NaN. This is done before
-    packages are imported that take seconds.
+    """Open model directories, read their tokenizers if they have one, and search small ones for NaN.
+
+    Commands do this before they import packages that take seconds.
 
     Raises:
         UsageError, CheckpointError, UnsupportedError: one cannot be loaded.
