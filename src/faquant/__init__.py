@@ -5,7 +5,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .api import evaluate, quantize
+    from .api import calibrate, evaluate, quantize
     from .engine.async_engine import AsyncEngine
     from .engine.engine import Engine
     from .engine.engine_config import EngineConfig
@@ -28,6 +28,7 @@ __all__ = [
     "Report",
     "SamplingParams",
     "StructuredOutput",
+    "calibrate",
     "evaluate",
     "quantize",
 ]
@@ -43,6 +44,7 @@ _HOMES = {
     "FaquantError": "errors",
     "Recipe": "recipe",
     "Report": "evaluation.report",
+    "calibrate": "api",
     "evaluate": "api",
     "quantize": "api",
 }
