@@ -125,6 +125,7 @@ def is_quantized(
     described = None if overwrite else provenance.described(arguments.output)
     if described is not None:
         same = described.recipe is not None and arguments.is_recipe(described.recipe)
+        same = same and (described.imported is not None) == keep_kv_tables
         described = described if same and described.calibration == ids else None
     if described is None and not provenance.has_note(arguments.output):
         return False  # before all weights are read
@@ -191,6 +192,7 @@ class _QuantizeArguments:
     max_kl: float | None
     tokenizer: Tokenizer | None
     calibration: list[list[int]]
+    keep_kv_tables: bool
 
     @classmethod
     def of(
@@ -214,12 +216,13 @@ class _QuantizeArguments:
                 )
             chosen = chosen.model_copy(update={"attention": None})
         tokenizer, ids = _calibration_of(source, calibration)
-        return cls(source, Path(output), chosen, automatic, max_kl, tokenizer, ids)
+        return cls(source, Path(output), chosen, automatic, max_kl, tokenizer, ids, keep_kv_tables)
 
     @property
     def recipe_words(self) -> str:
         """The recipe, or how to find it."""
-        return f"auto, max_kl {self.max_kl}" if self.automatic else self.recipe.model_dump_json()
+        kept = ", with the tables of MODEL" if self.keep_kv_tables else ""
+        return f"auto, max_kl {self.max_kl}" if self.automatic else self.recipe.model_dump_json() + kept
 
     @property
     def journal(self) -> Path:

@@ -115,3 +115,14 @@ def test_quantizing_and_measuring_beside_tables_of_another_tool(
     assert run(["quantize", str(source), "-o", str(tmp_path / "x"), "--recipe", "auto", "--keep-kv-tables"]) == 2
     assert "choose a recipe" in capsys.readouterr().err
     assert run(["evaluate", str(source), "--against", str(DATA / "float"), "--text", str(text), "--quick"]) == 0
+
+
+def test_an_output_without_the_tables_is_not_taken_for_one_with_them(tmp_path: Path, calibration: str) -> None:
+    source = with_tokenizer(shutil.copytree(DATA / "llmc-kv-attn_head-sym-stat", tmp_path / "model"))
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"name": "linears", "attention": None}))
+    line = ["quantize", str(source), "-o", str(tmp_path / "out"), "--recipe", str(recipe), "--calibration", calibration]
+    assert run([*line, "--no-evaluate"]) == 0
+    assert run([*line, "--keep-kv-tables"]) == 1, "the directory exists, and is another one"
+    assert run([*line, "--keep-kv-tables", "--overwrite", "--no-evaluate"]) == 0
+    assert any(open_checkpoint(tmp_path / "out").schemes)

@@ -411,6 +411,42 @@ CONTRADICTIONS: dict[str, tuple[str, Callable[[Tensors], object], Callable[[Quan
         keep,
         "kv_cache_offset",
     ),
+    "zero points that the description denies": (
+        "llmc-kv-tensor-asym-stat",
+        keep,
+        lambda q: q["kv_cache_scheme"].update(symmetric=True),
+        "is not zero",
+    ),
+    "C8 without scales": (
+        "msms-c8-asym-logits",
+        lambda t: [t.pop(key) for key in [*t] if key.endswith("kv_cache_scale")],
+        keep,
+        "kv_cache_scale",
+    ),
+    "a multiplier that is an integer": (
+        "modelopt-int8sq",
+        lambda t: t.update({f"{L}mlp.down_proj.pre_quant_scale": torch.ones(128, dtype=torch.int32)}),
+        keep,
+        "must be float32",
+    ),
+    "a multiplier of zero": (
+        "modelopt-int8sq",
+        lambda t: t[f"{L}mlp.down_proj.pre_quant_scale"].zero_(),
+        keep,
+        "zero",
+    ),
+    "no targets": (
+        "llmc-attn-attn_head-sym-stat",
+        keep,
+        lambda q: group(q).update(targets=[]),
+        "without quantized weights",
+    ),
+    "an attention without inputs": (
+        "llmc-attn-attn_head-sym-stat",
+        keep,
+        lambda q: group(q).update(input_activations=None),
+        "only q, K and V",
+    ),
     "a zero point that is not whole": (
         "msms-c8-asym-logits",
         lambda t: t[f"{L}self_attn.k_proj.kv_cache_offset"].add_(0.5),
@@ -549,7 +585,7 @@ DAMAGED: dict[str, tuple[str, Callable[[Tensors], object], str]] = {
     "asymmetric weights": (
         "llmc-w8a8-kv",
         lambda t: t.update({f"{L}mlp.up_proj.weight_zero_point": torch.ones(128, 1, dtype=torch.int8)}),
-        "weights with zero points",
+        "is not zero",
     ),
     "a multiplier of another size": (
         "modelopt-int8sq",
@@ -729,3 +765,33 @@ def test_tables_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
     )
     assert set(keys) <= set(inspect(directory).ignored)
     assert same_logits(directory, DATA / "llmc-attn-attn_head-sym-stat")
+
+
+def described(directory: Path, **values: object) -> Path:
+    path = directory / "quant_model_description.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return directory
+
+
+def test_a_norm_is_no_table(tmp_path: Path) -> None:
+    directory = described(edited("msms-fa3-kv-int8", tmp_path / "model"), **{"model.norm.weight": "FAQuant"})
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has type FAQuant"):
+        open_checkpoint(directory)
+
+
+def test_a_table_under_two_names_is_refused(tmp_path: Path) -> None:
+    name = f"{L}self_attn.k_scale"
+    directory = edited("msms-fa3-kv-int8", tmp_path / "model", lambda tensors: tensors.update({name: torch.ones(2, 1)}))
+    with pytest.raises(CheckpointError, match="There are both"):
+        open_checkpoint(described(directory, **{name: "FAQuant"}))
+
+
+def test_types_of_attention_are_those_of_the_base_model_s_layers_too(tmp_path: Path) -> None:
+    def without_prefix(tensors: Tensors) -> None:
+        for key in [key for key in tensors if key.startswith("model.")]:
+            tensors[key.removeprefix("model.")] = tensors.pop(key)
+
+    directory = edited("msms-fa3-kv-int8", tmp_path / "base", without_prefix)
+    path = directory / "quant_model_description.json"
+    path.write_text(json.dumps({k.removeprefix("model."): v for k, v in json.loads(path.read_text()).items()}))
+    assert same_logits(directory, DATA / "msms-fa3-kv-int8")

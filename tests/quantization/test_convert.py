@@ -330,3 +330,74 @@ def test_a_multiplier_that_is_missing_is_noticed(tmp_path: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="pre_quant_scale"):
         open_checkpoint(tmp_path / "out")
+
+
+def test_norms_biases_survive_both_conversions(tmp_path: Path) -> None:
+    """As outlier suppression writes them; in the sample they are zero."""
+
+    def biased(tensors: Tensors) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for key in [key for key in tensors if key.endswith("norm.bias")]:
+            tensors[key] = torch.randn(tensors[key].shape, generator=generator) * 0.3
+            copy = key.replace("norm.bias", "norm.module.bias")
+            if copy in tensors:
+                tensors[copy] = tensors[key].clone()
+
+    source = edited("msms-classic-m3-safetensor-fp32", tmp_path / "source", biased)
+    convert_to_faquant(source, tmp_path / "faquant")
+    convert_to_mindie(tmp_path / "faquant", tmp_path / "mindie")
+    assert divergence(torch.as_tensor(logits(DATA / "float")), torch.as_tensor(logits(source))) > 0.1
+    assert np.array_equal(logits(tmp_path / "faquant"), logits(source))
+    assert np.array_equal(logits(tmp_path / "mindie"), logits(source))
+
+
+def test_layers_with_different_types_of_attention_keep_theirs(tmp_path: Path) -> None:
+    def without_q(tensors: Tensors) -> None:
+        for key in [key for key in tensors if key.startswith("model.layers.1.self_attn.fa_q.")]:
+            del tensors[key]
+
+    source = edited("msms-fa3-int8", tmp_path / "source", without_q)
+    path = source / "quant_model_description.json"
+    description = {k: v for k, v in json.loads(path.read_text()).items() if "layers.1.self_attn.fa_q" not in k}
+    path.write_text(json.dumps(description | {"model.layers.1.self_attn.quant_type": "KV_INT8"}))
+    convert_to_faquant(source, tmp_path / "out")
+    assert np.array_equal(logits(tmp_path / "out"), logits(source))
+    with pytest.raises(UnsupportedError, match="in some layers only"):
+        convert_to_mindie(source, tmp_path / "mindie")
+
+
+def test_folded_norms_are_exact(tmp_path: Path) -> None:
+    """Of a bfloat16 model, whose norms times multipliers are no bfloat16."""
+
+    def edit(tensors: Tensors) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for key in [key for key in tensors if key.endswith("layernorm.weight")]:
+            tensors[key] = (1 + 0.2 * torch.randn(tensors[key].shape, generator=generator)).to(torch.bfloat16)
+        for layer in range(2):
+            key = f"model.layers.{layer}.self_attn.o_proj.pre_quant_scale"
+            tensors[key] = tensors[key].reshape(2, 2, 16)[:, :1].expand(2, 2, 16).reshape(-1).contiguous()
+
+    source = edited("modelopt-int8sq", tmp_path / "source", edit)
+    assert convert_to_mindie(source, tmp_path / "out") == []
+    assert divergence(torch.as_tensor(logits(source)), torch.as_tensor(logits(tmp_path / "out"))) < 1e-3
+
+
+def test_kept_tables_leave_the_linears_at_their_own_steps(tmp_path: Path) -> None:
+    chosen = RECIPES["default"].model_copy(update={"attention": None})
+    source = DATA / "llmc-kv-attn_head-sym-stat"
+    quantize(source, tmp_path / "kept", chosen, PROMPTS, keep_kv_tables=True)
+    assert open_checkpoint(tmp_path / "kept").input_steps == 127
+    recalibrate(tmp_path / "kept", tmp_path / "new", AttentionRecipe(), PROMPTS)
+    metadata = open_checkpoint(tmp_path / "new").metadata
+    assert metadata is not None
+    assert metadata.imported is None
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight"])
+def test_float64_is_written_as_float32(name: str, tmp_path: Path) -> None:
+    def wider(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].double()
+
+    source = edited("llmc-w8a8-kv", tmp_path / "source", wider)
+    convert_to_faquant(source, tmp_path / "out")
+    assert np.array_equal(logits(tmp_path / "out"), logits(source))

@@ -79,6 +79,8 @@ def add_all(writer: "ShardWriter", tensors: "Iterable[tuple[str, str, torch.Tens
     writer."""
     types = {}
     for name, kind, tensor in tensors:
+        if tensor.itemsize == 8 and tensor.is_floating_point():
+            tensor = tensor.float()  # as it is computed with
         check_storable(name, tensor)
         writer.add(name, tensor.contiguous())
         types[name] = kind

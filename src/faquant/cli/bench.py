@@ -26,6 +26,7 @@ MAX_FLOAT_DEPTH = 2048
 """The float model's attention is a slow reference that handles one sequence at a time."""
 SPARE = 128
 INT8, BFLOAT16, FLOAT = "int8 cache", "bfloat16 cache", "float model"
+FLOAT32 = "float32 cache"
 
 
 def bench(
@@ -63,7 +64,7 @@ def bench(
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests; use --requests 0.")
     tokenizer = Tokenizer.from_directory(directory)  # before the weights, which take long
     model = load(directory)
-    own = INT8 if any(model.schemes) else FLOAT
+    own = INT8 if any(model.schemes) else FLOAT if model.is_float else FLOAT32
     systems = {own: Sequences(model), BFLOAT16: Sequences(model, "bfloat16")}
     engines = {
         name: Engine(model, tokenizer, EngineConfig(kv_cache_dtype=system.kv_cache_dtype))

@@ -49,7 +49,8 @@ def quantize(
     from .. import api  # loads torch, so check the directory and options first
 
     raise_on_signals()
-    if any(opened.schemes) and not keep_kv_tables:
+    own = opened.metadata is not None and opened.metadata.attention is not None
+    if any(opened.schemes) and not own and not keep_kv_tables:
         print(
             f"The tables of K and V in {model} are not used; --keep-kv-tables uses them.",
             file=sys.stderr,

@@ -15,7 +15,7 @@ from .int8_linears import Names, OpenedInt8
 from .kv_tables import StaticTable, read_table, scheme_of
 
 QUANTIZED_FORMATS = ("int-quantized", "naive-quantized")
-ATTENTION = re.compile(r"(Attention|self_attn)\$?$")
+ATTENTION = re.compile(r"(Attention|self_attn)\)*\$?$")
 """What targets of a group of config_groups mean the attention itself, by class or by module."""
 
 
@@ -76,18 +76,17 @@ class OpenedCompressedTensors(OpenedInt8):
             self.notes.append("The scales of q (q_scale) are not used: each token has its own scale of q.")
 
     def _linear_names(self, name: str, group: Group) -> Names:
-        weight_offset = self.present(f"{name}.weight_zero_point")
+        self.offset(f"{name}.weight_zero_point", symmetric=True)
         if group.dynamic:
-            return Names(f"{name}.weight_scale", weight_offset=weight_offset)
-        offset = self.present(f"{name}.input_zero_point", required=not group.symmetric)
-        return Names(f"{name}.weight_scale", f"{name}.input_scale", offset, weight_offset=weight_offset)
+            return Names(f"{name}.weight_scale")
+        offset = self.offset(f"{name}.input_zero_point", group.symmetric)
+        return Names(f"{name}.weight_scale", f"{name}.input_scale", offset)
 
     def _table_names(self, cache: JsonObject, prefix: str, part: str) -> tuple[str | None, str | None]:
         """The names of K's or V's scale and zero point; None: there is none."""
         if cache.flag("dynamic", False):
             return None, None
-        offset = self.present(f"{prefix}{part}_zero_point", required=not cache.flag("symmetric", True))
-        return f"{prefix}{part}_scale", offset
+        return f"{prefix}{part}_scale", self.offset(f"{prefix}{part}_zero_point", cache.flag("symmetric", True))
 
     def _read_schemes(self, cache: JsonObject, layers: list[str]) -> None:
         _check_int8(cache)
@@ -137,8 +136,10 @@ def _groups(table: JsonObject, has_cache: bool) -> list[Group]:
     for group in map(groups.object, groups.raw):
         targets, where = _targets(group, "targets"), group.source
         weights, inputs = group.optional_object("weights"), group.optional_object("input_activations")
-        if all(ATTENTION.search(target) for target in targets) and weights is None:
-            _check_int8(group.object("input_activations"))
+        if targets and all(ATTENTION.search(target) for target in targets) and weights is None:
+            if inputs is None or group.raw.get("output_activations") is not None:
+                raise UnsupportedError(f"{where}: of the attention, only q, K and V may be quantized.")
+            _check_int8(inputs)
             if not has_cache:
                 raise UnsupportedError(f"{where}: the attention is quantized, but there is no kv_cache_scheme.")
             continue

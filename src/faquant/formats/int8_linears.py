@@ -19,15 +19,14 @@ MAX_SUM = (1 << 31) - 1
 class Names(NamedTuple):
     """Names of the tensors of one linear beside `weight` and `bias`; None: there is no such tensor.
 
-    weight_scale: [], [1], [n] or [n, 1], of any sign; weight_offset: must be zero; input_scale and input_offset: [] or
-    [1]; input_multiplier: [k]. Without an input_scale, each token has its own scale.
+    weight_scale: [], [1], [n] or [n, 1], of any sign; input_scale and input_offset: [] or [1]; input_multiplier: [k].
+    Without an input_scale, each token has its own scale.
     """
 
     weight_scale: str
     input_scale: str | None = None
     input_offset: str | None = None
     input_multiplier: str | None = None
-    weight_offset: str | None = None
 
 
 class OpenedInt8(Opened):
@@ -36,6 +35,7 @@ class OpenedInt8(Opened):
     def __init__(self, source: Source) -> None:
         super().__init__(source, source.open_files())
         self.linears: dict[str, Names] = {}
+        self._zeros: list[str] = []
 
     def linear_type(self, name: str) -> str:
         names = self.linears.get(name)
@@ -46,9 +46,13 @@ class OpenedInt8(Opened):
             return read_linear(self.checked, self.config, name, self.linears[name], self.input_steps)
         return float_table(self.checked, self.config, name)
 
-    def present(self, name: str, required: bool = False) -> str | None:
-        """`name` if there is such a tensor, or if it is required, so that reading it fails."""
-        return name if required or name in self.files else None
+    def offset(self, name: str, symmetric: bool) -> str | None:
+        """The name of a tensor of zero points; None if symmetric. Then such a tensor must be zero (`check`)."""
+        if not symmetric:
+            return name
+        if name in self.files:
+            self._zeros.append(name)
+        return None
 
     def check(self, tables: Iterable[str] = ()) -> None:
         """Check that the checkpoint has the tensors of float and int8 linears, and no others than `tables`.
@@ -57,7 +61,10 @@ class OpenedInt8(Opened):
             CheckpointError, UnsupportedError: as check_tensors and check_linear.
         """
         parts = {part for names in self.linears.values() for part in names if part is not None}
-        self.ignored = check_tensors(self.config, self.files, parts.union(tables))
+        self.ignored = check_tensors(self.config, self.files, parts.union(tables, self._zeros))
+        for name in self._zeros:
+            if self.checked.get(name).any():
+                raise CheckpointError(f"{name} is not zero, but the description says that there are no zero points.")
         for name, names in self.linears.items():
             check_linear(self.checked, self.config, name, names)
 
@@ -67,7 +74,7 @@ def check_linear(checked: Checked, config: ModelConfig, name: str, names: Names)
 
     Raises:
         CheckpointError: a tensor is missing, or its shape, dtype or values are invalid.
-        UnsupportedError: it has too many inputs, or its weights have zero points.
+        UnsupportedError: it has too many inputs.
     """
     n, k, has_bias = config.linears[name]
     checked.expect(f"{name}.weight", (n, k))
@@ -81,9 +88,7 @@ def check_linear(checked: Checked, config: ModelConfig, name: str, names: Names)
             product = found[0] * scale
         checked.check_scales(f"{names.input_scale} · {names.weight_scale}", product, signed=True)
     if names.input_multiplier is not None:
-        checked.floats(names.input_multiplier, (k,))
-    if names.weight_offset is not None and checked.get(names.weight_offset).any():
-        raise UnsupportedError(f"{names.weight_offset} is not zero: weights with zero points have no kernel.")
+        checked.scales(names.input_multiplier, (k,), signed=True)
     if has_bias:
         checked.floats(f"{name}.bias", (n,))
 

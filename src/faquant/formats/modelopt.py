@@ -52,8 +52,12 @@ class OpenedModelOpt(OpenedInt8):
         excluded = table.texts("ignore", []) or table.texts("exclude_modules", [])
         for name in self.config.linears:
             if f"{name}.weight" in self.files and not any(_matches(name, pattern) for pattern in excluded):
-                multiplier = self.present(f"{name}.pre_quant_scale")
-                self.linears[name] = Names(f"{name}.weight_scale", f"{name}.input_scale", input_multiplier=multiplier)
+                multiplier = f"{name}.pre_quant_scale"
+                self.linears[name] = Names(
+                    f"{name}.weight_scale",
+                    f"{name}.input_scale",
+                    input_multiplier=multiplier if multiplier in self.files else None,
+                )
         self._check_multipliers()
         self.check()
 

@@ -67,23 +67,22 @@ class OpenedQuark(OpenedInt8):
             raise UnsupportedError(f"{where}: weights with zero points are not supported.")
         if inputs is None:
             raise UnsupportedError(f"{where}: only the weights are quantized (W8A16), which has no int8 kernel.")
-        scale, weight_offset = f"{name}.weight_scale", self.present(f"{name}.weight_zero_point")
+        scale = f"{name}.weight_scale"
+        self.offset(f"{name}.weight_zero_point", symmetric=True)
         symmetric = inputs.flag("symmetric", True)
         if not inputs.flag("is_dynamic", False):
             _check_int8(inputs, ("per_tensor",))
-            offset = self.present(f"{name}.input_zero_point", required=not symmetric)
-            return Names(scale, f"{name}.input_scale", offset, weight_offset=weight_offset)
+            return Names(scale, f"{name}.input_scale", self.offset(f"{name}.input_zero_point", symmetric))
         _check_int8(inputs, ("per_token", "per_channel"))
         if inputs.text("qscheme") == "per_channel" and inputs.raw.get("ch_axis") != 1:  # of [batch, tokens, channels]
             raise UnsupportedError(f"{where}: dynamic inputs must have one scale per token.")
         if not symmetric:
             raise UnsupportedError(f"{where}: dynamic inputs with zero points are not supported.")
-        return Names(scale, weight_offset=weight_offset)
+        return Names(scale)
 
     def _table_names(self, name: str, spec: JsonObject) -> tuple[str, str | None]:
         """The names of the scale and the zero point of an output; None: there is none."""
-        offset = self.present(f"{name}.output_zero_point", required=not spec.flag("symmetric", True))
-        return f"{name}.output_scale", offset
+        return f"{name}.output_scale", self.offset(f"{name}.output_zero_point", spec.flag("symmetric", True))
 
     def _read_schemes(self, pairs: Mapping[str, tuple[str, str | None]], after_rope: bool, where: str) -> None:
         heads, dim = self.config.num_kv_heads, self.config.head_dim

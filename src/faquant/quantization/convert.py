@@ -16,7 +16,7 @@ from ..formats.faquant.metadata import SCALED_TYPE, Imported, Metadata
 from ..formats.msmodelslim.description import C8_TYPE, FA_TYPE, NORM_COPY, Description
 from ..formats.msmodelslim.format import OpenedMsModelSlim
 from ..kernels.quantizers import tensor_of
-from ..kernels.tables import DynamicTable, FloatTable, LinearTable
+from ..kernels.tables import INPUT_STEPS, DynamicTable, FloatTable, LinearTable
 from .schemes import all_scheme_tensors
 from .tensors import NamedTensor
 
@@ -54,7 +54,7 @@ def imported_metadata(opened: Opened) -> Metadata:
     imported = Imported(
         format=opened.format,
         p="int8" if any(scheme.p_float16 for scheme in present) else "int16",
-        input_steps=opened.input_steps,
+        input_steps=INPUT_STEPS if opened.has_float_linears else opened.input_steps,
     )
     return Metadata(imported=imported, max_position=opened.max_position)
 
@@ -100,6 +100,7 @@ def float_tensors(opened: Opened) -> Iterator[NamedTensor]:
     if opened.config.qk_norm:
         layers = range(opened.config.num_layers)
         names += [f"model.layers.{layer}.self_attn.{norm}.weight" for layer in layers for norm in ("q_norm", "k_norm")]
+    names += [f"{norm}.bias" for norm in norm_names(opened.config) if f"{norm}.bias" in opened.files]
     for name in names:
         yield name, "FLOAT", tensor_of(opened.files.read(name))
 

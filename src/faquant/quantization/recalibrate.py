@@ -81,7 +81,9 @@ def _metadata(opened: Opened, recipe: AttentionRecipe, calibration: Sequence[Seq
         fingerprint([list(ids) for ids in calibration]),
     )
     origin = opened.format if made is None else made.imported.format if made.imported else None
-    imported = None if origin is None or opened.is_float else Imported(format=origin, input_steps=opened.input_steps)
+    # After calibration, only linears without a recipe are still another tool's.
+    kept = origin is not None and linear is None and not opened.is_float
+    imported = Imported(format=origin, input_steps=opened.input_steps) if origin is not None and kept else None
     # The float model's fingerprint is known only if faquant has quantized it.
     source = made.model if made else new.model if opened.is_float else None
     return new.model_copy(update={"imported": imported, "model": source, "max_position": opened.max_position})

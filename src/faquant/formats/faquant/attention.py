@@ -36,7 +36,8 @@ def _imported(tables: AttentionTables, config: ModelConfig, imported: Imported) 
         part: None if scale is None else StaticTable(scale, tables.offset(f"{part}.offset"))
         for part, scale in scales.items()
     }
-    return scheme_of(config, **found, p=imported.p)
+    # Only a kernel with calibrated q, K and V has P in 8 bits.
+    return scheme_of(config, **found, p=imported.p if all(found.values()) else "int16")
 
 
 def _scheme(tables: AttentionTables, config: ModelConfig, metadata: Metadata) -> AttentionScheme:

@@ -47,10 +47,10 @@ class AttentionTables:
 
     def find(self, short: str) -> str | None:
         part, kind = short.split(".")
-        for name in (f"{self.prefix}fa_{short}", f"{self.prefix}{part}_{kind}"):
-            if name in self.checked:
-                return name
-        return None
+        found = [name for name in (f"{self.prefix}fa_{short}", f"{self.prefix}{part}_{kind}") if name in self.checked]
+        if len(found) > 1:
+            raise CheckpointError(f"There are both {found[0]} and {found[1]}. Remove the wrong one.")
+        return found[0] if found else None
 
     def _table(self, short: str) -> tuple[str, tuple[int, int]] | None:
         name = self.find(short)
@@ -192,11 +192,8 @@ def read_c8_scheme(checked: Checked, config: ModelConfig, layer: int) -> Attenti
     """
     prefix = f"model.layers.{layer}.self_attn."
     names = {part: f"{prefix}{part}_proj.kv_cache" for part in "kv"}
-    present = [part for part, name in names.items() if f"{name}_scale" in checked]
-    if not present:
+    if not any(f"{name}_{kind}" in checked for name in names.values() for kind in ("scale", "offset")):
         return None
-    if len(present) == 1:
-        raise CheckpointError(f"{names[present[0]]}_scale is there, but K and V must both have one.")
     heads, dim = config.num_kv_heads, config.head_dim
     k, v = (read_table(checked, f"{name}_scale", f"{name}_offset", heads, dim) for name in names.values())
     return scheme_of(config, k, v)

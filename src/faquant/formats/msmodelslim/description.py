@@ -94,7 +94,7 @@ class Description:
     @property
     def attention_types(self) -> dict[str, str]:
         """The newer writer's types of q, k and v by their keys."""
-        return {key: kind for key, kind in self.extra.items() if key.endswith(_FA_KIND)}
+        return {key: kind for key, kind in self.extra.items() if key.endswith(_FA_KIND) and kind is not None}
 
     def attention_type(self, layer: int) -> str | None:
         """The newer writer's type of a layer's q, k and v; None: not stated."""

@@ -37,9 +37,13 @@ class OpenedMsModelSlim(Opened):
         if source.description is None:
             raise CheckpointError(f"{source.directory} has no description of a quantized model.")
         types = source.description.tensor_types
-        names = names_of_causal_lm(types.keys(), self.config.tie_word_embeddings)
-        renamed = {names.get(name, name): kind for name, kind in types.items()}
-        self.types: Description = replace(source.description, tensor_types=renamed)
+        attention_types = source.description.attention_types
+        names = names_of_causal_lm([*types, *attention_types], self.config.tie_word_embeddings)
+        self.types: Description = replace(
+            source.description,
+            tensor_types={names.get(name, name): kind for name, kind in types.items()},
+            extra={names.get(key, key): value for key, value in source.description.extra.items()},
+        )
         self.types.check_against(self.files)
         self._check_metadata()
         check_attention_types(self.types)
@@ -52,6 +56,10 @@ class OpenedMsModelSlim(Opened):
                 )
             self._check_rotation(name)
         self.ignored = check_tensors(self.config, self.files, self._names())
+        for kind, tables in ((FA_TYPE, set(fa_names(self.config))), (C8_TYPE, set(c8_names(self.config)))):
+            for name, described in self.types.tensor_types.items():
+                if (described == kind) != (name in tables):
+                    raise CheckpointError(f"{name} has type {described} in the description, but not the name of one.")
         for name in quantized:
             check_linear(self.checked, self.config, self.types, name, self._signed)
         self._check_norm_copies()
@@ -83,8 +91,8 @@ class OpenedMsModelSlim(Opened):
             yield from (f"{name}.{part}" for part in PARTS.get(self.linear_type(name), ()))
         for norm in norm_names(self.config):
             yield from (f"{norm}.bias", f"{norm}{NORM_COPY}.weight", f"{norm}{NORM_COPY}.bias")
-        for kind, names in ((FA_TYPE, fa_names(self.config)), (C8_TYPE, c8_names(self.config))):
-            yield from (name for name in names if self.types.tensor_types.get(name) == kind)
+        yield from fa_names(self.config)
+        yield from c8_names(self.config)
 
     def _check_norm_copies(self) -> None:
         for norm in norm_names(self.config):

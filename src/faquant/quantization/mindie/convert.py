@@ -76,6 +76,8 @@ def _obstacles(opened: Opened, manual: bool) -> list[str]:
     config, present = opened.config, [scheme for scheme in opened.schemes if scheme is not None]
     kinds = {opened.linear_type(name) for name in config.linears}
     static_q = bool(present) and all(scheme.q_scale is not None for scheme in present)
+    if not static_q and any(scheme.q_scale is not None for scheme in present):
+        reasons.append("q has calibrated scales in some layers only, and MindIE's cache has one kind")
     if ROTATED_TYPE in kinds:
         reasons.append("its linears' inputs are rotated at run time, which MindIE does not support")
     elif "W8A8_DYNAMIC" in kinds and static_q:
@@ -196,7 +198,7 @@ class _Conversion:
         if became_float:
             self._note(f"{', '.join(became_float)} became float, since its inputs are multiplied (pre_quant_scale).")
         changed = {
-            f"{prefix}{norm}.weight": torch.from_numpy(weight).to(self.dtype)
+            f"{prefix}{norm}.weight": _narrowed(torch.from_numpy(weight), self.dtype)
             for norm, weight in folded.items()
             if weight is not norms[norm]
         }
