@@ -78,7 +78,10 @@ def main() -> None:
         state = model.state_dict()
         stale = {name.replace(".module.", ".") for name in state if ".module." in name}
         tensors = {name.replace(".module.", "."): tensor for name, tensor in state.items() if name not in stale}
-        save_file(tensors, options.float_out / "model.safetensors")
+        # With a description, because the norms of a plain Llama have no biases.
+        save_file(tensors, options.float_out / "quant_model_weights.safetensors")
+        description = {"version": "1.0.0", "model_quant_type": "FLOAT", **dict.fromkeys(tensors, "FLOAT")}
+        (options.float_out / "quant_model_description.json").write_text(json.dumps(description))
     config = QuantConfig(
         w_bit=8,
         a_bit=8,
