@@ -41,6 +41,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 def examine() -> dict[str, Any]:
     """Everything that doctor reports, as JSON values. `healthy` is false if a self-test failed."""
     from ..kernels import isa as cpu
+    from ..kernels import memory
 
     self_tests = cpu.self_test()
     return {
@@ -50,6 +51,7 @@ def examine() -> dict[str, Any]:
         "features": cpu.cpu_features(),
         "instruction_sets": cpu.available_isas(),
         "instruction_set_in_use": cpu.selected_isa(),
+        "huge_pages": {"setting": memory.setting(), "works": memory.works()},
         "self_tests": self_tests,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "healthy": all(self_tests.values()),
@@ -66,11 +68,13 @@ def _version(name: str) -> str:
 def _print(findings: dict[str, Any]) -> None:
     table = Table(show_header=False)
     present = [name for name, there in findings["features"].items() if there]
+    pages = findings["huge_pages"]
     rows = {
         "CPU": findings["cpu"],
         "system": findings["system"],
         "features": ", ".join(present) or "none of those used",
         "instruction sets": f"{', '.join(findings['instruction_sets'])}; in use: {findings['instruction_set_in_use']}",
+        "huge pages": f"{'in use' if pages['works'] else 'not in use'}; setting: {pages['setting'] or 'none'}",
         **{f"self-test, {name}": "passed" if ok else "FAILED" for name, ok in findings["self_tests"].items()},
         **findings["versions"],
     }

@@ -139,7 +139,7 @@ def serve(
 def _print_table(service: "Service", address: str) -> None:
     """Print the settings in use on stderr."""
     from ..kernels import isa as cpu
-    from ..kernels import threads
+    from ..kernels import memory, threads
 
     engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()
@@ -148,6 +148,7 @@ def _print_table(service: "Service", address: str) -> None:
         "model": config.served_model_name,
         "recipe": "none, a float model" if model.is_float else model.recipe_name,
         "kernels": f"{cpu.selected_isa()} ({cpu.cpu_name()}), {threads.count()} threads",
+        "huge pages": f"{memory.bytes_in_huge_pages():,} bytes; setting: {memory.setting() or 'none'}",
         "cache": f"{state.cache_bytes:,} bytes, {tokens:,} tokens, {engine.bytes_per_token:,} bytes per token, "
         f"kv_cache_dtype {engine.config.kv_cache_dtype}",
         "context": f"{engine.max_model_len:,} tokens at most{f' ({note})' if note else ''}",

@@ -6,8 +6,10 @@ import numpy.typing as npt
 
 from . import _C
 from .arrays import Floats, Stored, widen
+from .memory import Arena
 from .threads import ALL_THREADS
 
+WEIGHTS = Arena()
 PANEL: int = _C.PANEL
 """Columns per panel of a packed matrix."""
 
@@ -28,7 +30,7 @@ class PackedWeight:
     def __init__(self, weight: npt.NDArray[np.int8]) -> None:
         self.shape = outputs, inputs = weight.shape
         self._rows, self._columns = -(-inputs // 4) * 4, -(-outputs // _C.PADDING) * _C.PADDING
-        self.values = np.empty(self._rows * self._columns, np.int8)
+        self.values = WEIGHTS.empty(self._rows * self._columns, np.int8)
         self.excess = np.empty(outputs, np.int32)
         _C.pack_weight(np.ascontiguousarray(weight), self.values, self.excess, ALL_THREADS)
 
@@ -51,7 +53,7 @@ class PackedFloats:
         weight = np.ascontiguousarray(weight if weight.dtype == np.uint16 else widen(weight))
         in_word = 4 // weight.itemsize
         self._rows, self._columns = -(-inputs // in_word) * in_word, -(-outputs // _C.PADDING) * _C.PADDING
-        self.values = np.empty(self._rows * self._columns, weight.dtype)
+        self.values = WEIGHTS.empty(self._rows * self._columns, weight.dtype)
         _C.pack_float_weight(weight, self.values, ALL_THREADS)
 
     def unpack(self) -> Floats:

@@ -1,0 +1,77 @@
+"""Memory in huge pages, for what is read again and again: packed weights and cache pages.
+
+With pages of 4 KiB, a stream over a model's weights waits for the processor's page walks. Regions are aligned to 2 MiB
+and marked with madvise(MADV_HUGEPAGE), which Linux heeds if transparent huge pages are set to `always` or `madvise`;
+elsewhere they are ordinary memory. Memory is taken when it is first written, as anywhere.
+"""
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+HUGE_PAGE = 2 << 20
+CHUNK = 64 << 20
+"""Small arrays share regions of this size."""
+_ALIGNMENT = 64
+_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_ROLLUP = Path("/proc/self/smaps_rollup")
+
+
+class Arena:
+    """Arrays in huge pages. A region is returned to the system when no array in it is used any more."""
+
+    def __init__(self) -> None:
+        self._region = np.empty(0, np.uint8)
+        self._used = 0
+
+    def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+        """A new array whose values are arbitrary."""
+        kind = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        if size >= CHUNK // 4:
+            return huge(size).view(kind).reshape(shape)
+        if self._used + size > len(self._region):
+            self._region, self._used = huge(CHUNK), 0
+        begin = self._used
+        self._used = -(-(begin + size) // _ALIGNMENT) * _ALIGNMENT
+        return self._region[begin : begin + size].view(kind).reshape(shape)
+
+
+def huge(size: int) -> npt.NDArray[np.uint8]:
+    """`size` bytes of zeros, aligned to huge pages."""
+    if size == 0:
+        return np.empty(0, np.uint8)
+    whole = -(-size // HUGE_PAGE) * HUGE_PAGE
+    region = mmap.mmap(-1, whole + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = np.frombuffer(region, np.uint8).ctypes.data
+    begin = -address % HUGE_PAGE
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        region.madvise(mmap.MADV_HUGEPAGE, 0, whole + HUGE_PAGE)
+    return np.frombuffer(region, np.uint8, size, begin)
+
+
+def setting() -> str:
+    """The system's setting of transparent huge pages: `always`, `madvise` or `never`; empty if there is none."""
+    try:
+        return _SETTING.read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        return ""
+
+
+def bytes_in_huge_pages() -> int:
+    """How much of this process's memory the system holds in huge pages; 0 if it does not tell."""
+    try:
+        lines = _ROLLUP.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
+
+
+def works() -> bool:
+    """Whether the system gives huge pages, by trying."""
+    region = huge(4 * HUGE_PAGE)
+    before = bytes_in_huge_pages()
+    region[::4096] = 0
+    return bytes_in_huge_pages() > before

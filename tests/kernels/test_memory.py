@@ -1,0 +1,61 @@
+"""Memory in huge pages: alignment, separate arrays, release."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from faquant.kernels import memory
+from faquant.kernels.memory import CHUNK, HUGE_PAGE, Arena, bytes_in_huge_pages, huge, setting, works
+
+
+@pytest.mark.parametrize("size", [1, 4096, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1, 5 * HUGE_PAGE])
+def test_a_region_is_aligned_zero_and_writable(size: int) -> None:
+    region = huge(size)
+    assert region.ctypes.data % HUGE_PAGE == 0
+    assert len(region) == size
+    assert not region.any()
+    region[:] = 7
+    assert (region == 7).all()
+
+
+def test_nothing_takes_nothing() -> None:
+    assert len(huge(0)) == 0
+    assert Arena().empty((0, 5), np.int8).shape == (0, 5)
+
+
+def test_arrays_of_an_arena_do_not_overlap() -> None:
+    arena = Arena()
+    shapes = [(3, 5), (1,), (100, 1000), (CHUNK // 4 - 1,), (CHUNK // 4,), (7, CHUNK // 8), (2, 3, 4)]
+    arrays = [arena.empty(shape, kind) for shape in shapes for kind in (np.int8, np.float32)]
+    for number, array in enumerate(arrays):
+        assert array.ctypes.data % 64 == 0
+        array[...] = number
+    for number, array in enumerate(arrays):
+        assert (array == number).all()
+
+
+def test_a_region_lives_as_long_as_its_arrays() -> None:
+    arena = Arena()
+    array = arena.empty(1000, np.int32)
+    array[:] = np.arange(1000)
+    del arena
+    gc.collect()
+    assert np.array_equal(array, np.arange(1000))
+
+
+@pytest.mark.skipif(setting() not in ("always", "madvise"), reason="this system gives no huge pages")
+def test_huge_pages_are_got_where_the_system_gives_them() -> None:
+    assert works()
+    before = bytes_in_huge_pages()
+    region = huge(8 * HUGE_PAGE)
+    region[:] = 1
+    assert bytes_in_huge_pages() - before >= 4 * HUGE_PAGE
+
+
+def test_systems_without_huge_pages_have_ordinary_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_SETTING", memory._SETTING / "none")
+    monkeypatch.setattr(memory, "_ROLLUP", memory._ROLLUP / "none")
+    monkeypatch.delattr("mmap.MADV_HUGEPAGE", raising=False)
+    assert (setting(), bytes_in_huge_pages(), works()) == ("", 0, False)
+    huge(HUGE_PAGE)[:] = 1
