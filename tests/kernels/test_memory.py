@@ -1,6 +1,8 @@
 """Memory in huge pages: alignment, separate arrays, release."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -33,6 +35,14 @@ def test_arrays_of_an_arena_do_not_overlap() -> None:
         array[...] = number
     for number, array in enumerate(arrays):
         assert (array == number).all()
+
+
+def test_threads_do_not_get_the_same_memory() -> None:
+    arena, sizes = Arena(), [1000 + 7 * number for number in range(400)]
+    with ThreadPoolExecutor(8) as pool:
+        arrays = list(pool.map(lambda size: arena.empty(size, np.int8), sizes))
+    places = sorted((array.ctypes.data, array.nbytes) for array in arrays)
+    assert all(place + size <= after for (place, size), (after, _) in pairwise(places))
 
 
 def test_a_region_lives_as_long_as_its_arrays() -> None:

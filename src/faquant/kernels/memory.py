@@ -1,11 +1,13 @@
-"""Memory in huge pages, for what is read again and again: packed weights and cache pages.
+"""Memory in huge pages for packed weights, which every step reads from end to end.
 
-With pages of 4 KiB, a stream over a model's weights waits for the processor's page walks. Regions are aligned to 2 MiB
-and marked with madvise(MADV_HUGEPAGE), which Linux heeds if transparent huge pages are set to `always` or `madvise`;
-elsewhere they are ordinary memory. Memory is taken when it is first written, as anywhere.
+With pages of 4 KiB, that stream waits for the processor's page walks. Regions are aligned to 2 MiB and marked with
+madvise(MADV_HUGEPAGE), which Linux heeds if transparent huge pages are set to `always` or `madvise`; elsewhere they are
+ordinary memory. NumPy marks arrays of 4 MiB and more itself, such as the cache; most linears of small models are
+smaller.
 """
 
 import mmap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,10 @@ _ROLLUP = Path("/proc/self/smaps_rollup")
 
 
 class Arena:
-    """Arrays in huge pages. A region is returned to the system when no array in it is used any more."""
+    """Arrays in huge pages. A region is returned to the system when no array in it is used any more. Thread-safe."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._region = np.empty(0, np.uint8)
         self._used = 0
 
@@ -32,11 +35,12 @@ class Arena:
         size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         if size >= CHUNK // 4:
             return huge(size).view(kind).reshape(shape)
-        if self._used + size > len(self._region):
-            self._region, self._used = huge(CHUNK), 0
-        begin = self._used
-        self._used = -(-(begin + size) // _ALIGNMENT) * _ALIGNMENT
-        return self._region[begin : begin + size].view(kind).reshape(shape)
+        with self._lock:
+            if self._used + size > len(self._region):
+                self._region, self._used = huge(CHUNK), 0
+            begin = self._used
+            self._used = -(-(begin + size) // _ALIGNMENT) * _ALIGNMENT
+            return self._region[begin : begin + size].view(kind).reshape(shape)
 
 
 def huge(size: int) -> npt.NDArray[np.uint8]:
