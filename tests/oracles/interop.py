@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from faquant.evaluation.divergence import window_logits
 from faquant.kernels.torch_backend import float_attend
-from faquant.model.load import Model
+from faquant.model.load import Model, load
 from faquant.model.paged import Batch, Chunk
 from faquant.model.rope import Rope
 
@@ -67,3 +68,9 @@ def edited(
     config(raw)
     (directory / "config.json").write_text(json.dumps(raw))
     return directory
+
+
+def same_logits(a: Path, b: Path) -> bool:
+    """Whether two directories give the same bits."""
+    tokens = torch.tensor(TOKENS)
+    return bool(np.array_equal(window_logits(load(a), tokens), window_logits(load(b), tokens)))
