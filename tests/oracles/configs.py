@@ -1,4 +1,11 @@
-"""Valid contents of config.json, which tests modify."""
+"""Valid contents of config.json, which tests modify, and the errors of invalid ones."""
+
+from typing import Any
+
+import pytest
+
+from faquant.checkpoint.model_config import parse_config
+from faquant.errors import CheckpointError, FaquantError
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -30,3 +37,14 @@ LLAMA3 = {
     "original_max_position_embeddings": 1024,
 }
 WINDOWED = {"use_sliding_window": True, "sliding_window": 128}
+
+
+def error_of(raw: dict[str, Any], kind: type[FaquantError] = CheckpointError) -> str:
+    """The message of the one error that this content raises."""
+    with pytest.raises(kind) as caught:
+        parse_config(raw, "models/x/config.json")
+    message = str(caught.value)
+    assert message.startswith("models/x/config.json")
+    assert "\n" not in message
+    assert len(message) < 400
+    return message

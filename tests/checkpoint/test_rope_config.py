@@ -1,0 +1,158 @@
+"""RoPE in config.json: its spellings, the scaled context, published tables, and keys that are refused."""
+
+from typing import Any
+
+import pytest
+
+from faquant.checkpoint.model_config import parse_config
+from faquant.checkpoint.rope_config import RopeConfig
+from faquant.errors import UnsupportedError
+from oracles.configs import LLAMA, LLAMA3, QWEN2, YARN, error_of
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (None, RopeConfig("default", 5e5, original_max_position=2048)),
+        ({}, RopeConfig("default", 5e5, original_max_position=2048)),
+        (
+            {"rope_type": "linear", "factor": 2},
+            RopeConfig("linear", 5e5, factor=2.0, original_max_position=2048),
+        ),
+        (
+            {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 100},
+            RopeConfig("dynamic", 5e5, factor=2.0, original_max_position=2048),
+        ),
+        (
+            {**YARN, "beta_fast": 16, "mscale": 1.0, "truncate": False},
+            RopeConfig("yarn", 5e5, factor=4.0, original_max_position=2048, beta_fast=16.0, mscale=1.0, truncate=False),
+        ),
+        (
+            LLAMA3,
+            RopeConfig("llama3", 5e5, 8.0, 1024, low_freq_factor=1.0, high_freq_factor=4.0),
+        ),
+    ],
+)
+def test_all_spellings_of_rope_mean_the_same(table: dict[str, Any] | None, expected: RopeConfig) -> None:
+    base = {**LLAMA, "rope_theta": 5e5}
+    assert parse_config({**base, "rope_scaling": table}).rope == expected
+    assert parse_config({**base, "rope_parameters": table, "rope_scaling": None}).rope == expected
+    if table:
+        older = {("type" if key == "rope_type" else key): value for key, value in table.items()}
+        assert parse_config({**base, "rope_scaling": older}).rope == expected
+        v5 = {key: value for key, value in LLAMA.items() if key != "rope_theta"}
+        assert parse_config({**v5, "rope_parameters": {**table, "rope_theta": 5e5}}).rope == expected
+        assert parse_config({**base, "rope_parameters": table, "rope_scaling": older}).rope == expected
+
+
+def test_theta_is_10000_where_nothing_names_it() -> None:
+    assert parse_config({key: value for key, value in LLAMA.items() if key != "rope_theta"}).rope.theta == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({"rope_type": "default"}, 2048),
+        ({"rope_type": "linear", "factor": 2.5}, 5120),
+        ({"rope_type": "dynamic", "factor": 2.0}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0}, 8192),
+        ({**YARN, "original_max_position_embeddings": 1024}, 4096),
+        ({**YARN, "original_max_position_embeddings": 512}, 2048),
+        ({**YARN, "original_max_position_embeddings": 128}, 2048),
+        (LLAMA3, 2048),
+    ],
+)
+def test_max_position_is_the_scaled_context(table: dict[str, Any], expected: int) -> None:
+    assert parse_config({**LLAMA, "rope_scaling": table}).max_position == expected
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], RopeConfig, int]] = {
+    "Llama 3.1": (
+        {**LLAMA3, "original_max_position_embeddings": 8192},
+        RopeConfig("llama3", 5e5, 8.0, 8192, low_freq_factor=1.0, high_freq_factor=4.0),
+        2048,
+    ),
+    "Qwen2.5 and Qwen3 with YaRN": (
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        RopeConfig("yarn", 5e5, 4.0, 32768),
+        131072,
+    ),
+    "Yarn-Llama-2-128k": (
+        {"factor": 32.0, "original_max_position_embeddings": 4096, "type": "yarn", "finetuned": True},
+        RopeConfig("yarn", 5e5, 32.0, 4096),
+        131072,
+    ),
+    "InternLM as Llama": ({"type": "dynamic", "factor": 2.0}, RopeConfig("dynamic", 5e5, 2.0, 2048), 4096),
+    "LongChat": ({"type": "linear", "factor": 8.0}, RopeConfig("linear", 5e5, 8.0, 2048), 16384),
+    "the language model of Qwen2-VL": (
+        {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]},
+        RopeConfig("default", 5e5, original_max_position=2048),
+        2048,
+    ),
+    "neutral and absent values": (
+        {"rope_type": "linear", "factor": 2.0, "attention_factor": 1.0, "alpha": None, "partial_rotary_factor": 1.0},
+        RopeConfig("linear", 5e5, 2.0, 2048),
+        4096,
+    ),
+    "the original YaRN's neutral factors": (
+        {**YARN, "extrapolation_factor": 1, "attn_factor": 1},
+        RopeConfig("yarn", 5e5, 4.0, 2048),
+        8192,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rope_tables_are_read(name: str) -> None:
+    """With keys that transformers ignores, where ignoring them is right."""
+    table, rope, context = PUBLISHED[name]
+    config = parse_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": table})
+    assert (config.rope, config.max_position, config.context_note) == (rope, context, None)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"type": "dynamic", "factor": 1.0, "alpha": 1000.0}, "alpha"),
+        ({"type": "dynamic", "factor": 1.0, "mscale": 1.0}, "mscale"),
+        ({"type": "dynamic", "factor": 2.0, "attention_factor": 0.8}, "attention_factor"),
+        ({"type": "linear", "factor": 2.0, "beta_fast": 32}, "beta_fast"),
+        ({"factor": 8.0}, "factor"),
+        ({"rope_type": "default", "long_factor": [1.0]}, "long_factor"),
+        ({**LLAMA3, "truncate": False}, "truncate"),
+        ({**YARN, "low_freq_factor": 1.0}, "low_freq_factor"),
+        ({**YARN, "attn_factor": 0.8}, "attn_factor"),
+        ({**YARN, "extrapolation_factor": 0.5}, "extrapolation_factor"),
+        ({**YARN, "llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta"),
+        ({**YARN, "x" * 1000: 1}, "xxx"),
+    ],
+)
+def test_a_rope_key_that_the_type_does_not_use_is_refused(table: dict[str, Any], key: str) -> None:
+    for place in ("rope_scaling", "rope_parameters"):
+        message = error_of({**LLAMA, place: table}, UnsupportedError)
+        assert f"{place}: '{key}" in message
+
+
+DUAL_CHUNKS = {"chunk_size": 512, "local_size": 64, "original_max_position_embeddings": 1024}
+
+
+@pytest.mark.parametrize(
+    ("keys", "context", "longer"),
+    [
+        ({"dual_chunk_attention_config": DUAL_CHUNKS}, 1024, "2,048"),
+        ({"dual_chunk_attention_config": DUAL_CHUNKS, "rope_scaling": YARN}, 1024, "8,192"),
+        ({"dual_chunk_attention_config": {**DUAL_CHUNKS, "original_max_position_embeddings": 2048}}, 2048, None),
+        ({"dual_chunk_attention_config": None}, 2048, None),
+        ({"dual_chunk_attention_config": {}}, 2048, None),
+    ],
+)
+def test_the_context_ends_where_dual_chunk_attention_begins(
+    keys: dict[str, Any], context: int, longer: str | None
+) -> None:
+    config = parse_config({**QWEN2, **keys})
+    assert config.max_position == context
+    if longer is None:
+        assert config.context_note is None
+    else:
+        assert config.context_note is not None
+        assert config.context_note.startswith(f"{longer} need dual chunk attention")
