@@ -21,7 +21,7 @@ PACKAGES = [
     *("cli", "__main__"),
 ]
 """faquant's packages, from the bottom. A module imports only from its own package and from those before it."""
-SERVER_ROOMS = [
+SERVER_PARTS = [
     *("config", "schema", "errors", "operate", "page", "http", "answer", "service", "api", "app", "run"),
     "__init__",
 ]
@@ -35,7 +35,7 @@ sys.modules["torch"] = None
 """
 
 
-def test_no_room_imports_from_a_later_one() -> None:
+def test_no_package_imports_from_a_later_one() -> None:
     modules = imports()
     found = {name.partition(".")[0] for name in modules}
     assert found == set(PACKAGES), "every package must be in the list"
@@ -48,8 +48,8 @@ def test_within_the_server_no_part_imports_from_a_later_one() -> None:
         for name, used in imports().items()
         if name.startswith("server.")
     }
-    assert {name.partition(".")[0] for name in modules} == set(SERVER_ROOMS)
-    assert upward(modules, SERVER_ROOMS) == []
+    assert {name.partition(".")[0] for name in modules} == set(SERVER_PARTS)
+    assert upward(modules, SERVER_PARTS) == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
