@@ -11,7 +11,7 @@ from ..checkpoint.side_files import copy_side_files
 from ..checkpoint.write import add_all, output_directory
 from ..errors import UsageError
 from ..formats import open_checkpoint
-from ..formats.base import QUANTIZATION_KEYS, Opened, norm_names
+from ..formats.base import QK_NORMS, QUANTIZATION_KEYS, Opened, norm_names
 from ..formats.faquant.metadata import SCALED_TYPE, Imported, Metadata
 from ..formats.msmodelslim.description import C8_TYPE, FA_TYPE, NORM_COPY, Description
 from ..formats.msmodelslim.format import OpenedMsModelSlim
@@ -40,6 +40,7 @@ def convert_to_faquant(source: Path, target: Path, overwrite: bool = False) -> N
 
 
 def open_quantized(source: Path) -> Opened:
+    """Open a directory in which something is quantized. Raises: UsageError: nothing is; or as open_checkpoint."""
     opened = open_checkpoint(source)
     if opened.is_float:
         raise UsageError(f"{source} is a float model. Quantize it with faquant quantize.")
@@ -67,6 +68,7 @@ def write_description(directory: Path, opened: Opened, types: dict[str, str], me
 
 
 def write_beside(directory: Path, opened: Opened, description: Description) -> None:
+    """Write a description, the source's side files, and config.json beside the tensors."""
     write_json(directory / "quant_model_description.json", description.to_json())
     copy_side_files(opened.directory, directory)
     raw = without_quantization(opened.raw_config)
@@ -99,7 +101,7 @@ def float_tensors(opened: Opened) -> Iterator[NamedTensor]:
     names = ["model.embed_tokens.weight", *(f"{norm}.weight" for norm in norm_names(opened.config))]
     if opened.config.qk_norm:
         layers = range(opened.config.num_layers)
-        names += [f"model.layers.{layer}.self_attn.{norm}.weight" for layer in layers for norm in ("q_norm", "k_norm")]
+        names += [f"model.layers.{layer}.self_attn.{norm}.weight" for layer in layers for norm in QK_NORMS]
     names += [f"{norm}.bias" for norm in norm_names(opened.config) if f"{norm}.bias" in opened.files]
     for name in names:
         yield name, "FLOAT", tensor_of(opened.files.read(name))
@@ -114,6 +116,8 @@ def linear_tensors(table: LinearTable, name: str) -> Iterator[NamedTensor]:
         return
     multiplier = table.input_multiplier
     if isinstance(table, DynamicTable):
+        if multiplier is not None:
+            raise TypeError(f"{name}: no type of linears has a scale per token and an input multiplier")
         scale = tensor_of(table.scale)[:, None]
         yield f"{name}.weight", "W8A8_DYNAMIC", tensor_of(table.weight)
         yield f"{name}.weight_scale", "W8A8_DYNAMIC", scale
