@@ -11,17 +11,18 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-from compressed_tensors.quantization import QuantizationArgs
-from datasets import Dataset
-from llmcompressor import oneshot
-from llmcompressor.modifiers.quantization import QuantizationModifier
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 SAMPLES, SHORTEST, LONGEST = 24, 64, 384
 
 
 def main() -> None:
+    # Here, because faquant's own environment does not have them.
+    import torch
+    from compressed_tensors.quantization import QuantizationArgs
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     model_directory, out, calibration = sys.argv[1:]
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     samples = []
