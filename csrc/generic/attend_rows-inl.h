@@ -10,6 +10,7 @@
 #include "generic/multiply_rows-inl.h"
 #include "generic/quantize_rows-inl.h"
 #include "generic/softmax-inl.h"
+#include "generic/tile_row-inl.h"
 
 // half_to_float for kTile numbers; defined per unit, because a select in this loop would take a tenth of the decode
 // time.
@@ -23,71 +24,99 @@ struct Tile {
     float v_scale[kTile];
 };
 
+// The queries of a strip, as map_query leaves them.
+struct Queries {
+    const int32_t* excess;
+    const float* scale;
+    const float* bias;
+};
+
 // Rounds to float16's precision, for values up to 65504; values below 2^-14 become the integer 0 anyway.
-float through_half(float x) {
-    const uint32_t bits = bits_of(x);
-    return float_of((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fffu);
+FAQUANT_INLINE Floats through_half(Floats x) {
+    const Ints bits = bits_of(x);
+    return float_of((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fff);
 }
 
-// Scores of one row, from the products with K + 128.
-void score(const Tile& tile, const int32_t* sums, int32_t excess, float scale, float bias, Strip& strip, int64_t r) {
-    float* __restrict p = strip.p[r];
-    for (int64_t j = 0; j < kTile; ++j) {
-        p[j] = static_cast<float>(sums[j] - excess) * scale * tile.k_scale[j] + bias;
-    }
-    mask_scores(strip, r);
-}
-
-// P of one row before rounding, from its scores.
-template <bool token_v>
-void probabilities(const Scheme& s, const Tile& tile, Strip& strip, int64_t r) {
-    float* __restrict p = strip.p[r];
-    exponentials<kTile>(p, strip.top[r]);
-    if (!s.quantized_sum) {
-        strip.sum[r] = sum_by_halves<kTile>(p);
-    }
-    if constexpr (token_v) {
-        for (int64_t j = 0; j < kTile; ++j) {
-            p[j] *= tile.v_scale[j];
+// P of a row times `factor` as integers: a row of bytes, or for 16-bit P one of high and one of low bytes. Returns
+// their sum if `summed`.
+template <bool wide, bool summed, bool by_half>
+FAQUANT_INLINE int32_t round_p(const TileRow& row, float factor, uint8_t* bytes) {
+    int32_t integers[kTile];
+    Ints total{};
+    FAQUANT_EACH_VECTOR {
+        const Floats p = row.x[i] * factor;
+        const Ints rounded = bits_of((by_half ? through_half(p) : p) + kRounder) & 0x7fff;
+        if constexpr (summed) {
+            total += rounded;
         }
-        strip.peak[r] = max_by_halves<kTile>(p);
-    }
-}
-
-// Integer P of one row: a row of bytes, or for 16-bit P one of high and one of low bytes.
-template <bool wide, bool token_v>
-void round_p(const Scheme& s, Strip& strip, int64_t r, uint8_t* p_bytes) {
-    const float* p = strip.p[r];
-    const float factor = strip.factor[r];
-    uint32_t p_int[kTile];
-    if (s.p_float16) {
-        // MindIE's kernel rounds through float16.
-        for (int64_t j = 0; j < kTile; ++j) {
-            p_int[j] = bits_of(through_half(p[j] * factor) + kRounder) & 0x7fffu;
-        }
-    } else {
-        for (int64_t j = 0; j < kTile; ++j) {
-            p_int[j] = bits_of(p[j] * factor + kRounder) & 0x7fffu;
-        }
-    }
-    if constexpr (!token_v) {
-        uint32_t total = 0;
-        for (int64_t j = 0; j < kTile; ++j) {
-            total += p_int[j];
-        }
-        strip.p_sum[r] = static_cast<float>(total);
-        if (s.quantized_sum) {
-            strip.sum[r] = strip.p_sum[r] / static_cast<float>(s.p_levels);
-        }
+        __builtin_memcpy(integers + i * kFloatLanes, &rounded, sizeof rounded);
     }
     if constexpr (wide) {
         for (int64_t j = 0; j < kTile; ++j) {
-            p_bytes[j] = static_cast<uint8_t>(p_int[j] >> 8);
+            bytes[j] = static_cast<uint8_t>(integers[j] >> 8);
         }
-        p_bytes += kTile;
+        bytes += kTile;
     }
     for (int64_t j = 0; j < kTile; ++j) {
-        p_bytes[j] = static_cast<uint8_t>(p_int[j]);
+        bytes[j] = static_cast<uint8_t>(integers[j]);
+    }
+    int32_t sum = 0;
+    for (int64_t lane = 0; summed && lane < kFloatLanes; ++lane) {
+        sum += total[lane];
+    }
+    return sum;
+}
+
+// Rows whose softmax is computed together, so that the reductions of one hide the latency of the other's.
+constexpr int64_t kTogether = 2;
+#define FAQUANT_EACH_ROW _Pragma("GCC unroll 2") for (int64_t n = 0; n < together; ++n)
+
+// The softmax of the rows [r, r + together) of a strip, from their products with K + 128 to the bytes of P. `masked`:
+// whether some row of the strip does not see all of the tile.
+template <bool wide, bool token_v, bool masked, int64_t together>
+__attribute__((noinline)) void soften(const Scheme& s, const Tile& tile, const Queries& queries,
+                                      const int32_t* products, Strip& strip, int64_t r, uint8_t* p_bytes) {
+    constexpr int64_t kBytes = wide ? 2 * kTile : kTile;
+    const float levels = static_cast<float>(s.p_levels);
+    TileRow rows[together];
+    float top[together], factor[together];
+    FAQUANT_EACH_ROW {
+        const int64_t i = r + n;
+        rows[n].score(products + i * kTile, queries.excess[i], queries.scale[i], tile.k_scale, queries.bias[i]);
+        if constexpr (masked) {
+            rows[n].mask(strip.low[i], strip.high[i]);
+        }
+    }
+    FAQUANT_EACH_ROW {
+        strip.top[r + n] = top[n] = rows[n].greatest();
+    }
+    FAQUANT_EACH_ROW {
+        rows[n].exponentials(top[n]);
+    }
+    if (token_v || !s.quantized_sum) {
+        FAQUANT_EACH_ROW {
+            strip.sum[r + n] = rows[n].sum();
+        }
+    }
+    FAQUANT_EACH_ROW {
+        factor[n] = levels;
+        if constexpr (token_v) {
+            rows[n].multiply_by(tile.v_scale);
+            const float peak = greater(rows[n].greatest(), kSmallestScale);
+            strip.step[r + n] = peak / levels;
+            factor[n] = levels / peak;
+        }
+    }
+    FAQUANT_EACH_ROW {
+        uint8_t* bytes = p_bytes + (r + n) * kBytes;
+        const int32_t sum = s.p_float16 ? round_p<wide, !token_v, true>(rows[n], factor[n], bytes)
+                                        : round_p<wide, !token_v, false>(rows[n], factor[n], bytes);
+        if constexpr (!token_v) {
+            strip.p_sum[r + n] = static_cast<float>(sum);
+            if (s.quantized_sum) {
+                strip.sum[r + n] = strip.p_sum[r + n] / levels;
+            }
+        }
     }
 }
 
@@ -161,10 +190,6 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
     int64_t map = -1, saturated = 0;
     Tile tile;
     Strip strip;
-    for (int64_t r = 0; r < kStrip; ++r) {
-        strip.peak[r] = strip.factor[r] = 1.0f;
-    }
-    const float levels = static_cast<float>(s.p_levels);
     clear(total, rows, padded);
     for (int64_t split = larger(begin, oldest / a.split * a.split); split < stop; split += a.split) {
         clear(scratch.split, rows, padded);
@@ -202,35 +227,21 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 if (!find_visible(a, span, first, r, count, key, strip)) {
                     continue;
                 }
-                multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), count, tile.k, padded / 4,
-                               kTile, scratch.products, this_v);
-                const int64_t meanwhile = next_k.lines / (2 * count);
-                // The scores of all rows, then P of all rows: the maximum of a row has a long latency, which others
-                // hide.
-                for (int64_t i = 0; i < count; ++i) {
-                    if (strip.sees(i)) {
-                        score(tile, scratch.products + i * kTile, scratch.excess[r + i], scratch.scale[r + i],
-                              scratch.bias[r + i], strip, i);
-                    }
-                }
-                for (int64_t i = 0; i < count; ++i) {
+                multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), padded, count,
+                               {tile.k, padded / 4}, padded / 4, strip.panels() * kPanel, scratch.products, kTile,
+                               this_v);
+                const int64_t meanwhile = next_k.lines * kTogether / (2 * count);
+                const Queries queries = {scratch.excess + r, scratch.scale + r, scratch.bias + r};
+                const auto some =
+                    strip.whole ? soften<wide, token_v, false, kTogether> : soften<wide, token_v, true, kTogether>;
+                const auto one = strip.whole ? soften<wide, token_v, false, 1> : soften<wide, token_v, true, 1>;
+                for (int64_t i = 0; i < count; i += kTogether) {
                     next_k.fetch(meanwhile);
-                    if (strip.sees(i)) {
-                        probabilities<token_v>(s, tile, strip, i);
-                    }
+                    (i + kTogether <= count ? some : one)(s, tile, queries, scratch.products, strip, i, scratch.p);
                 }
-                for (int64_t i = 0; i < kStrip; ++i) {
-                    const float peak = greater(strip.peak[i], kSmallestScale);
-                    strip.factor[i] = token_v ? levels / peak : levels;
-                    strip.step[i] = peak / levels;
-                }
-                for (int64_t i = 0; i < count; ++i) {
-                    if (strip.sees(i)) {
-                        round_p<wide, token_v>(s, strip, i, scratch.p + i * kPlanes * kTile);
-                    }
-                }
-                multiply<false>(scratch.p, count * kPlanes, reinterpret_cast<const uint8_t*>(tile.v), kTile / 4, padded,
-                                scratch.products, next_k);
+                multiply<false>(scratch.p, kTile, count * kPlanes,
+                                {reinterpret_cast<const uint8_t*>(tile.v), kTile / 4}, strip.words(), padded,
+                                scratch.products, padded, next_k);
                 const Weights w(strip.top, strip.sum, scratch.split.max + r, scratch.split.sum + r, count);
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip.sees(i)) {

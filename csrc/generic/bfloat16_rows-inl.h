@@ -13,6 +13,7 @@
 #include "generic/multiply_rows-inl.h"
 #include "generic/quantize_rows-inl.h"
 #include "generic/softmax-inl.h"
+#include "generic/tile_row-inl.h"
 
 constexpr uint32_t kLeastFactor = (127u - 62u) << 23;
 
@@ -67,14 +68,19 @@ void copy_seen(const uint16_t* v, int64_t low, int64_t high, int64_t padded, uin
     }
 }
 
-// P of one row and their sum, from its scores.
-void probabilities(Strip& strip, int64_t r) {
-    float* p = strip.p[r];
-    exponentials<kTile>(p, strip.top[r]);
+// The softmax of row r of a strip: p holds scores, and then P.
+void soften(Strip& strip, int64_t r, float* p) {
+    TileRow row;
+    row.load(p);
+    row.mask(strip.low[r], strip.high[r]);
+    strip.top[r] = row.greatest();
+    row.exponentials(strip.top[r]);
+    row.write(p);
     for (int64_t j = 0; j < kTile; ++j) {
         p[j] = factor_of(p[j]);
     }
-    strip.sum[r] = sum_by_halves<kTile>(p);
+    row.load(p);
+    strip.sum[r] = row.sum();
 }
 
 void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
@@ -102,6 +108,7 @@ void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int6
         }
     }
     Strip strip;
+    float p[kStrip * kTile];
     clear(total, rows, padded);
     for (int64_t split = larger(begin, oldest / a.split * a.split); split < stop; split += a.split) {
         clear(scratch.split, rows, padded);
@@ -124,21 +131,17 @@ void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int6
                 if (!find_visible(a, span, first, r, count, key, strip)) {
                     continue;
                 }
-                multiply(scratch.factors + r * padded, count, k, padded / 2, kTile, strip.p[0], this_v);
+                multiply(scratch.factors + r * padded, padded, count, {k, padded / 2}, padded / 2, kTile, p, kTile,
+                         this_v);
                 const int64_t meanwhile = next_k.lines / (2 * count);
-                for (int64_t i = 0; i < count; ++i) {
-                    if (strip.sees(i)) {
-                        mask_scores(strip, i);
-                    }
-                }
                 for (int64_t i = 0; i < count; ++i) {
                     next_k.fetch(meanwhile);
                     if (strip.sees(i)) {
-                        probabilities(strip, i);
+                        soften(strip, i, p + i * kTile);
                     }
                 }
-                multiply(strip.p[0], count, reinterpret_cast<const uint8_t*>(v), kTile / 2, padded, scratch.sums,
-                         next_k);
+                multiply(p, kTile, count, {reinterpret_cast<const uint8_t*>(v), kTile / 2}, kTile / 2, padded,
+                         scratch.sums, padded, next_k);
                 const Weights w(strip.top, strip.sum, scratch.split.max + r, scratch.split.sum + r, count);
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip.sees(i)) {

@@ -12,6 +12,7 @@ constexpr int kMostBlocks = 1, kMostFloatBlocks = 1;
 
 using Vector = int32_t __attribute__((vector_size(32)));
 Vector load(const uint8_t* from);
+Vector load(const int32_t* from);
 void store(int32_t* to, Vector x);
 Vector in_all_lanes(int32_t x);
 Vector add_products(Vector sum, Vector unsigned_a, Vector signed_b);

@@ -10,6 +10,7 @@
 #include "generic/numbers-inl.h"
 #include "generic/reductions-inl.h"
 #include "generic/softmax-inl.h"
+#include "generic/tile_row-inl.h"
 
 void append_floats(const Scheme& s, const Cache& c, const float* k, const float* v, const int64_t* slots, int64_t first,
                    int64_t last) {
@@ -98,6 +99,7 @@ void attend_floats(const Attention& a, const Span& span, int64_t kv_head, int64_
         }
     }
     Strip strip;
+    float p[kStrip * kTile];
     clear(total, rows, padded);
     for (int64_t split = larger(begin, oldest / a.split * a.split); split < stop; split += a.split) {
         clear(scratch.split, rows, padded);
@@ -119,27 +121,27 @@ void attend_floats(const Attention& a, const Span& span, int64_t kv_head, int64_
                 if (!find_visible(a, span, first, r, count, key, strip)) {
                     continue;
                 }
-                clear(strip.p[0], count * kTile);
+                clear(p, count * kTile);
                 for (int64_t j = 0; j < kTile; j += kPanel) {
                     const FloatPanel panel = {reinterpret_cast<const uint8_t*>(scratch.float_k + j * s.dim), 4 * kPanel,
                                               kPanel, s.dim};
-                    add_float_products<1>(scratch.factors + r * padded, padded, count, panel, strip.p[0] + j, kTile);
+                    add_float_products<1>(scratch.factors + r * padded, padded, count, panel, p + j, kTile);
                 }
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip.sees(i)) {
-                        mask_scores(strip, i);
-                    }
-                }
-                for (int64_t i = 0; i < count; ++i) {
-                    if (strip.sees(i)) {
-                        exponentials<kTile>(strip.p[i], strip.top[i]);
-                        strip.sum[i] = sum_by_halves<kTile>(strip.p[i]);
+                        TileRow row;
+                        row.load(p + i * kTile);
+                        row.mask(strip.low[i], strip.high[i]);
+                        strip.top[i] = row.greatest();
+                        row.exponentials(strip.top[i]);
+                        strip.sum[i] = row.sum();
+                        row.write(p + i * kTile);
                     }
                 }
                 clear(scratch.sums, count * padded);
                 const FloatPanel values = {reinterpret_cast<const uint8_t*>(v + low * v_stride), 4 * v_stride, padded,
                                            high - low};
-                add_float_products<1>(strip.p[0] + low, kTile, count, values, scratch.sums, padded);
+                add_float_products<1>(p + low, kTile, count, values, scratch.sums, padded);
                 const Weights w(strip.top, strip.sum, scratch.split.max + r, scratch.split.sum + r, count);
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip.sees(i)) {

@@ -11,8 +11,6 @@
 
 constexpr int64_t kCacheLine = 64;
 
-#define FAQUANT_INLINE __attribute__((always_inline)) inline
-
 // The memory that will be read next, to be prefetched during computations.
 struct Prefetch {
     const char* next;
@@ -40,24 +38,32 @@ struct Prefetch {
 template <typename A>
 constexpr int64_t kInWord = sizeof(A) == 1 ? 4 : 2;
 
-// Defined per instruction set: c[r][j] = ∑ a[r][n · i + m] · b[i][j][m], where n is kInWord, for up to kStrip rows a
-// [rows, n · depth] and a panel b [depth, width, n]. The bits of a row depend only on the row.
+// Words of a panel's columns that all rows are multiplied by before the next ones, so that they are read from the L1
+// cache by all rows but the first ones.
+constexpr int64_t kDepthAtOnce = 64;
+
+// Defined per instruction set: c[r][j] = ∑ a[r][n · i + m] · b[i][j][m], where n is kInWord, for rows of a that are
+// a_stride elements apart, and a panel b [depth, width, n]. The bits of a row depend only on the row.
 // Sums of bytes are exact; one side is signed and the other unsigned, the packed one if packed_unsigned. Products of
 // floats and bfloat16 are added one after another; they are exact, so it does not matter whether each is fused with its
 // addition. Prefetches all of `next` meanwhile.
 template <bool packed_unsigned, typename A, typename C>
-void multiply_panel(const A* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c, int64_t c_stride,
-                    Prefetch next);
+void multiply_panel(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c,
+                    int64_t c_stride, Prefetch next);
 
-// c = a · b for any number of rows a [rows, n · depth] and the packed b [n · depth, columns].
+// A packed matrix with this many words per column.
+struct Packed {
+    const uint8_t* words;
+    int64_t depth;
+};
+
+// c = a · b for any number of rows of a, and the first `columns` columns and `depth` words of each column of b.
 template <bool packed_unsigned = false, typename A, typename C>
-void multiply(const A* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t columns, C* c, Prefetch next) {
-    int64_t left = (columns + kPanel - 1) / kPanel * ((rows + kStrip - 1) / kStrip);
-    for (int64_t j = 0; j < columns; j += kPanel) {
-        for (int64_t r = 0; r < rows; r += kStrip, --left) {
-            multiply_panel<packed_unsigned>(a + r * kInWord<A> * depth, smaller(kStrip, rows - r), b + j * 4 * depth,
-                                            depth, smaller(kPanel, columns - j), c + r * columns + j, columns,
-                                            next.take(next.lines / left));
-        }
+void multiply(const A* a, int64_t a_stride, int64_t rows, const Packed& b, int64_t depth, int64_t columns, C* c,
+              int64_t c_stride, Prefetch next) {
+    int64_t left = (columns + kPanel - 1) / kPanel;
+    for (int64_t j = 0; j < columns; j += kPanel, --left) {
+        multiply_panel<packed_unsigned>(a, a_stride, rows, b.words + j * 4 * b.depth, depth,
+                                        smaller(kPanel, columns - j), c + j, c_stride, next.take(next.lines / left));
     }
 }

@@ -6,6 +6,8 @@
 #include "generic/editor.h"
 #endif
 
+#define FAQUANT_INLINE __attribute__((always_inline)) inline
+
 constexpr float kInfinity = __builtin_inff();
 // Adding 1.5 · 2^23 rounds to an integer, halves to even, which is then in the lowest bits.
 constexpr float kRounder = 12582912.0f;

@@ -24,18 +24,6 @@ float exp2_of(float x) {
     return p * float_of((bits_of(shifted) - bits_of(kRounder) + 127) << 23);
 }
 
-// 2^(x - top) for `count` values, in place; top is the greatest of them. If it is -infinity, all become 0.
-template <int64_t count>
-void exponentials(float* x, float top) {
-    const float finite = top == -kInfinity ? 0.0f : top;
-    for (int64_t i = 0; i < count; ++i) {
-        x[i] = greater(x[i] - finite, -127.0f);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-        x[i] = exp2_of(x[i]);
-    }
-}
-
 void clear(const Partial& partial, int64_t rows, int64_t padded) {
     for (int64_t r = 0; r < rows; ++r) {
         partial.max[r] = -kInfinity;
@@ -50,12 +38,15 @@ void clear(const Partial& partial, int64_t rows, int64_t padded) {
 struct Strip {
     int64_t low[kStrip], high[kStrip];
     float top[kStrip], sum[kStrip];
-    float peak[kStrip];    // of P times V's scales, if they are per token
-    float factor[kStrip];  // multiplies P before rounding
-    float step[kStrip];    // the scale of P, if V's scales are per token
-    float p_sum[kStrip];   // the sum of the integers, if V's scales are static
-    float p[kStrip][kTile];
+    float step[kStrip];   // the scale of P, if V's scales are per token
+    float p_sum[kStrip];  // the sum of the integers, if V's scales are static
 
+    int64_t seen_to;  // no row sees this key or later ones
+    bool whole;       // whether every row sees the whole tile
+
+    // Columns of K and words of V's columns that rows see, in whole panels and words.
+    int64_t panels() const { return (seen_to + kPanel - 1) / kPanel; }
+    int64_t words() const { return (seen_to + 3) / 4; }
     bool sees(int64_t r) const { return low[r] < high[r]; }
 };
 
@@ -64,6 +55,8 @@ bool find_visible(const Attention& a, const Span& span, int64_t first, int64_t r
                   Strip& strip) {
     const int64_t group = a.scheme->heads / a.scheme->kv_heads;
     bool any = false;
+    strip.whole = true;
+    strip.seen_to = 0;
     for (int64_t i = 0; i < count; ++i) {
         const int64_t position = span.start + first + (r + i) / group;
         strip.low[i] = smaller(kTile, larger(0, position - a.window + 1 - key));
@@ -72,20 +65,10 @@ bool find_visible(const Attention& a, const Span& span, int64_t first, int64_t r
         strip.top[i] = -kInfinity;
         strip.sum[i] = 0.0f;
         any = any || strip.sees(i);
+        strip.seen_to = larger(strip.seen_to, strip.high[i]);
+        strip.whole = strip.whole && strip.low[i] == 0 && strip.high[i] == kTile;
     }
     return any;
-}
-
-// Masks the scores of invisible keys, and returns the greatest of the others.
-void mask_scores(Strip& strip, int64_t r) {
-    float* p = strip.p[r];
-    for (int64_t j = 0; j < strip.low[r]; ++j) {
-        p[j] = -kInfinity;
-    }
-    for (int64_t j = strip.high[r]; j < kTile; ++j) {
-        p[j] = -kInfinity;
-    }
-    strip.top[r] = max_by_halves<kTile>(p);
 }
 
 // Merges further (max, sum) into running ones, kStrip at a time; computes the factors of the running and the new

@@ -58,8 +58,8 @@ __m256i widened(__m128i bytes) {
 }
 
 template <bool packed_unsigned, int rows, int blocks>
-void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, PrefetchSteps next) {
+void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, bool add,
+                    int32_t* c, int64_t c_stride, PrefetchSteps next) {
     static_assert(blocks == 1);
     // Four columns each, with two sums per column.
     __m256i low[rows], high[rows];
@@ -80,8 +80,12 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
         }
     }
     for (int r = 0; r < rows; ++r) {
-        const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[r], high[r]), 0xd8);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + r * c_stride), sums);
+        __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[r], high[r]), 0xd8);
+        auto* out = reinterpret_cast<__m256i*>(c + r * c_stride);
+        if (add) {
+            sums = _mm256_add_epi32(sums, _mm256_loadu_si256(out));
+        }
+        _mm256_storeu_si256(out, sums);
     }
 }
 

@@ -42,6 +42,10 @@ Vector load(const uint8_t* from) {
     return _mm512_loadu_si512(from);
 }
 
+Vector load(const int32_t* from) {
+    return _mm512_loadu_si512(from);
+}
+
 void store(int32_t* to, Vector x) {
     _mm512_storeu_si512(to, x);
 }

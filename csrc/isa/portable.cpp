@@ -26,8 +26,8 @@ constexpr int kMostBlocks = 1, kMostFloatBlocks = 1;
 #include "generic/multiply_fours-inl.h"
 
 template <bool packed_unsigned, int rows, int blocks>
-void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, int32_t* c,
-                    int64_t c_stride, PrefetchSteps) {
+void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, bool add,
+                    int32_t* c, int64_t c_stride, PrefetchSteps) {
     static_assert(blocks == 1);
     const auto* signed_a = reinterpret_cast<const int8_t*>(a);
     const auto* signed_b = reinterpret_cast<const int8_t*>(b);
@@ -40,17 +40,21 @@ void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_
             }
         }
         for (int64_t j = 0; j < kColumns; ++j) {
-            c[r * c_stride + j] = sums[4 * j] + sums[4 * j + 1] + sums[4 * j + 2] + sums[4 * j + 3];
+            int32_t& out = c[r * c_stride + j];
+            out = (add ? out : 0) + sums[4 * j] + sums[4 * j + 1] + sums[4 * j + 2] + sums[4 * j + 3];
         }
     }
 }
 
 template <bool packed_unsigned, int rows, int blocks>
-void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, float* c,
-                    int64_t c_stride, PrefetchSteps) {
+void multiply_block(const float* a, int64_t a_stride, const uint8_t* b, int64_t b_stride, int64_t depth, bool add,
+                    float* c, int64_t c_stride, PrefetchSteps) {
     static_assert(blocks == 1);
     for (int r = 0; r < rows; ++r) {
-        float sums[kColumns] = {};
+        float sums[kColumns];
+        for (int64_t j = 0; j < kColumns; ++j) {
+            sums[j] = add ? c[r * c_stride + j] : 0.0f;
+        }
         for (int64_t i = 0; i < depth; ++i) {
             uint16_t halves[2 * kColumns];
             __builtin_memcpy(halves, b + i * b_stride, sizeof halves);

@@ -1,0 +1,141 @@
+// The scores of one row for one tile of keys, and the steps of its softmax. The row fills kTile / kFloatLanes vectors,
+// which compilers keep in registers where an instruction set has enough of them, and else on the stack. Operations are
+// in reference.py's order, one rounding each.
+
+#pragma once
+
+#ifndef FAQUANT_UNIT
+#include "generic/editor.h"
+#endif
+
+#include "generic/numbers-inl.h"
+
+using Ints = int32_t __attribute__((vector_size(sizeof(Floats))));
+
+constexpr int64_t kRowVectors = kTile / kFloatLanes;
+
+// Unrolled, because arrays of vectors stay in memory otherwise.
+#define FAQUANT_EACH_VECTOR _Pragma("GCC unroll 32") for (int64_t i = 0; i < kRowVectors; ++i)
+
+FAQUANT_INLINE Floats greater(Floats a, Floats b) {
+    return a > b ? a : b;
+}
+
+FAQUANT_INLINE Ints bits_of(Floats x) {
+    return reinterpret_cast<Ints>(x);
+}
+
+FAQUANT_INLINE Floats float_of(Ints bits) {
+    return reinterpret_cast<Floats>(bits);
+}
+
+// 2^x for -127 <= x <= 0, as reference.exp2.
+FAQUANT_INLINE Floats exp2_of(Floats x) {
+    constexpr int32_t kRounderBits = 0x4b400000;
+    const Floats shifted = x + kRounder;
+    const Floats f = x - (shifted - kRounder);
+    Floats p = f * 0.001326472731307149f;
+    p = (p + 0.009671512991189957f) * f;
+    p = (p + 0.05550733581185341f) * f;
+    p = (p + 0.24022242426872253f) * f;
+    p = (p + 0.6931470036506653f) * f;
+    p = p + 1.0f;
+    return p * float_of((bits_of(shifted) - (kRounderBits - 127)) << 23);
+}
+
+// GCC 12 ignores the attribute of an alias within a function template.
+template <int64_t lanes>
+struct FloatsOf {
+    typedef float Type __attribute__((vector_size(lanes * sizeof(float))));
+};
+
+// The lanes of a vector, folded by halves into their sum or their maximum.
+template <bool is_sum, int64_t lanes, typename Lanes>
+FAQUANT_INLINE float fold_lanes(const Lanes& x) {
+    if constexpr (lanes == 2) {
+        return is_sum ? x[0] + x[1] : greater(x[0], x[1]);
+    } else {
+        typename FloatsOf<lanes / 2>::Type low, high;
+        __builtin_memcpy(&low, &x, sizeof low);
+        __builtin_memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+        low = is_sum ? low + high : low > high ? low : high;
+        return fold_lanes<is_sum, lanes / 2>(low);
+    }
+}
+
+struct TileRow {
+    Floats x[kRowVectors];
+
+    // (sums - excess) · scale · k_scale + bias.
+    FAQUANT_INLINE void score(const int32_t* sums, int32_t excess, float scale, const float* k_scale, float bias) {
+        FAQUANT_EACH_VECTOR {
+            Ints some;
+            __builtin_memcpy(&some, sums + i * kFloatLanes, sizeof some);
+            const auto products = __builtin_convertvector(some - excess, Floats);
+            x[i] = products * scale * load_floats(k_scale + i * kFloatLanes) + bias;
+        }
+    }
+
+    FAQUANT_INLINE void load(const float* from) {
+        FAQUANT_EACH_VECTOR {
+            x[i] = load_floats(from + i * kFloatLanes);
+        }
+    }
+
+    FAQUANT_INLINE void write(float* to) const {
+        FAQUANT_EACH_VECTOR {
+            store(to + i * kFloatLanes, x[i]);
+        }
+    }
+
+    // -infinity for the keys outside [low, high).
+    FAQUANT_INLINE void mask(int64_t low, int64_t high) {
+        if (low == 0 && high == kTile) {
+            return;
+        }
+        Ints key;
+        for (int64_t lane = 0; lane < kFloatLanes; ++lane) {
+            key[lane] = static_cast<int32_t>(lane);
+        }
+        FAQUANT_EACH_VECTOR {
+            x[i] = key >= static_cast<int32_t>(low) & key < static_cast<int32_t>(high) ? x[i] : all_lanes(-kInfinity);
+            key += static_cast<int32_t>(kFloatLanes);
+        }
+    }
+
+    FAQUANT_INLINE float greatest() const { return fold<false>(); }
+
+    FAQUANT_INLINE float sum() const { return fold<true>(); }
+
+    // 2^(x - top), where top is the greatest of them.
+    FAQUANT_INLINE void exponentials(float top) {
+        Floats least = all_lanes(-127.0f);
+        // Compilers compare with a constant instead of taking the greater.
+        __asm__("" : FAQUANT_REGISTER(least));
+        FAQUANT_EACH_VECTOR {
+            x[i] = exp2_of(greater(x[i] - top, least));
+        }
+    }
+
+    FAQUANT_INLINE void multiply_by(const float* factors) {
+        FAQUANT_EACH_VECTOR {
+            x[i] *= load_floats(factors + i * kFloatLanes);
+        }
+    }
+
+  private:
+    // x[i] and x[i + kTile / 2] for all elements, and so on down to one.
+    template <bool is_sum>
+    FAQUANT_INLINE float fold() const {
+        Floats y[kRowVectors];
+        FAQUANT_EACH_VECTOR {
+            y[i] = x[i];
+        }
+        _Pragma("GCC unroll 8") for (int64_t half = kRowVectors / 2; half > 0; half /= 2) {
+            _Pragma("GCC unroll 16") for (int64_t i = 0; i < half; ++i) {
+                y[i] = is_sum ? y[i] + y[i + half] : greater(y[i], y[i + half]);
+            }
+        }
+        return fold_lanes<is_sum, kFloatLanes>(y[0]);
+    }
+};
