@@ -10,8 +10,11 @@ PEERS_VENV = .venv-peers
 PEERS_JOBS ?= 2
 BIN = $(VENV)/bin
 CXX_FILES = $(wildcard csrc/*/*.cpp csrc/*/*.h tests/native/*.cpp tests/native/*.h)
-# What units of csrc/isa compile; an editor reads each of them alone. Some are for x86-64 only.
-UNIT_TEXTS = $(wildcard csrc/generic/*-inl.h $(if $(filter x86_64,$(shell uname -m)),csrc/isa/*-inl.h))
+# What units of csrc/isa compile; an editor reads each of them alone. Some are for x86-64 only, some for AArch64.
+NEON_TEXTS = $(wildcard csrc/isa/*_neon-inl.h)
+UNIT_TEXTS = $(wildcard csrc/generic/*-inl.h) \
+	$(if $(filter x86_64,$(shell uname -m)),$(filter-out $(NEON_TEXTS),$(wildcard csrc/isa/*-inl.h)))
+read_alone = $(1) -std=c++17 -fsyntax-only -w -x c++ -Icsrc -include $(2) /dev/null
 PYTHON_DIRS = $(wildcard src tests benchmarks examples docs/*.py)
 
 .DEFAULT_GOAL := venv
@@ -40,7 +43,7 @@ check: venv ## Lint, formatting and types; that an editor can read each text of 
 	$(BIN)/ruff format --check $(PYTHON_DIRS)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	@$(foreach text,$(UNIT_TEXTS),$(CXX) -std=c++17 -fsyntax-only -w -x c++ -Icsrc -include $(text) /dev/null &&) true
+	@$(foreach text,$(UNIT_TEXTS),$(call read_alone,$(CXX),$(text)) &&) true
 
 format: venv ## Format Python and C++, and mend what the linter can
 	$(BIN)/ruff check --fix-only $(PYTHON_DIRS)
@@ -105,12 +108,22 @@ wheel: venv ## Build the sdist, the wheel from it, and try that in an empty envi
 
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 AARCH64_RUN ?= qemu-aarch64
+# CPUs of the emulator, and the instruction set that must be selected on each.
+AARCH64_CPUS = cortex-a53:portable neoverse-n1:neondot max,sve=off:neoni8mm
+AARCH64_OBJECTS = $(patsubst %.cpp,build/aarch64/%.o,$(wildcard tests/native/*.cpp) \
+	$(filter-out csrc/isa/avx% csrc/python/%,$(wildcard csrc/*/*.cpp)))
+build/aarch64/csrc/isa/neon_dot.o: UNIT_FLAGS = -march=armv8.2-a+dotprod
+build/aarch64/csrc/isa/neon_i8mm.o: UNIT_FLAGS = -march=armv8.2-a+dotprod+i8mm
 
-test-aarch64: ## The native tests on AArch64, by a cross compiler and an emulator; no Python
-	mkdir -p build
-	$(AARCH64_CXX) -std=c++17 -O3 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wshadow -Wconversion -Werror -static -pthread -Icsrc \
-		tests/native/*.cpp $(filter-out csrc/isa/avx% csrc/python/%,$(wildcard csrc/*/*.cpp)) -o build/native-tests-aarch64
-	$(AARCH64_RUN) build/native-tests-aarch64
+build/aarch64/%.o: %.cpp $(CXX_FILES)
+	mkdir -p $(@D)
+	$(AARCH64_CXX) -std=c++17 -O3 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wshadow -Wconversion -Werror \
+		-DFAQUANT_NEON -Icsrc $(UNIT_FLAGS) -c $< -o $@
+
+test-aarch64: $(AARCH64_OBJECTS) ## The native tests on three AArch64 CPUs, by a cross compiler and an emulator; no Python
+	@$(foreach text,$(NEON_TEXTS),$(call read_alone,$(AARCH64_CXX) -march=armv8.2-a+dotprod,$(text)) &&) true
+	$(AARCH64_CXX) -static -pthread $^ -o build/aarch64/native-tests
+	for cpu in $(AARCH64_CPUS); do $(AARCH64_RUN) -cpu $${cpu%:*} build/aarch64/native-tests $${cpu#*:} || exit 1; done
 
 PROFILED = .venv-profile
 PROFILE ?= generate smollm2-fa8 "Write a long story about a lighthouse." --chat --max-tokens 512

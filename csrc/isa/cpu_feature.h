@@ -16,6 +16,9 @@ enum CpuFeature : uint32_t {
     kAvx512Vnni = 1 << 7,
     kAvx512Bf16 = 1 << 8,
     kAmxInt8 = 1 << 9,
+    // of AArch64
+    kAsimdDp = 1 << 16,
+    kI8mm = 1 << 17,
 };
 
 }  // namespace faquant

@@ -101,5 +101,9 @@ extern const KernelTable kAvx512VnniKernels;
 extern const KernelTable kAvxVnniKernels;
 extern const KernelTable kAvxVnniEvexKernels;
 #endif
+#ifdef FAQUANT_NEON
+extern const KernelTable kNeonDotKernels;
+extern const KernelTable kNeonI8mmKernels;
+#endif
 
 }  // namespace faquant

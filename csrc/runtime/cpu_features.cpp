@@ -2,8 +2,12 @@
 
 #include <cstring>
 
-#ifdef FAQUANT_X86
+#if defined(FAQUANT_X86)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace faquant {
@@ -79,9 +83,38 @@ std::string cpu_brand() {
 
 #else
 
+#if defined(__aarch64__) && defined(__linux__)
+
+uint32_t detect_cpu_features() {
+    // Of Linux's <asm/hwcap.h>; older ones lack the second.
+    constexpr unsigned long kHwcapAsimdDp = 1ul << 20, kHwcap2I8mm = 1ul << 13;
+    uint32_t features = 0;
+    features |= (getauxval(AT_HWCAP) & kHwcapAsimdDp) != 0 ? kAsimdDp : 0u;
+    features |= (getauxval(AT_HWCAP2) & kHwcap2I8mm) != 0 ? kI8mm : 0u;
+    return features;
+}
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+
+uint32_t detect_cpu_features() {
+    const auto has = [](const char* name) {
+        int value = 0;
+        size_t size = sizeof value;
+        return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+    };
+    uint32_t features = 0;
+    features |= has("hw.optional.arm.FEAT_DotProd") ? kAsimdDp : 0u;
+    features |= has("hw.optional.arm.FEAT_I8MM") ? kI8mm : 0u;
+    return features;
+}
+
+#else
+
 uint32_t detect_cpu_features() {
     return 0;
 }
+
+#endif
 
 std::string cpu_brand() {
     return {};

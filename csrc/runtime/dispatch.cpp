@@ -21,6 +21,10 @@ constexpr const KernelTable* kTables[] = {
 #endif
     &kAvx2Kernels,
 #endif
+#ifdef FAQUANT_NEON
+    &kNeonI8mmKernels,
+    &kNeonDotKernels,
+#endif
     &kPortableKernels,
 };
 

@@ -119,9 +119,10 @@ def test_what_is_no_array_is_refused() -> None:
 
 def test_features_and_names() -> None:
     features = cpu.cpu_features()
-    assert {"avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_int8"} <= set(
-        features
-    )
+    assert {
+        *("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_int8"),
+        *("asimddp", "i8mm"),
+    } <= set(features)
     assert cpu.cpu_name()
     isas = cpu.available_isas()
     assert isas[-1] == "portable"
@@ -129,16 +130,18 @@ def test_features_and_names() -> None:
     assert not ("avx512vnni" in isas and not features["avx512_vnni"])
     assert not ("avxvnni-evex" in isas and "avx512vnni" not in isas)
     assert not ("avxvnni" in isas and not features["avx_vnni"])
+    assert not ("neondot" in isas and not features["asimddp"])
+    assert not ("neoni8mm" in isas and not features["i8mm"])
 
 
 def test_features_agree_with_the_kernel() -> None:
     with open("/proc/cpuinfo", encoding="utf-8") as file:
-        # Processors other than x86 have no such line, so they must not have any feature.
-        flags = next((set(line.split()) for line in file if line.startswith("flags")), set())
+        # "Features" on AArch64. Other processors have no such line, so they must not have any feature.
+        flags = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())
     features = cpu.cpu_features()
     assert all(features[name] for name in features if name in flags)
     # Older kernels do not know the later names.
-    assert all(name in flags for name in ["avx2", "avx512f", "avx512_vnni"] if features[name])
+    assert all(name in flags for name in ["avx2", "avx512f", "avx512_vnni", "asimddp", "i8mm"] if features[name])
 
 
 def in_a_new_process(isa: str, code: str) -> subprocess.CompletedProcess[str]:
@@ -183,7 +186,9 @@ def test_an_unknown_name_is_refused_in_a_call() -> None:
 
 
 # Skipped if the CPU has them all: there is nothing to refuse.
-@pytest.mark.parametrize("isa", sorted({"avx2", "avxvnni", "avx512vnni"} - set(cpu.available_isas())))
+@pytest.mark.parametrize(
+    "isa", sorted({"avx2", "avxvnni", "avx512vnni", "neondot", "neoni8mm"} - set(cpu.available_isas()))
+)
 def test_a_lacking_isa_is_refused(isa: str) -> None:
     with pytest.raises(UsageError, match=isa):
         cpu.dot_s8s8(np.zeros(1, np.int8), np.zeros(1, np.int8), isa=isa)

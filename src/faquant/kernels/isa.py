@@ -20,8 +20,8 @@ MAX_DOT_LENGTH: int = _C.MAX_DOT_LENGTH
 
 
 def cpu_features() -> dict[str, bool]:
-    """Features that the CPU has and the operating system enables, such as `avx512_vnni`. All False if the CPU is not
-    x86-64."""
+    """Features that the CPU has and the operating system enables, such as `avx512_vnni` on x86-64 and `asimddp` on
+    AArch64."""
     return _C.cpu_features()
 
 
