@@ -52,7 +52,7 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
 }
 
 // Rows that share each read of a panel.
-constexpr int64_t kRowsAtOnce = 32;
+constexpr int64_t kLinearRows = 32;
 
 // One panel of a packed weight.
 struct Panel {
@@ -75,9 +75,9 @@ struct Panel {
         return {reinterpret_cast<const char*>(weight + width * depth), columns * depth / kCacheLine};
     }
 
-    // The products of up to kRowsAtOnce rows with the panel, [rows, width].
+    // The products of up to kLinearRows rows with the panel, [rows, width].
     void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, Prefetch next) const {
-        multiply_panel<false>(rows.bytes + row * depth, depth, smaller(kRowsAtOnce, rows.count - row), weight,
+        multiply_panel<false>(rows.bytes + row * depth, depth, smaller(kLinearRows, rows.count - row), weight,
                               depth / 4, width, products, width, next);
     }
 
@@ -107,15 +107,15 @@ struct Panel {
 };
 
 void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
-    alignas(64) int32_t products[kRowsAtOnce * kPanel];
+    alignas(64) int32_t products[kLinearRows * kPanel];
     float sums[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel panel(linear, number);
         Prefetch next = panel.next();
-        for (int64_t r = 0; r < rows.count; r += kRowsAtOnce) {
+        for (int64_t r = 0; r < rows.count; r += kLinearRows) {
             panel.multiply_rows(rows, r, products, next);
             next.lines = 0;
-            for (int64_t i = 0; i < smaller(kRowsAtOnce, rows.count - r); ++i) {
+            for (int64_t i = 0; i < smaller(kLinearRows, rows.count - r); ++i) {
                 float* __restrict y = out + (r + i) * linear.outputs + panel.first;
                 panel.scale(products + i * panel.width, rows, r + i, add ? sums : y);
                 if (add) {
@@ -130,13 +130,13 @@ void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int
 
 void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows, int64_t first,
                   int64_t last, float* out) {
-    alignas(64) int32_t products[kRowsAtOnce * kPanel];
-    float gates[kRowsAtOnce][kPanel], ups[kPanel];
+    alignas(64) int32_t products[kLinearRows * kPanel];
+    float gates[kLinearRows][kPanel], ups[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel gate_panel(gate, number), up_panel(up, number);
         Prefetch next_gate = gate_panel.next(), next_up = up_panel.next();
-        for (int64_t r = 0; r < gate_rows.count; r += kRowsAtOnce) {
-            const int64_t count = smaller(kRowsAtOnce, gate_rows.count - r);
+        for (int64_t r = 0; r < gate_rows.count; r += kLinearRows) {
+            const int64_t count = smaller(kLinearRows, gate_rows.count - r);
             gate_panel.multiply_rows(gate_rows, r, products, next_gate);
             for (int64_t i = 0; i < count; ++i) {
                 gate_panel.scale(products + i * gate_panel.width, gate_rows, r + i, gates[i]);

@@ -98,7 +98,8 @@ struct TileRow {
             key[lane] = static_cast<int32_t>(lane);
         }
         FAQUANT_EACH_VECTOR {
-            x[i] = key >= static_cast<int32_t>(low) & key < static_cast<int32_t>(high) ? x[i] : all_lanes(-kInfinity);
+            const auto seen = (key >= static_cast<int32_t>(low)) & (key < static_cast<int32_t>(high));
+            x[i] = seen ? x[i] : all_lanes(-kInfinity);
             key += static_cast<int32_t>(kFloatLanes);
         }
     }

@@ -64,10 +64,10 @@ int32_t start_of(const uint8_t* a, int64_t depth);
 // As multiply_panel, for vectors · kInVector columns of b [depth, b_stride / 4, 4]. Calls next.fetch() for each four
 // words.
 template <bool packed_unsigned, int rows, int vectors>
-__attribute__((noinline)) void multiply_block(const uint8_t* a, const uint8_t* b, int64_t b_stride, int64_t depth,
-                                              const int32_t* starts, int32_t* c, int64_t c_stride, PrefetchSteps next) {
+__attribute__((noinline)) void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride,
+                                              int64_t depth, const int32_t* starts, int32_t* c, int64_t c_stride,
+                                              PrefetchSteps next) {
     Sums<packed_unsigned, rows, vectors> sums(starts);
-    const int64_t a_stride = 4 * depth;
     int64_t left = depth;
     for (; left >= kWordsAtOnce; left -= kWordsAtOnce) {
         next.fetch();
@@ -90,71 +90,73 @@ __attribute__((noinline)) void multiply_block(const uint8_t* a, const uint8_t* b
 }
 
 template <bool packed_unsigned, int rows>
-void multiply_rows(const uint8_t* a, const uint8_t* b, int64_t depth, int64_t width, int32_t* c, int64_t c_stride,
-                   PrefetchSteps next) {
+void multiply_rows(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t depth, int64_t width, int32_t* c,
+                   int64_t c_stride, PrefetchSteps next) {
     constexpr int vectors = vectors_of(rows), least = vectors < kLeastVectors ? vectors : kLeastVectors;
     int32_t starts[rows];
     for (int r = 0; r < rows; ++r) {
-        starts[r] = start_of<packed_unsigned>(a + r * 4 * depth, depth);
+        starts[r] = start_of<packed_unsigned>(a + r * a_stride, depth);
     }
     int64_t j = 0;
     for (; j + vectors * kInVector <= width; j += vectors * kInVector) {
-        multiply_block<packed_unsigned, rows, vectors>(a, b + 4 * j, 4 * width, depth, starts, c + j, c_stride, next);
+        multiply_block<packed_unsigned, rows, vectors>(a, a_stride, b + 4 * j, 4 * width, depth, starts, c + j,
+                                                       c_stride, next);
         next.lines = 0;  // once is enough
     }
     for (; j < width; j += least * kInVector) {
-        multiply_block<packed_unsigned, rows, least>(a, b + 4 * j, 4 * width, depth, starts, c + j, c_stride, next);
+        multiply_block<packed_unsigned, rows, least>(a, a_stride, b + 4 * j, 4 * width, depth, starts, c + j, c_stride,
+                                                     next);
         next.lines = 0;
     }
 }
 
 template <bool packed_unsigned>
-void multiply_bytes(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, int32_t* c,
-                    int64_t c_stride, Prefetch next) {
+void multiply_bytes(const uint8_t* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width,
+                    int32_t* c, int64_t c_stride, Prefetch next) {
     const int64_t loops = depth / kWordsAtOnce, steps = larger(1, (rows + kRowsAtOnce - 1) / kRowsAtOnce * loops);
     const int64_t lines = (next.lines + steps - 1) / steps;
     for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
         const int64_t some = loops == 0 ? 0 : smaller(lines, next.lines / loops);
         const PrefetchSteps part = {next.take(some * loops).next, some};
-        const uint8_t* from = a + r * 4 * depth;
+        const uint8_t* from = a + r * a_stride;
         int32_t* to = c + r * c_stride;
         switch (smaller(rows - r, kRowsAtOnce)) {
             case 8:
-                multiply_rows<packed_unsigned, 8>(from, b, depth, width, to, c_stride, part);
+                multiply_rows<packed_unsigned, 8>(from, a_stride, b, depth, width, to, c_stride, part);
                 break;
             case 7:
-                multiply_rows<packed_unsigned, 7>(from, b, depth, width, to, c_stride, part);
+                multiply_rows<packed_unsigned, 7>(from, a_stride, b, depth, width, to, c_stride, part);
                 break;
             case 6:
-                multiply_rows<packed_unsigned, 6>(from, b, depth, width, to, c_stride, part);
+                multiply_rows<packed_unsigned, 6>(from, a_stride, b, depth, width, to, c_stride, part);
                 break;
             case 5:
-                multiply_rows<packed_unsigned, 5>(from, b, depth, width, to, c_stride, part);
+                multiply_rows<packed_unsigned, 5>(from, a_stride, b, depth, width, to, c_stride, part);
                 break;
             case 4:
-                multiply_rows<packed_unsigned, 4>(from, b, depth, width, to, c_stride, part);
+                multiply_rows<packed_unsigned, 4>(from, a_stride, b, depth, width, to, c_stride, part);
                 break;
             case 3:
-                multiply_rows<packed_unsigned, 3>(from, b, depth, width, to, c_stride, part);
+                multiply_rows<packed_unsigned, 3>(from, a_stride, b, depth, width, to, c_stride, part);
                 break;
             case 2:
-                multiply_rows<packed_unsigned, 2>(from, b, depth, width, to, c_stride, part);
+                multiply_rows<packed_unsigned, 2>(from, a_stride, b, depth, width, to, c_stride, part);
                 break;
             default:
-                multiply_rows<packed_unsigned, 1>(from, b, depth, width, to, c_stride, part);
+                multiply_rows<packed_unsigned, 1>(from, a_stride, b, depth, width, to, c_stride, part);
         }
     }
     next.fetch(next.lines);
 }
 
 template <>
-void multiply_panel<false>(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, int32_t* c,
-                           int64_t c_stride, Prefetch next) {
-    multiply_bytes<false>(a, rows, b, depth, width, c, c_stride, next);
+void multiply_panel<false>(const uint8_t* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth,
+                           int64_t width, int32_t* c, int64_t c_stride, Prefetch next) {
+    multiply_bytes<false>(a, a_stride, rows, b, depth, width, c, c_stride, next);
 }
 
 template <>
-void multiply_panel<true>(const uint8_t* a, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, int32_t* c,
-                          int64_t c_stride, Prefetch next) {
-    multiply_bytes<true>(a, rows, b, depth, width, c, c_stride, next);
+void multiply_panel<true>(const uint8_t* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth,
+                          int64_t width, int32_t* c, int64_t c_stride, Prefetch next) {
+    multiply_bytes<true>(a, a_stride, rows, b, depth, width, c, c_stride, next);
 }
