@@ -1,14 +1,28 @@
 """Memory in huge pages: alignment, separate arrays, release."""
 
 import gc
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from faquant.kernels import memory
-from faquant.kernels.memory import CHUNK, HUGE_PAGE, Arena, bytes_in_huge_pages, huge, setting, works
+from faquant.kernels.memory import (
+    CHUNK,
+    HUGE_PAGE,
+    Arena,
+    bytes_in_huge_pages,
+    free_reserved,
+    huge,
+    reserved,
+    setting,
+    works,
+)
+from faquant.kernels.pages import Int8Pages
+from faquant.kernels.scheme import AttentionScheme
 
 
 @pytest.mark.parametrize("size", [1, 4096, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1, 5 * HUGE_PAGE])
@@ -69,3 +83,58 @@ def test_systems_without_huge_pages_have_ordinary_memory(monkeypatch: pytest.Mon
     monkeypatch.delattr("mmap.MADV_HUGEPAGE", raising=False)
     assert (setting(), bytes_in_huge_pages(), works()) == ("", 0, False)
     huge(HUGE_PAGE)[:] = 1
+
+
+@pytest.mark.skipif(free_reserved() < CHUNK, reason="this system has reserved no huge pages")
+def test_weights_take_reserved_pages() -> None:
+    free = free_reserved()
+    array = Arena().empty(1000, np.int8)
+    assert free_reserved() == free - CHUNK
+    assert (array == 0).all()
+    del array
+    gc.collect()
+    assert free_reserved() == free
+
+
+@pytest.mark.parametrize("fails", ["no pool", "mmap", "populate"])
+def test_without_reserved_pages_weights_take_others(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """A pool that is too small, used up meanwhile, or that the container may not use."""
+    plain = mmap.mmap
+
+    class Refusing:
+        """A mapping that cannot be filled."""
+
+        def __init__(self, file: int, size: int, flags: int) -> None:
+            if fails == "mmap":
+                raise OSError(12, "Cannot allocate memory")
+
+        def madvise(self, option: int) -> None:
+            raise OSError(14, "Bad address")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def mapping(file: int, size: int, flags: int) -> object:
+        return Refusing(file, size, flags) if flags & memory._MAP_HUGETLB else plain(file, size, flags)
+
+    closed: list[bool] = []
+    monkeypatch.setattr(memory, "free_reserved", lambda: 0 if fails == "no pool" else 1 << 40)
+    monkeypatch.setattr("mmap.mmap", mapping)
+    assert reserved(CHUNK) is None
+    Arena().empty(1000, np.int8)[:] = 1
+    assert bool(closed) == (fails == "populate")
+
+
+def test_the_cache_takes_memory_when_it_is_written() -> None:
+    """Up to the parts of its regions that the test writes, in huge pages."""
+    before = resident()
+    pages = Int8Pages(AttentionScheme(8, 8, 128), 2048, 128)
+    assert pages.k.nbytes == 256 << 20
+    assert resident() - before < 16 << 20
+    pages.k[7], pages.v[9] = 1, 1
+    assert resident() - before < 32 << 20
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from faquant.kernels import _C, modules, threads
+from faquant.kernels.pages import Int8Pages, Spans
+from faquant.kernels.scheme import AttentionScheme
 
 TASKS = Path("/proc/self/task")
 
@@ -128,3 +130,29 @@ def test_threads_that_no_call_wants_sleep() -> None:
     assert sum(spent[2:]) < spent[0] / 2
     call(8)
     assert torch.equal(out, modules.silu_times(gate, gate))
+
+
+def test_64_threads_return_the_bits_of_one() -> None:
+    """More than most machines have cores, and with enough work for each: the steps of a layer, again and again."""
+    generator = torch.Generator().manual_seed(0)
+    rows, heads, length = 96, 8, 4500
+    x = torch.randn(rows, 512, generator=generator)
+    weight = torch.randint(-127, 128, (4096, 512), dtype=torch.int8, generator=generator)
+    linear = modules.DynamicLinear(weight.numpy(), torch.rand(4096, generator=generator).numpy())
+    q, k, v = (torch.randn(length, heads, 64, generator=generator) for _ in range(3))
+    table = torch.randperm(-(-length // 128), generator=generator)
+    numbers = torch.arange(length)
+    slots = table[numbers // 128] * 128 + numbers % 128
+    spans = Spans.of([(1, length - 1, table), (rows, length - rows, table)])
+
+    def layer(count: int) -> list[torch.Tensor | None]:
+        threads.set_count(count)
+        pages = Int8Pages(AttentionScheme(heads, heads, 64), len(table), 128)
+        pages.append(k, v, slots, numbers)
+        attended = pages.attend(torch.cat([q[-1:], q[-rows:]]), spans)
+        return [attended, linear(x), modules.silu_times(x, x), *pages.read_bytes(table, length)]
+
+    expected = layer(1)
+    for _ in range(5):
+        assert all(map(torch.equal, layer(64), expected))
+    assert sum(1 for _ in TASKS.iterdir()) >= 64

@@ -87,7 +87,7 @@ def evaluated(cache: Cache) -> Iterator[Tensor]:
         yield decoder.logits(decoder.norm(x))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 64])
 def test_arrays_in_one_call_as_tensors_step_by_step(model: Model, threads: int) -> None:
     set_threads(threads)
     of_serving, of_evaluation = Cache(model), Cache(model)

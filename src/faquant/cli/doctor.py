@@ -51,7 +51,11 @@ def examine() -> dict[str, Any]:
         "features": cpu.cpu_features(),
         "instruction_sets": cpu.available_isas(),
         "instruction_set_in_use": cpu.selected_isa(),
-        "huge_pages": {"setting": memory.setting(), "works": memory.works()},
+        "huge_pages": {
+            "setting": memory.setting(),
+            "works": memory.works(),
+            "free_reserved_bytes": memory.free_reserved(),
+        },
         "self_tests": self_tests,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "healthy": all(self_tests.values()),
@@ -74,7 +78,8 @@ def _print(findings: dict[str, Any]) -> None:
         "system": findings["system"],
         "features": ", ".join(present) or "none of those used",
         "instruction sets": f"{', '.join(findings['instruction_sets'])}; in use: {findings['instruction_set_in_use']}",
-        "huge pages": f"{'in use' if pages['works'] else 'not in use'}; setting: {pages['setting'] or 'none'}",
+        "huge pages": f"{'in use' if pages['works'] else 'not in use'}; setting: {pages['setting'] or 'none'}; "
+        f"reserved and free: {pages['free_reserved_bytes']:,} bytes",
         **{f"self-test, {name}": "passed" if ok else "FAILED" for name, ok in findings["self_tests"].items()},
         **findings["versions"],
     }

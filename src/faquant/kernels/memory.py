@@ -1,9 +1,9 @@
-"""Memory in huge pages for packed weights, which every step reads from end to end.
+"""Memory in huge pages: packed weights, which every step reads from end to end, and the cache.
 
 With pages of 4 KiB, that stream waits for the processor's page walks. Regions are aligned to 2 MiB and marked with
-madvise(MADV_HUGEPAGE), which Linux heeds if transparent huge pages are set to `always` or `madvise`; elsewhere they are
-ordinary memory. NumPy marks arrays of 4 MiB and more itself, such as the cache; most linears of small models are
-smaller.
+madvise(MADV_HUGEPAGE), which Linux heeds if transparent huge pages are set to `always` or `madvise`. Weights use pages
+that the system has reserved (hugetlbfs) as long as there are some; the cache does not, because it should only take
+memory that is written. Where neither exists, all of it is ordinary memory.
 """
 
 import mmap
@@ -19,6 +19,10 @@ CHUNK = 64 << 20
 _ALIGNMENT = 64
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _ROLLUP = Path("/proc/self/smaps_rollup")
+_RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+# Linux's numbers; Python 3.11 has no names for them.
+_MAP_HUGETLB, _MAP_HUGE_2MB, _MADV_POPULATE_WRITE = 0x40000, 21 << 26, 23
+_COUNTED = ("AnonHugePages:", "Private_Hugetlb:")
 
 
 class Arena:
@@ -34,13 +38,43 @@ class Arena:
         kind = np.dtype(dtype)
         size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         if size >= CHUNK // 4:
-            return huge(size).view(kind).reshape(shape)
+            return _region(size).view(kind).reshape(shape)
         with self._lock:
             if self._used + size > len(self._region):
-                self._region, self._used = huge(CHUNK), 0
+                self._region, self._used = _region(CHUNK), 0
             begin = self._used
             self._used = -(-(begin + size) // _ALIGNMENT) * _ALIGNMENT
             return self._region[begin : begin + size].view(kind).reshape(shape)
+
+
+def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+    """A new array whose values are arbitrary, for the cache: large ones take huge pages, but only when written."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    return np.empty(shape, kind) if size < HUGE_PAGE else huge(size).view(kind).reshape(shape)
+
+
+def _region(size: int) -> npt.NDArray[np.uint8]:
+    found = reserved(size)
+    return huge(size) if found is None else found
+
+
+def reserved(size: int) -> npt.NDArray[np.uint8] | None:
+    """`size` bytes of zeros in pages of hugetlbfs; None if the system has not reserved enough."""
+    whole = -(-size // HUGE_PAGE) * HUGE_PAGE
+    if free_reserved() < whole:
+        return None
+    try:
+        region = mmap.mmap(-1, whole, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB | _MAP_HUGE_2MB)
+    except OSError:
+        return None
+    try:
+        # Takes the pages now: where a container may have none, the first write would end the process instead.
+        region.madvise(_MADV_POPULATE_WRITE)
+    except OSError:
+        region.close()
+        return None
+    return np.frombuffer(region, np.uint8, size)
 
 
 def huge(size: int) -> npt.NDArray[np.uint8]:
@@ -70,7 +104,15 @@ def bytes_in_huge_pages() -> int:
         lines = _ROLLUP.read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(_COUNTED))
+
+
+def free_reserved() -> int:
+    """Bytes of hugetlbfs pages of 2 MiB that nobody uses; 0 if the system has reserved none."""
+    try:
+        return int(_RESERVED.read_text()) * HUGE_PAGE
+    except (OSError, ValueError):
+        return 0
 
 
 def works() -> bool:

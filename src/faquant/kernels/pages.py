@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from . import _C
+from . import _C, memory
 from .arrays import Array, Floats, Integers, Stored, contiguous, empty, widen
 from .packing import unpacked
 from .saturation import Saturation
@@ -112,10 +112,10 @@ class Int8Pages(PackedPages):
         heads = scheme.num_kv_heads
         super().__init__(scheme.num_heads, heads, scheme.head_dim, num_pages, page_size, isa)
         self.scheme = scheme
-        self.k, self.v = np.empty(self._tiles, np.uint8), np.empty(self._tiles, np.int8)
+        self.k, self.v = memory.empty(self._tiles, np.uint8), memory.empty(self._tiles, np.int8)
         shape = (num_pages, heads, page_size)
-        self.k_scale = np.empty(shape, np.float16) if scheme.k_scale is None else None
-        self.v_scale = np.empty(shape, np.float16) if scheme.v_scale is None else None
+        self.k_scale = memory.empty(shape, np.float16) if scheme.k_scale is None else None
+        self.v_scale = memory.empty(shape, np.float16) if scheme.v_scale is None else None
         self._static = frozenset(name for name in "qkv" if getattr(scheme, f"{name}_scale") is not None)
         self.cache = _layer_cache(self)
 
@@ -207,7 +207,7 @@ class BFloat16Pages(PackedPages):
         isa: str | None = None,
     ) -> None:
         super().__init__(num_heads, num_kv_heads, head_dim, num_pages, page_size, isa)
-        self.k, self.v = (np.empty(self._tiles, np.uint16) for _ in range(2))
+        self.k, self.v = (memory.empty(self._tiles, np.uint16) for _ in range(2))
         self.cache = _C.LayerCache(heads=num_heads, k=self.k, v=self.v, dim=head_dim)
 
     @property
@@ -241,8 +241,8 @@ class FloatPages:
         self.num_pages = num_pages
         self.page_size = page_size
         self.saturation = Saturation()
-        self.k = np.empty((num_pages, page_size, num_kv_heads, head_dim), np.float32)
-        self.v = np.empty_like(self.k)
+        shape = (num_pages, page_size, num_kv_heads, head_dim)
+        self.k, self.v = (memory.empty(shape, np.float32) for _ in range(2))
         self._cache = _C.FloatCache(heads=num_heads, k=self.k, v=self.v)
         self._isa = isa
 
