@@ -145,12 +145,12 @@ def test_64_threads_return_the_bits_of_one() -> None:
     slots = table[numbers // 128] * 128 + numbers % 128
     spans = Spans.of([(1, length - 1, table), (rows, length - rows, table)])
 
-    def layer(count: int) -> list[torch.Tensor | None]:
+    def layer(count: int) -> list[torch.Tensor]:
         threads.set_count(count)
         pages = Int8Pages(AttentionScheme(heads, heads, 64), len(table), 128)
         pages.append(k, v, slots, numbers)
         attended = pages.attend(torch.cat([q[-1:], q[-rows:]]), spans)
-        return [attended, linear(x), modules.silu_times(x, x), *pages.read_bytes(table, length)]
+        return [attended, linear(x), modules.silu_times(x, x), *map(torch.as_tensor, pages.read_bytes(table, length))]
 
     expected = layer(1)
     for _ in range(5):
