@@ -57,7 +57,8 @@ template <bool packed_unsigned, typename A, typename C>
 void multiply_panel(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c,
                     int64_t c_stride, Prefetch next) {
     const int64_t total = (rows + 3) / 4 * depth, lines = (next.lines + total - 1) / total;
-    const int64_t at_once = rows <= 4 ? depth : kDepthAtOnce;
+    const int64_t parts = rows <= 4 ? 1 : (depth + kDepthAtOnce - 1) / kDepthAtOnce;
+    const int64_t at_once = (depth + parts - 1) / parts;
     for (int64_t i = 0; i < depth; i += at_once) {
         const int64_t steps = smaller(at_once, depth - i);
         const uint8_t* words = b + i * 4 * width;

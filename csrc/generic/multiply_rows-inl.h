@@ -38,9 +38,9 @@ struct Prefetch {
 template <typename A>
 constexpr int64_t kInWord = sizeof(A) == 1 ? 4 : 2;
 
-// Words of a panel's columns that all rows are multiplied by before the next ones, so that they are read from the L1
-// cache by all rows but the first ones.
-constexpr int64_t kDepthAtOnce = 64;
+// The most words of a panel's columns that all rows are multiplied by before the next ones, so that they are read from
+// the L1 cache by all rows but the first ones.
+constexpr int64_t kDepthAtOnce = 80;
 
 // Defined per instruction set: c[r][j] = ∑ a[r][n · i + m] · b[i][j][m], where n is kInWord, for rows of a that are
 // a_stride elements apart, and a panel b [depth, width, n]. The bits of a row depend only on the row.

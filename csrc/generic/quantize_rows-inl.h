@@ -99,6 +99,31 @@ int64_t round_head(const float* x, const float* table, const float* offset, int6
     return 0;
 }
 
+// Stores a key + 128 as a column of a tile of K.
+void store_key(const int8_t* bytes, int64_t dim, int64_t key, int64_t padded, uint8_t* tile) {
+    uint8_t* to = tile + packed_at<4>(0, key, padded, kTile);
+    int64_t i = 0;
+    for (; i + 4 <= dim; i += 4, to += 4 * kPanel) {
+        uint32_t word;
+        __builtin_memcpy(&word, bytes + i, sizeof word);
+        word ^= 0x80808080u;
+        __builtin_memcpy(to, &word, sizeof word);
+    }
+    for (int64_t j = 0; i + j < dim; ++j) {
+        to[j] = static_cast<uint8_t>(bytes[i + j]) ^ 0x80;
+    }
+}
+
+// Stores a value as a row of a tile of V.
+void store_value(const int8_t* bytes, int64_t dim, int64_t key, int64_t padded, int8_t* tile) {
+    for (int64_t panel = 0; panel < dim; panel += kPanel) {
+        int8_t* to = tile + packed_at<4>(key, panel, kTile, padded);
+        for (int64_t i = panel; i < smaller(panel + kPanel, dim); ++i, to += 4) {
+            *to = bytes[i];
+        }
+    }
+}
+
 void append_int8(const Scheme& s, const Cache& c, const float* k, const float* v, const int64_t* slots,
                  const int64_t* positions, int64_t first, int64_t last, int64_t saturated[2]) {
     float mapped[kMaxHeadDim];
@@ -112,9 +137,7 @@ void append_int8(const Scheme& s, const Cache& c, const float* k, const float* v
             const int64_t tile = (row + key / kTile * kTile) * padded;
             map_key(s, map_of(s, positions[token]), head, k + at, mapped);
             saturated[0] += round_head(mapped, s.k_scale, s.k_offset, head, s.dim, c.k_scale, row + key, bytes);
-            for (int64_t i = 0; i < s.dim; ++i) {
-                c.k[tile + packed_at<4>(i, key % kTile, padded, kTile)] = static_cast<uint8_t>(bytes[i]) ^ 0x80;
-            }
+            store_key(bytes, s.dim, key % kTile, padded, c.k + tile);
             for (int64_t i = 0; i < s.dim; ++i) {
                 mapped[i] = v[at + i];
             }
@@ -122,9 +145,7 @@ void append_int8(const Scheme& s, const Cache& c, const float* k, const float* v
                 hadamard(mapped, s.dim, s.v_rotation_block);
             }
             saturated[1] += round_head(mapped, s.v_scale, s.v_offset, head, s.dim, c.v_scale, row + key, bytes);
-            for (int64_t i = 0; i < s.dim; ++i) {
-                c.v[tile + packed_at<4>(key % kTile, i, kTile, padded)] = bytes[i];
-            }
+            store_value(bytes, s.dim, key % kTile, padded, c.v + tile);
         }
     }
 }

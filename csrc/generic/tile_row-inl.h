@@ -9,25 +9,12 @@
 #endif
 
 #include "generic/numbers-inl.h"
-
-using Ints = int32_t __attribute__((vector_size(sizeof(Floats))));
+#include "generic/vectors-inl.h"
 
 constexpr int64_t kRowVectors = kTile / kFloatLanes;
 
 // Unrolled, because arrays of vectors stay in memory otherwise.
 #define FAQUANT_EACH_VECTOR _Pragma("GCC unroll 32") for (int64_t i = 0; i < kRowVectors; ++i)
-
-FAQUANT_INLINE Floats greater(Floats a, Floats b) {
-    return a > b ? a : b;
-}
-
-FAQUANT_INLINE Ints bits_of(Floats x) {
-    return reinterpret_cast<Ints>(x);
-}
-
-FAQUANT_INLINE Floats float_of(Ints bits) {
-    return reinterpret_cast<Floats>(bits);
-}
 
 // 2^x for -127 <= x <= 0, as reference.exp2.
 FAQUANT_INLINE Floats exp2_of(Floats x) {
@@ -50,8 +37,8 @@ struct FloatsOf {
 };
 
 // The lanes of a vector, folded by halves into their sum or their maximum.
-template <bool is_sum, int64_t lanes, typename Lanes>
-FAQUANT_INLINE float fold_lanes(const Lanes& x) {
+template <bool is_sum, int64_t lanes, typename Vector>
+FAQUANT_INLINE float fold_lanes(const Vector& x) {
     if constexpr (lanes == 2) {
         return is_sum ? x[0] + x[1] : greater(x[0], x[1]);
     } else {
