@@ -104,7 +104,7 @@ def test_what_is_done_is_not_done_again(after: int, source: Path, out: Path, mon
     interrupted(out, source, after)
     assert leftovers(out) == [".out.evaluation"]
     layers = counted(measure.NoiseMeter, "look", monkeypatch)
-    heads = counted(scores, "divergences", monkeypatch)
+    heads = counted(scores.Scores, "put", monkeypatch)
     steps: list[tuple[int, int]] = []
     assert figures(out, source, progress=lambda *step: steps.append(step)) == expected
     assert list(dict.fromkeys(steps)) == [(done, LAYERS + WINDOWS) for done in range(after, LAYERS + WINDOWS + 1)]
@@ -127,7 +127,7 @@ def test_what_follows_the_scores_is_not_done_again(source: Path, out: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(measure.NoiseMeter, "head", killed_after_the_first_text)
         assert killed_at(-1, lambda: figures(out, source))
-    drifts = counted(positions, "divergences", monkeypatch)
+    drifts = counted(scores.Distribution, "divergences", monkeypatch)
     logits = counted(scores.Heads, "logits", monkeypatch)
     assert figures(out, source) == expected
     assert (len(drifts), len(logits)) == (0, 2)
