@@ -119,15 +119,13 @@ class Heads:
     ) -> None:
         """Pass the rows from `begin` on of several (model, stream [n, hidden]) to `look`, a few at a time and several
         at once, with their distributions; then call `done` with the number of finished rows, block by block."""
-        count = len(streams[0][1])
-        for block in parallel.rows(count, self._rows, begin):
-            logits = [self.logits(name, x[block]) for name, x in streams]
-
-            def compare(rows: slice) -> None:
-                place = slice(rows.start - block.start, rows.stop - block.start)
-                look(rows, [Distribution(each[place]) for each in logits])
-
-            parallel.each(compare, parallel.rows(block.stop, _PIECE, block.start))
+        for block in parallel.rows(len(streams[0][1]), self._rows, begin):
+            pieces = parallel.rows(block.stop, _PIECE, block.start)
+            logits = zip(*(torch.split(self.logits(name, x[block]), _PIECE) for name, x in streams), strict=True)
+            parallel.each(
+                lambda piece: look(piece[0], [Distribution(each) for each in piece[1]]),
+                list(zip(pieces, logits, strict=True)),
+            )
             done(block.stop)
 
 
@@ -172,18 +170,26 @@ def score(
             continue
         following = window.tokens[len(window.tokens) - count + 1 :]
         parts = [(name, streams[name][number][-count:]) for name in some]
-
-        def put(rows: slice, found: list[Distribution]) -> None:
-            for name, q in zip(some[1:], found[1:], strict=True):
-                results[number][name].put(rows, found[0], q, following[rows])
-
-        def keep(rows: int) -> None:
-            place = (number, rows) if rows < count else (number + 1, 0)
-            save(partial(_given, results, *place))
-
+        put = partial(_put, [results[number][name] for name in some[1:]], following)
+        keep = partial(_keep, save, results, number, count)
         heads.compare(parts, put, keep, row if number == done else 0)
     progress(len(windows))
     return results
+
+
+def _put(scores: Sequence[Scores], following: Tensor, rows: slice, found: list[Distribution]) -> None:
+    for each, q in zip(scores, found[1:], strict=True):
+        each.put(rows, found[0], q, following[rows])
+
+
+def _keep(
+    save: Callable[[Callable[[], Tensors]], None],
+    results: Sequence[Mapping[str, Scores]],
+    window: int,
+    count: int,
+    rows: int,
+) -> None:
+    save(partial(_given, results, *((window, rows) if rows < count else (window + 1, 0))))
 
 
 def _given(results: Sequence[Mapping[str, Scores]], window: int, row: int) -> Tensors:

@@ -150,7 +150,9 @@ class _Group:
         pages = model.make_layer_pages(layer.index, count, PAGE_SIZE, self.windows[0].position)
         pages.saturation = saturation
         sliding = model.config.sliding_windows[layer.index]
-        x = layer(torch.cat(streams), self._batch.tables, lambda _, q, k, v: self._batch.attend(pages, sliding, q, k, v))
+        x = layer(
+            torch.cat(streams), self._batch.tables, lambda _, q, k, v: self._batch.attend(pages, sliding, q, k, v)
+        )
         return list(x.split([len(stream) for stream in streams]))
 
 
