@@ -14,7 +14,7 @@ from ..kernels.scheme import hadamard_block
 GRAM_BLOCK = 2048
 """Number of inputs whose correlations are used together. It bounds memory and time for wide linears."""
 
-_TILE = 256
+_TILE = 128
 """Rows of a Gram matrix that one thread computes at a time."""
 _OUTPUTS = 256
 """Outputs of a linear that one thread rounds at a time."""
@@ -91,8 +91,9 @@ class Gram:
         if equalizer is not None:
             e = equalizer.view(-1, self.block)[number]
             block = block / e[:, None] / e
-        if rotation:
-            block = hadamard(hadamard(block, rotation).T.contiguous(), rotation)
+        for _ in range(2 if rotation else 0):
+            # A few rows at a time, to stay in the CPU cache.
+            block = torch.cat([hadamard(rows, rotation) for rows in torch.split(block, 64)]).T
         return block
 
 
