@@ -18,6 +18,7 @@
 #include "python/float_linear.h"
 #include "python/int8_linear.h"
 #include "python/layer_cache.h"
+#include "python/quantizing_functions.h"
 #include "runtime/cpu_features.h"
 #include "runtime/dispatch.h"
 #include "self_test/self_test.h"
@@ -117,6 +118,7 @@ NB_MODULE(_C, m) {
     m.def("read_all", &read_all, "words"_a, nb::kw_only(), "threads"_a);
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "threads"_a, "isa"_a.none());
     m.def("rope_tables", &rope_tables, "frequencies"_a, "positions"_a, "scaling"_a, "cos"_a, "sin"_a);
+    m.def("compensate", &compensate, "targets"_a, "steps"_a, "coefficients"_a, "rounded"_a, "errors"_a);
     m.def("silu_times", &silu_times, "gate"_a, "up"_a, "out"_a, "threads"_a, "isa"_a.none());
     m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a, "threads"_a);
     m.def("pack_float_weight", &pack_float_weight, "weight"_a, "packed"_a, "threads"_a);

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from faquant.errors import CheckpointError
-from faquant.evaluation import kept, measure, positions, scores
+from faquant.evaluation import kept, measure, positions, scores, streaming
 from faquant.evaluation.measure import Effort, evaluate
 from faquant.evaluation.streaming import Window
 from faquant.kernels.scheme import TILE
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.kills import STRIDE, at_step, counted, killed_at
+from oracles.threads import set_threads
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 
@@ -104,7 +105,7 @@ def test_what_is_done_is_not_done_again(after: int, source: Path, out: Path, mon
     interrupted(out, source, after)
     assert leftovers(out) == [".out.evaluation"]
     layers = counted(measure.NoiseMeter, "look", monkeypatch)
-    heads = counted(scores, "divergences", monkeypatch)
+    heads = counted(scores.Scores, "put", monkeypatch)
     steps: list[tuple[int, int]] = []
     assert figures(out, source, progress=lambda *step: steps.append(step)) == expected
     assert list(dict.fromkeys(steps)) == [(done, LAYERS + WINDOWS) for done in range(after, LAYERS + WINDOWS + 1)]
@@ -127,7 +128,7 @@ def test_what_follows_the_scores_is_not_done_again(source: Path, out: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(measure.NoiseMeter, "head", killed_after_the_first_text)
         assert killed_at(-1, lambda: figures(out, source))
-    drifts = counted(positions, "divergences", monkeypatch)
+    drifts = counted(scores.Distribution, "divergences", monkeypatch)
     logits = counted(scores.Heads, "logits", monkeypatch)
     assert figures(out, source) == expected
     assert (len(drifts), len(logits)) == (0, 2)
@@ -177,6 +178,16 @@ def test_the_figures_do_not_depend_on_the_threads_of_who_goes_on(source: Path, o
     torch.set_num_threads(2)
     assert figures(out, source) == expected
     assert torch.get_num_threads() == 2
+
+
+def test_the_figures_depend_neither_on_threads_nor_on_windows_that_run_together(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = figures(out, source)
+    for threads, together in ((1, 1), (2, 100), (4, 4096)):
+        set_threads(threads)
+        monkeypatch.setattr(streaming, "TOGETHER", together)
+        assert figures(out, source) == expected
 
 
 def test_an_interrupt_keeps_the_work_and_an_error_does_not(source: Path, out: Path) -> None:

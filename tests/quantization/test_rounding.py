@@ -5,7 +5,14 @@ import torch
 
 from faquant.kernels.quantizers import hadamard
 from faquant.quantization import rounding
-from faquant.quantization.rounding import Gram, balance, round_to_nearest, round_with_compensation
+from faquant.quantization.rounding import (
+    Gram,
+    Transformed,
+    balance,
+    compensations,
+    round_to_nearest,
+    round_with_compensation,
+)
 
 
 def _correlated(tokens: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -18,6 +25,35 @@ def _output_error(x: torch.Tensor, weight: torch.Tensor, result: rounding.Quanti
     return float((x.double() @ (weight.double() - result.weight * result.scale.double()).T).square().mean())
 
 
+def _compensated(weight: torch.Tensor, gram: Gram) -> rounding.QuantizedWeight:
+    return round_with_compensation(weight, compensations([Transformed(gram)])[0])
+
+
+def _gptq(weight: torch.Tensor, gram: torch.Tensor, damping: float) -> torch.Tensor:
+    """GPTQ (arXiv 2210.17323, algorithm 1) in float64, with the factor of the inverse: integers [n, k]."""
+    gram = gram + torch.eye(len(gram)) * damping * gram.diagonal().mean()
+    factor = torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
+    steps = weight / (weight.abs().amax(1, keepdim=True) / 127)
+    for i in range(steps.shape[1]):
+        rounded = steps[:, i].round().clamp(-127, 127)
+        error = (steps[:, i] - rounded) / factor[i, i]
+        steps[:, i + 1 :] -= error[:, None] * factor[i, i + 1 :]
+        steps[:, i] = rounded
+    return steps
+
+
+@pytest.mark.parametrize("size", [1, 15, 127, 128, 129, 300])
+@pytest.mark.parametrize("outputs", [1, 16, 37])
+def test_the_rounding_is_gptq(size: int, outputs: int) -> None:
+    x, gram = _correlated(4000, size), Gram(size)
+    gram.add(x)
+    weight = torch.randn(outputs, size, generator=torch.Generator().manual_seed(1)).double()
+    got = _compensated(weight, gram).weight
+    expected = _gptq(weight, x.double().T @ x.double(), rounding._DAMPING + rounding._SHRINKAGE * size / 4000)
+    # A sum within float32's rounding of a half step may go either way, and changes what follows in its row.
+    assert (got != expected).any(1).float().mean() < 0.1
+
+
 @pytest.mark.parametrize(("size", "block"), [(96, 2048), (256, 64), (300, 2048)])
 def test_compensation_changes_the_outputs_less(size: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "GRAM_BLOCK", block)
@@ -25,7 +61,7 @@ def test_compensation_changes_the_outputs_less(size: int, block: int, monkeypatc
     gram = Gram(size)
     for part in x.split(700):
         gram.add(part)
-    nearest, compensated = round_to_nearest(weight), round_with_compensation(weight, gram.transformed(None, 0))
+    nearest, compensated = round_to_nearest(weight), _compensated(weight, gram)
     assert torch.equal(nearest.scale, compensated.scale)
     fresh = _correlated(500, size, seed=0)
     assert _output_error(fresh, weight, compensated) < 0.6 * _output_error(fresh, weight, nearest)
@@ -34,10 +70,8 @@ def test_compensation_changes_the_outputs_less(size: int, block: int, monkeypatc
 def test_independent_inputs_are_rounded_to_nearest() -> None:
     weight = torch.randn(7, 64, generator=torch.Generator().manual_seed(0)).double()
     gram = Gram(64)
-    gram.blocks[0] = torch.eye(64) * 5
-    assert torch.equal(
-        round_with_compensation(weight, gram.transformed(None, 0)).weight, round_to_nearest(weight).weight
-    )
+    gram.lower[0] = torch.eye(64) * 5
+    assert torch.equal(_compensated(weight, gram).weight, round_to_nearest(weight).weight)
 
 
 def test_a_gram_matrix_of_blocks_is_the_diagonal_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +80,8 @@ def test_a_gram_matrix_of_blocks_is_the_diagonal_of_the_whole(monkeypatch: pytes
     gram = Gram(96)
     gram.add(x)
     whole = x.T @ x
-    assert gram.blocks.shape == (3, 32, 32)
-    torch.testing.assert_close(gram.blocks[1], whole[32:64, 32:64])
+    assert gram.lower.shape == (3, 32, 32)
+    torch.testing.assert_close(gram.transformed(1, None, 0).float(), whole[32:64, 32:64])
 
 
 def test_a_gram_matrix_is_transformed_as_its_inputs_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,9 +90,10 @@ def test_a_gram_matrix_is_transformed_as_its_inputs_would_be(monkeypatch: pytest
     gram, direct = Gram(96), Gram(96)
     gram.add(x)
     direct.add(hadamard(x / equalizer, 16))
-    transformed = gram.transformed(equalizer.double(), 16)
-    torch.testing.assert_close(transformed.blocks.float(), direct.blocks, rtol=1e-3, atol=1e-3)
-    assert transformed.tokens == 50
+    for number in range(3):
+        transformed = gram.transformed(number, equalizer.double(), 16)
+        torch.testing.assert_close(transformed, direct.transformed(number, None, 0), rtol=1e-3, atol=1e-3)
+    assert gram.tokens == 50
     torch.testing.assert_close(gram.square_sums().float(), x.square().sum(0))
     torch.testing.assert_close(gram.peaks, x.abs().amax(0))
 
@@ -92,7 +127,7 @@ def test_inputs_that_say_nothing_leave_rounding_to_nearest(inputs: str) -> None:
         x[:, 3] = 0
     if inputs != "never seen":
         gram.add(x)
-    result, nearest = round_with_compensation(weight, gram.transformed(None, 0)), round_to_nearest(weight)
+    result, nearest = _compensated(weight, gram), round_to_nearest(weight)
     unseen = slice(3, 4) if inputs == "one of them zero" else slice(None)
     assert torch.equal(result.weight[:, unseen], nearest.weight[:, unseen])
 

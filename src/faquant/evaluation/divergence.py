@@ -7,10 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..kernels.arrays import Floats
+from ..kernels.backend import Linear
 from ..kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from ..kernels.scheme import AttentionScheme
 from ..kernels.torch_backend import TorchLinear
@@ -102,17 +105,22 @@ def variants(model: Model, source: Model) -> dict[str, Model]:
 
 def _values_are_folded(model: Model, source: Model) -> bool:
     """Whether the first layer's v_proj differs from the float one by more than 8-bit rounding."""
-    ours, plain = model.decoder.layers[0].v_proj, source.decoder.layers[0].v_proj
-    if not isinstance(plain, TorchLinear):
-        raise TypeError(f"the source must be a float model, not one with a {type(plain).__name__}")
-    weight = plain.weight
-    if isinstance(ours, DynamicLinear | StaticLinear):
-        scale = ours.scale if isinstance(ours, DynamicLinear) else ours.deq_scale / ours.input_scale
-        multiplier = 1 if ours.input_multiplier is None else ours.input_multiplier
-        weight = torch.from_numpy(ours.weight * scale[:, None] * multiplier)
-    elif isinstance(ours, FloatLinear):
-        weight = torch.from_numpy(ours.weight)
-    return bool((weight - plain.weight).norm() > 0.05 * plain.weight.norm())
+    ours, plain = (_float_weight(each.decoder.layers[0].v_proj) for each in (model, source))
+    return bool(np.linalg.norm(ours - plain) > 0.05 * np.linalg.norm(plain))
+
+
+def _float_weight(linear: Linear) -> Floats:
+    """The weight [n, k] that the linear multiplies its inputs by."""
+    if isinstance(linear, FloatLinear | TorchLinear):
+        return np.asarray(linear.weight)
+    if isinstance(linear, DynamicLinear):
+        scale = linear.scale
+    elif isinstance(linear, StaticLinear):
+        scale = linear.deq_scale / linear.input_scale
+    else:
+        raise TypeError(f"a {type(linear).__name__} has no weight to compare")
+    multiplier = 1 if linear.input_multiplier is None else linear.input_multiplier
+    return np.asarray(linear.weight * scale[:, None] * multiplier, np.float32)
 
 
 def _unfolded(model: Model) -> list[AttentionScheme | None]:

@@ -46,11 +46,7 @@ def kept_beside(directory: Path, identity: Mapping[str, str]) -> Iterator["Kept"
 
 
 class Kept:
-    """Pieces by name, each replaced atomically.
-
-    Attributes:
-        threads: torch's thread count at the start of the evaluation: float sums depend on it.
-    """
+    """Pieces by name, each replaced atomically."""
 
     def __init__(self, directory: Path, identity: Mapping[str, str]) -> None:
         place = directory.resolve()
@@ -60,7 +56,6 @@ class Kept:
         self._lock: TextIO | None = None
         self._last = time.monotonic()
         self._possible = True
-        self.threads = torch.get_num_threads()
         if self._path.is_dir():
             self._begin()
 
@@ -121,12 +116,11 @@ class Kept:
             found = {}
         try:
             if found.get("identity") == self._identity:
-                self.threads = found["threads"]
                 return
             for path in self._path.iterdir():
                 if path.name != "lock":
                     path.unlink()
-            write_json(self._path / _IDENTITY, {"identity": self._identity, "threads": self.threads})
+            write_json(self._path / _IDENTITY, {"identity": self._identity})
         except OSError:
             self.forget()
 

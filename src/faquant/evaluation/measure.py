@@ -8,15 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..checkpoint.files import read_object
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.stamp import stamp
 from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, UsageError
 from ..kernels import isa as cpu
-from ..kernels.backend import make_backend
+from ..kernels.parallel import one_torch_thread
 from ..kernels.scheme import MAP_BLOCK
 from ..model.inspection import inspect
 from ..model.load import Model, load, load_float
@@ -85,7 +83,7 @@ def evaluate(
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
     tokenizer = Tokenizer.from_directory(against)  # before the weights, which take long
-    model, source = load(directory, lazy=True), load_float(against, lazy=True, backend=make_backend("torch"))
+    model, source = load(directory, lazy=True), load_float(against, lazy=True)
     fingerprint = _check_pair(directory, against, model, source)
     if not texts:
         raise UsageError("There is no text to measure on.")
@@ -148,6 +146,7 @@ class _Measurements:
     head_noise: float | None
 
 
+@one_torch_thread()
 def _measured(
     models: dict[str, Model],
     windows: Sequence[Window],
@@ -159,26 +158,21 @@ def _measured(
     """The long computations. Saved parts are not repeated; the results are the same."""
     layers = models[_FLOAT].config.num_layers
     steps = layers + len(windows)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(kept.threads)
-    try:
-        saved = kept.load("scores")
-        scored = 0 if saved is None else int(saved["place"][0])
-        streams = _streams(models, windows, meter, kept, lambda done, _: progress(done + scored, steps))
-        heads = Heads(models)
-        scores = score(
-            heads,
-            _FLOAT,
-            windows,
-            streams,
-            lambda done: progress(layers + done, steps),
-            saved,
-            partial(kept.save, "scores"),
-        )
-        drift = float_drift(heads, _FLOAT, streams[_FLOAT][offsets], kept.keep)
-        return _Measurements(scores, drift, meter.head(heads, streams, keep=kept.keep))
-    finally:
-        torch.set_num_threads(threads)
+    saved = kept.load("scores")
+    scored = 0 if saved is None else int(saved["place"][0])
+    streams = _streams(models, windows, meter, kept, lambda done, _: progress(done + scored, steps))
+    heads = Heads(models)
+    scores = score(
+        heads,
+        _FLOAT,
+        windows,
+        streams,
+        lambda done: progress(layers + done, steps),
+        saved,
+        partial(kept.save, "scores"),
+    )
+    drift = float_drift(heads, _FLOAT, streams[_FLOAT][offsets], kept.keep)
+    return _Measurements(scores, drift, meter.head(heads, streams, keep=kept.keep))
 
 
 def _streams(

@@ -121,8 +121,9 @@ class _Tap:
         self.x = self.y = torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.x, self.y = x, self.linear(x)
-        return self.y
+        self.x, y = x, self.linear(x)
+        self.y = y.clone()  # RoPE overwrites its argument
+        return y
 
     @property
     def nbytes(self) -> int:

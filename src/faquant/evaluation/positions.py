@@ -16,7 +16,7 @@ from torch import Tensor
 from ..checkpoint.pieces import Keep, Tensors, keep_nothing
 from ..kernels.scheme import MAP_BLOCK, TILE
 from .limits import FLOAT_DRIFT
-from .scores import Heads, Scores, divergences
+from .scores import Distribution, Heads, Scores
 from .streaming import Window
 
 
@@ -78,8 +78,13 @@ def float_drift(heads: Heads, source: str, streams: Sequence[Tensor], keep: Keep
     """Mean KL in nats between the float model at the first offset and at each of them."""
 
     def between(x: Tensor) -> Tensors:
-        blocks = heads.blocks([(source, streams[0]), (source, x)])
-        return {"kl": torch.cat([divergences(p, q) for _, (p, q) in blocks]).mean()}
+        kl = torch.empty(len(x), dtype=torch.float64)
+
+        def put(rows: slice, found: list[Distribution]) -> None:
+            kl[rows] = found[0].divergences(found[1])
+
+        heads.compare([(source, streams[0]), (source, x)], put)
+        return {"kl": kl.mean()}
 
     return [float(keep(f"drift-{number}", partial(between, x))["kl"]) for number, x in enumerate(streams)]
 

@@ -1,14 +1,15 @@
 """Applies the head to the residual streams and compares next-token distributions with the float model's."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.pieces import Tensors
 from ..errors import CheckpointError
+from ..kernels import parallel
 from ..kernels.backend import Linear
 from ..model.decoder import Decoder
 from ..model.lazy import built
@@ -16,8 +17,36 @@ from ..model.load import Model
 from .streaming import Streams, Window
 
 _ROWS = 128
-_BLOCK = 1 << 22
-"""Number of logits per model in memory at a time: vocabularies are large, and each step of log-softmax copies them."""
+_BLOCK = 1 << 23
+"""Number of logits per model in memory at a time: vocabularies are large."""
+_PIECE = 16
+"""Rows that a thread compares at a time: each step of log-softmax copies them."""
+
+
+class Distribution:
+    """Next-token distributions of some rows: log-probabilities float32 [rows, vocab], and the likeliest tokens."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logs = logits.log_softmax(-1)
+        self.top = self.logs.argmax(-1)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """float32 [rows, vocab]."""
+        return self.logs.exp()
+
+    def divergences(self, other: "Distribution") -> Tensor:
+        """KL(self ‖ other) in nats, float64 [rows].
+
+        Raises:
+            CheckpointError: a value is not finite.
+        """
+        kl = (self.logs - other.logs).mul_(self.probabilities).sum(-1, dtype=torch.float64)
+        if not kl.isfinite().all():
+            raise CheckpointError(
+                "A model's logits are not finite, so there is nothing to compare. Its weights or scales are damaged."
+            )
+        return kl
 
 
 @dataclass(frozen=True)
@@ -45,38 +74,23 @@ class Scores:
         same, hit, hit_float = (torch.zeros(size, dtype=torch.bool) for size in (count, count - 1, count - 1))
         return cls(kl, same, loss, loss_float, hit, hit_float)
 
-    def put(self, rows: slice, p: Tensor, q: Tensor, following: Tensor) -> None:
-        """Fill rows from log-probabilities p (float) and q, float32 [rows, vocab], and the tokens that follow them: one
-        per row, except for the last row of a window."""
-        top, top_float = q.argmax(-1), p.argmax(-1)
+    def put(self, rows: slice, p: Distribution, q: Distribution, following: Tensor) -> None:
+        """Fill rows from the distributions p (float) and q, and the tokens that follow them: one per row, except for
+        the last row of a window."""
         count = len(following)
         picked = (torch.arange(count), following)
-        self.kl[rows] = divergences(p, q)
-        self.same[rows] = top == top_float
-        self.loss[rows] = -q[picked].double()
-        self.loss_float[rows] = -p[picked].double()
-        self.hit[rows] = top[:count] == following
-        self.hit_float[rows] = top_float[:count] == following
+        self.kl[rows] = p.divergences(q)
+        self.same[rows] = p.top == q.top
+        self.loss[rows] = -q.logs[picked].double()
+        self.loss_float[rows] = -p.logs[picked].double()
+        self.hit[rows] = q.top[:count] == following
+        self.hit_float[rows] = p.top[:count] == following
 
     @classmethod
     def cat(cls, parts: Sequence["Scores"]) -> "Scores":
         """Concatenate several windows."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-
-def divergences(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p ‖ q) in nats, float64 [rows], of log-probabilities [rows, vocab].
-
-    Raises:
-        CheckpointError: a value is not finite.
-    """
-    kl = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
-    if not kl.isfinite().all():
-        raise CheckpointError(
-            "A model's logits are not finite, so there is nothing to compare. Its weights or scales are damaged."
-        )
-    return kl
 
 
 class Heads:
@@ -96,12 +110,23 @@ class Heads:
         """float32 logits [n, vocab] of a model's last stream [n, hidden]."""
         return self._heads[name](self._decoders[name].norm(x)).float()
 
-    def blocks(self, streams: Sequence[tuple[str, Tensor]], begin: int = 0) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Yield rows and their log-probabilities, float32 [rows, vocab], of several (model, stream [n, hidden]) at
-        once; `begin` is the first row."""
-        for row in range(begin, len(streams[0][1]), self._rows):
-            rows = slice(row, row + self._rows)
-            yield rows, [self.logits(name, x[rows]).log_softmax(-1) for name, x in streams]
+    def compare(
+        self,
+        streams: Sequence[tuple[str, Tensor]],
+        look: Callable[[slice, list[Distribution]], None],
+        done: Callable[[int], None] = lambda rows: None,
+        begin: int = 0,
+    ) -> None:
+        """Pass the rows from `begin` on of several (model, stream [n, hidden]) to `look`, a few at a time and several
+        at once, with their distributions; then call `done` with the number of finished rows, block by block."""
+        for block in parallel.rows(len(streams[0][1]), self._rows, begin):
+            pieces = parallel.rows(block.stop, _PIECE, block.start)
+            logits = zip(*(torch.split(self.logits(name, x[block]), _PIECE) for name, x in streams), strict=True)
+            parallel.each(
+                lambda piece: look(piece[0], [Distribution(each) for each in piece[1]]),
+                list(zip(pieces, logits, strict=True)),
+            )
+            done(block.stop)
 
 
 def _by_decoder(decoders: Mapping[str, Decoder]) -> dict[str, Linear]:
@@ -112,6 +137,7 @@ def _by_decoder(decoders: Mapping[str, Decoder]) -> dict[str, Linear]:
     return {name: heads[id(decoder)] for name, decoder in decoders.items()}
 
 
+@parallel.one_torch_thread()
 @torch.inference_mode()
 def score(
     heads: Heads,
@@ -144,13 +170,26 @@ def score(
             continue
         following = window.tokens[len(window.tokens) - count + 1 :]
         parts = [(name, streams[name][number][-count:]) for name in some]
-        for rows, (p, *others) in heads.blocks(parts, row if number == done else 0):
-            for name, q in zip(some[1:], others, strict=True):
-                results[number][name].put(rows, p, q, following[rows])
-            place = (number, rows.stop) if rows.stop < count else (number + 1, 0)
-            save(partial(_given, results, *place))
+        put = partial(_put, [results[number][name] for name in some[1:]], following)
+        keep = partial(_keep, save, results, number, count)
+        heads.compare(parts, put, keep, row if number == done else 0)
     progress(len(windows))
     return results
+
+
+def _put(scores: Sequence[Scores], following: Tensor, rows: slice, found: list[Distribution]) -> None:
+    for each, q in zip(scores, found[1:], strict=True):
+        each.put(rows, found[0], q, following[rows])
+
+
+def _keep(
+    save: Callable[[Callable[[], Tensors]], None],
+    results: Sequence[Mapping[str, Scores]],
+    window: int,
+    count: int,
+    rows: int,
+) -> None:
+    save(partial(_given, results, *((window, rows) if rows < count else (window + 1, 0))))
 
 
 def _given(results: Sequence[Mapping[str, Scores]], window: int, row: int) -> Tensors:

@@ -1,12 +1,13 @@
 """Runs windows of text through several models, layer by layer, with one float and one quantized layer in memory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.parallel import one_torch_thread
 from ..kernels.saturation import Saturation
 from ..model.decoder import DecoderLayer
 from ..model.load import Model
@@ -14,6 +15,9 @@ from ..model.paged import Batch, Chunk
 from ..model.rope import Rope
 
 PAGE_SIZE = 128
+TOGETHER = 2048
+"""Tokens of windows that run together, so that small windows keep all cores busy. It bounds the memory of a layer's
+intermediate results."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
@@ -46,9 +50,7 @@ class Window:
 
     def batch(self, model: Model) -> Batch:
         """The window as a chunk in an empty cache."""
-        length = self.rope_length or min(self.position + len(self.tokens), model.config.max_position)
-        chunk = Chunk(self.tokens.numpy(), 0, np.arange(self.pages), Rope(model.config, length), self.position)
-        return Batch([chunk], PAGE_SIZE)
+        return _batch([self], model)
 
     @property
     def pages(self) -> int:
@@ -67,6 +69,7 @@ class Layers:
     saturation: dict[str, Saturation] = field(default_factory=dict)
 
 
+@one_torch_thread()
 @torch.inference_mode()
 def run(
     models: Mapping[str, Model],
@@ -83,28 +86,30 @@ def run(
     `begin` is what an earlier call has saved, to resume from.
     """
     first = next(iter(models.values()))
-    batches = [window.batch(first) for window in windows]
+    groups = [_Group(numbers, [windows[number] for number in numbers], first) for numbers in _together(windows)]
     done, streams = begin or (0, _embedded(models, windows))
     total = first.config.num_layers
     for index in range(done, total):
         progress(index, total)
         shared = {id(model.decoder): model.decoder.layers[index] for model in models.values()}
         step = Layers(index, {name: shared[id(model.decoder)] for name, model in models.items()}, streams)
-        known: dict[tuple[int, int], Tensor] = {}
+        known: dict[tuple[int, ...], list[Tensor]] = {}
         for name, model in models.items():
             saturation = step.saturation[name] = Saturation()
             layer, is_float = step.layers[name], model.schemes[index] is None
             step.after[name] = []
-            for window, batch, x in zip(windows, batches, streams[name], strict=True):
-                if not window.runs(name):
-                    after = x
-                elif is_float and (id(layer), id(x)) in known:
-                    after = known[id(layer), id(x)]
+            for group in groups:
+                some = [streams[name][number] for number in group.numbers]
+                key = id(layer), *map(id, some)
+                if not group.windows[0].runs(name):
+                    after = some
+                elif is_float and key in known:
+                    after = known[key]
                 else:
-                    after = _through(model, layer, window, batch, x, saturation)
+                    after = group.through(model, layer, some, saturation)
                     if is_float:
-                        known[id(layer), id(x)] = after
-                step.after[name].append(after)
+                        known[key] = after
+                step.after[name] += after
         look(step)
         streams = step.after
         save(index + 1, streams)
@@ -112,6 +117,55 @@ def run(
         del shared, step, layer
     progress(total, total)
     return streams
+
+
+def _together(windows: Sequence[Window]) -> Iterator[list[int]]:
+    """Consecutive windows that the same models run at the same position, up to TOGETHER tokens if there are several."""
+    numbers: list[int] = []
+    tokens = 0
+    for number, window in enumerate(windows):
+        alike = numbers and (windows[numbers[-1]].position, windows[numbers[-1]].models) == (
+            window.position,
+            window.models,
+        )
+        if numbers and not (alike and tokens + len(window.tokens) <= TOGETHER):
+            yield numbers
+            numbers, tokens = [], 0
+        numbers.append(number)
+        tokens += len(window.tokens)
+    if numbers:
+        yield numbers
+
+
+class _Group:
+    """Windows that run together. Their results do not depend on one another."""
+
+    def __init__(self, numbers: Sequence[int], windows: Sequence[Window], model: Model) -> None:
+        self.numbers, self.windows = numbers, windows
+        self._batch = _batch(windows, model)
+
+    def through(self, model: Model, layer: DecoderLayer, streams: list[Tensor], saturation: Saturation) -> list[Tensor]:
+        """The streams [tokens, hidden] of its windows after `layer`."""
+        count = sum(window.pages for window in self.windows)
+        pages = model.make_layer_pages(layer.index, count, PAGE_SIZE, self.windows[0].position)
+        pages.saturation = saturation
+        sliding = model.config.sliding_windows[layer.index]
+        x = layer(
+            torch.cat(streams), self._batch.tables, lambda _, q, k, v: self._batch.attend(pages, sliding, q, k, v)
+        )
+        return list(x.split([len(stream) for stream in streams]))
+
+
+def _batch(windows: Sequence[Window], model: Model) -> Batch:
+    """The windows as chunks in an empty cache."""
+    chunks: list[Chunk] = []
+    first = 0
+    for window in windows:
+        length = window.rope_length or min(window.position + len(window.tokens), model.config.max_position)
+        table = np.arange(first, first + window.pages)
+        chunks.append(Chunk(window.tokens.numpy(), 0, table, Rope(model.config, length), window.position))
+        first += window.pages
+    return Batch(chunks, PAGE_SIZE)
 
 
 def _embedded(models: Mapping[str, Model], windows: Sequence[Window]) -> Streams:
@@ -129,12 +183,3 @@ def _embedded(models: Mapping[str, Model], windows: Sequence[Window]) -> Streams
         ]
         for name, model in models.items()
     }
-
-
-def _through(
-    model: Model, layer: DecoderLayer, window: Window, batch: Batch, x: Tensor, saturation: Saturation
-) -> Tensor:
-    pages = model.make_layer_pages(layer.index, window.pages, PAGE_SIZE, window.position)
-    pages.saturation = saturation
-    sliding = model.config.sliding_windows[layer.index]
-    return layer(x, batch.tables, lambda _, q, k, v: batch.attend(pages, sliding, q, k, v))

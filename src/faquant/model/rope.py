@@ -9,6 +9,7 @@ csrc/ops/rope_tables.cpp, and the rest with IEEE arithmetic.
 
 import math
 from decimal import Context, Decimal
+from functools import lru_cache
 
 import numpy as np
 
@@ -24,7 +25,8 @@ class Rope:
     """Frequencies of one request. Only dynamic NTK depends on `length`, the maximum length of the request in tokens."""
 
     def __init__(self, config: ModelConfig, length: int | None = None) -> None:
-        self.frequencies, self.scaling = _frequencies(config.rope, config.head_dim, length)
+        used = length if config.rope.rope_type == "dynamic" else None
+        self.frequencies, self.scaling = _frequencies(config.rope, config.head_dim, used)
 
     def tables(self, positions: Integers) -> tuple[Floats, Floats]:
         """Cosine and sine for int64 positions [tokens]: two [tokens, 1, D]."""
@@ -41,8 +43,9 @@ class Rope:
         return cos[:, None, :], sin[:, None, :]
 
 
+@lru_cache
 def _frequencies(rope: RopeConfig, dim: int, length: int | None) -> tuple[Floats, float]:
-    """Frequencies [D/2] in radians per token, and the factor on cosine and sine.
+    """Frequencies [D/2] in radians per token, and the factor on cosine and sine. Kept, because decimal powers are slow.
 
     Operations and their order are those of transformers: at position 100,000, one more rounding is 0.01 radian.
     """

@@ -4,26 +4,37 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.pieces import Keep, Tensors, keep_nothing
 from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
+from ..kernels import parallel
+from ..kernels.arrays import Floats
 from ..kernels.backend import Linear
+from ..kernels.cpu import CpuBackend
+from ..kernels.modules import FloatLinear, RMSNorm
 from ..kernels.scheme import AttentionScheme
-from ..kernels.torch_backend import TorchBackend, TorchLinear, TorchRMSNorm, float_attend
 from ..model.decoder import build_layer
-from ..model.rope import Rope
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
-from .rounding import Gram, TransformedGram, balance, round_to_nearest, round_with_compensation
+from .observe import through, together
+from .rounding import (
+    Gram,
+    QuantizedWeight,
+    Transformed,
+    balance,
+    by_outputs,
+    compensations,
+    round_to_nearest,
+    round_with_compensation,
+)
 from .schemes import scheme_tensors
 from .tensors import NamedTensor, SourceTensors
 
 ROWS = 4096
-"""Outputs of a linear that are processed at a time in float64."""
+"""Outputs of a linear that are saved together."""
 
 GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -49,7 +60,7 @@ class _GramLinear:
 
     is_int8 = False
 
-    def __init__(self, linear: TorchLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, linear: FloatLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
         self.linear = linear
         self.gram = gram
         self.fold = fold
@@ -111,22 +122,22 @@ class LayerQuantizer:
         gram = equalizer = None
         if self._is_quantized("lm_head"):
             kept = keep("head-inputs", partial(self._head_inputs, streams))
-            gram = Gram.of(kept["blocks"], kept["peaks"], int(kept["tokens"]))
+            gram = Gram.of(kept["gram"], kept["peaks"], int(kept["tokens"]))
             equalizer = kept.get("equalizer")
         tensors = [("model.norm.weight", "FLOAT", self._norm("model.norm", equalizer))]
         if "lm_head.weight" in self.checked or self.metadata.residual_rotation or self._is_quantized("lm_head"):
-            seen = self._input_gram(("lm_head",), gram, equalizer)
-            tensors += self._linear_tensors("lm_head", seen, equalizer, None, keep, progress)
+            (compensation,) = self._compensations([(("lm_head",), gram, equalizer)])
+            tensors += self._linear_tensors("lm_head", compensation, equalizer, None, keep, progress)
         return tensors
 
     def _head_inputs(self, streams: list[Tensor]) -> Tensors:
         """The Gram matrix of the head's inputs, and the equalizer if there is one."""
-        norm = TorchRMSNorm(self._float_tensor("model.norm.weight"), self.config.rms_norm_eps)
+        norm = RMSNorm(self._float_tensor("model.norm.weight").numpy(), self.config.rms_norm_eps)
         gram = Gram(self.config.hidden_size)
-        for stream in streams:
-            gram.add(self._folded_input("lm_head", norm(stream)))
+        for some in together(streams):
+            gram.add(self._folded_input("lm_head", norm(torch.cat(some))))
         equalizer = self._equalizer(("lm_head",), gram)
-        found = {"blocks": gram.blocks, "peaks": gram.peaks, "tokens": torch.tensor(gram.tokens)}
+        found = {"gram": gram.lower, "peaks": gram.peaks, "tokens": torch.tensor(gram.tokens)}
         return found if equalizer is None else {**found, "equalizer": equalizer}
 
     def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
@@ -135,24 +146,21 @@ class LayerQuantizer:
         grams = observed.grams
 
         def linear(name: str) -> Linear:
-            plain = self.checked.linear(name, self.config, torch.float32)
+            plain = self.checked.float_linear(name, self.config)
             if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
-            grams[name] = Gram(plain.weight.shape[1])
+            grams[name] = Gram(self.config.linear_shape(name)[1])
             return _GramLinear(plain, grams[name], lambda x: self._folded_input(name, x))
 
-        layer = build_layer(self.config, index, TorchBackend(), self._float_tensor, linear, self.checked.__contains__)
-        window = self.config.sliding_windows[index]
-
-        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def look(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> None:
             for states, x in zip(observed[:3], (q, k, v), strict=True):
                 states.append(x)
-            return float_attend(q, k, v, 0, window)
 
-        after = [
-            layer(stream, Rope(self.config, len(stream)).tables(np.arange(len(stream))), attend) for stream in streams
-        ]
-        return observed, after
+        def tensor(name: str) -> Floats:
+            return self._float_tensor(name).numpy()
+
+        layer = build_layer(self.config, index, CpuBackend(), tensor, linear, self.checked.__contains__)
+        return observed, through(self.config, layer, streams, look)
 
     def tensors(self, index: int, observed: Observed) -> Iterator[NamedTensor]:
         """The tensors of one layer. Consumes `observed`."""
@@ -167,11 +175,13 @@ class LayerQuantizer:
             kept.clear()
         names = {group[0]: tuple(prefix + name for name in group) for group in GROUPS}
         equalizers = {first: self._equalizer(group, grams.get(prefix + first)) for first, group in names.items()}
-        for first, group in names.items():
-            gram = self._input_gram(group, grams.pop(prefix + first, None), equalizers[first])
+        found = self._compensations(
+            [(group, grams.pop(prefix + first, None), equalizers[first]) for first, group in names.items()]
+        )
+        for (first, group), compensation in zip(names.items(), found, strict=True):
             for name in group:
                 outputs = equalizers["mlp.down_proj"] if name.endswith("up_proj") else None
-                yield from self._linear_tensors(name, gram, equalizers[first], outputs)
+                yield from self._linear_tensors(name, compensation, equalizers[first], outputs)
         for norm, reader in (("input_layernorm", "self_attn.q_proj"), ("post_attention_layernorm", "mlp.gate_proj")):
             yield f"{prefix}{norm}.weight", "FLOAT", self._norm(prefix + norm, equalizers[reader])
         for norm in ("q_norm", "k_norm") if self.config.qk_norm else ():
@@ -185,25 +195,27 @@ class LayerQuantizer:
         fixed = kind == "o_proj" or (self.metadata.residual_rotation and kind != "down_proj")
         if gram is None or recipe is None or not recipe.equalize or fixed or not any(map(self._is_quantized, names)):
             return None
-        squares = torch.zeros(gram.size, dtype=torch.float64)
-        peaks = torch.zeros(gram.size, dtype=torch.float64)
-        for name in names:
-            for weight in torch.split(self._stored(name), ROWS):
-                squares += weight.double().square().sum(0)
-                peaks = torch.maximum(peaks, weight.double().abs().amax(0))
+        parts = [part for name in names for part in torch.split(self._stored(name), 256)]
         if self._input_block(names[0]):
-            return balance(gram.square_sums() / gram.tokens, squares).sqrt()
-        return balance(gram.peaks.double(), peaks)
+            squares = sum(parallel.each(lambda part: part.double().square().sum(0), parts))
+            return balance(gram.square_sums() / gram.tokens, torch.as_tensor(squares)).sqrt()
+        peaks = torch.stack(parallel.each(lambda part: part.abs().amax(0), parts)).amax(0)
+        return balance(gram.peaks.double(), peaks.double())
 
-    def _input_gram(
-        self, names: tuple[str, ...], gram: Gram | None, equalizer: Tensor | None
-    ) -> TransformedGram | None:
-        """The Gram matrix of the inputs of these linears after quantization; None if none compensates errors."""
-        if gram is None or not any(map(self._is_quantized, names)):
-            return None
-        if self.recipe.linear is None or self.recipe.linear.rounding == "nearest":
-            return None
-        return gram.transformed(equalizer, self._input_block(names[0]))
+    def _compensations(
+        self, groups: Sequence[tuple[tuple[str, ...], Gram | None, Tensor | None]]
+    ) -> list[list[Tensor] | None]:
+        """For each group of linears, the Gram matrix of their inputs, and the divisor of these: how errors are
+        compensated; None if they are not."""
+        recipe = self.recipe.linear
+        seen = [
+            None
+            if gram is None or recipe is None or recipe.rounding == "nearest" or not any(map(self._is_quantized, names))
+            else Transformed(gram, equalizer, self._input_block(names[0]))
+            for names, gram, equalizer in groups
+        ]
+        found = iter(compensations([each for each in seen if each is not None]))
+        return [None if each is None else next(found) for each in seen]
 
     def _norm(self, name: str, equalizer: Tensor | None) -> Tensor:
         weight = self._tensor(f"{name}.weight")
@@ -220,7 +232,7 @@ class LayerQuantizer:
     def _linear_tensors(
         self,
         name: str,
-        gram: TransformedGram | None,
+        compensation: Sequence[Tensor] | None,
         equalizer: Tensor | None,
         outputs: Tensor | None,
         keep: Keep = keep_nothing,
@@ -239,8 +251,12 @@ class LayerQuantizer:
         dtype = stored.dtype if equalizer is None and outputs is None else torch.float32
         weights, scales = [], []
 
+        norm = self._norm_before(name) if self.metadata.residual_rotation else None
+        gamma = None if norm is None else self._tensor(f"{norm}.weight").double()
+        mixed = self._mixes_outputs(name)
+
         def folded(rows: slice) -> Tensor:
-            weight = self._folded(name, stored[rows].to(torch.float64, copy=True))
+            weight = self._folded(name, stored[rows].to(torch.float64, copy=True), gamma)
             if equalizer is not None:
                 weight *= equalizer
             if outputs is not None:
@@ -248,20 +264,26 @@ class LayerQuantizer:
             return weight
 
         def rounded(rows: slice) -> Tensors:
-            weight = folded(rows)
-            if block:
-                weight = rotate.rotate_inputs(weight, weight.shape[1], block)
-            result = round_to_nearest(weight) if gram is None else round_with_compensation(weight, gram)
-            return {"weight": result.weight, "scale": result.scale}
+            whole = folded(rows) if mixed else None
 
-        for done, start in enumerate(range(0, len(stored), self._rows_at_once(name, stored)), 1):
-            rows = slice(start, start + self._rows_at_once(name, stored))
+            def piece(some: slice) -> QuantizedWeight:
+                weight = folded(some) if whole is None else whole[some]
+                if block:
+                    weight = rotate.rotate_inputs(weight, weight.shape[1], block)
+                if compensation is None:
+                    return round_to_nearest(weight)
+                return round_with_compensation(weight, compensation)
+
+            found = by_outputs(rows, piece)
+            return {"weight": found.weight, "scale": found.scale}
+
+        for done, rows in enumerate(parallel.rows(len(stored), len(stored) if mixed else ROWS), 1):
             if not quantized:
                 weights.append(folded(rows).to(dtype))
                 continue
-            piece = keep(f"{name}-{start}", partial(rounded, rows))
-            weights.append(piece["weight"])
-            scales.append(piece["scale"])
+            kept = keep(f"{name}-{rows.start}", partial(rounded, rows))
+            weights.append(kept["weight"])
+            scales.append(kept["scale"])
             progress(done)
         if not quantized:
             yield f"{name}.weight", "FLOAT", torch.cat(weights)
@@ -276,25 +298,23 @@ class LayerQuantizer:
         if bias is not None:
             yield f"{name}.bias", "FLOAT", bias.float()
 
-    def _rows_at_once(self, name: str, weight: Tensor) -> int:
-        """How many outputs [n] are processed together, to bound the memory; all of them if a rotation mixes them."""
-        metadata, kind = self.metadata, name.rpartition(".")[2]
-        mixed = (metadata.residual_rotation and self._norm_before(name) is None) or (
-            metadata.v_folded and kind == "v_proj"
-        )
-        return len(weight) if mixed else ROWS
+    def _mixes_outputs(self, name: str) -> bool:
+        """Whether a rotation mixes the outputs of this linear, so that they must be folded together."""
+        folds_values = self.metadata.v_folded and name.endswith("v_proj")
+        return folds_values or (self.metadata.residual_rotation and self._norm_before(name) is None)
 
-    def _folded(self, name: str, weight: Tensor) -> Tensor:
-        """The float64 weight with the rotations R1 and R2 folded in."""
+    def _folded(self, name: str, weight: Tensor, gamma: Tensor | None) -> Tensor:
+        """The float64 weight with the rotations R1 and R2 folded in; `gamma` [k] is the weight of the norm before the
+        linear, if R1 folds it in."""
         metadata, dim = self.metadata, self.config.head_dim
-        kind, norm = name.rpartition(".")[2], self._norm_before(name)
-        if metadata.residual_rotation and norm is not None:
-            weight = rotate.rotate_residual(weight * self._tensor(f"{norm}.weight").double())
+        kind = name.rpartition(".")[2]
+        if gamma is not None:
+            weight = rotate.rotate_residual(weight * gamma)
         if metadata.v_folded and kind == "v_proj":
             weight = rotate.rotate_head_outputs(weight, dim, metadata.v_block)
         if metadata.v_folded and kind == "o_proj":
             weight = rotate.rotate_inputs(weight, dim, metadata.v_block)
-        if metadata.residual_rotation and norm is None:
+        if metadata.residual_rotation and gamma is None:
             weight = rotate.rotate_residual_outputs(weight)
         return weight
 

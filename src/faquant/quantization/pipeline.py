@@ -24,6 +24,7 @@ from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
 from ..formats.faquant.metadata import Metadata
 from ..formats.msmodelslim.description import Description
+from ..kernels.parallel import one_torch_thread
 from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
 from . import provenance
@@ -142,6 +143,8 @@ def quantize(
             provenance.note(target, work.output, provenance.request(*made_of, requested))
 
 
+@one_torch_thread()
+@torch.inference_mode()
 def _run(
     quantizer: Quantizer,
     num_layers: int,
@@ -151,7 +154,6 @@ def _run(
     progress: Progress,
 ) -> dict[str, str]:
     """Write all remaining tensors, and return the types of all tensors."""
-    threads = torch.get_num_threads()
     steps = num_layers + quantizer.head_blocks
     saved = work.load()
     types: dict[str, str] = {}
@@ -168,19 +170,14 @@ def _run(
         done, types = values["layers"], values["types"]
         streams = [kept.pop(f"stream {number}") for number in range(len(prompts))]
         writer = ShardWriter.resume(work.output, stem, values["writer"], kept, work.path)
-        # Float sums depend on the number of threads; a resumed run must have the same result.
-        torch.set_num_threads(values["threads"])
-    try:
-        with writer:
-            for index in range(done, num_layers):
-                progress(index, steps)
-                tensors, streams = quantizer.layer(index, streams)
-                types |= add_all(writer, tensors)
-                _save(work, index + 1, streams, writer, types)
-            progress(num_layers, steps)
-            types |= add_all(writer, quantizer.finish(streams, Pieces(work.path).keep, head))
-    finally:
-        torch.set_num_threads(threads)
+    with writer:
+        for index in range(done, num_layers):
+            progress(index, steps)
+            tensors, streams = quantizer.layer(index, streams)
+            types |= add_all(writer, tensors)
+            _save(work, index + 1, streams, writer, types)
+        progress(num_layers, steps)
+        types |= add_all(writer, quantizer.finish(streams, Pieces(work.path).keep, head))
     progress(steps, steps)
     return types
 
@@ -191,7 +188,6 @@ def _save(work: Unfinished, layers: int, streams: list[Tensor], writer: ShardWri
         "layers": layers,
         "types": types,
         "writer": written,
-        "threads": torch.get_num_threads(),
     }
     work.save(values, waiting | {f"stream {number}": stream for number, stream in enumerate(streams)})
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,15 +12,16 @@ from ..errors import UsageError
 from ..formats import open_checkpoint
 from ..formats.base import Opened
 from ..formats.faquant.metadata import Imported, Metadata
+from ..kernels.backend import make_backend
+from ..kernels.parallel import one_torch_thread
 from ..kernels.quantizers import hadamard
 from ..kernels.scheme import AttentionScheme
-from ..kernels.torch_backend import TorchBackend, float_attend
 from ..model.load import build_model
-from ..model.rope import Rope
 from ..recipe import AttentionRecipe, Recipe
 from . import attention
 from .calibration import fingerprint
 from .convert import weights, write_description
+from .observe import through
 from .pipeline import metadata_of
 from .schemes import all_scheme_tensors
 
@@ -89,6 +89,8 @@ def _metadata(opened: Opened, recipe: AttentionRecipe, calibration: Sequence[Seq
     return new.model_copy(update={"imported": imported, "model": source, "max_position": opened.max_position})
 
 
+@one_torch_thread()
+@torch.inference_mode()
 def calibrated(
     opened: Opened, metadata: Metadata, prompts: Sequence[Tensor], progress: Callable[[int, int], None]
 ) -> list[AttentionScheme | None]:
@@ -96,34 +98,18 @@ def calibrated(
     config, recipe = opened.config, metadata.attention
     if recipe is None:
         raise TypeError("the metadata must have a recipe of attention")
-    model = build_model(opened, TorchBackend(), lazy=True)
-    streams = [torch.as_tensor(model.decoder.embed(prompt.numpy())).float() for prompt in prompts]
+    model = build_model(opened, make_backend("cpu"), lazy=True)
+    streams = [torch.as_tensor(model.decoder.embed(prompt.numpy())) for prompt in prompts]
     schemes: list[AttentionScheme | None] = []
     for index in range(config.num_layers):
         progress(index, config.num_layers)
-        observer = _Observer(config.sliding_windows[index])
+        states: list[tuple[Tensor, Tensor, Tensor]] = []
         layer = model.decoder.layers[index]
-        with torch.inference_mode():
-            streams = [layer(x, Rope(config, len(x)).tables(np.arange(len(x))), observer) for x in streams]
+        streams = through(config, layer, streams, lambda q, k, v, _: states.append((q, k, v)))  # noqa: B023
         del layer  # before the next one is read
-        values = observer.v
+        queries, keys, values = (list(x) for x in zip(*states, strict=True))
         if metadata.v_folded:  # they are observed after the rotation, which is its own inverse
             values = [hadamard(v, metadata.v_block) for v in values]
-        schemes.append(attention.calibrate(config, recipe, observer.q, observer.k, values, metadata.v_folded))
+        schemes.append(attention.calibrate(config, recipe, queries, keys, values, metadata.v_folded))
     progress(config.num_layers, config.num_layers)
     return schemes
-
-
-class _Observer:
-    """Float attention of a layer that keeps q, k and v of each prompt."""
-
-    def __init__(self, window: int | None) -> None:
-        self.window = window
-        self.q: list[Tensor] = []
-        self.k: list[Tensor] = []
-        self.v: list[Tensor] = []
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        for states, x in zip((self.q, self.k, self.v), (q, k, v), strict=True):
-            states.append(x)
-        return float_attend(q, k, v, 0, self.window)

@@ -7,6 +7,7 @@ from ..checkpoint.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..formats.checked import Tensors
 from ..kernels.arrays import Stored
+from ..kernels.modules import FloatLinear
 from ..kernels.quantizers import tensor_of
 from ..kernels.torch_backend import TorchLinear
 
@@ -51,6 +52,11 @@ class SourceTensors:
                         f"{key} holds NaN or infinity. The file is damaged, or its calibration failed."
                     )
         return self._held[name]
+
+    def float_linear(self, name: str, config: ModelConfig) -> FloatLinear:
+        """The linear `name` on the CPU kernels, in float32; its weight stays in the stored dtype."""
+        bias = self.finite(f"{name}.bias").float().numpy() if config.linears[name].has_bias else None
+        return FloatLinear(stored_of(self.finite(f"{name}.weight")), bias)
 
     def linear(self, name: str, config: ModelConfig, dtype: torch.dtype = torch.float32) -> TorchLinear:
         """The linear `name`, in `dtype`; a tied head is the embedding."""

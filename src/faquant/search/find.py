@@ -20,7 +20,6 @@ from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
 from ..evaluation.streaming import Window, run
 from ..formats import open_checkpoint
-from ..kernels.backend import make_backend
 from ..model.lazy import LazySequence
 from ..model.load import Model, load_float
 from ..quantization.calibration import fingerprint
@@ -95,7 +94,7 @@ class _RecipeSearch:
             raise UsageError(f"The bound on KL must be above 0, not {max_kl}.")
         opened = open_checkpoint(source)
         self._config, self._checked = opened.config, SourceTensors(opened.files)
-        self._source = load_float(source, lazy=True, backend=make_backend("torch"))
+        self._source = load_float(source, lazy=True)
         context = self._config.max_position
         self._windows = [Window(torch.tensor(ids[:context])) for ids in texts if len(ids) > 1]
         if not self._windows:

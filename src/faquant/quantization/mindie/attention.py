@@ -17,9 +17,13 @@ class MindieAttention:
         self._observers = {"q": HeadObserver(Q_RATIO), "k": HeadObserver(K_RATIO), "v": HeadObserver(V_RATIO)}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.observe(q, k, v)
+        return eager_attention(q, k, v, self._window)
+
+    def observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Add q [tokens, Hq, D] and k [tokens, Hkv, D] after RoPE, and v of one prompt."""
         for observer, states in zip(self._observers.values(), (q, k, v), strict=True):
             observer.update(states)
-        return eager_attention(q, k, v, self._window)
 
     def tensors(self, name: str, dtype: torch.dtype | None = None) -> Iterator[NamedTensor]:
         """Scales and (zero) offsets of the attention module `name`; dtype: None for the dtype of the states."""

@@ -1,6 +1,6 @@
 """Linears under calibration: they observe their inputs, and then return the tensors for the checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...kernels.backend import Linear
 from ...kernels.torch_backend import TorchLinear
-from ..rounding import Gram, round_to_nearest, round_with_compensation
+from ..rounding import Gram, QuantizedWeight, by_outputs, round_to_nearest, round_with_compensation
 from ..tensors import NamedTensor
 from . import w8a8
 from .smoothing import Span
@@ -58,17 +58,18 @@ class MindieLinear:
 
 
 class SmoothedLinear:
-    """A folded float linear under calibration: it observes its inputs' Gram matrix, for error compensation, and
-    range."""
+    """A folded float linear after calibration, with the range of its inputs and how its errors are compensated; None:
+    not."""
 
     is_int8 = False
 
-    def __init__(self, linear: TorchLinear, gram: Gram, span: Span, dtype: torch.dtype, compensate: bool) -> None:
+    def __init__(
+        self, linear: TorchLinear, compensation: Sequence[Tensor] | None, span: Span, dtype: torch.dtype
+    ) -> None:
         self._linear = linear
-        self._gram = gram
+        self._compensation = compensation
         self._span = span
         self._dtype = dtype
-        self._compensate = compensate
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear(x)
@@ -81,10 +82,7 @@ class SmoothedLinear:
     def tensors(self, name: str, has_bias: bool) -> Iterator[NamedTensor]:
         """Its tensors in the checkpoint, under `name`. A bias that the model does not have is only in quant_bias."""
         weight, bias, dtype = self._linear.weight, self._linear.bias, self._dtype
-        if self._compensate:
-            rounded = round_with_compensation(weight.double(), self._gram.transformed(None, 0))
-        else:
-            rounded = round_to_nearest(weight)
+        rounded = by_outputs(slice(0, len(weight)), self._rounded)
         low, high = self._span.ends()
         input_scale, input_offset = w8a8.input_scale_offset(low.amin().to(dtype), high.amax().to(dtype))
         # Not rounded to the dtype as by msModelSlim: MindIE reads this tensor, not weight_scale.
@@ -99,6 +97,12 @@ class SmoothedLinear:
         yield f"{name}.input_offset", "W8A8", input_offset
         yield f"{name}.quant_bias", "W8A8", w8a8.quant_bias(rounded.weight, input_offset, scale, bias)
         yield f"{name}.deq_scale", "W8A8", w8a8.pack_deq_scale(scale, dtype)
+
+    def _rounded(self, outputs: slice) -> QuantizedWeight:
+        weight = self._linear.weight[outputs]
+        if self._compensation is None:
+            return round_to_nearest(weight)
+        return round_with_compensation(weight.double(), self._compensation)
 
 
 class ObservedLinear:

@@ -4,19 +4,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...checkpoint.model_config import LINEARS, ModelConfig
 from ...checkpoint.pieces import Keep, keep_nothing
-from ...kernels.torch_backend import TorchBackend, float_attend
-from ...model.decoder import Attention, DecoderLayer, build_layer
-from ...model.rope import Rope
+from ...kernels.backend import Linear, Norm
+from ...kernels.modules import FloatLinear, RMSNorm, rope, silu_times
+from ...kernels.torch_backend import TorchBackend, TorchRMSNorm
+from ...model.decoder import DecoderLayer, build_layer
 from ...recipe import Recipe
 from ..layerwise import GROUPS
-from ..rounding import Gram
-from ..tensors import NamedTensor, SourceTensors
+from ..observe import through
+from ..rounding import Gram, Transformed, compensations
+from ..tensors import NamedTensor, SourceTensors, stored_of
 from .attention import MindieAttention
 from .linears import ObservedLinear, SmoothedLinear
 from .plain import MindieQuantizer
@@ -47,8 +48,8 @@ class SmoothingQuantizer(MindieQuantizer):
         with located(name):
             folded = self.folded(index, streams)
             observed, groups = self._with_observers(folded, name)
-            attention = MindieAttention(self.config.sliding_windows[index])
-            after = [self._run(observed, x, attention) for x in streams]
+            attention = MindieAttention()
+            after = through(self.config, on_kernels(observed), streams, lambda q, k, v, _: attention.observe(q, k, v))
             layer = self._smoothed(folded, name, groups)
             return [*attention.tensors(f"{name}.self_attn", self.dtype), *self._tensors(layer, name)], after
 
@@ -74,27 +75,21 @@ class SmoothingQuantizer(MindieQuantizer):
         spans = Span(), Span()
         values: list[Tensor] = []
         outputs: list[Tensor] = []
-        window = self.config.sliding_windows[index]
 
-        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def look(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
             values.append(v)
-            outputs.append(float_attend(q, k, v, 0, window))
-            return outputs[-1]
+            outputs.append(out)
 
         seen = replace(
             layer, q_proj=ObservedLinear(layer.q_proj, spans[0]), gate_proj=ObservedLinear(layer.gate_proj, spans[1])
         )
-        for x in streams:
-            self._run(seen, x, attend)
+        through(self.config, on_kernels(seen), streams, look)
 
         def can_shift(*kinds: str) -> bool:
             names = {module.rpartition(".")[2]: f"model.layers.{index}.{module}" for module in LINEARS}
             return all(not self.is_float(names[kind]) or self.config.has_bias(names[kind]) for kind in kinds)
 
         return fold(layer, spans, values, outputs, self.dtype, can_shift)
-
-    def _run(self, layer: DecoderLayer, x: Tensor, attention: Attention) -> Tensor:
-        return layer(x, Rope(self.config, len(x)).tables(np.arange(len(x))), attention)
 
     def _with_observers(self, layer: DecoderLayer, name: str) -> tuple[DecoderLayer, dict[str, tuple[Gram, Span]]]:
         """The layer with observers on the first linear of each group, and the observers by the names of all linears."""
@@ -112,16 +107,16 @@ class SmoothingQuantizer(MindieQuantizer):
 
     def _smoothed(self, layer: DecoderLayer, name: str, groups: dict[str, tuple[Gram, Span]]) -> DecoderLayer:
         """The layer with all linears replaced that are quantized."""
-        chosen: dict[str, Any] = {
-            module.rpartition(".")[2]: SmoothedLinear(
-                float_linear_of(getattr(layer, module.rpartition(".")[2])),
-                *groups[module.rpartition(".")[2]],
-                self.dtype,
-                self.compensate,
-            )
-            for module in LINEARS
-            if not self.is_float(f"{name}.{module}")
-        }
+        # Linears with the same inputs share what their errors are compensated with.
+        grams = {id(gram): Transformed(gram) for gram, _ in groups.values()} if self.compensate else {}
+        found = dict(zip(grams, compensations(list(grams.values())), strict=True))
+        chosen: dict[str, Any] = {}
+        for module in LINEARS:
+            if not self.is_float(f"{name}.{module}"):
+                kind = module.rpartition(".")[2]
+                gram, span = groups[kind]
+                linear = float_linear_of(getattr(layer, kind))
+                chosen[kind] = SmoothedLinear(linear, found.get(id(gram)), span, self.dtype)
         return replace(layer, **chosen)
 
     def _tensors(self, layer: DecoderLayer, name: str) -> Iterator[NamedTensor]:
@@ -129,3 +124,24 @@ class SmoothingQuantizer(MindieQuantizer):
             # msModelSlim stores the biases of norms in float32.
             keep = kind != "FLOAT" or key.endswith("layernorm.bias")
             yield key, kind, tensor if keep else tensor.to(self.dtype)
+
+
+def on_kernels(layer: DecoderLayer) -> DecoderLayer:
+    """The same layer with its linears and norms on the CPU kernels."""
+
+    def linear(part: Linear) -> Linear:
+        if isinstance(part, ObservedLinear):
+            return ObservedLinear(linear(part.linear), part.span, part.gram)
+        plain = float_linear_of(part)
+        return FloatLinear(stored_of(plain.weight), None if plain.bias is None else plain.bias.numpy())
+
+    def norm(part: Norm | None) -> Norm | None:
+        if not isinstance(part, TorchRMSNorm):
+            return part
+        return RMSNorm(part.weight.float().numpy(), part.eps, None if part.bias is None else part.bias.numpy())
+
+    names = [module.rpartition(".")[2] for module in LINEARS]
+    chosen: dict[str, Any] = {name: linear(getattr(layer, name)) for name in names}
+    norms = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
+    chosen |= {name: norm(getattr(layer, name)) for name in norms}
+    return replace(layer, rope=rope, silu_times=silu_times, **chosen)
