@@ -140,10 +140,13 @@ class Bench:
             work, name, huge_pages, {some: count / taken for some, taken in times.items()}, memory_rates, others
         )
         self.measurements.append(one)
-        shown = "".join(f", {some} {rate:,.1f}" for some, rate in one.rates.items())
-        pages = " with huge pages" if huge_pages else ""
+        shown = ", ".join(f"{some} {rate:,.1f}" for some, rate in one.rates.items())
         gigabytes = " and ".join(f"{rate / 1e9:.1f}" for rate in memory_rates.values())
-        print(f"{work}{shown}{pages} tokens/s; memory {gigabytes} GB/s; others {shown_share(others)}", flush=True)
+        print(
+            f"{work}: {shown}{' (huge pages)' * huge_pages} tokens/s; memory {gigabytes} GB/s; "
+            f"others {shown_share(others)}",
+            flush=True,
+        )
         return reading
 
 
