@@ -78,7 +78,7 @@ class Bench:
 
     def run(self, name: str | None, system: System | None, huge_pages: bool) -> None:
         """Measure faquant beside a peer, or alone in the rows in which no peer has been measured."""
-        slow: list[Work] = []
+        ends: list[tuple[Work, str]] = []
         works = self.works
         if system is None:
             measured = {one.work for one in self.measurements}
@@ -86,25 +86,25 @@ class Bench:
         fitting = [work for work in works if self._fits(work, name)]
         depth = None
         for work in works:
-            reason = None
+            reasons = [
+                reason for one, reason in ends if one.length <= work.length and one.sequences <= max(1, work.sequences)
+            ]
             if work not in fitting:
-                reason = "the caches do not fit into memory"
-            elif any(one.length <= work.length and one.sequences <= max(1, work.sequences) for one in slow):
-                reason = f"reading the prompts takes longer than {self.patience:g} s"
-            else:
+                reasons = ["the caches do not fit into memory"]
+            if not reasons:
                 if work.sequences and work.length != depth:
                     depth = work.length
                     most = max(one.sequences for one in fitting if one.length == depth)
                     self.ours.prepare(self.text[:depth], most)
                 try:
-                    if self._measure(work, name, system, huge_pages) > self.patience:
-                        slow.append(work)
+                    if (taken := self._measure(work, name, system, huge_pages)) > self.patience:
+                        ends.append((work, f"reading the prompts of {work} took {taken:.0f} s"))
                 except PeerError as error:
-                    reason = str(error)
-                    slow.append(work)
-            if reason is not None:
-                print(f"{work}, {name or OURS}: skipped: {reason}", flush=True)
-                self.failures.append({**asdict(work), "peer": name, "huge_pages": huge_pages, "failure": reason})
+                    ends.append((work, f"{work}: {error}"))
+                    reasons = [str(error)]
+            if reasons:
+                print(f"{work}, {name or OURS}: skipped: {reasons[0]}", flush=True)
+                self.failures.append({**asdict(work), "peer": name, "huge_pages": huge_pages, "failure": reasons[0]})
 
     def _fits(self, work: Work, name: str | None) -> bool:
         config = self.ours.config

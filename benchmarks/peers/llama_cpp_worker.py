@@ -44,12 +44,12 @@ class Worker:
     def prepare(self, tokens: list[int], sequences: int) -> None:
         """Fill every sequence with the tokens; sequences do not share memory."""
         self._make_context(len(tokens), sequences)
-        if self._kept is None or self._kept[0] != tokens:
+        if self._kept is None or self._kept[0] != (tokens, sequences):
             logits = self._read(tokens).copy()
             state = (ctypes.c_uint8 * llama.llama_state_seq_get_size(self._context, 0))()
             llama.llama_state_seq_get_data(self._context, state, len(state), 0)
-            self._kept = tokens, state, logits
-        else:  # do not read the same prompt again
+            self._kept = (tokens, sequences), state, logits
+        else:  # do not read the same prompt again; a state fits only the same number of sequences
             _, state, logits = self._kept
             if llama.llama_state_seq_set_data(self._context, state, len(state), 0) == 0:
                 raise ValueError("llama.cpp cannot restore a sequence")
