@@ -149,10 +149,12 @@ bench: venv ## Attention and linears beside torch's, and what memory gives (9 mi
 	$(BIN)/python benchmarks/linears.py
 	$(BIN)/python benchmarks/floats.py
 
-$(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
+# llama.cpp is compiled for this CPU. With AMX, GCC 12 compiles its tile code wrongly unless its intrinsics are mended.
+LLAMA_CXXFLAGS = -include $(CURDIR)/benchmarks/peers/amx_intrinsics.h
+$(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt benchmarks/peers/amx_intrinsics.h
 	$(call make_venv,$(PEERS_VENV))
-	CMAKE_ARGS='-DGGML_NATIVE=ON' CMAKE_BUILD_PARALLEL_LEVEL=$(PEERS_JOBS) \
-		$(PEERS_VENV)/bin/python -m pip install -r benchmarks/peers/requirements.txt
+	CXXFLAGS='$(LLAMA_CXXFLAGS)' CMAKE_ARGS='-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF' CMAKE_BUILD_PARALLEL_LEVEL=$(PEERS_JOBS) \
+		$(PEERS_VENV)/bin/python -m pip install --no-cache-dir -r benchmarks/peers/requirements.txt
 	touch $@
 
 bench-peers: venv $(PEERS_VENV)/.installed ## Beside llama.cpp, OpenVINO and onnxruntime, in an environment of theirs
@@ -166,7 +168,7 @@ $(LLAMA_SERVER): $(PEERS_VENV)/.installed
 	$(PYTHON) -m pip download --no-deps --no-binary :all: -d build/llama.cpp \
 		"$$(sed -n '/^llama-cpp-python==/p' benchmarks/peers/requirements.txt)"
 	tar -xzf build/llama.cpp/llama_cpp_python-*.tar.gz -C build/llama.cpp --strip-components 1
-	$(BIN)/cmake -S build/llama.cpp/vendor/llama.cpp -B build/llama.cpp/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	CXXFLAGS='$(LLAMA_CXXFLAGS)' $(BIN)/cmake -S build/llama.cpp/vendor/llama.cpp -B build/llama.cpp/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 		-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
 		-DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF
 	$(BIN)/cmake --build build/llama.cpp/build --target llama-server -j $(PEERS_JOBS)

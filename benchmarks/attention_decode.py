@@ -4,26 +4,26 @@ interleaved in one run.
 python benchmarks/attention_decode.py [--contexts 1024 4096 16384 32768] [--batch 1] [--page-size 128] [--threads N]
                                       [--json FILE]
 
-A fraction is the bytes of the cache / time / the bandwidth at which the same threads read memory in the same run; "×"
-is the time divided by that of int8 with 16-bit P. torch's SDPA gets the query heads of a group as rows, which is
-fastest. Results are first checked against the oracle.
+A fraction is the bytes of the cache / time / the bandwidth at which the same threads read memory in small pages in the
+same run; "×" is the time divided by that of int8 with 16-bit P. torch's SDPA gets the query heads of a group as rows,
+which is fastest. "Others" is the share of the CPU that other processes took; a row with more than 0.05 is repeated, and
+has a "!" if that did not help. Results are first checked against the oracle.
 """
 
 import argparse
 from collections.abc import Callable
 
 import torch
-from timing import finish, seconds, start
+from timing import HUGE, SMALL, Streams, finish, quiet_seconds, shown_share, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from faquant.kernels import _C, reference
+from faquant.kernels import reference
 from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages, Spans
 from faquant.kernels.scheme import AttentionScheme
 from faquant.kernels.torch_backend import float_attend
 
 SHAPES = ((9, 3, 64), (32, 8, 128), (8, 8, 128), (64, 8, 128))
-STREAM_BYTES = 512 << 20
 
 
 def fill(pages: PackedPages, k: Tensor, v: Tensor, batch: int, shuffled: bool = False) -> Tensor:
@@ -63,8 +63,11 @@ def folded(q: Tensor, kv_heads: int, context: int, dtype: torch.dtype) -> tuple[
     return q.view(batch, kv_heads, heads // kv_heads, dim).to(dtype), k, v
 
 
-def measure(shape: tuple[int, int, int], context: int, batch: int, page_size: int, threads: int) -> dict[str, float]:
-    """Times in seconds, `bytes` of an int8 and a bfloat16 cache and `limit` in bytes per second."""
+def measure(
+    shape: tuple[int, int, int], context: int, batch: int, page_size: int, streams: Streams
+) -> dict[str, float]:
+    """Times in seconds, `bytes` of an int8 and a bfloat16 cache, memory bandwidths in bytes per second, and the share
+    of the CPU that `others` took."""
     heads, kv_heads, dim = shape
     q, k, v = torch.randn(batch, heads, dim), *torch.randn(2, context, kv_heads, dim)
     calls: dict[str, Callable[[], object]] = {}
@@ -83,15 +86,14 @@ def measure(shape: tuple[int, int, int], context: int, batch: int, page_size: in
     for name, dtype in (("SDPA bf16", torch.bfloat16), ("SDPA fp32", torch.float32)):
         operands = folded(q, kv_heads, context, dtype)
         calls[name] = lambda operands=operands: scaled_dot_product_attention(*operands)  # type: ignore[misc]
-    words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
-    calls["stream"] = lambda: _C.read_all(words, threads=threads)
     rounds = 6 if context * batch >= 1 << 16 else 18
-    times = seconds(calls, rounds)
+    times, others = quiet_seconds({**calls, **streams.calls}, rounds)
     return {
+        **streams.take_rates(times),
         **times,
         "bytes": batch * context * caches["P 16"].bytes_per_token,
         "bfloat16 bytes": batch * context * caches["bfloat16"].bytes_per_token,
-        "limit": STREAM_BYTES / times.pop("stream"),
+        "others": others,
     }
 
 
@@ -101,19 +103,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--page-size", type=int, default=128)
     arguments = start(parser)
-    print("Hq/Hkv/D    context  limit GB/s  fraction: P 16   P 8   shuffled pages   our bf16     SDPA bf16   SDPA fp32")
+    streams = Streams(arguments.threads)
+    print(
+        "Hq/Hkv/D    context  GB/s: small  huge  fraction: P 16   P 8   shuffled pages   our bf16     SDPA bf16   "
+        "SDPA fp32  others"
+    )
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for context in arguments.contexts:
-            found = measure(shape, context, arguments.batch, arguments.page_size, arguments.threads)
+            found = measure(shape, context, arguments.batch, arguments.page_size, streams)
             rows.append({"shape": shape, "context": context, "batch": arguments.batch, **found})
             name = "/".join(map(str, shape))
-            shares = [found["bytes"] / found[kind] / found["limit"] for kind in ("P 16", "P 8", "P 16, shuffled")]
-            share = found["bfloat16 bytes"] / found["bfloat16"] / found["limit"]
+            shares = [found["bytes"] / found[kind] / found[SMALL] for kind in ("P 16", "P 8", "P 16, shuffled")]
+            share = found["bfloat16 bytes"] / found["bfloat16"] / found[SMALL]
             others = [found[kind] / found["P 16"] for kind in ("bfloat16", "SDPA bf16", "SDPA fp32")]
             print(
-                f"{name:10} {context:8}  {found['limit'] / 1e9:10.1f}  {shares[0]:14.2f} {shares[1]:5.2f} "
-                f"{shares[2]:16.2f}  {share:9.2f} {others[0]:4.2f}× {others[1]:9.1f}× {others[2]:9.1f}×",
+                f"{name:10} {context:8}  {found[SMALL] / 1e9:11.1f} {found[HUGE] / 1e9:5.1f}  {shares[0]:14.2f} "
+                f"{shares[1]:5.2f} {shares[2]:16.2f}  {share:9.2f} {others[0]:4.2f}× {others[1]:9.1f}× "
+                f"{others[2]:9.1f}×  {shown_share(found['others'])}",
                 flush=True,
             )
     finish(arguments, rows)

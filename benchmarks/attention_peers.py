@@ -5,21 +5,24 @@ python benchmarks/attention_peers.py [--contexts 1024 4096 16384 32768] [--batch
 
 A repetition runs over more KV caches than fit into the CPU caches, as a step does over a model's layers; times are per
 KV cache. A fraction is the bytes of the int8 cache / time / the bandwidth at which the same threads read memory in the
-same run; "×" is the peer's time divided by faquant's with 16-bit P. Before the timing, each result is compared with
-float attention: the rms of the error over that of the result. `make bench-peers` creates the peers' environment.
+same run, in small pages and in huge ones. "×" is the peer's time divided by faquant's with 16-bit P. Each peer runs
+twice, as it is and with its memory in huge pages ("h"), and its better figure counts. "Others" is the share of the CPU
+that other processes took; a row with more than 0.05 is repeated, and has a "!" if that did not help. Before the timing,
+each result is compared with float attention: the rms of the error over that of the result. `make bench-peers` creates
+the peers' environment.
 """
 
 import argparse
 from collections.abc import Callable
+from itertools import product
 
 import torch
-from attention_decode import SHAPES, STREAM_BYTES, check, fill, last_tokens
+from attention_decode import SHAPES, check, fill, last_tokens
 from peers.client import Peer, PeerError, add_python, start_peers
 from peers.inputs import attention_inputs
-from timing import finish, seconds, start
+from timing import HUGE, SMALL, Streams, finish, quiet_seconds, shown_share, start
 from torch import Tensor
 
-from faquant.kernels import _C
 from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import AttentionScheme
 from faquant.kernels.torch_backend import float_attend
@@ -31,6 +34,8 @@ PEERS = {
     "ggml q8_0": ("ggml", {"kind": "q8_0"}),
     "onnxruntime int8": ("onnxruntime", {}),
 }
+MARK = " h"
+"""What the name of a peer with huge pages ends with."""
 MOST_ERROR = {"P 16": 0.02, "P 8": 0.03, "ggml f16": 0.03, "ggml q8_0": 0.02, "onnxruntime int8": 0.04}
 """Twice the error of rounding normal values to the format; ggml sums f16 values in f16, and onnxruntime has one
 scale."""
@@ -41,9 +46,15 @@ def error_of(out: Tensor, exact: Tensor) -> float:
 
 
 def measure(
-    shape: tuple[int, int, int], context: int, batch: int, threads: int, peers: dict[str, Peer]
-) -> tuple[dict[str, object], dict[str, float]]:
-    """The values to report, and the times in seconds of the systems with correct results."""
+    shape: tuple[int, int, int],
+    context: int,
+    batch: int,
+    threads: int,
+    peers: dict[str, Peer],
+    streams: Streams,
+) -> tuple[dict[str, object], dict[str, float], dict[str, float], float]:
+    """The case and what went wrong, the times in seconds of the systems with correct results, the memory bandwidths,
+    and the share of the CPU that other processes took."""
     heads, kv_heads, dim = shape
     q, k, v = (torch.from_numpy(x) for x in attention_inputs(shape, context, batch))
     exact = float_attend(q[:1], k, v, context - 1)
@@ -62,20 +73,25 @@ def measure(
     case = {"shape": shape, "context": context, "batch": batch, "copies": copies, "threads": threads}
     for name, peer in peers.items():
         try:
-            peer.call("prepare", **PEERS[name][1], **case)
+            _, more = PEERS[name.removesuffix(MARK)]
+            peer.call("prepare", **more, **case)
             errors[name] = error_of(torch.tensor(peer.call("output")).view(exact.shape), exact)
-            if errors[name] > MOST_ERROR[name]:
+            if errors[name] > MOST_ERROR[name.removesuffix(MARK)]:
                 raise PeerError(f"its error is {errors[name]:.4f} of the result")
             calls[name] = lambda peer=peer: peer.call("run")  # type: ignore[misc]
         except PeerError as error:
             failures[name] = str(error)
             print(f"{name}: skipped: {error}")
-    words = torch.ones(STREAM_BYTES // 8, dtype=torch.int64)
-    calls["stream"] = lambda: _C.read_all(words, threads=threads)
-    times = seconds(calls, ROUNDS, PAUSE)
-    limit = STREAM_BYTES / times.pop("stream")
+    times, others = quiet_seconds({**calls, **streams.calls}, ROUNDS, PAUSE)
+    rates = streams.take_rates(times)
     times = {name: taken / copies for name, taken in times.items()}
-    return {**case, "bytes": size, "limit": limit, "errors": errors, "failures": failures, **times}, times
+    return {**case, "bytes": size, "errors": errors, "failures": failures}, times, rates, others
+
+
+def ratio(times: dict[str, float], name: str) -> str:
+    """How many times as long as faquant the better of a peer's two processes takes."""
+    best = min((some for some in (name, name + MARK) if some in times), key=lambda some: times[some], default=None)
+    return f"{times[best] / times['P 16']:.1f}×{best.removeprefix(name)}" if best else "-"
 
 
 def main() -> None:
@@ -84,25 +100,28 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     add_python(parser)
     arguments = start(parser)
-    peers, versions = start_peers({name: worker for name, (worker, _) in PEERS.items()}, arguments.peers_python)
+    streams = Streams(arguments.threads)
+    peers: dict[str, Peer] = {}
+    versions: dict[str, str] = {}
+    for mark in ("", MARK):
+        workers = {name + mark: worker for name, (worker, _) in PEERS.items()}
+        some, theirs = start_peers(workers, arguments.peers_python, huge_pages=mark == MARK)
+        peers, versions = peers | some, versions | theirs
     columns = "".join(f"{name:>18}" for name in PEERS)
-    print(f"Hq/Hkv/D    context  batch  limit GB/s  P 16, µs  fraction: P 16   P 8{columns}")
+    print(f"Hq/Hkv/D    context  batch  GB/s: small  huge  P 16, µs  of limit: P 16       P 8    {columns}  others")
     rows: list[dict[str, object]] = []
-    for shape in SHAPES:
-        for batch in arguments.batches:
-            for context in arguments.contexts:
-                row, times = measure(shape, context, batch, arguments.threads, peers)
-                rows.append(row)
-                limit, size = row["limit"], row["bytes"]
-                shares = [size / times[kind] / limit for kind in OURS]
-                ratios = "".join(
-                    f"{times[name] / times['P 16']:17.1f}×" if name in times else f"{'-':>18}" for name in PEERS
-                )
-                print(
-                    f"{'/'.join(map(str, shape)):10} {context:8}  {batch:5}  {limit / 1e9:10.1f}  "
-                    f"{times['P 16'] * 1e6:8.0f}  {shares[0]:14.2f} {shares[1]:5.2f}{ratios}",
-                    flush=True,
-                )
+    for shape, batch, context in product(SHAPES, arguments.batches, arguments.contexts):
+        case, times, rates, others = measure(shape, context, batch, arguments.threads, peers, streams)
+        rows.append({**case, **times, "memory_rates": rates, "others": others})
+        size = batch * context * AttentionScheme(*shape).bytes_per_token
+        shares = "  ".join("/".join(f"{size / times[kind] / rates[page]:.2f}" for page in rates) for kind in OURS)
+        bandwidths = f"{rates[SMALL] / 1e9:11.1f} {rates[HUGE] / 1e9:5.1f}"
+        cells = "".join(f"{ratio(times, name):>18}" for name in PEERS)
+        print(
+            f"{'/'.join(map(str, shape)):10} {context:8}  {batch:5}  {bandwidths}  {times['P 16'] * 1e6:8.0f}       "
+            f"{shares}    {cells}  {shown_share(others)}",
+            flush=True,
+        )
     for peer in peers.values():
         peer.close()
     finish(arguments, rows, peers=versions)

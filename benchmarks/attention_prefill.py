@@ -3,14 +3,15 @@
 python benchmarks/attention_prefill.py [--lengths 1024 4096] [--threads N] [--json FILE]
 
 GOPS counts two operations for each product within the causal mask. "×" is the peer's time divided by faquant's with
-16-bit P. int8 GEMM is torch's (oneDNN) at 2,048³, as the int8 throughput of a library on this machine.
+16-bit P. int8 GEMM is torch's (oneDNN) at 2,048³, as the int8 throughput of a library on this machine. "Others" is the
+share of the CPU that other processes took; a row with more than 0.05 is repeated, and has a "!" if that did not help.
 """
 
 import argparse
 from collections.abc import Callable
 
 import torch
-from timing import finish, seconds, start
+from timing import finish, quiet_seconds, shown_share, start
 from torch.nn.functional import scaled_dot_product_attention
 
 from faquant.kernels import reference
@@ -23,7 +24,8 @@ CHECKED = 64
 
 
 def measure(shape: tuple[int, int, int], length: int) -> dict[str, float]:
-    """Times in seconds of faquant, of the peers, and of an int8 matrix product."""
+    """Times in seconds of faquant, of the peers, and of an int8 matrix product; and the share of the CPU that `others`
+    took."""
     heads, kv_heads, dim = shape
     q, k, v = (torch.randn(length, count, dim) for count in (heads, kv_heads, kv_heads))
     numbers, table = torch.arange(length), torch.arange(-(-length // PAGE_SIZE))
@@ -43,14 +45,15 @@ def measure(shape: tuple[int, int, int], length: int) -> dict[str, float]:
         calls[name] = lambda repeated=repeated: scaled_dot_product_attention(*repeated, is_causal=True)  # type: ignore[misc]
     a = torch.randint(-127, 128, (GEMM, GEMM), dtype=torch.int8)
     calls["int8 GEMM"] = lambda: torch._int_mm(a, a)
-    return seconds(calls, 5)
+    times, others = quiet_seconds(calls, 5)
+    return {**times, "others": others}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
     arguments = start(parser)
-    print("Hq/Hkv/D    length  GOPS: P 16    P 8   int8 GEMM   SDPA bf16   SDPA fp32")
+    print("Hq/Hkv/D    length  GOPS: P 16    P 8   int8 GEMM   SDPA bf16   SDPA fp32  others")
     rows: list[dict[str, object]] = []
     for shape in SHAPES:
         for length in arguments.lengths:
@@ -61,7 +64,7 @@ def main() -> None:
             print(
                 f"{'/'.join(map(str, shape)):10} {length:7}  {operations / found['P 16'] / 1e9:10.0f} "
                 f"{operations / found['P 8'] / 1e9:6.0f} {2 * GEMM**3 / found['int8 GEMM'] / 1e9:11.0f}  "
-                f"{peers[0]:9.1f}× {peers[1]:9.1f}×",
+                f"{peers[0]:9.1f}× {peers[1]:9.1f}×  {shown_share(found['others'])}",
                 flush=True,
             )
     finish(arguments, rows)

@@ -3,7 +3,9 @@
 python benchmarks/floats.py [--rows 1 8 32 512] [--threads N] [--json FILE]
 
 "×" is the time of torch's float32 divided by faquant's, interleaved in one run. torch's SDPA gets the query heads of a
-group as rows if one token is decoded, which is fastest, and is_causal for a prompt. Results are compared first.
+group as rows if one token is decoded, which is fastest, and is_causal for a prompt. "Others" is the share of the CPU
+that other processes took; a row with more than 0.05 is repeated, and has a "!" if that did not help. Results are
+compared first.
 """
 
 import argparse
@@ -11,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from timing import finish, seconds, start
+from timing import finish, quiet_seconds, shown_share, start
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
@@ -37,7 +39,7 @@ def packed(weight: np.ndarray, threads: int) -> _C.FloatLinear:
 
 
 def measure_linear(outputs: int, inputs: int, rows: int, threads: int) -> dict[str, float]:
-    """Times in seconds."""
+    """Times in seconds, and the share of the CPU that `others` took."""
     weight, x = torch.randn(outputs, inputs), torch.randn(rows, inputs)
     out, bits = np.empty((rows, outputs), np.float32), weight.bfloat16().view(torch.uint16)
     float32, bfloat16 = packed(weight.numpy(), threads), packed(bits.numpy(), threads)
@@ -48,11 +50,12 @@ def measure_linear(outputs: int, inputs: int, rows: int, threads: int) -> dict[s
         "bfloat16": lambda: bfloat16.apply(x.numpy(), out, threads),
         "torch": lambda: linear(x, weight),
     }
-    return seconds(calls, 30 if rows <= 8 else 10)
+    times, others = quiet_seconds(calls, 30 if rows <= 8 else 10)
+    return {**times, "others": others}
 
 
 def measure_attention(heads: int, kv_heads: int, dim: int, tokens: int, depth: int, threads: int) -> dict[str, float]:
-    """Times in seconds."""
+    """Times in seconds, and the share of the CPU that `others` took."""
     pages, group = -(-depth // PAGE_SIZE), heads // kv_heads
     stores = [np.empty((pages, PAGE_SIZE, kv_heads, dim), np.float32) for _ in range(2)]
     cache = _C.FloatCache(heads=heads, k=stores[0], v=stores[1])
@@ -76,7 +79,8 @@ def measure_attention(heads: int, kv_heads: int, dim: int, tokens: int, depth: i
 
     ours()
     require_close(out, peer())
-    return seconds({"float32": ours, "torch": peer}, 30 if tokens == 1 else 5)
+    times, others = quiet_seconds({"float32": ours, "torch": peer}, 30 if tokens == 1 else 5)
+    return {**times, "others": others}
 
 
 def main() -> None:
@@ -84,7 +88,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 512])
     arguments = start(parser)
     found: list[dict[str, object]] = []
-    print("outputs inputs   rows  float32 µs  torch    bfloat16 µs  torch")
+    print("outputs inputs   rows  float32 µs  torch    bfloat16 µs  torch  others")
     for outputs, inputs in SHAPES:
         for rows in arguments.rows:
             times = measure_linear(outputs, inputs, rows, arguments.threads)
@@ -92,14 +96,14 @@ def main() -> None:
             cells = "    ".join(
                 f"{times[k] * 1e6:9.0f} {times['torch'] / times[k]:6.1f}×" for k in ("float32", "bfloat16")
             )
-            print(f"{outputs:7} {inputs:6} {rows:6}   {cells}", flush=True)
-    print("  heads tokens  depth  float32 µs  torch")
+            print(f"{outputs:7} {inputs:6} {rows:6}   {cells}  {shown_share(times['others'])}", flush=True)
+    print("  heads tokens  depth  float32 µs  torch  others")
     for shape in ATTENTION:
         times = measure_attention(*shape, arguments.threads)
         heads, kv_heads, dim, tokens, depth = shape
         found.append({"heads": heads, "kv_heads": kv_heads, "dim": dim, "tokens": tokens, "depth": depth, **times})
         cells = f"{times['float32'] * 1e6:9.0f} {times['torch'] / times['float32']:6.1f}×"
-        print(f"{heads:3}/{kv_heads}/{dim} {tokens:5} {depth:6}   {cells}", flush=True)
+        print(f"{heads:3}/{kv_heads}/{dim} {tokens:5} {depth:6}   {cells}  {shown_share(times['others'])}", flush=True)
     finish(arguments, found)
 
 

@@ -57,9 +57,9 @@ class Ours:
 class Theirs:
     """A peer's worker with a loaded model."""
 
-    def __init__(self, peer: Peer, model: Path, kv: str, threads: int) -> None:
+    def __init__(self, peer: Peer, model: Path, kv: str, threads: int, huge_pages: bool) -> None:
         self._peer = peer
-        self._gives_logits = peer.call("load", model=str(model), kv=kv, threads=threads)
+        self._gives_logits = peer.call("load", model=str(model), kv=kv, threads=threads, huge_pages=huge_pages)
 
     def greedy(self, tokens: list[int], count: int) -> Any:
         return self._peer.call("greedy", tokens=tokens, count=count)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -12,14 +13,21 @@ HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent.parent / ".venv-peers"
 
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""The environment in which glibc's malloc marks its memory with madvise(MADV_HUGEPAGE)."""
+
+
 class PeerError(Exception):
     """A peer failed; the message is from the peer."""
 
 
 class Peer:
-    """A worker process, benchmarks/peers/`worker`_worker.py; runs until it is closed."""
+    """A worker process, benchmarks/peers/`worker`_worker.py; runs until it is closed.
 
-    def __init__(self, worker: str, python: Path) -> None:
+    huge_pages: what it allocates is marked for huge pages.
+    """
+
+    def __init__(self, worker: str, python: Path, huge_pages: bool = False) -> None:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
@@ -28,6 +36,7 @@ class Peer:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 text=True,
+                env={**os.environ, **(HUGE_PAGES if huge_pages else {})},
             )
         except OSError as error:
             raise PeerError(f"{error}; `make bench-peers` creates the peers' environment") from error
@@ -54,6 +63,15 @@ class Peer:
             raise PeerError(answer["error"])
         return answer["result"]
 
+    @property
+    def bytes_in_huge_pages(self) -> int:
+        """How much of the process's memory the system holds in huge pages at present; 0 if it does not tell."""
+        try:
+            lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            return 0
+        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
+
     def close(self) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -69,13 +87,15 @@ def add_python(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers-python", type=Path, default=ENVIRONMENT / "bin" / "python", metavar="PYTHON")
 
 
-def start_peers(workers: Mapping[str, str], python: Path) -> tuple[dict[str, Peer], dict[str, str]]:
+def start_peers(
+    workers: Mapping[str, str], python: Path, huge_pages: bool = False
+) -> tuple[dict[str, Peer], dict[str, str]]:
     """Start the worker of each name. Returns the processes, and the versions or the reasons why they did not start,
     which are also printed."""
     peers, versions = {}, {}
     for name, worker in workers.items():
         try:
-            peer = Peer(worker, python)
+            peer = Peer(worker, python, huge_pages)
             versions[name] = peer.call("version")
             peers[name] = peer
         except PeerError as error:

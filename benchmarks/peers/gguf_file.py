@@ -1,13 +1,14 @@
-"""Writes a float directory of architecture llama as a Q8_0 GGUF file, which llama.cpp and OpenVINO GenAI read."""
+"""Writes a float directory of architecture llama, in any float dtype, as a Q8_0 GGUF file, which llama.cpp and OpenVINO
+GenAI read."""
 
 import json
 from pathlib import Path
 
 import gguf
-import numpy as np
-from safetensors import safe_open
 
 from faquant.checkpoint.model_config import load_config
+from faquant.checkpoint.tensors import TensorFiles
+from faquant.kernels.arrays import widen
 
 from .inputs import Array
 
@@ -46,22 +47,22 @@ def write_q8_0(directory: Path, target: Path) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     add_tokenizer(writer, directory)
     heads = {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.num_kv_heads}
-    with safe_open(directory / "model.safetensors", "numpy") as file:
-        for name in file.keys():  # noqa: SIM118
-            x = file.get_tensor(name).astype(np.float32)
-            stem = name.removesuffix(".weight")
-            if stem in TOP_TENSORS:
-                own = TOP_TENSORS[stem]
-            else:
-                _, _, layer, part = stem.split(".", 3)
-                own = f"blk.{layer}.{TENSORS[part]}"
-                if part in heads:
-                    x = interleaved(x, heads[part])
-            if x.ndim == 1:
-                writer.add_tensor(f"{own}.weight", x)
-            else:
-                kind = gguf.GGMLQuantizationType.Q8_0
-                writer.add_tensor(f"{own}.weight", gguf.quants.quantize(x, kind), raw_dtype=kind)
+    files = TensorFiles.open(directory)
+    for name in files.names():
+        x = widen(files.read(name))
+        stem = name.removesuffix(".weight")
+        if stem in TOP_TENSORS:
+            own = TOP_TENSORS[stem]
+        else:
+            _, _, layer, part = stem.split(".", 3)
+            own = f"blk.{layer}.{TENSORS[part]}"
+            if part in heads:
+                x = interleaved(x, heads[part])
+        if x.ndim == 1:
+            writer.add_tensor(f"{own}.weight", x)
+        else:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(f"{own}.weight", gguf.quants.quantize(x, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -24,14 +24,17 @@ class Worker:
     def __init__(self) -> None:
         llama.llama_log_set(quiet, None)
         llama.llama_backend_init()
-        self._model = self._context = None
+        self._model = self._context = self._kept = None
 
     def version(self) -> str:
         return f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
 
-    def load(self, model: str, kv: str, threads: int) -> bool:
-        """Load the model; returns whether logits are supported."""
-        self._model = llama.llama_model_load_from_file(model.encode(), llama.llama_model_default_params())
+    def load(self, model: str, kv: str, threads: int, huge_pages: bool = False) -> bool:
+        """Load the model; returns whether logits are supported. `huge_pages`: copy the weights into memory, because a
+        mapped file is not in huge pages."""
+        parameters = llama.llama_model_default_params()
+        parameters.use_mmap = not huge_pages
+        self._model = llama.llama_model_load_from_file(model.encode(), parameters)
         if self._model is None:
             raise ValueError(f"llama.cpp cannot load {model}")
         self._vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
@@ -41,7 +44,15 @@ class Worker:
     def prepare(self, tokens: list[int], sequences: int) -> None:
         """Fill every sequence with the tokens; sequences do not share memory."""
         self._make_context(len(tokens), sequences)
-        logits = self._read(tokens)
+        if self._kept is None or self._kept[0] != (tokens, sequences):
+            logits = self._read(tokens).copy()
+            state = (ctypes.c_uint8 * llama.llama_state_seq_get_size(self._context, 0))()
+            llama.llama_state_seq_get_data(self._context, state, len(state), 0)
+            self._kept = (tokens, sequences), state, logits
+        else:  # do not read the same prompt again; a state fits only the same number of sequences
+            _, state, logits = self._kept
+            if llama.llama_state_seq_set_data(self._context, state, len(state), 0) == 0:
+                raise ValueError("llama.cpp cannot restore a sequence")
         memory = llama.llama_get_memory(self._context)
         for sequence in range(1, sequences):
             llama.llama_memory_seq_cp(memory, 0, sequence, -1, -1)

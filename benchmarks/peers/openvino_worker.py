@@ -13,19 +13,22 @@ CACHE_GIB = 4
 
 
 class Worker:
-    """A pipeline and its running requests. Decoded tokens are kept, so sequences grow slightly."""
+    """A pipeline and its running requests. Decoded tokens are kept, so sequences grow slightly: by at most an eighth,
+    as `prepare` begins again then."""
 
     def __init__(self) -> None:
         self._pipeline: genai.ContinuousBatchingPipeline | None = None
         self._requests: list[genai.GenerationHandle] = []
         self._number = 0
+        self._tokens: list[int] = []
+        self._grown = 0
 
     def version(self) -> str:
         return f"openvino-genai {genai.__version__}"
 
-    def load(self, model: str, kv: str, threads: int, serving: bool = False) -> bool:
-        """Start the pipeline; returns whether it supports logits. `serving`: with prefix cache and chunked prefill, as
-        in faquant."""
+    def load(self, model: str, kv: str, threads: int, huge_pages: bool = False, serving: bool = False) -> bool:
+        """Start the pipeline; returns whether it supports logits. `huge_pages`: nothing to do, as the weights are in
+        memory from malloc. `serving`: with prefix cache and chunked prefill, as in faquant."""
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = MAX_BATCHED_TOKENS
         if serving:
@@ -37,13 +40,17 @@ class Worker:
 
     def prepare(self, tokens: list[int], sequences: int) -> None:
         """Fill every sequence with the tokens; sequences do not share memory."""
-        self._drop()
-        self._add(tokens, sequences)
-        self._read_first()
+        if tokens != self._tokens or sequences < len(self._requests) or self._grown > len(tokens) // 8:
+            self._drop()
+            self._tokens = tokens
+        if sequences > len(self._requests):
+            self._add(tokens, sequences - len(self._requests))
+            self._grown += self._read_first()
 
     def decode(self, steps: int) -> float:
         """Seconds for decoding this many tokens in each sequence."""
         taken = seconds(lambda: [self._pipeline.step() for _ in range(steps)])
+        self._grown += steps
         if any(len(self._read(request)) != steps for request in self._requests):
             raise ValueError("a step did not produce a token for each sequence")
         return taken
@@ -98,14 +105,16 @@ class Worker:
         self._number += 1
         return self._pipeline.add_request(self._number, openvino.Tensor(np.array([prompt], np.int64)), wanted)
 
-    def _read_first(self) -> None:
-        """Step until all prompts are processed; discard tokens generated meanwhile."""
-        waiting = list(self._requests)
+    def _read_first(self) -> int:
+        """Step until all prompts are processed; discard tokens generated meanwhile. Returns the number of steps."""
+        waiting, steps = list(self._requests), 0
         while waiting:
             self._pipeline.step()
+            steps += 1
             waiting = [request for request in waiting if not request.can_read()]
         for request in self._requests:
             self._read(request)
+        return steps
 
     def _read(self, request: "genai.GenerationHandle") -> list[int]:
         """Tokens that have not been fetched yet."""
@@ -121,6 +130,7 @@ class Worker:
         while self._requests and self._pipeline.has_non_finished_requests():
             self._pipeline.step()
         self._requests.clear()
+        self._tokens, self._grown = [], 0
 
 
 if __name__ == "__main__":
