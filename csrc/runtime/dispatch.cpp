@@ -12,6 +12,9 @@ namespace {
 
 // Of this build, best first.
 constexpr const KernelTable* kTables[] = {
+#ifdef FAQUANT_AMX
+    &kAmxKernels,
+#endif
 #ifdef FAQUANT_X86
     &kAvx512VnniKernels,
 #ifdef FAQUANT_AVXVNNI

@@ -131,11 +131,13 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
         bool is_static, multiplies, add;
         float unit, input_steps = 127.0f;
     };
-    // Fewer and more rows and columns than a strip and a panel; Hadamard blocks smaller and larger than a vector.
-    const Case cases[] = {{3, 999, 0, false, false, false, 1.0f}, {17, 128, 64, false, false, true, 0.125f},
-                          {6, 12, 4, false, false, true, 0.125f}, {17, 75, 0, true, false, true, 0.125f},
-                          {5, 75, 0, false, true, false, 0.125f}, {6, 48, 16, false, true, true, 0.125f},
-                          {3, 75, 0, true, true, false, 0.125f},  {5, 75, 0, false, false, true, 0.125f, 127.5f}};
+    // Fewer and more rows and columns than a strip and a panel; Hadamard blocks smaller and larger than a vector; rows
+    // for jobs of two tiles of AMX, which the last job and the depth do not fill.
+    const Case cases[] = {{3, 999, 0, false, false, false, 1.0f},   {17, 128, 64, false, false, true, 0.125f},
+                          {6, 12, 4, false, false, true, 0.125f},   {17, 75, 0, true, false, true, 0.125f},
+                          {5, 75, 0, false, true, false, 0.125f},   {6, 48, 16, false, true, true, 0.125f},
+                          {3, 75, 0, true, true, false, 0.125f},    {5, 75, 0, false, false, true, 0.125f, 127.5f},
+                          {150, 590, 0, true, false, false, 0.125f}};
     Random random;
     for (const Case& c : cases) {
         RandomLinear linear(random, c.inputs, kOutputs, c.unit);

@@ -52,6 +52,15 @@ void panels_added(const Linear& linear, const Rounded& rows, int64_t first, int6
     right.linear_panels(linear, rows, first, last, true, out);
 }
 
+// As if the last row of two tiles of AMX had the sums of another row.
+void panels_wrong_in_row_31(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add,
+                            float* out) {
+    right.linear_panels(linear, rows, first, last, add, out);
+    if (rows.count > 31) {
+        nudge(out[31 * linear.outputs]);
+    }
+}
+
 void gated_panels_but_the_last(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
                                int64_t first, int64_t last, float* out) {
     right.gated_panels(gate, gate_rows, up, up_rows, first, last - (last * kPanel >= up.outputs), out);
