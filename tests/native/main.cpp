@@ -52,6 +52,8 @@ int main(int count, const char** arguments) {
     if (faquant::emulate_amx()) {
         wrong += wrong_in_emulated(faquant::kAmxKernels, "amx, emulated");
     }
+#else
+    std::printf("amx: not in this build\n");
 #endif
     for (const faquant::FaultReport& report : faquant::reports_of_faults()) {
         const bool noticed = report.reported != nullptr && std::strcmp(report.reported, report.kernel) == 0;
