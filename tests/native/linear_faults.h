@@ -52,12 +52,11 @@ void panels_added(const Linear& linear, const Rounded& rows, int64_t first, int6
     right.linear_panels(linear, rows, first, last, true, out);
 }
 
-// As if the last row of two tiles of AMX had the sums of another row.
-void panels_wrong_in_row_31(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add,
-                            float* out) {
+void panels_nudged_in_row_21(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add,
+                             float* out) {
     right.linear_panels(linear, rows, first, last, add, out);
-    if (rows.count > 31) {
-        nudge(out[31 * linear.outputs]);
+    if (rows.count > 21) {
+        nudge(out[21 * linear.outputs]);
     }
 }
 
