@@ -9,7 +9,7 @@
 namespace faquant {
 
 // AMX-INT8's tiles in plain C++, as Intel's Software Developer's Manual defines the instructions. What a CPU would
-// refuse with an exception ends the program.
+// refuse with an exception ends the program. Not inlined, because the stand-in has hundreds of calls.
 class AmxMachine {
   public:
     static constexpr int kTiles = 8, kRows = 16, kRowBytes = 64;
@@ -22,7 +22,7 @@ class AmxMachine {
     bool in_use() const { return in_use_; }
 
     // ldtilecfg, of 64 bytes
-    void configure(const void* operand) {
+    __attribute__((noinline)) void configure(const void* operand) {
         uint8_t bytes[64];
         std::memcpy(bytes, operand, sizeof bytes);
         *this = AmxMachine(products);
@@ -51,13 +51,13 @@ class AmxMachine {
     void release() { *this = AmxMachine(products); }
 
     // tilezero
-    void zero(int tile) {
+    __attribute__((noinline)) void zero(int tile) {
         check(tile, "tilezero");
         std::memset(tiles_[tile], 0, sizeof tiles_[tile]);
     }
 
     // tileloadd
-    void load(int tile, const void* from, int64_t stride) {
+    __attribute__((noinline)) void load(int tile, const void* from, int64_t stride) {
         check(tile, "tileloadd");
         std::memset(tiles_[tile], 0, sizeof tiles_[tile]);
         for (int r = 0; r < rows_[tile]; ++r) {
@@ -67,7 +67,7 @@ class AmxMachine {
     }
 
     // tilestored
-    void store(int tile, void* to, int64_t stride) const {
+    __attribute__((noinline)) void store(int tile, void* to, int64_t stride) const {
         check(tile, "tilestored");
         for (int r = 0; r < rows_[tile]; ++r) {
             std::memcpy(static_cast<char*>(to) + r * stride, tiles_[tile][r], static_cast<size_t>(row_bytes_[tile]));
@@ -76,7 +76,7 @@ class AmxMachine {
 
     // tdpbusd, tdpbsud, tdpbssd and tdpbuud: by A and B, the types of the bytes of a and b
     template <typename A, typename B>
-    void add_products(int sums, int a, int b) {
+    __attribute__((noinline)) void add_products(int sums, int a, int b) {
         for (const int tile : {sums, a, b}) {
             check(tile, "a product");
         }
