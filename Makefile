@@ -111,7 +111,7 @@ AARCH64_RUN ?= qemu-aarch64
 # CPUs of the emulator, and the instruction set that must be selected on each.
 AARCH64_CPUS = cortex-a53:portable neoverse-n1:neondot max,sve=off:neoni8mm
 AARCH64_OBJECTS = $(patsubst %.cpp,build/aarch64/%.o,$(wildcard tests/native/*.cpp) \
-	$(filter-out csrc/isa/avx% csrc/python/%,$(wildcard csrc/*/*.cpp)))
+	$(filter-out csrc/isa/avx% csrc/isa/amx% csrc/python/%,$(wildcard csrc/*/*.cpp)))
 build/aarch64/csrc/isa/neon_dot.o: UNIT_FLAGS = -march=armv8.2-a+dotprod
 build/aarch64/csrc/isa/neon_i8mm.o: UNIT_FLAGS = -march=armv8.2-a+dotprod+i8mm
 

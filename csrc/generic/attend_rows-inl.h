@@ -187,6 +187,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                key % cache.page_size;
     };
 
+    const Multiplying<uint8_t> multiplying(smaller(kStrip, rows) * kPlanes);
     int64_t map = -1, saturated = 0;
     Tile tile;
     Strip strip;

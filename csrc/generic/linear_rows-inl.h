@@ -107,6 +107,7 @@ struct Panel {
 };
 
 void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
+    const Multiplying<uint8_t> multiplying(smaller(kLinearRows, rows.count));
     alignas(64) int32_t products[kLinearRows * kPanel];
     float sums[kPanel];
     for (int64_t number = first; number < last; ++number) {
@@ -130,6 +131,7 @@ void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int
 
 void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows, int64_t first,
                   int64_t last, float* out) {
+    const Multiplying<uint8_t> multiplying(smaller(kLinearRows, gate_rows.count));
     alignas(64) int32_t products[kLinearRows * kPanel];
     float gates[kLinearRows][kPanel], ups[kPanel];
     for (int64_t number = first; number < last; ++number) {

@@ -53,9 +53,10 @@ void multiply_four(const A* a, int64_t a_stride, const uint8_t* b, int64_t depth
     }
 }
 
+// multiply_panel, also for units that specialize it for some products.
 template <bool packed_unsigned, typename A, typename C>
-void multiply_panel(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c,
-                    int64_t c_stride, Prefetch next) {
+void multiply_by_fours(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c,
+                       int64_t c_stride, Prefetch next) {
     const int64_t total = (rows + 3) / 4 * depth, lines = (next.lines + total - 1) / total;
     const int64_t parts = rows <= 4 ? 1 : (depth + kDepthAtOnce - 1) / kDepthAtOnce;
     const int64_t at_once = (depth + parts - 1) / parts;
@@ -83,4 +84,10 @@ void multiply_panel(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b
         }
     }
     next.fetch(next.lines);
+}
+
+template <bool packed_unsigned, typename A, typename C>
+void multiply_panel(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c,
+                    int64_t c_stride, Prefetch next) {
+    multiply_by_fours<packed_unsigned>(a, a_stride, rows, b, depth, width, c, c_stride, next);
 }

@@ -51,6 +51,13 @@ template <bool packed_unsigned, typename A, typename C>
 void multiply_panel(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c,
                     int64_t c_stride, Prefetch next);
 
+// Lives as long as a kernel calls multiply_panel with rows of this type, up to `rows` of them per call. Units whose
+// instructions need a state of the CPU specialize it to set and reset that.
+template <typename A>
+struct Multiplying {
+    explicit Multiplying(int64_t) {}
+};
+
 // A packed matrix with this many words per column.
 struct Packed {
     const uint8_t* words;

@@ -16,6 +16,7 @@ enum CpuFeature : uint32_t {
     kAvx512Vnni = 1 << 7,
     kAvx512Bf16 = 1 << 8,
     kAmxInt8 = 1 << 9,
+    kAmxPermitted = 1 << 10,  // by the operating system, for this process
     // of AArch64
     kAsimdDp = 1 << 16,
     kI8mm = 1 << 17,

@@ -97,6 +97,9 @@ extern const KernelTable kPortableKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512VnniKernels;
 #endif
+#ifdef FAQUANT_AMX
+extern const KernelTable kAmxKernels;
+#endif
 #ifdef FAQUANT_AVXVNNI
 extern const KernelTable kAvxVnniKernels;
 extern const KernelTable kAvxVnniEvexKernels;

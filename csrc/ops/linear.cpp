@@ -20,6 +20,7 @@ constexpr int64_t kJobsPerThread = 4;
 constexpr int64_t kPanelsPerThread = 16;
 // Rows of floats that share a part of a panel in a unit.
 constexpr int64_t kFloatRowsPerJob = 96;
+constexpr int64_t kLine = 64;
 
 template <typename AnyLinear>
 int64_t panels(const AnyLinear& linear) {
@@ -68,11 +69,12 @@ class RoundedInputs {
             }
         }
         const auto count = static_cast<int64_t>(kinds.size());
-        bytes_.reset(new uint8_t[static_cast<size_t>(count * inputs.rows * depth)]);
+        // On a cache line, because AMX reads 64 bytes of a row at a time.
+        bytes_.reset(new uint8_t[static_cast<size_t>(count * inputs.rows * depth + kLine)]);
+        uint8_t* bytes = bytes_.get() + (kLine - reinterpret_cast<uintptr_t>(bytes_.get()) % kLine);
         scales_.reset(new float[static_cast<size_t>(count * inputs.rows)]);
         for (int64_t kind = 0; kind < count; ++kind) {
-            rounded_.push_back(
-                {inputs.rows, bytes_.get() + kind * inputs.rows * depth, scales_.get() + kind * inputs.rows});
+            rounded_.push_back({inputs.rows, bytes + kind * inputs.rows * depth, scales_.get() + kind * inputs.rows});
         }
         parallel((inputs.rows + kRowsPerJob - 1) / kRowsPerJob, threads, [&](int64_t job) {
             const int64_t first = job * kRowsPerJob, rows = std::min(kRowsPerJob, inputs.rows - first);

@@ -4,6 +4,10 @@
 
 #if defined(FAQUANT_X86)
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -39,6 +43,27 @@ uint64_t saved_states() {
     return (static_cast<uint64_t>(high) << 32) | low;
 }
 
+// Whether palette 1 has what csrc/isa/amx.cpp configures, eight tiles of 16 rows of 64 bytes, and products take them.
+bool has_whole_tiles() {
+    const Registers palette = cpuid(0x1d, 1), products = cpuid(0x1e, 0);
+    const uint32_t tiles = palette.ebx >> 16, row_bytes = palette.ebx & 0xffff, rows = palette.ecx & 0xffff;
+    const uint32_t depth = products.ebx & 0xff, line_bytes = (products.ebx >> 8) & 0xffff;
+    return tiles >= 8 && row_bytes >= 64 && rows >= 16 && depth >= 16 && line_bytes >= 64;
+}
+
+// Linux lets a process use tiles only after it has asked, and refuses if a thread's alternate signal stack is too
+// small.
+bool may_use_tiles() {
+#ifdef __linux__
+    constexpr int kGetPermissions = 0x1022, kRequestPermission = 0x1023, kTileData = 18;
+    uint64_t permitted = 0;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 &&
+           syscall(SYS_arch_prctl, kGetPermissions, &permitted) == 0 && ((permitted >> kTileData) & 1u) != 0;
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 uint32_t detect_cpu_features() {
@@ -63,7 +88,8 @@ uint32_t detect_cpu_features() {
     add(kAvx512Vl, kZmm, bit(seven.ebx, 31));
     add(kAvx512Vnni, kZmm, bit(seven.ecx, 11));
     add(kAvx512Bf16, kZmm, bit(seven_one.eax, 5));
-    add(kAmxInt8, kTiles, bit(seven.edx, 24) && bit(seven.edx, 25));
+    add(kAmxInt8, kTiles, bit(seven.edx, 24) && bit(seven.edx, 25) && has_whole_tiles());
+    add(kAmxPermitted, kTiles, (features & kAmxInt8) != 0 && may_use_tiles());
     return features;
 }
 

@@ -12,6 +12,9 @@ namespace {
 
 // Of this build, best first.
 constexpr const KernelTable* kTables[] = {
+#ifdef FAQUANT_AMX
+    &kAmxKernels,
+#endif
 #ifdef FAQUANT_X86
     &kAvx512VnniKernels,
 #ifdef FAQUANT_AVXVNNI
@@ -28,9 +31,10 @@ constexpr const KernelTable* kTables[] = {
     &kPortableKernels,
 };
 
-bool is_supported(const KernelTable& table) {
+// The features that the table requires and this CPU lacks.
+uint32_t lacking(const KernelTable& table) {
     static const uint32_t cpu = detect_cpu_features();
-    return (table.features & ~cpu) == 0;
+    return table.features & ~cpu;
 }
 
 std::string names(const std::vector<const KernelTable*>& tables) {
@@ -75,7 +79,7 @@ const std::vector<const KernelTable*>& available_kernels() {
     static const std::vector<const KernelTable*> tables = [] {
         std::vector<const KernelTable*> list;
         std::copy_if(std::begin(kTables), std::end(kTables), std::back_inserter(list),
-                     [](const KernelTable* table) { return is_supported(*table); });
+                     [](const KernelTable* table) { return lacking(*table) == 0; });
         return list;
     }();
     return tables;
@@ -86,11 +90,13 @@ const KernelTable& find_kernels(const std::string& name) {
         if (name != table->name) {
             continue;
         }
-        if (is_supported(*table)) {
+        if (lacking(*table) == 0) {
             return *table;
         }
-        throw UsageError("this CPU lacks the instructions of '" + name +
-                         "'. Choose one of: " + names(available_kernels()) + ".");
+        const std::string reason = lacking(*table) == kAmxPermitted
+                                       ? "the operating system does not permit this process to use the tiles of"
+                                       : "this CPU lacks the instructions of";
+        throw UsageError(reason + " '" + name + "'. Choose one of: " + names(available_kernels()) + ".");
     }
     throw UsageError("'" + name +
                      "' is not an instruction set of this build. Choose one of: " + names(available_kernels()) + ".");

@@ -84,6 +84,16 @@ std::vector<float> whole_inputs(Random& random, const Linear& linear, int64_t ro
 
 constexpr int64_t kOutputs = 70;
 
+// As apply, which cuts rows into jobs of a strip for so few outputs.
+void apply_at_once(const KernelTable& kernels, const Linear& linear, const std::vector<float>& x, int64_t rows,
+                   bool add, std::vector<float>& out) {
+    std::vector<uint8_t> bytes(static_cast<size_t>(rows * padded_inputs(linear.inputs)));
+    std::vector<float> scales(static_cast<size_t>(rows)), scratch(static_cast<size_t>(linear.inputs));
+    const Rounded rounded = {rows, bytes.data(), scales.data()};
+    kernels.quantize_inputs(linear, x.data(), scratch.data(), rounded);
+    kernels.linear_panels(linear, rounded, 0, (linear.outputs + kPanel - 1) / kPanel, add, out.data());
+}
+
 }  // namespace
 
 RandomLinear::RandomLinear(Random& random, int64_t inputs, int64_t outputs, float unit)
@@ -131,11 +141,13 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
         bool is_static, multiplies, add;
         float unit, input_steps = 127.0f;
     };
-    // Fewer and more rows and columns than a strip and a panel; Hadamard blocks smaller and larger than a vector.
-    const Case cases[] = {{3, 999, 0, false, false, false, 1.0f}, {17, 128, 64, false, false, true, 0.125f},
-                          {6, 12, 4, false, false, true, 0.125f}, {17, 75, 0, true, false, true, 0.125f},
-                          {5, 75, 0, false, true, false, 0.125f}, {6, 48, 16, false, true, true, 0.125f},
-                          {3, 75, 0, true, true, false, 0.125f},  {5, 75, 0, false, false, true, 0.125f, 127.5f}};
+    // Fewer and more rows and columns than a strip and a panel; Hadamard blocks smaller and larger than a vector;
+    // depths that tiles of AMX fill and do not fill.
+    const Case cases[] = {{3, 999, 0, false, false, false, 1.0f},  {17, 128, 64, false, false, true, 0.125f},
+                          {6, 12, 4, false, false, true, 0.125f},  {17, 75, 0, true, false, true, 0.125f},
+                          {5, 75, 0, false, true, false, 0.125f},  {6, 48, 16, false, true, true, 0.125f},
+                          {3, 75, 0, true, true, false, 0.125f},   {5, 75, 0, false, false, true, 0.125f, 127.5f},
+                          {22, 590, 0, true, false, false, 0.125f}};
     Random random;
     for (const Case& c : cases) {
         RandomLinear linear(random, c.inputs, kOutputs, c.unit);
@@ -155,6 +167,10 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
         }
         const auto run = [&](const KernelTable& kernels) {
             std::vector<float> out = before;
+            if (c.rows > kStrip) {
+                apply_at_once(kernels, linear.linear, x, c.rows, c.add, out);
+                return out;
+            }
             const Product product = {&linear.linear, out.data(), c.add};
             apply(kernels, {x.data(), c.rows, {}}, &product, 1, 1);
             return out;

@@ -13,6 +13,7 @@ from faquant.checkpoint.tensors import TensorFiles
 from faquant.cli.main import run
 from faquant.cli.sizes import parse_size, show_size
 from faquant.errors import UsageError
+from faquant.kernels import isa
 from oracles import gguf_files
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
@@ -201,6 +202,15 @@ def test_doctor_reports_passing_self_tests(capsys: pytest.CaptureFixture[str]) -
     assert all(found["self_tests"].values())
     assert found["instruction_set_in_use"] in found["instruction_sets"]
     assert run(["doctor"]) == 0
+
+
+@pytest.mark.parametrize("permitted", [False, True])
+def test_doctor_says_that_tiles_are_refused(
+    permitted: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isa, "cpu_features", lambda: {"amx_int8": True, "amx_permitted": permitted})
+    assert run(["doctor"]) == 0
+    assert ("permit" in capsys.readouterr().out.replace("amx_permitted", "")) != permitted
 
 
 def test_convert_explains_what_mindie_cannot_compute(

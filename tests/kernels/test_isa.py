@@ -120,13 +120,15 @@ def test_what_is_no_array_is_refused() -> None:
 def test_features_and_names() -> None:
     features = cpu.cpu_features()
     assert {
-        *("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_int8"),
-        *("asimddp", "i8mm"),
+        *("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
+        *("amx_int8", "amx_permitted", "asimddp", "i8mm"),
     } <= set(features)
     assert cpu.cpu_name()
     isas = cpu.available_isas()
     assert isas[-1] == "portable"
     assert ("avx2" in isas) == (features["avx2"] and features["f16c"])
+    assert not ("amx" in isas and not (features["amx_int8"] and features["amx_permitted"] and features["avx512_vnni"]))
+    assert not (features["amx_permitted"] and not features["amx_int8"])
     assert not ("avx512vnni" in isas and not features["avx512_vnni"])
     assert not ("avxvnni-evex" in isas and "avx512vnni" not in isas)
     assert not ("avxvnni" in isas and not features["avx_vnni"])
@@ -187,7 +189,7 @@ def test_an_unknown_name_is_refused_in_a_call() -> None:
 
 # Skipped if the CPU has them all: there is nothing to refuse.
 @pytest.mark.parametrize(
-    "isa", sorted({"avx2", "avxvnni", "avx512vnni", "neondot", "neoni8mm"} - set(cpu.available_isas()))
+    "isa", sorted({"amx", "avx2", "avxvnni", "avx512vnni", "neondot", "neoni8mm"} - set(cpu.available_isas()))
 )
 def test_a_lacking_isa_is_refused(isa: str) -> None:
     with pytest.raises(UsageError, match=isa):

@@ -125,6 +125,12 @@ def test_without_reserved_pages_weights_take_others(monkeypatch: pytest.MonkeyPa
     assert bool(closed) == (fails == "populate")
 
 
+@pytest.mark.parametrize("num_pages", [1, 3, 2048])
+def test_the_cache_starts_on_a_cache_line(num_pages: int) -> None:
+    pages = Int8Pages(AttentionScheme(2, 2, 80), num_pages, 128)
+    assert all(array.ctypes.data % 64 == 0 for array in (pages.k, pages.v, pages.k_scale, pages.v_scale))
+
+
 def test_the_cache_takes_memory_when_it_is_written() -> None:
     """Up to the parts of its regions that the test writes, in huge pages."""
     before = resident()

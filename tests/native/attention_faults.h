@@ -101,8 +101,9 @@ void append_truncated(const Scheme& scheme, const Cache& cache, const float* k, 
 int64_t attend_nudged_in_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last,
                                   int64_t begin, int64_t end, const Scratch& scratch, const Partial& total) {
     const int64_t saturated = right.attend(a, span, kv_head, first, last, begin, end, scratch, total);
-    if (a.cache->bfloat16_k != nullptr) {
-        nudge(total.out[0]);
+    // Several, because the division by the sum may round the difference away.
+    for (int64_t c = 0; a.cache->bfloat16_k != nullptr && c < a.scheme->dim; ++c) {
+        nudge(total.out[c]);
     }
     return saturated;
 }
@@ -110,8 +111,8 @@ int64_t attend_nudged_in_bfloat16(const Attention& a, const Span& span, int64_t 
 int64_t attend_nudged_in_float32(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last,
                                  int64_t begin, int64_t end, const Scratch& scratch, const Partial& total) {
     const int64_t saturated = right.attend(a, span, kv_head, first, last, begin, end, scratch, total);
-    if (a.cache->float_k != nullptr) {
-        nudge(total.out[0]);
+    for (int64_t c = 0; a.cache->float_k != nullptr && c < a.scheme->dim; ++c) {
+        nudge(total.out[c]);
     }
     return saturated;
 }

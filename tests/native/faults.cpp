@@ -104,6 +104,7 @@ constexpr Fault kFaults[] = {
     {"linear_panels", "no bias", [](KernelTable& t) { t.linear_panels = panels_without_bias; }},
     {"linear_panels", "never adds", [](KernelTable& t) { t.linear_panels = panels_stored; }},
     {"linear_panels", "always adds", [](KernelTable& t) { t.linear_panels = panels_added; }},
+    {"linear_panels", "another last bit in row 21", [](KernelTable& t) { t.linear_panels = panels_nudged_in_row_21; }},
     {"gated_panels", "not the last panel", [](KernelTable& t) { t.gated_panels = gated_panels_but_the_last; }},
     {"gated_panels", "gate and up exchanged", [](KernelTable& t) { t.gated_panels = gated_panels_exchanged; }},
     {"float_panels", "no bias", [](KernelTable& t) { t.float_panels = float_panels_without_bias; }},

@@ -52,6 +52,14 @@ void panels_added(const Linear& linear, const Rounded& rows, int64_t first, int6
     right.linear_panels(linear, rows, first, last, true, out);
 }
 
+void panels_nudged_in_row_21(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add,
+                             float* out) {
+    right.linear_panels(linear, rows, first, last, add, out);
+    if (rows.count > 21) {
+        nudge(out[21 * linear.outputs]);
+    }
+}
+
 void gated_panels_but_the_last(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
                                int64_t first, int64_t last, float* out) {
     right.gated_panels(gate, gate_rows, up, up_rows, first, last - (last * kPanel >= up.outputs), out);

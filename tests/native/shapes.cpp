@@ -15,10 +15,10 @@
 namespace faquant {
 namespace {
 
-// Every number of rows in a strip, one more, and two strips and one more.
+// Every number of rows in a strip and one more; some in two strips, and one more.
 constexpr int64_t kMostRows = 2 * kStrip + 1;
 constexpr int64_t more_rows(int64_t rows) {
-    return rows == kStrip + 1 ? kMostRows : rows + 1;
+    return rows == kStrip + 1 ? kStrip + 8 : rows == kStrip + 8 ? 2 * kStrip - 1 : rows + 1;
 }
 constexpr uint8_t kExtremes[] = {0, 1, 127, 128, 129, 255};
 
@@ -246,12 +246,18 @@ std::string first_wrong_shape(const KernelTable& table) {
     std::vector<int64_t> lengths(20);
     std::iota(lengths.begin(), lengths.end(), 1);
     lengths.insert(lengths.end(), {63, 64, 65, 127, 128, 129, 500});
-    const std::string wrong = wrong_linear(table, kMaxDotLength, kPadding, kStrip / 2 + 1);
+    for (const auto& found :
+         {wrong_linear(table, kMaxDotLength, kPadding, kStrip + 1), wrong_linear(table, 515, 80, kMostRows),
+          wrong_linear(table, 1024, 47, kMostRows), wrong_linear(table, 1100, 80, kMostRows)}) {
+        if (!found.empty()) {
+            return found;
+        }
+    }
     for (const int64_t outputs : {1, 16, 32, 47, 64, 80}) {
         for (const int64_t inputs : lengths) {
-            for (const auto& found : {wrong, wrong_linear(table, inputs, outputs, kMostRows),
-                                      wrong_float_linear(table, inputs, outputs, false),
-                                      wrong_float_linear(table, inputs, outputs, true)}) {
+            for (const auto& found :
+                 {wrong_linear(table, inputs, outputs, kMostRows), wrong_float_linear(table, inputs, outputs, false),
+                  wrong_float_linear(table, inputs, outputs, true)}) {
                 if (!found.empty()) {
                     return found;
                 }

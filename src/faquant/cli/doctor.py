@@ -73,11 +73,13 @@ def _print(findings: dict[str, Any]) -> None:
     table = Table(show_header=False)
     present = [name for name, there in findings["features"].items() if there]
     pages = findings["huge_pages"]
+    tiles_refused = "amx_int8" in present and "amx_permitted" not in present
     rows = {
         "CPU": findings["cpu"],
         "system": findings["system"],
         "features": ", ".join(present) or "none of those used",
         "instruction sets": f"{', '.join(findings['instruction_sets'])}; in use: {findings['instruction_set_in_use']}",
+        **({"AMX": "the operating system does not permit this process to use tiles"} if tiles_refused else {}),
         "huge pages": f"{'in use' if pages['works'] else 'not in use'}; setting: {pages['setting'] or 'none'}; "
         f"reserved and free: {pages['free_reserved_bytes']:,} bytes",
         **{f"self-test, {name}": "passed" if ok else "FAILED" for name, ok in findings["self_tests"].items()},

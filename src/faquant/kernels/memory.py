@@ -48,10 +48,15 @@ class Arena:
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
-    """A new array whose values are arbitrary, for the cache: large ones take huge pages, but only when written."""
+    """A new array whose values are arbitrary, for the cache: large ones take huge pages, but only when written. All
+    start on a cache line."""
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    return np.empty(shape, kind) if size < HUGE_PAGE else huge(size).view(kind).reshape(shape)
+    if size < HUGE_PAGE:
+        spare = np.empty(size + _ALIGNMENT, np.uint8)
+        begin = -spare.ctypes.data % _ALIGNMENT
+        return spare[begin : begin + size].view(kind).reshape(shape)
+    return huge(size).view(kind).reshape(shape)
 
 
 def _region(size: int) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,9 @@
+#pragma once
+
+#include "isa/kernels.h"
+
+namespace faquant {
+
+extern const KernelTable kAmxStandInKernels;
+
+}  // namespace faquant
