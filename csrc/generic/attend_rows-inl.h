@@ -40,10 +40,11 @@ FAQUANT_INLINE Floats through_half(Floats x) {
 // P of a row times `factor` as integers: a row of bytes, or for 16-bit P one of high and one of low bytes. Returns
 // their sum if `summed`.
 template <bool wide, bool summed, bool by_half>
-FAQUANT_INLINE int32_t round_p(const TileRow& row, float factor, uint8_t* bytes) {
+FAQUANT_INLINE int32_t round_p(const TileRow& row, float factor, uint8_t* bytes, PrefetchSteps& next) {
     int32_t integers[kTile];
     Ints total{};
     FAQUANT_EACH_VECTOR {
+        fetch_at(i, next);
         const Floats p = row.x[i] * factor;
         const Ints rounded = bits_of((by_half ? through_half(p) : p) + kRounder) & 0x7fff;
         if constexpr (summed) {
@@ -75,14 +76,15 @@ constexpr int64_t kTogether = 2;
 // whether some row of the strip does not see all of the tile.
 template <bool wide, bool token_v, bool masked, int64_t together>
 __attribute__((noinline)) void soften(const Scheme& s, const Tile& tile, const Queries& queries,
-                                      const int32_t* products, Strip& strip, int64_t r, uint8_t* p_bytes) {
+                                      const int32_t* products, Strip& strip, int64_t r, uint8_t* p_bytes,
+                                      PrefetchSteps k, PrefetchSteps v) {
     constexpr int64_t kBytes = wide ? 2 * kTile : kTile;
     const float levels = static_cast<float>(s.p_levels);
     TileRow rows[together];
     float top[together], factor[together];
     FAQUANT_EACH_ROW {
         const int64_t i = r + n;
-        rows[n].score(products + i * kTile, queries.excess[i], queries.scale[i], tile.k_scale, queries.bias[i]);
+        rows[n].score(products + i * kTile, queries.excess[i], queries.scale[i], tile.k_scale, queries.bias[i], k);
         if constexpr (masked) {
             rows[n].mask(strip.low[i], strip.high[i]);
         }
@@ -91,7 +93,7 @@ __attribute__((noinline)) void soften(const Scheme& s, const Tile& tile, const Q
         strip.top[r + n] = top[n] = rows[n].greatest();
     }
     FAQUANT_EACH_ROW {
-        rows[n].exponentials(top[n]);
+        rows[n].exponentials(top[n], k);
     }
     if (token_v || !s.quantized_sum) {
         FAQUANT_EACH_ROW {
@@ -109,8 +111,8 @@ __attribute__((noinline)) void soften(const Scheme& s, const Tile& tile, const Q
     }
     FAQUANT_EACH_ROW {
         uint8_t* bytes = p_bytes + (r + n) * kBytes;
-        const int32_t sum = s.p_float16 ? round_p<wide, !token_v, true>(rows[n], factor[n], bytes)
-                                        : round_p<wide, !token_v, false>(rows[n], factor[n], bytes);
+        const int32_t sum = s.p_float16 ? round_p<wide, !token_v, true>(rows[n], factor[n], bytes, v)
+                                        : round_p<wide, !token_v, false>(rows[n], factor[n], bytes, v);
         if constexpr (!token_v) {
             strip.p_sum[r + n] = static_cast<float>(sum);
             if (s.quantized_sum) {
@@ -219,9 +221,12 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 read_scales(cache.v_scale, at, low, high, tile.v_scale);
             }
             const int64_t lines = kTile * padded / kCacheLine;
-            Prefetch this_v = {reinterpret_cast<const char*>(tile.v), lines}, next_k = {};
+            // Both at an even pace over the work on this tile: a burst of prefetches would stop that.
+            Prefetch next_k = {}, next_v = {};
             if (key + kTile < stop) {
-                next_k = {reinterpret_cast<const char*>(cache.k + page_row(key + kTile) * padded), lines};
+                const int64_t next = page_row(key + kTile) * padded;
+                next_k = {reinterpret_cast<const char*>(cache.k + next), lines};
+                next_v = {reinterpret_cast<const char*>(cache.v + next), lines};
             }
             for (int64_t r = 0; r < rows; r += kStrip) {
                 const int64_t count = smaller(kStrip, rows - r);
@@ -230,19 +235,24 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 }
                 multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), padded, count,
                                {tile.k, padded / 4}, padded / 4, strip.panels() * kPanel, scratch.products, kTile,
-                               this_v);
-                const int64_t meanwhile = next_k.lines * kTogether / (2 * count);
+                               next_k.take(next_k.lines / 3));
+                Prefetch some_v = next_v.take(next_v.lines / 3);
                 const Queries queries = {scratch.excess + r, scratch.scale + r, scratch.bias + r};
                 const auto some =
                     strip.whole ? soften<wide, token_v, false, kTogether> : soften<wide, token_v, true, kTogether>;
                 const auto one = strip.whole ? soften<wide, token_v, false, 1> : soften<wide, token_v, true, 1>;
                 for (int64_t i = 0; i < count; i += kTogether) {
-                    next_k.fetch(meanwhile);
-                    (i + kTogether <= count ? some : one)(s, tile, queries, scratch.products, strip, i, scratch.p);
+                    const int64_t left = (count - i) * kRowFetches, now = smaller(kTogether, count - i) * kRowFetches;
+                    Prefetch now_k = next_k.take(next_k.lines * now / left),
+                             now_v = some_v.take(some_v.lines * now / left);
+                    (now < kTogether * kRowFetches ? one : some)(s, tile, queries, scratch.products, strip, i,
+                                                                 scratch.p, now_k.over(2 * now), now_v.over(now));
+                    now_k.fetch(now_k.lines);
+                    now_v.fetch(now_v.lines);
                 }
                 multiply<false>(scratch.p, kTile, count * kPlanes,
                                 {reinterpret_cast<const uint8_t*>(tile.v), kTile / 4}, strip.words(), padded,
-                                scratch.products, padded, next_k);
+                                scratch.products, padded, next_v);
                 const Weights w(strip.top, strip.sum, scratch.split.max + r, scratch.split.sum + r, count);
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip.sees(i)) {
@@ -250,7 +260,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                                                 w.added[i], scratch.split.out + (r + i) * padded, padded);
                     }
                 }
-                this_v.lines = next_k.lines = 0;
+                next_k.lines = next_v.lines = 0;
             }
         }
         merge(scratch.split, total, rows, padded);

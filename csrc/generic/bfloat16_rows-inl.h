@@ -74,7 +74,8 @@ void soften(Strip& strip, int64_t r, float* p) {
     row.load(p);
     row.mask(strip.low[r], strip.high[r]);
     strip.top[r] = row.greatest();
-    row.exponentials(strip.top[r]);
+    PrefetchSteps nothing = {};
+    row.exponentials(strip.top[r], nothing);
     row.write(p);
     for (int64_t j = 0; j < kTile; ++j) {
         p[j] = factor_of(p[j]);

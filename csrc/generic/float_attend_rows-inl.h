@@ -133,7 +133,8 @@ void attend_floats(const Attention& a, const Span& span, int64_t kv_head, int64_
                         row.load(p + i * kTile);
                         row.mask(strip.low[i], strip.high[i]);
                         strip.top[i] = row.greatest();
-                        row.exponentials(strip.top[i]);
+                        PrefetchSteps nothing = {};
+                        row.exponentials(strip.top[i], nothing);
                         strip.sum[i] = row.sum();
                         row.write(p + i * kTile);
                     }

@@ -12,19 +12,6 @@
 
 #include "generic/multiply_rows-inl.h"
 
-// The part of a Prefetch for one product, with `lines` lines per step of its loop.
-struct PrefetchSteps {
-    const char* next;
-    int64_t lines;
-
-    void fetch() {
-        for (int64_t i = 0; i < lines; ++i) {
-            __builtin_prefetch(next);
-            next += kCacheLine;
-        }
-    }
-};
-
 // As multiply_panel, for `rows` (1 to 4) rows and blocks · kColumns columns of b [depth, b_stride / 4, kInWord]. The
 // sums are added to c if `add`. Calls next.fetch() for each i.
 template <bool packed_unsigned, int rows, int blocks>

@@ -8,6 +8,7 @@
 #include "generic/editor.h"
 #endif
 
+#include "generic/multiply_rows-inl.h"
 #include "generic/numbers-inl.h"
 #include "generic/vectors-inl.h"
 
@@ -15,6 +16,15 @@ constexpr int64_t kRowVectors = kTile / kFloatLanes;
 
 // Unrolled, because arrays of vectors stay in memory otherwise.
 #define FAQUANT_EACH_VECTOR _Pragma("GCC unroll 32") for (int64_t i = 0; i < kRowVectors; ++i)
+
+// Steps of a loop over the vectors of a row in which it prefetches, whatever their number.
+constexpr int64_t kRowFetches = 8;
+
+FAQUANT_INLINE void fetch_at(int64_t vector, PrefetchSteps& next) {
+    if (vector % (kRowVectors / kRowFetches) == 0) {
+        next.fetch();
+    }
+}
 
 // 2^x for -127 <= x <= 0, as reference.exp2.
 FAQUANT_INLINE Floats exp2_of(Floats x) {
@@ -54,8 +64,10 @@ struct TileRow {
     Floats x[kRowVectors];
 
     // (sums - excess) · scale · k_scale + bias.
-    FAQUANT_INLINE void score(const int32_t* sums, int32_t excess, float scale, const float* k_scale, float bias) {
+    FAQUANT_INLINE void score(const int32_t* sums, int32_t excess, float scale, const float* k_scale, float bias,
+                              PrefetchSteps& next) {
         FAQUANT_EACH_VECTOR {
+            fetch_at(i, next);
             Ints some;
             __builtin_memcpy(&some, sums + i * kFloatLanes, sizeof some);
             const auto products = __builtin_convertvector(some - excess, Floats);
@@ -96,11 +108,12 @@ struct TileRow {
     FAQUANT_INLINE float sum() const { return fold<true>(); }
 
     // 2^(x - top), where top is the greatest of them.
-    FAQUANT_INLINE void exponentials(float top) {
+    FAQUANT_INLINE void exponentials(float top, PrefetchSteps& next) {
         Floats least = all_lanes(-127.0f);
         // Compilers compare with a constant instead of taking the greater.
         __asm__("" : FAQUANT_REGISTER(least));
         FAQUANT_EACH_VECTOR {
+            fetch_at(i, next);
             x[i] = exp2_of(greater(x[i] - top, least));
         }
     }
