@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from faquant.checkpoint.model_config import load_config
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants
-from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
@@ -64,7 +63,7 @@ def test_without_a_bound_the_least_kl_at_full_speed_is_taken(best: SearchResult)
 def test_a_candidate_costs_what_the_checkpoint_will(best: SearchResult, source: Path, tmp_path: Path) -> None:
     """The same calibration, written and read back, has the same KL, to the last bit."""
     quantize(source, tmp_path / "out", RECIPES["default"], PROMPTS)
-    model, plain = load(tmp_path / "out"), load(source, backend=TorchBackend())
+    model, plain = load(tmp_path / "out"), load(source)
     results = [compare(plain, variants(model, plain), text, window=50) for text in TEXTS]
     for part, name, variant in (("attention", "token, mapped, P 16", "attention"), ("linears", "rotated", "linears")):
         mean = sum(result[variant].kl_mean for result in results) / 2
