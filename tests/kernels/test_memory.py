@@ -85,8 +85,37 @@ def test_systems_without_huge_pages_have_ordinary_memory(monkeypatch: pytest.Mon
     huge(HUGE_PAGE)[:] = 1
 
 
-@pytest.mark.skipif(free_reserved() < CHUNK, reason="this system has reserved no huge pages")
-def test_weights_take_reserved_pages() -> None:
+def test_weights_take_reserved_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a simulated pool of ordinary pages, because few systems have reserved any."""
+    kind = memory._MAP_HUGETLB | memory._MAP_HUGE_2MB
+    taken: list[int] = []
+
+    class Pool(mmap.mmap):
+        """A mapping of the pool, which counts once it is filled."""
+
+        def __new__(cls, file: int, size: int, flags: int) -> "Pool":
+            assert flags & kind == kind
+            return super().__new__(cls, file, size, flags & ~kind)
+
+        def madvise(self, option: int, start: int = 0, length: int = 0) -> None:
+            assert option == memory._MADV_POPULATE_WRITE
+            taken.append(len(self))
+
+    monkeypatch.setattr(memory, "free_reserved", lambda: 1 << 30)
+    monkeypatch.setattr("mmap.mmap", Pool)
+    arena = Arena()
+    arrays = [arena.empty(size, np.int8) for size in (1000, 5000, CHUNK // 4 + 1, 3000)]
+    assert taken == [CHUNK, CHUNK // 4 + HUGE_PAGE]
+    for number, array in enumerate(arrays):
+        assert not array.any()
+        array[:] = number
+    assert all((array == number).all() for number, array in enumerate(arrays))
+
+
+@pytest.mark.skipif(
+    free_reserved() < CHUNK, reason="this system has reserved no huge pages; the test above simulates it"
+)
+def test_reserved_pages_are_given_back() -> None:
     free = free_reserved()
     array = Arena().empty(1000, np.int8)
     assert free_reserved() == free - CHUNK
