@@ -38,7 +38,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml CMakeLists.txt $(CXX_FILES)
 	$(BIN)/python -m pip install --no-build-isolation -e '.[dev]'
 	touch $@
 
-check: venv ## Lint, formatting and types; that an editor can read each text of csrc/generic alone
+check: venv ## Lint, formatting and types; that an editor can read each text that units share (*-inl.h) alone
 	$(BIN)/ruff check $(PYTHON_DIRS)
 	$(BIN)/ruff format --check $(PYTHON_DIRS)
 	$(BIN)/mypy
@@ -115,7 +115,7 @@ AARCH64_OBJECTS = $(patsubst %.cpp,build/aarch64/%.o,$(wildcard tests/native/*.c
 build/aarch64/csrc/isa/neon_dot.o: UNIT_FLAGS = -march=armv8.2-a+dotprod
 build/aarch64/csrc/isa/neon_i8mm.o: UNIT_FLAGS = -march=armv8.2-a+dotprod+i8mm
 
-build/aarch64/%.o: %.cpp $(CXX_FILES)
+build/aarch64/%.o: %.cpp $(filter %.h,$(CXX_FILES)) Makefile
 	mkdir -p $(@D)
 	$(AARCH64_CXX) -std=c++17 -O3 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wshadow -Wconversion -Werror \
 		-DFAQUANT_NEON -Icsrc $(UNIT_FLAGS) -c $< -o $@

@@ -7,120 +7,14 @@
 #include "generic/editor.h"
 #endif
 
+#include "generic/int8_softmax-inl.h"
 #include "generic/multiply_rows-inl.h"
 #include "generic/quantize_rows-inl.h"
 #include "generic/softmax-inl.h"
-#include "generic/tile_row-inl.h"
 
 // half_to_float for kTile numbers; defined per unit, because a select in this loop would take a tenth of the decode
 // time.
 void halves_to_floats(const uint16_t* halves, float* floats);
-
-// The data that the rows of a block share for one tile.
-struct Tile {
-    const uint8_t* k;
-    const int8_t* v;
-    float k_scale[kTile];
-    float v_scale[kTile];
-};
-
-// The queries of a strip, as map_query leaves them.
-struct Queries {
-    const int32_t* excess;
-    const float* scale;
-    const float* bias;
-};
-
-// Rounds to float16's precision, for values up to 65504; values below 2^-14 become the integer 0 anyway.
-FAQUANT_INLINE Floats through_half(Floats x) {
-    const Ints bits = bits_of(x);
-    return float_of((bits + 0xfff + ((bits >> 13) & 1)) & ~0x1fff);
-}
-
-// P of a row times `factor` as integers: a row of bytes, or for 16-bit P one of high and one of low bytes. Returns
-// their sum if `summed`.
-template <bool wide, bool summed, bool by_half>
-FAQUANT_INLINE int32_t round_p(const TileRow& row, float factor, uint8_t* bytes, PrefetchSteps& next) {
-    int32_t integers[kTile];
-    Ints total{};
-    FAQUANT_EACH_VECTOR {
-        fetch_at(i, next);
-        const Floats p = row.x[i] * factor;
-        const Ints rounded = bits_of((by_half ? through_half(p) : p) + kRounder) & 0x7fff;
-        if constexpr (summed) {
-            total += rounded;
-        }
-        __builtin_memcpy(integers + i * kFloatLanes, &rounded, sizeof rounded);
-    }
-    if constexpr (wide) {
-        for (int64_t j = 0; j < kTile; ++j) {
-            bytes[j] = static_cast<uint8_t>(integers[j] >> 8);
-        }
-        bytes += kTile;
-    }
-    for (int64_t j = 0; j < kTile; ++j) {
-        bytes[j] = static_cast<uint8_t>(integers[j]);
-    }
-    int32_t sum = 0;
-    for (int64_t lane = 0; summed && lane < kFloatLanes; ++lane) {
-        sum += total[lane];
-    }
-    return sum;
-}
-
-// Rows whose softmax is computed together, so that the reductions of one hide the latency of the other's.
-constexpr int64_t kTogether = 2;
-#define FAQUANT_EACH_ROW _Pragma("GCC unroll 2") for (int64_t n = 0; n < together; ++n)
-
-// The softmax of the rows [r, r + together) of a strip, from their products with K + 128 to the bytes of P. `masked`:
-// whether some row of the strip does not see all of the tile.
-template <bool wide, bool token_v, bool masked, int64_t together>
-__attribute__((noinline)) void soften(const Scheme& s, const Tile& tile, const Queries& queries,
-                                      const int32_t* products, Strip& strip, int64_t r, uint8_t* p_bytes,
-                                      PrefetchSteps k, PrefetchSteps v) {
-    constexpr int64_t kBytes = wide ? 2 * kTile : kTile;
-    const float levels = static_cast<float>(s.p_levels);
-    TileRow rows[together];
-    float top[together], factor[together];
-    FAQUANT_EACH_ROW {
-        const int64_t i = r + n;
-        rows[n].score(products + i * kTile, queries.excess[i], queries.scale[i], tile.k_scale, queries.bias[i], k);
-        if constexpr (masked) {
-            rows[n].mask(strip.low[i], strip.high[i]);
-        }
-    }
-    FAQUANT_EACH_ROW {
-        strip.top[r + n] = top[n] = rows[n].greatest();
-    }
-    FAQUANT_EACH_ROW {
-        rows[n].exponentials(top[n], k);
-    }
-    if (token_v || !s.quantized_sum) {
-        FAQUANT_EACH_ROW {
-            strip.sum[r + n] = rows[n].sum();
-        }
-    }
-    FAQUANT_EACH_ROW {
-        factor[n] = levels;
-        if constexpr (token_v) {
-            rows[n].multiply_by(tile.v_scale);
-            const float peak = greater(rows[n].greatest(), kSmallestScale);
-            strip.step[r + n] = peak / levels;
-            factor[n] = levels / peak;
-        }
-    }
-    FAQUANT_EACH_ROW {
-        uint8_t* bytes = p_bytes + (r + n) * kBytes;
-        const int32_t sum = s.p_float16 ? round_p<wide, !token_v, true>(rows[n], factor[n], bytes, v)
-                                        : round_p<wide, !token_v, false>(rows[n], factor[n], bytes, v);
-        if constexpr (!token_v) {
-            strip.p_sum[r + n] = static_cast<float>(sum);
-            if (s.quantized_sum) {
-                strip.sum[r + n] = strip.p_sum[r + n] / levels;
-            }
-        }
-    }
-}
 
 // out = out · old + (∑ P·V in V's units) · added, for one row.
 template <bool wide, bool token_v>
@@ -221,7 +115,7 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                 read_scales(cache.v_scale, at, low, high, tile.v_scale);
             }
             const int64_t lines = kTile * padded / kCacheLine;
-            // Both at an even pace over the work on this tile: a burst of prefetches would stop that.
+            // Both are fetched at an even pace during the work on this tile, which a burst of prefetches would stall.
             Prefetch next_k = {}, next_v = {};
             if (key + kTile < stop) {
                 const int64_t next = page_row(key + kTile) * padded;
@@ -234,22 +128,11 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                     continue;
                 }
                 multiply<true>(reinterpret_cast<const uint8_t*>(scratch.q + r * padded), padded, count,
-                               {tile.k, padded / 4}, padded / 4, strip.panels() * kPanel, scratch.products, kTile,
+                               {tile.k, padded / 4}, padded / 4, strip.columns(), scratch.products, kTile,
                                next_k.take(next_k.lines / 3));
-                Prefetch some_v = next_v.take(next_v.lines / 3);
                 const Queries queries = {scratch.excess + r, scratch.scale + r, scratch.bias + r};
-                const auto some =
-                    strip.whole ? soften<wide, token_v, false, kTogether> : soften<wide, token_v, true, kTogether>;
-                const auto one = strip.whole ? soften<wide, token_v, false, 1> : soften<wide, token_v, true, 1>;
-                for (int64_t i = 0; i < count; i += kTogether) {
-                    const int64_t left = (count - i) * kRowFetches, now = smaller(kTogether, count - i) * kRowFetches;
-                    Prefetch now_k = next_k.take(next_k.lines * now / left),
-                             now_v = some_v.take(some_v.lines * now / left);
-                    (now < kTogether * kRowFetches ? one : some)(s, tile, queries, scratch.products, strip, i,
-                                                                 scratch.p, now_k.over(2 * now), now_v.over(now));
-                    now_k.fetch(now_k.lines);
-                    now_v.fetch(now_v.lines);
-                }
+                softmax_strip<wide, token_v>(s, tile, queries, count, scratch.products, strip, scratch.p, next_k,
+                                             next_v.take(next_v.lines / 3));
                 multiply<false>(scratch.p, kTile, count * kPlanes,
                                 {reinterpret_cast<const uint8_t*>(tile.v), kTile / 4}, strip.words(), padded,
                                 scratch.products, padded, next_v);

@@ -9,11 +9,9 @@
 #include "generic/editor.h"
 #endif
 
-#include "generic/attend_rows-inl.h"
 #include "generic/multiply_rows-inl.h"
 #include "generic/quantize_rows-inl.h"
 #include "generic/softmax-inl.h"
-#include "generic/tile_row-inl.h"
 
 constexpr uint32_t kLeastFactor = (127u - 62u) << 23;
 
@@ -68,22 +66,6 @@ void copy_seen(const uint16_t* v, int64_t low, int64_t high, int64_t padded, uin
     }
 }
 
-// The softmax of row r of a strip: p holds scores, and then P.
-void soften(Strip& strip, int64_t r, float* p) {
-    TileRow row;
-    row.load(p);
-    row.mask(strip.low[r], strip.high[r]);
-    strip.top[r] = row.greatest();
-    PrefetchSteps nothing = {};
-    row.exponentials(strip.top[r], nothing);
-    row.write(p);
-    for (int64_t j = 0; j < kTile; ++j) {
-        p[j] = factor_of(p[j]);
-    }
-    row.load(p);
-    strip.sum[r] = row.sum();
-}
-
 void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int64_t first, int64_t last, int64_t begin,
                      int64_t end, const Scratch& scratch, const Partial& total) {
     const Scheme& s = *a.scheme;
@@ -136,9 +118,14 @@ void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int6
                          this_v);
                 const int64_t meanwhile = next_k.lines / (2 * count);
                 for (int64_t i = 0; i < count; ++i) {
-                    next_k.fetch(meanwhile);
+                    next_k.take(meanwhile).fetch();
                     if (strip.sees(i)) {
-                        soften(strip, i, p + i * kTile);
+                        float* row = p + i * kTile;
+                        probabilities(strip, i, row);
+                        for (int64_t j = 0; j < kTile; ++j) {
+                            row[j] = factor_of(row[j]);
+                        }
+                        strip.sum[i] = sum_of_row(row);
                     }
                 }
                 multiply(p, kTile, count, {reinterpret_cast<const uint8_t*>(v), kTile / 2}, kTile / 2, padded,

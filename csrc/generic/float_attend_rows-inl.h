@@ -8,9 +8,7 @@
 
 #include "generic/float_products-inl.h"
 #include "generic/numbers-inl.h"
-#include "generic/reductions-inl.h"
 #include "generic/softmax-inl.h"
-#include "generic/tile_row-inl.h"
 
 void append_floats(const Scheme& s, const Cache& c, const float* k, const float* v, const int64_t* slots, int64_t first,
                    int64_t last) {
@@ -129,14 +127,8 @@ void attend_floats(const Attention& a, const Span& span, int64_t kv_head, int64_
                 }
                 for (int64_t i = 0; i < count; ++i) {
                     if (strip.sees(i)) {
-                        TileRow row;
-                        row.load(p + i * kTile);
-                        row.mask(strip.low[i], strip.high[i]);
-                        strip.top[i] = row.greatest();
-                        PrefetchSteps nothing = {};
-                        row.exponentials(strip.top[i], nothing);
-                        strip.sum[i] = row.sum();
-                        row.write(p + i * kTile);
+                        probabilities(strip, i, p + i * kTile);
+                        strip.sum[i] = sum_of_row(p + i * kTile);
                     }
                 }
                 clear(scratch.sums, count * padded);

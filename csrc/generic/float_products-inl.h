@@ -143,18 +143,8 @@ void add_float_products(const float* x, int64_t x_stride, int64_t rows, const Fl
     for (; rows >= kFloatRows; rows -= kFloatRows, x += kFloatRows * x_stride, c += kFloatRows * c_stride) {
         add_float_rows<in_word, kFloatRows>(x, x_stride, p, c, c_stride);
     }
-    switch (rows) {
-        case 5:
-            return add_float_rows<in_word, 5>(x, x_stride, p, c, c_stride);
-        case 4:
-            return add_float_rows<in_word, 4>(x, x_stride, p, c, c_stride);
-        case 3:
-            return add_float_rows<in_word, 3>(x, x_stride, p, c, c_stride);
-        case 2:
-            return add_float_rows<in_word, 2>(x, x_stride, p, c, c_stride);
-        case 1:
-            return add_float_rows<in_word, 1>(x, x_stride, p, c, c_stride);
-        default:
-            return;
+    if (rows > 0) {
+        with_constant<kFloatRows - 1>(
+            rows, [&](auto some) { add_float_rows<in_word, decltype(some)::value>(x, x_stride, p, c, c_stride); });
     }
 }

@@ -35,11 +35,12 @@ FAQUANT_INLINE Floats add_lanes(Floats x, Lanes<lanes...>) {
 
 // The transform of `size` elements without its unit, for a power of two of whole vectors that registers hold.
 template <int64_t size>
-FAQUANT_INLINE void butterflies(float* x) {
+FAQUANT_INLINE void transform_in_registers(float* x) {
     constexpr int64_t kCount = size / kFloatLanes;
     using All = typename LanesUpTo<kFloatLanes>::Type;
     Floats y[kCount];
-    _Pragma("GCC unroll 16") for (int64_t i = 0; i < kCount; ++i) {
+    FAQUANT_UNROLL
+    for (int64_t i = 0; i < kCount; ++i) {
         Floats some = add_lanes<1>(load_floats(x + i * kFloatLanes), All());
         some = add_lanes<2>(some, All());
         if constexpr (kFloatLanes > 4) {
@@ -50,8 +51,10 @@ FAQUANT_INLINE void butterflies(float* x) {
         }
         y[i] = some;
     }
-    _Pragma("GCC unroll 8") for (int64_t half = 1; half < kCount; half *= 2) {
-        _Pragma("GCC unroll 16") for (int64_t i = 0; i < kCount; ++i) {
+    FAQUANT_UNROLL
+    for (int64_t half = 1; half < kCount; half *= 2) {
+        FAQUANT_UNROLL
+        for (int64_t i = 0; i < kCount; ++i) {
             if ((i & half) == 0) {
                 const Floats a = y[i], b = y[i + half];
                 y[i] = a + b;
@@ -59,7 +62,8 @@ FAQUANT_INLINE void butterflies(float* x) {
             }
         }
     }
-    _Pragma("GCC unroll 16") for (int64_t i = 0; i < kCount; ++i) {
+    FAQUANT_UNROLL
+    for (int64_t i = 0; i < kCount; ++i) {
         store(x + i * kFloatLanes, y[i]);
     }
 }
@@ -80,21 +84,21 @@ void butterflies(float* x, int64_t dim, int64_t half) {
     }
 }
 
-// The elements whose transform registers hold.
+// The number of elements whose transform fits into registers.
 constexpr int64_t kInRegisters = 64;
 
 // quantizers.hadamard of x [dim], in place.
 void hadamard(float* x, int64_t dim, int64_t block) {
     if (block >= kInRegisters) {
         for (int64_t i = 0; i < dim; i += kInRegisters) {
-            butterflies<kInRegisters>(x + i);
+            transform_in_registers<kInRegisters>(x + i);
         }
         for (int64_t half = kInRegisters; half < block; half *= 2) {
             butterflies<kLanes>(x, dim, half);
         }
     } else if (block >= kLanes) {
         for (int64_t i = 0; i < dim; i += kLanes) {
-            butterflies<kLanes>(x + i);
+            transform_in_registers<kLanes>(x + i);
         }
         for (int64_t half = kLanes; half < block; half *= 2) {
             butterflies<kLanes>(x, dim, half);

@@ -1,5 +1,5 @@
-// multiply_panel in blocks of four rows. Units without registers for more rows define kColumns, kMostBlocks and
-// kMostFloatBlocks before including this file, and afterwards both kinds of multiply_block:
+// multiply_panel in blocks of four rows. Units define the following before including this file, and afterwards the
+// kinds of multiply_block that they use:
 //   kColumns          packed columns that multiply_block processes at a time, a divisor of kPadding
 //   kMostBlocks       the best number of such blocks per call
 //   kMostFloatBlocks  the same for floats
@@ -11,6 +11,10 @@
 #endif
 
 #include "generic/multiply_rows-inl.h"
+
+// The most words of a panel's columns that all rows are multiplied by before the next ones, so that they are read from
+// the L1 cache by all rows but the first ones.
+constexpr int64_t kDepthAtOnce = 80;
 
 // As multiply_panel, for `rows` (1 to 4) rows and blocks · kColumns columns of b [depth, b_stride / 4, kInWord]. The
 // sums are added to c if `add`. Calls next.fetch() for each i.
@@ -40,7 +44,7 @@ void multiply_four(const A* a, int64_t a_stride, const uint8_t* b, int64_t depth
     }
 }
 
-// multiply_panel, also for units that specialize it for some products.
+// The generic multiply_panel; units with an own one call it for few rows.
 template <bool packed_unsigned, typename A, typename C>
 void multiply_by_fours(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c,
                        int64_t c_stride, Prefetch next) {
@@ -51,26 +55,15 @@ void multiply_by_fours(const A* a, int64_t a_stride, int64_t rows, const uint8_t
         const int64_t steps = smaller(at_once, depth - i);
         const uint8_t* words = b + i * 4 * width;
         for (int64_t r = 0; r < rows; r += 4) {
-            const int64_t some = smaller(lines, next.lines / steps);
-            const PrefetchSteps part = {next.take(some * steps).next, some};
-            const A* four = a + r * a_stride + i * kInWord<A>;
-            C* out = c + r * c_stride;
-            switch (smaller(rows - r, 4)) {
-                case 4:
-                    multiply_four<packed_unsigned, 4>(four, a_stride, words, steps, width, i != 0, out, c_stride, part);
-                    break;
-                case 3:
-                    multiply_four<packed_unsigned, 3>(four, a_stride, words, steps, width, i != 0, out, c_stride, part);
-                    break;
-                case 2:
-                    multiply_four<packed_unsigned, 2>(four, a_stride, words, steps, width, i != 0, out, c_stride, part);
-                    break;
-                default:
-                    multiply_four<packed_unsigned, 1>(four, a_stride, words, steps, width, i != 0, out, c_stride, part);
-            }
+            const PrefetchSteps part = next.over(steps, lines);
+            with_constant<4>(smaller(rows - r, 4), [&](auto some) {
+                multiply_four<packed_unsigned, decltype(some)::value>(a + r * a_stride + i * kInWord<A>, a_stride,
+                                                                      words, steps, width, i != 0, c + r * c_stride,
+                                                                      c_stride, part);
+            });
         }
     }
-    next.fetch(next.lines);
+    next.fetch();
 }
 
 template <bool packed_unsigned, typename A, typename C>

@@ -9,8 +9,6 @@
 
 #include "generic/numbers-inl.h"
 
-constexpr int64_t kCacheLine = 64;
-
 // To the L2 cache: on an AMD EPYC (Zen 4), prefetches to the L1 cache hold up the loads behind them.
 FAQUANT_INLINE void prefetch(const char* line) {
     __builtin_prefetch(line, 0, 2);
@@ -34,18 +32,15 @@ struct Prefetch {
     const char* next;
     int64_t lines;
 
-    // Prefetch some more lines, if there are any.
-    void fetch(int64_t some) {
-        for (int64_t i = 0; i < smaller(some, lines); ++i) {
-            prefetch(next + i * kCacheLine);
-        }
-        next += some * kCacheLine;
-        lines -= some;
+    // All of it.
+    void fetch() {
+        PrefetchSteps{next, lines}.fetch();
+        lines = 0;
     }
 
-    // As much of it as `steps` steps can fetch evenly.
-    PrefetchSteps over(int64_t steps) {
-        const int64_t each = lines / steps;
+    // As much of it as `steps` steps can fetch evenly, with at most `most` lines each.
+    PrefetchSteps over(int64_t steps, int64_t most = INT64_MAX) {
+        const int64_t each = smaller(most, lines / steps);
         return {take(each * steps).next, each};
     }
 
@@ -62,15 +57,11 @@ struct Prefetch {
 template <typename A>
 constexpr int64_t kInWord = sizeof(A) == 1 ? 4 : 2;
 
-// The most words of a panel's columns that all rows are multiplied by before the next ones, so that they are read from
-// the L1 cache by all rows but the first ones.
-constexpr int64_t kDepthAtOnce = 80;
-
 // Defined per instruction set: c[r][j] = ∑ a[r][n · i + m] · b[i][j][m], where n is kInWord, for rows of a that are
-// a_stride elements apart, and a panel b [depth, width, n]. The bits of a row depend only on the row.
-// Sums of bytes are exact; one side is signed and the other unsigned, the packed one if packed_unsigned. Products of
-// floats and bfloat16 are added one after another; they are exact, so it does not matter whether each is fused with its
-// addition. Prefetches all of `next` meanwhile.
+// a_stride elements apart, and a panel b [depth, width, n]; rows and depth are at least 1. The bits of a row depend
+// only on the row. Sums of bytes are exact; one side is signed and the other unsigned, the packed one if
+// packed_unsigned. Products of floats and bfloat16 are added one after another; they are exact, so it does not matter
+// whether each is fused with its addition. Prefetches all of `next` meanwhile.
 template <bool packed_unsigned, typename A, typename C>
 void multiply_panel(const A* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width, C* c,
                     int64_t c_stride, Prefetch next);

@@ -3,14 +3,17 @@
 #pragma once
 
 #ifndef FAQUANT_UNIT
-#include "generic/editor.h"
+#include <cstdint>
 #endif
 
 #define FAQUANT_INLINE __attribute__((always_inline)) inline
+// Before loops over arrays of vectors, which stay in memory otherwise.
+#define FAQUANT_UNROLL _Pragma("GCC unroll 32")
 
 constexpr float kInfinity = __builtin_inff();
 // Adding 1.5 · 2^23 rounds to an integer, halves to even, which is then in the lowest bits.
 constexpr float kRounder = 12582912.0f;
+constexpr int32_t kRounderBits = 0x4b400000;
 
 // Elements that loops over rows process together.
 constexpr int64_t kLanes = 16;
@@ -71,4 +74,32 @@ float inverse_sqrt_of(int64_t x) {
 
 int8_t byte_of(float rounded_by_adding) {
     return static_cast<int8_t>(static_cast<int32_t>(bits_of(rounded_by_adding)));
+}
+
+// A number as a type.
+template <int n>
+struct Constant {
+    static constexpr int value = n;
+};
+
+// Calls `work` with the Constant of a number from 1 to `most`.
+template <int most, typename Work>
+FAQUANT_INLINE void with_constant(int64_t number, const Work& work) {
+    if constexpr (most > 1) {
+        if (number < most) {
+            with_constant<most - 1>(number, work);
+            return;
+        }
+    }
+    work(Constant<most>());
+}
+
+// ∑ a[i] · b[i].
+template <typename A>
+int32_t plain_dot(const A* a, const int8_t* b, int64_t n) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
+    }
+    return sum;
 }

@@ -9,20 +9,7 @@
 
 #include "generic/hadamard-inl.h"
 #include "generic/numbers-inl.h"
-#include "generic/reductions-inl.h"
-
-// 2^x for -127 <= x <= 0, as reference.exp2. Clamping is separate: in the same loop, GCC would compute both branches.
-float exp2_of(float x) {
-    const float shifted = x + kRounder;
-    const float f = x - (shifted - kRounder);
-    float p = f * 0.001326472731307149f;
-    p = (p + 0.009671512991189957f) * f;
-    p = (p + 0.05550733581185341f) * f;
-    p = (p + 0.24022242426872253f) * f;
-    p = (p + 0.6931470036506653f) * f;
-    p = p + 1.0f;
-    return p * float_of((bits_of(shifted) - bits_of(kRounder) + 127) << 23);
-}
+#include "generic/tile_row-inl.h"
 
 void clear(const Partial& partial, int64_t rows, int64_t padded) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -44,8 +31,8 @@ struct Strip {
     int64_t seen_to;  // no row sees this key or later ones
     bool whole;       // whether every row sees the whole tile
 
-    // Columns of K and words of V's columns that rows see, in whole panels and words.
-    int64_t panels() const { return (seen_to + kPanel - 1) / kPanel; }
+    // Up to the last key that any row sees: columns of K, in whole panels, and words of V's columns.
+    int64_t columns() const { return (seen_to + kPanel - 1) / kPanel * kPanel; }
     int64_t words() const { return (seen_to + 3) / 4; }
     bool sees(int64_t r) const { return low[r] < high[r]; }
 };
@@ -71,6 +58,23 @@ bool find_visible(const Attention& a, const Span& span, int64_t first, int64_t r
     return any;
 }
 
+// P of row r of a strip before any rounding, in place of its scores.
+void probabilities(Strip& strip, int64_t r, float* p) {
+    TileRow row;
+    row.load(p);
+    row.mask(strip.low[r], strip.high[r]);
+    strip.top[r] = row.greatest();
+    PrefetchSteps nothing = {};
+    row.exponentials(strip.top[r], nothing);
+    row.write(p);
+}
+
+float sum_of_row(const float* p) {
+    TileRow row;
+    row.load(p);
+    return row.sum();
+}
+
 // Merges further (max, sum) into running ones, kStrip at a time; computes the factors of the running and the new
 // outputs.
 struct Weights {
@@ -88,13 +92,11 @@ struct Weights {
             added[r] = more_max[r];
             max[r] = greatest;
         }
-        for (int64_t r = 0; r < kStrip; ++r) {
-            old[r] = greater(old[r] - finite[r], -127.0f);
-            added[r] = greater(added[r] - finite[r], -127.0f);
-        }
-        for (int64_t r = 0; r < kStrip; ++r) {
-            old[r] = exp2_of(old[r]);
-            added[r] = exp2_of(added[r]);
+        const Floats least = all_lanes(-127.0f);
+        for (int64_t r = 0; r < kStrip; r += kFloatLanes) {
+            const Floats base = load_floats(finite + r);
+            store(old + r, exp2_of(greater(load_floats(old + r) - base, least)));
+            store(added + r, exp2_of(greater(load_floats(added + r) - base, least)));
         }
         for (int64_t r = 0; r < count; ++r) {
             sum[r] = sum[r] * old[r] + more_sum[r] * added[r];

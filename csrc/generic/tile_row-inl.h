@@ -14,10 +14,9 @@
 
 constexpr int64_t kRowVectors = kTile / kFloatLanes;
 
-// Unrolled, because arrays of vectors stay in memory otherwise.
-#define FAQUANT_EACH_VECTOR _Pragma("GCC unroll 32") for (int64_t i = 0; i < kRowVectors; ++i)
+#define FAQUANT_EACH_VECTOR FAQUANT_UNROLL for (int64_t i = 0; i < kRowVectors; ++i)
 
-// Steps of a loop over the vectors of a row in which it prefetches, whatever their number.
+// In this many steps a loop over the vectors of a row prefetches.
 constexpr int64_t kRowFetches = 8;
 
 FAQUANT_INLINE void fetch_at(int64_t vector, PrefetchSteps& next) {
@@ -26,29 +25,16 @@ FAQUANT_INLINE void fetch_at(int64_t vector, PrefetchSteps& next) {
     }
 }
 
-// 2^x for -127 <= x <= 0, as reference.exp2.
-FAQUANT_INLINE Floats exp2_of(Floats x) {
-    constexpr int32_t kRounderBits = 0x4b400000;
-    const Floats shifted = x + kRounder;
-    const Floats f = x - (shifted - kRounder);
-    Floats p = f * 0.001326472731307149f;
-    p = (p + 0.009671512991189957f) * f;
-    p = (p + 0.05550733581185341f) * f;
-    p = (p + 0.24022242426872253f) * f;
-    p = (p + 0.6931470036506653f) * f;
-    p = p + 1.0f;
-    return p * float_of((bits_of(shifted) - (kRounderBits - 127)) << 23);
-}
-
 // GCC 12 ignores the attribute of an alias within a function template.
 template <int64_t lanes>
 struct FloatsOf {
     typedef float Type __attribute__((vector_size(lanes * sizeof(float))));
 };
 
-// The lanes of a vector, folded by halves into their sum or their maximum.
-template <bool is_sum, int64_t lanes, typename Vector>
-FAQUANT_INLINE float fold_lanes(const Vector& x) {
+// The lanes of a vector, folded by halves into their sum or their maximum. In registers: sum_by_halves would pass
+// through memory, and rows wait for this.
+template <bool is_sum, int64_t lanes, typename Some>
+FAQUANT_INLINE float fold_lanes(const Some& x) {
     if constexpr (lanes == 2) {
         return is_sum ? x[0] + x[1] : greater(x[0], x[1]);
     } else {
@@ -68,9 +54,11 @@ struct TileRow {
                               PrefetchSteps& next) {
         FAQUANT_EACH_VECTOR {
             fetch_at(i, next);
-            Ints some;
+            // Unsigned, because products of keys that no row sees are left from other computations.
+            Words some;
             __builtin_memcpy(&some, sums + i * kFloatLanes, sizeof some);
-            const auto products = __builtin_convertvector(some - excess, Floats);
+            some -= static_cast<uint32_t>(excess);
+            const auto products = __builtin_convertvector(reinterpret_cast<Ints>(some), Floats);
             x[i] = products * scale * load_floats(k_scale + i * kFloatLanes) + bias;
         }
     }
@@ -132,8 +120,10 @@ struct TileRow {
         FAQUANT_EACH_VECTOR {
             y[i] = x[i];
         }
-        _Pragma("GCC unroll 8") for (int64_t half = kRowVectors / 2; half > 0; half /= 2) {
-            _Pragma("GCC unroll 16") for (int64_t i = 0; i < half; ++i) {
+        FAQUANT_UNROLL
+        for (int64_t half = kRowVectors / 2; half > 0; half /= 2) {
+            FAQUANT_UNROLL
+            for (int64_t i = 0; i < half; ++i) {
                 y[i] = is_sum ? y[i] + y[i + half] : greater(y[i], y[i + half]);
             }
         }

@@ -6,6 +6,8 @@
 namespace faquant {
 namespace {
 
+#include "generic/numbers-inl.h"
+
 int32_t sum_lanes(__m256i v) {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
@@ -22,11 +24,7 @@ int32_t dot_u8s8(const uint8_t* a, const int8_t* b, int64_t n) {
         const __m256i y = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + i)));
         acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x, y));
     }
-    int32_t sum = sum_lanes(acc);
-    for (; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return sum_lanes(acc) + plain_dot(a + i, b + i, n - i);
 }
 
 int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
@@ -37,11 +35,7 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
         const __m256i y = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + i)));
         acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x, y));
     }
-    int32_t sum = sum_lanes(acc);
-    for (; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return sum_lanes(acc) + plain_dot(a + i, b + i, n - i);
 }
 
 #define FAQUANT_REGISTER(x) "+x"(x)

@@ -20,6 +20,8 @@
 namespace faquant {
 namespace {
 
+#include "generic/numbers-inl.h"
+
 using Vector = __m256i;
 
 Vector load(const void* from) {
@@ -59,11 +61,7 @@ int32_t dot_u8s8(const uint8_t* a, const int8_t* b, int64_t n) {
     for (; i + 32 <= n; i += 32) {
         sums = add_products(sums, load(a + i), load(b + i));
     }
-    int32_t sum = sum_of(sums);
-    for (; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return sum_of(sums) + plain_dot(a + i, b + i, n - i);
 }
 
 // The first factor of vpdpbusd is unsigned: a·b = (a + 128)·b − 128·b.
@@ -76,11 +74,7 @@ int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
         sums = add_products(sums, _mm256_xor_si256(load(a + i), offset), y);
         excess = add_products(excess, offset, y);
     }
-    int32_t sum = sum_of(_mm256_sub_epi32(sums, excess));
-    for (; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return sum_of(_mm256_sub_epi32(sums, excess)) + plain_dot(a + i, b + i, n - i);
 }
 
 constexpr int64_t kColumns = 8;

@@ -1,4 +1,4 @@
-// The primitives for multiply_floats-inl.h, float_linear_rows-inl.h and attend_rows-inl.h, with 256-bit vectors.
+// The primitives for vectors of floats that generic/editor.h lists, with 256-bit vectors.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// The primitives for multiply_floats-inl.h, float_linear_rows-inl.h and attend_rows-inl.h, with NEON.
+// The primitives for vectors of floats that generic/editor.h lists, with NEON.
 
 #pragma once
 
@@ -29,7 +29,7 @@ Floats first_rows(const uint8_t* b) {
 }
 
 Floats second_rows(const uint8_t* b) {
-    // Reads the words again if first_rows has: for both at once there are no registers.
+    // Reads the words again: there are not enough registers for both functions' results.
     __asm__ volatile("" ::: "memory");
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(vld1q_u8(b)), vdupq_n_u32(0xffff0000u)));
 }

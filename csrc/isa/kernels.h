@@ -13,9 +13,10 @@ constexpr int64_t kMaxDotLength = 65536;
 // The longest sum of products of two bytes that is exact in float32.
 constexpr int64_t kMaxHeadDim = 1024;
 
+constexpr int64_t kCacheLine = 64;
 // Keys that share one scale of P. Tiles start at multiples of it, and pages hold whole tiles.
 constexpr int64_t kTile = 128;
-// Rows that are processed together for a tile or a panel.
+// Rows of attention that are processed together for a tile. Linears are cut into jobs of multiples of it.
 constexpr int64_t kStrip = 16;
 // Scores per block, whose sum and maximum are computed together.
 constexpr int64_t kBlock = 64;

@@ -2,8 +2,8 @@
 // including this file, units include the tiles' operations (amx_tiles-inl.h) and multiply_fours-inl.h.
 //
 // The packed layout is the one that a tile of columns needs: each line of it has kAmxWords words of a panel's line. All
-// tiles are whole. The last rows are multiplied with those before them, which are then computed twice, to the same
-// sums; the last words likewise, but with zeros in a where the words before have been counted.
+// tiles are whole. The last rows are multiplied with those before them, whose sums are then computed twice, with equal
+// results; the last words likewise, but with zeros in a where the words before have been counted.
 
 #pragma once
 
@@ -34,7 +34,7 @@ struct Multiplying<uint8_t> {
     Multiplying& operator=(const Multiplying&) = delete;
 };
 
-constexpr int64_t kAmxLine = 4 * kAmxWords;  // bytes in a row of a tile
+constexpr int64_t kAmxRowBytes = 4 * kAmxWords;  // bytes in a row of a tile
 
 // Words of a panel's columns that two tiles of rows are multiplied by before the next ones, so that these rows are read
 // from the L1 cache by all columns but the first ones. A multiple of kAmxWords.
@@ -42,7 +42,7 @@ constexpr int64_t kAmxDepthAtOnce = 128;
 
 // The last kAmxWords words of up to two tiles of rows, zeros where whole tiles of words have been counted.
 struct AmxLastWords {
-    alignas(64) uint8_t bytes[2 * kAmxRows * kAmxLine];
+    alignas(64) uint8_t bytes[2 * kAmxRows * kAmxRowBytes];
 
     void copy(const uint8_t* a, int64_t a_stride, int64_t rows, int64_t depth) {
         const int64_t counted = kAmxWords - depth % kAmxWords;
@@ -52,7 +52,7 @@ struct AmxLastWords {
             for (int64_t i = 0; i < kAmxWords; ++i) {
                 words[i] = i < counted ? 0 : words[i];
             }
-            __builtin_memcpy(bytes + r * kAmxLine, words, sizeof words);
+            __builtin_memcpy(bytes + r * kAmxRowBytes, words, sizeof words);
         }
     }
 };
@@ -73,12 +73,12 @@ struct AmxProduct {
     PrefetchSteps next;  // fetched in each step
 };
 
-// Tiles 0 to 3 are the sums; 4, and 5 of two, the rows; the others the columns.
+// Tiles 0 to 3 hold the sums, 4 the rows, 5 the second tile of rows if there are two, and the others the columns.
 template <bool packed_unsigned, int row_tiles, int column_tiles, int column = 0>
 FAQUANT_INLINE void amx_add_columns(const uint8_t* b, int64_t b_stride) {
     if constexpr (column < column_tiles) {
         constexpr int kColumnTile = row_tiles == 2 ? 6 + column : 5 + column % 3;
-        amx_load<kColumnTile, kAmxLine * column>(b, b_stride);
+        amx_load<kColumnTile, kAmxRowBytes * column>(b, b_stride);
         amx_add_products<packed_unsigned, column, 4, kColumnTile>();
         if constexpr (row_tiles == 2) {
             amx_add_products<packed_unsigned, 2 + column, 5, kColumnTile>();
@@ -92,7 +92,7 @@ template <int first, int column_tiles, int column = 0>
 FAQUANT_INLINE void amx_start_sums(bool add, const int32_t* c, int64_t c_stride) {
     if constexpr (column < column_tiles) {
         if (add) {
-            amx_load<first + column, kAmxLine * column>(c, 4 * c_stride);
+            amx_load<first + column, kAmxRowBytes * column>(c, 4 * c_stride);
         } else {
             amx_zero<first + column>();
         }
@@ -103,7 +103,7 @@ FAQUANT_INLINE void amx_start_sums(bool add, const int32_t* c, int64_t c_stride)
 template <int first, int column_tiles, int column = 0>
 FAQUANT_INLINE void amx_store_sums(int32_t* c, int64_t c_stride) {
     if constexpr (column < column_tiles) {
-        amx_store<first + column, kAmxLine * column>(c, 4 * c_stride);
+        amx_store<first + column, kAmxRowBytes * column>(c, 4 * c_stride);
         amx_store_sums<first, column_tiles, column + 1>(c, c_stride);
     }
 }
@@ -128,14 +128,14 @@ __attribute__((noinline)) void amx_multiply(const AmxProduct& product) {
             amx_load<5, 0>(second, a_stride);
         }
         amx_add_columns<packed_unsigned, row_tiles, column_tiles>(b, b_stride);
-        a += kAmxLine;
-        second += kAmxLine;
+        a += kAmxRowBytes;
+        second += kAmxRowBytes;
         b += kAmxWords * b_stride;
     }
     if (product.a_last != nullptr) {
-        amx_load<4, 0>(product.a_last, kAmxLine);
+        amx_load<4, 0>(product.a_last, kAmxRowBytes);
         if constexpr (row_tiles == 2) {
-            amx_load<5, 0>(product.a_last + product.second * kAmxLine, kAmxLine);
+            amx_load<5, 0>(product.a_last + product.second * kAmxRowBytes, kAmxRowBytes);
         }
         amx_add_columns<packed_unsigned, row_tiles, column_tiles>(product.b_last, b_stride);
     }
@@ -155,33 +155,31 @@ void amx_multiply_rows(const uint8_t* a, int64_t a_stride, int64_t rows, const u
     if (whole < depth) {
         last.copy(a, a_stride, rows, depth);
     }
-    AmxProduct product = {a,       a_stride, rows - kAmxRows, b,       4 * width, 0,
-                          nullptr, nullptr,  false,           nullptr, c_stride,  {nullptr, 0}};
     // All sums of one tile's rows stay in tiles.
-    const int64_t at_once = has_two ? kAmxDepthAtOnce : depth;
+    const int64_t at_once = has_two ? kAmxDepthAtOnce : depth, columns_at_once = has_two ? 2 * kAmxWords : kPanel;
     for (int64_t i = 0; i < whole; i += at_once) {
-        const int64_t words = smaller(at_once, whole - i);
+        const int64_t steps = smaller(at_once, whole - i) / kAmxWords;
         const bool is_last = i + at_once >= whole && whole < depth;
-        product.a = a + 4 * i;
-        product.steps = words / kAmxWords;
-        product.a_last = is_last ? last.bytes : nullptr;
-        product.add = i != 0;
-        const int64_t columns_at_once = has_two ? 2 * kAmxWords : kPanel;
         for (int64_t j = 0; j < width; j += columns_at_once) {
-            const int64_t some = smaller(lines, next.lines / product.steps);
-            product.b = b + 4 * (i * width + j);
-            product.b_last = b + 4 * ((depth - kAmxWords) * width + j);
-            product.c = c + j;
-            product.next = {next.take(some * product.steps).next, some};
+            const AmxProduct product = {a + 4 * i,
+                                        a_stride,
+                                        rows - kAmxRows,
+                                        b + 4 * (i * width + j),
+                                        4 * width,
+                                        steps,
+                                        is_last ? last.bytes : nullptr,
+                                        b + 4 * ((depth - kAmxWords) * width + j),
+                                        i != 0,
+                                        c + j,
+                                        c_stride,
+                                        next.over(steps, lines)};
             const int64_t column_tiles = smaller(columns_at_once, width - j) / kAmxWords;
             if (has_two) {
-                (column_tiles == 2 ? amx_multiply<packed_unsigned, 2, 2>
-                                   : amx_multiply<packed_unsigned, 2, 1>)(product);
+                with_constant<2>(column_tiles,
+                                 [&](auto some) { amx_multiply<packed_unsigned, 2, decltype(some)::value>(product); });
             } else {
-                (column_tiles == 4   ? amx_multiply<packed_unsigned, 1, 4>
-                 : column_tiles == 3 ? amx_multiply<packed_unsigned, 1, 3>
-                 : column_tiles == 2 ? amx_multiply<packed_unsigned, 1, 2>
-                                     : amx_multiply<packed_unsigned, 1, 1>)(product);
+                with_constant<4>(column_tiles,
+                                 [&](auto some) { amx_multiply<packed_unsigned, 1, decltype(some)::value>(product); });
             }
         }
     }
@@ -203,7 +201,7 @@ void amx_multiply_panel(const uint8_t* a, int64_t a_stride, int64_t rows, const 
         amx_multiply_rows<packed_unsigned>(a + first * a_stride, a_stride, some, b, depth, width, c + first * c_stride,
                                            c_stride, next, lines);
     }
-    next.fetch(next.lines);
+    next.fetch();
 }
 
 template <>

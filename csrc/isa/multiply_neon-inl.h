@@ -13,20 +13,13 @@
 
 #include "generic/multiply_fours-inl.h"
 
-// So that arrays of vectors are in registers.
-#define FAQUANT_UNROLL _Pragma("GCC unroll 16")
-
 int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
     int32x4_t sums = vdupq_n_s32(0);
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
         sums = vdotq_s32(sums, vld1q_s8(a + i), vld1q_s8(b + i));
     }
-    int32_t sum = vaddvq_s32(sums);
-    for (; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return vaddvq_s32(sums) + plain_dot(a + i, b + i, n - i);
 }
 
 // Words that `add` takes from each row: one register.
@@ -36,7 +29,7 @@ constexpr int64_t kRowsAtOnce = 8;
 // Columns per vector, and vectors of which every width is a multiple.
 constexpr int kInVector = 4, kLeastVectors = kPadding / kInVector;
 
-// With as many vectors there are 16 sums, which leaves registers for their operands.
+// At most 16 sums, which leaves registers for their operands.
 constexpr int vectors_of(int rows) {
     return rows == 1 ? 16 : rows == 2 ? 8 : rows <= 4 ? 4 : 2;
 }
@@ -64,9 +57,9 @@ int32_t start_of(const uint8_t* a, int64_t depth);
 // As multiply_panel, for vectors · kInVector columns of b [depth, b_stride / 4, 4]. Calls next.fetch() for each four
 // words.
 template <bool packed_unsigned, int rows, int vectors>
-__attribute__((noinline)) void multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t b_stride,
-                                              int64_t depth, const int32_t* starts, int32_t* c, int64_t c_stride,
-                                              PrefetchSteps next) {
+__attribute__((noinline)) void neon_multiply_block(const uint8_t* a, int64_t a_stride, const uint8_t* b,
+                                                   int64_t b_stride, int64_t depth, const int32_t* starts, int32_t* c,
+                                                   int64_t c_stride, PrefetchSteps next) {
     Sums<packed_unsigned, rows, vectors> sums(starts);
     int64_t left = depth;
     for (; left >= kWordsAtOnce; left -= kWordsAtOnce) {
@@ -76,7 +69,7 @@ __attribute__((noinline)) void multiply_block(const uint8_t* a, int64_t a_stride
         b += kWordsAtOnce * b_stride;
     }
     if (left > 0) {
-        // Words of zeros in the rows, whatever the columns are: the last ones that exist.
+        // The missing words of the rows are zeros, so any columns will do: the last ones that exist.
         uint8_t last[rows][4 * kWordsAtOnce] = {};
         for (int r = 0; r < rows; ++r) {
             for (int64_t i = 0; i < 4 * left; ++i) {
@@ -90,8 +83,8 @@ __attribute__((noinline)) void multiply_block(const uint8_t* a, int64_t a_stride
 }
 
 template <bool packed_unsigned, int rows>
-void multiply_rows(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t depth, int64_t width, int32_t* c,
-                   int64_t c_stride, PrefetchSteps next) {
+void neon_multiply_rows(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t depth, int64_t width, int32_t* c,
+                        int64_t c_stride, PrefetchSteps next) {
     constexpr int vectors = vectors_of(rows), least = vectors < kLeastVectors ? vectors : kLeastVectors;
     int32_t starts[rows];
     for (int r = 0; r < rows; ++r) {
@@ -99,64 +92,40 @@ void multiply_rows(const uint8_t* a, int64_t a_stride, const uint8_t* b, int64_t
     }
     int64_t j = 0;
     for (; j + vectors * kInVector <= width; j += vectors * kInVector) {
-        multiply_block<packed_unsigned, rows, vectors>(a, a_stride, b + 4 * j, 4 * width, depth, starts, c + j,
-                                                       c_stride, next);
+        neon_multiply_block<packed_unsigned, rows, vectors>(a, a_stride, b + 4 * j, 4 * width, depth, starts, c + j,
+                                                            c_stride, next);
         next.lines = 0;  // once is enough
     }
     for (; j < width; j += least * kInVector) {
-        multiply_block<packed_unsigned, rows, least>(a, a_stride, b + 4 * j, 4 * width, depth, starts, c + j, c_stride,
-                                                     next);
+        neon_multiply_block<packed_unsigned, rows, least>(a, a_stride, b + 4 * j, 4 * width, depth, starts, c + j,
+                                                          c_stride, next);
         next.lines = 0;
     }
 }
 
 template <bool packed_unsigned>
-void multiply_bytes(const uint8_t* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth, int64_t width,
-                    int32_t* c, int64_t c_stride, Prefetch next) {
+void neon_multiply_panel(const uint8_t* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth,
+                         int64_t width, int32_t* c, int64_t c_stride, Prefetch next) {
     const int64_t loops = depth / kWordsAtOnce, steps = larger(1, (rows + kRowsAtOnce - 1) / kRowsAtOnce * loops);
     const int64_t lines = (next.lines + steps - 1) / steps;
     for (int64_t r = 0; r < rows; r += kRowsAtOnce) {
-        const int64_t some = loops == 0 ? 0 : smaller(lines, next.lines / loops);
-        const PrefetchSteps part = {next.take(some * loops).next, some};
-        const uint8_t* from = a + r * a_stride;
-        int32_t* to = c + r * c_stride;
-        switch (smaller(rows - r, kRowsAtOnce)) {
-            case 8:
-                multiply_rows<packed_unsigned, 8>(from, a_stride, b, depth, width, to, c_stride, part);
-                break;
-            case 7:
-                multiply_rows<packed_unsigned, 7>(from, a_stride, b, depth, width, to, c_stride, part);
-                break;
-            case 6:
-                multiply_rows<packed_unsigned, 6>(from, a_stride, b, depth, width, to, c_stride, part);
-                break;
-            case 5:
-                multiply_rows<packed_unsigned, 5>(from, a_stride, b, depth, width, to, c_stride, part);
-                break;
-            case 4:
-                multiply_rows<packed_unsigned, 4>(from, a_stride, b, depth, width, to, c_stride, part);
-                break;
-            case 3:
-                multiply_rows<packed_unsigned, 3>(from, a_stride, b, depth, width, to, c_stride, part);
-                break;
-            case 2:
-                multiply_rows<packed_unsigned, 2>(from, a_stride, b, depth, width, to, c_stride, part);
-                break;
-            default:
-                multiply_rows<packed_unsigned, 1>(from, a_stride, b, depth, width, to, c_stride, part);
-        }
+        const PrefetchSteps part = loops == 0 ? PrefetchSteps{} : next.over(loops, lines);
+        with_constant<kRowsAtOnce>(smaller(rows - r, kRowsAtOnce), [&](auto some) {
+            neon_multiply_rows<packed_unsigned, decltype(some)::value>(a + r * a_stride, a_stride, b, depth, width,
+                                                                       c + r * c_stride, c_stride, part);
+        });
     }
-    next.fetch(next.lines);
+    next.fetch();
 }
 
 template <>
 void multiply_panel<false>(const uint8_t* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth,
                            int64_t width, int32_t* c, int64_t c_stride, Prefetch next) {
-    multiply_bytes<false>(a, a_stride, rows, b, depth, width, c, c_stride, next);
+    neon_multiply_panel<false>(a, a_stride, rows, b, depth, width, c, c_stride, next);
 }
 
 template <>
 void multiply_panel<true>(const uint8_t* a, int64_t a_stride, int64_t rows, const uint8_t* b, int64_t depth,
                           int64_t width, int32_t* c, int64_t c_stride, Prefetch next) {
-    multiply_bytes<true>(a, a_stride, rows, b, depth, width, c, c_stride, next);
+    neon_multiply_panel<true>(a, a_stride, rows, b, depth, width, c, c_stride, next);
 }

@@ -7,6 +7,8 @@
 namespace faquant {
 namespace {
 
+#include "generic/numbers-inl.h"
+
 // sdot takes no unsigned x, but 127 - x and -127, whose sum is -x. (Not x - 128 and 128, which is no int8.)
 int8x16_t opposite(uint8x16_t x) {
     return vreinterpretq_s8_u8(veorq_u8(x, vdupq_n_u8(0x7f)));
@@ -22,11 +24,7 @@ int32_t dot_u8s8(const uint8_t* a, const int8_t* b, int64_t n) {
         const int8x16_t y = vld1q_s8(b + i);
         sums = vdotq_s32(vdotq_s32(sums, opposite(vld1q_u8(a + i)), y), rest, y);
     }
-    int32_t sum = -vaddvq_s32(sums);
-    for (; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return -vaddvq_s32(sums) + plain_dot(a + i, b + i, n - i);
 }
 
 #include "isa/floats_neon-inl.h"

@@ -7,17 +7,15 @@
 namespace faquant {
 namespace {
 
+#include "generic/numbers-inl.h"
+
 int32_t dot_u8s8(const uint8_t* a, const int8_t* b, int64_t n) {
     int32x4_t sums = vdupq_n_s32(0);
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
         sums = vusdotq_s32(sums, vld1q_u8(a + i), vld1q_s8(b + i));
     }
-    int32_t sum = vaddvq_s32(sums);
-    for (; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return vaddvq_s32(sums) + plain_dot(a + i, b + i, n - i);
 }
 
 #include "isa/floats_neon-inl.h"
@@ -164,7 +162,7 @@ struct Sums : PairSums<packed_unsigned, rows, vectors> {
     using PairSums<packed_unsigned, rows, vectors>::PairSums;
 };
 
-// Up to three rows save fewer products than it takes instructions to interleave the columns.
+// For up to three rows, interleaving the columns takes more instructions than usmmla saves.
 template <bool packed_unsigned, int vectors>
 struct Sums<packed_unsigned, 1, vectors> : LaneSums<packed_unsigned, 1, vectors> {
     using LaneSums<packed_unsigned, 1, vectors>::LaneSums;

@@ -1,4 +1,4 @@
-// The dot products, multiply_block and the primitives for float_linear_rows-inl.h and attend_rows-inl.h, for any CPU.
+// The dot products, multiply_block and the primitives for vectors of floats that generic/editor.h lists, for any CPU.
 
 #pragma once
 
@@ -10,20 +10,14 @@
 using namespace faquant;
 #endif
 
+#include "generic/numbers-inl.h"
+
 int32_t dot_u8s8(const uint8_t* a, const int8_t* b, int64_t n) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return plain_dot(a, b, n);
 }
 
 int32_t dot_s8s8(const int8_t* a, const int8_t* b, int64_t n) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        sum += static_cast<int32_t>(a[i]) * static_cast<int32_t>(b[i]);
-    }
-    return sum;
+    return plain_dot(a, b, n);
 }
 
 constexpr int64_t kColumns = kPadding;

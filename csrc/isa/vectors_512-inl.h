@@ -1,5 +1,4 @@
-// The dot products and the primitives for multiply_vnni-inl.h, multiply_floats-inl.h, float_linear_rows-inl.h and
-// attend_rows-inl.h, with 512-bit vectors and vpdpbusd.
+// The dot products and the primitives that generic/editor.h lists, with 512-bit vectors and vpdpbusd.
 
 #pragma once
 
@@ -10,6 +9,8 @@
 
 using namespace faquant;
 #endif
+
+#include "generic/numbers-inl.h"
 
 __mmask64 first_lanes(int64_t count) {
     return count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
@@ -61,7 +62,7 @@ Vector in_all_lanes(int32_t x) {
 
 // sum += a · b, four bytes in each lane. In a loop, GCC 12 copies the sums of _mm512_dpbusd_epi32, which takes as
 // long as the products.
-__attribute__((always_inline)) inline Vector add_products(Vector sum, Vector unsigned_a, Vector signed_b) {
+FAQUANT_INLINE Vector add_products(Vector sum, Vector unsigned_a, Vector signed_b) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_a), "v"(signed_b));
     return sum;
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "ops/cache_line.h"
 #include "runtime/pool.h"
 
 namespace faquant {
@@ -19,7 +20,6 @@ constexpr int64_t kBlocksPerThread = 4;
 // Number of products that takes longer than waking a thread.
 constexpr int64_t kWorkPerThread = int64_t{1} << 18;
 constexpr int64_t kTokensPerJob = 16;
-constexpr int64_t kLine = 64;
 
 int64_t round_up(int64_t x, int64_t step) {
     return (x + step - 1) / step * step;
@@ -32,17 +32,17 @@ class ScratchMemory {
     template <size_t count, size_t most>
     void cut(const int64_t (&sizes)[count], char* (&parts)[most]) {
         static_assert(count <= most);
-        int64_t total = kLine;
+        int64_t total = kCacheLine;
         for (const int64_t size : sizes) {
-            total += round_up(size, kLine);
+            total += round_up(size, kCacheLine);
         }
         if (static_cast<int64_t>(bytes_.size()) < total) {
             bytes_.assign(static_cast<size_t>(total), 0);
         }
-        char* next = bytes_.data() + (kLine - reinterpret_cast<uintptr_t>(bytes_.data()) % kLine);
+        char* next = next_line(bytes_.data());
         for (size_t i = 0; i < count; ++i) {
             parts[i] = next;
-            next += round_up(sizes[i], kLine);
+            next += round_up(sizes[i], kCacheLine);
         }
     }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "ops/cache_line.h"
 #include "runtime/pool.h"
 
 namespace faquant {
@@ -20,7 +21,6 @@ constexpr int64_t kJobsPerThread = 4;
 constexpr int64_t kPanelsPerThread = 16;
 // Rows of floats that share a part of a panel in a unit.
 constexpr int64_t kFloatRowsPerJob = 96;
-constexpr int64_t kLine = 64;
 
 template <typename AnyLinear>
 int64_t panels(const AnyLinear& linear) {
@@ -70,8 +70,8 @@ class RoundedInputs {
         }
         const auto count = static_cast<int64_t>(kinds.size());
         // On a cache line, because AMX reads 64 bytes of a row at a time.
-        bytes_.reset(new uint8_t[static_cast<size_t>(count * inputs.rows * depth + kLine)]);
-        uint8_t* bytes = bytes_.get() + (kLine - reinterpret_cast<uintptr_t>(bytes_.get()) % kLine);
+        bytes_.reset(new uint8_t[static_cast<size_t>(count * inputs.rows * depth + kCacheLine)]);
+        uint8_t* bytes = next_line(bytes_.get());
         scales_.reset(new float[static_cast<size_t>(count * inputs.rows)]);
         for (int64_t kind = 0; kind < count; ++kind) {
             rounded_.push_back({inputs.rows, bytes + kind * inputs.rows * depth, scales_.get() + kind * inputs.rows});

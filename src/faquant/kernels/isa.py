@@ -21,7 +21,7 @@ MAX_DOT_LENGTH: int = _C.MAX_DOT_LENGTH
 
 def cpu_features() -> dict[str, bool]:
     """Features that the CPU has and the operating system enables, such as `avx512_vnni` on x86-64 and `asimddp` on
-    AArch64. `amx_permitted`: whether this process may use AMX's tiles; asking the CPU's features asks for that, too."""
+    AArch64. `amx_permitted`: whether this process may use AMX's tiles, for which this function asks the system."""
     return _C.cpu_features()
 
 
