@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from faquant.kernels import reference
 from faquant.kernels.pages import BFloat16Pages, Int8Pages, PackedPages, Spans
-from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.scheme import P_LEVELS, AttentionScheme
 from faquant.kernels.torch_backend import float_attend
 
 SHAPES = ((9, 3, 64), (32, 8, 128), (8, 8, 128), (64, 8, 128))
@@ -72,7 +72,9 @@ def measure(
     q, k, v = torch.randn(batch, heads, dim), *torch.randn(2, context, kv_heads, dim)
     calls: dict[str, Callable[[], object]] = {}
     count = batch * -(-context // page_size)
-    wide, narrow = (AttentionScheme(heads, kv_heads, dim, p_levels=levels) for levels in (32767, 255))
+    wide, narrow = (
+        AttentionScheme(heads, kv_heads, dim, p_levels=levels) for levels in (P_LEVELS["int8x2"], P_LEVELS["uint8"])
+    )
     caches = {
         "P 16": Int8Pages(wide, count, page_size),
         "P 8": Int8Pages(narrow, count, page_size),

@@ -24,11 +24,11 @@ from timing import HUGE, SMALL, Streams, finish, quiet_seconds, shown_share, sta
 from torch import Tensor
 
 from faquant.kernels.pages import Int8Pages
-from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.scheme import P_LEVELS, AttentionScheme
 from faquant.kernels.torch_backend import float_attend
 
 PAGE_SIZE, SPREAD, ROUNDS, PAUSE = 128, 128 << 20, 7, 0.05
-OURS = {"P 16": 32767, "P 8": 255}
+OURS = {"P 16": P_LEVELS["int8x2"], "P 8": P_LEVELS["uint8"]}
 PEERS = {
     "ggml f16": ("ggml", {"kind": "f16"}),
     "ggml q8_0": ("ggml", {"kind": "q8_0"}),

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from faquant.kernels import reference
 from faquant.kernels.pages import Int8Pages, Spans
-from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.scheme import P_LEVELS, AttentionScheme
 
 SHAPES = ((9, 3, 64), (32, 8, 128))
 PAGE_SIZE, GEMM = 128, 2048
@@ -31,7 +31,7 @@ def measure(shape: tuple[int, int, int], length: int) -> dict[str, float]:
     numbers, table = torch.arange(length), torch.arange(-(-length // PAGE_SIZE))
     spans = Spans.of([(length, 0, table)])
     calls: dict[str, Callable[[], object]] = {}
-    for name, levels in (("P 16", 32767), ("P 8", 255)):
+    for name, levels in (("P 16", P_LEVELS["int8x2"]), ("P 8", P_LEVELS["uint8"])):
         pages = Int8Pages(AttentionScheme(heads, kv_heads, dim, p_levels=levels), len(table), PAGE_SIZE)
         pages.append(k, v, numbers, numbers)
         start = length - CHECKED

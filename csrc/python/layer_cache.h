@@ -96,7 +96,8 @@ class LayerCache {
 
         require(s.maps > 0, "There must be at least one map.");
         require(s.map_block > 0 && s.map_block % faquant::kTile == 0, "map_block must be a multiple of a tile.");
-        require(s.p_levels == 127 || s.p_levels == 255 || s.p_levels == 32767, "p_levels must be 127, 255 or 32767.");
+        require(s.p_levels == 127 || s.p_levels == 255 || s.p_levels == 32639 || s.p_levels == 32767,
+                "p_levels must be 127, 255, 32639 or 32767.");
         require(s.p_float16 == (s.p_levels == 127), "p_float16 and p_levels 127 need each other.");
         require(k_scales.has_value() == (s.k_scale == nullptr), "Either k_scales or k_scale must be given.");
         require(v_scales.has_value() == (s.v_scale == nullptr), "Either v_scales or v_scale must be given.");

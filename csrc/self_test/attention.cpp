@@ -38,7 +38,7 @@ const char* wrong_kernel_in_attention(const KernelTable& table) {
     // As large as the steps of the values, so that static scales are exact.
     const std::vector<float> k_steps(kDim, 0.05f), v_steps(kDim, 0.02f);
     for (const bool is_static : {false, true}) {
-        for (const int32_t p_levels : {127, 32767}) {
+        for (const int32_t p_levels : {127, 32639, 32767}) {
             Scheme scheme{};
             scheme.heads = kHeads;
             scheme.kv_heads = 1;

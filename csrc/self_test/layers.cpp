@@ -71,7 +71,7 @@ const char* wrong_kernel_in_layers(const KernelTable& table) {
     mapped.rotation_block = 4;
     mapped.rotation_sign = signs.data();
     mapped.v_rotation_block = 4;
-    mapped.p_levels = 32767;
+    mapped.p_levels = 32639;
     by_channel.q_scale = by_channel.k_scale = by_channel.v_scale = scales.data();
     by_channel.q_by_channel = by_channel.k_by_channel = true;
     by_channel.k_offset = by_channel.v_offset = offsets.data();

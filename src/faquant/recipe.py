@@ -27,7 +27,8 @@ class AttentionRecipe(_Frozen):
         equalize: divide each of K's channels by a factor, and multiply q's by it.
         rotate: rotate K and q by signs and a Hadamard transform.
         rotate_v: rotate each head of V by a Hadamard transform, folded into v_proj and o_proj.
-        p: the integer type of P: `int16`, `uint8`, or `int8` with an unquantized sum, as in MindIE.
+        p: the integer type of P: `int8x2` (two signed bytes, up to 32,639), `int16` (up to 32,767, in checkpoints of
+            development versions), `uint8`, or `int8` with an unquantized sum, as in MindIE.
     """
 
     kv_scale: Literal["token", "channel", "head"] = "token"
@@ -36,7 +37,7 @@ class AttentionRecipe(_Frozen):
     equalize: bool = True
     rotate: bool = True
     rotate_v: bool = True
-    p: Literal["int16", "uint8", "int8"] = "int16"
+    p: Literal["int16", "int8x2", "uint8", "int8"] = "int8x2"
 
 
 class LinearRecipe(_Frozen):

@@ -18,8 +18,9 @@ MAP_BLOCK = 1024
 """Keys that share one map if the map depends on the position: block b starts at position b · MAP_BLOCK; a multiple of
 TILE."""
 
-P_LEVELS = {"int16": 32767, "uint8": 255, "int8": 127}
-"""For each integer type of P in recipes: the integer that represents the largest P of a tile."""
+P_LEVELS = {"int16": 32767, "int8x2": 127 * 256 + 127, "uint8": 255, "int8": 127}
+"""For each integer type of P in recipes: the integer that represents the largest P of a tile. `int8x2` is the largest
+that two signed bytes represent, of which units that multiply only signed bytes make two products instead of three."""
 
 MAX_INPUT_BLOCK = 512
 """The largest Hadamard block on the input of a linear. It must divide the inputs of one rank under tensor
@@ -51,7 +52,7 @@ class AttentionScheme:
         rotation_sign: [D] of ±1, applied before the Hadamard transform; None: all +1.
         v_rotation_block: size of the Hadamard blocks on V and on the output, unless they are folded into v_proj and
             o_proj; 0: no rotation at run time.
-        p_levels: the integer that represents the largest P of a tile: 127, 255 (8 bits) or 32767 (16 bits).
+        p_levels: the integer that represents the largest P of a tile, one of P_LEVELS.
         p_float16: whether P is rounded to float16 before it is quantized, as in MindIE's kernel; only with 127 levels.
             It can change a P close to a half by one step.
         quantized_sum: whether softmax divides by the sum of the quantized P; needs a static V scale.
@@ -71,7 +72,7 @@ class AttentionScheme:
     k_offset: Array | None = None
     v_scale: Array | None = None
     v_offset: Array | None = None
-    p_levels: int = 32767
+    p_levels: int = P_LEVELS["int8x2"]
     p_float16: bool = False
     quantized_sum: bool = False
     map_block: int = MAP_BLOCK
@@ -85,7 +86,7 @@ class AttentionScheme:
         if self.head_dim > MAX_HEAD_DIM:
             raise ValueError(f"the kernels support heads of up to {MAX_HEAD_DIM} channels, not {self.head_dim}")
         if self.p_levels not in P_LEVELS.values():
-            raise ValueError(f"p_levels must be 127, 255 or 32767, not {self.p_levels}")
+            raise ValueError(f"p_levels must be one of {sorted(P_LEVELS.values())}, not {self.p_levels}")
         if self.p_float16 != (self.p_levels == 127):
             raise ValueError("p_float16 and p_levels 127 need each other: the kernels have no other combination")
         if self.quantized_sum and self.v_scale is None:

@@ -69,7 +69,7 @@ class Measured:
     ) -> "Measured":
         """A row for `part`, with the cost of its recipe."""
         cost = float(weight_bytes + CONTEXT * per_token)
-        if isinstance(recipe, AttentionRecipe) and recipe.p == "int16":
+        if isinstance(recipe, AttentionRecipe) and recipe.p in ("int16", "int8x2"):
             cost *= _P16
         if isinstance(recipe, LinearRecipe) and recipe.rotate == "inputs":
             cost *= _ROTATED
