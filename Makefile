@@ -80,8 +80,9 @@ test-browser: $(VENV)/.browser ## Look at the HTML report and the server's page 
 	$(BIN)/python -m pytest -q -m browser
 
 SANITIZED = .venv-sanitizers
-SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,attend_cpu.py bfloat16_pages.py convert.py float_cache.py \
-	float_linear.py isa.py modules.py packing.py pages.py rope_tables.py) tests/model/test_linear.py tests/model/test_paged.py
+SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,append_cpu.py attend_cpu.py bfloat16_pages.py \
+	convert.py float_cache.py float_linear.py isa.py modules.py packing.py pages.py rope_tables.py) \
+	tests/model/test_linear.py tests/model/test_paged.py
 
 # An environment with a build of its own of the extension, on top of the packages of .venv. $(2) are settings of that build.
 define make_overlay

@@ -16,6 +16,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 pytest_plugins = ["oracles.tokenizer_kinds"]
 
+# Their assertions that fail show the values, as those in the tests do.
+pytest.register_assert_rewrite("oracles.tiny_engine", "oracles.tool_calls")
+
 # A slow machine is not a failure of the code. FAQUANT_EXPLORE=1 draws other examples each time.
 settings.register_profile("faquant", deadline=None, derandomize=not os.environ.get("FAQUANT_EXPLORE"))
 settings.load_profile("faquant")

@@ -1,6 +1,7 @@
 """Answers under a constraint by a model that prefers anything else, and schemas for them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jsonschema
 import numpy as np
 from hypothesis import strategies as st
 
+from faquant.errors import UsageError
 from faquant.sampling.sampler import Sampler, SamplingParams
 from faquant.structured.grammar import Grammars, StructuredOutput
 from faquant.text.tokenizer import Tokenizer
@@ -112,3 +114,32 @@ LETTERS = st.sampled_from(['"', " \n\t", "[", "{", '{["', "0123456789", "\\", "a
 def check(text: str, schema: Any) -> None:
     validator = jsonschema.Draft202012Validator
     jsonschema.validate(json.loads(text), schema, validator, format_checker=validator.FORMAT_CHECKER)
+
+
+TOOL = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["weather", "time"]},
+        "arguments": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "minLength": 1},
+                "days": {"type": "integer", "minimum": 1, "maximum": 14},
+                "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+            },
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["name", "arguments"],
+    "additionalProperties": False,
+}
+
+
+def least_tokens(model: Model, wanted: StructuredOutput) -> int:
+    """The minimum max_tokens, from the error message for fewer."""
+    try:
+        model.grammars.constraints(wanted, 0, model.tokenizer.eos_token_ids)
+    except UsageError as error:
+        return int(re.findall(r"\d+", str(error))[-1])
+    return 0

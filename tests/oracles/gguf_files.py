@@ -197,3 +197,12 @@ def logits(model):
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         return model(ids).logits
+
+
+def yarn(**keys):
+    """Metadata of YaRN by 4, as llama.cpp's converter writes it."""
+    return {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 32,
+    } | {f"llama.rope.scaling.{key}": value for key, value in keys.items()}

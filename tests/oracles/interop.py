@@ -22,6 +22,7 @@ TOKENS: list[int] = json.loads((DATA / "token_ids.json").read_text())
 """The tokens of every logits.safetensors."""
 
 Tensors = dict[str, Tensor]
+Quantization = dict[str, Any]
 
 
 def logits_over_cache(model: Model, tokens: list[int]) -> Tensor:
@@ -74,3 +75,8 @@ def same_logits(a: Path, b: Path) -> bool:
     """Whether two directories give the same bits."""
     tokens = torch.tensor(TOKENS)
     return bool(np.array_equal(window_logits(load(a), tokens), window_logits(load(b), tokens)))
+
+
+def group(table: Quantization) -> Quantization:
+    found: Quantization = table["config_groups"]["group_0"]
+    return found

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from faquant.kernels.backend import Pages
+from faquant.kernels.pages import Int8Pages
+from faquant.kernels.scheme import AttentionScheme
 
 Chosen = Sequence[int] | slice | Any
 
@@ -25,3 +27,9 @@ def poison(pages: Pages, chosen: Chosen = slice(None)) -> None:
             store[chosen] = math.nan
         else:
             store[chosen] = 0x7FC0 if store.dtype == np.uint16 else 0x7F
+
+
+def poisoned(scheme: AttentionScheme, num_pages: int, page_size: int, isa: str) -> Int8Pages:
+    pages = Int8Pages(scheme, num_pages, page_size, isa)
+    poison(pages)
+    return pages

@@ -1,6 +1,7 @@
 """An engine over a random int8 decoder, whose cache pages are poisoned whenever somebody takes them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -14,10 +15,11 @@ from faquant.sampling.params import SamplingParams
 from faquant.text.chat_template import ChatTemplates
 from faquant.text.tokenizer import Tokenizer
 from oracles.pages import poison
-from oracles.random_decoder import VOCABULARY, parts
+from oracles.random_decoder import VOCABULARY, parts, tokens
 from oracles.threads import set_threads
 
 END = VOCABULARY - 1
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -82,3 +84,18 @@ class Asked:
         request = engine.add(self.prompt, self.params)[self.index]
         engine.run()
         return request.completion()
+
+
+def prompt(length: int, seed: int = 0, shared: int = 0) -> tuple[int, ...]:
+    """Random tokens, the first `shared` of which are the same in all prompts."""
+    return (*tokens(shared, seed=7).tolist(), *tokens(length, seed=100 + seed).tolist())[:length]
+
+
+def same(got: Completion, expected: Completion) -> None:
+    """Assert equality except for cached_tokens; logprobs must be equal to the last bit."""
+    assert replace(got, cached_tokens=0) == replace(expected, cached_tokens=0)
+
+
+@cache
+def alone(asked: Asked, kind: str = "llama", scheme: str = "default") -> Completion:
+    return asked.alone(kind, scheme)
