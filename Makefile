@@ -18,7 +18,7 @@ read_alone = $(1) -std=c++17 -fsyntax-only -w -x c++ -Icsrc -include $(2) /dev/n
 PYTHON_DIRS = $(wildcard src tests benchmarks examples docs/*.py)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test coverage test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 docs wheel profile bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
+.PHONY: venv check format test coverage test-cuda test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 docs wheel profile bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -78,6 +78,21 @@ test-resume: venv ## Kill quantizing and measuring at every single step (minutes
 
 test-browser: $(VENV)/.browser ## Look at the HTML report and the server's page in chromium, which must be there with its chromedriver
 	$(BIN)/python -m pytest -q -m browser
+
+CUDA_VENV = .venv-cuda
+# Exact, because instructions are counted. This version needs an older NumPy.
+TRITON = triton==3.6.0 "numpy<2.4"
+
+$(CUDA_VENV)/.installed: $(VENV)/.installed Makefile
+	$(PYTHON) -m venv --without-pip $(CUDA_VENV)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $(CUDA_VENV)/base.txt
+	$(CUDA_VENV)/bin/python -c 'import site; print(open("$(CUDA_VENV)/base.txt").read(), file=open(site.getsitepackages()[0] + "/base.pth", "w"))'
+	$(BIN)/python -m pip --python $(CUDA_VENV)/bin/python install --no-deps $(TRITON)
+	touch $@
+
+test-cuda: $(CUDA_VENV)/.installed ## The GPU's kernels without a GPU: their bits in an interpreter, their instructions from the compiler
+	TRITON_INTERPRET=1 $(CUDA_VENV)/bin/python -m pytest -q -m cuda tests/cuda
+	$(CUDA_VENV)/bin/python -m pytest -q -m cuda tests/cuda
 
 SANITIZED = .venv-sanitizers
 SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,append_cpu.py attend_cpu.py bfloat16_pages.py \
@@ -195,7 +210,7 @@ demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python examples/demo.py
 
 clean: ## Remove everything that make and the tools have made
-	rm -rf $(VENV) $(INTEROP_VENV) $(PEERS_VENV) $(SANITIZED) $(PROFILED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CUDA_VENV) $(INTEROP_VENV) $(PEERS_VENV) $(SANITIZED) $(PROFILED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## Show this

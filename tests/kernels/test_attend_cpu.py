@@ -16,7 +16,7 @@ from faquant.kernels import isa as cpu
 from faquant.kernels import pages as cpu_pages
 from faquant.kernels import quantizers, reference
 from faquant.kernels.pages import Int8Pages, Spans
-from faquant.kernels.scheme import MAP_BLOCK, AttentionScheme
+from faquant.kernels.scheme import MAP_BLOCK, P_LEVELS, AttentionScheme
 from oracles.packing import store
 from oracles.pages import poisoned
 from oracles.schemes import SCALES, make_scheme
@@ -76,7 +76,7 @@ def test_the_tile_is_the_reference_s() -> None:
 
 
 @pytest.mark.parametrize("scales", SCALES)
-@pytest.mark.parametrize("levels", [127, 255, 32767])
+@pytest.mark.parametrize("levels", P_LEVELS.values())
 @pytest.mark.parametrize(("group", "dim"), [(1, 64), (3, 80), (4, 96), (8, 128), (3, 256), (2, 12), (5, 7)])
 def test_any_scheme(scales: str, levels: int, group: int, dim: int) -> None:
     for quantized_sum in {False, scales != "token"}:
@@ -149,7 +149,7 @@ def test_a_sequence_does_not_start_inside_a_tile() -> None:
             scheme.starting_at(position)
 
 
-@pytest.mark.parametrize("levels", [127, 255, 32767])
+@pytest.mark.parametrize("levels", P_LEVELS.values())
 @pytest.mark.parametrize("scales", ["token", "head"])
 @pytest.mark.parametrize("q8", [-128, 127])
 @pytest.mark.parametrize("k8", [-128, 127])
@@ -180,7 +180,7 @@ def test_any_small_shape(data: st.DataObject) -> None:
         group * kv_heads,
         kv_heads,
         dim,
-        p_levels=draw(st.sampled_from([127, 255, 32767])),
+        p_levels=draw(st.sampled_from(list(P_LEVELS.values()))),
         quantized_sum=scales != "token" and draw(st.booleans()),
     )
     window = draw(st.none() | st.integers(1, 400))

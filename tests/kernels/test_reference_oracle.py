@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from faquant.kernels import quantizers
-from faquant.kernels.scheme import AttentionScheme
+from faquant.kernels.scheme import P_LEVELS, AttentionScheme
 from oracles import attention as oracle
 from oracles.calibrated import KINDS, float64, make_scheme, random_qkv, run
 
@@ -58,7 +58,7 @@ def test_the_integers_are_the_formulas(kind: str, dim: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("levels", [127, 255, 32767])
+@pytest.mark.parametrize("levels", P_LEVELS.values())
 @pytest.mark.parametrize(("group", "dim"), [(1, 64), (3, 16), (3, 80), (8, 96), (8, 128)])
 def test_attention_is_the_oracle(kind: str, levels: int, group: int, dim: int) -> None:
     tokens, start, kv_heads = 5, 150, 2

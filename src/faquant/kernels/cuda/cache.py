@@ -1,0 +1,163 @@
+"""What the attention kernels read: the int8 cache of one layer, its scheme's tables, and the tokens of a batch."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arrays import Array
+from ..pages import Spans
+from ..scheme import TILE, AttentionScheme
+
+
+@dataclass(frozen=True)
+class Int8Cache:
+    """The int8 K and V of one layer. A tile of TILE keys of one head lies in one piece, as the matrix units take it.
+
+    Attributes:
+        k: int8 [tiles, Hkv, TILE, D].
+        v: int8 [tiles, Hkv, D, TILE]: integer products need both operands along the summed dimension.
+        k_scale, v_scale: float16 [tiles, Hkv, TILE], or None if they are static.
+        tiles_in_page: tile t of a sequence is tile block_table[t // tiles_in_page] · tiles_in_page + t % tiles_in_page.
+    """
+
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+    tiles_in_page: int
+
+    @classmethod
+    def empty(cls, scheme: AttentionScheme, num_pages: int, page_size: int, device: torch.device) -> "Int8Cache":
+        """A cache with garbage in it.
+
+        Raises:
+            ValueError: a page does not hold whole tiles.
+        """
+        if page_size <= 0 or page_size % TILE:
+            raise ValueError(f"a page holds a multiple of {TILE} tokens, not {page_size}")
+        inside = page_size // TILE
+        shape = num_pages * inside, scheme.num_kv_heads
+        k = torch.empty(*shape, TILE, scheme.head_dim, dtype=torch.int8, device=device)
+        v = torch.empty(*shape, scheme.head_dim, TILE, dtype=torch.int8, device=device)
+        scales = [
+            torch.empty(*shape, TILE, dtype=torch.float16, device=device) if static is None else None
+            for static in (scheme.k_scale, scheme.v_scale)
+        ]
+        return cls(k, v, scales[0], scales[1], inside)
+
+
+@dataclass(frozen=True)
+class SchemeTables:
+    """An AttentionScheme on the device. Tables are contiguous float32, with the channels of a head written out; None as
+    in the scheme.
+
+    Attributes:
+        maps, map_block: number of K's maps, and positions that share one.
+        k_center, k_equalizer: [maps, Hkv, D].
+        rotation_sign: [D].
+        q_scale: [Hq, D]; q_by_channel: whether it differs within a head. k_scale [Hkv, D], k_by_channel alike.
+        k_offset, v_scale, v_offset: [Hkv, D].
+        score_unit: log2(e) / √D, as float32.
+    """
+
+    heads: int
+    kv_heads: int
+    dim: int
+    maps: int
+    map_block: int
+    k_center: Tensor | None
+    k_equalizer: Tensor | None
+    rotation_block: int
+    rotation_sign: Tensor | None
+    v_rotation_block: int
+    q_scale: Tensor | None
+    q_by_channel: bool
+    k_scale: Tensor | None
+    k_by_channel: bool
+    k_offset: Tensor | None
+    v_scale: Tensor | None
+    v_offset: Tensor | None
+    p_levels: int
+    p_float16: bool
+    quantized_sum: bool
+    score_unit: float
+
+    @classmethod
+    def of(cls, scheme: AttentionScheme, device: torch.device) -> "SchemeTables":
+        """The tables of this scheme on this device."""
+
+        def table(x: Array | None, dimensions: int = 2) -> Tensor | None:
+            if x is None:
+                return None
+            wide = np.broadcast_to(np.asarray(x, np.float32), (*x.shape[:-1], scheme.head_dim))
+            return torch.tensor(wide[None] if wide.ndim < dimensions else wide, device=device)
+
+        def by_channel(x: Array | None) -> bool:
+            return x is not None and x.shape[-1] > 1
+
+        return cls(
+            heads=scheme.num_heads,
+            kv_heads=scheme.num_kv_heads,
+            dim=scheme.head_dim,
+            maps=scheme.num_maps,
+            map_block=scheme.map_block,
+            k_center=table(scheme.k_center, 3),
+            k_equalizer=table(scheme.k_equalizer, 3),
+            rotation_block=scheme.rotation_block,
+            rotation_sign=table(scheme.rotation_sign, 1),
+            v_rotation_block=scheme.v_rotation_block,
+            q_scale=table(scheme.q_scale),
+            q_by_channel=by_channel(scheme.q_scale),
+            k_scale=table(scheme.k_scale),
+            k_by_channel=by_channel(scheme.k_scale),
+            k_offset=table(scheme.k_offset),
+            v_scale=table(scheme.v_scale),
+            v_offset=table(scheme.v_offset),
+            p_levels=scheme.p_levels,
+            p_float16=scheme.p_float16,
+            quantized_sum=scheme.quantized_sum,
+            score_unit=float(np.float32(math.log2(math.e) / math.sqrt(scheme.head_dim))),
+        )
+
+    @property
+    def group(self) -> int:
+        """Query heads per key/value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class DeviceSpans:
+    """The tokens of a batch on the device, and their numbers on the host, from which grids are computed.
+
+    Attributes:
+        positions: int32 [tokens], each token's position in its sequence.
+        sequences: int32 [tokens], each token's row in block_tables.
+        block_tables: int32 [sequences, pages]; entries beyond a sequence's end are not read.
+        counts, starts: of each sequence, its number of tokens here and the position of the first one.
+    """
+
+    positions: Tensor
+    sequences: Tensor
+    block_tables: Tensor
+    counts: list[int]
+    starts: list[int]
+
+    @classmethod
+    def of(cls, spans: Spans, device: torch.device) -> "DeviceSpans":
+        """Copies in one transfer."""
+        counts, starts = spans.tokens_starts.T.tolist()
+        sequences = np.repeat(np.arange(len(counts)), counts)
+        positions = np.concatenate([np.arange(start, start + n) for n, start in zip(counts, starts, strict=True)])
+        together = np.concatenate([positions, sequences, spans.block_tables.reshape(-1)]).astype(np.int32)
+        tokens = len(positions)
+        packed = torch.from_numpy(together).to(device, non_blocking=True)
+        return cls(
+            packed[:tokens],
+            packed[tokens : 2 * tokens],
+            packed[2 * tokens :].view(spans.block_tables.shape),
+            counts,
+            starts,
+        )
