@@ -129,6 +129,20 @@ class SchemeTables:
 
 
 @dataclass(frozen=True)
+class MappedQueries:
+    """q transformed for each of K's maps that a token sees, as reference.map_queries; of other maps, garbage.
+
+    Attributes:
+        values: int8 [maps, tokens, Hq, D].
+        scale, bias: float32 [maps, tokens, Hq], of the scores in log2 units.
+    """
+
+    values: Tensor
+    scale: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
 class DeviceSpans:
     """The tokens of a batch on the device, and their numbers on the host, from which grids are computed.
 
