@@ -2,6 +2,7 @@
 
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from faquant.checkpoint.model_config import load_config
 from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants
 from faquant.model.load import load
+from faquant.quantization.layerwise import LayerQuantizer
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from faquant.search import SearchResult, find
 from faquant.search.space import ATTENTION, LINEAR, Measured
+from oracles.threads import set_threads
 from oracles.tiny_models import tiny_model
 
 
@@ -67,7 +70,31 @@ def test_a_candidate_costs_what_the_checkpoint_will(best: SearchResult, source: 
     results = [compare(plain, variants(model, plain), text, window=50) for text in TEXTS]
     for part, name, variant in (("attention", "token, mapped, P 16", "attention"), ("linears", "rotated", "linears")):
         mean = sum(result[variant].kl_mean for result in results) / 2
-        assert row(best, part, name).kl == pytest.approx(mean, rel=1e-4)
+        assert row(best, part, name).kl == pytest.approx(mean, rel=1e-15)
+
+
+def test_the_answer_does_not_depend_on_the_threads(
+    source: Path, best: SearchResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums of a tiny model may be the same for any number, so the number is checked, too."""
+    seen: list[int] = []
+
+    def watch(name: str) -> None:
+        work = getattr(LayerQuantizer, name)
+
+        def watched(*arguments: Any) -> Any:
+            seen.append(torch.get_num_threads())
+            return work(*arguments)
+
+        monkeypatch.setattr(LayerQuantizer, name, watched)
+
+    for name in ("start", "observe", "tensors", "finish"):
+        watch(name)
+    for threads in (1, 4):
+        set_threads(threads)
+        assert find(source, PROMPTS, TEXTS) == best
+        assert torch.get_num_threads() == threads
+    assert set(seen) == {1}
 
 
 def test_a_loose_bound_buys_the_cheapest(source: Path, best: SearchResult) -> None:

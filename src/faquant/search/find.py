@@ -20,6 +20,7 @@ from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
 from ..evaluation.streaming import Window, run
 from ..formats import open_checkpoint
+from ..kernels.parallel import one_torch_thread
 from ..model.lazy import LazySequence
 from ..model.load import Model, load_float
 from ..quantization.calibration import fingerprint
@@ -64,7 +65,7 @@ def find(
     progress: Progress = lambda what, done, total: None,
     journal: Path | None = None,
 ) -> SearchResult:
-    """Choose a recipe for the float directory `source`.
+    """Choose a recipe for the float directory `source`. The choice does not depend on the number of threads.
 
     Args:
         calibration: token ids of each prompt; about CALIBRATION_TOKENS of them are used.
@@ -111,6 +112,8 @@ class _RecipeSearch:
         ]
         self._journal = Journal(journal, " ".join(identity))
 
+    @one_torch_thread()
+    @torch.inference_mode()
     def find(self) -> SearchResult:
         attentions, linears = self._attention(), self._linears()
         pairs = [(one, other) for one in attentions for other in linears]
