@@ -25,7 +25,6 @@ from faquant.evaluation.scores import Heads, score
 from faquant.evaluation.streaming import Window, run
 from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import MAP_BLOCK, AttentionScheme
-from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import Model, load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
@@ -61,12 +60,12 @@ def models(source: Path) -> dict[str, Model]:
     """The float model, and its attention quantized."""
     out = source.parent / "attention"
     quantize(source, out, RECIPES["attention-only"], [_ids(60)])
-    original = load(source, backend=TorchBackend())
+    original = load(source)
     return {"float": original, **variants(load(out), original)}
 
 
 def _measure(source: Path, out: Path) -> Offsets:
-    original = load(source, backend=TorchBackend())
+    original = load(source)
     models = {"float": original, **variants(load(out), original)}
     windows = offset_windows(_ids(TEXT), CONTEXT, frozenset(models))
     streams = run(models, windows)
@@ -91,7 +90,7 @@ def test_the_error_does_not_grow_with_the_position(name: str, source: Path, tmp_
 def test_a_map_for_another_position_is_seen(source: Path, tmp_path: Path) -> None:
     # Proof that the offsets measure the effect: with the first block's map everywhere, K's error grows.
     quantize(source, tmp_path / "out", RECIPES["static"], [_ids(60)])
-    original, model = load(source, backend=TorchBackend()), load(tmp_path / "out")
+    original, model = load(source), load(tmp_path / "out")
     model.schemes = [scheme and scheme.at(0) for scheme in model.schemes]
     models = {"float": original, **variants(model, original)}
     kl = _kl(models, AT_BORDERS)
@@ -210,7 +209,7 @@ def test_what_a_context_has_no_room_for_is_left_out() -> None:
 
 
 def test_a_long_context_is_cut_into_stretches(source: Path, tmp_path: Path) -> None:
-    original = load(source, backend=TorchBackend())
+    original = load(source)
     models = {"float": original, "same": original}
     assert long_windows(_ids(MAP_BLOCK), frozenset(models)) == []
     windows = long_windows(_ids(2 * MAP_BLOCK + 100), frozenset(models))
