@@ -97,6 +97,12 @@ def test_an_input_multiplier_is_not_taken_for_something_folded_into_v(
     assert variants_with(None) == {"linears", "both"}
 
 
+def test_a_quantized_source_is_refused(pair: tuple[Model, Model]) -> None:
+    model, _ = pair
+    with pytest.raises(TypeError, match="must be a float model, not one with a DynamicLinear"):
+        variants(replace(model, metadata=None), model)
+
+
 def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     model, source = pair
     ids = _tokens(source, 40)

@@ -14,7 +14,7 @@ from ..kernels import parallel
 from ..kernels.arrays import Floats
 from ..kernels.backend import Linear
 from ..kernels.cpu import CpuBackend
-from ..kernels.modules import FloatLinear, RMSNorm
+from ..kernels.modules import RMSNorm
 from ..kernels.scheme import AttentionScheme
 from ..model.decoder import build_layer
 from ..recipe import LinearRecipe, Recipe
@@ -60,7 +60,7 @@ class _GramLinear:
 
     is_int8 = False
 
-    def __init__(self, linear: FloatLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, linear: Linear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
         self.linear = linear
         self.gram = gram
         self.fold = fold
@@ -143,10 +143,10 @@ class LayerQuantizer:
     def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
         """Run one float layer over all prompts; return what was observed, and the streams after it."""
         observed = Observed([], [], [], {})
-        grams = observed.grams
+        grams, backend = observed.grams, CpuBackend()
 
         def linear(name: str) -> Linear:
-            plain = self.checked.float_linear(name, self.config)
+            plain = backend.linear(self.checked.float_table(name, self.config))
             if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
             grams[name] = Gram(self.config.linear_shape(name)[1])
@@ -159,7 +159,7 @@ class LayerQuantizer:
         def tensor(name: str) -> Floats:
             return self._float_tensor(name).numpy()
 
-        layer = build_layer(self.config, index, CpuBackend(), tensor, linear, self.checked.__contains__)
+        layer = build_layer(self.config, index, backend, tensor, linear, self.checked.__contains__)
         return observed, through(self.config, layer, streams, look)
 
     def tensors(self, index: int, observed: Observed) -> Iterator[NamedTensor]:
