@@ -110,7 +110,7 @@ class _RecipeSearch:
             fingerprint([window.tokens.tolist() for window in self._windows]),
             version("faquant"),
         ]
-        self._journal = Journal(journal, " ".join(identity))
+        self._journal = Journal(journal, identity)
 
     @one_torch_thread()
     @torch.inference_mode()
