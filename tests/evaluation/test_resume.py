@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from faquant.errors import CheckpointError
-from faquant.evaluation import kept, measure, positions, scores, streaming
+from faquant.evaluation import kept, measure, positions, scores
 from faquant.evaluation.measure import Effort, evaluate
 from faquant.evaluation.streaming import Window
 from faquant.kernels.scheme import TILE
+from faquant.model import paged
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.kills import STRIDE, at_step, counted, killed_at
@@ -190,7 +191,7 @@ def test_the_figures_depend_neither_on_threads_nor_on_windows_that_run_together(
     expected = figures(out, source)
     for threads, together in ((1, 1), (2, 100), (4, 4096)):
         set_threads(threads)
-        monkeypatch.setattr(streaming, "TOGETHER", together)
+        monkeypatch.setattr(paged, "TOGETHER", together)
         assert figures(out, source) == expected
 
 

@@ -7,7 +7,8 @@ import torch
 
 from faquant.formats import open_checkpoint
 from faquant.kernels import parallel
-from faquant.quantization import observe, rounding
+from faquant.model import paged
+from faquant.quantization import rounding
 from faquant.quantization.layerwise import LayerQuantizer
 from faquant.quantization.pipeline import metadata_of, quantize
 from faquant.quantization.recalibrate import recalibrate
@@ -25,7 +26,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that there are several, for every thread."""
     monkeypatch.setattr(rounding, "_TILE", 16)
     monkeypatch.setattr(rounding, "_OUTPUTS", 16)
-    monkeypatch.setattr(observe, "TOGETHER", 60)
+    monkeypatch.setattr(paged, "TOGETHER", 60)
 
 
 def _contents(directory: Path) -> dict[str, bytes]:
@@ -59,7 +60,7 @@ def test_a_prompt_s_stream_does_not_depend_on_the_others(tmp_path: Path, monkeyp
     _, streams = quantizer.start(PROMPTS)
     alone = [quantizer.observe(0, [stream])[1][0] for stream in streams]
     for together in (1, 60, 4096):
-        monkeypatch.setattr(observe, "TOGETHER", together)
+        monkeypatch.setattr(paged, "TOGETHER", together)
         _, after = quantizer.observe(0, streams)
         assert all(torch.equal(one, other) for one, other in zip(after, alone, strict=True))
 

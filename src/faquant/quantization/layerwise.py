@@ -19,7 +19,7 @@ from ..kernels.scheme import AttentionScheme
 from ..model.decoder import build_layer
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
-from .observe import through, together
+from .observe import states_through, together
 from .rounding import (
     Gram,
     QuantizedWeight,
@@ -142,8 +142,8 @@ class LayerQuantizer:
 
     def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
         """Run one float layer over all prompts; return what was observed, and the streams after it."""
-        observed = Observed([], [], [], {})
-        grams, backend = observed.grams, CpuBackend()
+        grams: dict[str, Gram] = {}
+        backend = CpuBackend()
 
         def linear(name: str) -> Linear:
             plain = backend.linear(self.checked.float_table(name, self.config))
@@ -152,15 +152,12 @@ class LayerQuantizer:
             grams[name] = Gram(self.config.linear_shape(name)[1])
             return _GramLinear(plain, grams[name], lambda x: self._folded_input(name, x))
 
-        def look(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> None:
-            for states, x in zip(observed[:3], (q, k, v), strict=True):
-                states.append(x)
-
         def tensor(name: str) -> Floats:
             return self._float_tensor(name).numpy()
 
         layer = build_layer(self.config, index, backend, tensor, linear, self.checked.__contains__)
-        return observed, through(self.config, layer, streams, look)
+        states, after = states_through(self.config, layer, streams)
+        return Observed(*states, grams), after
 
     def tensors(self, index: int, observed: Observed) -> Iterator[NamedTensor]:
         """The tensors of one layer. Consumes `observed`."""
