@@ -23,7 +23,7 @@ from .observe import states_through, together
 from .rounding import (
     Gram,
     QuantizedWeight,
-    Transformed,
+    TransformedGram,
     balance,
     by_outputs,
     compensations,
@@ -194,9 +194,9 @@ class LayerQuantizer:
             return None
         parts = [part for name in names for part in torch.split(self._stored(name), 256)]
         if self._input_block(names[0]):
-            squares = sum(parallel.each(lambda part: part.double().square().sum(0), parts))
+            squares = sum(parallel.map_in_order(lambda part: part.double().square().sum(0), parts))
             return balance(gram.square_sums() / gram.tokens, torch.as_tensor(squares)).sqrt()
-        peaks = torch.stack(parallel.each(lambda part: part.abs().amax(0), parts)).amax(0)
+        peaks = torch.stack(parallel.map_in_order(lambda part: part.abs().amax(0), parts)).amax(0)
         return balance(gram.peaks.double(), peaks.double())
 
     def _compensations(
@@ -208,7 +208,7 @@ class LayerQuantizer:
         seen = [
             None
             if gram is None or recipe is None or recipe.rounding == "nearest" or not any(map(self._is_quantized, names))
-            else Transformed(gram, equalizer, self._input_block(names[0]))
+            else TransformedGram(gram, equalizer, self._input_block(names[0]))
             for names, gram, equalizer in groups
         ]
         found = iter(compensations([each for each in seen if each is not None]))
@@ -274,7 +274,7 @@ class LayerQuantizer:
             found = by_outputs(rows, piece)
             return {"weight": found.weight, "scale": found.scale}
 
-        for done, rows in enumerate(parallel.rows(len(stored), len(stored) if mixed else ROWS), 1):
+        for done, rows in enumerate(parallel.blocks(len(stored), len(stored) if mixed else ROWS), 1):
             if not quantized:
                 weights.append(folded(rows).to(dtype))
                 continue

@@ -16,7 +16,7 @@ from ...model.decoder import DecoderLayer, build_layer
 from ...recipe import Recipe
 from ..layerwise import GROUPS
 from ..observe import through
-from ..rounding import Gram, Transformed, compensations
+from ..rounding import Gram, TransformedGram, compensations
 from ..tensors import NamedTensor, SourceTensors, stored_of
 from .attention import MindieAttention
 from .linears import ObservedLinear, SmoothedLinear
@@ -109,7 +109,7 @@ class SmoothingQuantizer(MindieQuantizer):
     def _smoothed(self, layer: DecoderLayer, name: str, groups: dict[str, tuple[Gram, Span]]) -> DecoderLayer:
         """The layer with all linears replaced that are quantized."""
         # Linears with the same inputs share what their errors are compensated with.
-        grams = {id(gram): Transformed(gram) for gram, _ in groups.values()} if self.compensate else {}
+        grams = {id(gram): TransformedGram(gram) for gram, _ in groups.values()} if self.compensate else {}
         found = dict(zip(grams, compensations(list(grams.values())), strict=True))
         chosen: dict[str, Any] = {}
         for module in LINEARS:
