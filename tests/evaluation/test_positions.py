@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from faquant.evaluation import streaming
 from faquant.evaluation.divergence import variants
 from faquant.evaluation.measure import FULL, QUICK, Effort
 from faquant.evaluation.positions import (
@@ -217,3 +218,15 @@ def test_a_long_context_is_cut_into_stretches(source: Path, tmp_path: Path) -> N
     assert found is not None
     assert found.edges == [0, MAP_BLOCK, 2 * MAP_BLOCK + 100]
     assert found.variants == {"same": [0.0, 0.0]}
+
+
+def test_windows_run_together_if_position_and_models_are_the_same() -> None:
+    ids, names = torch.zeros(9, dtype=torch.int64), frozenset({"float"})
+    windows = [
+        Window(ids),
+        Window(ids),
+        Window(ids, 128),
+        Window(ids, 128, models=names),
+        Window(ids, 128, models=names),
+    ]
+    assert list(streaming._groups(windows)) == [range(2), range(2, 3), range(3, 5)]

@@ -107,8 +107,9 @@ def _values_are_folded(model: Model, source: Model) -> bool:
     plain = source.decoder.layers[0].v_proj
     if not isinstance(plain, FloatLinear):
         raise TypeError(f"the source must be a float model, not one with a {type(plain).__name__}")
-    difference = _float_weight(model.decoder.layers[0].v_proj) - plain.weight
-    return bool(np.linalg.norm(difference) > 0.05 * np.linalg.norm(plain.weight))
+    weight = plain.weight
+    difference = _float_weight(model.decoder.layers[0].v_proj) - weight
+    return bool(np.linalg.norm(difference) > 0.05 * np.linalg.norm(weight))
 
 
 def _float_weight(linear: Linear) -> Floats:
