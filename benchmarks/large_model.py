@@ -117,8 +117,8 @@ def main() -> None:
         total = time.monotonic() - started
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         times = [float(seconds) for seconds in re.findall(r"^step \d+ ([\d.]+)$", done.stdout, re.M)]
-        layers = [later - earlier for earlier, later in itertools.pairwise(times[:-1])]
-        per_layer, ends = sum(layers) / len(layers), times[0] + times[-1] - times[-2]
+        layers = [later - earlier for earlier, later in itertools.pairwise(times[: arguments.layers + 1])]
+        per_layer, ends = sum(layers) / len(layers), times[0] + times[-1] - times[arguments.layers]
         print(f"recipe {arguments.recipe}, {arguments.tokens} calibration tokens, {arguments.threads} threads")
         print(f"peak resident memory: {peak / 2**30:.2f} GiB for a float model of {size / 2**30:.1f} GiB")
         print(f"per layer: {per_layer:.0f} s ({', '.join(f'{seconds:.0f}' for seconds in layers)}); ends {ends:.0f} s")
