@@ -29,25 +29,6 @@ def row_tiles(positions, row, window):
     return position, begin, (position + tile.TILE) // tile.TILE
 
 
-@triton.jit
-def load_queries(
-    queries, scale, bias, at, GROUP: tl.constexpr, D: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """One token's group for one map, whose first head is the row `at` of [maps · tokens · Hq]."""
-    columns = tl.arange(0, COLUMNS)
-    channels = tl.arange(0, PADDED)
-    real = columns < GROUP
-    mask = real[None, :]
-    if D != PADDED:
-        mask = mask & (channels[:, None] < D)
-    q = tl.load(queries + at * D + (columns[None, :] * D + channels[:, None]), mask=mask, other=0)
-    row_scale = tl.load(scale + at + columns, mask=real, other=0.0)
-    row_bias = None
-    if bias is not None:
-        row_bias = tl.load(bias + at + columns, mask=real, other=0.0)
-    return q, row_scale, row_bias
-
-
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def attend_part(
     queries,
@@ -101,8 +82,11 @@ def attend_part(
     block_table = block_tables + tl.load(sequences + first + row) * width
     token = (first + row).to(tl.int64)
     at = token * HEADS + head * GROUP
+    columns = tl.arange(0, COLUMNS)
+    real = columns < GROUP
     if MAP_TILES == 0:
-        q, row_scale, row_bias = load_queries(queries, scale, bias, at, GROUP, D, PADDED, COLUMNS)
+        q = tile.load_queries(queries, at, columns, real, D, PADDED)
+        row_scale = tl.load(scale + at + columns, mask=real, other=0.0)
     v_unit = None
     if v_static is not None:
         v_unit = tile.load_table(v_static, head, D, PADDED)
@@ -114,9 +98,12 @@ def attend_part(
     for number in tl.range(begin, end, num_stages=STAGES):
         if MAP_TILES > 0:
             number_of_map = tl.minimum(number // MAP_TILES, last_map).to(tl.int64)
-            q, row_scale, row_bias = load_queries(
-                queries, scale, bias, number_of_map * tokens * HEADS + at, GROUP, D, PADDED, COLUMNS
-            )
+            here = number_of_map * tokens * HEADS + at
+            q = tile.load_queries(queries, here, columns, real, D, PADDED)
+            row_scale = tl.load(scale + here + columns, mask=real, other=0.0)
+        row_bias = None
+        if bias is not None:
+            row_bias = tl.load(bias + here + columns, mask=real, other=0.0)
         place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
         key = keys + number * tile.TILE
         known = key <= position
@@ -146,9 +133,7 @@ def attend_part(
             top, total, out = tile.merge(top, total, out, tile_top, tile_total, tile_out)
         else:
             top, total, out = tile_top, tile_total, tile_out
-    columns = tl.arange(0, COLUMNS)
     channels = tl.arange(0, PADDED)
-    real = columns < GROUP
     to = (row.to(tl.int64) * parts + part) * HEADS + head * GROUP
     tl.store(part_max + to + columns, top, mask=real)
     tl.store(part_sum + to + columns, total, mask=real)

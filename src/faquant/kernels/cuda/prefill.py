@@ -11,21 +11,6 @@ from .operands import constants, operands, rotation
 from .tile import SPLIT_TILES
 
 
-@triton.jit
-def load_columns(queries, scale, bias, base, inside, real, D: tl.constexpr, PADDED: tl.constexpr):
-    """Queries in the rows base + inside of [maps · tokens · Hq]: int8 [PADDED, COLUMNS], scale and bias [COLUMNS]."""
-    channels = tl.arange(0, PADDED)
-    mask = real[None, :]
-    if D != PADDED:
-        mask = mask & (channels[:, None] < D)
-    q = tl.load(queries + base * D + (inside[None, :] * D + channels[:, None]), mask=mask, other=0)
-    row_scale = tl.load(scale + base + inside, mask=real, other=0.0)
-    row_bias = None
-    if bias is not None:
-        row_bias = tl.load(bias + base + inside, mask=real, other=0.0)
-    return q, row_scale, row_bias
-
-
 @triton.jit(do_not_specialize=["first", "count", "start", "tokens", "last_map", "window", "width"])
 def attend_chunk(
     queries,
@@ -88,7 +73,8 @@ def attend_chunk(
     block_table = block_tables + tl.load(sequences + first) * width
 
     if MAP_TILES == 0:
-        q, row_scale, row_bias = load_columns(queries, scale, bias, at, inside, real, D, PADDED)
+        q = tile.load_queries(queries, at, inside, real, D, PADDED)
+        row_scale = tl.load(scale + at + inside, mask=real, other=0.0)
     v_unit = None
     if v_static is not None:
         v_unit = tile.load_table(v_static, head, D, PADDED)
@@ -102,9 +88,12 @@ def attend_chunk(
         for number in tl.range(tl.maximum(split, first_tile), tl.minimum(split + SPLIT_TILES, end), num_stages=STAGES):
             if MAP_TILES > 0:
                 number_of_map = tl.minimum(number // MAP_TILES, last_map).to(tl.int64)
-                q, row_scale, row_bias = load_columns(
-                    queries, scale, bias, number_of_map * tokens * HEADS + at, inside, real, D, PADDED
-                )
+                here = number_of_map * tokens * HEADS + at
+                q = tile.load_queries(queries, here, inside, real, D, PADDED)
+                row_scale = tl.load(scale + here + inside, mask=real, other=0.0)
+            row_bias = None
+            if bias is not None:
+                row_bias = tl.load(bias + here + inside, mask=real, other=0.0)
             place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
             key = keys + number * tile.TILE
             known = key <= last

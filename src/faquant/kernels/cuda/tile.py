@@ -58,6 +58,16 @@ def load_block(pointers, channel_mask, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def load_queries(queries, base, columns, real, D: tl.constexpr, PADDED: tl.constexpr):
+    """The rows base + columns of [maps · tokens · Hq, D] as int8 [PADDED, COLUMNS]; 0 where not real."""
+    channels = tl.arange(0, PADDED)
+    mask = real[None, :]
+    if D != PADDED:
+        mask = mask & (channels[:, None] < D)
+    return tl.load(queries + base * D + (columns[None, :] * D + channels[:, None]), mask=mask, other=0)
+
+
+@triton.jit
 def load_table(table, head, D: tl.constexpr, PADDED: tl.constexpr):
     """One head's row of a static table [Hkv, D], with zeros behind it."""
     channels = tl.arange(0, PADDED)
