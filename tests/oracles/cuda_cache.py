@@ -17,13 +17,13 @@ CPU = torch.device("cpu")
 
 
 def poisoned(scheme: AttentionScheme, num_pages: int, page_size: int) -> Int8Cache:
-    """A cache full of 0x7f bytes and scales that are NaN."""
+    """A cache full of 0x7f bytes and scales that are NaN, with all bits set: a NaN of 0x7e00 would become a P of 0."""
     cache = Int8Cache.empty(scheme, num_pages, page_size, CPU)
     cache.k.fill_(0x7F)
     cache.v.fill_(0x7F)
     for scale in (cache.k_scale, cache.v_scale):
         if scale is not None:
-            scale.fill_(math.nan)
+            scale.view(torch.int16).fill_(0x7FFF)
     return cache
 
 
@@ -101,6 +101,8 @@ class Batch:
             for store, x in zip((queries.values, queries.scale, queries.bias), mapped, strict=True):
                 store[: len(x), some] = x
             expected.append(reference.attend(q, k8, v8, k_scale, v_scale, scheme, start, window))
+            # Pages before the window were given back.
+            table[: oldest // page_size] = -(2**20)
             tables.append((count, start, table.numpy()))
             row += count
         spans = DeviceSpans.of(Spans.of(tables), CPU)
