@@ -74,10 +74,8 @@ def append_values(
     tile, key = slots // KEYS * KV_HEADS + head, slots % KEYS
     place = tile * KEYS + key
     x8 = _rounded(x, columns, inside, head, v_scale, v_offset, v_scales, place, written, beyond + 2, DIM)
-    # Turned, so that neighboring threads store neighboring keys.
-    channels = tl.reshape(columns, (WIDTH, 1))
-    to = v + (tile * (DIM * KEYS) + key)[None, :] + channels * KEYS
-    tl.store(to, tl.trans(x8), mask=written[None, :] & (channels < DIM))
+    to = v + (tile * (DIM * KEYS) + key)[:, None] + columns * KEYS
+    tl.store(to, x8, mask=written[:, None] & inside)
 
 
 @triton.jit(do_not_specialize=["tokens"])

@@ -12,9 +12,9 @@ _SILU_BLOCK = 1024
 
 @triton.jit
 def _load_32(x):
-    values = ()
+    values = tl.tuple([])
     for i in tl.static_range(32):
-        values = values + (tl.load(x + i * 16),)
+        values += (tl.load(x + i * 16),)
     return values
 
 

@@ -24,11 +24,10 @@ class Tiling:
 
     @classmethod
     def of(cls, tokens: int, dim: int) -> "Tiling":
-        """One token for each program if there are few, so that there are many programs. From 64 tokens on 16, because V
-        is stored by channel, and the bytes of 16 consecutive keys are one piece of memory."""
-        rows = 16 if tokens >= 64 else 1
-        warps = max(1, min(4, rows * width_of(dim) // 256))
-        return cls(rows, warps, triton.cdiv(tokens, rows))
+        """One token for each program while there are few tokens, so that there are many programs. Otherwise as many
+        as one warp holds with 16 channels a thread: rows in one warp need no barriers."""
+        rows = max(1, min(8, 512 // width_of(dim))) if tokens >= 64 else 1
+        return cls(rows, max(1, width_of(dim) // 512), triton.cdiv(tokens, rows))
 
 
 def heads_of(x: Tensor) -> Tensor:
@@ -108,6 +107,12 @@ def bytes_of(steps, LEAST: tl.constexpr):
     """Steps to the nearest integer in [LEAST, 127], halves to even, as int8."""
     limited = tl.maximum(tl.minimum(steps, 127.0), LEAST)
     return (limited + ROUNDER).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def round_to_grid(steps):
+    """As bytes_of from -128, as float32."""
+    return (tl.maximum(tl.minimum(steps, 127.0), -128.0) + ROUNDER) - ROUNDER
 
 
 @triton.jit
