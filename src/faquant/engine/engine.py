@@ -133,13 +133,22 @@ class Engine:
         return requests
 
     def step(self) -> list[Output]:
-        """Run the next tokens of some requests and return their outputs; an empty list if there is no work."""
+        """Run the next tokens of some requests and return their outputs; an empty list if there is no work.
+
+        Raises:
+            FaquantError: the device failed.
+        """
         begin = time.perf_counter()
         work = self._scheduler.schedule()
         if not work:
             return []
         model_begin = time.perf_counter()
-        logits = self._run(work)
+        try:
+            logits = self._run(work)
+        except Exception as error:
+            if reason := self.model.backend.explain(error):
+                raise FaquantError(reason) from error
+            raise
         model_end = time.perf_counter()
         for item in work:
             self._count(item)

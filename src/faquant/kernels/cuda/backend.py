@@ -15,6 +15,7 @@ from ..scheme import AttentionScheme
 from ..tables import LinearTable
 from . import elementwise, modules
 from .device import interpreted
+from .failures import explained, explains
 from .float_pages import FloatPages
 from .layers import CudaLayers
 from .modules import on_device
@@ -30,6 +31,7 @@ class CudaBackend:
     def __init__(self) -> None:
         self.device = torch.device("cpu") if interpreted() else torch.device("cuda", torch.cuda.current_device())
 
+    @explains
     def linear(self, table: LinearTable) -> Linear:
         return modules.linear(table, self.device)
 
@@ -38,6 +40,7 @@ class CudaBackend:
         assert tables[0] is not None
         return modules.RMSNorm(tables[0], eps, tables[1])
 
+    @explains
     def embedding(self, weight: Array) -> AnyEmbedding:
         return modules.Embedding(on_device(weight, self.device))
 
@@ -47,9 +50,11 @@ class CudaBackend:
     def silu_times(self, gate: Tensor, up: Tensor) -> Tensor:
         return elementwise.silu_times(gate, up)
 
+    @explains
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
         return Int8Pages(scheme, num_pages, page_size, self.device)
 
+    @explains
     def float_pages(
         self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
     ) -> Pages:
@@ -75,3 +80,6 @@ class CudaBackend:
             return 1 << 30
         free, total = torch.cuda.mem_get_info()
         return max(0, free - int(SPARE * total))
+
+    def explain(self, error: Exception) -> str | None:
+        return explained(error)
