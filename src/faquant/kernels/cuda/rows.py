@@ -53,10 +53,10 @@ def rotated_by_position(x, tokens, columns, cos, sin, norm, eps, ROWS: tl.conste
     inside = columns < DIM
     lower = columns < DIM // 2
     partners = tl.where(lower, columns + DIM // 2, columns - DIM // 2)
+    factor = rms_factor(x, eps, ROWS, DIM)[:, None] if norm is not None else 1.0
     value = tl.load(x[:, None] + columns, mask=inside, other=0.0)
     partner = tl.load(x[:, None] + partners, mask=inside, other=0.0)
     if norm is not None:
-        factor = rms_factor(x, eps, ROWS, DIM)[:, None]
         value = tl.load(norm + columns, mask=inside, other=0.0) * (value * factor)
         partner = tl.load(norm + partners, mask=inside, other=0.0) * (partner * factor)
     at = tokens.to(tl.int64)[:, None] * DIM + columns
