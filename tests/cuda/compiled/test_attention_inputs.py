@@ -73,7 +73,8 @@ def tables(*names: str) -> dict[str, str]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("tokens", "registers"), [(1, 64), (64, 104)])
 def test_all_inputs_of_attention(architecture: int, tokens: int, registers: int) -> None:
-    """With every step: norms, maps, rotations. One launch for each layer."""
+    """With every step: norms, maps, rotations. One launch for each layer. 50 to 58 registers with one token a program,
+    78 to 94 with four."""
     more = {**tables(*MAPPED, "q_norm", "k_norm"), **DYNAMIC}
     kernel = build(attention_inputs._attention_inputs, architecture, tokens, 128, more)
     assert kernel.spills == 0
@@ -91,7 +92,7 @@ def test_all_inputs_of_attention(architecture: int, tokens: int, registers: int)
 @pytest.mark.parametrize("dim", [64, 80, 256])
 @pytest.mark.parametrize("tokens", [1, 64])
 def test_append(dim: int, tokens: int) -> None:
-    """A head of 64 channels is two numbers for each thread of a warp."""
+    """30 registers with one token a program, 72 with four. A head of 64 channels is two numbers for each thread."""
     kernel = build(append._append, 90, tokens, dim, {**tables(*MAPPED), **DYNAMIC})
     assert kernel.spills == 0
     assert kernel.registers <= 96

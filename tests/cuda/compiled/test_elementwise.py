@@ -21,7 +21,7 @@ def is_wide(kernel: Compiled, narrow_loads: int = 0) -> bool:
 @pytest.mark.parametrize("biased", [False, True])
 def test_rms_norm(architecture: int, biased: bool) -> None:
     """Squares in 16 lanes are 256 additions, each of which waits for the one before, and for nothing else: the loop
-    loads the 32 numbers of the next round before it adds those of this one."""
+    loads the 32 numbers of the next round before it adds those of this one, in 104 instructions."""
     types = {**dict.fromkeys(["x", "weight", "out"], "*fp32"), "eps": "fp32", **dict.fromkeys(STRIDES, "i32")}
     if biased:
         types["bias"] = "*fp32"

@@ -25,7 +25,7 @@ class Tiling:
     @classmethod
     def of(cls, tokens: int, dim: int) -> "Tiling":
         """One token for each program while there are few tokens, so that there are many programs. Otherwise as many
-        as one warp holds with 16 channels a thread: rows in one warp need no barriers."""
+        as one warp holds with 16 channels a thread: rows in one warp do not wait for other warps."""
         rows = max(1, min(8, 512 // width_of(dim))) if tokens >= 64 else 1
         return cls(rows, max(1, width_of(dim) // 512), triton.cdiv(tokens, rows))
 
