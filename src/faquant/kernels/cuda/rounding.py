@@ -6,6 +6,9 @@ needs the row's maximum; that launch would cost more than it saves, as one multi
 2 µs.
 """
 
+# Tuples grow in kernels, which mypy reads as Python.
+# mypy: disable-error-code="assignment, misc, var-annotated"
+
 import math
 from dataclasses import dataclass
 
@@ -110,7 +113,9 @@ def _launch(
         out = RoundedInputs.empty(tokens, size, rounding, x.device)
     chunk, warps = chunks_of(size, block)
     if tokens:
-        round_rows[(tokens,)](
+        fits = triton.cdiv(size, chunk) * chunk <= warps * 32 * _KEPT_PER_THREAD
+        kernel = round_rows if fits else round_long_rows
+        kernel[(tokens,)](
             x,
             out.values,
             out.scale,
@@ -126,7 +131,6 @@ def _launch(
             BLOCK=block,
             FACTOR=1.0 / math.sqrt(block) if block else 1.0,
             STEPS=rounding.steps,
-            KEPT=triton.cdiv(size, chunk) * chunk <= warps * 32 * _KEPT_PER_THREAD,
             UNROLLED=math.gcd(size // _LANES, 32),
             num_warps=warps,
             **ROUNDED,
@@ -164,16 +168,76 @@ def round_rows(
     BLOCK: tl.constexpr,
     FACTOR: tl.constexpr,
     STEPS: tl.constexpr,
-    KEPT: tl.constexpr,
     UNROLLED: tl.constexpr,
 ):
-    """One row of SIZE inputs in chunks of CHUNK. Grid (tokens,).
+    """One row of SIZE inputs in chunks of CHUNK, all in registers. Grid (tokens,).
 
-    KEPT: whether the row stays in registers from its maximum to its rounding; otherwise it is computed twice.
     UNROLLED: loads of 16 inputs that RMSNorm has in flight.
     """
     CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
     MASKED: tl.constexpr = SIZE % CHUNK != 0
+    columns = tl.arange(0, CHUNK)
+    row = tl.program_id(0).to(tl.int64)
+    x += row * (2 * SIZE if GATED else SIZE)
+    values += row * SIZE
+    # All loads of a row are under way before the first number is needed, and RMSNorm's sum finds the row in L1.
+    first, ups, inputs = (), (), ()
+    for i in tl.static_range(CHUNKS):
+        first += (_load(x, i * CHUNK + columns, SIZE, MASKED and i == CHUNKS - 1),)
+        if GATED:
+            ups += (_load(x + SIZE, i * CHUNK + columns, SIZE, MASKED and i == CHUNKS - 1),)
+    rms = 1.0
+    if norm_weight is not None:
+        rms = _rms_factor(x, eps, SIZE, UNROLLED)
+    for i in tl.static_range(CHUNKS):
+        y = first[i]
+        if GATED:
+            y = silu(y) * ups[i]
+        at = i * CHUNK + columns
+        inputs += (
+            _transformed(
+                y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED and i == CHUNKS - 1, CHUNK, BLOCK, FACTOR
+            ),
+        )
+    if input_scale is not None:
+        scale = tl.load(input_scale)
+        offset = tl.load(input_offset)
+    else:
+        peaks = _magnitude_bits(inputs[0])
+        for i in tl.static_range(1, CHUNKS):
+            peaks = tl.maximum(peaks, _magnitude_bits(inputs[i]))
+        scale = _scale_of(peaks, STEPS)
+        offset = None
+        tl.store(scales + row, scale)
+    for i in tl.static_range(CHUNKS):
+        _store(values, i * CHUNK + columns, _steps(inputs[i], scale, offset), SIZE, MASKED and i == CHUNKS - 1)
+
+
+@triton.jit
+def round_long_rows(
+    x,
+    values,
+    scales,
+    norm_weight,
+    norm_bias,
+    eps,
+    multiplier,
+    input_scale,
+    input_offset,
+    SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FACTOR: tl.constexpr,
+    STEPS: tl.constexpr,
+    UNROLLED: tl.constexpr,
+):
+    """As round_rows, for a row that does not fit into registers: its inputs are computed twice, first for their
+    maximum.
+    """
+    CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
+    MASKED: tl.constexpr = SIZE % CHUNK != 0
+    columns = tl.arange(0, CHUNK)
     row = tl.program_id(0).to(tl.int64)
     x += row * (2 * SIZE if GATED else SIZE)
     values += row * SIZE
@@ -183,50 +247,21 @@ def round_rows(
     if input_scale is not None:
         scale = tl.load(input_scale)
         offset = tl.load(input_offset)
-        for i in range(CHUNKS):
-            at = i * CHUNK + tl.arange(0, CHUNK)
-            y = _inputs(x, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, GATED, CHUNK, 0, 1.0)
-            steps = tl.minimum(tl.maximum(tl.div_rn(y, scale), -4e6), 4e6)
-            _store(values, at, tl.minimum(tl.maximum(rounded(steps) + offset, -128.0), 127.0), SIZE, MASKED)
     else:
         peaks = tl.zeros((CHUNK,), tl.int32)
-        kept = ()
-        if KEPT:
-            for i in tl.static_range(CHUNKS):
-                y = _inputs(
-                    x,
-                    i * CHUNK + tl.arange(0, CHUNK),
-                    rms,
-                    norm_weight,
-                    norm_bias,
-                    multiplier,
-                    SIZE,
-                    MASKED and i == CHUNKS - 1,
-                    GATED,
-                    CHUNK,
-                    BLOCK,
-                    FACTOR,
-                )
-                peaks = tl.maximum(peaks, _magnitude_bits(y))
-                kept += (y,)  # type: ignore[assignment]
-        else:
-            for i in range(CHUNKS):
-                at = i * CHUNK + tl.arange(0, CHUNK)
-                y = _inputs(x, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, GATED, CHUNK, BLOCK, FACTOR)
-                peaks = tl.maximum(peaks, _magnitude_bits(y))
-        peak = tl.max(peaks, axis=0).to(tl.float32, bitcast=True)
-        scale = tl.div_rn(tl.where(peak < 1e-30, 1e-30, peak), STEPS)
+        for i in range(CHUNKS):
+            at = i * CHUNK + columns
+            y = _first(x, at, SIZE, MASKED, GATED)
+            y = _transformed(y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
+            peaks = tl.maximum(peaks, _magnitude_bits(y))
+        scale = _scale_of(peaks, STEPS)
+        offset = None
         tl.store(scales + row, scale)
-        if KEPT:
-            for i in tl.static_range(CHUNKS):
-                steps = tl.minimum(tl.maximum(tl.div_rn(kept[i], scale), -128.0), 127.0)
-                _store(values, i * CHUNK + tl.arange(0, CHUNK), steps, SIZE, MASKED and i == CHUNKS - 1)
-        else:
-            for i in range(CHUNKS):
-                at = i * CHUNK + tl.arange(0, CHUNK)
-                y = _inputs(x, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, GATED, CHUNK, BLOCK, FACTOR)
-                steps = tl.minimum(tl.maximum(tl.div_rn(y, scale), -128.0), 127.0)
-                _store(values, at, steps, SIZE, MASKED)
+    for i in range(CHUNKS):
+        at = i * CHUNK + columns
+        y = _first(x, at, SIZE, MASKED, GATED)
+        y = _transformed(y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
+        _store(values, at, _steps(y, scale, offset), SIZE, MASKED)
 
 
 @triton.jit
@@ -243,8 +278,17 @@ def _rms_factor(x, eps, SIZE: tl.constexpr, UNROLLED: tl.constexpr):
 
 
 @triton.jit
-def _inputs(
-    x,
+def _first(x, at, SIZE: tl.constexpr, MASKED: tl.constexpr, GATED: tl.constexpr):
+    """x or silu(gate) · up at these places of a row; 0 beyond its end."""
+    y = _load(x, at, SIZE, MASKED)
+    if GATED:
+        y = silu(y) * _load(x + SIZE, at, SIZE, MASKED)
+    return y
+
+
+@triton.jit
+def _transformed(
+    y,
     at,
     rms,
     norm_weight,
@@ -252,15 +296,11 @@ def _inputs(
     multiplier,
     SIZE: tl.constexpr,
     MASKED: tl.constexpr,
-    GATED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     FACTOR: tl.constexpr,
 ):
-    """The inputs at these places of a row before their rounding; 0 beyond its end."""
-    y = _load(x, at, SIZE, MASKED)
-    if GATED:
-        y = silu(y) * _load(x + SIZE, at, SIZE, MASKED)
+    """The inputs at these places of a row, before their rounding."""
     if norm_weight is not None:
         y = _load(norm_weight, at, SIZE, MASKED) * (y * rms)
         if norm_bias is not None:
@@ -297,11 +337,26 @@ def _magnitude_bits(x):
 
 
 @triton.jit
+def _scale_of(peaks, STEPS: tl.constexpr):
+    """The scale of a row with these magnitudes."""
+    peak = tl.max(peaks, axis=0).to(tl.float32, bitcast=True)
+    return tl.div_rn(tl.where(peak < 1e-30, 1e-30, peak), STEPS)
+
+
+@triton.jit
+def _steps(y, scale, offset):
+    """y in steps of its scale, within int8; a static offset is added to rounded steps, as in MindIE."""
+    steps = tl.div_rn(y, scale)
+    if offset is not None:
+        steps = rounded(tl.minimum(tl.maximum(steps, -4e6), 4e6)) + offset
+    return tl.minimum(tl.maximum(steps, -128.0), 127.0)
+
+
+@triton.jit
 def _load(pointer, at, SIZE: tl.constexpr, MASKED: tl.constexpr):
     return tl.load(pointer + at, mask=at < SIZE if MASKED else None, other=0.0 if MASKED else None)
 
 
 @triton.jit
 def _store(pointer, at, steps, SIZE: tl.constexpr, MASKED: tl.constexpr):
-    """Store steps, rounded; they are within int8."""
     tl.store(pointer + at, integer_of(steps).to(tl.int8), mask=at < SIZE if MASKED else None)
