@@ -64,10 +64,12 @@ def test_rounds_as_the_reference(size: int, how: InputRounding) -> None:
     check(round_inputs(x, how), rounded_by_reference(x, how))
 
 
-def test_values_beyond_a_static_range_are_clamped() -> None:
-    x = torch.tensor([[1e30, -1e30, 3e7, -3e7, 8.0, -8.0, 0.0, -0.0] * 2])
+def test_static_steps_are_rounded_before_the_offset_and_clamped_after_it() -> None:
+    x = torch.tensor([[1e30, -1e30, 3e7, -3e7, 3e5, -3e5, 8, -8, 0, -0.0, 0.5 / 16, 1.5 / 16, -0.5 / 16, 1, 2, 3]])
     how = InputRounding(scale=torch.tensor([0.0625]), offset=torch.tensor([3.0]))
-    assert round_inputs(x, how).values.tolist() == [[127, -128, 127, -128, 127, -125, 3, 3] * 2]
+    expected = [127, -128, 127, -128, 127, -128, 127, -125, 3, 3, 3, 5, 3, 19, 35, 51]
+    assert round_inputs(x, how).values.tolist() == [expected]
+    check(round_inputs(x, how), rounded_by_reference(x, how))
 
 
 def test_a_row_of_zeros_has_a_scale() -> None:

@@ -348,7 +348,8 @@ def _steps(y, scale, offset):
     """y in steps of its scale, within int8; a static offset is added to rounded steps, as in MindIE."""
     steps = tl.div_rn(y, scale)
     if offset is not None:
-        steps = rounded(tl.minimum(tl.maximum(steps, -4e6), 4e6)) + offset
+        # Beyond 2^22 `rounded` is inexact, but such steps are clamped anyway.
+        steps = rounded(steps) + offset
     return tl.minimum(tl.maximum(steps, -128.0), 127.0)
 
 
