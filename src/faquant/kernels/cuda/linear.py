@@ -75,7 +75,7 @@ def tiling_of(tokens: int, outputs: int, inputs: int) -> Tiling:
     """The tiling for x [tokens, inputs] and a weight [outputs, inputs]."""
     programs = _PROGRAMS
     if tokens <= FEW_TOKENS:
-        steps = (256, 128, 64) if tokens <= 16 else (128, 64)
+        steps = (256, 128, 64) if tokens <= 8 else (128, 64)
         tile = 64, max(8, triton.next_power_of_2(tokens)), next((step for step in steps if inputs % step == 0), 128)
         warps, stages = 4, 4
     else:
