@@ -6,9 +6,6 @@ needs the row's maximum; that launch would cost more than it saves, as one multi
 2 µs.
 """
 
-# Tuples grow in kernels, which mypy reads as Python.
-# mypy: disable-error-code="assignment, misc, var-annotated"
-
 import math
 from dataclasses import dataclass
 
@@ -18,10 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..tables import INPUT_STEPS, DynamicTable, StaticTable
-from .arithmetic import ROUNDED, ROUNDER, ROUNDER_BITS, hadamard, integer_of, rounded, sum_of_columns
-
-_LANES = 16
-"""Lanes of RMSNorm's sum of squares (csrc/generic/elementwise_rows-inl.h)."""
+from .arithmetic import ROUNDED, hadamard, integer_of, rounded
+from .elementwise import rms_factor, silu
 
 _KEPT_PER_THREAD = 44
 """Values of a row that a thread keeps in registers between the row's maximum and its rounding; more would spill."""
@@ -131,7 +126,6 @@ def _launch(
             BLOCK=block,
             FACTOR=1.0 / math.sqrt(block) if block else 1.0,
             STEPS=rounding.steps,
-            UNROLLED=math.gcd(size // _LANES, 32),
             num_warps=warps,
             **ROUNDED,
         )
@@ -168,12 +162,8 @@ def round_rows(
     BLOCK: tl.constexpr,
     FACTOR: tl.constexpr,
     STEPS: tl.constexpr,
-    UNROLLED: tl.constexpr,
 ):
-    """One row of SIZE inputs in chunks of CHUNK, all in registers. Grid (tokens,).
-
-    UNROLLED: loads of 16 inputs that RMSNorm has in flight.
-    """
+    """One row of SIZE inputs in chunks of CHUNK, all in registers. Grid (tokens,)."""
     CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
     MASKED: tl.constexpr = SIZE % CHUNK != 0
     columns = tl.arange(0, CHUNK)
@@ -181,14 +171,14 @@ def round_rows(
     x += row * (2 * SIZE if GATED else SIZE)
     values += row * SIZE
     # All loads of a row are under way before the first number is needed, and RMSNorm's sum finds the row in L1.
-    first, ups, inputs = (), (), ()
+    first, ups, inputs = tl.tuple([]), tl.tuple([]), tl.tuple([])
     for i in tl.static_range(CHUNKS):
         first += (_load(x, i * CHUNK + columns, SIZE, MASKED and i == CHUNKS - 1),)
         if GATED:
             ups += (_load(x + SIZE, i * CHUNK + columns, SIZE, MASKED and i == CHUNKS - 1),)
     rms = 1.0
     if norm_weight is not None:
-        rms = _rms_factor(x, eps, SIZE, UNROLLED)
+        rms = rms_factor(x + tl.arange(0, 1), eps, 1, SIZE)
     for i in tl.static_range(CHUNKS):
         y = first[i]
         if GATED:
@@ -230,7 +220,6 @@ def round_long_rows(
     BLOCK: tl.constexpr,
     FACTOR: tl.constexpr,
     STEPS: tl.constexpr,
-    UNROLLED: tl.constexpr,
 ):
     """As round_rows, for a row that does not fit into registers: its inputs are computed twice, first for their
     maximum.
@@ -243,7 +232,7 @@ def round_long_rows(
     values += row * SIZE
     rms = 1.0
     if norm_weight is not None:
-        rms = _rms_factor(x, eps, SIZE, UNROLLED)
+        rms = rms_factor(x + tl.arange(0, 1), eps, 1, SIZE)
     if input_scale is not None:
         scale = tl.load(input_scale)
         offset = tl.load(input_offset)
@@ -262,19 +251,6 @@ def round_long_rows(
         y = _first(x, at, SIZE, MASKED, GATED)
         y = _transformed(y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
         _store(values, at, _steps(y, scale, offset), SIZE, MASKED)
-
-
-@triton.jit
-def _rms_factor(x, eps, SIZE: tl.constexpr, UNROLLED: tl.constexpr):
-    """1 / √(mean of squares + eps) of a row, summed in 16 lanes one after another, and those by halves."""
-    lanes = tl.arange(0, 16)[:, None]
-    sums = tl.zeros((16, 1), tl.float32)
-    for i in range(0, SIZE, 16 * UNROLLED):
-        for j in tl.static_range(UNROLLED):
-            v = tl.load(x + i + j * 16 + lanes)
-            sums += v * v
-    mean = tl.div_rn(tl.sum(sum_of_columns(sums, 16, 1), axis=0), SIZE * 1.0)
-    return tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
 
 
 @triton.jit
@@ -310,24 +286,6 @@ def _transformed(
     if BLOCK > 1:
         y = tl.reshape(hadamard(tl.reshape(y, (1, CHUNK)), 1, CHUNK, BLOCK, FACTOR), (CHUNK,))
     return y
-
-
-@triton.jit
-def silu(x):
-    """x / (1 + e^-x) with the roundings of silu_times in csrc: e^y = 2^n · e^r, r in two parts of ln 2."""
-    y = tl.maximum(tl.minimum(-x, 88.0), -87.0)
-    shifted = y * 1.44269504 + ROUNDER
-    n = shifted - ROUNDER
-    r = (y - n * 0.693359375) - n * -2.12194440e-4
-    p = r * (1.0 / 5040) + (1.0 / 720)
-    p = p * r + (1.0 / 120)
-    p = p * r + (1.0 / 24)
-    p = p * r + (1.0 / 6)
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    e = p * ((shifted.to(tl.int32, bitcast=True) - ROUNDER_BITS + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.div_rn(x, 1.0 + tl.where(-x > 88.0, float("inf"), e))
 
 
 @triton.jit
