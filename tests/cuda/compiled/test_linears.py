@@ -10,7 +10,8 @@ import pytest
 
 from faquant.kernels.cuda.float_linear import multiply_floats
 from faquant.kernels.cuda.linear import multiply, tiling_of
-from faquant.kernels.cuda.rounding import chunks_of, round_long_rows, round_rows
+from faquant.kernels.cuda.rounding import chunks_of
+from faquant.kernels.cuda.rounding_kernels import round_long_rows, round_rows
 from oracles.compiled import ARCHITECTURES, Compiled, compiled, name_of
 
 pytestmark = pytest.mark.cuda
@@ -62,6 +63,24 @@ def test_rounding(architecture: int, size: int, block: int, kind: str, registers
     assert has_exact_floats(kernel)
     assert kernel.spills == 0
     assert kernel.registers <= registers
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rounding_divided_rows(architecture: int) -> None:
+    """As test_rounding, for both kernels: registers 38, 38, 32 and 26, 26, 25; instructions 744, 752, 744 and 320."""
+    sizes = {"SIZE": 14336, "CHUNK": 1024}
+    constants = dict.fromkeys(("values", "multiplier", "input_scale", "input_offset")) | sizes
+    constants |= {"GATED": True, "BLOCK": 512, "FACTOR": 1 / math.sqrt(512)}
+    types = {"x": "*fp32", "prepared": "*fp32", "peaks": "*i32"}
+    first = compiled(prepare_chunks, types, constants, architecture)
+    types = {"prepared": "*fp32", "peaks": "*i32", "values": "*i8", "scales": "*fp32"}
+    second = compiled(round_chunks, types, sizes | {"WIDTH": 16, "STEPS": 127.0}, architecture)
+    for kernel, loads in ((first, 4), (second, 2)):
+        assert len(re.findall(r"ld\.global\.v4", kernel.ptx)) == loads
+        assert "fma.rn" not in kernel.ptx
+        assert has_exact_floats(kernel)
+        assert kernel.spills == 0
+        assert kernel.registers <= 44
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
