@@ -11,7 +11,7 @@ import pytest
 from faquant.kernels.cuda.float_linear import multiply_floats
 from faquant.kernels.cuda.linear import multiply, tiling_of
 from faquant.kernels.cuda.rounding import chunks_of
-from faquant.kernels.cuda.rounding_kernels import round_long_rows, round_rows
+from faquant.kernels.cuda.rounding_kernels import prepare_chunks, round_chunks, round_long_rows, round_rows
 from oracles.compiled import ARCHITECTURES, Compiled, compiled, name_of
 
 pytestmark = pytest.mark.cuda

@@ -35,9 +35,10 @@ def check(found: RoundedInputs, expected: RoundedInputs) -> None:
 
 
 def rows_of(tokens: int, size: int) -> Tensor:
-    """Rows of different sizes, with outliers and halves of steps."""
+    """Rows of different sizes, with outliers, the last input among them, and halves of steps."""
     x = torch.randn(tokens, size) * torch.logspace(-3, 3, tokens)[:, None]
     x[:, size // 3] *= 50
+    x[-1, -1] *= 10000
     x[0] = torch.arange(size) % 255 / 2 - 63.5
     x[0, 0] = 127
     return x
@@ -92,6 +93,7 @@ def test_rms_norm_comes_first(size: int, with_bias: bool) -> None:
 @pytest.mark.parametrize(("size", "block"), [(1536, 512), (11008, 256), (688, 0)])
 def test_silu_comes_first(size: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     gate_up = torch.randn(2, 2 * size) * 5
+    gate_up[1, -1] = 300.0
     gate_up[0, :6] = torch.tensor([90.0, -90.0, -87.5, -88.5, 0.0, -200.0])
     gate, up = gate_up[:, :size].contiguous(), gate_up[:, size:].contiguous()
     product = torch.from_numpy(np.array(modules.silu_times(gate.numpy(), up.numpy())))
