@@ -75,9 +75,10 @@ def tiling_of(tokens: int, outputs: int, inputs: int) -> Tiling:
     """The tiling for x [tokens, inputs] and a weight [outputs, inputs]."""
     programs = _PROGRAMS
     if tokens <= FEW_TOKENS:
-        steps = (256, 128, 64) if tokens <= 16 else (128, 64)
-        tile = 64, max(8, triton.next_power_of_2(tokens)), next((step for step in steps if inputs % step == 0), 128)
-        warps, stages = 4, 4
+        steps = (256, 128, 64) if tokens <= 8 else (128, 64)
+        # Each tile of outputs reads all tokens: from 33 on these are as many bytes as 64 rows of the weight.
+        rows, warps, stages = (64, 4, 4) if tokens <= 32 or outputs < 64 * _PROGRAMS else (128, 8, 4)
+        tile = rows, max(8, triton.next_power_of_2(tokens)), next((step for step in steps if inputs % step == 0), 128)
     else:
         # One program of 8 warps on a multiprocessor: split sums of large tiles are many bytes.
         programs //= 2
