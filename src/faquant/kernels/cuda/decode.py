@@ -29,6 +29,16 @@ def row_tiles(positions, row, window):
     return position, begin, (position + tile.TILE) // tile.TILE
 
 
+@triton.jit
+def visible(number, position, window):
+    """Which keys of a tile a row sees, [TILE]."""
+    keys = tl.arange(0, tile.TILE) + number * tile.TILE
+    seen = keys <= position
+    if window is not None:
+        seen = seen & (keys > position - window)
+    return seen
+
+
 @triton.jit(do_not_specialize=_UNSPECIALIZED)
 def attend_part(
     queries,
@@ -83,45 +93,52 @@ def attend_part(
     token = (first + row).to(tl.int64)
     at = token * HEADS + head * GROUP
     columns = tl.arange(0, COLUMNS)
-    real = columns < GROUP
+    # Columns without a head repeat others, so that loads need no mask.
+    heads = columns % GROUP
     if MAP_TILES == 0:
-        q = tile.load_queries(queries, at, columns, real, D, PADDED)
-        row_scale = tl.load(scale + at + columns, mask=real, other=0.0)
+        q = tile.load_queries(queries, at, heads, D, PADDED)
+        row_scale = tl.load(scale + at + heads)
     v_unit = None
     if v_static is not None:
         v_unit = tile.load_table(v_static, head, D, PADDED)
     v_zero = None
     if v_offset is not None:
         v_zero = tile.load_table(v_offset, head, D, PADDED)
-    keys = tl.arange(0, tile.TILE)
     top, total, out = tile.empty(COLUMNS, PADDED)
+    place = tile.tile_place(block_table, begin, TILES_IN_PAGE) * KV_HEADS + head
+    seen = visible(begin, position, window)
+    k_steps = tile.load_scales(k_scale, place, seen)
+    v_steps = tile.load_scales(v_scale, place, seen)
     for number in tl.range(begin, end, num_stages=STAGES):
+        place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+        # The next tile's scales arrive during this tile: two bytes are too few for the compiler's own pipeline.
+        following = tl.minimum(number + 1, end - 1)
+        next_place = tile.tile_place(block_table, following, TILES_IN_PAGE) * KV_HEADS + head
+        next_seen = visible(following, position, window)
+        next_k_steps = tile.load_scales(k_scale, next_place, next_seen)
+        next_v_steps = tile.load_scales(v_scale, next_place, next_seen)
         if MAP_TILES > 0:
             number_of_map = tl.minimum(number // MAP_TILES, last_map).to(tl.int64)
             here = number_of_map * tokens * HEADS + at
-            q = tile.load_queries(queries, here, columns, real, D, PADDED)
-            row_scale = tl.load(scale + here + columns, mask=real, other=0.0)
+            q = tile.load_queries(queries, here, heads, D, PADDED)
+            row_scale = tl.load(scale + here + heads)
         row_bias = None
         if bias is not None:
-            row_bias = tl.load(bias + here + columns, mask=real, other=0.0)
-        place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
-        key = keys + number * tile.TILE
-        known = key <= position
-        if window is not None:
-            known = known & (key > position - window)
+            row_bias = tl.load(bias + here + heads)
         tile_top, tile_total, tile_out = tile.attend_tile(
             q,
             row_scale,
             row_bias,
             k,
             v,
-            k_scale,
-            v_scale,
+            k_steps,
+            v_steps,
             v_unit,
             v_zero,
             place,
-            known,
-            known[:, None],
+            visible(number, position, window)[:, None],
+            k_scale is not None,
+            v_scale is not None,
             D,
             PADDED,
             COLUMNS,
@@ -133,6 +150,8 @@ def attend_part(
             top, total, out = tile.merge(top, total, out, tile_top, tile_total, tile_out)
         else:
             top, total, out = tile_top, tile_total, tile_out
+        k_steps, v_steps = next_k_steps, next_v_steps
+    real = columns < GROUP
     channels = tl.arange(0, PADDED)
     to = (row.to(tl.int64) * parts + part) * HEADS + head * GROUP
     tl.store(part_max + to + columns, top, mask=real)
@@ -317,7 +336,7 @@ def decode(
     out: Tensor,
     rows: range | None = None,
     warps: int = 4,
-    stages: int = 5,
+    stages: int | None = None,
 ) -> None:
     """Write the attention of some tokens to `out`, float32 [tokens, Hq, D]; it has the bits of reference.attend.
 
@@ -327,11 +346,14 @@ def decode(
 
     Args:
         rows: consecutive tokens; None: all.
+        stages: of the compiler's pipeline; None: two buffers (5) if they fit into the smallest shared memory, else one.
     """
     maps, tokens = queries.values.shape[:2]
     rows = range(tokens) if rows is None else rows
     if not rows:
         return
+    if stages is None:
+        stages = 5 if tables.dim <= 128 else 3
     by_split, by_tile = workspace.by_split, workspace.by_tile
     parts = by_split if by_tile is None else by_tile
     constant = constants(queries, cache, tables)
