@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from faquant.kernels.cuda.decode import attend_part, merge_splits, merge_tiles
+from faquant.kernels.cuda.decode import attend_part
+from faquant.kernels.cuda.merging import merge_splits, merge_tiles
 from faquant.kernels.cuda.prefill import attend_chunk
 from oracles.compiled import ARCHITECTURES, Compiled, compiled, name_of
 

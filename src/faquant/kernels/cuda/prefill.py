@@ -24,7 +24,10 @@ def known(number, oldest, last, window):
     return some
 
 
-@triton.jit(do_not_specialize=["first", "count", "start", "tokens", "last_map", "window", "width"])
+@triton.jit(
+    do_not_specialize=["first", "count", "start", "tokens", "last_map", "window", "width"],
+    do_not_specialize_on_alignment=["sequences", "block_tables"],
+)
 def attend_chunk(
     queries,
     scale,
