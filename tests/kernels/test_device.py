@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from faquant import LLM
-from faquant.errors import UsageError
+from faquant.errors import FaquantError, UsageError
+from faquant.kernels import backend
 from faquant.kernels.backend import backend_for
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.cuda import device
@@ -87,3 +88,17 @@ def test_the_driver_s_version(driver: Path) -> None:
     assert device.driver_version() == "570.86.15"
     driver.unlink()
     assert device.driver_version() == "unknown"
+
+
+def test_a_gpu_that_fails_its_self_test(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def make(name: str) -> CpuBackend:
+        if name == "cuda":
+            raise FaquantError("The GPU's kernels failed the self-test (attention).")
+        return CpuBackend()
+
+    monkeypatch.setattr(backend, "chosen", lambda device: "cuda")
+    monkeypatch.setattr(backend, "make_backend", make)
+    assert isinstance(backend_for("auto"), CpuBackend)
+    assert "failed the self-test (attention). The CPU is used." in caplog.text
+    with pytest.raises(FaquantError, match="failed the self-test"):
+        backend_for("cuda")
