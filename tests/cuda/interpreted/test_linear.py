@@ -149,3 +149,6 @@ def test_wrong_arguments_are_refused() -> None:
         int8_linear(rounded, weight_of(16, 80), torch.ones(16))
     with pytest.raises(ValueError, match="quant_bias belongs to inputs with a static scale"):
         int8_linear(rounded, weight_of(16, 64), torch.ones(16), quant_bias=torch.ones(16, dtype=torch.int32))
+    few = SplitSums.empty([(64, 2048)], 1, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"not made for 9 tokens of a weight \[64, 2048\]"):
+        int8_linear(round_inputs(inputs_of(9, 2048), InputRounding()), weight_of(64, 2048), torch.ones(64), sums=few)

@@ -46,6 +46,10 @@ class SplitSums:
             max((t.partial_sums for t in tilings), default=0), max((t.tiles for t in tilings), default=0), device
         )
 
+    def holds(self, tiling: "Tiling") -> bool:
+        """Whether it is large enough for this tiling."""
+        return self.partial.numel() >= tiling.partial_sums and self.arrived.numel() >= tiling.tiles
+
     @classmethod
     def _for_sizes(cls, partial_sums: int, tiles: int, device: torch.device) -> "SplitSums":
         return cls(
@@ -119,7 +123,7 @@ def int8_linear(
         float32 [tokens, n].
 
     Raises:
-        ValueError: shapes do not fit, or a bias is of the other kind.
+        ValueError: shapes do not fit, a bias is of the other kind, or `sums` is too small.
     """
     tokens, k = inputs.values.shape
     n = weight.shape[0]
@@ -134,6 +138,8 @@ def int8_linear(
     tiling = tiling_of(tokens, n, k)
     if tiling.splits > 1 and sums is None:
         sums = SplitSums._for_sizes(tiling.partial_sums, tiling.tiles, weight.device)
+    elif tiling.splits > 1 and sums is not None and not sums.holds(tiling):
+        raise ValueError(f"the memory for split sums was not made for {tokens} tokens of a weight {[n, k]}")
     multiply[(tiling.tiles, tiling.splits)](
         inputs.values,
         inputs.scale,
