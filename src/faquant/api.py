@@ -40,6 +40,7 @@ def quantize(
     search_progress: search.Progress = lambda what, done, total: None,
     to_be_measured: bool = False,
     keep_kv_tables: bool = False,
+    device: Device = "auto",
 ) -> int:
     """Quantize the Hugging Face directory `model` into the new directory `output`.
 
@@ -57,6 +58,7 @@ def quantize(
             removes it.
         keep_kv_tables: if another tool has written tables of K and V beside float linears, use them, and not the
             recipe's attention.
+        device: `cpu`, `cuda`, or `auto`: runs the float layers. The result is the same. A search runs on the CPU.
 
     Returns:
         The number of calibration tokens.
@@ -93,6 +95,7 @@ def quantize(
         notes=notes,
         requested=arguments.recipe_words if to_be_measured else None,
         keep_kv_tables=keep_kv_tables,
+        device=device,
     )
     if journal is not None:
         journal.unlink(missing_ok=True)

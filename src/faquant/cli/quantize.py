@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from ..errors import FaquantError
+from ..kernels.cuda.device import Device, chosen
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
 from .interrupts import raise_on_signals
-from .options import check_checkpoints
+from .options import DeviceOption, check_checkpoints
 
 FEW_TOKENS = 1000
 
@@ -39,12 +40,14 @@ def quantize(
         bool,
         typer.Option("--keep-kv-tables", help="Use the tables of K and V that another tool has written into MODEL."),
     ] = False,
+    device: DeviceOption = "auto",
     restart: Annotated[
         bool, typer.Option("--restart", help="Discard the files of an interrupted run instead of resuming it.")
     ] = False,
 ) -> None:
     """Quantize a Hugging Face checkpoint to 8-bit attention and 8-bit linears."""
     started = time.monotonic()
+    chosen(device)
     (opened,) = check_checkpoints(model)
     from .. import api  # loads torch, so check the directory and options first
 
@@ -67,7 +70,7 @@ def quantize(
         )
     ):
         print(f"{output} is complete; only the evaluation is missing.", file=sys.stderr)
-        _measure(model, output, again)
+        _measure(model, output, again, device)
         return
     with progress_bar("quantizing") as progress:
 
@@ -86,6 +89,7 @@ def quantize(
             search_progress=show,
             to_be_measured=measure,
             keep_kv_tables=keep_kv_tables,
+            device=device,
         )
     if tokens < FEW_TOKENS:
         print(
@@ -96,7 +100,7 @@ def quantize(
         print(f"{took} To measure the loss: {again}", file=sys.stderr)
         return
     print(took, file=sys.stderr)
-    _measure(model, output, again)
+    _measure(model, output, again, device)
 
 
 def _lacks_report(output: Path) -> bool:
@@ -110,14 +114,14 @@ def _lacks_report(output: Path) -> bool:
     return output.is_dir()
 
 
-def _measure(model: Path, output: Path, again: str) -> None:
+def _measure(model: Path, output: Path, again: str, device: Device) -> None:
     """Evaluate the new directory quickly, and write a report into it."""
     from .. import api
     from ..quantization import provenance
 
     try:
         with progress_bar("evaluating") as progress:
-            report = api.evaluate(output, model, progress=progress, quick=True)
+            report = api.evaluate(output, model, progress=progress, quick=True, device=device)
     except FaquantError as error:
         # The directory is complete; only the report is missing.
         print(f"{output} is complete, but could not be evaluated: {error}", file=sys.stderr)

@@ -12,9 +12,8 @@ from ..checkpoint.pieces import Keep, Tensors, keep_nothing
 from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
 from ..kernels import parallel
 from ..kernels.arrays import Floats
-from ..kernels.backend import Linear
+from ..kernels.backend import Backend, Linear
 from ..kernels.cpu import CpuBackend
-from ..kernels.modules import RMSNorm
 from ..kernels.scheme import AttentionScheme
 from ..model.decoder import build_layer
 from ..recipe import LinearRecipe, Recipe
@@ -76,7 +75,8 @@ class _GramLinear:
 
 class LayerQuantizer:
     """Quantizes by one of faquant's recipes. Streams are the calibration prompts' residual streams, [tokens, hidden]
-    each. `schemes` are kept instead of calibrated, if the recipe has no attention."""
+    each. `schemes` are kept instead of calibrated, if the recipe has no attention. `backend` runs the float layers, but
+    not their attention; its bits make no difference."""
 
     def __init__(
         self,
@@ -85,8 +85,10 @@ class LayerQuantizer:
         recipe: Recipe,
         metadata: Metadata,
         schemes: Sequence[AttentionScheme | None] | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.config = config
+        self._backend = backend or CpuBackend()
         self.checked = checked
         self.recipe = recipe
         self.metadata = metadata
@@ -132,7 +134,7 @@ class LayerQuantizer:
 
     def _head_inputs(self, streams: list[Tensor]) -> Tensors:
         """The Gram matrix of the head's inputs, and the equalizer if there is one."""
-        norm = RMSNorm(self._float_tensor("model.norm.weight").numpy(), self.config.rms_norm_eps)
+        norm = self._backend.norm(self._float_tensor("model.norm.weight").numpy(), self.config.rms_norm_eps)
         gram = Gram(self.config.hidden_size)
         for some in together(streams):
             gram.add(self._folded_input("lm_head", norm(torch.cat(some))))
@@ -143,10 +145,9 @@ class LayerQuantizer:
     def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
         """Run one float layer over all prompts; return what was observed, and the streams after it."""
         grams: dict[str, Gram] = {}
-        backend = CpuBackend()
 
         def linear(name: str) -> Linear:
-            plain = backend.linear(self.checked.float_table(name, self.config))
+            plain = self._backend.linear(self.checked.float_table(name, self.config))
             if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
             grams[name] = Gram(self.config.linear_shape(name)[1])
@@ -155,7 +156,7 @@ class LayerQuantizer:
         def tensor(name: str) -> Floats:
             return self._float_tensor(name).numpy()
 
-        layer = build_layer(self.config, index, backend, tensor, linear, self.checked.__contains__)
+        layer = build_layer(self.config, index, self._backend, tensor, linear, self.checked.__contains__)
         states, after = states_through(self.config, layer, streams)
         return Observed(*states, grams), after
 

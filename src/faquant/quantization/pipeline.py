@@ -24,6 +24,8 @@ from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
 from ..formats.faquant.metadata import Metadata
 from ..formats.msmodelslim.description import Description
+from ..kernels.backend import backend_for
+from ..kernels.cuda.device import Device
 from ..kernels.parallel import one_torch_thread
 from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
@@ -64,6 +66,7 @@ def quantize(
     notes: Mapping[str, Any] | None = None,
     requested: str | None = None,
     keep_kv_tables: bool = False,
+    device: Device = "cpu",
 ) -> None:
     """Quantize the float directory `source` into the new directory `target`.
 
@@ -73,6 +76,8 @@ def quantize(
         restart: discard the work of an interrupted run instead of resuming it.
         notes: JSON values to write into `target`, by file name.
         keep_kv_tables: use the source's tables of attention; the recipe then has none.
+        device: runs the float layers, but not their attention, by one of faquant's own recipes. The bytes written are
+            the same on each.
         requested: write a note about `target` (provenance.note), with this description of the recipe.
 
     Raises:
@@ -111,7 +116,8 @@ def quantize(
         smooth = recipe.linear is not None and recipe.linear.equalize
         quantizer = (SmoothingQuantizer if smooth else MindieQuantizer)(config, checked, recipe)
     else:
-        quantizer = LayerQuantizer(config, checked, recipe, metadata, opened.schemes if keep_kv_tables else None)
+        schemes = opened.schemes if keep_kv_tables else None
+        quantizer = LayerQuantizer(config, checked, recipe, metadata, schemes, backend_for(device))
     stem = "quant_model_weights" if recipe.linear is None else "quant_model_weight_w8a8"
     identity = {
         "model": made_of[0],
