@@ -97,9 +97,10 @@ class Batch:
             oldest = 0 if window is None else max(0, start - window + 1)
             write(cache, places, oldest, k8, v8, k_scale, v_scale)
             mapped = reference.map_queries(q, scheme, min(maps, -(-length // scheme.map_block)))
-            some = slice(row, row + count)
             for store, x in zip((queries.values, queries.scale, queries.bias), mapped, strict=True):
-                store[: len(x), some] = x
+                for token in range(count):
+                    seen = min(len(x), (start + token) // scheme.map_block + 1)
+                    store[:seen, row + token] = x[:seen, token]
             expected.append(reference.attend(q, k8, v8, k_scale, v_scale, scheme, start, window))
             # Pages before the window were given back.
             table[: oldest // page_size] = -(2**20)

@@ -68,7 +68,11 @@ def check(kernel: Compiled) -> None:
     """Products of bytes, loads of 16 bytes, and each rounding on its own."""
     assert kernel.products
     assert re.search(r"LDG(STS)?\.E[\w.]*\.128", kernel.sass)
-    assert "fma.rn" not in kernel.ptx
+    check_rounding(kernel)
+
+
+def check_rounding(kernel: Compiled) -> None:
+    assert not re.search(r"fma\.rn|\.approx|\.ftz|div\.full", kernel.ptx)
 
 
 def spills(instructions: list[str]) -> int:
@@ -145,7 +149,7 @@ def test_merging(architecture: int) -> None:
         merge = build(kernel, architecture, ("window",), 1, **more)
         assert merge.spills == 0
         assert merge.registers <= 128
-        assert "fma.rn" not in merge.ptx
+        check_rounding(merge)
         assert "ld.global.v4" in merge.ptx
 
 

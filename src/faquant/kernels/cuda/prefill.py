@@ -108,6 +108,7 @@ def attend_chunk(
         top, total, out = tile.empty(COLUMNS, PADDED)
         for number in tl.range(tl.maximum(split, first_tile), tl.minimum(split + SPLIT_TILES, end), num_stages=STAGES):
             place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+            # As in decode, the next tile's scales arrive during this tile.
             following = tl.minimum(number + 1, end - 1)
             next_place = tile.tile_place(block_table, following, TILES_IN_PAGE) * KV_HEADS + head
             next_known = known(following, oldest, last, window)
@@ -157,8 +158,7 @@ def attend_chunk(
             before = tl.zeros((PADDED, COLUMNS), tl.float32)
         whole_top, whole_total, out = tile.merge(whole_top, whole_total, before, top, total, out)
         if split + SPLIT_TILES >= end:
-            whole = tl.where(real, whole_total, 1.0)
-            out = tl.div_rn(out, tl.broadcast_to(whole[None, :], (PADDED, COLUMNS)))
+            out = tl.div_rn(out, tl.broadcast_to(whole_total[None, :], (PADDED, COLUMNS)))
             if ROTATION > 0:
                 out = tl.trans(hadamard(tl.trans(out), COLUMNS, PADDED, ROTATION, FACTOR))
         tl.store(to, out, mask=mask)
