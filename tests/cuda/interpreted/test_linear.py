@@ -1,0 +1,128 @@
+"""int8 linears have the bits of the reference, however their tiles and parts of K are chosen."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from faquant.kernels import quantizers, reference
+from faquant.kernels.cuda import linear
+from faquant.kernels.cuda.linear import SplitSums, int8_linear, tiling_of
+from faquant.kernels.cuda.rounding import InputRounding, RoundedInputs, round_inputs
+
+pytestmark = pytest.mark.cuda
+
+
+def weight_of(n: int, k: int) -> Tensor:
+    weight = torch.randint(-128, 128, (n, k), dtype=torch.int8)
+    weight[0] = -128
+    return weight
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+def inputs_of(tokens: int, k: int) -> Tensor:
+    return torch.randn(tokens, k) * torch.logspace(-3, 3, tokens)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n", "k"),
+    [
+        (1, 64, 256),
+        (1, 80, 1536),
+        (2, 16, 80),
+        (8, 144, 576),
+        (17, 64, 1024),
+        (64, 96, 576),
+        (65, 160, 640),
+        (200, 144, 592),
+    ],
+)
+def test_scale_per_token(tokens: int, n: int, k: int) -> None:
+    x, weight, scale, bias = inputs_of(tokens, k), weight_of(n, k), torch.rand(n) / 100, torch.randn(n)
+    block, steps = math.gcd(k, 512), 127.5 if tokens < 3 else 127.0
+    multiplier = torch.rand(k) + 0.5 if tokens == 8 else None
+    rounded = round_inputs(x, InputRounding(block, steps, multiplier))
+    expected = reference.dynamic_linear(x, weight, scale, bias, block, multiplier, steps)
+    assert same_bits(int8_linear(rounded, weight, scale, bias), expected)
+
+
+@pytest.mark.parametrize(("tokens", "n", "k"), [(1, 80, 1536), (17, 48, 80), (65, 144, 576)])
+def test_static_scale(tokens: int, n: int, k: int) -> None:
+    x, weight = torch.randn(tokens, k), weight_of(n, k)
+    input_scale, offset = torch.tensor([0.031]), torch.tensor([-9.0])
+    quant_bias, deq_scale = torch.randint(-(2**20), 2**20, (n,), dtype=torch.int32), torch.rand(n) / 100
+    rounded = round_inputs(x, InputRounding(scale=input_scale, offset=offset))
+    expected = reference.static_linear(x, weight, input_scale, offset, quant_bias, deq_scale)
+    assert same_bits(int8_linear(rounded, weight, deq_scale, quant_bias=quant_bias), expected)
+
+
+def test_the_largest_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 × 256 outputs and tokens, as large products have; tiles beyond both ends, several groups of them."""
+    tokens, n, k = 2100, 144, 80
+    monkeypatch.setattr(linear, "_PROGRAMS", 2)
+    tiling_of.cache_clear()
+    assert tiling_of(tokens, n, k)[:3] == (128, 256, 64)
+    x, weight, scale = inputs_of(tokens, k), weight_of(n, k), torch.rand(n)
+    rounded = RoundedInputs(*quantizers.quantize_rows(x))
+    found = int8_linear(rounded, weight, scale, residual=torch.ones(tokens, n))
+    tiling_of.cache_clear()
+    assert same_bits(found, 1 + reference.dynamic_linear(x, weight, scale))
+
+
+@pytest.mark.parametrize("tokens", [3, 70])
+def test_the_residual_is_added_last_and_in_place(tokens: int) -> None:
+    n, k = 80, 2048
+    assert tiling_of(tokens, n, k).splits > 1
+    x, weight, scale, bias = inputs_of(tokens, k), weight_of(n, k), torch.rand(n), torch.randn(n)
+    residual = torch.randn(tokens, n) * 1000
+    expected = residual + reference.dynamic_linear(x, weight, scale, bias)
+    found = int8_linear(round_inputs(x, InputRounding()), weight, scale, bias, residual=residual, out=residual)
+    assert found is residual
+    assert same_bits(found, expected)
+
+
+def test_memory_for_split_sums_is_reused() -> None:
+    """Launches leave it as they found it, with garbage in the sums."""
+    shapes = [(80, 3072), (64, 2048)]
+    sums = SplitSums.empty(shapes, 9, torch.device("cpu"))
+    sums.partial.fill_(-(2**31))
+    for n, k in shapes * 2:
+        x, weight, scale = inputs_of(9, k), weight_of(n, k), torch.rand(n)
+        assert tiling_of(9, n, k).splits > 1
+        found = int8_linear(round_inputs(x, InputRounding()), weight, scale, sums=sums)
+        assert same_bits(found, reference.dynamic_linear(x, weight, scale))
+        assert not sums.arrived.any()
+
+
+def test_nothing_outside_is_read_or_written() -> None:
+    tokens, n, k = 5, 80, 592
+    x, weight, scale = inputs_of(tokens, k), weight_of(n, k), torch.rand(n)
+    out = torch.full((tokens + 2, n), 5.0)
+    scales = torch.full((n + 128,), math.nan)
+    scales[:n] = scale
+    int8_linear(round_inputs(x, InputRounding()), weight, scales[:n], out=out[1:-1])
+    assert same_bits(out[1:-1], reference.dynamic_linear(x, weight, scale))
+    assert out[[0, -1]].eq(5).all()
+
+
+def test_a_row_has_its_bits_in_any_batch() -> None:
+    n, k = 96, 576
+    x, weight, scale = inputs_of(66, k), weight_of(n, k), torch.rand(n)
+    together = int8_linear(round_inputs(x, InputRounding(64)), weight, scale)
+    for some in (slice(0, 1), slice(20, 37), slice(65, 66)):
+        alone = int8_linear(round_inputs(x[some].contiguous(), InputRounding(64)), weight, scale)
+        assert same_bits(alone, together[some])
+
+
+def test_wrong_arguments_are_refused() -> None:
+    rounded = round_inputs(torch.ones(1, 64), InputRounding())
+    with pytest.raises(ValueError, match=r"\[24, 64\] needs multiples of 16"):
+        int8_linear(rounded, weight_of(24, 64), torch.ones(24))
+    with pytest.raises(ValueError, match=r"inputs of its width, not of 64"):
+        int8_linear(rounded, weight_of(16, 80), torch.ones(16))
+    with pytest.raises(ValueError, match="quant_bias belongs to inputs with a static scale"):
+        int8_linear(rounded, weight_of(16, 64), torch.ones(16), quant_bias=torch.ones(16, dtype=torch.int32))

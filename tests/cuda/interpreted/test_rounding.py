@@ -1,0 +1,132 @@
+"""Rounding the inputs of int8 linears has the bits of the reference and of the C++ kernels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from faquant.kernels import modules, quantizers
+from faquant.kernels.cuda import rounding
+from faquant.kernels.cuda.rounding import DeviceNorm, InputRounding, RoundedInputs, round_gated, round_inputs
+
+pytestmark = pytest.mark.cuda
+
+
+def rounded_by_reference(x: Tensor, how: InputRounding) -> RoundedInputs:
+    """The steps of reference.dynamic_linear and static_linear before their products."""
+    if how.multiplier is not None:
+        x = x * how.multiplier
+    if how.scale is not None:
+        return RoundedInputs(((x / how.scale).round() + how.offset).clamp(-128, 127).to(torch.int8), None)
+    if how.hadamard_block:
+        x = quantizers.hadamard(x, how.hadamard_block)
+    return RoundedInputs(*quantizers.quantize_rows(x, how.steps))
+
+
+def check(found: RoundedInputs, expected: RoundedInputs) -> None:
+    assert torch.equal(found.values, expected.values)
+    if expected.scale is None:
+        assert found.scale is None
+    else:
+        assert found.scale is not None
+        assert torch.equal(found.scale.view(torch.int32), expected.scale.view(torch.int32))
+
+
+def rows_of(tokens: int, size: int) -> Tensor:
+    """Rows of different sizes, with outliers and halves of steps."""
+    x = torch.randn(tokens, size) * torch.logspace(-3, 3, tokens)[:, None]
+    x[:, size // 3] *= 50
+    x[0] = torch.arange(size) % 255 / 2 - 63.5
+    x[0, 0] = 127
+    return x
+
+
+def static(size: int) -> InputRounding:
+    return InputRounding(scale=torch.tensor([0.0625]), offset=torch.tensor([-7.0]), multiplier=torch.rand(size) + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        (4096, InputRounding(hadamard_block=512)),
+        (576, InputRounding(hadamard_block=64, steps=127.5)),
+        (1536, InputRounding(multiplier=torch.rand(1536) + 0.5)),
+        (1408, InputRounding(hadamard_block=128, multiplier=torch.rand(1408) + 0.5)),
+        (80, InputRounding(steps=127.5)),
+        (576, static(576)),
+        (4096, static(4096)),
+    ],
+)
+def test_rounds_as_the_reference(size: int, how: InputRounding) -> None:
+    x = rows_of(3, size)
+    check(round_inputs(x, how), rounded_by_reference(x, how))
+
+
+def test_values_beyond_a_static_range_are_clamped() -> None:
+    x = torch.tensor([[1e30, -1e30, 3e7, -3e7, 8.0, -8.0, 0.0, -0.0] * 2])
+    how = InputRounding(scale=torch.tensor([0.0625]), offset=torch.tensor([3.0]))
+    assert round_inputs(x, how).values.tolist() == [[127, -128, 127, -128, 127, -125, 3, 3] * 2]
+
+
+def test_a_row_of_zeros_has_a_scale() -> None:
+    x = torch.zeros(1, 64)
+    check(round_inputs(x, InputRounding()), rounded_by_reference(x, InputRounding()))
+
+
+@pytest.mark.parametrize(("size", "with_bias"), [(576, True), (4096, False), (80, False)])
+def test_rms_norm_comes_first(size: int, with_bias: bool) -> None:
+    x = rows_of(3, size)
+    weight, bias = torch.randn(size), torch.randn(size) if with_bias else None
+    norm = modules.RMSNorm(weight.numpy(), 1e-5, None if bias is None else bias.numpy())
+    normed = torch.from_numpy(np.array(norm(x.numpy())))
+    for how in (InputRounding(hadamard_block=math.gcd(size, 64)), static(size)):
+        check(round_inputs(x, how, DeviceNorm(weight, 1e-5, bias)), rounded_by_reference(normed, how))
+
+
+@pytest.mark.parametrize(("size", "block"), [(1536, 512), (11008, 256), (688, 0)])
+def test_silu_comes_first(size: int, block: int) -> None:
+    gate_up = torch.randn(2, 2 * size) * 5
+    gate_up[0, :6] = torch.tensor([90.0, -90.0, -87.5, -88.5, 0.0, -200.0])
+    gate, up = gate_up[:, :size].contiguous(), gate_up[:, size:].contiguous()
+    product = torch.from_numpy(np.array(modules.silu_times(gate.numpy(), up.numpy())))
+    how = InputRounding(hadamard_block=block)
+    check(round_gated(gate_up, how), rounded_by_reference(product, how))
+
+
+def test_rows_that_do_not_fit_registers_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate_up, how = torch.randn(2, 2 * 1408), InputRounding(hadamard_block=128)
+    kept = round_gated(gate_up, how)
+    monkeypatch.setattr(rounding, "_KEPT_PER_THREAD", 1)
+    check(round_gated(gate_up, how), kept)
+
+
+def test_nothing_outside_is_read_or_written() -> None:
+    size = 592
+    how = InputRounding(multiplier=torch.full((1024,), math.nan)[:size].fill_(1.5))
+    padded = torch.full((4 * size,), math.nan)
+    x = padded[size : 3 * size].view(2, size)
+    x.copy_(torch.randn(2, size))
+    values, scale = torch.full((4, size), 77, dtype=torch.int8), torch.full((4,), 5.0)
+    round_inputs(x, how, out=RoundedInputs(values[1:3], scale[1:3]))
+    check(RoundedInputs(values[1:3], scale[1:3]), rounded_by_reference(x, how))
+    assert values[[0, 3]].eq(77).all()
+    assert scale[[0, 3]].eq(5).all()
+
+
+def test_a_row_has_its_bits_in_any_batch() -> None:
+    x, how = rows_of(4, 576), InputRounding(hadamard_block=64)
+    norm = DeviceNorm(torch.randn(576), 1e-6)
+    together = round_inputs(x, how, norm)
+    for row in range(4):
+        alone = round_inputs(x[row : row + 1], how, norm)
+        assert together.scale is not None
+        check(alone, RoundedInputs(together.values[row : row + 1], together.scale[row : row + 1]))
+
+
+def test_wrong_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="40 inputs are not a multiple of 16"):
+        round_inputs(torch.zeros(1, 40), InputRounding())
+    with pytest.raises(ValueError, match="576 inputs are not a multiple of 128"):
+        round_inputs(torch.zeros(1, 576), InputRounding(hadamard_block=128))
