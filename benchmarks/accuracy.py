@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from faquant.evaluation.divergence import compare, variants
-from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import load
 from faquant.text.tokenizer import Tokenizer
 
@@ -20,7 +19,7 @@ def main() -> None:
     parser.add_argument("quantized", type=Path, nargs="+")
     parser.add_argument("--max-tokens", type=int)
     arguments = parser.parse_args()
-    source = load(arguments.model, lazy=True, backend=TorchBackend())
+    source = load(arguments.model, lazy=True)
     candidates = {
         f"{path.name} {part}": model
         for path in arguments.quantized

@@ -90,7 +90,7 @@ def main() -> None:
         ids = Tokenizer.from_directory(arguments.model).encode(text, add_special_tokens=False)[: arguments.tokens]
         biased = folder / "float"
         write_biased(arguments.model, biased, np.array(ids))
-        models = {"float": load(biased, backend=TorchBackend())}
+        models = {"float": load(biased)}
         for name, attention in SCHEMES.items():
             directory = folder / name.replace(", ", "-").replace(" ", "-")
             quantize(biased, directory, Recipe(name="biased", attention=attention, linear=None))

@@ -1,25 +1,27 @@
 """Peak memory and time per layer for quantizing a model with LLaMA-3.1-70B's layer shapes, extrapolated to 80 layers.
 
-python benchmarks/large_model.py FOLDER [--layers 4] [--tokens 4096] [--recipe default]
+python benchmarks/large_model.py FOLDER [--layers 4] [--tokens 4096] [--recipe default] [--threads N]
 
-Writes a synthetic float checkpoint into FOLDER (1.7 GB per layer plus 4.2 GB), quantizes it in a subprocess, prints
-time and memory, and deletes both.
+Writes a synthetic float checkpoint (1.7 GB per layer plus 4.2 GB) into a temporary directory in FOLDER, quantizes it
+there in a subprocess, prints time and memory, and deletes both.
 """
 
 import argparse
 import itertools
 import json
+import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 
 from faquant.checkpoint.shards import ShardWriter, write_json
+from faquant.kernels import threads
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER, VOCABULARY = 8192, 64, 8, 128, 28672, 128256
 FULL_LAYERS = 80
@@ -99,29 +101,29 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--recipe", default="default")
+    parser.add_argument("--threads", type=int, default=threads.count())
     arguments = parser.parse_args()
-    folder: Path = arguments.folder
-    source, target, calibration = folder / "float", folder / "quantized", folder / "calibration.jsonl"
-    try:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
+        folder = Path(place)
+        source, target, calibration = folder / "float", folder / "quantized", folder / "calibration.jsonl"
         started = time.monotonic()
         write_model(source, arguments.layers)
         write_calibration(calibration, arguments.tokens)
         size = sum(path.stat().st_size for path in source.iterdir())
         print(f"{size / 1e9:.1f} GB written in {time.monotonic() - started:.0f} s", flush=True)
         command = [sys.executable, "-c", QUANTIZE, str(source), str(target), arguments.recipe, str(calibration)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         total = time.monotonic() - started
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         times = [float(seconds) for seconds in re.findall(r"^step \d+ ([\d.]+)$", done.stdout, re.M)]
-        layers = [later - earlier for earlier, later in itertools.pairwise(times[:-1])]
-        per_layer, ends = sum(layers) / len(layers), times[0] + times[-1] - times[-2]
-        print(f"recipe {arguments.recipe}, {arguments.tokens} calibration tokens, {torch.get_num_threads()} threads")
+        layers = [later - earlier for earlier, later in itertools.pairwise(times[: arguments.layers + 1])]
+        per_layer, ends = sum(layers) / len(layers), times[0] + times[-1] - times[arguments.layers]
+        print(f"recipe {arguments.recipe}, {arguments.tokens} calibration tokens, {arguments.threads} threads")
         print(f"peak resident memory: {peak / 2**30:.2f} GiB for a float model of {size / 2**30:.1f} GiB")
         print(f"per layer: {per_layer:.0f} s ({', '.join(f'{seconds:.0f}' for seconds in layers)}); ends {ends:.0f} s")
         hours = (FULL_LAYERS * per_layer + ends) / 3600
         print(f"{FULL_LAYERS} layers: {hours:.1f} hours, the same memory; this run took {total:.0f} s in all")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

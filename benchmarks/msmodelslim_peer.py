@@ -20,7 +20,6 @@ from pathlib import Path
 from faquant.api import MAX_PROMPT_TOKENS, quantize
 from faquant.checkpoint.model_config import load_config
 from faquant.evaluation.divergence import Divergence, compare, variants
-from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import load
 from faquant.quantization.calibration import builtin_records, tokenize_records
 from faquant.text.tokenizer import Tokenizer
@@ -119,12 +118,12 @@ def measure(
 ) -> Iterator[tuple[str, dict[str, Divergence]]]:
     """For each checkpoint and part, the results by text; one checkpoint at a time, because float models need much
     memory."""
-    source = load(model, backend=TorchBackend())
+    source = load(model)
     tokenizer = Tokenizer.from_directory(model)
     ids = {path: tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False) for path in texts}
     for name, out in quantized.items():
         folded = float_directory(out)
-        parts = variants(load(out), load(folded, backend=TorchBackend()) if folded.exists() else source)
+        parts = variants(load(out), load(folded) if folded.exists() else source)
         if name == f"faquant ({FOLDED})":
             parts.pop("attention", None)  # which would need the folded float model
         results = {path.stem: compare(source, parts, ids[path][:max_tokens]) for path in texts}

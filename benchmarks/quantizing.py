@@ -10,7 +10,6 @@ time.
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,12 +45,9 @@ print(json.dumps({"tokens": tokens, "phases": phases, "kl": kl}))
 
 def measured(python: Path, model: Path, recipe: str) -> dict[str, Any]:
     """Wall and CPU seconds by phase, in a fresh process."""
-    folder = Path(tempfile.mkdtemp())
-    try:
-        command = [str(python), "-c", RUN, str(model), str(folder / "out"), recipe]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(python), "-c", RUN, str(model), str(Path(folder, "out")), recipe]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -11,12 +11,11 @@ from peers.client import PeerError
 from systems import Ours, System
 from timing import Streams, quiet_seconds, seconds, shown_share
 
+from faquant.bench.speed import STEPS, STEPS_TOGETHER
 from faquant.checkpoint.model_config import ModelConfig
 
 PAUSE, ROW_SECONDS, MOST_ROUNDS = 0.05, 6.0, 9
 """A row has as many rounds as fit into the time, at least one and at most nine."""
-STEPS, STEPS_TOGETHER = 16, 4
-"""Decoded tokens per repetition, for one sequence and for several."""
 MEMORY_SHARE = 0.8
 """The caches of both systems may take this share of the memory that is available."""
 OURS = "faquant"

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from faquant.kernels import memory
+
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent.parent / ".venv-peers"
 
@@ -65,12 +67,8 @@ class Peer:
 
     @property
     def bytes_in_huge_pages(self) -> int:
-        """How much of the process's memory the system holds in huge pages at present; 0 if it does not tell."""
-        try:
-            lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            return 0
-        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
+        """How much of the process's memory lies in huge pages at present."""
+        return memory.bytes_in_huge_pages(self._process.pid)
 
     def close(self) -> None:
         if self._process.stdin is not None:

@@ -11,9 +11,8 @@ from faquant.errors import UsageError
 from faquant.evaluation.divergence import compare, variants, window_logits
 from faquant.kernels.arrays import Floats, Integers
 from faquant.kernels.backend import Linear
-from faquant.kernels.modules import DynamicLinear, StaticLinear
+from faquant.kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from faquant.kernels.pages import Int8Pages
-from faquant.kernels.torch_backend import TorchBackend, TorchLinear
 from faquant.model.load import Model, load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
@@ -25,7 +24,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
     """A quantized model and its float source."""
     folder = tmp_path_factory.mktemp("pair")
     tiny_model("smollm", folder / "float")
-    source = load(folder / "float", backend=TorchBackend())
+    source = load(folder / "float")
     quantize(folder / "float", folder / "out", RECIPES["default"], [_tokens(source, 60)])
     return load(folder / "out"), source
 
@@ -79,9 +78,9 @@ def test_an_input_multiplier_is_not_taken_for_something_folded_into_v(
 ) -> None:
     model, source = pair
     plain = source.decoder.layers[0].v_proj
-    assert isinstance(plain, TorchLinear)
+    assert isinstance(plain, FloatLinear)
     multiplier = np.geomspace(0.25, 4, plain.weight.shape[1], dtype=np.float32)
-    divided = plain.weight.numpy() / multiplier
+    divided = plain.weight / multiplier
     scale = np.abs(divided).max(1) / np.float32(127)
     weight = np.rint(divided / scale[:, None]).astype(np.int8)
     step, zero = np.full(1, 0.5, np.float32), np.zeros(1, np.float32)
@@ -96,6 +95,12 @@ def test_an_input_multiplier_is_not_taken_for_something_folded_into_v(
 
     assert variants_with(multiplier) == {"attention", "linears", "both"}
     assert variants_with(None) == {"linears", "both"}
+
+
+def test_a_quantized_source_is_refused(pair: tuple[Model, Model]) -> None:
+    model, _ = pair
+    with pytest.raises(TypeError, match="must be a float model, not one with a DynamicLinear"):
+        variants(replace(model, metadata=None), model)
 
 
 def test_corrupting_the_scales_in_the_cache_is_seen(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:

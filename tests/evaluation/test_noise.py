@@ -14,7 +14,6 @@ from faquant.evaluation.noise import NoiseMeter, Ratio
 from faquant.evaluation.outliers import MEAN_OF_K, Channels
 from faquant.evaluation.scores import Heads
 from faquant.evaluation.streaming import Window, run
-from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import Model, load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
@@ -28,7 +27,7 @@ MIXED = Recipe(name="mixed", linear=LinearRecipe(float_layers=("*.v_proj", "mode
 def _models(kind: str, recipe: Recipe, folder: Path) -> dict[str, Model]:
     tiny_model(kind, folder / "float")
     quantize(folder / "float", folder / "out", recipe, [IDS.tolist()])
-    source = load(folder / "float", backend=TorchBackend())
+    source = load(folder / "float")
     return {"float": source, **variants(load(folder / "out"), source)}
 
 
@@ -82,7 +81,7 @@ def test_figures_are_the_ratio_of_energies(tmp_path: Path) -> None:
     models = _models("smollm", RECIPES["default"], tmp_path)
     meter, _ = _measure(models)
     linear, exact = (models[name].decoder.layers[0] for name in ("linears", "float"))
-    x = models["float"].decoder.embed(IDS.numpy())
+    x = torch.as_tensor(models["float"].decoder.embed(IDS.numpy()))
     wanted, got = exact.k_proj(exact.input_layernorm(x)), linear.k_proj(linear.input_layernorm(x))
     assert meter.layers[0].to_json()["linears"]["k_proj"] == pytest.approx(_decibels(wanted, got), rel=1e-6)
     seen: dict[str, Tensor] = {}

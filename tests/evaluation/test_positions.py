@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from faquant.evaluation import streaming
 from faquant.evaluation.divergence import variants
 from faquant.evaluation.measure import FULL, QUICK, Effort
 from faquant.evaluation.positions import (
@@ -25,7 +26,6 @@ from faquant.evaluation.scores import Heads, score
 from faquant.evaluation.streaming import Window, run
 from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import MAP_BLOCK, AttentionScheme
-from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import Model, load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
@@ -61,12 +61,12 @@ def models(source: Path) -> dict[str, Model]:
     """The float model, and its attention quantized."""
     out = source.parent / "attention"
     quantize(source, out, RECIPES["attention-only"], [_ids(60)])
-    original = load(source, backend=TorchBackend())
+    original = load(source)
     return {"float": original, **variants(load(out), original)}
 
 
 def _measure(source: Path, out: Path) -> Offsets:
-    original = load(source, backend=TorchBackend())
+    original = load(source)
     models = {"float": original, **variants(load(out), original)}
     windows = offset_windows(_ids(TEXT), CONTEXT, frozenset(models))
     streams = run(models, windows)
@@ -91,7 +91,7 @@ def test_the_error_does_not_grow_with_the_position(name: str, source: Path, tmp_
 def test_a_map_for_another_position_is_seen(source: Path, tmp_path: Path) -> None:
     # Proof that the offsets measure the effect: with the first block's map everywhere, K's error grows.
     quantize(source, tmp_path / "out", RECIPES["static"], [_ids(60)])
-    original, model = load(source, backend=TorchBackend()), load(tmp_path / "out")
+    original, model = load(source), load(tmp_path / "out")
     model.schemes = [scheme and scheme.at(0) for scheme in model.schemes]
     models = {"float": original, **variants(model, original)}
     kl = _kl(models, AT_BORDERS)
@@ -210,7 +210,7 @@ def test_what_a_context_has_no_room_for_is_left_out() -> None:
 
 
 def test_a_long_context_is_cut_into_stretches(source: Path, tmp_path: Path) -> None:
-    original = load(source, backend=TorchBackend())
+    original = load(source)
     models = {"float": original, "same": original}
     assert long_windows(_ids(MAP_BLOCK), frozenset(models)) == []
     windows = long_windows(_ids(2 * MAP_BLOCK + 100), frozenset(models))
@@ -218,3 +218,15 @@ def test_a_long_context_is_cut_into_stretches(source: Path, tmp_path: Path) -> N
     assert found is not None
     assert found.edges == [0, MAP_BLOCK, 2 * MAP_BLOCK + 100]
     assert found.variants == {"same": [0.0, 0.0]}
+
+
+def test_windows_run_together_if_position_and_models_are_the_same() -> None:
+    ids, names = torch.zeros(9, dtype=torch.int64), frozenset({"float"})
+    windows = [
+        Window(ids),
+        Window(ids),
+        Window(ids, 128),
+        Window(ids, 128, models=names),
+        Window(ids, 128, models=names),
+    ]
+    assert list(streaming._groups(windows)) == [range(2), range(2, 3), range(3, 5)]

@@ -13,16 +13,15 @@ from faquant.kernels import quantizers, reference
 from faquant.kernels.arrays import Stored
 from faquant.kernels.backend import Pages
 from faquant.kernels.cpu import CpuBackend
-from faquant.kernels.pages import Int8Pages, Spans
+from faquant.kernels.pages import FloatPages, Int8Pages, Spans
 from faquant.kernels.scheme import AttentionScheme
-from faquant.kernels.torch_backend import TorchBackend, float_attend
+from faquant.kernels.torch_backend import float_attend
 from oracles import attention as oracle
 from oracles.pages import poison, stores
 
 HEADS, KV_HEADS, DIM = 6, 2, 16
 LENGTHS = [1, 63, 64, 65, 127, 128, 129, 1000]
 KINDS = ["default", "static", "mindie"]
-BACKENDS = {"float": CpuBackend(), "float of torch": TorchBackend()}
 
 
 def random_qkv(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,8 +68,8 @@ def make_scheme(kind: str) -> AttentionScheme:
 
 
 def make_pages(kind: str, num_pages: int, page_size: int) -> Pages:
-    if kind in BACKENDS:
-        return BACKENDS[kind].float_pages(HEADS, KV_HEADS, DIM, num_pages, page_size)
+    if kind == "float":
+        return FloatPages(HEADS, KV_HEADS, DIM, num_pages, page_size)
     return Int8Pages(make_scheme(kind), num_pages, page_size)
 
 
@@ -202,7 +201,7 @@ def read_bytes(pages: Pages, block_table: Tensor) -> list[Stored]:
     return [x for x in pages.read_bytes(block_table, len(block_table) * pages.page_size) if x is not None]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *BACKENDS])
+@pytest.mark.parametrize("kind", [*KINDS, "float"])
 def test_copy_page_is_exact_and_touches_one_page(kind: str) -> None:
     _, k, v = random_qkv(3 * 128)
     pages = make_pages(kind, 4, 128)
@@ -249,11 +248,10 @@ def test_read_is_what_attend_sees() -> None:
         assert (out - expected).norm() / expected.norm() < 0.005
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("window", [None, 1, 33])
-def test_float_pages_are_exact_attention(window: int | None, kind: str) -> None:
+def test_float_pages_are_exact_attention(window: int | None) -> None:
     q, k, v = random_qkv(100)
-    pages = make_pages(kind, 8, 16)
+    pages = make_pages("float", 8, 16)
     block_table = torch.tensor([6, 3, 0, 7, 1, 2, 5])
     pages.append(k, v, slots_of(block_table, 16, 0, 100), torch.arange(0, 100))
     out = attend(pages, q[60:], block_table, 60, window)
@@ -261,12 +259,11 @@ def test_float_pages_are_exact_attention(window: int | None, kind: str) -> None:
     torch.testing.assert_close(out.double(), torch.from_numpy(exact), rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("window", [None, 20])
-def test_float_pages_see_no_poison(window: int | None, kind: str) -> None:
+def test_float_pages_see_no_poison(window: int | None) -> None:
     q, k, v = random_qkv(50)
     table = torch.arange(4)
-    pages = make_pages(kind, 4, 16)
+    pages = make_pages("float", 4, 16)
     pages.append(k, v, torch.arange(50), torch.arange(50))
     expected = attend(pages, q[45:], table, 45, window)
     poison(pages)
@@ -343,9 +340,8 @@ def test_bytes_per_token_count_what_is_stored(kind: str, expected: int) -> None:
     assert pages.bytes_per_token * 3 * 128 == sum(store.nbytes for store in stores(pages))
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_float_bytes_per_token_count_what_is_stored(kind: str) -> None:
-    pages = make_pages(kind, 3, 16)
+def test_float_bytes_per_token_count_what_is_stored() -> None:
+    pages = make_pages("float", 3, 16)
     assert pages.bytes_per_token * 3 * 16 == sum(store.nbytes for store in stores(pages))
 
 

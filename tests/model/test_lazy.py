@@ -65,7 +65,7 @@ def test_one_float_and_one_quantized_layer_are_in_memory(tmp_path: Path, monkeyp
 
 
 def _compare(folder: Path, lazy: bool) -> Any:
-    source, model = load(folder / "float", lazy, make_backend("torch")), load(folder / "out", lazy)
+    source, model = load(folder / "float", lazy), load(folder / "out", lazy)
     return compare(source, variants(model, source), IDS, 40)
 
 

@@ -16,7 +16,7 @@ from faquant.evaluation.divergence import window_logits
 from faquant.kernels.backend import make_backend
 from faquant.kernels.modules import FloatLinear, StaticLinear
 from faquant.kernels.pages import BFloat16Pages, FloatPages, Int8Pages
-from faquant.kernels.torch_backend import TorchEmbedding, TorchLinear, TorchPages, TorchRMSNorm
+from faquant.kernels.torch_backend import TorchEmbedding, TorchLinear, TorchRMSNorm
 from faquant.model.load import load
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
@@ -63,7 +63,7 @@ def _logits(directory: Path) -> torch.Tensor:
 
 
 def _float_logits() -> torch.Tensor:
-    return window_logits(load(GOLDEN / "float_float32", backend=make_backend("torch")), _ids())
+    return window_logits(load(GOLDEN / "float_float32"), _ids())
 
 
 def _ids() -> torch.Tensor:
@@ -109,7 +109,7 @@ def test_a_backend_makes_the_parts_that_a_quantized_directory_leaves_float(golde
     assert [type(linear) for linear in layer.linears] == [StaticLinear] * 6 + [TorchLinear]
     assert isinstance(layer.input_layernorm, TorchRMSNorm)
     assert isinstance(model.decoder.embedding, TorchEmbedding)
-    assert [type(pages) for pages in model.make_pages(1, 128)] == [Int8Pages, TorchPages, Int8Pages]
+    assert [type(pages) for pages in model.make_pages(1, 128)] == [Int8Pages, FloatPages, Int8Pages]
     ours = window_logits(load(golden), _ids())
     torch.testing.assert_close(window_logits(model, _ids()), ours, rtol=0, atol=0.03)
 

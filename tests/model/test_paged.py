@@ -13,7 +13,7 @@ from faquant.kernels.backend import Linear
 from faquant.kernels.modules import DynamicLinear, FloatLinear, RMSNorm, StaticLinear
 from faquant.kernels.pages import FloatPages
 from faquant.model.decoder import Decoder
-from faquant.model.paged import Batch, Chunk, PagedDecoder
+from faquant.model.paged import Batch, Chunk, PagedDecoder, together
 from faquant.model.rope import Rope
 from oracles.pages import poison
 from oracles.random_decoder import BACKEND, MODELS, SCHEMES, VOCABULARY, Cache, Parts, parts, tokens
@@ -201,3 +201,21 @@ def test_other_objects_are_refused() -> None:
     for wrong in ({"linears": [1] * 7}, {"linears": linears[:6]}, {"norms": [None] * 4}, {"cache": 3}):
         with pytest.raises(ValueError, match=r"linears|norms|cache"):
             _C.DecoderLayers().add(**{"linears": linears, "norms": norms, "cache": cache, "window": None, **wrong})
+
+
+def test_prompts_run_together_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faquant.model.paged.TOGETHER", 10)
+    groups = [(some.start, some.stop) for some in together([3, 4, 3, 1, 20, 5, 5, 1])]
+    assert groups == [(0, 3), (3, 4), (4, 5), (5, 7), (7, 8)]
+    assert list(together([])) == []
+
+
+def test_prompts_lie_in_the_cache_one_after_another() -> None:
+    rope = Rope(parts("llama")[0].config)
+    batch = Batch.of_prompts([tokens(size) for size in (130, 5, 128)], [rope] * 3, position=256)
+    assert batch.num_pages == 4
+    expected = [*range(130), *range(256, 261), *range(384, 512)]
+    assert batch.slots.tolist() == expected
+    assert batch.positions.tolist() == [*range(130), *range(5), *range(128)]
+    cos, _ = rope.tables(256 + batch.positions)
+    assert np.array_equal(batch.tables[0], cos)

@@ -17,7 +17,6 @@ from faquant.formats.faquant.metadata import ROTATED_TYPE
 from faquant.formats.msmodelslim.description import read_description
 from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import MAP_BLOCK
-from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.load import Model, load
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
@@ -61,7 +60,7 @@ def test_folded_rotations_leave_the_float_model_as_it_was(kind: str, tmp_path: P
     recipe = Recipe(name="fold", linear=LinearRecipe(rotate="folded", float_layers=("*",)))
     rotated = load(_quantize(source, tmp_path / "out", recipe))
     rotated.schemes = [None] * rotated.config.num_layers
-    original = load(source, backend=TorchBackend())
+    original = load(source)
     ids = torch.tensor(_ids(50, 3, original.config.vocab_size))
     expected = window_logits(original, ids)
     # The attention's float output is in V's rotated basis, which o_proj reverts.
@@ -72,7 +71,7 @@ def test_folded_rotations_leave_the_float_model_as_it_was(kind: str, tmp_path: P
 @pytest.mark.parametrize("recipe", [*OURS, *VARIATIONS], ids=lambda recipe: recipe.name)
 def test_every_recipe_of_ours_stays_near_the_float_model(kind: str, recipe: Recipe, tmp_path: Path) -> None:
     source = _model(kind, tmp_path / "float")
-    quantized, original = load(_quantize(source, tmp_path / "out", recipe)), load(source, backend=TorchBackend())
+    quantized, original = load(_quantize(source, tmp_path / "out", recipe)), load(source)
     ids = torch.tensor(_ids(40, 1, original.config.vocab_size))
     p, q = (window_logits(model, ids).log_softmax(-1) for model in (original, quantized))
     assert float((p.exp() * (p - q)).sum(-1).mean()) < 2e-2
@@ -131,7 +130,7 @@ def test_k_is_as_precise_at_the_end_of_the_context_as_at_its_start(name: str, tm
     tiny_model("qwen2", source, max_position_embeddings=4096)
     _add_k_outliers(source)
     out = _quantize(source, tmp_path / "out", RECIPES[name])
-    model, original = load(out), load(source, backend=TorchBackend())
+    model, original = load(out), load(source)
     ids = torch.tensor(_ids(64, 5, original.config.vocab_size))
     first = _k_error(model, original, ids, 0)
     last = _k_error(model, original, ids, original.config.max_position - MAP_BLOCK)

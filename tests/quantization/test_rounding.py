@@ -1,18 +1,24 @@
 """Rounding weights: to nearest, and with compensation for correlated inputs."""
 
+import threading
+import time
+from typing import Any
+
 import pytest
 import torch
 
+from faquant.errors import CheckpointError
 from faquant.kernels.quantizers import hadamard
 from faquant.quantization import rounding
 from faquant.quantization.rounding import (
     Gram,
-    Transformed,
+    TransformedGram,
     balance,
     compensations,
     round_to_nearest,
     round_with_compensation,
 )
+from oracles.threads import set_threads
 
 
 def _correlated(tokens: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -26,7 +32,7 @@ def _output_error(x: torch.Tensor, weight: torch.Tensor, result: rounding.Quanti
 
 
 def _compensated(weight: torch.Tensor, gram: Gram) -> rounding.QuantizedWeight:
-    return round_with_compensation(weight, compensations([Transformed(gram)])[0])
+    return round_with_compensation(weight, compensations([TransformedGram(gram)])[0])
 
 
 def _gptq(weight: torch.Tensor, gram: torch.Tensor, damping: float) -> torch.Tensor:
@@ -65,6 +71,43 @@ def test_compensation_changes_the_outputs_less(size: int, block: int, monkeypatc
     assert torch.equal(nearest.scale, compensated.scale)
     fresh = _correlated(500, size, seed=0)
     assert _output_error(fresh, weight, compensated) < 0.6 * _output_error(fresh, weight, nearest)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_an_input_that_is_not_finite_is_refused(value: float, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounding, "GRAM_BLOCK", 16)
+    monkeypatch.setattr(rounding, "_TILE", 4)
+    set_threads(threads)
+    x, gram = _correlated(50, 96), Gram(96)
+    x[20, 70] = value
+    gram.add(x)
+    with pytest.raises(CheckpointError, match="Calibration overflowed"):
+        compensations([TransformedGram(gram)])
+
+
+def test_few_blocks_are_factored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them needs much memory."""
+    monkeypatch.setattr(rounding, "GRAM_BLOCK", 16)
+    monkeypatch.setattr(rounding, "_AT_ONCE", 2)
+    set_threads(8)
+    gram, compensation = Gram(16 * 20), rounding._compensation
+    gram.add(_correlated(50, gram.size))
+    lock, running, most = threading.Lock(), 0, 0
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return compensation(*arguments)
+
+    monkeypatch.setattr(rounding, "_compensation", watched)
+    assert len(compensations([TransformedGram(gram)])[0]) == 20
+    assert most == 2
 
 
 def test_independent_inputs_are_rounded_to_nearest() -> None:

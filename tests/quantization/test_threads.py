@@ -1,13 +1,16 @@
 """The written tensors do not depend on the number of threads, nor streams on which prompts run together."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from faquant.errors import CheckpointError
 from faquant.formats import open_checkpoint
-from faquant.kernels import parallel
-from faquant.quantization import observe, rounding
+from faquant.model import paged
+from faquant.quantization import rounding
 from faquant.quantization.layerwise import LayerQuantizer
 from faquant.quantization.pipeline import metadata_of, quantize
 from faquant.quantization.recalibrate import recalibrate
@@ -25,7 +28,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that there are several, for every thread."""
     monkeypatch.setattr(rounding, "_TILE", 16)
     monkeypatch.setattr(rounding, "_OUTPUTS", 16)
-    monkeypatch.setattr(observe, "TOGETHER", 60)
+    monkeypatch.setattr(paged, "TOGETHER", 60)
 
 
 def _contents(directory: Path) -> dict[str, bytes]:
@@ -49,6 +52,22 @@ def test_the_bytes_do_not_depend_on_the_threads(recipe: Recipe, tmp_path: Path) 
     assert written[0] == written[1] == written[2]
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("value", [1e38, math.inf, math.nan])
+@pytest.mark.parametrize("recipe", ["default", "mindie"])
+def test_a_calibration_that_overflows_is_refused(recipe: str, value: float, threads: int, tmp_path: Path) -> None:
+    """By a weight that is finite; one that is not is found when it is read."""
+    tiny_model("smollm", tmp_path / "float")
+    tensors = load_file(tmp_path / "float" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3] = value
+    save_file(tensors, tmp_path / "float" / "model.safetensors", metadata={"format": "pt"})
+    set_threads(threads)
+    message = "Calibration overflowed" if math.isfinite(value) else "up_proj.weight holds NaN or infinity"
+    with pytest.raises(CheckpointError, match=message):
+        quantize(tmp_path / "float", tmp_path / "out", RECIPES[recipe], [prompt.tolist() for prompt in PROMPTS])
+    assert torch.get_num_threads() == threads
+
+
 def test_a_prompt_s_stream_does_not_depend_on_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_model("smollm", tmp_path / "float")
     opened = open_checkpoint(tmp_path / "float")
@@ -59,29 +78,6 @@ def test_a_prompt_s_stream_does_not_depend_on_the_others(tmp_path: Path, monkeyp
     _, streams = quantizer.start(PROMPTS)
     alone = [quantizer.observe(0, [stream])[1][0] for stream in streams]
     for together in (1, 60, 4096):
-        monkeypatch.setattr(observe, "TOGETHER", together)
+        monkeypatch.setattr(paged, "TOGETHER", together)
         _, after = quantizer.observe(0, streams)
         assert all(torch.equal(one, other) for one, other in zip(after, alone, strict=True))
-
-
-def test_each_returns_the_results_in_order_and_the_first_error() -> None:
-    set_threads(3)
-    assert parallel.each(lambda item: (item, torch.get_num_threads()), list(range(20))) == [(i, 1) for i in range(20)]
-    assert parallel.each(lambda item: item, []) == []
-
-    def fail(item: int) -> int:
-        if item in (5, 7):
-            raise ValueError(str(item))
-        return item
-
-    with pytest.raises(ValueError, match="5"):
-        parallel.each(fail, list(range(20)))
-    assert torch.get_num_threads() == 3
-    with torch.inference_mode():
-        assert all(parallel.each(lambda _: torch.zeros(1).is_inference(), list(range(4))))
-
-
-def test_rows_cover_everything() -> None:
-    assert parallel.rows(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
-    assert parallel.rows(6, 4, 2) == [slice(2, 6)]
-    assert parallel.rows(0, 4) == []

@@ -80,8 +80,8 @@ def _print(findings: dict[str, Any]) -> None:
         "features": ", ".join(present) or "none of those used",
         "instruction sets": f"{', '.join(findings['instruction_sets'])}; in use: {findings['instruction_set_in_use']}",
         **({"AMX": "the operating system does not permit this process to use tiles"} if tiles_refused else {}),
-        "huge pages": f"{'in use' if pages['works'] else 'not in use'}; setting: {pages['setting'] or 'none'}; "
-        f"reserved and free: {pages['free_reserved_bytes']:,} bytes",
+        "huge pages": f"{'available' if pages['works'] else 'not available'}; setting: {pages['setting'] or 'none'}; "
+        f"reserved (hugetlbfs): {pages['free_reserved_bytes']:,} bytes free",
         **{f"self-test, {name}": "passed" if ok else "FAILED" for name, ok in findings["self_tests"].items()},
         **findings["versions"],
     }

@@ -16,7 +16,6 @@ from ..kernels.arrays import Floats
 from ..kernels.backend import Linear
 from ..kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from ..kernels.scheme import AttentionScheme
-from ..kernels.torch_backend import TorchLinear
 from ..model.load import Model
 from .scores import Heads, Scores, score
 from .streaming import Progress, Window, run
@@ -105,14 +104,18 @@ def variants(model: Model, source: Model) -> dict[str, Model]:
 
 def _values_are_folded(model: Model, source: Model) -> bool:
     """Whether the first layer's v_proj differs from the float one by more than 8-bit rounding."""
-    ours, plain = (_float_weight(each.decoder.layers[0].v_proj) for each in (model, source))
-    return bool(np.linalg.norm(ours - plain) > 0.05 * np.linalg.norm(plain))
+    plain = source.decoder.layers[0].v_proj
+    if not isinstance(plain, FloatLinear):
+        raise TypeError(f"the source must be a float model, not one with a {type(plain).__name__}")
+    weight = plain.weight
+    difference = _float_weight(model.decoder.layers[0].v_proj) - weight
+    return bool(np.linalg.norm(difference) > 0.05 * np.linalg.norm(weight))
 
 
 def _float_weight(linear: Linear) -> Floats:
     """The weight [n, k] that the linear multiplies its inputs by."""
-    if isinstance(linear, FloatLinear | TorchLinear):
-        return np.asarray(linear.weight)
+    if isinstance(linear, FloatLinear):
+        return linear.weight
     if isinstance(linear, DynamicLinear):
         scale = linear.scale
     elif isinstance(linear, StaticLinear):

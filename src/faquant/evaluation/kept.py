@@ -115,12 +115,12 @@ class Kept:
         except CheckpointError:
             found = {}
         try:
-            if found.get("identity") == self._identity:
+            if found == self._identity:
                 return
             for path in self._path.iterdir():
                 if path.name != "lock":
                     path.unlink()
-            write_json(self._path / _IDENTITY, {"identity": self._identity})
+            write_json(self._path / _IDENTITY, self._identity)
         except OSError:
             self.forget()
 

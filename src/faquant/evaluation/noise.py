@@ -31,10 +31,11 @@ from ..kernels.quantizers import hadamard
 from ..kernels.torch_backend import float_attend
 from ..model.decoder import DecoderLayer, Tables
 from ..model.load import Model
+from ..model.paged import PAGE_SIZE
 from ..quantization.rotate import rotate_residual
 from .outliers import MEAN_OF_K, Channels
 from .scores import Heads
-from .streaming import PAGE_SIZE, Layers, Streams, Window
+from .streaming import Layers, Streams, Window
 
 _RATIOS = ("q", "k", "v", "p", "stream")
 _KINDS = tuple(name.rpartition(".")[2] for name in LINEARS)

@@ -12,7 +12,7 @@ from ..kernels.arrays import Array
 from ..kernels.backend import Pages
 from ..kernels.saturation import Saturation
 from ..model.load import load
-from ..model.paged import Batch, Chunk
+from ..model.paged import PAGE_SIZE, Batch
 from ..model.rope import Rope
 from ..text.tokenizer import Tokenizer
 from .limits import CLIPPED_NOTABLY
@@ -20,7 +20,6 @@ from .texts import builtin_texts
 
 TOKENS = 512
 """Tokens of each text."""
-PAGE_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -69,19 +68,14 @@ def measure_fit(
     prompts = [tokenizer.encode(text)[:limit] for text in texts or builtin_texts().values()]
     if max(max(ids) for ids in prompts) >= model.config.vocab_size:
         raise CheckpointError(f"The tokenizer of {directory} does not belong to the model: its ids are too large.")
-    batches, pages_needed = [], []
-    for ids in prompts:
-        count = -(-len(ids) // PAGE_SIZE)
-        tokens = np.array(ids, np.int64)
-        batches.append(Batch([Chunk(tokens, 0, np.arange(count), Rope(model.config, len(ids)))], PAGE_SIZE))
-        pages_needed.append(count)
+    batches = [Batch.of_prompts([np.array(ids, np.int64)], [Rope(model.config, len(ids))]) for ids in prompts]
     streams = [model.decoder.embed(batch.tokens) for batch in batches]
     layers = []
     for index in range(model.config.num_layers):
         progress(index, model.config.num_layers)
         layer, saturation = model.decoder.layers[index], Saturation()
-        for number, (batch, count) in enumerate(zip(batches, pages_needed, strict=True)):
-            pages = model.make_layer_pages(index, count, PAGE_SIZE)
+        for number, batch in enumerate(batches):
+            pages = model.make_layer_pages(index, batch.num_pages, PAGE_SIZE)
             pages.saturation = saturation
             attend = partial(_attend, batch, pages, model.config.sliding_windows[index])
             streams[number] = layer(streams[number], batch.tables, attend)

@@ -119,10 +119,10 @@ class Heads:
     ) -> None:
         """Pass the rows from `begin` on of several (model, stream [n, hidden]) to `look`, a few at a time and several
         at once, with their distributions; then call `done` with the number of finished rows, block by block."""
-        for block in parallel.rows(len(streams[0][1]), self._rows, begin):
-            pieces = parallel.rows(block.stop, _PIECE, block.start)
+        for block in parallel.blocks(len(streams[0][1]), self._rows, begin):
+            pieces = parallel.blocks(block.stop, _PIECE, block.start)
             logits = zip(*(torch.split(self.logits(name, x[block]), _PIECE) for name, x in streams), strict=True)
-            parallel.each(
+            parallel.map_in_order(
                 lambda piece: look(piece[0], [Distribution(each) for each in piece[1]]),
                 list(zip(pieces, logits, strict=True)),
             )

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,13 +11,8 @@ from ..kernels.parallel import one_torch_thread
 from ..kernels.saturation import Saturation
 from ..model.decoder import DecoderLayer
 from ..model.load import Model
-from ..model.paged import Batch, Chunk
+from ..model.paged import PAGE_SIZE, Batch, together
 from ..model.rope import Rope
-
-PAGE_SIZE = 128
-TOGETHER = 2048
-"""Tokens of windows that run together, so that small windows keep all cores busy. It bounds the memory of a layer's
-intermediate results."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
@@ -52,11 +47,6 @@ class Window:
         """The window as a chunk in an empty cache."""
         return _batch([self], model)
 
-    @property
-    def pages(self) -> int:
-        """Number of pages that it needs."""
-        return -(-len(self.tokens) // PAGE_SIZE)
-
 
 @dataclass
 class Layers:
@@ -86,7 +76,7 @@ def run(
     `begin` is what an earlier call has saved, to resume from.
     """
     first = next(iter(models.values()))
-    groups = [_Group(numbers, [windows[number] for number in numbers], first) for numbers in _together(windows)]
+    groups = [_Group(numbers, [windows[number] for number in numbers], first) for numbers in _groups(windows)]
     done, streams = begin or (0, _embedded(models, windows))
     total = first.config.num_layers
     for index in range(done, total):
@@ -119,22 +109,14 @@ def run(
     return streams
 
 
-def _together(windows: Sequence[Window]) -> Iterator[list[int]]:
-    """Consecutive windows that the same models run at the same position, up to TOGETHER tokens if there are several."""
-    numbers: list[int] = []
-    tokens = 0
-    for number, window in enumerate(windows):
-        alike = numbers and (windows[numbers[-1]].position, windows[numbers[-1]].models) == (
-            window.position,
-            window.models,
-        )
-        if numbers and not (alike and tokens + len(window.tokens) <= TOGETHER):
-            yield numbers
-            numbers, tokens = [], 0
-        numbers.append(number)
-        tokens += len(window.tokens)
-    if numbers:
-        yield numbers
+def _groups(windows: Sequence[Window]) -> Iterator[range]:
+    """The numbers of consecutive windows that the same models run together at the same position."""
+    first = 0
+    for _, alike in groupby(windows, lambda window: (window.position, window.models)):
+        lengths = [len(window.tokens) for window in alike]
+        for some in together(lengths):
+            yield range(first + some.start, first + some.stop)
+        first += len(lengths)
 
 
 class _Group:
@@ -146,8 +128,7 @@ class _Group:
 
     def through(self, model: Model, layer: DecoderLayer, streams: list[Tensor], saturation: Saturation) -> list[Tensor]:
         """The streams [tokens, hidden] of its windows after `layer`."""
-        count = sum(window.pages for window in self.windows)
-        pages = model.make_layer_pages(layer.index, count, PAGE_SIZE, self.windows[0].position)
+        pages = model.make_layer_pages(layer.index, self._batch.num_pages, PAGE_SIZE, self.windows[0].position)
         pages.saturation = saturation
         sliding = model.config.sliding_windows[layer.index]
         x = layer(
@@ -157,15 +138,12 @@ class _Group:
 
 
 def _batch(windows: Sequence[Window], model: Model) -> Batch:
-    """The windows as chunks in an empty cache."""
-    chunks: list[Chunk] = []
-    first = 0
+    """Windows at one position in an empty cache."""
+    ropes = []
     for window in windows:
         length = window.rope_length or min(window.position + len(window.tokens), model.config.max_position)
-        table = np.arange(first, first + window.pages)
-        chunks.append(Chunk(window.tokens.numpy(), 0, table, Rope(model.config, length), window.position))
-        first += window.pages
-    return Batch(chunks, PAGE_SIZE)
+        ropes.append(Rope(model.config, length))
+    return Batch.of_prompts([window.tokens.numpy() for window in windows], ropes, windows[0].position)
 
 
 def _embedded(models: Mapping[str, Model], windows: Sequence[Window]) -> Streams:

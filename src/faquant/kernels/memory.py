@@ -18,7 +18,7 @@ CHUNK = 64 << 20
 """Small arrays share regions of this size."""
 _ALIGNMENT = 64
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_ROLLUP = Path("/proc/self/smaps_rollup")
+_PROC = Path("/proc")
 _RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 # Linux's numbers; Python 3.11 has no names for them.
 _MAP_HUGETLB, _MAP_HUGE_2MB, _MADV_POPULATE_WRITE = 0x40000, 21 << 26, 23
@@ -35,8 +35,7 @@ class Arena:
 
     def empty(self, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
         """A new array whose values are arbitrary."""
-        kind = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        kind, size = np.dtype(dtype), _size(shape, dtype)
         if size >= CHUNK // 4:
             return _region(size).view(kind).reshape(shape)
         with self._lock:
@@ -50,13 +49,22 @@ class Arena:
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
     """A new array whose values are arbitrary, for the cache: large ones take huge pages, but only when written. All
     start on a cache line."""
-    kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    kind, size = np.dtype(dtype), _size(shape, dtype)
     if size < HUGE_PAGE:
         spare = np.empty(size + _ALIGNMENT, np.uint8)
         begin = -spare.ctypes.data % _ALIGNMENT
         return spare[begin : begin + size].view(kind).reshape(shape)
     return huge(size).view(kind).reshape(shape)
+
+
+def _size(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> int:
+    """Bytes of an array."""
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _whole_pages(size: int) -> int:
+    """Bytes of the huge pages that hold `size` bytes."""
+    return -(-size // HUGE_PAGE) * HUGE_PAGE
 
 
 def _region(size: int) -> npt.NDArray[np.uint8]:
@@ -66,7 +74,7 @@ def _region(size: int) -> npt.NDArray[np.uint8]:
 
 def reserved(size: int) -> npt.NDArray[np.uint8] | None:
     """`size` bytes of zeros in pages of hugetlbfs; None if the system has not reserved enough."""
-    whole = -(-size // HUGE_PAGE) * HUGE_PAGE
+    whole = _whole_pages(size)
     if free_reserved() < whole:
         return None
     try:
@@ -86,7 +94,7 @@ def huge(size: int) -> npt.NDArray[np.uint8]:
     """`size` bytes of zeros, aligned to huge pages."""
     if size == 0:
         return np.empty(0, np.uint8)
-    whole = -(-size // HUGE_PAGE) * HUGE_PAGE
+    whole = _whole_pages(size)
     region = mmap.mmap(-1, whole + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = np.frombuffer(region, np.uint8).ctypes.data
     begin = -address % HUGE_PAGE
@@ -103,10 +111,11 @@ def setting() -> str:
         return ""
 
 
-def bytes_in_huge_pages() -> int:
-    """How much of this process's memory the system holds in huge pages; 0 if it does not tell."""
+def bytes_in_huge_pages(process: int | None = None) -> int:
+    """How much of the memory of the process with this number (None: this one) the system holds in huge pages; 0 if it
+    does not tell."""
     try:
-        lines = _ROLLUP.read_text().splitlines()
+        lines = (_PROC / str(process or "self") / "smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(_COUNTED))

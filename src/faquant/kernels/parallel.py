@@ -29,9 +29,9 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The results of `work` for each item, in order. Up to `threads.count()` items are worked on at once, with one
-    thread of torch each. `work` must not call `each`.
+def map_in_order(work: Callable[[Item], Result], items: Sequence[Item], at_once: int | None = None) -> list[Result]:
+    """The results of `work` for each item, in order. Up to `threads.count()` items are worked on at once, and no more
+    than `at_once`, with one thread of torch each. `work` must not call `map_in_order`.
 
     Raises:
         The first exception in the order of the items; items that have not been started are then dropped.
@@ -42,17 +42,14 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         with torch.inference_mode(inference):
             return work(item)
 
+    workers = min(threads.count(), len(items), at_once or len(items))
     with one_torch_thread():
-        if len(items) < 2 or threads.count() == 1:
-            return [alone(item) for item in items]
-        with ThreadPoolExecutor(min(threads.count(), len(items))) as pool:
-            try:
-                return list(pool.map(alone, items))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        if workers < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(alone, items))
 
 
-def rows(stop: int, together: int, start: int = 0) -> list[slice]:
-    """The rows from `start` to `stop` in slices of at most `together` rows."""
-    return [slice(row, min(row + together, stop)) for row in range(start, stop, together)]
+def blocks(stop: int, size: int, start: int = 0) -> list[slice]:
+    """The numbers from `start` to `stop`, such as rows, in slices of `size`; the last one may be shorter."""
+    return [slice(begin, min(begin + size, stop)) for begin in range(start, stop, size)]

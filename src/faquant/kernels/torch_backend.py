@@ -1,5 +1,5 @@
-"""Float models in torch, with the same steps as transformers in the model's dtype, so that calibration and evaluation
-see what other tools see. int8 parts use the CPU kernels, which also accept tensors.
+"""Float layers in torch, with transformers' steps in the model's dtype, for the recipes in msModelSlim's format, which
+repeat that tool. int8 linears and caches use the CPU kernels, which also accept tensors.
 """
 
 import math
@@ -11,9 +11,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from .arrays import Array, Integers, Stored
 from .backend import Linear, Norm, Pages
 from .cpu import CpuBackend
-from .pages import Spans
 from .quantizers import tensor_of
-from .saturation import Saturation
 from .tables import FloatTable, LinearTable
 
 
@@ -40,13 +38,6 @@ class TorchBackend(CpuBackend):
 
     def silu_times(self, gate: Tensor, up: Tensor) -> Tensor:
         return silu(gate) * up
-
-    def float_pages(
-        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
-    ) -> Pages:
-        if dtype != "float32":
-            return super().float_pages(num_heads, num_kv_heads, head_dim, num_pages, page_size, dtype)
-        return TorchPages(num_kv_heads, head_dim, num_pages, page_size)
 
     def can_fuse(self, layer: object, pages: Pages) -> bool:
         return False
@@ -101,42 +92,6 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [tokens, heads, D] with channel pairs (i, i + D/2) rotated by tables of shape [tokens, 1, D]."""
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin
-
-
-class TorchPages:
-    """float32 K and V [pages, page_size, Hkv, D]."""
-
-    is_packed = False
-
-    def __init__(self, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int) -> None:
-        self.num_pages = num_pages
-        self.page_size = page_size
-        self.saturation = Saturation()
-        self.k = torch.empty(num_pages, page_size, num_kv_heads, head_dim)
-        self.v = torch.empty_like(self.k)
-
-    @property
-    def bytes_per_token(self) -> int:
-        return 2 * self.k.shape[2] * self.k.shape[3] * self.k.element_size()
-
-    def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
-        self.k.flatten(0, 1)[torch.as_tensor(slots)] = k
-        self.v.flatten(0, 1)[torch.as_tensor(slots)] = v
-
-    def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
-        outs = []
-        for rows, start, block_table in spans.parts:
-            k, v = self.read(block_table, start + rows.stop - rows.start)
-            outs.append(float_attend(q[rows], k, v, start, window))
-        return torch.cat(outs)
-
-    def copy_page(self, source: int, target: int) -> None:
-        self.k[target] = self.k[source]
-        self.v[target] = self.v[source]
-
-    def read(self, block_table: Array, length: int) -> tuple[Tensor, Tensor]:
-        pages = torch.as_tensor(block_table)[: -(-length // self.page_size)]
-        return self.k[pages].flatten(0, 1)[:length], self.v[pages].flatten(0, 1)[:length]
 
 
 def float_attend(q: Tensor, k: Tensor, v: Tensor, start: int, window: int | None = None) -> Tensor:

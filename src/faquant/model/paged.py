@@ -1,6 +1,6 @@
 """Runs chunks of sequences through a model and its cache pages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -12,6 +12,12 @@ from ..kernels.backend import Backend, FusedLayers, Pages
 from ..kernels.pages import Spans
 from .decoder import Decoder, Tables
 from .rope import Rope
+
+PAGE_SIZE = 128
+"""Tokens per page of the caches of calibration and evaluation."""
+TOGETHER = 2048
+"""Tokens of prompts that run together, so that short ones keep all cores busy. It bounds the memory of a layer's
+intermediate results."""
 
 
 @dataclass
@@ -34,7 +40,11 @@ class Chunk:
 
 
 class Batch:
-    """Chunks that run together: their tokens in one row, and the attention of each layer."""
+    """Chunks that run together: their tokens in one row, and the attention of each layer.
+
+    Raises:
+        ValueError: there are no chunks, or a block_table is too short.
+    """
 
     def __init__(self, chunks: Sequence[Chunk], page_size: int) -> None:
         if not chunks:
@@ -43,6 +53,23 @@ class Batch:
         self._page_size = page_size
         self.tokens = np.concatenate([chunk.tokens for chunk in chunks])
         self.spans = Spans.of([(len(chunk.tokens), chunk.start, chunk.block_table) for chunk in chunks])
+
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[Integers], ropes: Sequence[Rope], position: int = 0) -> "Batch":
+        """Whole sequences, int64 ids [tokens] each, in an empty cache with pages of PAGE_SIZE, one after another; their
+        first tokens are at RoPE position `position`."""
+        chunks: list[Chunk] = []
+        first = 0
+        for tokens, rope in zip(prompts, ropes, strict=True):
+            table = np.arange(first, first - (-len(tokens) // PAGE_SIZE))
+            chunks.append(Chunk(tokens, 0, table, rope, position))
+            first += len(table)
+        return cls(chunks, PAGE_SIZE)
+
+    @property
+    def num_pages(self) -> int:
+        """The least number of pages of a cache with these block tables."""
+        return 1 + max(int(chunk.block_table.max()) for chunk in self._chunks)
 
     @cached_property
     def tables(self) -> Tables:
@@ -73,6 +100,18 @@ class Batch:
         """Append k and v [tokens, Hkv, D] to a layer's pages and return q's attention [tokens, Hq, D]."""
         pages.append(k, v, self.slots, self.positions)
         return pages.attend(q, self.spans, window)
+
+
+def together(lengths: Sequence[int]) -> Iterator[slice]:
+    """Consecutive prompts of these lengths that run together: up to TOGETHER tokens, or a longer one alone."""
+    begin = tokens = 0
+    for number, length in enumerate(lengths):
+        if number > begin and tokens + length > TOGETHER:
+            yield slice(begin, number)
+            begin, tokens = number, 0
+        tokens += length
+    if lengths:
+        yield slice(begin, len(lengths))
 
 
 class PagedDecoder:

@@ -22,7 +22,13 @@ _EXACT = Context(prec=40)
 
 
 class Rope:
-    """Frequencies of one request. Only dynamic NTK depends on `length`, the maximum length of the request in tokens."""
+    """Frequencies of one request, shared by all layers; requests with equal frequencies share the arrays, which must
+    not be changed. Only dynamic NTK depends on `length`, the maximum length of the request in tokens.
+
+    Attributes:
+        frequencies: float32 [D/2], in radians per token.
+        scaling: the factor on cosine and sine (YaRN's attention factor); 1 for most kinds.
+    """
 
     def __init__(self, config: ModelConfig, length: int | None = None) -> None:
         used = length if config.rope.rope_type == "dynamic" else None

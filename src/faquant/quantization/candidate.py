@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from ..checkpoint.tensors import TensorDict
@@ -15,9 +14,8 @@ from ..formats.msmodelslim.linears import dynamic_table
 from ..kernels.backend import Linear
 from ..kernels.cpu import CpuBackend
 from ..kernels.scheme import AttentionScheme
-from ..kernels.torch_backend import TorchEmbedding, TorchRMSNorm
 from ..model.decoder import Decoder, DecoderLayer, build_layer, build_norm
-from ..model.lazy import LazySequence
+from ..model.lazy import LazyLinear, LazySequence
 from ..model.load import Model
 from .layerwise import LayerQuantizer, Observed
 from .tensors import NamedTensor, stored_of
@@ -66,8 +64,8 @@ def with_attention(source: Model, quantizer: LayerQuantizer, seen: Calibration) 
 
 class Candidate:
     """The model that `quantizer`'s recipe would write. The layers of `model` are quantized as they are run, from the
-    first to the last; `finish` then adds the head. `seen` is shared by the candidates that run together. Without
-    `attention`, only the linears are quantized."""
+    first to the last; norm and head after them are float until `finish`. `seen` is shared by the candidates that run
+    together. Without `attention`, only the linears are quantized."""
 
     def __init__(self, quantizer: LayerQuantizer, seen: Calibration, attention: bool = True) -> None:
         self._quantizer, self._seen = quantizer, seen
@@ -77,10 +75,10 @@ class Candidate:
         ((_, _, embedding),), _ = quantizer.start([])
         decoder = Decoder(
             config,
-            TorchEmbedding(embedding, torch.float32),
+            _BACKEND.embedding(stored_of(embedding)),
             LazySequence(self._layer, config.num_layers),
-            TorchRMSNorm(checked.finite("model.norm.weight").float(), config.rms_norm_eps),
-            checked.linear("lm_head", config),
+            _BACKEND.norm(stored_of(checked.finite("model.norm.weight")), config.rms_norm_eps),
+            LazyLinear(lambda: _BACKEND.linear(checked.float_table("lm_head", config))),
         )
         self.model = Model(config, decoder, self._schemes, config.max_position, metadata=quantizer.metadata)
         self.weight_bytes = embedding.nbytes

@@ -14,16 +14,16 @@ from ..kernels import parallel
 from ..kernels.arrays import Floats
 from ..kernels.backend import Linear
 from ..kernels.cpu import CpuBackend
-from ..kernels.modules import FloatLinear, RMSNorm
+from ..kernels.modules import RMSNorm
 from ..kernels.scheme import AttentionScheme
 from ..model.decoder import build_layer
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
-from .observe import through, together
+from .observe import states_through, together
 from .rounding import (
     Gram,
     QuantizedWeight,
-    Transformed,
+    TransformedGram,
     balance,
     by_outputs,
     compensations,
@@ -60,7 +60,7 @@ class _GramLinear:
 
     is_int8 = False
 
-    def __init__(self, linear: FloatLinear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, linear: Linear, gram: Gram, fold: Callable[[Tensor], Tensor]) -> None:
         self.linear = linear
         self.gram = gram
         self.fold = fold
@@ -142,25 +142,22 @@ class LayerQuantizer:
 
     def observe(self, index: int, streams: list[Tensor]) -> tuple[Observed, list[Tensor]]:
         """Run one float layer over all prompts; return what was observed, and the streams after it."""
-        observed = Observed([], [], [], {})
-        grams = observed.grams
+        grams: dict[str, Gram] = {}
+        backend = CpuBackend()
 
         def linear(name: str) -> Linear:
-            plain = self.checked.float_linear(name, self.config)
+            plain = backend.linear(self.checked.float_table(name, self.config))
             if self.recipe.linear is None or not name.endswith(tuple(group[0] for group in GROUPS)):
                 return plain
             grams[name] = Gram(self.config.linear_shape(name)[1])
             return _GramLinear(plain, grams[name], lambda x: self._folded_input(name, x))
 
-        def look(q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> None:
-            for states, x in zip(observed[:3], (q, k, v), strict=True):
-                states.append(x)
-
         def tensor(name: str) -> Floats:
             return self._float_tensor(name).numpy()
 
-        layer = build_layer(self.config, index, CpuBackend(), tensor, linear, self.checked.__contains__)
-        return observed, through(self.config, layer, streams, look)
+        layer = build_layer(self.config, index, backend, tensor, linear, self.checked.__contains__)
+        states, after = states_through(self.config, layer, streams)
+        return Observed(*states, grams), after
 
     def tensors(self, index: int, observed: Observed) -> Iterator[NamedTensor]:
         """The tensors of one layer. Consumes `observed`."""
@@ -197,9 +194,9 @@ class LayerQuantizer:
             return None
         parts = [part for name in names for part in torch.split(self._stored(name), 256)]
         if self._input_block(names[0]):
-            squares = sum(parallel.each(lambda part: part.double().square().sum(0), parts))
+            squares = sum(parallel.map_in_order(lambda part: part.double().square().sum(0), parts))
             return balance(gram.square_sums() / gram.tokens, torch.as_tensor(squares)).sqrt()
-        peaks = torch.stack(parallel.each(lambda part: part.abs().amax(0), parts)).amax(0)
+        peaks = torch.stack(parallel.map_in_order(lambda part: part.abs().amax(0), parts)).amax(0)
         return balance(gram.peaks.double(), peaks.double())
 
     def _compensations(
@@ -211,7 +208,7 @@ class LayerQuantizer:
         seen = [
             None
             if gram is None or recipe is None or recipe.rounding == "nearest" or not any(map(self._is_quantized, names))
-            else Transformed(gram, equalizer, self._input_block(names[0]))
+            else TransformedGram(gram, equalizer, self._input_block(names[0]))
             for names, gram, equalizer in groups
         ]
         found = iter(compensations([each for each in seen if each is not None]))
@@ -277,7 +274,7 @@ class LayerQuantizer:
             found = by_outputs(rows, piece)
             return {"weight": found.weight, "scale": found.scale}
 
-        for done, rows in enumerate(parallel.rows(len(stored), len(stored) if mixed else ROWS), 1):
+        for done, rows in enumerate(parallel.blocks(len(stored), len(stored) if mixed else ROWS), 1):
             if not quantized:
                 weights.append(folded(rows).to(dtype))
                 continue

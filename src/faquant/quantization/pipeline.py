@@ -116,8 +116,7 @@ def quantize(
     identity = {
         "model": made_of[0],
         "calibration": made_of[1],
-        # Without the format, which the rest implies, so that runs of versions that did not have it are resumed.
-        "recipe": recipe.model_dump_json(exclude={"format"}) + (", with the tables of MODEL" if keep_kv_tables else ""),
+        "recipe": recipe.model_dump_json() + (", with the tables of MODEL" if keep_kv_tables else ""),
         "version of faquant": version("faquant"),
     }
     with unfinished_directory(target, identity, overwrite, restart, keep=source) as work:

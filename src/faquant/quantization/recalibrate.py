@@ -21,7 +21,7 @@ from ..recipe import AttentionRecipe, Recipe
 from . import attention
 from .calibration import fingerprint
 from .convert import weights, write_description
-from .observe import through
+from .observe import states_through
 from .pipeline import metadata_of
 from .schemes import all_scheme_tensors
 
@@ -103,11 +103,7 @@ def calibrated(
     schemes: list[AttentionScheme | None] = []
     for index in range(config.num_layers):
         progress(index, config.num_layers)
-        states: list[tuple[Tensor, Tensor, Tensor]] = []
-        layer = model.decoder.layers[index]
-        streams = through(config, layer, streams, lambda q, k, v, _: states.append((q, k, v)))  # noqa: B023
-        del layer  # before the next one is read
-        queries, keys, values = (list(x) for x in zip(*states, strict=True))
+        (queries, keys, values), streams = states_through(config, model.decoder.layers[index], streams)
         if metadata.v_folded:  # they are observed after the rotation, which is its own inverse
             values = [hadamard(v, metadata.v_block) for v in values]
         schemes.append(attention.calibrate(config, recipe, queries, keys, values, metadata.v_folded))

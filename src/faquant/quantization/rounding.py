@@ -19,6 +19,8 @@ _TILE = 128
 _OUTPUTS = 256
 """Outputs of a linear that one thread rounds at a time."""
 _PANEL = 128
+_AT_ONCE = 8
+"""Diagonal blocks that are factored at once: each needs several times its 32 MiB of float64 meanwhile."""
 _DAMPING = 0.01
 _SHRINKAGE = 0.5
 """Multiplied by inputs/tokens: correlations of the inputs over few tokens are mostly noise."""
@@ -34,7 +36,7 @@ class QuantizedWeight:
 
 def by_outputs(outputs: slice, round_some: Callable[[slice], QuantizedWeight]) -> QuantizedWeight:
     """The results of `round_some` for a few of these outputs at a time, several at once, one after another."""
-    found = parallel.each(round_some, parallel.rows(outputs.stop, _OUTPUTS, outputs.start))
+    found = parallel.map_in_order(round_some, parallel.blocks(outputs.stop, _OUTPUTS, outputs.start))
     return QuantizedWeight(torch.cat([some.weight for some in found]), torch.cat([some.scale for some in found]))
 
 
@@ -75,8 +77,8 @@ class Gram:
             torch.maximum(peaks, some.abs().amax(0), out=peaks)
 
         # The widest tiles first, so that no thread waits long for the last one.
-        tiles = parallel.rows(self.block, _TILE)[::-1]
-        parallel.each(add_tile, [(number, rows) for rows in tiles for number in range(len(self.lower))])
+        tiles = parallel.blocks(self.block, _TILE)[::-1]
+        parallel.map_in_order(add_tile, [(number, rows) for rows in tiles for number in range(len(self.lower))])
         self.tokens += len(x)
 
     def square_sums(self) -> Tensor:
@@ -98,30 +100,34 @@ class Gram:
 
 
 @dataclass(frozen=True)
-class Transformed:
-    """What `gram` is transformed with; see Gram.transformed."""
+class TransformedGram:
+    """The Gram matrix of inputs that are divided by `equalizer` [k] (None: not) and then rotated in Hadamard blocks of
+    size `rotation` (0: not). Its blocks are computed when they are needed."""
 
     gram: Gram
     equalizer: Tensor | None = None
     rotation: int = 0
 
 
-def compensations(inputs: Sequence[Transformed]) -> list[list[Tensor]]:
+def compensations(inputs: Sequence[TransformedGram]) -> list[list[Tensor]]:
     """For each of these and each diagonal block, how errors are compensated, float32 C [b, b]: with the errors e_i =
     weight − rounded weight of the inputs i < j, the outputs change least if Σ e_i · C[j, i] is added to weight j.
 
     The damped Gram matrix is H = R·Rᵀ, R upper triangular, and the outputs change by ‖e·R‖². After e_i for i < j, the
     rest of it is zero with e_j = −Σ_{i<j} e_i · R[i, j]/R[j, j] for each further j. GPTQ (arXiv 2210.17323) takes the
     same steps with a factor of H⁻¹; without the inverse it is less work (arXiv 2507.18553).
+
+    Raises:
+        CheckpointError: an input was not finite.
     """
 
-    def of(item: tuple[Transformed, int]) -> Tensor:
+    def of(item: tuple[TransformedGram, int]) -> Tensor:
         seen, number = item
         block = seen.gram.transformed(number, seen.equalizer, seen.rotation)
         return _compensation(block, _DAMPING + _SHRINKAGE * len(block) / max(seen.gram.tokens, 1))
 
     blocks = [(seen, number) for seen in inputs for number in range(len(seen.gram.lower))]
-    found = iter(parallel.each(of, blocks))
+    found = iter(parallel.map_in_order(of, blocks, _AT_ONCE))
     return [[next(found) for _ in seen.gram.lower] for seen in inputs]
 
 
@@ -157,7 +163,7 @@ def _compensation(gram: Tensor, damping: float) -> Tensor:
     if not gram.isfinite().all():
         raise CheckpointError("Calibration overflowed: a linear's inputs are not finite. Are the weights damaged?")
     # Weights of inputs that were always 0 are undetermined; the damping decides.
-    gram = gram + torch.eye(len(gram)) * (damping * gram.diagonal().mean()).clamp_min(1e-12)
+    gram = gram + torch.eye(len(gram), dtype=gram.dtype) * (damping * gram.diagonal().mean()).clamp_min(1e-12)
     # An upper factor is the lower one of the matrix with its inputs in reverse order.
     upper = torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1)
     return (upper / upper.diagonal()).T.float().contiguous()
@@ -167,7 +173,7 @@ def _compensate(steps: Tensor, compensation: Tensor) -> Tensor:
     """Integers [n, b] for weights [n, b] in units of their scales."""
     out = torch.empty(steps.shape, dtype=torch.int8)
     errors = torch.empty_like(steps)
-    for panel in parallel.rows(steps.shape[1], _PANEL):
+    for panel in parallel.blocks(steps.shape[1], _PANEL):
         exact = steps[:, panel].contiguous()
         before = slice(panel.start)
         targets = torch.addmm(exact, errors[:, before], compensation[panel, before].T)

@@ -7,9 +7,8 @@ from ..checkpoint.model_config import ModelConfig
 from ..errors import CheckpointError
 from ..formats.checked import Tensors
 from ..kernels.arrays import Stored
-from ..kernels.modules import FloatLinear
 from ..kernels.quantizers import tensor_of
-from ..kernels.torch_backend import TorchLinear
+from ..kernels.tables import FloatTable
 
 NamedTensor = tuple[str, str, Tensor]
 """Name, type in the description, tensor."""
@@ -53,17 +52,12 @@ class SourceTensors:
                     )
         return self._held[name]
 
-    def float_linear(self, name: str, config: ModelConfig) -> FloatLinear:
-        """The linear `name` on the CPU kernels, in float32; its weight stays in the stored dtype."""
-        bias = self.finite(f"{name}.bias").float().numpy() if config.linears[name].has_bias else None
-        return FloatLinear(stored_of(self.finite(f"{name}.weight")), bias)
-
-    def linear(self, name: str, config: ModelConfig, dtype: torch.dtype = torch.float32) -> TorchLinear:
-        """The linear `name`, in `dtype`; a tied head is the embedding."""
+    def float_table(self, name: str, config: ModelConfig) -> FloatTable:
+        """The linear `name`, for a backend; a tied head is the embedding. Raises: as finite."""
         if name == "lm_head" and "lm_head.weight" not in self:
-            return TorchLinear(self.finite("model.embed_tokens.weight").to(dtype))
-        bias = self.finite(f"{name}.bias").to(dtype) if config.linears[name].has_bias else None
-        return TorchLinear(self.finite(f"{name}.weight").to(dtype), bias)
+            return FloatTable(stored_of(self.finite("model.embed_tokens.weight")))
+        bias = stored_of(self.finite(f"{name}.bias")) if config.linears[name].has_bias else None
+        return FloatTable(stored_of(self.finite(f"{name}.weight")), bias)
 
 
 def _group_of(name: str) -> str:

@@ -5,7 +5,7 @@ of the whole is nearly the sum of the parts, and is measured before a recipe is 
 stays within the bound, the linears with the greatest loss per byte are left float.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
 from ..evaluation.streaming import Window, run
 from ..formats import open_checkpoint
+from ..kernels.parallel import one_torch_thread
 from ..model.lazy import LazySequence
 from ..model.load import Model, load_float
 from ..quantization.calibration import fingerprint
@@ -64,7 +65,7 @@ def find(
     progress: Progress = lambda what, done, total: None,
     journal: Path | None = None,
 ) -> SearchResult:
-    """Choose a recipe for the float directory `source`.
+    """Choose a recipe for the float directory `source`. The choice does not depend on the number of threads.
 
     Args:
         calibration: token ids of each prompt; about CALIBRATION_TOKENS of them are used.
@@ -109,8 +110,10 @@ class _RecipeSearch:
             fingerprint([window.tokens.tolist() for window in self._windows]),
             version("faquant"),
         ]
-        self._journal = Journal(journal, " ".join(identity))
+        self._journal = Journal(journal, identity)
 
+    @one_torch_thread()
+    @torch.inference_mode()
     def find(self) -> SearchResult:
         attentions, linears = self._attention(), self._linears()
         pairs = [(one, other) for one in attentions for other in linears]
@@ -165,7 +168,8 @@ class _RecipeSearch:
     def _linear_rows(self, recipes: Mapping[str, LinearRecipe]) -> list[Measured]:
         whole = {name: Recipe(name="auto", linear=recipe) for name, recipe in recipes.items()}
         candidates = self._candidates(whole, attention=False)
-        results = self._divergences("linears", {name: made.model for name, made in candidates.items()}, candidates)
+        models = {name: made.model for name, made in candidates.items()}
+        results = self._divergences("linears", models, candidates.values())
         return [
             Measured.of("linears", name, LINEAR[name][0], results[name], 0, candidates[name].weight_bytes, recipe)
             for name, recipe in recipes.items()
@@ -173,9 +177,8 @@ class _RecipeSearch:
 
     def _whole(self, recipe: Recipe, name: str, change: str) -> Measured:
         def measure() -> list[Measured]:
-            candidates = self._candidates({name: recipe})
-            made = candidates[name]
-            result = self._divergences("the whole", {name: made.model}, candidates)[name]
+            made = self._candidates({name: recipe})[name]
+            result = self._divergences("the whole", {name: made.model}, [made])[name]
             return [Measured.of("both", name, change, result, _bytes_per_token(made.model), made.weight_bytes)]
 
         return self._measured("both", {name: recipe}, measure)[0]
@@ -240,9 +243,10 @@ class _RecipeSearch:
             )
 
         if groups == [_HEAD]:
-            models, heads = {"lm_head": candidate.model}, {"lm_head": candidate}
+            models = {"lm_head": candidate.model}
         else:
-            models, heads = {_group_name(group): alone(number) for number, group in enumerate(groups)}, {}
+            models = {_group_name(group): alone(number) for number, group in enumerate(groups)}
+        heads = [candidate] if groups == [_HEAD] else []
         results = self._divergences(f"linears by layer: {_kind_name(groups[0])}", models, heads)
         return [Measured.of("group", name, "quantized alone", result, 0, 0) for name, result in results.items()]
 
@@ -266,15 +270,13 @@ class _RecipeSearch:
         return {name: Candidate(quantizer, seen, attention) for name, quantizer in quantizers.items()}
 
     def _divergences(
-        self, what: str, models: Mapping[str, Model], heads: Mapping[str, Candidate] | None = None
+        self, what: str, models: Mapping[str, Model], candidates: Iterable[Candidate] = ()
     ) -> dict[str, Divergence]:
-        """KL of each model; those in `heads` use the head of their candidate."""
+        """KL of each model. `candidates` are finished once their layers have run."""
         everything = {_FLOAT: self._source, **models}
         streams = run(everything, self._windows, progress=lambda done, total: self._progress(what, done, total))
-        for name, candidate in (heads or {}).items():
+        for candidate in candidates:
             candidate.finish()
-            decoder, made = models[name].decoder, candidate.model.decoder
-            decoder.norm, decoder.lm_head = made.norm, made.lm_head
         scores = score(Heads(everything), _FLOAT, self._windows, streams)
         return {name: Divergence.of([window[name] for window in scores]) for name in models}
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ Part = AttentionRecipe | LinearRecipe | Recipe
 
 
 class Journal:
-    """Rows of the table by what was measured, in a file that is replaced atomically; path None: not saved."""
+    """Rows of the table by what was measured, in a file that is replaced atomically; path None: not saved.
 
-    def __init__(self, path: Path | None, identity: str) -> None:
-        self._path, self._identity = path, identity
+    `identity` is what the rows depend on; a file with another one is replaced."""
+
+    def __init__(self, path: Path | None, identity: Sequence[str]) -> None:
+        self._path, self._identity = path, list(identity)
         self._rows: dict[str, list[dict[str, Any]]] = {}
         if path is not None and path.is_file():
             try:
                 kept = read_object(path.parent, path.name)
             except CheckpointError:
                 return
-            if kept.get("identity") == identity:
+            if kept.get("identity") == self._identity:
                 self._rows = kept["rows"]
 
     def measured(self, what: str, recipes: Mapping[str, Part], measure: Callable[[], list[Measured]]) -> list[Measured]:

@@ -66,14 +66,14 @@ def test_folding_leaves_the_float_model_as_it_was(kind: str, float_layers: tuple
     mindie = RECIPES["mindie"]
     linear = LinearRecipe(activation="tensor", rotate="none", float_layers=float_layers)
     folded = _folded(tmp_path, mindie.model_copy(update={"linear": linear}))
-    original = load(tmp_path, backend=TorchBackend())
+    original = load(tmp_path)
     ids = torch.tensor(_prompts(original.config.vocab_size)[0])[20:70]
     torch.testing.assert_close(window_logits(folded, ids), window_logits(original, ids), rtol=1e-3, atol=1e-3)
 
 
 def _kl(source: Path, quantized: Path) -> float:
     """The loss by the linears; the attention's loss in models this small is mostly chance."""
-    original, model = load(source, backend=TorchBackend()), load(quantized)
+    original, model = load(source), load(quantized)
     model.schemes = [None] * model.config.num_layers
     ids = torch.tensor(_prompts(original.config.vocab_size)[0])
     p, q = (window_logits(model, ids).log_softmax(-1) for model in (original, model))

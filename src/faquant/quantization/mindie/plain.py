@@ -38,6 +38,7 @@ class MindieQuantizer:
         self.config = config
         self.checked = checked
         self.dtype = DTYPES[config.dtype]
+        self._backend = TorchBackend(self.dtype)
         self.is_float: Callable[[str], bool] = recipe.linear.is_float if recipe.linear else lambda name: True
 
     def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
@@ -52,9 +53,7 @@ class MindieQuantizer:
             CheckpointError: a weight or an activation is not finite.
         """
         name = f"model.layers.{index}"
-        layer = build_layer(
-            self.config, index, TorchBackend(self.dtype), self._tensor, self._linear, self.checked.__contains__
-        )
+        layer = build_layer(self.config, index, self._backend, self._tensor, self._linear, self.checked.__contains__)
         attention = MindieAttention(self.config.sliding_windows[index])
         with located(name):
             calibrating = _calibrating(layer, name, self.is_float)
@@ -88,7 +87,7 @@ class MindieQuantizer:
         return self.checked.finite(name).to(self.dtype)
 
     def _linear(self, name: str) -> TorchLinear:
-        return self.checked.linear(name, self.config, self.dtype)
+        return float_linear_of(self._backend.linear(self.checked.float_table(name, self.config)))
 
 
 def _tables(rope: Rope, tokens: int) -> Tables:

@@ -4,19 +4,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...checkpoint.model_config import LINEARS, ModelConfig
 from ...checkpoint.pieces import Keep, keep_nothing
 from ...kernels.backend import Linear, Norm
-from ...kernels.modules import FloatLinear, RMSNorm, rope, silu_times
+from ...kernels.cpu import CpuBackend
+from ...kernels.tables import FloatTable
 from ...kernels.torch_backend import TorchBackend, TorchRMSNorm
 from ...model.decoder import DecoderLayer, build_layer
 from ...recipe import Recipe
 from ..layerwise import GROUPS
 from ..observe import through
-from ..rounding import Gram, Transformed, compensations
+from ..rounding import Gram, TransformedGram, compensations
 from ..tensors import NamedTensor, SourceTensors, stored_of
 from .attention import MindieAttention
 from .linears import ObservedLinear, SmoothedLinear
@@ -64,12 +64,13 @@ class SmoothingQuantizer(MindieQuantizer):
 
     def folded(self, index: int, streams: list[Tensor]) -> DecoderLayer:
         """The float layer with all smoothing folded in, calibrated on the streams."""
+        backend = TorchBackend()
         layer = build_layer(
             self.config,
             index,
-            TorchBackend(),
+            backend,
             self._tensor,
-            lambda name: self.checked.linear(name, self.config, torch.float32),
+            lambda name: backend.linear(self.checked.float_table(name, self.config)),
             self.checked.__contains__,
         )
         spans = Span(), Span()
@@ -108,7 +109,7 @@ class SmoothingQuantizer(MindieQuantizer):
     def _smoothed(self, layer: DecoderLayer, name: str, groups: dict[str, tuple[Gram, Span]]) -> DecoderLayer:
         """The layer with all linears replaced that are quantized."""
         # Linears with the same inputs share what their errors are compensated with.
-        grams = {id(gram): Transformed(gram) for gram, _ in groups.values()} if self.compensate else {}
+        grams = {id(gram): TransformedGram(gram) for gram, _ in groups.values()} if self.compensate else {}
         found = dict(zip(grams, compensations(list(grams.values())), strict=True))
         chosen: dict[str, Any] = {}
         for module in LINEARS:
@@ -128,20 +129,23 @@ class SmoothingQuantizer(MindieQuantizer):
 
 def on_kernels(layer: DecoderLayer) -> DecoderLayer:
     """The same layer with its linears and norms on the CPU kernels."""
+    backend = CpuBackend()
 
     def linear(part: Linear) -> Linear:
         if isinstance(part, ObservedLinear):
             return ObservedLinear(linear(part.linear), part.span, part.gram)
         plain = float_linear_of(part)
-        return FloatLinear(stored_of(plain.weight), None if plain.bias is None else plain.bias.numpy())
+        return backend.linear(
+            FloatTable(stored_of(plain.weight), None if plain.bias is None else stored_of(plain.bias))
+        )
 
     def norm(part: Norm | None) -> Norm | None:
         if not isinstance(part, TorchRMSNorm):
             return part
-        return RMSNorm(part.weight.float().numpy(), part.eps, None if part.bias is None else part.bias.numpy())
+        return backend.norm(stored_of(part.weight), part.eps, None if part.bias is None else stored_of(part.bias))
 
     names = [module.rpartition(".")[2] for module in LINEARS]
     chosen: dict[str, Any] = {name: linear(getattr(layer, name)) for name in names}
     norms = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
     chosen |= {name: norm(getattr(layer, name)) for name in norms}
-    return replace(layer, rope=rope, silu_times=silu_times, **chosen)
+    return replace(layer, rope=backend.rope, silu_times=backend.silu_times, **chosen)
