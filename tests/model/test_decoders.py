@@ -12,7 +12,6 @@ from torch import Tensor
 
 from faquant.evaluation.divergence import window_logits
 from faquant.kernels.arrays import Floats
-from faquant.kernels.backend import Pages
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.pages import Int8Pages
 from faquant.model.load import Model, load
@@ -21,14 +20,8 @@ from faquant.model.rope import Rope
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.threads import set_threads
-from oracles.tiny_models import COMMON, tiny_model
-
-LENGTHS = (200, 1, 131)
-PAGE_SIZE = 128
-
-
-def tokens(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(COMMON["vocab_size"], (count,), generator=torch.Generator().manual_seed(seed))
+from oracles.three_sequences import LENGTHS, PAGE_SIZE, ThreeSequences, tokens
+from oracles.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module", params=["smollm", "qwen2-window", "qwen3"])
@@ -46,28 +39,7 @@ def model(request: pytest.FixtureRequest, float_model: Path) -> Model:
     return load(out)
 
 
-class Cache:
-    """Pages of three sequences, allocated alternately, and the length of each."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.pages: list[Pages] = [model.make_layer_pages(layer, 6, PAGE_SIZE) for layer in range(3)]
-        self.tables = [np.array([3, 0]), np.array([5]), np.array([1, 4])]
-
-    def steps(self) -> Iterator[list[Chunk]]:
-        """A prompt and some started answers, and then a token for each."""
-        rope, done = Rope(self.model.config), [0, 0, 0]
-        for counts in ((199, 0, 60), (0, 1, 70), (1, 0, 1)):
-            chunks = []
-            for i, count in enumerate(counts):
-                if count:
-                    some = tokens(LENGTHS[i], seed=i)[done[i] : done[i] + count].numpy()
-                    chunks.append(Chunk(some, done[i], self.tables[i], rope))
-                    done[i] += count
-            yield chunks
-
-
-def served(cache: Cache, isa: str | None = None) -> Iterator[Floats]:
+def served(cache: ThreeSequences, isa: str | None = None) -> Iterator[Floats]:
     decoder = cache.model.decoder
     paged = PagedDecoder(decoder, cache.pages, CpuBackend(isa), isa)
     for chunks in cache.steps():
@@ -75,7 +47,7 @@ def served(cache: Cache, isa: str | None = None) -> Iterator[Floats]:
 
 
 @torch.inference_mode()
-def evaluated(cache: Cache) -> Iterator[Tensor]:
+def evaluated(cache: ThreeSequences) -> Iterator[Tensor]:
     decoder = cache.model.decoder
     for chunks in cache.steps():
         batch = Batch(chunks, PAGE_SIZE)
@@ -90,7 +62,7 @@ def evaluated(cache: Cache) -> Iterator[Tensor]:
 @pytest.mark.parametrize("threads", [1, 2, 64])
 def test_arrays_in_one_call_as_tensors_step_by_step(model: Model, threads: int) -> None:
     set_threads(threads)
-    of_serving, of_evaluation = Cache(model), Cache(model)
+    of_serving, of_evaluation = ThreeSequences(model), ThreeSequences(model)
     for ours, theirs in zip(served(of_serving), evaluated(of_evaluation), strict=True):
         assert type(ours) is np.ndarray
         assert np.isfinite(ours).all()
@@ -108,7 +80,7 @@ def test_arrays_in_one_call_as_tensors_step_by_step(model: Model, threads: int) 
 
 
 def test_the_layers_do_run_in_one_call_where_all_of_them_is_int8(model: Model) -> None:
-    runs = PagedDecoder(model.decoder, Cache(model).pages, model.backend)._runs
+    runs = PagedDecoder(model.decoder, ThreeSequences(model).pages, model.backend)._runs
     recipe = model.metadata.recipe.name if model.metadata else "mindie"
     fused = recipe in ("default", "static")
     assert [(len(numbers), call is not None) for numbers, call in runs] == [(3, fused)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from faquant.evaluation.divergence import compare, variants
-from faquant.kernels.backend import BACKENDS, make_backend
+from faquant.kernels.backend import make_backend
 from faquant.model import lazy
 from faquant.model.decoder import DecoderLayer
 from faquant.model.load import load
@@ -69,7 +69,7 @@ def _compare(folder: Path, lazy: bool) -> Any:
     return compare(source, variants(model, source), IDS, 40)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_a_lazy_model_answers_as_another(backend: str, tmp_path: Path) -> None:
     tiny_model("qwen2", tmp_path / "float")
     a, b = (load(tmp_path / "float", lazy, make_backend(backend)).decoder for lazy in (False, True))

@@ -12,9 +12,11 @@ from rich.table import Table
 
 from ..checkpoint.model_config import load_config
 from ..errors import UsageError
+from ..kernels.cuda.device import chosen
 from ..progress import progress_bar
 from .console import write_json_file
 from .interrupts import raise_on_signals
+from .options import DeviceOption
 
 if TYPE_CHECKING:
     from ..bench.replay import Arrival, TraceResult
@@ -40,12 +42,14 @@ def bench(
     requests: Annotated[int, typer.Option(min=0, help="Requests to serve; 0: none.")] = 32,
     request_rate: Annotated[float, typer.Option(min=0, help="Requests per second; 0: all at once.")] = 0.0,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the table shows medians.")] = 3,
+    device: DeviceOption = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures as JSON, to stdout if '-'.", metavar="FILE")
     ] = None,
 ) -> None:
     """Measure prefill, decoding by depth and batch, and serving, with int8 and float caches."""
     max_position = load_config(directory).max_position
+    chosen(device)
     if against is not None:
         load_config(against)
     chosen_depths, chosen_batches = _numbers("--depths", depths), _numbers("--batches", batches)
@@ -56,6 +60,7 @@ def bench(
     from ..evaluation.texts import builtin_texts
     from ..kernels import isa as cpu
     from ..kernels import threads
+    from ..kernels.backend import backend_for
     from ..model.load import load, load_float
     from ..text.tokenizer import Tokenizer
 
@@ -63,7 +68,7 @@ def bench(
     if requests and max_position <= 2 * LONGEST_ANSWER:
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests; use --requests 0.")
     tokenizer = Tokenizer.from_directory(directory)  # before the weights, which take long
-    model = load(directory)
+    model = load(directory, backend=backend_for(device))
     own = INT8 if any(model.schemes) else FLOAT if model.is_float else FLOAT32
     systems = {own: Sequences(model), BFLOAT16: Sequences(model, "bfloat16")}
     engines = {

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import UsageError
 from .console import read_stdin
-from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
+from .options import DeviceOption, MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
 
 
 def chat(
@@ -23,10 +23,12 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.1,
     seed: Seed = None,
     stop: Stop = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Chat with a model. An empty line or the end of the input ends the chat."""
     llm, params = load_model(
         directory,
+        device,
         stop,
         max_tokens=max_tokens,
         temperature=temperature,

@@ -14,6 +14,7 @@ from .console import print_json
 LIBRARIES = (
     "faquant",
     "torch",
+    "triton",
     "safetensors",
     "tokenizers",
     "jinja2",
@@ -44,6 +45,7 @@ def examine() -> dict[str, Any]:
     from ..kernels import memory
 
     self_tests = cpu.self_test()
+    gpu = examine_gpu()
     return {
         "cpu": cpu.cpu_name(),
         "machine": platform.machine(),
@@ -57,8 +59,27 @@ def examine() -> dict[str, Any]:
             "free_reserved_bytes": memory.free_reserved(),
         },
         "self_tests": self_tests,
+        "gpu": gpu,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
-        "healthy": all(self_tests.values()),
+        "healthy": all(self_tests.values()) and all(gpu["self_tests"].values()),
+    }
+
+
+def examine_gpu() -> dict[str, Any]:
+    """The GPU, its driver and its kernels' self-tests; or why it cannot be used."""
+    from ..kernels.cuda import device
+
+    if reason := device.why_not():
+        return {"usable": False, "reason": reason, "self_tests": {}}
+    from ..kernels.cuda.backend import CudaBackend
+    from ..kernels.cuda.self_test import self_test
+
+    backend = CudaBackend()
+    return {
+        "usable": True,
+        "name": backend.description,
+        "driver": device.driver_version(),
+        "self_tests": self_test(backend.device),
     }
 
 
@@ -72,7 +93,7 @@ def _version(name: str) -> str:
 def _print(findings: dict[str, Any]) -> None:
     table = Table(show_header=False)
     present = [name for name, there in findings["features"].items() if there]
-    pages = findings["huge_pages"]
+    pages, gpu = findings["huge_pages"], findings["gpu"]
     tiles_refused = "amx_int8" in present and "amx_permitted" not in present
     rows = {
         "CPU": findings["cpu"],
@@ -82,6 +103,9 @@ def _print(findings: dict[str, Any]) -> None:
         **({"AMX": "the operating system does not permit this process to use tiles"} if tiles_refused else {}),
         "huge pages": f"{'available' if pages['works'] else 'not available'}; setting: {pages['setting'] or 'none'}; "
         f"reserved (hugetlbfs): {pages['free_reserved_bytes']:,} bytes free",
+        "GPU": gpu["name"] if gpu["usable"] else gpu["reason"],
+        **({"GPU's driver": gpu["driver"]} if gpu["usable"] else {}),
+        **{f"self-test, GPU, {name}": "passed" if ok else "FAILED" for name, ok in gpu["self_tests"].items()},
         **{f"self-test, {name}": "passed" if ok else "FAILED" for name, ok in findings["self_tests"].items()},
         **findings["versions"],
     }

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import read_stdin
-from .options import MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
+from .options import DeviceOption, MaxTokens, MinP, RepetitionPenalty, Seed, Stop, Temperature, TopK, TopP, load_model
 
 
 def generate(
@@ -23,10 +23,12 @@ def generate(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Answer one prompt and print the text while it is generated."""
     llm, params = load_model(
         directory,
+        device,
         stop,
         max_tokens=max_tokens,
         temperature=temperature,

@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checkpoint.model_config import load_config
+from ..kernels.cuda.device import Device, chosen
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
     from ..formats.base import Opened
     from ..sampling.params import SamplingParams
 
+DeviceOption = Annotated[
+    Device,
+    typer.Option(help="cpu, cuda for the GPU, or auto: the GPU if there is one and the extra cuda is installed."),
+]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Maximum tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")]
@@ -45,16 +50,19 @@ def check_checkpoints(*directories: Path) -> list["Opened"]:
     return opened
 
 
-def load_model(directory: Path, stop: list[str] | None, **params: Any) -> tuple["LLM", "SamplingParams"]:
+def load_model(
+    directory: Path, device: Device, stop: list[str] | None, **params: Any
+) -> tuple["LLM", "SamplingParams"]:
     """Load the model in `directory`, and validate the sampling parameters.
 
     Raises:
-        UsageError: a parameter is out of its range.
+        UsageError: a parameter is out of its range, or the device cannot be used.
         CheckpointError, UnsupportedError: the directory cannot be loaded.
     """
     load_config(directory)
+    chosen(device)
     from ..engine.llm import LLM  # takes long to import, so check the directory first
     from ..sampling.params import SamplingParams
 
     checked = SamplingParams(stop=tuple(stop or ()), **params)
-    return LLM(directory), checked
+    return LLM(directory, device=device), checked

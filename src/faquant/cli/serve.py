@@ -11,9 +11,11 @@ from rich.table import Table
 
 from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
+from ..kernels.cuda.device import chosen
 from ..server.config import ServerConfig
 from ..structured.tools.formats import FORMATS
 from .interrupts import raise_on_signals
+from .options import DeviceOption
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def serve(
     tool_call_parser: Annotated[
         str, typer.Option(help=f"Format of the model's tool calls: auto, {', '.join(FORMATS)}.")
     ] = ServerConfig.tool_call_parser,
+    device: DeviceOption = EngineConfig.device,
     max_model_len: Annotated[
         int | None,
         typer.Option(
@@ -90,6 +93,7 @@ def serve(
     """Serve OpenAI's API (/v1/chat/completions, /v1/completions and more) until SIGTERM or Ctrl-C."""
     model_config = load_config(directory)
     engine_config = EngineConfig(
+        device=device,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -98,7 +102,9 @@ def serve(
         enable_prefix_caching=enable_prefix_caching,
         speculative_tokens=speculative_tokens,
     )
-    engine_config.length(model_config.max_position, model_config.context_note)  # checked before the model is loaded
+    # Checked before the model is loaded.
+    engine_config.length(model_config.max_position, model_config.context_note)
+    chosen(device)
     config = ServerConfig(
         served_model_name=directory.resolve().name if served_model_name is None else served_model_name,
         api_key=api_key,
@@ -117,13 +123,14 @@ def serve(
         config = replace(config, allowed_hosts=(host,))
     from ..engine.async_engine import AsyncEngine
     from ..engine.engine import Engine
+    from ..kernels.backend import backend_for
     from ..model.load import load
     from ..server.run import serve as run
     from ..server.service import Service
     from ..text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_directory(directory)  # before the weights, which take long
-    engine = Engine(load(directory), tokenizer, engine_config)
+    engine = Engine(load(directory, backend=backend_for(device)), tokenizer, engine_config)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     service = Service(AsyncEngine(engine), config)
     _print_table(service, address)
@@ -138,17 +145,17 @@ def serve(
 
 def _print_table(service: "Service", address: str) -> None:
     """Print the settings in use on stderr."""
-    from ..kernels import isa as cpu
-    from ..kernels import memory, threads
+    from ..kernels import memory
 
     engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()
+    on_gpu, setting = chosen(engine.config.device) == "cuda", memory.setting() or "none"
     tokens, note = state.num_pages * state.page_size, model.config.context_note
     rows = {
         "model": config.served_model_name,
         "recipe": "none, a float model" if model.is_float else model.recipe_name,
-        "kernels": f"{cpu.selected_isa()} ({cpu.cpu_name()}), {threads.count()} threads",
-        "huge pages": f"{memory.bytes_in_huge_pages():,} bytes; setting: {memory.setting() or 'none'}",
+        "kernels": model.backend.description,
+        **({} if on_gpu else {"huge pages": f"{memory.bytes_in_huge_pages():,} bytes; setting: {setting}"}),
         "cache": f"{state.cache_bytes:,} bytes, {tokens:,} tokens, {engine.bytes_per_token:,} bytes per token, "
         f"kv_cache_dtype {engine.config.kv_cache_dtype}",
         "context": f"{engine.max_model_len:,} tokens at most{f' ({note})' if note else ''}",

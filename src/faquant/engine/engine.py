@@ -1,15 +1,13 @@
 """The engine: takes requests and produces their tokens step by step."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, count
 
-import numpy as np
-
 from ..errors import FaquantError, UsageError
+from ..kernels.arrays import to_numpy
 from ..kernels.saturation import Saturation
 from ..model.load import Model
 from ..model.paged import PagedDecoder
@@ -29,8 +27,6 @@ from .stats import State, Stats
 
 PAGE_SIZE = 128
 """Tokens per page: one tile of the attention kernels, and the unit of prefix sharing. Larger pages were not faster."""
-MAX_CACHE_BYTES = 4 << 30
-"""Size limit of the cache if kv_cache_memory is not set."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +59,10 @@ class Engine:
         self.config = config
         self.bytes_per_token = model.cache_bytes_per_token(config.kv_cache_dtype)
         length = config.length(model.max_position, model.config.context_note)
-        num_pages, self.max_model_len = _cache_limits(config, length, PAGE_SIZE * self.bytes_per_token)
+        num_pages, self.max_model_len = _cache_limits(
+            config, length, PAGE_SIZE * self.bytes_per_token, model.backend.cache_memory()
+        )
         pages = model.make_pages(num_pages, PAGE_SIZE, config.kv_cache_dtype)
-        self._saturation = Saturation()
-        for layer in pages:
-            layer.saturation = self._saturation
         self._decoder = PagedDecoder(model.decoder, pages, model.backend)
         self._rope = Rope(model.config, self.max_model_len)
         self._numbers = count()
@@ -175,7 +170,10 @@ class Engine:
 
     def saturation(self) -> dict[str, float]:
         """The fraction of q, k and v values beyond their calibrated scales, over all requests so far."""
-        return self._saturation.shares()
+        total = Saturation()
+        for pages in self._decoder.pages:
+            total.add(pages.saturation)
+        return total.shares()
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache."""
@@ -215,7 +213,7 @@ class Engine:
             end += item.count + len(item.draft)
             if item.decodes:
                 wanted += range(end - len(item.draft) - 1, end)
-        return np.asarray(self._decoder.logits(hidden[wanted]) if wanted else hidden)
+        return to_numpy(self._decoder.logits(hidden[wanted]) if wanted else hidden[:0])
 
     def _advance(self, work: Sequence[Work], logits: Floats) -> list[Output]:
         """Sample the next token of each sequence, and more tokens as long as its draft tokens are accepted."""
@@ -276,12 +274,10 @@ class Engine:
         return request.lookup.propose(request.ids, count)
 
 
-def _cache_limits(config: EngineConfig, length: int, bytes_per_page: int) -> tuple[int, int]:
+def _cache_limits(config: EngineConfig, length: int, bytes_per_page: int, default_memory: int) -> tuple[int, int]:
     """The number of pages that fit into kv_cache_memory, at most as many as requests of `length` tokens can use; and
     the maximum length with them."""
-    memory = config.kv_cache_memory
-    if memory is None:
-        memory = min(MAX_CACHE_BYTES, available_memory() // 2)
+    memory = config.kv_cache_memory if config.kv_cache_memory is not None else default_memory
     pages = min(memory // bytes_per_page, config.max_num_seqs * -(-length // PAGE_SIZE))
     capacity = pages * PAGE_SIZE
     if capacity == 0 or (config.max_model_len is not None and capacity < length):
@@ -291,12 +287,3 @@ def _cache_limits(config: EngineConfig, length: int, bytes_per_page: int) -> tup
             "kv_cache_memory or lower max_model_len."
         )
     return pages, min(length, capacity)
-
-
-def available_memory() -> int:
-    """Bytes of memory that are available without swapping."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux: all physical memory

@@ -5,6 +5,7 @@ from typing import get_args
 
 from ..checkpoint.model_config import KvCacheDtype
 from ..errors import UsageError
+from ..kernels.cuda.device import Device
 
 
 @dataclass(frozen=True)
@@ -12,12 +13,14 @@ class EngineConfig:
     """Limits and switches, named as in vLLM. Validated on construction.
 
     Attributes:
+        device: `cpu`, `cuda` for the GPU, or `auto`: the GPU if there is one and the extra `cuda` is installed.
         max_model_len: maximum tokens of a prompt and its answer; None: the model's context, or less if the cache holds
             less.
         max_num_seqs: maximum sequences per step; further ones wait.
         max_num_batched_tokens: maximum tokens per step; longer prompts are read in chunks.
         kv_cache_memory: bytes of the KV cache; None: enough for max_num_seqs sequences of max_model_len tokens, but at
-            most 4 GiB and half of the available memory. The memory is allocated when it is first written.
+            most 4 GiB and half of the available memory; on a GPU at most the free memory without a tenth of all. On
+            the CPU, the memory is allocated when it is first written.
         kv_cache_dtype: `auto` is the checkpoint's type, int8 if it is quantized; `bfloat16` is for comparison.
         enable_prefix_caching: keep the pages of finished sequences and reuse them for prompts with the same prefix.
         speculative_tokens: maximum draft tokens per step, looked up in the prompt and the answer; 0: no speculation.
@@ -27,6 +30,7 @@ class EngineConfig:
         UsageError: a value is outside its range.
     """
 
+    device: Device = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
@@ -52,9 +56,10 @@ class EngineConfig:
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}), so that every sequence advances in every step."
             )
-        if self.kv_cache_dtype not in get_args(KvCacheDtype):
-            names = ", ".join(get_args(KvCacheDtype))
-            raise UsageError(f"kv_cache_dtype must be one of {names}, not {self.kv_cache_dtype!r:.80}.")
+        for name, choices in (("device", get_args(Device)), ("kv_cache_dtype", get_args(KvCacheDtype))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r:.80}.")
         if not isinstance(self.enable_prefix_caching, bool):
             raise UsageError(f"enable_prefix_caching must be true or false, not {self.enable_prefix_caching!r:.80}.")
 

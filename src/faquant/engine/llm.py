@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from ..checkpoint.model_config import load_config
 from ..errors import UnsupportedError, UsageError
+from ..kernels.backend import backend_for
 from ..model.load import Model, load
 from ..progress import Update, progress_bar
 from ..sampling.params import SamplingParams
@@ -50,8 +51,9 @@ class LLM:
         config = EngineConfig(**options)
         path = Path(directory)
         load_config(path)
+        backend = backend_for(config.device)
         self.tokenizer = Tokenizer.from_directory(path)  # before the weights, which take long
-        self.model: Model = load(path)
+        self.model: Model = load(path, backend=backend)
         self.engine = Engine(self.model, self.tokenizer, config)
 
     def generate(

@@ -76,9 +76,9 @@ def measure_fit(
         layer, saturation = model.decoder.layers[index], Saturation()
         for number, batch in enumerate(batches):
             pages = model.make_layer_pages(index, batch.num_pages, PAGE_SIZE)
-            pages.saturation = saturation
             attend = partial(_attend, batch, pages, model.config.sliding_windows[index])
             streams[number] = layer(streams[number], batch.tables, attend)
+            saturation.add(pages.saturation)
         layers.append(saturation.shares())
         del layer  # before the next one is read
     model.decoder.logits(streams[0][-1:])  # reads the head, whose values are checked too

@@ -127,13 +127,13 @@ class _Group:
         self._batch = _batch(windows, model)
 
     def through(self, model: Model, layer: DecoderLayer, streams: list[Tensor], saturation: Saturation) -> list[Tensor]:
-        """The streams [tokens, hidden] of its windows after `layer`."""
+        """The streams [tokens, hidden] of its windows after `layer`; the cache's counts are added to `saturation`."""
         pages = model.make_layer_pages(layer.index, self._batch.num_pages, PAGE_SIZE, self.windows[0].position)
-        pages.saturation = saturation
         sliding = model.config.sliding_windows[layer.index]
         x = layer(
             torch.cat(streams), self._batch.tables, lambda _, q, k, v: self._batch.attend(pages, sliding, q, k, v)
         )
+        saturation.add(pages.saturation)
         return list(x.split([len(stream) for stream in streams]))
 
 

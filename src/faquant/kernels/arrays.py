@@ -11,7 +11,7 @@ from . import _C
 from .threads import ALL_THREADS
 
 Array: TypeAlias = Any
-"""A NumPy array or a torch tensor on the CPU."""
+"""A NumPy array or a torch tensor."""
 Floats: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Stored: TypeAlias = npt.NDArray[Any]
@@ -26,6 +26,11 @@ def empty(like: Array, *shape: int) -> Array:
 def contiguous(x: Array) -> Array:
     """x itself if it is contiguous, else a contiguous copy."""
     return x.contiguous() if hasattr(x, "contiguous") else np.ascontiguousarray(x)
+
+
+def to_numpy(x: Array) -> Stored:
+    """x as a NumPy array, copied from the GPU if it lies there."""
+    return np.asarray(x.cpu() if hasattr(x, "cpu") else x)
 
 
 def widen(x: Stored) -> Floats:

@@ -1,7 +1,7 @@
 """The backend protocol, which runs a model, and a registry of its implementations.
 
 A backend makes linears, norms, embeddings and cache pages from plain tables, and runs layers. It chooses the array
-library: NumPy on CPUs; torch for float models that must reproduce the rounding of other tools.
+library: NumPy on CPUs; torch on GPUs, and for float models that must reproduce the rounding of other tools.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from .arrays import Array, Integers
+from .cuda.device import chosen
 from .pages import Spans
 from .saturation import Saturation
 from .scheme import AttentionScheme
@@ -44,10 +45,12 @@ class Pages(Protocol):
 
     page_size: int
     num_pages: int
-    saturation: Saturation
-    """Counts of the values of k, v and q beyond their calibrated ranges."""
     is_packed: bool
     """Whether the fused layers can use it."""
+
+    @property
+    def saturation(self) -> Saturation:
+        """Counts so far of the values of k, v and q beyond their calibrated ranges."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -77,6 +80,10 @@ class FusedLayers(Protocol):
 
 class Backend(Protocol):
     """Makes the parts of a decoder and runs them."""
+
+    @property
+    def description(self) -> str:
+        """The processor and its kernels, for people."""
 
     def linear(self, table: LinearTable) -> Linear:
         """A linear with these weights."""
@@ -110,8 +117,15 @@ class Backend(Protocol):
         """Fuse DecoderLayers that `can_fuse` into one call, which returns the same bits as running them step by
         step."""
 
+    def cache_memory(self) -> int:
+        """Bytes that a cache may take if nothing else is said."""
 
-BACKENDS = {"cpu": ".cpu:CpuBackend", "torch": ".torch_backend:TorchBackend"}
+
+BACKENDS = {
+    "cpu": ".cpu:CpuBackend",
+    "cuda": ".cuda.backend:CudaBackend",
+    "torch": ".torch_backend:TorchBackend",
+}
 """Module and class by name. Each module is imported on first use."""
 
 
@@ -123,3 +137,12 @@ def make_backend(name: str, **options: Any) -> Backend:
     """
     module, _, kind = BACKENDS[name].partition(":")
     return cast(Backend, getattr(import_module(module, __package__), kind)(**options))
+
+
+def backend_for(device: str) -> Backend:
+    """The backend that serves on this device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UsageError: `cuda` was asked for, and cannot be used.
+    """
+    return make_backend(chosen(device))

@@ -4,13 +4,18 @@ on the row and on what it attends to."""
 from collections.abc import Sequence
 from typing import Any
 
-from . import _C, modules
+from . import _C, modules, threads
 from .arrays import Array, Floats, Integers, Stored, widen
 from .backend import Embedding, FusedLayers, Linear, Norm, Pages
+from .isa import cpu_name, selected_isa
+from .memory import available_memory
 from .pages import BFloat16Pages, FloatPages, Int8Pages, PackedPages, Spans
 from .scheme import SPLIT, AttentionScheme
 from .tables import DynamicTable, LinearTable, StaticTable
 from .threads import ALL_THREADS
+
+MAX_CACHE_BYTES = 4 << 30
+"""The size of a cache if nothing else is said."""
 
 
 class CpuBackend:
@@ -18,6 +23,10 @@ class CpuBackend:
 
     def __init__(self, isa: str | None = None) -> None:
         self._isa = isa
+
+    @property
+    def description(self) -> str:
+        return f"{selected_isa()} ({cpu_name()}), {threads.count()} threads"
 
     def linear(self, table: LinearTable) -> Linear:
         if isinstance(table, DynamicTable):
@@ -69,6 +78,9 @@ class CpuBackend:
         self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None = None
     ) -> FusedLayers:
         return CpuLayers(layers, pages, windows, isa or self._isa)
+
+    def cache_memory(self) -> int:
+        return min(MAX_CACHE_BYTES, available_memory() // 2)
 
 
 class StoredEmbedding:

@@ -7,6 +7,7 @@ memory that is written. Where neither exists, all of it is ordinary memory.
 """
 
 import mmap
+import os
 import threading
 from pathlib import Path
 
@@ -135,3 +136,12 @@ def works() -> bool:
     before = bytes_in_huge_pages()
     region[::4096] = 0
     return bytes_in_huge_pages() > before
+
+
+def available_memory() -> int:
+    """Bytes of memory that are available without swapping."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux: all physical memory

@@ -71,14 +71,17 @@ def test_wrong_arguments_are_refused() -> None:
 
 
 def test_the_fma_of_these_tests_rounds_once() -> None:
-    """Compared with rational numbers, where double rounding would go wrong: z is close to half a unit of x·y."""
+    """Compared with rational numbers: on random ones, and on sums so close to a half of a unit that float64 rounds them
+    to it."""
     generator = np.random.default_rng(7)
-    x, y = generator.standard_normal((2, 4000)).astype(np.float32)
-    half = np.spacing((x * y).astype(np.float32)) / 2
-    z = np.where(generator.random(4000) < 0.5, half * generator.choice([1, -1, 1 + 2**-20, 2**-40], 4000), half * 1e9)
-    z = z.astype(np.float32)
+    x, y, z = generator.standard_normal((3, 1000)).astype(np.float32)
+    small = np.float32(2.0**-23) * generator.integers(1, 2000, 1000).astype(np.float32)
+    odd = 1 + np.float32(2.0**-23) * (2 * generator.integers(0, 1000, 1000).astype(np.float32) + 1)
+    sign = generator.choice(np.float32([-1, 1]), 1000)
+    x, y = np.append(x, sign * np.float32(2.0**-24) * (1 + small)), np.append(y, 1 - small)
+    z = np.append(z, sign * odd)
     for a, b, c, found in zip(x, y, z, exact_fma(x, y, z), strict=True):
         exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
         neighbors = [np.nextafter(found, np.float32(side)) for side in (-np.inf, np.inf)]
         distance = abs(Fraction(float(found)) - exact)
-        assert all(distance <= abs(Fraction(float(other)) - exact) for other in neighbors)
+        assert all(distance < abs(Fraction(float(other)) - exact) for other in neighbors)

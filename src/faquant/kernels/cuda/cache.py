@@ -147,7 +147,7 @@ class DeviceSpans:
     """The tokens of a batch on the device, and their numbers on the host, from which grids are computed.
 
     Attributes:
-        positions: int32 [tokens], each token's position in its sequence.
+        positions: int32 [tokens], each token's position in its sequence; -1: kernels do nothing for this token.
         sequences: int32 [tokens], each token's row in block_tables.
         block_tables: int32 [sequences, pages]; entries beyond a sequence's end are not read.
         counts, starts: of each sequence, its number of tokens here and the position of the first one.
@@ -158,6 +158,17 @@ class DeviceSpans:
     block_tables: Tensor
     counts: list[int]
     starts: list[int]
+
+    @property
+    def longest(self) -> int:
+        """The greatest position of a token."""
+        return max(start + count for count, start in zip(self.counts, self.starts, strict=True)) - 1
+
+    def slots(self, page_size: int) -> Tensor:
+        """int64 [tokens]: the slot for each token's key and value; -1 for a token at position -1."""
+        positions = self.positions.long()
+        pages = self.block_tables[self.sequences.long(), positions // page_size].long()
+        return torch.where(positions < 0, -1, pages * page_size + positions % page_size)
 
     @classmethod
     def of(cls, spans: Spans, device: torch.device) -> "DeviceSpans":
@@ -175,3 +186,13 @@ class DeviceSpans:
             counts,
             starts,
         )
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """The tokens of a batch on the device: cos and sin float32 [tokens, D], slots int64 [tokens]."""
+
+    spans: DeviceSpans
+    cos: Tensor
+    sin: Tensor
+    slots: Tensor

@@ -27,10 +27,14 @@ def empty(COLUMNS: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def weights(top, other):
-    """The common maximum of two parts, and the factor of each."""
+    """The common maximum of two parts, and the factor of each.
+
+    The factor of the part with the maximum is 2^0 = 1. Where both are empty it is 0 in the reference, times zeros.
+    """
     both = tl.maximum(top, other)
     finite = tl.where(both == float("-inf"), 0.0, both)
-    return both, exp2(top - finite), exp2(other - finite)
+    factor = exp2(tl.minimum(top, other) - finite)
+    return both, tl.where(top < other, factor, 1.0), tl.where(other < top, factor, 1.0)
 
 
 @triton.jit

@@ -1,0 +1,78 @@
+"""Appends k and v to a bfloat16 cache, to compare int8 with."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..scheme import TILE
+from .arithmetic import ROUNDED
+from .rows import Tiling, heads_of, width_of
+
+
+@triton.jit
+def bfloat16_of(x):
+    """The nearest bfloat16, halves to even, as csrc/generic/bfloat16_rows-inl.h: 0 below 2^-62, and one kind of NaN."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = bits + ((bits >> 16) & 1) + 0x7FFF
+    rounded = tl.where((rounded & 0x7FFFFFFF) < (127 - 62) << 23, 0, rounded)
+    rounded = tl.where(x != x, 0x7FC00000, rounded)
+    return (rounded >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+# fmt: off
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _append_bfloat16(
+    keys, values, slots, tokens, key_stride, value_stride, k, v, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    DIM: tl.constexpr, KV_HEADS: tl.constexpr, KEYS: tl.constexpr,
+):
+    """Grid: blocks of ROWS tokens; heads."""
+    head = tl.program_id(1)
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.minimum(token, tokens - 1).to(tl.int64)
+    slot = tl.load(slots + row)
+    columns = tl.arange(0, WIDTH)[None, :]
+    inside = columns < DIM
+    written = ((token < tokens) & (slot >= 0))[:, None] & inside
+    tile, key = slot // KEYS * KV_HEADS + head, slot % KEYS
+    x = tl.load(keys + (row * key_stride + head * DIM)[:, None] + columns, mask=inside, other=0.0)
+    y = tl.load(values + (row * value_stride + head * DIM)[:, None] + columns, mask=inside, other=0.0)
+    tl.store(k + ((tile * KEYS + key) * DIM)[:, None] + columns, bfloat16_of(x), mask=written)
+    tl.store(v + (tile * (DIM * KEYS) + key)[:, None] + columns * KEYS, bfloat16_of(y), mask=written)
+
+
+# fmt: on
+
+
+def append_bfloat16(k: Tensor, v: Tensor, slots: Tensor, cache_k: Tensor, cache_v: Tensor) -> None:
+    """Store keys and values as bfloat16.
+
+    Args:
+        k, v: float32 [tokens, Hkv, D], k after RoPE. Tokens may be any distance apart.
+        slots: int64 [tokens]: page · page_size + offset. Nothing is stored for negative slots.
+        cache_k: bfloat16 [tiles, Hkv, TILE, D].
+        cache_v: bfloat16 [tiles, Hkv, D, TILE].
+    """
+    k, v = heads_of(k), heads_of(v)
+    tokens, heads, dim = k.shape
+    if tokens == 0:
+        return
+    tiling = Tiling.of(tokens, dim)
+    _append_bfloat16[(tiling.blocks, heads)](
+        k,
+        v,
+        slots,
+        tokens,
+        k.stride(0),
+        v.stride(0),
+        cache_k,
+        cache_v,
+        ROWS=tiling.rows,
+        WIDTH=width_of(dim),
+        DIM=dim,
+        KV_HEADS=heads,
+        KEYS=TILE,
+        num_warps=tiling.warps,
+        **ROUNDED,
+    )

@@ -1,0 +1,77 @@
+"""The CUDA backend: torch tensors on the GPU and Triton kernels, with the bits of the CPU backend. Only float attention
+runs in torch, whose bits may differ."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..arrays import Array
+from ..backend import Embedding as AnyEmbedding
+from ..backend import FusedLayers, Linear, Norm, Pages
+from ..scheme import AttentionScheme
+from ..tables import LinearTable
+from . import elementwise, modules
+from .device import interpreted
+from .float_pages import FloatPages
+from .layers import CudaLayers
+from .modules import on_device
+from .pages import Int8Pages
+
+SPARE = 0.1
+"""The share of the GPU's memory that a cache of the default size leaves for intermediate results."""
+
+
+class CudaBackend:
+    """Backend for the current GPU; with Triton's interpreter, for tensors in the CPU's memory."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu") if interpreted() else torch.device("cuda", torch.cuda.current_device())
+
+    def linear(self, table: LinearTable) -> Linear:
+        return modules.linear(table, self.device)
+
+    def norm(self, weight: Array, eps: float, bias: Array | None = None) -> Norm:
+        tables = [None if x is None else on_device(x, self.device).float() for x in (weight, bias)]
+        assert tables[0] is not None
+        return modules.RMSNorm(tables[0], eps, tables[1])
+
+    def embedding(self, weight: Array) -> AnyEmbedding:
+        return modules.Embedding(on_device(weight, self.device))
+
+    def rope(self, x: Tensor, cos: Array, sin: Array) -> Tensor:
+        return elementwise.rope(x, *(torch.as_tensor(table).to(self.device) for table in (cos, sin)))
+
+    def silu_times(self, gate: Tensor, up: Tensor) -> Tensor:
+        return elementwise.silu_times(gate, up)
+
+    def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
+        return Int8Pages(scheme, num_pages, page_size, self.device)
+
+    def float_pages(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
+    ) -> Pages:
+        return FloatPages(num_kv_heads, head_dim, num_pages, page_size, getattr(torch, dtype), self.device)
+
+    def can_fuse(self, layer: Any, pages: Pages) -> bool:
+        return bool(layer.is_int8) and isinstance(pages, Int8Pages)
+
+    def fuse(
+        self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None = None
+    ) -> FusedLayers:
+        return CudaLayers(layers, [each for each in pages if isinstance(each, Int8Pages)], windows, self.device)
+
+    @property
+    def description(self) -> str:
+        if interpreted():
+            return f"Triton {triton.__version__}, interpreted"
+        properties = torch.cuda.get_device_properties(self.device)
+        return f"{properties.name}, {properties.total_memory:,} bytes, Triton {triton.__version__}"
+
+    def cache_memory(self) -> int:
+        if self.device.type == "cpu":
+            return 1 << 30
+        free, total = torch.cuda.mem_get_info()
+        return max(0, free - int(SPARE * total))

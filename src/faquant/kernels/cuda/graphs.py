@@ -1,0 +1,107 @@
+"""Decode steps as CUDA graphs: a step of a small model has hundreds of short launches, which the CPU would issue more
+slowly than the GPU executes them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arrays import Array
+from ..pages import Spans
+from ..scheme import SPLIT
+from .cache import DeviceBatch, DeviceSpans
+
+MOST_ROWS = 64
+"""Steps with more rows run without a graph: their kernels take longer than their launches."""
+
+Step = Callable[[Tensor, DeviceBatch], None]
+"""Runs x [rows, hidden] through layers, in place."""
+
+
+class DecodeGraphs:
+    """Runs steps with one token per sequence. There is a graph for each number of rows and of splits, both rounded up to
+    a power of two; rows beyond the step's are at position -1, where kernels do nothing.
+
+    Args:
+        step: what a graph captures. It must not read anything back from the device.
+    """
+
+    def __init__(self, step: Step, page_size: int, device: torch.device) -> None:
+        self._step, self._page_size, self._device = step, page_size, device
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def fits(self, spans: Spans) -> bool:
+        """Whether `run` can run these spans."""
+        counts = spans.tokens_starts[:, 0]
+        return len(counts) <= MOST_ROWS and bool((counts == 1).all())
+
+    def run(self, x: Tensor, tables: tuple[Array, Array], spans: Spans) -> None:
+        """Run x [rows, hidden] through the layers, in place; tables [rows, …, D] are RoPE's."""
+        rows = _power_of_two(len(x))
+        splits = _power_of_two(int(spans.tokens_starts[:, 1].max()) // SPLIT + 1)
+        if (rows, splits) not in self._graphs:
+            shape = rows, splits, x.shape[1], tables[0].shape[-1]
+            self._graphs[rows, splits] = _Graph(self._step, *shape, self._page_size, self._device, self._pool)
+        self._graphs[rows, splits].run(x, tables, spans)
+
+
+class _Graph:
+    """One captured step, and the memory that it reads its inputs from. In the interpreter it runs the step anew."""
+
+    def __init__(
+        self,
+        step: Step,
+        rows: int,
+        splits: int,
+        hidden: int,
+        dim: int,
+        page_size: int,
+        device: torch.device,
+        pool: tuple[int, int] | None,
+    ) -> None:
+        self._step, self._page_size = step, page_size
+        self._longest = splits * SPLIT - 1
+        self._width = splits * SPLIT // page_size
+        self._x = torch.zeros(rows, hidden, device=device)
+        self._tables = torch.zeros(2, rows, dim, device=device)
+        self._integers = torch.full((rows, 1 + self._width), -1, dtype=torch.int32, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        # Kernels compile and allocate at their first launch, which a graph cannot hold.
+        self._run_step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, pool=pool):
+                self._run_step()
+
+    def run(self, x: Tensor, tables: tuple[Array, Array], spans: Spans) -> None:
+        rows = len(x)
+        integers = np.full(self._integers.shape, -1, np.int32)
+        integers[:rows, 0] = spans.tokens_starts[:, 1]
+        block_tables = spans.block_tables[:, : self._width]
+        integers[:rows, 1 : 1 + block_tables.shape[1]] = block_tables
+        self._integers.copy_(torch.from_numpy(integers), non_blocking=True)
+        for mine, table in zip(self._tables, tables, strict=True):
+            mine[:rows].copy_(torch.as_tensor(table).view(rows, -1), non_blocking=True)
+        self._x[:rows] = x
+        if self._graph is None:
+            self._run_step()
+        else:
+            self._graph.replay()
+        x.copy_(self._x[:rows])
+
+    def _run_step(self) -> None:
+        rows = len(self._x)
+        positions = self._integers[:, 0].contiguous()
+        sequences = torch.arange(rows, dtype=torch.int32, device=positions.device)
+        block_tables = self._integers[:, 1:].contiguous()
+        spans = DeviceSpans(positions, sequences, block_tables, [1] * rows, [self._longest] * rows)
+        cos, sin = self._tables
+        self._step(self._x, DeviceBatch(spans, cos, sin, spans.slots(self._page_size)))
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,88 @@
+"""Cache pages of one layer on the GPU."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import quantizers
+from ..arrays import Array, Integers
+from ..pages import Spans
+from ..saturation import Saturation
+from ..scheme import TILE, AttentionScheme
+from .append import append
+from .attention import attend
+from .cache import DeviceSpans, Int8Cache, SchemeTables
+from .queries import map_queries
+
+
+class Int8Pages:
+    """int8 K and V, with float16 scales if they are dynamic.
+
+    Raises:
+        ValueError: a page does not hold whole tiles.
+    """
+
+    is_packed = True
+
+    def __init__(self, scheme: AttentionScheme, num_pages: int, page_size: int, device: torch.device) -> None:
+        self.scheme, self.num_pages, self.page_size, self.device = scheme, num_pages, page_size, device
+        self.tables = SchemeTables.of(scheme, device)
+        self.cache = Int8Cache.empty(scheme, num_pages, page_size, device)
+        self.beyond = torch.zeros(3, dtype=torch.int64, device=device)
+        """Values of q, k and v beyond their static scales."""
+        self.tokens_appended = 0
+
+    @property
+    def saturation(self) -> Saturation:
+        """The counts so far; waits for the GPU."""
+        counts = Saturation()
+        for name, beyond in zip("qkv", self.beyond.tolist(), strict=True):
+            if getattr(self.scheme, f"{name}_scale") is not None:
+                heads = self.scheme.num_heads if name == "q" else self.scheme.num_kv_heads
+                counts.count(name, self.tokens_appended * heads * self.scheme.head_dim, beyond)
+        return counts
+
+    @property
+    def bytes_per_token(self) -> int:
+        scales = (self.scheme.k_scale is None) + (self.scheme.v_scale is None)
+        return self.scheme.num_kv_heads * (2 * self.scheme.head_dim + 2 * scales)
+
+    def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
+        on_device = [torch.as_tensor(x).to(self.device) for x in (slots, positions.astype(np.int32))]
+        append(k, v, *on_device, self.cache, self.tables, self.beyond)
+        self.tokens_appended += len(k)
+
+    def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
+        return self.attend_on_device(q, DeviceSpans.of(spans, self.device), window)
+
+    def attend_on_device(self, q: Tensor, spans: DeviceSpans, window: int | None) -> Tensor:
+        """As `attend`, for q [tokens, Hq, D] with any stride of tokens."""
+        maps = min(self.tables.maps, spans.longest // self.tables.map_block + 1)
+        queries = map_queries(q, spans.positions, self.tables, maps, self.beyond)
+        return attend(queries, self.cache, self.tables, spans, window)
+
+    def copy_page(self, source: int, target: int) -> None:
+        inside = self.cache.tiles_in_page
+        for store in (self.cache.k, self.cache.v, self.cache.k_scale, self.cache.v_scale):
+            if store is not None:
+                store[target * inside : (target + 1) * inside] = store[source * inside : (source + 1) * inside]
+
+    def read(self, block_table: Array, length: int) -> tuple[Tensor, Tensor]:
+        return quantizers.dequantize_cache(*self.read_bytes(block_table, length), self.scheme)
+
+    def read_bytes(self, block_table: Array, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """int8 K and V [length, Hkv, D] and their scales float16 [length, Hkv] in the CPU's memory, as reference.attend
+        takes them."""
+        inside = self.cache.tiles_in_page
+        pages = torch.as_tensor(block_table)[: -(-length // self.page_size)]
+        tiles = (pages[:, None] * inside + torch.arange(inside)).flatten().to(self.device)
+
+        def by_token(store: Tensor) -> Tensor:
+            """[tiles, Hkv, TILE, …] as [length, Hkv, …]."""
+            some = store[tiles].cpu().transpose(1, 2)
+            return some.reshape(len(tiles) * TILE, *some.shape[2:])[:length].contiguous()
+
+        k_scale, v_scale = (
+            None if scale is None else by_token(scale) for scale in (self.cache.k_scale, self.cache.v_scale)
+        )
+        return by_token(self.cache.k), by_token(self.cache.v.transpose(2, 3)), k_scale, v_scale

@@ -1,0 +1,56 @@
+"""Whole decoders on the GPU's kernels have the bits of the CPU engine: logits, cache and counts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from faquant.kernels.arrays import to_numpy
+from faquant.kernels.backend import make_backend
+from faquant.kernels.pages import Int8Pages
+from faquant.model.load import load
+from faquant.model.paged import PagedDecoder
+from faquant.quantization.pipeline import quantize
+from faquant.recipe import RECIPES
+from oracles.three_sequences import LENGTHS, ThreeSequences, tokens
+from oracles.tiny_models import tiny_model
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("exact_fma")]
+
+# A tied head, biases and windows, norms of q and k. Sizes are multiples of 16, as the kernels need.
+MODELS = {
+    ("smollm", "default"): {"hidden_size": 144},
+    ("qwen2-window", "static"): {},
+    ("qwen3", "attention-only"): {},
+    ("qwen2-window", "mindie"): {},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS, ids="-".join)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kind, recipe = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    tiny_model(kind, folder / "float", **MODELS[request.param])
+    quantize(folder / "float", folder / "out", RECIPES[recipe], [tokens(60, seed=5).tolist()])
+    return folder / "out"
+
+
+def test_logits_cache_and_counts(directory: Path) -> None:
+    caches = [ThreeSequences(load(directory, backend=make_backend(name))) for name in ("cpu", "cuda")]
+    decoders = [PagedDecoder(each.model.decoder, each.pages, each.model.backend) for each in caches]
+    for step in zip(*(cache.steps() for cache in caches), strict=True):
+        theirs, ours = (
+            torch.from_numpy(to_numpy(decoder.logits(decoder.run(chunks))))
+            for decoder, chunks in zip(decoders, step, strict=True)
+        )
+        assert theirs.isfinite().all()
+        assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+    for theirs, ours in zip(*(cache.pages for cache in caches), strict=True):
+        assert isinstance(theirs, Int8Pages)
+        assert (ours.saturation.written, ours.saturation.saturated) == (
+            theirs.saturation.written,
+            theirs.saturation.saturated,
+        )
+        for table, length in zip(caches[0].tables, LENGTHS, strict=True):
+            for stored, other in zip(ours.read_bytes(table, length), theirs.read_bytes(table, length), strict=True):
+                assert (stored is None and other is None) or torch.equal(stored, torch.as_tensor(other))
