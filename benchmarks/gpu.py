@@ -3,7 +3,7 @@
 pip install . 'torch' 'triton'          (torch with CUDA, Linux)
 python benchmarks/gpu.py [--quick] [--sections bits decode …] [--json FILE] [--markdown FILE]
 
-Prints a report in Markdown at the end, and writes what is known after each section. A section runs in a process of its
+Prints a report in Markdown at the end, and writes what is known after each section. A section runs in processes of its
 own and has a time of its own: one that fails or hangs does not stop the others. `--quick` takes about 2 minutes.
 `--tiny` runs everything in Triton's interpreter on the CPU, to test this program; its times mean nothing.
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -26,41 +27,44 @@ from pathlib import Path
 from typing import Any
 
 from gpu_parts.report import markdown
-from gpu_parts.results import Results, read
+from gpu_parts.results import WARM_UP, Results, read
 
-SECTIONS = {"bits": 120, "decode": 110, "prefill": 35, "linears": 75, "head": 20, "step": 90}
+SECTIONS = {"bits": 160, "decode": 100, "prefill": 30, "linears": 60, "head": 20, "step": 90}
 """Seconds of each. What one does not need, the next one may use."""
 CALLS = {
-    "bits": "checks:bits",
+    "bits-attention": "checks:attention",
+    "bits-linears": "checks:linears",
+    "bits-engine": "checks:engine",
     "decode": "attention:decode",
     "prefill": "attention:prefill",
     "linears": "linears:linears",
     "head": "linears:head",
     "step": "step:steps",
 }
-"""Module of gpu_parts and function. Each is imported by its section only: they need torch and triton."""
+"""For each part, a module of gpu_parts and a function. Only a part imports its module: it needs torch and triton."""
 QUICK = 0.27
-GRACE = 20.0
+GRACE = 15.0
 """Seconds that a section may take longer, to end what it has begun, before it is killed."""
-MOST_SECONDS = 470.0
+MOST_SECONDS = 465.0
 DEFECT = 2
 """The exit status if bits differ, or nothing was found."""
 
 
-def run_sections(names: list[str], results: Results, size: str) -> None:
-    """Run sections in this process. What one raises becomes a note."""
+def run_parts(names: list[str], results: Results, size: str) -> None:
+    """Run parts in this process. What one raises becomes a note."""
     from gpu_parts.timing import device, reason
 
-    if device().type == "cuda":
+    if device().type == "cuda" and "bits-attention" in names:
         _describe(results)
     for name in names:
-        print(f"-- {name}", flush=True)
+        begin = time.time()
         try:
             module, _, function = CALLS[name].partition(":")
             getattr(import_module(f"gpu_parts.{module}"), function)(results, size)
         except Exception as error:
             traceback.print_exc()
-            results.note(f"Section {name} failed: {reason(error)}")
+            results.note(f"{name} failed: {reason(error)}")
+        print(f"-- {name}: {time.time() - begin:.0f} s", flush=True)
 
 
 def _describe(results: Results) -> None:
@@ -96,18 +100,59 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _run_in_process(names: list[str], file: Path, deadline: float, limit: float, arguments: argparse.Namespace) -> None:
-    """Run sections in a new process, and note how it ended if not well."""
-    command = [sys.executable, __file__, "--sections", *names, "--part-of", str(file), "--deadline", str(deadline)]
-    command += [f"--{size}" for size in ("tiny", "quick") if getattr(arguments, size)]
-    environment = dict(os.environ, TRITON_INTERPRET="1") if arguments.tiny else None
-    results = Results(file, deadline)
-    try:
-        status = subprocess.run(command, env=environment, timeout=max(1.0, limit - time.time()), check=False).returncode
-        if status:
-            results.note(f"The process of {', '.join(names)} ended with status {status}.")
-    except subprocess.TimeoutExpired:
-        results.note(f"The process of {', '.join(names)} was killed because it took too long.")
+@dataclass
+class Process:
+    """Parts that run in a process of their own.
+
+    warm_up: whether it only compiles kernels, whose binaries Triton keeps on the disk.
+    """
+
+    names: list[str]
+    warm_up: bool = False
+
+    def start(self, file: Path, deadline: float, size: str) -> None:
+        command = [sys.executable, __file__, "--parts", *self.names, "--size", size, "--deadline", str(deadline)]
+        command += ["--file", f"{file}.warm-up" if self.warm_up else str(file)]
+        environment = dict(os.environ)
+        if size == "tiny":
+            environment["TRITON_INTERPRET"] = "1"
+        if self.warm_up:
+            environment[WARM_UP] = "1"
+        output = subprocess.DEVNULL if self.warm_up else None
+        self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+    def end(self, results: Results, limit: float) -> None:
+        """Wait until the process ends, or kill it; note how it ended if not well."""
+        status: int | None
+        try:
+            status = self._process.wait(max(1.0, limit - time.time()))
+        except subprocess.TimeoutExpired:
+            self.kill()
+            status = None
+        if status != 0 and not self.warm_up:
+            how = "was killed because it took too long" if status is None else f"ended with status {status}"
+            results.note(f"The process of {', '.join(self.names)} {how}.")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def phases(sections: list[str], size: str) -> list[tuple[float, list[Process]]]:
+    """What runs together, and for how many seconds.
+
+    While bits are checked, which needs no quiet GPU, other processes compile the kernels that will be timed.
+    """
+    bits = [name for name in CALLS if name.startswith("bits") and "bits" in sections]
+    timed = [name for name in sections if name != "bits"]
+    if size == "tiny":  # imports take long on a CPU, and a test has little time
+        return [(600.0, [Process([*bits, *timed])])]
+    scale = QUICK if size == "quick" else 1.0
+    first = [Process([name]) for name in bits] + [Process([name], warm_up=True) for name in timed]
+    return [
+        (scale * SECTIONS["bits"], first),
+        *((scale * SECTIONS[name], [Process([name])]) for name in timed),
+    ]
 
 
 def _write(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
@@ -117,34 +162,34 @@ def _write(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
         arguments.markdown.write_text(markdown(found), encoding="utf-8")
 
 
-def supervise(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """Run all sections, each in a process, and return what they found."""
-    begin = time.time()
-    scale = QUICK if arguments.quick else 1.0
-    end = begin + MOST_SECONDS * scale
-    Results(file, end).fact(
-        **{
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "faquant": _version("faquant"),
-            "torch": _version("torch"),
-            "triton": _version("triton"),
-            "clocks (SM, greatest SM, memory), power limit, temperature before": _clocks(),
-        }
-    )
-    # Imports take long on a CPU, so that a test has one process for all sections.
-    groups = [arguments.sections] if arguments.tiny else [[name] for name in arguments.sections]
-    deadline = begin
-    for number, names in enumerate(groups):
-        deadline += scale * sum(SECTIONS[name] for name in names)
-        # The last sections must not lose their time to the grace of earlier ones.
+def supervise(arguments: argparse.Namespace, size: str, file: Path) -> dict[str, Any]:
+    """Run all phases, and return what they found."""
+    begin = deadline = time.time()
+    scale = QUICK if size == "quick" else 1.0
+    end = begin + (MOST_SECONDS * scale if size != "tiny" else 600.0)
+    results = Results(file, end)
+    facts = {name: _version(name) for name in ("faquant", "torch", "triton")}
+    clocks = "clocks (SM, greatest SM, memory), power limit, temperature"
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    results.fact(date=date, **facts, **{f"{clocks}, before": _clocks()})
+    for seconds, processes in phases(arguments.sections, size):
+        deadline = min(deadline + seconds, end - GRACE * scale)
         limit = min(deadline + GRACE * scale, end)
-        if time.time() < limit:
-            _run_in_process(names, file, min(deadline, end - 15 * scale), limit, arguments)
-        else:
-            Results(file, end).note(f"No time was left for {', '.join(names)}.")
-        if number == len(groups) - 1:
-            Results(file, end).fact(**{"clocks after": _clocks(), "seconds": round(time.time() - begin)})
+        if time.time() > deadline:
+            results.note(f"No time was left for {', '.join(name for each in processes for name in each.names)}.")
+            continue
+        started: list[Process] = []
+        try:
+            for each in processes:
+                each.start(file, deadline, size)
+                started.append(each)
+            for each in processes:
+                each.end(results, limit)
+        finally:
+            for each in started:
+                each.kill()
         _write(arguments, read(file))
+    results.fact(**{f"{clocks}, after": _clocks(), "seconds": round(time.time() - begin)})
     return read(file)
 
 
@@ -156,18 +201,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--markdown", type=Path, help="write the report to this file")
-    parser.add_argument("--part-of", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
+    for name in ("--parts", "--file", "--deadline", "--size"):  # for processes that this program starts
+        parser.add_argument(name, nargs="+" if name == "--parts" else None, help=argparse.SUPPRESS)
     return parser
 
 
 def main() -> None:
     arguments = _parser().parse_args()
-    size = "tiny" if arguments.tiny else "quick" if arguments.quick else "full"
-    if arguments.part_of is not None:
-        run_sections(arguments.sections, Results(arguments.part_of, arguments.deadline), size)
+    if arguments.parts:
+        run_parts(arguments.parts, Results(Path(arguments.file), float(arguments.deadline)), arguments.size)
         return
-    if not arguments.tiny:
+    size = "tiny" if arguments.tiny else "quick" if arguments.quick else "full"
+    if size != "tiny":
         from faquant.kernels.cuda.device import why_not
 
         if reason := why_not():
@@ -175,7 +220,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "results.jsonl"
         try:
-            found = supervise(arguments, file)
+            found = supervise(arguments, size, file)
         except KeyboardInterrupt:
             found = read(file)
         _write(arguments, found)

@@ -5,6 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+WARM_UP = "FAQUANT_GPU_WARM_UP"
+"""This environment variable tells a process to compile kernels only."""
+
 
 class Results:
     """Writes rows and notes, and knows how much time is left.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faquant.kernels.cuda.device import interpreted
 from faquant.kernels.cuda.layers import CudaLayers
 from faquant.kernels.cuda.modules import RMSNorm
 from faquant.kernels.cuda.pages import Int8Pages
@@ -21,7 +22,7 @@ from . import bfloat16
 from .attention import Heads
 from .linears import random_int8_linear
 from .results import Results
-from .timing import copy_rate, device, fits, reason, synchronize
+from .timing import copy_rate, device, fits, reason, synchronize, warming_up
 
 WARM_UP, ROUNDS, STEPS = 2, 5, 8
 
@@ -97,7 +98,7 @@ def rope_tables(rows: int, position: int, dim: int) -> tuple[Any, Any]:
 
 def wall_seconds(step: Callable[[], object]) -> tuple[float, float]:
     """The median time of a step when steps follow each other, and that in which the CPU issues it."""
-    warm_up, rounds, steps = (0, 1, 1) if device().type == "cpu" else (WARM_UP, ROUNDS, STEPS)
+    warm_up, rounds, steps = (0, 1, 1) if interpreted() or warming_up() else (WARM_UP, ROUNDS, STEPS)
     for _ in range(warm_up):
         step()
     whole, host = [], []
@@ -147,7 +148,7 @@ def steps(results: Results, size: str) -> None:
             results.note(f"The time for decode steps ended before {model.name}, batch {batch}.")
             return
         tokens = batch * context
-        layers = model.layers
+        layers = 1 if warming_up() else model.layers
         while layers and not fits(layers * (2 * model.weights + tokens * model.heads.bfloat16_bytes) * 1.05):
             layers -= 1
         if not layers:

@@ -1,6 +1,7 @@
 """Times of calls on the GPU, from CUDA graphs; and a device copy, the unit of bandwidth."""
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from typing import TypeVar
 import torch
 
 from faquant.kernels.cuda.device import interpreted
+
+from .results import WARM_UP
 
 Input = TypeVar("Input")
 
@@ -25,9 +28,14 @@ def device() -> torch.device:
     return torch.device("cpu" if interpreted() else "cuda")
 
 
+def warming_up() -> bool:
+    """Whether this process compiles kernels only, and returns no times."""
+    return WARM_UP in os.environ
+
+
 def inputs_for(nbytes: int) -> int:
     """How many inputs of this size must be used in turn."""
-    return 2 if interpreted() else max(1, min(MOST_INPUTS, -(-COLD_BYTES // nbytes)))
+    return 1 if warming_up() else 2 if interpreted() else max(1, min(MOST_INPUTS, -(-COLD_BYTES // nbytes)))
 
 
 def fits(nbytes: float) -> bool:
@@ -51,7 +59,7 @@ def seconds(call: Callable[[Input], object], inputs: Sequence[Input], rounds: in
         for each in inputs:
             call(each)
 
-    if interpreted():
+    if interpreted() or warming_up():
         begin = time.perf_counter()
         all_inputs()
         return (time.perf_counter() - begin) / len(inputs)
@@ -104,7 +112,7 @@ def reason(error: BaseException) -> str:
 
 def copy_rate() -> float:
     """Bytes per second that a copy within the device's memory reads and writes together."""
-    size = 1 << 12 if interpreted() else 1 << 30
+    size = 1 << 12 if interpreted() or warming_up() else 1 << 30
     while not fits(2 * size):
         size //= 2
     source = torch.ones(size, dtype=torch.int8, device=device())
