@@ -1,6 +1,6 @@
 """The kernels on an NVIDIA GPU: their bits beside the CPU's, and their times beside bfloat16's. Under 8 minutes.
 
-pip install . 'torch' 'triton'          (torch with CUDA, Linux)
+pip install . torch triton       (torch with CUDA; Triton needs a C compiler)
 python benchmarks/gpu.py [--quick] [--sections bits decode …] [--json FILE] [--markdown FILE]
 
 Prints a report in Markdown at the end, and writes what is known after each section. A section runs in processes of its
@@ -12,6 +12,7 @@ within the device's memory: bytes read and bytes written, per second.
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,19 +48,28 @@ QUICK = 0.27
 GRACE = 15.0
 """Seconds that a section may take longer, to end what it has begun, before it is killed."""
 MOST_SECONDS = 465.0
+DEAD, MOST_STARTS = 3, 8
+"""The exit status of a process that must be started again, and how often it is started."""
 DEFECT = 2
 """The exit status if bits differ, or nothing was found."""
 
 
 def run_parts(names: list[str], results: Results, size: str) -> None:
     """Run parts in this process. What one raises becomes a note."""
-    from gpu_parts.timing import device, reason
+    from gpu_parts.timing import is_dead, reason
 
-    if device().type == "cuda" and "bits-attention" in names:
-        _describe(results)
+    def end_if_dead() -> None:
+        if is_dead():
+            results.note("The GPU's context is lost, and a new process goes on after this row.")
+            raise SystemExit(DEAD)
+
+    results.after_row = end_if_dead
+    # What exists now is not searched for garbage before each graph.
+    gc.freeze()
     for name in names:
         begin = time.time()
         try:
+            _describe(results)
             module, _, function = CALLS[name].partition(":")
             getattr(import_module(f"gpu_parts.{module}"), function)(results, size)
         except Exception as error:
@@ -69,9 +80,12 @@ def run_parts(names: list[str], results: Results, size: str) -> None:
 
 def _describe(results: Results) -> None:
     import torch
+    from gpu_parts.timing import device
 
     from faquant.kernels.cuda.device import driver_version
 
+    if device().type != "cuda":
+        return
     properties = torch.cuda.get_device_properties(0)
     results.fact(
         card=properties.name,
@@ -119,16 +133,21 @@ class Process:
         if self.warm_up:
             environment[WARM_UP] = "1"
         output = subprocess.DEVNULL if self.warm_up else None
-        self._process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        self._start = partial(subprocess.Popen, command, env=environment, stdout=output, stderr=output)
+        self._process = self._start()
 
     def end(self, results: Results, limit: float) -> None:
         """Wait until the process ends, or kill it; note how it ended if not well."""
-        status: int | None
+        status: int | None = DEAD
         try:
-            status = self._process.wait(max(1.0, limit - time.time()))
+            for _ in range(MOST_STARTS):
+                status = self._process.wait(max(1.0, limit - time.time()))
+                if status != DEAD:
+                    break
+                self._process = self._start()
         except subprocess.TimeoutExpired:
-            self.kill()
             status = None
+        self.kill()
         if status != 0 and not self.warm_up:
             how = "was killed because it took too long" if status is None else f"ended with status {status}"
             results.note(f"The process of {', '.join(self.names)} {how}.")

@@ -175,16 +175,18 @@ def decode(results: Results, size: str) -> None:
         for context in contexts:
             for batch in batches:
                 each = Decode(shape, context, batch)
+                if results.has("decode", heads=shape.name, context=context, batch=batch):
+                    continue
                 if results.is_late:
                     results.note(f"The time for decode attention ended before {each}.")
                     return
                 if warming_up() and each.tokens > MOST_WARM_UP_TOKENS:
                     continue
+                times: dict[str, Any] = dict.fromkeys(("ours", "sdpa", "converting"))
                 try:
                     times = each.measure(results)
                 except Exception as error:
                     results.note(f"decode, {each}: {reason(error)}")
-                    continue
                 ours, peers = times["ours"], ("sdpa", "converting")
                 rate = each.tokens * shape.int8_bytes / ours if ours else None
                 results.row(
@@ -208,6 +210,8 @@ def prefill(results: Results, size: str) -> None:
         shapes, prompts = (Heads(4, 2, 64),), (140,)
     for tokens in prompts:
         for shape in shapes:
+            if results.has("prefill", heads=shape.name, tokens=tokens):
+                continue
             if results.is_late:
                 results.note(f"The time for prefill attention ended before {shape.name}, {tokens:,} tokens.")
                 return

@@ -78,14 +78,16 @@ def linears(results: Results, size: str) -> None:
     for rows in rows_of:
         for shape in shapes:
             name = f"{shape[0]} → {shape[1]}"
+            if results.has("linears", shape=name, rows=rows):
+                continue
             if results.is_late:
                 results.note(f"The time for linears ended before {name}, {rows} rows.")
                 return
+            times: dict[str, Any] = dict.fromkeys(("ours", "rounded", "bf16", "int_mm"))
             try:
                 times = _measure(shape, rows, results)
             except Exception as error:
                 results.note(f"linear {name}, {rows} rows: {reason(error)}")
-                continue
             ours = times["ours"]
             ratios = {f"x_{peer}": times[peer] / ours if ours and times[peer] else None for peer in ("bf16", "int_mm")}
             share = shape[0] * shape[1] / ours / copy if ours else None
@@ -102,7 +104,10 @@ def head(results: Results, size: str) -> None:
         raise MemoryError("the head does not fit into memory")
     weight = torch.randn(outputs, inputs, device=device()).bfloat16() * 0.02
     ours = FloatLinear(FloatTable(weight), device())  # type: ignore[arg-type]
+    name = f"{inputs} → {outputs}"
     for rows in rows_of:
+        if results.has("head", shape=name, rows=rows):
+            continue
         if results.is_late:
             results.note(f"The time for the head ended before {rows} rows.")
             return
@@ -112,7 +117,7 @@ def head(results: Results, size: str) -> None:
         peer = _try(f"F.linear, {rows} rows", lambda: seconds(lambda x: float_linear(x, weight), [x16]), results)  # noqa: B023
         results.row(
             "head",
-            shape=f"{inputs} → {outputs}",
+            shape=name,
             rows=rows,
             ours=time,
             share=weight.nbytes / time / copy if time else None,

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,19 @@ class Results:
     Args:
         file: receives a JSON object per line.
         deadline: as time.time; a section begins nothing new after it.
+
+    Attributes:
+        after_row: is called after each row.
     """
 
     def __init__(self, file: Path, deadline: float) -> None:
         self._file, self._deadline = file, deadline
+        self._before = read(file)["tables"]
+        self.after_row: Callable[[], None] = lambda: None
+
+    def has(self, table: str, **values: Any) -> bool:
+        """Whether an earlier process wrote a row with these values."""
+        return any(values.items() <= row.items() for row in self._before.get(table, []))
 
     @property
     def is_late(self) -> bool:
@@ -28,6 +38,7 @@ class Results:
         """Add a row to one of TABLES."""
         self._write({"table": table, "row": values})
         print(f"{table}: " + ", ".join(f"{name} {_shown(value)}" for name, value in values.items()), flush=True)
+        self.after_row()
 
     def note(self, text: str) -> None:
         """Add a sentence to the report."""

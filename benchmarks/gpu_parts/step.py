@@ -144,6 +144,8 @@ def steps(results: Results, size: str) -> None:
     if size == "tiny":
         cases, context = [(TINY, 2)], 128
     for model, batch in cases:
+        if results.has("step", model=model.name, batch=batch):
+            continue
         if results.is_late:
             results.note(f"The time for decode steps ended before {model.name}, batch {batch}.")
             return

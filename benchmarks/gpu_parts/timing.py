@@ -52,6 +52,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def is_dead() -> bool:
+    """Whether a kernel has failed, for instance by an address out of range, so that this process cannot go on."""
+    try:
+        synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def seconds(call: Callable[[Input], object], inputs: Sequence[Input], rounds: int = ROUNDS) -> float:
     """The median time of one call, with the inputs in turn. The call must not wait for the GPU."""
 
