@@ -31,8 +31,14 @@ from typing import Any
 from gpu_parts.report import markdown
 from gpu_parts.results import WARM_UP, Results, read
 
-SECTIONS = {"bits": 160, "decode": 100, "prefill": 30, "linears": 60, "head": 20, "step": 90}
-"""Seconds of each. What one does not need, the next one may use."""
+SECTIONS = {
+    "full": {"bits": 160, "decode": 100, "prefill": 30, "linears": 60, "head": 20, "step": 80},
+    "quick": {"bits": 45, "decode": 20, "prefill": 10, "linears": 15, "head": 10, "step": 15},
+    "tiny": {"bits": 300, "decode": 60, "prefill": 60, "linears": 60, "head": 60, "step": 60},
+}
+"""Seconds of each, imports included. What one does not need, the next one may use."""
+GRACE = {"full": 15, "quick": 5, "tiny": 60}
+"""Seconds that a section may take longer, to end what it has begun, before it is killed."""
 CALLS = {
     "bits-attention": "checks:attention",
     "bits-linears": "checks:linears",
@@ -44,10 +50,6 @@ CALLS = {
     "step": "step:steps",
 }
 """For each part, a module of gpu_parts and a function. Only a part imports its module: it needs torch and triton."""
-QUICK = 0.27
-GRACE = 15.0
-"""Seconds that a section may take longer, to end what it has begun, before it is killed."""
-MOST_SECONDS = 465.0
 DEAD, MOST_STARTS = 3, 8
 """The exit status of a process that must be started again, and how often it is started."""
 DEFECT = 2
@@ -164,14 +166,11 @@ def phases(sections: list[str], size: str) -> list[tuple[float, list[Process]]]:
     """
     bits = [name for name in CALLS if name.startswith("bits") and "bits" in sections]
     timed = [name for name in sections if name != "bits"]
+    times = SECTIONS[size]
     if size == "tiny":  # imports take long on a CPU, and a test has little time
-        return [(600.0, [Process([*bits, *timed])])]
-    scale = QUICK if size == "quick" else 1.0
+        return [(sum(times.values()), [Process([*bits, *timed])])]
     first = [Process([name]) for name in bits] + [Process([name], warm_up=True) for name in timed]
-    return [
-        (scale * SECTIONS["bits"], first),
-        *((scale * SECTIONS[name], [Process([name])]) for name in timed),
-    ]
+    return [(times["bits"], first), *((times[name], [Process([name])]) for name in timed)]
 
 
 def _write(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
@@ -184,16 +183,16 @@ def _write(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
 def supervise(arguments: argparse.Namespace, size: str, file: Path) -> dict[str, Any]:
     """Run all phases, and return what they found."""
     begin = deadline = time.time()
-    scale = QUICK if size == "quick" else 1.0
-    end = begin + (MOST_SECONDS * scale if size != "tiny" else 600.0)
+    grace = GRACE[size]
+    end = begin + sum(SECTIONS[size].values()) + grace
     results = Results(file, end)
     facts = {name: _version(name) for name in ("faquant", "torch", "triton")}
     clocks = "clocks (SM, greatest SM, memory), power limit, temperature"
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     results.fact(date=date, **facts, **{f"{clocks}, before": _clocks()})
     for seconds, processes in phases(arguments.sections, size):
-        deadline = min(deadline + seconds, end - GRACE * scale)
-        limit = min(deadline + GRACE * scale, end)
+        deadline = min(deadline + seconds, end - grace)
+        limit = min(deadline + grace, end)
         if time.time() > deadline:
             results.note(f"No time was left for {', '.join(name for each in processes for name in each.names)}.")
             continue
@@ -217,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="fewer shapes; about 2 minutes")
     size.add_argument("--tiny", action="store_true", help="test this program in Triton's interpreter, without a GPU")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS["full"], default=list(SECTIONS["full"]))
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--markdown", type=Path, help="write the report to this file")
     for name in ("--parts", "--file", "--deadline", "--size"):  # for processes that this program starts
