@@ -20,7 +20,7 @@ from faquant.model.rope import Rope
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.threads import set_threads
-from oracles.three_sequences import LENGTHS, PAGE_SIZE, ThreeSequences, tokens
+from oracles.three_sequences import PAGE_SIZE, ThreeSequences, tokens
 from oracles.tiny_models import tiny_model
 
 
@@ -74,7 +74,7 @@ def test_arrays_in_one_call_as_tensors_step_by_step(model: Model, threads: int) 
             theirs.saturation.written,
             theirs.saturation.saturated,
         )
-        for table, length in zip(of_serving.tables, LENGTHS, strict=True):
+        for table, length in zip(of_serving.tables, of_serving.lengths, strict=True):
             for stored, other in zip(ours.read_bytes(table, length), theirs.read_bytes(table, length), strict=True):
                 assert (stored is None and other is None) or np.array_equal(stored, other)
 

@@ -307,3 +307,39 @@ def test_an_invalid_row_advances_no_sampler(params: SamplingParams) -> None:
     assert [sampler.step for sampler in samplers] == [0, 0]
     with pytest.raises(UsageError, match="one row of floats"):
         sample_rows(torch.zeros(3, 5), samplers)
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_tensor_whose_likeliest_tokens_decide_has_the_tokens_of_its_whole_rows(data: st.DataObject) -> None:
+    """Engines on a GPU copy only these tokens; ties and unusable rows are left to the whole row."""
+    rows = data.draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    logits = torch.randn(rows, 90, generator=generator)
+    if data.draw(st.booleans()):
+        logits = logits.round()
+    params = [
+        SamplingParams(
+            temperature=data.draw(st.sampled_from([0.0, 0.8])),
+            top_k=data.draw(st.sampled_from([0, 1, 2, 7, 64, 80])),
+            top_p=data.draw(st.sampled_from([1.0, 0.7])),
+            min_p=data.draw(st.sampled_from([0.0, 0.1])),
+            repetition_penalty=data.draw(st.sampled_from([1.0, 1.3])),
+            logprobs=data.draw(st.sampled_from([None, 2])),
+            seed=3,
+        )
+        for _ in range(rows)
+    ]
+    ours, theirs = ([Sampler(one, [1, 2, 3]) for one in params] for _ in range(2))
+    for _ in range(2):
+        assert sample_rows(logits, ours) == sample_rows(logits.numpy(), theirs)
+    assert [one.logprobs for one in ours] == [one.logprobs for one in theirs]
+
+
+def test_an_unusable_row_of_a_tensor_leaves_all_samplers_unchanged() -> None:
+    logits = torch.zeros(2, 90)
+    logits[0, 5], logits[1, 7] = 1.0, math.nan
+    samplers = [Sampler(SamplingParams(temperature=0)) for _ in range(2)]
+    with pytest.raises(FaquantError, match="unusable logits"):
+        sample_rows(logits, samplers)
+    assert [one.step for one in samplers] == [0, 0]

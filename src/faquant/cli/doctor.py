@@ -71,15 +71,17 @@ def examine_gpu() -> dict[str, Any]:
 
     if reason := device.why_not():
         return {"usable": False, "reason": reason, "self_tests": {}}
-    from ..kernels.cuda.backend import CudaBackend
+    import torch
+
+    from ..kernels.cuda.backend import description
     from ..kernels.cuda.self_test import self_test
 
-    backend = CudaBackend()
+    gpu = torch.device("cpu" if device.interpreted() else "cuda")
     return {
         "usable": True,
-        "name": backend.description,
+        "name": description(gpu),
         "driver": device.driver_version(),
-        "self_tests": self_test(backend.device),
+        "self_tests": self_test(gpu),
     }
 
 

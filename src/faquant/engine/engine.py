@@ -7,12 +7,11 @@ from functools import cached_property
 from itertools import accumulate, count
 
 from ..errors import FaquantError, UsageError
-from ..kernels.arrays import to_numpy
+from ..kernels.arrays import Array
 from ..kernels.saturation import Saturation
 from ..model.load import Model
 from ..model.paged import PagedDecoder
 from ..model.rope import Rope
-from ..sampling.draw import Floats
 from ..sampling.params import SamplingParams
 from ..sampling.sampler import Sampler, sample_rows
 from ..structured.constraint import Constraint
@@ -134,13 +133,22 @@ class Engine:
         return requests
 
     def step(self) -> list[Output]:
-        """Run the next tokens of some requests and return their outputs; an empty list if there is no work."""
+        """Run the next tokens of some requests and return their outputs; an empty list if there is no work.
+
+        Raises:
+            FaquantError: the device failed.
+        """
         begin = time.perf_counter()
         work = self._scheduler.schedule()
         if not work:
             return []
         model_begin = time.perf_counter()
-        logits = self._run(work)
+        try:
+            logits = self._run(work)
+        except Exception as error:
+            if reason := self.model.backend.explain(error):
+                raise FaquantError(reason) from error
+            raise
         model_end = time.perf_counter()
         for item in work:
             self._count(item)
@@ -204,7 +212,7 @@ class Engine:
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
         return self.grammars.constraints(params.structured_output, params.max_tokens, ends)
 
-    def _run(self, work: Sequence[Work]) -> Floats:
+    def _run(self, work: Sequence[Work]) -> Array:
         """Logits [rows, vocab] for each sequence that decodes: of its last token and of its draft tokens."""
         hidden = self._decoder.run([item.request.chunk(item.count, item.draft) for item in work])
         wanted: list[int] = []
@@ -213,9 +221,9 @@ class Engine:
             end += item.count + len(item.draft)
             if item.decodes:
                 wanted += range(end - len(item.draft) - 1, end)
-        return to_numpy(self._decoder.logits(hidden[wanted]) if wanted else hidden[:0])
+        return self._decoder.logits(hidden[wanted]) if wanted else hidden[:0]
 
-    def _advance(self, work: Sequence[Work], logits: Floats) -> list[Output]:
+    def _advance(self, work: Sequence[Work], logits: Array) -> list[Output]:
         """Sample the next token of each sequence, and more tokens as long as its draft tokens are accepted."""
         sizes = [1 + len(item.draft) for item in work]
         begins = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
@@ -230,7 +238,7 @@ class Engine:
             for item, begin, size, first in zip(work, begins, sizes, firsts, strict=True)
         ]
 
-    def _accept(self, item: Work, logits: Floats, first: int | None) -> Output:
+    def _accept(self, item: Work, logits: Array, first: int | None) -> Output:
         request = item.request
         try:
             tokens = [request.sampler.sample(logits[0]) if first is None else first]

@@ -4,10 +4,12 @@ A backend makes linears, norms, embeddings and cache pages from plain tables, an
 library: NumPy on CPUs; torch on GPUs, and for float models that must reproduce the rounding of other tools.
 """
 
+import logging
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+from ..errors import FaquantError
 from .arrays import Array, Integers
 from .cuda.device import chosen
 from .pages import Spans
@@ -120,6 +122,9 @@ class Backend(Protocol):
     def cache_memory(self) -> int:
         """Bytes that a cache may take if nothing else is said."""
 
+    def explain(self, error: Exception) -> str | None:
+        """For people: what failed on the device, and what to do; None: the error is not the device's."""
+
 
 BACKENDS = {
     "cpu": ".cpu:CpuBackend",
@@ -140,9 +145,18 @@ def make_backend(name: str, **options: Any) -> Backend:
 
 
 def backend_for(device: str) -> Backend:
-    """The backend that serves on this device: `auto`, `cpu` or `cuda`.
+    """The backend that serves on this device: `auto`, `cpu` or `cuda`. A GPU's kernels pass the self-test first; if one
+    fails, `auto` is the CPU, with a warning.
 
     Raises:
         UsageError: `cuda` was asked for, and cannot be used.
+        FaquantError: it failed its self-test.
     """
-    return make_backend(chosen(device))
+    name = chosen(device)
+    try:
+        return make_backend(name)
+    except FaquantError as error:
+        if device != "auto":
+            raise
+        logging.getLogger(__name__).warning("%s The CPU is used.", error)
+        return make_backend("cpu")

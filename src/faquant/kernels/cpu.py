@@ -82,6 +82,9 @@ class CpuBackend:
     def cache_memory(self) -> int:
         return min(MAX_CACHE_BYTES, available_memory() // 2)
 
+    def explain(self, error: Exception) -> str | None:
+        return None
+
 
 class StoredEmbedding:
     """An embedding [vocab, hidden] in its stored dtype; rows are converted to float32 on lookup."""

@@ -19,6 +19,8 @@ from .draw import Floats, Integers, TokenLogprobs, check_maximum, draw, draw_mas
 from .params import SamplingParams as SamplingParams
 
 _TRIES = 4
+_MOST_LIKELIEST = 64
+"""More tokens are not searched for on the GPU; then the whole row is copied."""
 _UNIFORM_BITS = 48  # fewer than 53, so that rounding uniform · total cannot reach the total
 
 
@@ -117,6 +119,16 @@ class Sampler:
         is_unfiltered = params.temperature == 0.0 or (params.top_k <= 0 and params.top_p == 1.0 and params.min_p == 0.0)
         return self.constraint is None or self.constraint.is_free or is_unfiltered
 
+    @property
+    def _decided_by(self) -> int:
+        """How many of the likeliest tokens decide the next one; 0: all may matter."""
+        params = self.params
+        count = 1 if params.temperature == 0.0 else params.top_k
+        is_edited = self._bias_ids.size or self._ends_are_out or self._history is not None
+        if is_edited or self.constraint is not None or params.logprobs is not None or count > _MOST_LIKELIEST:
+            return 0
+        return max(count, 0)
+
     def _uniform(self, attempt: int = 0) -> float:
         return uniform(self.seed, self.step, self.index, attempt) if self.params.temperature else 0.0
 
@@ -158,6 +170,47 @@ def sample_rows(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
         FaquantError: a row contains NaN or +inf, or only -inf. All samplers are unchanged, so that each row can still
             be sampled on its own.
     """
+    if hasattr(logits, "topk") and logits.ndim == 2 and len(logits) == len(samplers):
+        return _sample_tensor(logits, samplers)
+    return _sample_array(logits, samplers)
+
+
+def _sample_tensor(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
+    """As sample_rows, for a torch tensor, which may lie on a GPU. Only the likeliest tokens of rows that need no others
+    are copied from there."""
+    tokens = _from_likeliest(logits, samplers)
+    rest = [place for place in range(len(samplers)) if place not in tokens]
+    if rest:
+        some = logits if len(rest) == len(samplers) else logits[rest]
+        sampled = _sample_array(some, [samplers[place] for place in rest])
+    for place, token in tokens.items():
+        samplers[place]._advance(token)
+    tokens.update(zip(rest, sampled if rest else [], strict=True))
+    return [tokens[place] for place in range(len(samplers))]
+
+
+def _from_likeliest(logits: Array, samplers: Sequence[Sampler]) -> dict[int, int]:
+    """The tokens of the rows that few of the likeliest tokens decide, by the row's number."""
+    counts = {place: count for place, sampler in enumerate(samplers) if (count := sampler._decided_by)}
+    if not counts or logits.shape[1] <= max(counts.values()):
+        return {}
+    places = list(counts)
+    some = logits if len(places) == len(samplers) else logits[places]
+    # One more, because equal scores have to be told apart by their ids, or all kept.
+    found = some.float().topk(max(counts.values()) + 1)
+    scores, ids = found.values.cpu().numpy(), found.indices.cpu().numpy()
+    last = np.array([counts[place] for place in places])
+    clear = np.isfinite(scores[:, 0]) & (scores[np.arange(len(places)), last - 1] > scores[:, -1])
+    scores, ids = scores[clear], ids[clear]
+    places = [place for place, is_clear in zip(places, clear, strict=True) if is_clear]
+    order = ids.argsort(axis=1)
+    scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+    asked = [samplers[place] for place in places]
+    drawn = draw(scores, [sampler.params for sampler in asked], [sampler._uniform() for sampler in asked])
+    return {place: int(row[token]) for place, row, token in zip(places, ids, drawn, strict=True)}
+
+
+def _sample_array(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
     rows = _floats(logits, len(samplers))
     if not samplers:
         return []

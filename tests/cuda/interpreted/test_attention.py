@@ -47,13 +47,15 @@ def by_decode(batch: Batch, by_tile: bool = False, more_splits: int = 0) -> Tens
     return out
 
 
-def by_prefill(batch: Batch, chunk: int = 10**6) -> Tensor:
+def by_prefill(batch: Batch, chunk: int = 10**6, shape: tuple[int, int] = (32, 4)) -> Tensor:
     out = torch.full_like(batch.expected, torch.nan)
     ends = accumulate(batch.spans.counts)
     for count, end, start in zip(batch.spans.counts, ends, batch.spans.starts, strict=True):
         for first in range(0, count, chunk):
             rows = range(end - count + first, min(end - count + first + chunk, end))
-            prefill(batch.queries, batch.cache, batch.tables, batch.spans, batch.window, out, rows, start + first)
+            prefill(
+                batch.queries, batch.cache, batch.tables, batch.spans, batch.window, out, rows, start + first, shape
+            )
     return out
 
 
@@ -74,9 +76,9 @@ def test_lengths(by_tile: bool) -> None:
 
 
 def test_chunks_across_splits() -> None:
-    """Prefill merges a second split into the first; 40 tokens are several programs, whose blocks end anywhere."""
-    batch = Batch.random(AttentionScheme(4, 1, 64), [(40, SPLIT - 20)])
-    batch.check(by_prefill(batch))
+    """Prefill merges a second split into the first; 30 tokens are several programs, whose blocks end anywhere."""
+    batch = Batch.random(AttentionScheme(4, 1, 64), [(30, SPLIT - 20)])
+    batch.check(by_prefill(batch, shape=(64, 4)))
     batch.check(by_prefill(batch, chunk=27))
 
 

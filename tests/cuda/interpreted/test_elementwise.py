@@ -19,7 +19,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("size", [1, 7, 33, 128, 576, 1024, 2055, 4096])
 @pytest.mark.parametrize("biased", [False, True])
 def test_rms_norm(size: int, biased: bool) -> None:
-    """Rows of different sizes, in a part of a buffer with NaN around it."""
+    """Rows of different magnitudes, in a part of a buffer with NaN around it, also in place."""
     torch.manual_seed(size)
     buffer = torch.full((3, size + 8), math.nan)
     x = buffer[:, 4:-4]
@@ -27,6 +27,10 @@ def test_rms_norm(size: int, biased: bool) -> None:
     weight, bias = torch.randn(size), torch.randn(size) if biased else None
     expected = modules.RMSNorm(weight, 1e-5, bias)(x)
     assert same_bits(elementwise.rms_norm(x, weight, 1e-5, bias), expected)
+    assert elementwise.rms_norm(x, weight, 1e-5, bias, out=x) is x
+    assert same_bits(x, expected)
+    assert buffer[:, :4].isnan().all()
+    assert buffer[:, -4:].isnan().all()
 
 
 def test_rms_norm_of_heads_in_place() -> None:

@@ -2,14 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from faquant.kernels import quantizers, reference
+from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.cuda import linear
 from faquant.kernels.cuda.linear import SplitSums, int8_linear, tiling_of
 from faquant.kernels.cuda.rounding import InputRounding, RoundedInputs, round_inputs
+from faquant.kernels.tables import DynamicTable, StaticTable
 
 pytestmark = pytest.mark.cuda
 
@@ -37,6 +40,7 @@ def inputs_of(tokens: int, k: int) -> Tensor:
         (8, 144, 576),
         (17, 64, 1024),
         (64, 96, 576),
+        (33, 16400, 16),
         (65, 160, 640),
         (200, 144, 592),
     ],
@@ -58,6 +62,25 @@ def test_static_scale(tokens: int, n: int, k: int) -> None:
     rounded = round_inputs(x, InputRounding(scale=input_scale, offset=offset))
     expected = reference.static_linear(x, weight, input_scale, offset, quant_bias, deq_scale)
     assert same_bits(int8_linear(rounded, weight, deq_scale, quant_bias=quant_bias), expected)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_bits_of_the_cpu(kind: str) -> None:
+    """From a checkpoint's table, as the C++ kernels."""
+    n, k = 112, 640
+    x, weight, multiplier = inputs_of(9, k), weight_of(n, k).numpy(), np.random.rand(k).astype(np.float32)
+    scale, bias = np.random.rand(2, n).astype(np.float32)
+    table: DynamicTable | StaticTable
+    if kind == "dynamic":
+        table = DynamicTable(weight, scale, bias, 128, multiplier, 127.5)
+    else:
+        quant_bias = np.arange(n, dtype=np.int32)
+        table = StaticTable(weight, np.float32([0.05]), np.float32([5]), quant_bias, scale, multiplier)
+    expected = torch.from_numpy(np.array(CpuBackend().linear(table)(x.numpy())))
+    rounded = round_inputs(x, InputRounding.of(table, x.device))
+    tables = {"bias": torch.from_numpy(bias)} if kind == "dynamic" else {"quant_bias": torch.from_numpy(quant_bias)}
+    found = int8_linear(rounded, torch.from_numpy(weight), torch.from_numpy(scale), **tables)
+    assert same_bits(found, expected)
 
 
 def test_the_largest_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +149,6 @@ def test_wrong_arguments_are_refused() -> None:
         int8_linear(rounded, weight_of(16, 80), torch.ones(16))
     with pytest.raises(ValueError, match="quant_bias belongs to inputs with a static scale"):
         int8_linear(rounded, weight_of(16, 64), torch.ones(16), quant_bias=torch.ones(16, dtype=torch.int32))
+    few = SplitSums.empty([(64, 2048)], 1, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"not made for 9 tokens of a weight \[64, 2048\]"):
+        int8_linear(round_inputs(inputs_of(9, 2048), InputRounding()), weight_of(64, 2048), torch.ones(64), sums=few)

@@ -83,9 +83,10 @@ def test_the_bits_of_the_reference(
     scheme = full_scheme(scales, q_scale, heads, kv_heads, dim)
     q = torch.full((tokens, heads + 2, dim), math.nan)[:, 1:-1]
     q.copy_(torch.randn(tokens, heads, dim) * 10.0 ** torch.randint(-3, 3, (tokens, heads, 1)))
-    q[1, 0] = 0.0
+    q[0, 0] = 0.0
     positions = torch.randint(600, (tokens,), dtype=torch.int32)
-    positions[:2] = torch.tensor([300, 5])
+    # The second one sees the last map only, if there is a window: its oldest key is the first of that map.
+    positions[:2] = torch.tensor([5, 2 * MAP_BLOCK + (window or 1) - 1])
     out, beyond = garbage(3, tokens, heads, dim), torch.full((3,), 7)
     given = map_queries(q, positions, SchemeTables.of(scheme, CPU), 3, beyond, out, window)
     assert given is out

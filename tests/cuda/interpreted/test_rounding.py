@@ -35,9 +35,10 @@ def check(found: RoundedInputs, expected: RoundedInputs) -> None:
 
 
 def rows_of(tokens: int, size: int) -> Tensor:
-    """Rows of different sizes, with outliers and halves of steps."""
+    """Rows of different sizes, with outliers, the last input among them, and halves of steps."""
     x = torch.randn(tokens, size) * torch.logspace(-3, 3, tokens)[:, None]
     x[:, size // 3] *= 50
+    x[-1, -1] *= 10000
     x[0] = torch.arange(size) % 255 / 2 - 63.5
     x[0, 0] = 127
     return x
@@ -57,6 +58,8 @@ def static(size: int) -> InputRounding:
         (80, InputRounding(steps=127.5)),
         (576, static(576)),
         (4096, static(4096)),
+        (4688, static(4688)),
+        (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=127.5)),
     ],
 )
 def test_rounds_as_the_reference(size: int, how: InputRounding) -> None:
@@ -64,10 +67,12 @@ def test_rounds_as_the_reference(size: int, how: InputRounding) -> None:
     check(round_inputs(x, how), rounded_by_reference(x, how))
 
 
-def test_values_beyond_a_static_range_are_clamped() -> None:
-    x = torch.tensor([[1e30, -1e30, 3e7, -3e7, 8.0, -8.0, 0.0, -0.0] * 2])
+def test_static_steps_are_rounded_before_the_offset_and_clamped_after_it() -> None:
+    x = torch.tensor([[1e30, -1e30, 3e7, -3e7, 3e5, -3e5, 8, -8, 0, -0.0, 0.5 / 16, 1.5 / 16, -0.5 / 16, 1, 2, 3]])
     how = InputRounding(scale=torch.tensor([0.0625]), offset=torch.tensor([3.0]))
-    assert round_inputs(x, how).values.tolist() == [[127, -128, 127, -128, 127, -125, 3, 3] * 2]
+    expected = [127, -128, 127, -128, 127, -128, 127, -125, 3, 3, 3, 5, 3, 19, 35, 51]
+    assert round_inputs(x, how).values.tolist() == [expected]
+    check(round_inputs(x, how), rounded_by_reference(x, how))
 
 
 def test_a_row_of_zeros_has_a_scale() -> None:
@@ -86,13 +91,18 @@ def test_rms_norm_comes_first(size: int, with_bias: bool) -> None:
 
 
 @pytest.mark.parametrize(("size", "block"), [(1536, 512), (11008, 256), (688, 0)])
-def test_silu_comes_first(size: int, block: int) -> None:
+def test_silu_comes_first(size: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     gate_up = torch.randn(2, 2 * size) * 5
+    gate_up[1, -1] = 300.0
     gate_up[0, :6] = torch.tensor([90.0, -90.0, -87.5, -88.5, 0.0, -200.0])
     gate, up = gate_up[:, :size].contiguous(), gate_up[:, size:].contiguous()
     product = torch.from_numpy(np.array(modules.silu_times(gate.numpy(), up.numpy())))
     how = InputRounding(hadamard_block=block)
-    check(round_gated(gate_up, how), rounded_by_reference(product, how))
+    expected = rounded_by_reference(product, how)
+    check(round_gated(gate_up, how), expected)
+    # Whole rows, as of many tokens.
+    monkeypatch.setattr(rounding, "_FEW_TOKENS", 0)
+    check(round_gated(gate_up, how), expected)
 
 
 def test_rows_that_do_not_fit_registers_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:

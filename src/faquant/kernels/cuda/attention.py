@@ -5,6 +5,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
+from ..scheme import TILE
 from .cache import DeviceSpans, Int8Cache, MappedQueries, SchemeTables
 from .decode import Workspace, decode, most_splits
 from .prefill import prefill
@@ -39,8 +40,9 @@ def attend(
         some = list(neighbors)
         if few:
             rows = range(some[0][1] - some[0][0], some[-1][1])
-            splits = max(most_splits(start + count, window) for count, _, start in some)
-            workspace = Workspace.empty(len(rows), splits, tables, out.device)
+            longest = max(start + count for count, _, start in some)
+            by_tile = False if longest <= TILE else None
+            workspace = Workspace.empty(len(rows), most_splits(longest, window), tables, out.device, by_tile)
             decode(queries, cache, tables, spans, window, workspace, out, rows)
             continue
         for count, end, start in some:

@@ -2,12 +2,14 @@
 runs in torch, whose bits may differ."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from ...errors import FaquantError
 from ..arrays import Array
 from ..backend import Embedding as AnyEmbedding
 from ..backend import FusedLayers, Linear, Norm, Pages
@@ -15,21 +17,50 @@ from ..scheme import AttentionScheme
 from ..tables import LinearTable
 from . import elementwise, modules
 from .device import interpreted
+from .failures import explained, explains
 from .float_pages import FloatPages
 from .layers import CudaLayers
 from .modules import on_device
 from .pages import Int8Pages
+from .self_test import self_test
 
 SPARE = 0.1
 """The share of the GPU's memory that a cache of the default size leaves for intermediate results."""
 
 
+def description(device: torch.device) -> str:
+    """The GPU, its memory, and Triton's version."""
+    if interpreted():
+        return f"Triton {triton.__version__}, interpreted"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory:,} bytes, Triton {triton.__version__}"
+
+
+@cache
+def _check(device: torch.device) -> None:
+    """Raises: FaquantError: a kernel does not have its bits on this GPU."""
+    if failed := [name for name, passed in self_test(device).items() if not passed]:
+        raise FaquantError(
+            f"The GPU's kernels failed the self-test ({', '.join(failed)}) on {torch.cuda.get_device_name(device)}. "
+            "Please report it with the output of faquant doctor, and use the device cpu."
+        )
+
+
 class CudaBackend:
-    """Backend for the current GPU; with Triton's interpreter, for tensors in the CPU's memory."""
+    """Backend for the current GPU; with Triton's interpreter, for tensors in the CPU's memory.
+
+    Raises:
+        FaquantError: the kernels do not pass the self-test on this GPU.
+    """
 
     def __init__(self) -> None:
-        self.device = torch.device("cpu") if interpreted() else torch.device("cuda", torch.cuda.current_device())
+        if interpreted():
+            self.device = torch.device("cpu")
+            return
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        _check(self.device)
 
+    @explains
     def linear(self, table: LinearTable) -> Linear:
         return modules.linear(table, self.device)
 
@@ -38,6 +69,7 @@ class CudaBackend:
         assert tables[0] is not None
         return modules.RMSNorm(tables[0], eps, tables[1])
 
+    @explains
     def embedding(self, weight: Array) -> AnyEmbedding:
         return modules.Embedding(on_device(weight, self.device))
 
@@ -47,9 +79,11 @@ class CudaBackend:
     def silu_times(self, gate: Tensor, up: Tensor) -> Tensor:
         return elementwise.silu_times(gate, up)
 
+    @explains
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
         return Int8Pages(scheme, num_pages, page_size, self.device)
 
+    @explains
     def float_pages(
         self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
     ) -> Pages:
@@ -65,13 +99,13 @@ class CudaBackend:
 
     @property
     def description(self) -> str:
-        if interpreted():
-            return f"Triton {triton.__version__}, interpreted"
-        properties = torch.cuda.get_device_properties(self.device)
-        return f"{properties.name}, {properties.total_memory:,} bytes, Triton {triton.__version__}"
+        return description(self.device)
 
     def cache_memory(self) -> int:
         if self.device.type == "cpu":
             return 1 << 30
         free, total = torch.cuda.mem_get_info()
         return max(0, free - int(SPARE * total))
+
+    def explain(self, error: Exception) -> str | None:
+        return explained(error)

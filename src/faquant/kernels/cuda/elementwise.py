@@ -53,7 +53,7 @@ def rms_factor(rows, eps, ROWS: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _rms_norm(x, weight, bias, out, eps, x_stride, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+def _rms_norm(x, weight, bias, out, eps, x_stride, out_stride, SIZE: tl.constexpr, WIDTH: tl.constexpr):
     """A row of `out` for each program."""
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     columns = tl.arange(0, WIDTH)[None, :]
@@ -63,7 +63,9 @@ def _rms_norm(x, weight, bias, out, eps, x_stride, SIZE: tl.constexpr, WIDTH: tl
     result = tl.load(weight + columns, mask=inside, other=0.0) * (values * rms_factor(begin, eps, 1, SIZE)[:, None])
     if bias is not None:
         result += tl.load(bias + columns, mask=inside, other=0.0)
-    tl.store(out + row[:, None] * SIZE + columns, result, mask=inside)
+    # `out` may be x, whose squares other warps may still be loading.
+    tl.debug_barrier()
+    tl.store(out + (row * out_stride)[:, None] + columns, result, mask=inside)
 
 
 @triton.jit
@@ -86,8 +88,8 @@ def silu(x):
 
 @triton.jit
 def _silu_times(gate, up, out, gate_stride, up_stride, size, BLOCK: tl.constexpr):
-    row = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < size
     x = tl.load(gate + row * gate_stride + columns, mask=inside, other=0.0)
     y = tl.load(up + row * up_stride + columns, mask=inside, other=0.0)
@@ -117,16 +119,26 @@ def _rope(x, cos, sin, token_stride, heads, DIM: tl.constexpr, HEADS: tl.constex
 def rms_norm(x: Tensor, weight: Tensor, eps: float, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """x / rms(x) · weight (+ bias) over the last dimension: float32 [..., size]; weight and bias [size].
 
-    `out` may be x.
+    Rows of x and `out` may be any distance apart; `out` may be x.
     """
     size = x.shape[-1]
-    rows = x.reshape(-1, size)
     if out is None:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows, results = x.reshape(-1, size), out.view(-1, size)
     width = triton.next_power_of_2(size)
     warps = 1 if width <= 256 else 4 if width <= 8192 else 8
     _rms_norm[(len(rows),)](
-        rows, weight, bias, out, eps, rows.stride(0), SIZE=size, WIDTH=width, num_warps=warps, **ROUNDED
+        rows,
+        weight,
+        bias,
+        results,
+        eps,
+        rows.stride(0),
+        results.stride(0),
+        SIZE=size,
+        WIDTH=width,
+        num_warps=warps,
+        **ROUNDED,
     )
     return out
 
@@ -146,11 +158,11 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def silu_times(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
-    """gate / (1 + e^-gate) · up: float32 [rows, size] each, which may be parts of one buffer."""
+    """gate / (1 + e^-gate) · up: float32 [rows, size] each. Rows of gate and up may be any distance apart."""
     rows, size = gate.shape
     if out is None:
         out = torch.empty(rows, size, device=gate.device)
-    _silu_times[(triton.cdiv(size, _SILU_BLOCK), rows)](
+    _silu_times[(rows, triton.cdiv(size, _SILU_BLOCK))](
         gate, up, out, gate.stride(0), up.stride(0), size, BLOCK=_SILU_BLOCK, num_warps=4, **ROUNDED
     )
     return out

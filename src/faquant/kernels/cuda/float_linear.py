@@ -61,6 +61,11 @@ class BlockedWeight:
         """k."""
         return self.values.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Total size in bytes."""
+        return self.values.nbytes
+
 
 def float_linear(x: Tensor, weight: BlockedWeight, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """y = x · wᵀ (+ bias) for contiguous float32 x [tokens, k] and bias [n]: float32 [tokens, n].

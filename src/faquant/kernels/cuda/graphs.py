@@ -2,6 +2,7 @@
 slowly than the GPU executes them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ Step = Callable[[Tensor, DeviceBatch], None]
 
 
 class DecodeGraphs:
-    """Runs steps with one token per sequence. There is a graph for each number of rows and of splits, both rounded up to
-    a power of two; rows beyond the step's are at position -1, where kernels do nothing.
+    """Runs steps with one token per sequence. There is a graph for each number of rows and of splits, both rounded up
+    to a power of two; rows beyond the step's are at position -1, where kernels do nothing.
 
     Args:
         step: what a graph captures. It must not read anything back from the device.
@@ -59,7 +60,7 @@ class _Graph:
         dim: int,
         page_size: int,
         device: torch.device,
-        pool: tuple[int, int] | None,
+        pool: Any,
     ) -> None:
         self._step, self._page_size = step, page_size
         self._longest = splits * SPLIT - 1

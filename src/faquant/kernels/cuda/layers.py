@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ..arrays import Array
 from ..pages import Spans
-from .append import append
+from .attention import attend
+from .attention_inputs import Rotation, attention_inputs
 from .cache import DeviceBatch, DeviceSpans
 from .graphs import DecodeGraphs
+from .linear import FEW_TOKENS, SplitSums
 from .modules import Int8Linear, RMSNorm, stacked
 from .pages import Int8Pages
-from .queries import rope_heads
 from .rounding import round_gated, round_inputs
 
 
@@ -26,6 +27,8 @@ class CudaLayers:
         self._device = device
         self._pages = pages
         self._layers = [_Layer(*parts) for parts in zip(layers, pages, windows, strict=True)]
+        shapes = {shape for layer in self._layers for shape in layer.shapes}
+        self._sums = SplitSums.empty(sorted(shapes), FEW_TOKENS, device)
         self._page_size = pages[0].page_size
         self._graphs = DecodeGraphs(self._run, self._page_size, device)
 
@@ -39,7 +42,7 @@ class CudaLayers:
 
     def _run(self, x: Tensor, batch: DeviceBatch) -> None:
         for layer in self._layers:
-            layer.run(x, batch)
+            layer.run(x, batch, self._sums if len(x) <= FEW_TOKENS else None)
 
     def _batch(self, tables: tuple[Array, Array], spans: Spans) -> DeviceBatch:
         on_device = DeviceSpans.of(spans, self._device)
@@ -53,22 +56,42 @@ class _Layer:
     def __init__(self, layer: Any, pages: Int8Pages, window: int | None) -> None:
         self._pages, self._window = pages, window
         self._input_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self._head_norms: tuple[RMSNorm, RMSNorm] | None = (layer.q_norm, layer.k_norm) if layer.q_norm else None
+        self._q_norm, self._k_norm = layer.q_norm, layer.k_norm
         self._qkv = _Products([layer.q_proj, layer.k_proj, layer.v_proj])
         self._o, self._down = layer.o_proj, layer.down_proj
         self._gate_up = _Products([layer.gate_proj, layer.up_proj])
 
-    def run(self, x: Tensor, batch: DeviceBatch) -> None:
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of its products."""
+        linears = [*self._qkv.linears, self._o, *self._gate_up.linears, self._down]
+        return [(linear.weight.shape[0], linear.weight.shape[1]) for linear in linears]
+
+    def run(self, x: Tensor, batch: DeviceBatch, sums: SplitSums | None) -> None:
         """The residual stream x [tokens, hidden] after this layer, in place."""
-        pages, tables = self._pages, self._pages.tables
-        qkv = self._qkv(x, self._input_norm)
-        rope_heads(qkv, batch.cos, batch.sin, tables.heads, tables.kv_heads, self._head_norms)
-        q, k, v = qkv.view(len(x), -1, tables.dim).split([tables.heads, tables.kv_heads, tables.kv_heads], dim=1)
-        append(k, v, batch.slots, batch.spans.positions, pages.cache, tables, pages.beyond)
-        attention = pages.attend_on_device(q, batch.spans, self._window).flatten(1)
-        self._o.product(round_inputs(attention, self._o.rounding), residual=x, out=x)
-        gate_up = self._gate_up(x, self._mlp_norm)
-        self._down.product(round_gated(gate_up, self._down.rounding), residual=x, out=x)
+        pages, spans = self._pages, batch.spans
+        qkv = self._qkv(x, self._input_norm, sums)
+        maps = pages.maps_of(spans)
+        queries = attention_inputs(
+            qkv,
+            self._rotation(batch),
+            batch.slots,
+            spans.positions,
+            pages.cache,
+            pages.tables,
+            maps,
+            pages.beyond,
+            window=self._window,
+        )
+        attention = attend(queries, pages.cache, pages.tables, spans, self._window).flatten(1)
+        self._o.product(round_inputs(attention, self._o.rounding), x, x, sums)
+        gate_up = self._gate_up(x, self._mlp_norm, sums)
+        self._down.product(round_gated(gate_up, self._down.rounding), x, x, sums)
+
+    def _rotation(self, batch: DeviceBatch) -> Rotation:
+        if self._q_norm is None:
+            return Rotation(batch.cos, batch.sin)
+        return Rotation(batch.cos, batch.sin, self._q_norm.weight, self._k_norm.weight, self._q_norm.eps)
 
 
 class _Products:
@@ -76,9 +99,9 @@ class _Products:
 
     def __init__(self, linears: Sequence[Int8Linear]) -> None:
         together = stacked(linears)
-        self._linears = list(linears) if together is None else [together]
+        self.linears = list(linears) if together is None else [together]
 
-    def __call__(self, x: Tensor, norm: RMSNorm) -> Tensor:
+    def __call__(self, x: Tensor, norm: RMSNorm, sums: SplitSums | None) -> Tensor:
         """float32 [tokens, outputs of all of them] for x before the norm."""
-        parts = [linear.product(round_inputs(x, linear.rounding, norm)) for linear in self._linears]
+        parts = [linear.product(round_inputs(x, linear.rounding, norm), sums=sums) for linear in self.linears]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -46,6 +46,10 @@ class SplitSums:
             max((t.partial_sums for t in tilings), default=0), max((t.tiles for t in tilings), default=0), device
         )
 
+    def holds(self, tiling: "Tiling") -> bool:
+        """Whether it is large enough for this tiling."""
+        return self.partial.numel() >= tiling.partial_sums and self.arrived.numel() >= tiling.tiles
+
     @classmethod
     def _for_sizes(cls, partial_sums: int, tiles: int, device: torch.device) -> "SplitSums":
         return cls(
@@ -75,9 +79,10 @@ def tiling_of(tokens: int, outputs: int, inputs: int) -> Tiling:
     """The tiling for x [tokens, inputs] and a weight [outputs, inputs]."""
     programs = _PROGRAMS
     if tokens <= FEW_TOKENS:
-        steps = (256, 128, 64) if tokens <= 16 else (128, 64)
-        tile = 64, max(8, triton.next_power_of_2(tokens)), next((step for step in steps if inputs % step == 0), 128)
-        warps, stages = 4, 4
+        steps = (256, 128, 64) if tokens <= 8 else (128, 64)
+        # Each tile of outputs reads all tokens: from 33 on these are as many bytes as 64 rows of the weight.
+        rows, warps, stages = (64, 4, 4) if tokens <= 32 or outputs < 64 * _PROGRAMS else (128, 8, 4)
+        tile = rows, max(8, triton.next_power_of_2(tokens)), next((step for step in steps if inputs % step == 0), 128)
     else:
         # One program of 8 warps on a multiprocessor: split sums of large tiles are many bytes.
         programs //= 2
@@ -118,7 +123,7 @@ def int8_linear(
         float32 [tokens, n].
 
     Raises:
-        ValueError: shapes do not fit, or a bias is of the other kind.
+        ValueError: shapes do not fit, a bias is of the other kind, or `sums` is too small.
     """
     tokens, k = inputs.values.shape
     n = weight.shape[0]
@@ -133,6 +138,8 @@ def int8_linear(
     tiling = tiling_of(tokens, n, k)
     if tiling.splits > 1 and sums is None:
         sums = SplitSums._for_sizes(tiling.partial_sums, tiling.tiles, weight.device)
+    elif tiling.splits > 1 and sums is not None and not sums.holds(tiling):
+        raise ValueError(f"the memory for split sums was not made for {tokens} tokens of a weight {[n, k]}")
     multiply[(tiling.tiles, tiling.splits)](
         inputs.values,
         inputs.scale,

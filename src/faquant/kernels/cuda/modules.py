@@ -1,6 +1,7 @@
-"""Parts of a decoder on the GPU: linears, RMSNorm, embedding, with the bits of their counterparts in kernels/modules.py."""
+"""Parts of a decoder on the GPU: linears, RMSNorm, embedding, with the bits of those in kernels/modules.py."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +10,8 @@ from ..arrays import Integers, Stored
 from ..quantizers import tensor_of
 from ..tables import DynamicTable, FloatTable, LinearTable, StaticTable
 from .elementwise import rms_norm
-from .float_linear import float_linear, pack
-from .linear import int8_linear
+from .float_linear import BlockedWeight, float_linear
+from .linear import SplitSums, int8_linear
 from .rounding import DeviceNorm, InputRounding, RoundedInputs, round_inputs
 
 
@@ -25,15 +26,15 @@ class FloatLinear:
     is_int8 = False
 
     def __init__(self, table: FloatTable, device: torch.device) -> None:
-        self._packed = pack(on_device(table.weight, device))
+        self._weight = BlockedWeight.of(on_device(table.weight, device))
         self.bias = None if table.bias is None else on_device(table.bias, device).float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return float_linear(x, self._packed, self.bias)
+        return float_linear(x, self._weight, self.bias)
 
     @property
     def nbytes(self) -> int:
-        return self._packed.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return self._weight.values.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
 class Int8Linear:
@@ -44,7 +45,7 @@ class Int8Linear:
 
     def __init__(
         self, weight: Tensor, scale: Tensor, rounding: InputRounding, bias: Tensor | None, quant_bias: Tensor | None
-    ):
+    ) -> None:
         self.weight, self.scale, self.rounding = weight, scale, rounding
         self.bias, self.quant_bias = bias, quant_bias
 
@@ -60,9 +61,15 @@ class Int8Linear:
     def __call__(self, x: Tensor) -> Tensor:
         return self.product(round_inputs(x, self.rounding))
 
-    def product(self, inputs: RoundedInputs, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    def product(
+        self,
+        inputs: RoundedInputs,
+        residual: Tensor | None = None,
+        out: Tensor | None = None,
+        sums: SplitSums | None = None,
+    ) -> Tensor:
         """The linear of inputs that its `rounding` has rounded, added to `residual` [tokens, n]."""
-        return int8_linear(inputs, self.weight, self.scale, self.bias, self.quant_bias, residual, out)
+        return int8_linear(inputs, self.weight, self.scale, self.bias, self.quant_bias, residual, out, sums)
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +84,7 @@ def stacked(linears: Sequence[Int8Linear]) -> Int8Linear | None:
     tables = {name: [getattr(each, name) for each in linears] for name in ("weight", "scale", "bias", "quant_bias")}
     if not all(_alike(each.rounding, first.rounding) for each in linears):
         return None
-    whole: dict[str, Tensor | None] = {}
+    whole: dict[str, Any] = {}
     for name, parts in tables.items():
         if all(part is None for part in parts):
             whole[name] = None

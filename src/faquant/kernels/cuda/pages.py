@@ -48,18 +48,19 @@ class Int8Pages:
         return self.scheme.num_kv_heads * (2 * self.scheme.head_dim + 2 * scales)
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
-        on_device = [torch.as_tensor(x).to(self.device) for x in (slots, positions.astype(np.int32))]
-        append(k, v, *on_device, self.cache, self.tables, self.beyond)
+        to, at = (torch.as_tensor(x).to(self.device) for x in (slots, positions.astype(np.int32)))
+        append(k, v, to, at, self.cache, self.tables, self.beyond)
         self.tokens_appended += len(k)
 
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
-        return self.attend_on_device(q, DeviceSpans.of(spans, self.device), window)
+        on_device = DeviceSpans.of(spans, self.device)
+        maps = self.maps_of(on_device)
+        queries = map_queries(q, on_device.positions, self.tables, maps, self.beyond, window=window)
+        return attend(queries, self.cache, self.tables, on_device, window)
 
-    def attend_on_device(self, q: Tensor, spans: DeviceSpans, window: int | None) -> Tensor:
-        """As `attend`, for q [tokens, Hq, D] with any stride of tokens."""
-        maps = min(self.tables.maps, spans.longest // self.tables.map_block + 1)
-        queries = map_queries(q, spans.positions, self.tables, maps, self.beyond)
-        return attend(queries, self.cache, self.tables, spans, window)
+    def maps_of(self, spans: DeviceSpans) -> int:
+        """How many of K's maps the spans' tokens see at most."""
+        return min(self.tables.maps, spans.longest // self.tables.map_block + 1)
 
     def copy_page(self, source: int, target: int) -> None:
         inside = self.cache.tiles_in_page

@@ -1,5 +1,8 @@
 """Attention of many tokens of one sequence: a program has several tokens' heads as columns, and sees all their keys."""
 
+from functools import lru_cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -11,7 +14,20 @@ from .operands import constants, operands, rotation
 from .tile import SPLIT_TILES
 
 
-@triton.jit(do_not_specialize=["first", "count", "start", "tokens", "last_map", "window", "width"])
+@triton.jit
+def known(number, oldest, last, window):
+    """Which keys of a tile some row of the block sees, [TILE]."""
+    keys = tl.arange(0, tile.TILE) + number * tile.TILE
+    some = keys <= last
+    if window is not None:
+        some = some & (keys >= oldest)
+    return some
+
+
+@triton.jit(
+    do_not_specialize=["first", "count", "start", "tokens", "last_map", "window", "width"],
+    do_not_specialize_on_alignment=["sequences", "block_tables"],
+)
 def attend_chunk(
     queries,
     scale,
@@ -60,9 +76,11 @@ def attend_chunk(
     keys = tl.arange(0, tile.TILE)
     token = columns // GROUP
     real = (token < TOKENS) & (block + token < count)
+    # Columns without a query repeat others, so that loads need no mask.
+    token = tl.where(real, token, 0)
     inside = token * HEADS + columns % GROUP
     at = (first + block).to(tl.int64) * HEADS + head * GROUP
-    position = start + block + tl.where(real, token, 0)
+    position = start + block + token
     last = start + tl.minimum(block + TOKENS, count) - 1
     oldest = last * 0
     if window is not None:
@@ -73,8 +91,8 @@ def attend_chunk(
     block_table = block_tables + tl.load(sequences + first) * width
 
     if MAP_TILES == 0:
-        q = tile.load_queries(queries, at, inside, real, D, PADDED)
-        row_scale = tl.load(scale + at + inside, mask=real, other=0.0)
+        q = tile.load_queries(queries, at, inside, D, PADDED)
+        row_scale = tl.load(scale + at + inside)
     v_unit = None
     if v_static is not None:
         v_unit = tile.load_table(v_static, head, D, PADDED)
@@ -83,23 +101,29 @@ def attend_chunk(
         v_zero = tile.load_table(v_offset, head, D, PADDED)
     whole_top = tl.full((COLUMNS,), float("-inf"), tl.float32)
     whole_total = tl.zeros((COLUMNS,), tl.float32)
+    place = tile.tile_place(block_table, first_tile, TILES_IN_PAGE) * KV_HEADS + head
+    k_steps = tile.load_scales(k_scale, place, known(first_tile, oldest, last, window))
+    v_steps = tile.load_scales(v_scale, place, known(first_tile, oldest, last, window))
     for split in range(first_split, end, SPLIT_TILES):
         top, total, out = tile.empty(COLUMNS, PADDED)
         for number in tl.range(tl.maximum(split, first_tile), tl.minimum(split + SPLIT_TILES, end), num_stages=STAGES):
+            place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+            following = tl.minimum(number + 1, end - 1)
+            next_place = tile.tile_place(block_table, following, TILES_IN_PAGE) * KV_HEADS + head
+            next_known = known(following, oldest, last, window)
+            next_k_steps = tile.load_scales(k_scale, next_place, next_known)
+            next_v_steps = tile.load_scales(v_scale, next_place, next_known)
             if MAP_TILES > 0:
                 number_of_map = tl.minimum(number // MAP_TILES, last_map).to(tl.int64)
                 here = number_of_map * tokens * HEADS + at
-                q = tile.load_queries(queries, here, inside, real, D, PADDED)
-                row_scale = tl.load(scale + here + inside, mask=real, other=0.0)
+                q = tile.load_queries(queries, here, inside, D, PADDED)
+                row_scale = tl.load(scale + here + inside)
             row_bias = None
             if bias is not None:
-                row_bias = tl.load(bias + here + inside, mask=real, other=0.0)
-            place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+                row_bias = tl.load(bias + here + inside)
             key = keys + number * tile.TILE
-            known = key <= last
             seen = key[:, None] <= position[None, :]
             if window is not None:
-                known = known & (key >= oldest)
                 seen = seen & (key[:, None] > position[None, :] - window)
             tile_top, tile_total, tile_out = tile.attend_tile(
                 q,
@@ -107,13 +131,14 @@ def attend_chunk(
                 row_bias,
                 k,
                 v,
-                k_scale,
-                v_scale,
+                k_steps,
+                v_steps,
                 v_unit,
                 v_zero,
                 place,
-                known,
                 seen,
+                k_scale is not None,
+                v_scale is not None,
                 D,
                 PADDED,
                 COLUMNS,
@@ -122,6 +147,7 @@ def attend_chunk(
                 QUANTIZED_SUM,
             )
             top, total, out = tile.merge(top, total, out, tile_top, tile_total, tile_out)
+            k_steps, v_steps = next_k_steps, next_v_steps
         # Splits are merged in the result's memory, and pointers made here: registers are scarce in the loop.
         to = result + at * D + (inside[None, :] * D + channels[:, None])
         mask = real[None, :] & (channels[:, None] < D)
@@ -148,13 +174,16 @@ def prefill(
     out: Tensor,
     rows: range,
     start: int,
-    warps: int = 8,
-    stages: int = 5,
-    columns: int = 32,
+    shape: tuple[int, int] | None = None,
+    stages: int = 3,
 ) -> None:
     """Write the attention of `rows`, consecutive tokens of one sequence from the position `start` on, to `out`, float32
-    [tokens, Hq, D]; it has the bits of reference.attend."""
+    [tokens, Hq, D]; it has the bits of reference.attend.
+
+    shape: columns and warps of a program; None: what suits the GPU.
+    """
     maps, tokens = queries.values.shape[:2]
+    columns, warps = shape or _shape(out.device, tables.dim)
     columns = max(columns, int(triton.next_power_of_2(tables.group)))
     blocks = -(-len(rows) // (columns // tables.group))
     attend_chunk[(tables.kv_heads, blocks)](
@@ -174,3 +203,16 @@ def prefill(
         num_warps=warps,
         **ROUNDED,
     )
+
+
+@lru_cache
+def _shape(device: torch.device, dim: int) -> tuple[int, int]:
+    """Columns and warps.
+
+    Before Hopper, operands of matrix instructions need registers, and two warps need the fewest instructions per score.
+    Hopper takes operands from memory, and with 32 columns its L2 cache is read half as often.
+    """
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+    if dim > 128:
+        return 16, 4
+    return (32, 4) if hopper else (16, 2)

@@ -1,9 +1,10 @@
 """The inputs of int8 linears: RMSNorm or silu(gate) · up, an input multiplier, the Hadamard transform and the rounding
 of a row in one kernel.
 
-A program takes a whole row. Several programs could share a row only if a second kernel followed, because the scale
-needs the row's maximum; that launch would cost more than it saves, as one multiprocessor reads the longest row in about
-2 µs.
+A program takes a row, because RMSNorm and the scale need all of it. For silu(gate) · up of 14,336 inputs that is 43,000
+instructions of warps, which one multiprocessor issues in 6 µs, while in decoding the others wait. So the long rows of
+few tokens are divided between programs, and a second kernel rounds them with the scale of the row. For 4,096 inputs, 1
+µs, its launch would not pay.
 """
 
 import math
@@ -11,17 +12,23 @@ from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..tables import INPUT_STEPS, DynamicTable, StaticTable
-from .arithmetic import ROUNDED, ROUNDER, ROUNDER_BITS, hadamard, integer_of, rounded, sum_of_columns
-
-_LANES = 16
-"""Lanes of RMSNorm's sum of squares (csrc/generic/elementwise_rows-inl.h)."""
+from .arithmetic import ROUNDED
+from .rounding_kernels import prepare_chunks, round_chunks, round_long_rows, round_rows
 
 _KEPT_PER_THREAD = 44
 """Values of a row that a thread keeps in registers between the row's maximum and its rounding; more would spill."""
+
+_LONG = 4096
+"""Rows with more inputs than this are divided between programs if there are few tokens."""
+
+_FEW_TOKENS = 64
+"""With more tokens, whole rows keep all multiprocessors busy, and what two kernels exchange would cost more."""
+
+_DIVIDED_CHUNK = 1024
+"""Inputs of a program of a divided row, whole Hadamard blocks."""
 
 
 @dataclass(frozen=True)
@@ -108,30 +115,75 @@ def _launch(
     tokens = x.shape[0]
     if out is None:
         out = RoundedInputs.empty(tokens, size, rounding, x.device)
+    if not tokens:
+        return out
+    if norm is None and size > _LONG and (tokens <= _FEW_TOKENS or rounding.scale is not None):
+        _launch_divided(x, size, gated, rounding, out)
+        return out
     chunk, warps = chunks_of(size, block)
-    if tokens:
-        round_rows[(tokens,)](
-            x,
+    fits = triton.cdiv(size, chunk) * chunk <= warps * 32 * _KEPT_PER_THREAD
+    kernel = round_rows if fits else round_long_rows
+    kernel[(tokens,)](
+        x,
+        out.values,
+        out.scale,
+        None if norm is None else norm.weight,
+        None if norm is None else norm.bias,
+        0.0 if norm is None else norm.eps,
+        rounding.multiplier,
+        rounding.scale,
+        rounding.offset,
+        SIZE=size,
+        CHUNK=chunk,
+        GATED=gated,
+        BLOCK=block,
+        FACTOR=_factor(block),
+        STEPS=rounding.steps,
+        num_warps=warps,
+        **ROUNDED,
+    )
+    return out
+
+
+def _launch_divided(x: Tensor, size: int, gated: bool, rounding: InputRounding, out: RoundedInputs) -> None:
+    tokens, chunks = len(x), triton.cdiv(size, _DIVIDED_CHUNK)
+    prepared = peaks = None
+    if out.scale is not None:
+        prepared = torch.empty(tokens, size, device=x.device)
+        peaks = torch.empty(tokens, chunks, dtype=torch.int32, device=x.device)
+    prepare_chunks[(tokens, chunks)](
+        x,
+        out.values,
+        prepared,
+        peaks,
+        rounding.multiplier,
+        rounding.scale,
+        rounding.offset,
+        SIZE=size,
+        CHUNK=_DIVIDED_CHUNK,
+        GATED=gated,
+        BLOCK=rounding.hadamard_block,
+        FACTOR=_factor(rounding.hadamard_block),
+        num_warps=4,
+        **ROUNDED,
+    )
+    if out.scale is not None:
+        round_chunks[(tokens, chunks)](
+            prepared,
+            peaks,
             out.values,
             out.scale,
-            None if norm is None else norm.weight,
-            None if norm is None else norm.bias,
-            0.0 if norm is None else norm.eps,
-            rounding.multiplier,
-            rounding.scale,
-            rounding.offset,
             SIZE=size,
-            CHUNK=chunk,
-            GATED=gated,
-            BLOCK=block,
-            FACTOR=1.0 / math.sqrt(block) if block else 1.0,
+            CHUNK=_DIVIDED_CHUNK,
+            WIDTH=triton.next_power_of_2(chunks),
             STEPS=rounding.steps,
-            KEPT=triton.cdiv(size, chunk) * chunk <= warps * 32 * _KEPT_PER_THREAD,
-            UNROLLED=math.gcd(size // _LANES, 32),
-            num_warps=warps,
+            num_warps=4,
             **ROUNDED,
         )
-    return out
+
+
+def _factor(block: int) -> float:
+    return 1.0 / math.sqrt(block) if block else 1.0
 
 
 def chunks_of(size: int, block: int) -> tuple[int, int]:
@@ -145,163 +197,3 @@ def chunks_of(size: int, block: int) -> tuple[int, int]:
     while chunk > least and 8 * triton.cdiv(size, chunk) * chunk > 9 * size:
         chunk //= 2
     return chunk, warps
-
-
-@triton.jit
-def round_rows(
-    x,
-    values,
-    scales,
-    norm_weight,
-    norm_bias,
-    eps,
-    multiplier,
-    input_scale,
-    input_offset,
-    SIZE: tl.constexpr,
-    CHUNK: tl.constexpr,
-    GATED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FACTOR: tl.constexpr,
-    STEPS: tl.constexpr,
-    KEPT: tl.constexpr,
-    UNROLLED: tl.constexpr,
-):
-    """One row of SIZE inputs in chunks of CHUNK. Grid (tokens,).
-
-    KEPT: whether the row stays in registers from its maximum to its rounding; otherwise it is computed twice.
-    UNROLLED: loads of 16 inputs that RMSNorm has in flight.
-    """
-    CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
-    MASKED: tl.constexpr = SIZE % CHUNK != 0
-    row = tl.program_id(0).to(tl.int64)
-    x += row * (2 * SIZE if GATED else SIZE)
-    values += row * SIZE
-    rms = 1.0
-    if norm_weight is not None:
-        rms = _rms_factor(x, eps, SIZE, UNROLLED)
-    if input_scale is not None:
-        scale = tl.load(input_scale)
-        offset = tl.load(input_offset)
-        for i in range(CHUNKS):
-            at = i * CHUNK + tl.arange(0, CHUNK)
-            y = _inputs(x, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, GATED, CHUNK, 0, 1.0)
-            steps = tl.minimum(tl.maximum(tl.div_rn(y, scale), -4e6), 4e6)
-            _store(values, at, tl.minimum(tl.maximum(rounded(steps) + offset, -128.0), 127.0), SIZE, MASKED)
-    else:
-        peaks = tl.zeros((CHUNK,), tl.int32)
-        kept = ()
-        if KEPT:
-            for i in tl.static_range(CHUNKS):
-                y = _inputs(
-                    x,
-                    i * CHUNK + tl.arange(0, CHUNK),
-                    rms,
-                    norm_weight,
-                    norm_bias,
-                    multiplier,
-                    SIZE,
-                    MASKED and i == CHUNKS - 1,
-                    GATED,
-                    CHUNK,
-                    BLOCK,
-                    FACTOR,
-                )
-                peaks = tl.maximum(peaks, _magnitude_bits(y))
-                kept += (y,)  # type: ignore[assignment]
-        else:
-            for i in range(CHUNKS):
-                at = i * CHUNK + tl.arange(0, CHUNK)
-                y = _inputs(x, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, GATED, CHUNK, BLOCK, FACTOR)
-                peaks = tl.maximum(peaks, _magnitude_bits(y))
-        peak = tl.max(peaks, axis=0).to(tl.float32, bitcast=True)
-        scale = tl.div_rn(tl.where(peak < 1e-30, 1e-30, peak), STEPS)
-        tl.store(scales + row, scale)
-        if KEPT:
-            for i in tl.static_range(CHUNKS):
-                steps = tl.minimum(tl.maximum(tl.div_rn(kept[i], scale), -128.0), 127.0)
-                _store(values, i * CHUNK + tl.arange(0, CHUNK), steps, SIZE, MASKED and i == CHUNKS - 1)
-        else:
-            for i in range(CHUNKS):
-                at = i * CHUNK + tl.arange(0, CHUNK)
-                y = _inputs(x, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, GATED, CHUNK, BLOCK, FACTOR)
-                steps = tl.minimum(tl.maximum(tl.div_rn(y, scale), -128.0), 127.0)
-                _store(values, at, steps, SIZE, MASKED)
-
-
-@triton.jit
-def _rms_factor(x, eps, SIZE: tl.constexpr, UNROLLED: tl.constexpr):
-    """1 / √(mean of squares + eps) of a row, summed in 16 lanes one after another, and those by halves."""
-    lanes = tl.arange(0, 16)[:, None]
-    sums = tl.zeros((16, 1), tl.float32)
-    for i in range(0, SIZE, 16 * UNROLLED):
-        for j in tl.static_range(UNROLLED):
-            v = tl.load(x + i + j * 16 + lanes)
-            sums += v * v
-    mean = tl.div_rn(tl.sum(sum_of_columns(sums, 16, 1), axis=0), SIZE * 1.0)
-    return tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
-
-
-@triton.jit
-def _inputs(
-    x,
-    at,
-    rms,
-    norm_weight,
-    norm_bias,
-    multiplier,
-    SIZE: tl.constexpr,
-    MASKED: tl.constexpr,
-    GATED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FACTOR: tl.constexpr,
-):
-    """The inputs at these places of a row before their rounding; 0 beyond its end."""
-    y = _load(x, at, SIZE, MASKED)
-    if GATED:
-        y = silu(y) * _load(x + SIZE, at, SIZE, MASKED)
-    if norm_weight is not None:
-        y = _load(norm_weight, at, SIZE, MASKED) * (y * rms)
-        if norm_bias is not None:
-            y += _load(norm_bias, at, SIZE, MASKED)
-    if multiplier is not None:
-        y *= _load(multiplier, at, SIZE, MASKED)
-    if BLOCK > 1:
-        y = tl.reshape(hadamard(tl.reshape(y, (1, CHUNK)), 1, CHUNK, BLOCK, FACTOR), (CHUNK,))
-    return y
-
-
-@triton.jit
-def silu(x):
-    """x / (1 + e^-x) with the roundings of silu_times in csrc: e^y = 2^n · e^r, r in two parts of ln 2."""
-    y = tl.maximum(tl.minimum(-x, 88.0), -87.0)
-    shifted = y * 1.44269504 + ROUNDER
-    n = shifted - ROUNDER
-    r = (y - n * 0.693359375) - n * -2.12194440e-4
-    p = r * (1.0 / 5040) + (1.0 / 720)
-    p = p * r + (1.0 / 120)
-    p = p * r + (1.0 / 24)
-    p = p * r + (1.0 / 6)
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    e = p * ((shifted.to(tl.int32, bitcast=True) - ROUNDER_BITS + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.div_rn(x, 1.0 + tl.where(-x > 88.0, float("inf"), e))
-
-
-@triton.jit
-def _magnitude_bits(x):
-    """The bits of |x|, which have the order of the numbers and do not lose a NaN."""
-    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
-def _load(pointer, at, SIZE: tl.constexpr, MASKED: tl.constexpr):
-    return tl.load(pointer + at, mask=at < SIZE if MASKED else None, other=0.0 if MASKED else None)
-
-
-@triton.jit
-def _store(pointer, at, steps, SIZE: tl.constexpr, MASKED: tl.constexpr):
-    """Store steps, rounded; they are within int8."""
-    tl.store(pointer + at, integer_of(steps).to(tl.int8), mask=at < SIZE if MASKED else None)

@@ -25,7 +25,7 @@ class Tiling:
     @classmethod
     def of(cls, tokens: int, dim: int) -> "Tiling":
         """One token for each program while there are few tokens, so that there are many programs. Otherwise as many
-        as one warp holds with 16 channels a thread: rows in one warp need no barriers."""
+        as one warp holds with 16 channels a thread: rows in one warp do not wait for other warps."""
         rows = max(1, min(8, 512 // width_of(dim))) if tokens >= 64 else 1
         return cls(rows, max(1, width_of(dim) // 512), triton.cdiv(tokens, rows))
 
@@ -53,10 +53,10 @@ def rotated_by_position(x, tokens, columns, cos, sin, norm, eps, ROWS: tl.conste
     inside = columns < DIM
     lower = columns < DIM // 2
     partners = tl.where(lower, columns + DIM // 2, columns - DIM // 2)
+    factor = rms_factor(x, eps, ROWS, DIM)[:, None] if norm is not None else 1.0
     value = tl.load(x[:, None] + columns, mask=inside, other=0.0)
     partner = tl.load(x[:, None] + partners, mask=inside, other=0.0)
     if norm is not None:
-        factor = rms_factor(x, eps, ROWS, DIM)[:, None]
         value = tl.load(norm + columns, mask=inside, other=0.0) * (value * factor)
         partner = tl.load(norm + partners, mask=inside, other=0.0) * (partner * factor)
     at = tokens.to(tl.int64)[:, None] * DIM + columns

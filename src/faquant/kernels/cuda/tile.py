@@ -62,13 +62,11 @@ def load_block(pointers, channel_mask, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def load_queries(queries, base, columns, real, D: tl.constexpr, PADDED: tl.constexpr):
-    """The rows base + columns of [maps · tokens · Hq, D] as int8 [PADDED, COLUMNS]; 0 where not real."""
+def load_queries(queries, base, columns, D: tl.constexpr, PADDED: tl.constexpr):
+    """The rows base + columns of [maps · tokens · Hq, D] as int8 [PADDED, COLUMNS], with zeros below."""
     channels = tl.arange(0, PADDED)
-    mask = real[None, :]
-    if D != PADDED:
-        mask = mask & (channels[:, None] < D)
-    return tl.load(queries + base * D + (columns[None, :] * D + channels[:, None]), mask=mask, other=0)
+    at = columns[None, :] * D + channels[:, None]
+    return load_block(queries + base * D + at, channels[:, None] < D, D == PADDED)
 
 
 @triton.jit
@@ -79,19 +77,29 @@ def load_table(table, head, D: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
+def load_scales(scales, place, known):
+    """The scales of a tile, [TILE], 0 where not known; a scalar that is not used if the scheme has static ones."""
+    steps = 0.0
+    if scales is not None:
+        steps = tl.load(scales + place * TILE + tl.arange(0, TILE), mask=known, other=0.0)
+    return steps
+
+
+@triton.jit
 def attend_tile(
     q,
     row_scale,
     bias,
     k,
     v,
-    k_scale,
-    v_scale,
+    k_steps,
+    v_steps,
     v_unit,
     v_offset,
     place,
-    known,
     seen,
+    TOKEN_K: tl.constexpr,
+    TOKEN_V: tl.constexpr,
     D: tl.constexpr,
     PADDED: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -103,9 +111,10 @@ def attend_tile(
 
     Args:
         q: int8 [PADDED, COLUMNS], of which USED columns hold queries; row_scale, bias: float32 [COLUMNS], bias or None.
-        k, v, k_scale, v_scale: as in Int8Cache.
+        k, v: as in Int8Cache.
+        k_steps, v_steps: float16 [TILE], from load_scales; used if TOKEN_K and TOKEN_V.
         v_unit, v_offset: V's static scale and zero point, float32 [PADDED], or None.
-        known: [TILE], the keys that some query sees; only their scales are read. seen: [TILE, COLUMNS] or [TILE, 1].
+        seen: which keys a query sees, [TILE, COLUMNS] or [TILE, 1].
     """
     keys = tl.arange(0, TILE)
     channels = tl.arange(0, PADDED)
@@ -117,8 +126,8 @@ def attend_tile(
     )
 
     scores = tl.dot(k_tile, q, out_dtype=tl.int32).to(tl.float32) * row_scale[None, :]
-    if k_scale is not None:
-        scores = scores * tl.load(k_scale + place * TILE + keys, mask=known, other=0.0).to(tl.float32)[:, None]
+    if TOKEN_K:
+        scores = scores * k_steps.to(tl.float32)[:, None]
     if bias is not None:
         scores = scores + bias[None, :]
     scores = tl.where(seen, scores, float("-inf"))
@@ -126,8 +135,8 @@ def attend_tile(
     p = exp2(scores - tl.where(top == float("-inf"), 0.0, top)[None, :])
 
     levels = tl.full((COLUMNS,), LEVELS, tl.float32)
-    if v_scale is not None:
-        weighted = p * tl.load(v_scale + place * TILE + keys, mask=known, other=0.0).to(tl.float32)[:, None]
+    if TOKEN_V:
+        weighted = p * v_steps.to(tl.float32)[:, None]
         peak = tl.maximum(tl.max(weighted, axis=0), SMALLEST)
         steps = weighted * tl.div_rn(levels, peak)[None, :]
         step = tl.div_rn(peak, levels)
@@ -140,7 +149,7 @@ def attend_tile(
     out = weighted_sum(bits, v_tile, PADDED, COLUMNS, USED, LEVELS).to(tl.float32)
     if v_offset is not None or QUANTIZED_SUM:
         p_sum = tl.sum(bits - ROUNDER_BITS, axis=0).to(tl.float32)
-    if v_scale is not None:
+    if TOKEN_V:
         out = out * step[None, :]
     else:
         if v_offset is not None:

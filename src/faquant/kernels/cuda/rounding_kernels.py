@@ -1,0 +1,243 @@
+"""The kernels of rounding.py."""
+
+import triton
+import triton.language as tl
+
+from .arithmetic import hadamard, integer_of, rounded
+from .elementwise import rms_factor, silu
+
+
+@triton.jit
+def round_rows(
+    x,
+    values,
+    scales,
+    norm_weight,
+    norm_bias,
+    eps,
+    multiplier,
+    input_scale,
+    input_offset,
+    SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FACTOR: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """One row of SIZE inputs in chunks of CHUNK, all in registers. Grid (tokens,)."""
+    CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
+    MASKED: tl.constexpr = SIZE % CHUNK != 0
+    columns = tl.arange(0, CHUNK)
+    row = tl.program_id(0).to(tl.int64)
+    x += row * (2 * SIZE if GATED else SIZE)
+    values += row * SIZE
+    # All loads of a row are under way before the first number is needed, and RMSNorm's sum finds the row in L1.
+    first, ups, inputs = tl.tuple([]), tl.tuple([]), tl.tuple([])
+    for i in tl.static_range(CHUNKS):
+        first += (_load(x, i * CHUNK + columns, SIZE, MASKED and i == CHUNKS - 1),)
+        if GATED:
+            ups += (_load(x + SIZE, i * CHUNK + columns, SIZE, MASKED and i == CHUNKS - 1),)
+    rms = 1.0
+    if norm_weight is not None:
+        rms = rms_factor(x + tl.arange(0, 1), eps, 1, SIZE)
+    for i in tl.static_range(CHUNKS):
+        y = first[i]
+        if GATED:
+            y = silu(y) * ups[i]
+        at = i * CHUNK + columns
+        inputs += (
+            _transformed(
+                y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED and i == CHUNKS - 1, CHUNK, BLOCK, FACTOR
+            ),
+        )
+    if input_scale is not None:
+        scale = tl.load(input_scale)
+        offset = tl.load(input_offset)
+    else:
+        peaks = _magnitude_bits(inputs[0])
+        for i in tl.static_range(1, CHUNKS):
+            peaks = tl.maximum(peaks, _magnitude_bits(inputs[i]))
+        scale = _scale_of(peaks, STEPS)
+        offset = None
+        tl.store(scales + row, scale)
+    for i in tl.static_range(CHUNKS):
+        _store(values, i * CHUNK + columns, _steps(inputs[i], scale, offset), SIZE, MASKED and i == CHUNKS - 1)
+
+
+@triton.jit
+def round_long_rows(
+    x,
+    values,
+    scales,
+    norm_weight,
+    norm_bias,
+    eps,
+    multiplier,
+    input_scale,
+    input_offset,
+    SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FACTOR: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """As round_rows, for a row that does not fit into registers: its inputs are computed twice, first for their
+    maximum.
+    """
+    CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
+    MASKED: tl.constexpr = SIZE % CHUNK != 0
+    columns = tl.arange(0, CHUNK)
+    row = tl.program_id(0).to(tl.int64)
+    x += row * (2 * SIZE if GATED else SIZE)
+    values += row * SIZE
+    rms = 1.0
+    if norm_weight is not None:
+        rms = rms_factor(x + tl.arange(0, 1), eps, 1, SIZE)
+    if input_scale is not None:
+        scale = tl.load(input_scale)
+        offset = tl.load(input_offset)
+    else:
+        peaks = tl.zeros((CHUNK,), tl.int32)
+        for i in range(CHUNKS):
+            at = i * CHUNK + columns
+            y = _first(x, at, SIZE, MASKED, GATED)
+            y = _transformed(y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
+            peaks = tl.maximum(peaks, _magnitude_bits(y))
+        scale = _scale_of(peaks, STEPS)
+        offset = None
+        tl.store(scales + row, scale)
+    for i in range(CHUNKS):
+        at = i * CHUNK + columns
+        y = _first(x, at, SIZE, MASKED, GATED)
+        y = _transformed(y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
+        _store(values, at, _steps(y, scale, offset), SIZE, MASKED)
+
+
+@triton.jit
+def prepare_chunks(
+    x,
+    values,
+    prepared,
+    peaks,
+    multiplier,
+    input_scale,
+    input_offset,
+    SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FACTOR: tl.constexpr,
+):
+    """A chunk of a row without RMSNorm: rounded if the scale is static, otherwise stored in `prepared` [tokens, SIZE],
+    and the bits of its greatest magnitude in peaks [tokens, chunks]. Grid (tokens, chunks).
+    """
+    CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
+    MASKED: tl.constexpr = SIZE % CHUNK != 0
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    at = chunk * CHUNK + tl.arange(0, CHUNK)
+    y = _first(x + row * (2 * SIZE if GATED else SIZE), at, SIZE, MASKED, GATED)
+    y = _transformed(y, at, 1.0, None, None, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
+    if input_scale is not None:
+        _store(values + row * SIZE, at, _steps(y, tl.load(input_scale), tl.load(input_offset)), SIZE, MASKED)
+    else:
+        tl.store(prepared + row * SIZE + at, y, mask=at < SIZE if MASKED else None)
+        tl.store(peaks + row * CHUNKS + chunk, tl.max(_magnitude_bits(y), axis=0))
+
+
+@triton.jit
+def round_chunks(
+    prepared,
+    peaks,
+    values,
+    scales,
+    SIZE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STEPS: tl.constexpr,
+):
+    """A chunk of a row from prepare_chunks, with the scale of the row. Grid (tokens, chunks).
+
+    WIDTH: a power of two of at least as many chunks.
+    """
+    CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
+    MASKED: tl.constexpr = SIZE % CHUNK != 0
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    at = chunk * CHUNK + tl.arange(0, CHUNK)
+    y = _load(prepared + row * SIZE, at, SIZE, MASKED)
+    numbers = tl.arange(0, WIDTH)
+    scale = _scale_of(tl.load(peaks + row * CHUNKS + numbers, mask=numbers < CHUNKS, other=0), STEPS)
+    if chunk == 0:
+        tl.store(scales + row, scale)
+    _store(values + row * SIZE, at, _steps(y, scale, None), SIZE, MASKED)
+
+
+@triton.jit
+def _first(x, at, SIZE: tl.constexpr, MASKED: tl.constexpr, GATED: tl.constexpr):
+    """x or silu(gate) · up at these places of a row; 0 beyond its end."""
+    y = _load(x, at, SIZE, MASKED)
+    if GATED:
+        y = silu(y) * _load(x + SIZE, at, SIZE, MASKED)
+    return y
+
+
+@triton.jit
+def _transformed(
+    y,
+    at,
+    rms,
+    norm_weight,
+    norm_bias,
+    multiplier,
+    SIZE: tl.constexpr,
+    MASKED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FACTOR: tl.constexpr,
+):
+    """The inputs at these places of a row, before their rounding."""
+    if norm_weight is not None:
+        y = _load(norm_weight, at, SIZE, MASKED) * (y * rms)
+        if norm_bias is not None:
+            y += _load(norm_bias, at, SIZE, MASKED)
+    if multiplier is not None:
+        y *= _load(multiplier, at, SIZE, MASKED)
+    if BLOCK > 1:
+        y = tl.reshape(hadamard(tl.reshape(y, (1, CHUNK)), 1, CHUNK, BLOCK, FACTOR), (CHUNK,))
+    return y
+
+
+@triton.jit
+def _magnitude_bits(x):
+    """The bits of |x|, which have the order of the numbers and do not lose a NaN."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _scale_of(peaks, STEPS: tl.constexpr):
+    """The scale of a row with these magnitudes."""
+    peak = tl.max(peaks, axis=0).to(tl.float32, bitcast=True)
+    return tl.div_rn(tl.where(peak < 1e-30, 1e-30, peak), STEPS)
+
+
+@triton.jit
+def _steps(y, scale, offset):
+    """y in steps of its scale, within int8; a static offset is added to rounded steps, as in MindIE."""
+    steps = tl.div_rn(y, scale)
+    if offset is not None:
+        # Beyond 2^22 `rounded` is inexact, but such steps are clamped anyway.
+        steps = rounded(steps) + offset
+    return tl.minimum(tl.maximum(steps, -128.0), 127.0)
+
+
+@triton.jit
+def _load(pointer, at, SIZE: tl.constexpr, MASKED: tl.constexpr):
+    return tl.load(pointer + at, mask=at < SIZE if MASKED else None, other=0.0 if MASKED else None)
+
+
+@triton.jit
+def _store(pointer, at, steps, SIZE: tl.constexpr, MASKED: tl.constexpr):
+    tl.store(pointer + at, integer_of(steps).to(tl.int8), mask=at < SIZE if MASKED else None)

@@ -1,0 +1,18 @@
+from collections.abc import Iterator
+
+import pytest
+
+from oracles import random_decoder
+from oracles.exact_fma import use_in_interpreter
+
+
+@pytest.fixture
+def exact_fma(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_in_interpreter(monkeypatch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_model_is_kept() -> Iterator[None]:
+    """nanobind would report cached models as leaked."""
+    yield
+    random_decoder.parts.cache_clear()
