@@ -168,7 +168,10 @@ def _log(number: int) -> int:
 
 def goals(found: dict[str, Any]) -> list[Row]:
     """For each goal the worst, the median and the best row. It is met if every row meets it."""
-    rows = []
+    checks = found["tables"].get("bits", [])
+    good = sum(row["result"] == "same" for row in checks)
+    met = "not measured" if not checks else "yes" if good == len(checks) else f"{good} of {len(checks)} checks"
+    rows: list[Row] = [{"goal": "equal bits", "met": met}]
     for text, table, name, goal, counts in GOALS:
         values = sorted(
             row[name] for row in found["tables"].get(table, []) if row.get(name) is not None and counts(row)
@@ -176,7 +179,7 @@ def goals(found: dict[str, Any]) -> list[Row]:
         if not values:
             rows.append({"goal": text, "least": goal, "met": "not measured"})
             continue
-        met = sum(value >= goal for value in values)
+        count = sum(value >= goal for value in values)
         rows.append(
             {
                 "goal": text,
@@ -184,7 +187,7 @@ def goals(found: dict[str, Any]) -> list[Row]:
                 "worst": values[0],
                 "median": statistics.median(values),
                 "best": values[-1],
-                "met": "yes" if met == len(values) else f"{met} of {len(values)} rows",
+                "met": "yes" if count == len(values) else f"{count} of {len(values)} rows",
             }
         )
     return rows

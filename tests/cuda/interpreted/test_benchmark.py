@@ -31,4 +31,5 @@ def test_every_section_finds_something(tmp_path: Path) -> None:
         assert all(row[name] > 0 for row in found["tables"][table] for name in names), table
     report = files["markdown"].read_text(encoding="utf-8")
     assert report in ended.stdout
+    assert "| equal bits | – | – | – | – | yes |" in report
     assert "| prefill, × SDPA | 0.25 |" in report
