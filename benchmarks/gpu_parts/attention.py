@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from faquant.kernels.cuda.attention import attend
 from faquant.kernels.cuda.cache import DeviceSpans, Int8Cache, MappedQueries, SchemeTables
-from faquant.kernels.scheme import TILE, AttentionScheme
+from faquant.kernels.scheme import MAP_BLOCK, TILE, AttentionScheme
 
 from . import converting
 from .results import Results
@@ -41,6 +41,7 @@ SHAPES = (Heads(32, 8, 128), Heads(64, 8, 128), Heads(28, 4, 128), Heads(9, 3, 6
 # The most telling first, in case the time ends.
 CONTEXTS, BATCHES = (4096, 32768, 131072, 16384, 1024), (8, 64, 1)
 PROMPTS = (2048, 8192)
+TIMES = "ours", "one_map", "sdpa", "converting"
 MOST_WARM_UP_TOKENS = 1 << 19
 """Larger batches use the same kernels."""
 
@@ -56,10 +57,17 @@ def random_cache(shape: Heads, tiles: int) -> Int8Cache:
     return cache
 
 
-def random_queries(shape: Heads, tokens: int) -> MappedQueries:
-    values = torch.randint(-127, 128, (1, tokens, shape.heads, shape.dim), dtype=torch.int8, device=device())
-    scale = torch.full((1, tokens, shape.heads), 0.003, device=device())
-    return MappedQueries(values, scale, torch.zeros_like(scale))
+def scheme_for(shape: Heads, length: int) -> AttentionScheme:
+    """As the default recipe makes it: K has another map after each MAP_BLOCK positions."""
+    maps = -(-length // MAP_BLOCK)
+    center, equalizer = (torch.rand(maps, shape.kv_heads, shape.dim) + 0.5 for _ in range(2))
+    return AttentionScheme(*shape, k_center=center, k_equalizer=equalizer)
+
+
+def random_queries(shape: Heads, tokens: int, scheme: AttentionScheme) -> MappedQueries:
+    size = scheme.num_maps, tokens, shape.heads
+    values = torch.randint(-127, 128, (*size, shape.dim), dtype=torch.int8, device=device())
+    return MappedQueries(values, torch.full(size, 0.003, device=device()), torch.randn(size, device=device()))
 
 
 def one_token_each(block_tables: Tensor, context: int) -> DeviceSpans:
@@ -93,7 +101,7 @@ class Decode:
         inputs = inputs_for(self.tokens * self.shape.int8_bytes)
         if not fits(inputs * self.tokens * self.shape.int8_bytes):
             raise MemoryError("the int8 cache does not fit")
-        times: dict[str, Any] = {"ours": None, "converting": None, "sdpa": None}
+        times: dict[str, Any] = dict.fromkeys(TIMES)
         self._time_int8(times, inputs, results)
         inputs = inputs_for(self.tokens * self.shape.bfloat16_bytes)
         if warming_up():
@@ -112,10 +120,10 @@ class Decode:
         cache = random_cache(shape, inputs * tiles)
         block_tables = torch.randperm(inputs * tiles, device=device()).int().view(inputs, self.batch, -1)
         try:
-            tables, queries = SchemeTables.of(AttentionScheme(*shape), device()), random_queries(shape, self.batch)
-            out = torch.empty(self.batch, shape.heads, shape.dim, device=device())
             spans = [one_token_each(some, self.context) for some in block_tables]
-            times["ours"] = seconds(lambda some: attend(queries, cache, tables, some, None, out), spans)
+            schemes = {"ours": scheme_for(shape, self.context), "one_map": AttentionScheme(*shape)}
+            for name, scheme in schemes.items():
+                times[name] = self._time_ours(scheme, cache, spans)
         except Exception as error:
             results.note(f"decode, {self}: {reason(error)}")
         try:
@@ -138,6 +146,12 @@ class Decode:
                 results.note(f"converting, {self}: {'; '.join(failures)}")
         except Exception as error:
             results.note(f"converting, {self}: {reason(error)}")
+
+    def _time_ours(self, scheme: AttentionScheme, cache: Int8Cache, spans: list[DeviceSpans]) -> float:
+        queries = random_queries(self.shape, self.batch, scheme)
+        tables = SchemeTables.of(scheme, device())
+        out = torch.empty(self.batch, self.shape.heads, self.shape.dim, device=device())
+        return seconds(lambda some: attend(queries, cache, tables, some, None, out), spans)
 
     def _sdpa(self, inputs: int) -> tuple[float, str]:
         shape = self.shape
@@ -170,7 +184,7 @@ def decode(results: Results, size: str) -> None:
     if size == "quick":
         shapes, contexts = SHAPES[:1], CONTEXTS[:3]
     if size == "tiny":
-        shapes, contexts, batches = (Heads(8, 2, 64),), (256,), (2,)
+        shapes, contexts, batches = (Heads(8, 2, 64),), (1152,), (1,)
     for shape in shapes:
         for context in contexts:
             for batch in batches:
@@ -182,7 +196,7 @@ def decode(results: Results, size: str) -> None:
                     return
                 if warming_up() and each.tokens > MOST_WARM_UP_TOKENS:
                     continue
-                times: dict[str, Any] = dict.fromkeys(("ours", "sdpa", "converting"))
+                times: dict[str, Any] = dict.fromkeys(TIMES)
                 try:
                     times = each.measure(results)
                 except Exception as error:
@@ -235,11 +249,12 @@ def prefill(results: Results, size: str) -> None:
 
 def _time_prefill(shape: Heads, tokens: int) -> float:
     tiles = -(-tokens // TILE)
-    cache, queries = random_cache(shape, tiles), random_queries(shape, tokens)
+    scheme = scheme_for(shape, tokens)
+    cache, queries = random_cache(shape, tiles), random_queries(shape, tokens, scheme)
     positions = torch.arange(tokens, dtype=torch.int32, device=device())
     block_table = torch.randperm(tiles, device=device()).int()[None]
     spans = DeviceSpans(positions, torch.zeros_like(positions), block_table, [tokens], [0])
-    tables = SchemeTables.of(AttentionScheme(*shape), device())
+    tables = SchemeTables.of(scheme, device())
     out = torch.empty(tokens, shape.heads, shape.dim, device=device())
     return seconds(lambda some: attend(some, cache, tables, spans, None, out), [queries])
 

@@ -16,7 +16,7 @@ from faquant.kernels.cuda.layers import CudaLayers
 from faquant.kernels.cuda.modules import RMSNorm
 from faquant.kernels.cuda.pages import Int8Pages
 from faquant.kernels.pages import Spans
-from faquant.kernels.scheme import MAX_INPUT_BLOCK, TILE, AttentionScheme, hadamard_block
+from faquant.kernels.scheme import MAP_BLOCK, MAX_INPUT_BLOCK, TILE, AttentionScheme, hadamard_block
 
 from . import bfloat16
 from .attention import Heads
@@ -48,6 +48,8 @@ LLAMA_8B = Model("8B", 4096, 14336, Heads(32, 8, 128), 32)
 LLAMA_70B = Model("70B", 8192, 28672, Heads(64, 8, 128), 12)
 TINY = Model("8B", 64, 96, Heads(4, 2, 32), 1)
 CONTEXT = 4096
+MAPS = 131072 // MAP_BLOCK
+"""Of K, for models of 128K positions."""
 
 
 def int8_layer(model: Model) -> SimpleNamespace:
@@ -70,14 +72,14 @@ def int8_layer(model: Model) -> SimpleNamespace:
 
 
 def int8_pages(model: Model, pages: int) -> Int8Pages:
-    """A cache of random bytes, whose keys are centered, equalized and rotated."""
+    """A cache of random bytes, whose keys are centered, equalized and rotated as the default recipe does."""
     count, kv_count, dim = model.heads
     scheme = AttentionScheme(
         count,
         kv_count,
         dim,
-        k_center=torch.randn(kv_count, dim),
-        k_equalizer=torch.rand(kv_count, dim) + 0.5,
+        k_center=torch.randn(MAPS, kv_count, dim),
+        k_equalizer=torch.rand(MAPS, kv_count, dim) + 0.5,
         rotation_block=hadamard_block(dim),
     )
     made = Int8Pages(scheme, pages, TILE, device())
