@@ -15,6 +15,7 @@ from .checkpoint.write import prepared
 from .errors import CheckpointError, UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
+from .kernels.cuda.device import Device
 from .quantization import calibration as calibrating
 from .quantization import pipeline, provenance
 from .quantization.recalibrate import recalibrate
@@ -248,6 +249,7 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     quick: bool = False,
+    device: Device = "auto",
 ) -> Report:
     """Measure the loss of the quantized model in `directory` against its float source.
 
@@ -256,6 +258,7 @@ def evaluate(
         max_tokens: limit on the tokens of each text.
         progress: called with (steps done, total steps).
         quick: measure less, in about the time that quantizing takes.
+        device: `cpu`, `cuda`, or `auto`: which cache and kernels to measure.
 
     Raises:
         UsageError: the directories do not belong together, or there is nothing to measure.
@@ -265,4 +268,4 @@ def evaluate(
     effort = measure.QUICK if quick else measure.FULL
     if max_tokens is not None:
         effort = replace(effort, text=max_tokens)
-    return measure.evaluate(Path(directory), Path(against), chosen, effort, progress)
+    return measure.evaluate(Path(directory), Path(against), chosen, effort, progress, device)

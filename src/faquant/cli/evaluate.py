@@ -12,10 +12,11 @@ from rich.table import Table
 from ..errors import OutputError, UsageError
 from ..evaluation.limits import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts
+from ..kernels.cuda.device import chosen
 from ..progress import progress_bar
 from .console import write_json_file
 from .interrupts import raise_on_signals
-from .options import check_checkpoints
+from .options import DeviceOption, check_checkpoints
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -34,6 +35,7 @@ def evaluate(
     write: Annotated[
         bool, typer.Option("--report/--no-report", help="Write faquant_report.json and .html into OUT.")
     ] = True,
+    device: DeviceOption = "auto",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures as JSON, to stdout if '-'.", metavar="FILE")
     ] = None,
@@ -42,12 +44,13 @@ def evaluate(
     if json_file is not None and not json_file.parent.is_dir():
         raise UsageError(f"{json_file} cannot be written: {json_file.parent} is not a directory.")
     texts = read_texts(text) if text else None
+    chosen(device)
     check_checkpoints(directory, against)
     from .. import api  # loads torch, so check the directories and options first
 
     raise_on_signals()
     with progress_bar("evaluating") as progress:
-        report = api.evaluate(directory, against, texts, max_tokens, progress, quick=quick)
+        report = api.evaluate(directory, against, texts, max_tokens, progress, quick=quick, device=device)
     if str(json_file) != "-":
         print_report(report)
     if write:

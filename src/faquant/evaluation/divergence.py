@@ -82,16 +82,20 @@ def standard_error(windows: Sequence[Tensor]) -> float | None:
     return float((scatter * len(windows) / (len(windows) - 1)).sqrt())
 
 
-def variants(model: Model, source: Model) -> dict[str, Model]:
+def variants(model: Model, source: Model, on_cpu: tuple[Model, Model] | None = None) -> dict[str, Model]:
     """The variants of the quantized `model` in which only its attention or only its linears are quantized, and both.
 
     If another tool or the recipe `mindie` folded something into v_proj, the scales of the attention do not fit the
     float weights, so there is no variant `attention`.
+
+    Args:
+        on_cpu: model and source on the CPU backend, whose weights can be read; None: they are.
     """
     parts: dict[str, Model] = {}
     quantized_attention = any(scheme is not None for scheme in model.schemes)
     quantized_linears = model.quant_type != "FLOAT"
-    if quantized_attention and not (quantized_linears and model.metadata is None and _values_are_folded(model, source)):
+    unknown = quantized_linears and model.metadata is None
+    if quantized_attention and not (unknown and _values_are_folded(*(on_cpu or (model, source)))):
         parts["attention"] = Model(
             source.config, source.decoder, _unfolded(model), model.max_position, backend=source.backend
         )

@@ -13,7 +13,9 @@ from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.stamp import stamp
 from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, UsageError
-from ..kernels import isa as cpu
+from ..kernels.backend import Backend, backend_for
+from ..kernels.cuda.device import Device
+from ..kernels.isa import selected_isa
 from ..kernels.parallel import one_torch_thread
 from ..kernels.scheme import MAP_BLOCK
 from ..model.inspection import inspect
@@ -68,6 +70,7 @@ def evaluate(
     texts: Mapping[str, str],
     effort: Effort = FULL,
     progress: Progress = lambda done, total: None,
+    device: Device = "cpu",
 ) -> Report:
     """Measure the quantized `directory` against the float directory `against`.
 
@@ -77,19 +80,22 @@ def evaluate(
     Args:
         texts: name → text; each is split into windows.
         progress: called with (steps done, total steps); steps are layers, and windows that the head scores.
+        device: which cache and kernels to measure. The figures differ by the rounding of float attention only.
 
     Raises:
         UsageError: the directories do not belong together, or there is nothing to measure.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
     tokenizer = Tokenizer.from_directory(against)  # before the weights, which take long
-    model, source = load(directory, lazy=True), load_float(against, lazy=True)
+    backend = backend_for(device)
+    on_cpu = load(directory, lazy=True), load_float(against, lazy=True)
+    model, source = load(directory, lazy=True, backend=backend), load_float(against, lazy=True, backend=backend)
     fingerprint = _check_pair(directory, against, model, source)
     if not texts:
         raise UsageError("There is no text to measure on.")
     encode = partial(_encode, tokenizer, source.config, against)
     ids = {name: encode(text) for name, text in texts.items()}
-    models = {_FLOAT: source, **variants(model, source)}
+    models = {_FLOAT: source, **variants(model, source, on_cpu)}
     if len(models) == 1:
         raise UsageError(f"Nothing in {directory} is quantized, so there is nothing to measure.")
     whole = "both" if "both" in models else list(models)[-1]
@@ -113,7 +119,8 @@ def evaluate(
 
     looked_at = [part.start for part in parts.values()] if effort.noise else []
     meter = NoiseMeter(models, _FLOAT, windows, looked_at, effort.noise)
-    with kept_beside(directory, _identity(directory, fingerprint, list(ids), windows, effort)) as kept:
+    identity = _identity(directory, fingerprint, list(ids), windows, effort, backend)
+    with kept_beside(directory, identity) as kept:
         found = _measured(models, windows, meter, offsets, kept, progress)
     scores = found.scores
     results = {
@@ -192,7 +199,12 @@ def _streams(
 
 
 def _identity(
-    directory: Path, fingerprint: str, names: list[str], windows: Sequence[Window], effort: Effort
+    directory: Path,
+    fingerprint: str,
+    names: list[str],
+    windows: Sequence[Window],
+    effort: Effort,
+    backend: Backend,
 ) -> dict[str, str]:
     """Everything that the results depend on."""
     return {
@@ -201,7 +213,8 @@ def _identity(
         "texts": json.dumps([names, fingerprint_of_ids([window.tokens.tolist() for window in windows])]),
         "windows": json.dumps([_placed(window) for window in windows]),
         "effort": repr(effort),
-        "program": f"faquant {version('faquant')}, torch {version('torch')}, {cpu.selected_isa()}",
+        "program": f"faquant {version('faquant')}, torch {version('torch')}, {selected_isa()}",
+        "backend": type(backend).__name__,
     }
 
 

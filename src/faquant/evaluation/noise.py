@@ -203,7 +203,7 @@ class NoiseMeter:
         slots = np.arange(count)
         pages.append(seen.k, seen.v, slots, slots)
         table = np.arange(pages.num_pages)
-        k, v = (torch.from_numpy(x) for x in pages.read(table, count))
+        k, v = (torch.as_tensor(x) for x in pages.read(table, count))
         q = quantizers.dequantize_q(*quantizers.quantize_q(seen.q, scheme), scheme)
         noise.q.add(quantizers.map_q(seen.q, scheme), q, by_head=True)
         noise.k.add(quantizers.map_k(seen.k, scheme), quantizers.map_k(k, scheme), by_head=True)

@@ -7,6 +7,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ..kernels.arrays import to_numpy
 from ..kernels.parallel import one_torch_thread
 from ..kernels.saturation import Saturation
 from ..model.decoder import DecoderLayer
@@ -151,7 +152,7 @@ def _embedded(models: Mapping[str, Model], windows: Sequence[Window]) -> Streams
     tokens = torch.cat([window.tokens for window in windows])
     sizes = [len(window.tokens) for window in windows]
     rows = {
-        key: torch.split(torch.as_tensor(decoder.embed(tokens.numpy())), sizes)
+        key: torch.split(torch.as_tensor(to_numpy(decoder.embed(tokens.numpy()))), sizes)
         for key, decoder in {id(model.decoder.embedding): model.decoder for model in models.values()}.items()
     }
     return {

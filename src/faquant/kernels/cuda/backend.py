@@ -20,7 +20,7 @@ from .device import interpreted
 from .failures import explained, explains
 from .float_pages import FloatPages
 from .layers import CudaLayers
-from .modules import on_device
+from .modules import on_device, on_gpu
 from .pages import Int8Pages
 from .self_test import self_test
 
@@ -74,8 +74,13 @@ class CudaBackend:
         return modules.Embedding(on_device(weight, self.device))
 
     def rope(self, x: Tensor, cos: Array, sin: Array) -> Tensor:
-        return elementwise.rope(x, *(torch.as_tensor(table).to(self.device) for table in (cos, sin)))
+        return self._rope(x, *(torch.as_tensor(table) for table in (cos, sin)))
 
+    @on_gpu
+    def _rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return elementwise.rope(x, cos, sin)
+
+    @on_gpu
     def silu_times(self, gate: Tensor, up: Tensor) -> Tensor:
         return elementwise.silu_times(gate, up)
 

@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..arrays import Array, Integers
 from ..pages import Spans
 from ..saturation import Saturation
+from .modules import on_gpu
 
 
 class FloatPages:
@@ -21,6 +22,7 @@ class FloatPages:
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
         self.saturation = Saturation()
+        self.device = device
         self.k = torch.empty(num_pages, page_size, num_kv_heads, head_dim, dtype=dtype, device=device)
         self.v = torch.empty_like(self.k)
 
@@ -30,9 +32,10 @@ class FloatPages:
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
         at = torch.as_tensor(slots).to(self.k.device)
-        self.k.flatten(0, 1)[at] = k.to(self.k.dtype)
-        self.v.flatten(0, 1)[at] = v.to(self.v.dtype)
+        self.k.flatten(0, 1)[at] = k.to(self.device, self.k.dtype)
+        self.v.flatten(0, 1)[at] = v.to(self.device, self.v.dtype)
 
+    @on_gpu
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
         return torch.cat([self._attend(q[rows], start, table, window) for rows, start, table in spans.parts])
 
@@ -56,7 +59,7 @@ class FloatPages:
 
     def read(self, block_table: Array, length: int) -> tuple[Tensor, Tensor]:
         k, v = self._stored(np.asarray(block_table), length)
-        return k.float(), v.float()
+        return k.float().cpu(), v.float().cpu()
 
     def _stored(self, table: Integers, length: int) -> tuple[Tensor, Tensor]:
         pages = torch.as_tensor(table[: -(-length // self.page_size)]).to(self.k.device)

@@ -1,6 +1,7 @@
 """Parts of a decoder on the GPU: linears, RMSNorm, embedding, with the bits of those in kernels/modules.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -15,6 +16,18 @@ from .linear import SplitSums, int8_linear
 from .rounding import DeviceNorm, InputRounding, RoundedInputs, round_inputs
 
 
+def on_gpu(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let a method of an object with a `device` take tensors of any device, and return its result where the first one
+    lies. So evaluation can keep streams and figures in the CPU's memory."""
+
+    @wraps(call)
+    def run(self: Any, x: Tensor, *others: Any) -> Tensor:
+        moved = [other.to(self.device) if isinstance(other, Tensor) else other for other in others]
+        return call(self, x.to(self.device), *moved).to(x.device)
+
+    return run
+
+
 def on_device(x: Stored | Tensor, device: torch.device) -> Tensor:
     """A copy of a stored array on the device; uint16 is bfloat16."""
     return tensor_of(x).to(device)
@@ -26,9 +39,11 @@ class FloatLinear:
     is_int8 = False
 
     def __init__(self, table: FloatTable, device: torch.device) -> None:
+        self.device = device
         self._weight = BlockedWeight.of(on_device(table.weight, device))
         self.bias = None if table.bias is None else on_device(table.bias, device).float()
 
+    @on_gpu
     def __call__(self, x: Tensor) -> Tensor:
         return float_linear(x, self._weight, self.bias)
 
@@ -58,6 +73,7 @@ class Int8Linear:
         quant_bias = on_device(table.quant_bias, device)
         return cls(weight, on_device(table.deq_scale, device), rounding, None, quant_bias)
 
+    @on_gpu
     def __call__(self, x: Tensor) -> Tensor:
         return self.product(round_inputs(x, self.rounding))
 
@@ -70,6 +86,10 @@ class Int8Linear:
     ) -> Tensor:
         """The linear of inputs that its `rounding` has rounded, added to `residual` [tokens, n]."""
         return int8_linear(inputs, self.weight, self.scale, self.bias, self.quant_bias, residual, out, sums)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
 
     @property
     def nbytes(self) -> int:
@@ -116,6 +136,11 @@ def linear(table: LinearTable, device: torch.device) -> FloatLinear | Int8Linear
 class RMSNorm(DeviceNorm):
     """x / rms(x) · weight (+ bias) over the last dimension."""
 
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    @on_gpu
     def __call__(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps, self.bias)
 

@@ -12,6 +12,7 @@ from ..scheme import TILE, AttentionScheme
 from .append import append
 from .attention import attend
 from .cache import DeviceSpans, Int8Cache, SchemeTables
+from .modules import on_gpu
 from .queries import map_queries
 
 
@@ -49,9 +50,10 @@ class Int8Pages:
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
         to, at = (torch.as_tensor(x).to(self.device) for x in (slots, positions.astype(np.int32)))
-        append(k, v, to, at, self.cache, self.tables, self.beyond)
+        append(k.to(self.device), v.to(self.device), to, at, self.cache, self.tables, self.beyond)
         self.tokens_appended += len(k)
 
+    @on_gpu
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
         on_device = DeviceSpans.of(spans, self.device)
         maps = self.maps_of(on_device)
