@@ -72,6 +72,8 @@ def quantize(
     source, chosen, ids = arguments.source, arguments.recipe, arguments.calibration
     notes, journal = {}, None
     if arguments.automatic:
+        if device == "cuda":
+            raise UsageError("A search measures its candidates on the CPU only; use the device cpu.")
         if arguments.tokenizer is None:
             raise UsageError(f"{source} has no tokenizer.json, which is needed to measure recipes on texts.")
         held_out = [

@@ -30,3 +30,7 @@ class UnsupportedError(FaquantError):
 
 class OutputError(FaquantError):
     """The result could not be written; nothing loadable was left behind."""
+
+
+class DeviceError(FaquantError):
+    """A device failed, and this process cannot use it any more."""

@@ -10,7 +10,7 @@ import pytest
 from faquant.engine.async_engine import AsyncEngine, EngineStoppedError
 from faquant.engine.request import Output
 from faquant.engine.scheduler import Work
-from faquant.errors import UsageError
+from faquant.errors import DeviceError, UsageError
 from faquant.sampling.params import SamplingParams
 from faquant.structured import grammar
 from faquant.structured.structured_output import StructuredOutput
@@ -127,6 +127,23 @@ def test_a_failed_step_ends_only_the_running_requests(engine: AsyncEngine, caplo
 
     asyncio.run(main())
     assert "A step of the engine failed" in caplog.text
+
+
+def test_a_lost_device_ends_the_engine_so_that_health_checks_see_it(engine: AsyncEngine) -> None:
+    def failing(chunks: object) -> object:
+        raise DeviceError("The GPU failed: CUDA error: an illegal memory access was encountered.")
+
+    engine.engine._decoder.run = failing  # type: ignore[assignment, method-assign]
+
+    async def main() -> None:
+        with pytest.raises(EngineStoppedError, match="an illegal memory access"):
+            await answer(engine, prompt(0))
+        with pytest.raises(EngineStoppedError):
+            await answer(engine, prompt(1))
+
+    asyncio.run(main())
+    engine._thread.join(30)
+    assert not engine.alive
 
 
 def test_an_answer_that_ends_in_a_failed_step_raises(engine: AsyncEngine) -> None:

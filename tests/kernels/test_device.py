@@ -41,6 +41,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch, available: bool, capability: tuple[int
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="2.13.0", cuda=gpu))
     monkeypatch.setattr(device, "find_spec", lambda name: name)
+    monkeypatch.setattr(device, "version", lambda name: "3.6.0")
 
 
 @pytest.mark.usefixtures("no_driver")
@@ -65,6 +66,18 @@ def test_a_gpu_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "find_spec", lambda name: None if name == "triton" else name)
     assert device.why_not() == "The GPU needs triton: pip install 'faquant[cuda]'."
     assert device.chosen("auto") == "cpu"
+
+
+@pytest.mark.usefixtures("driver")
+def test_an_older_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "find_spec", lambda name: name)
+    monkeypatch.setattr(device, "version", lambda name: "3.2.0")
+    assert device.why_not() == "The GPU needs Triton 3.6 or newer, not 3.2.0: pip install 'faquant[cuda]'."
+
+
+def test_an_unknown_device() -> None:
+    with pytest.raises(UsageError, match="device must be one of auto, cpu, cuda, not 'gpu'"):
+        backend_for("gpu")
 
 
 @pytest.mark.usefixtures("driver")

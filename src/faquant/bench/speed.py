@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checkpoint.model_config import KvCacheDtype
 from ..engine.engine import PAGE_SIZE
-from ..kernels.arrays import Array, Integers
+from ..kernels.arrays import Array, Floats, Integers, to_numpy
 from ..model.load import Model
 from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
@@ -93,11 +93,12 @@ class Sequences:
         self._make_pages(len(tokens), 1)
         return self._logits(np.array([tokens]), 0)
 
-    def _logits(self, rows: Integers, start: int, last_only: bool = False) -> Array:
+    def _logits(self, rows: Integers, start: int, last_only: bool = False) -> Floats:
         """The logits of the next tokens, int64 [sequences, n], from position `start` on."""
         chunks = [Chunk(row, start, table, self._rope) for row, table in zip(rows, self._tables, strict=False)]
         hidden = self._decoder.run(chunks)
-        return self._decoder.logits(hidden[-1:] if last_only else hidden)
+        # On a GPU, this waits for the result.
+        return to_numpy(self._decoder.logits(hidden[-1:] if last_only else hidden))
 
     def _make_pages(self, length: int, count: int) -> None:
         each = -(-length // PAGE_SIZE)

@@ -61,6 +61,7 @@ def bench(
     from ..kernels import isa as cpu
     from ..kernels import threads
     from ..kernels.backend import backend_for
+    from ..kernels.cpu import CpuBackend
     from ..model.load import load, load_float
     from ..text.tokenizer import Tokenizer
 
@@ -68,15 +69,18 @@ def bench(
     if requests and max_position <= 2 * LONGEST_ANSWER:
         raise UsageError(f"A context of {max_position} tokens is too short to serve requests; use --requests 0.")
     tokenizer = Tokenizer.from_directory(directory)  # before the weights, which take long
-    model = load(directory, backend=backend_for(device))
+    backend = backend_for(device)
+    model = load(directory, backend=backend)
     own = INT8 if any(model.schemes) else FLOAT if model.is_float else FLOAT32
     systems = {own: Sequences(model), BFLOAT16: Sequences(model, "bfloat16")}
+    # Both engines' caches, and those of the measurements before, share a GPU's memory.
+    memory = None if isinstance(backend, CpuBackend) else backend.cache_memory() // 4
     engines = {
-        name: Engine(model, tokenizer, EngineConfig(kv_cache_dtype=system.kv_cache_dtype))
+        name: Engine(model, tokenizer, EngineConfig(kv_cache_dtype=system.kv_cache_dtype, kv_cache_memory=memory))
         for name, system in systems.items()
     }
     if against is not None:
-        systems[FLOAT] = Sequences(load_float(against))
+        systems[FLOAT] = Sequences(load_float(against, backend=backend))
     texts = [tokenizer.encode(text, add_special_tokens=False) for text in builtin_texts().values()]
     text = list(islice(cycle(chain.from_iterable(texts)), max_position))
     deep = [depth for depth in chosen_depths if depth + SPARE <= max_position]
@@ -91,6 +95,7 @@ def bench(
         "cpu": cpu.cpu_name(),
         "kernels": cpu.selected_isa(),
         "threads": threads.count(),
+        "backend": backend.description,
         "cache_bytes_per_token": {name: system.cache_bytes for name, system in systems.items()},
     }
     with progress_bar("reading a prompt") as update:
@@ -148,7 +153,7 @@ def _serve(
 
 def _print(found: Mapping[str, Any], own: str) -> None:
     names = list(found["cache_bytes_per_token"])
-    title = f"{Path(found['directory']).name}: {found['cpu']}, {found['kernels']}, {found['threads']} threads"
+    title = f"{Path(found['directory']).name}: {found['backend']}"
     table = Table(title=title, caption="tokens per second; medians")
     table.add_column("", no_wrap=True)
     for name in names:

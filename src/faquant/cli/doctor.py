@@ -77,12 +77,15 @@ def examine_gpu() -> dict[str, Any]:
     from ..kernels.cuda.self_test import self_test
 
     gpu = torch.device("cpu" if device.interpreted() else "cuda")
-    return {
-        "usable": True,
-        "name": description(gpu),
-        "driver": device.driver_version(),
-        "self_tests": self_test(gpu),
-    }
+    try:
+        return {
+            "usable": True,
+            "name": description(gpu),
+            "driver": device.driver_version(),
+            "self_tests": self_test(gpu),
+        }
+    except Exception as error:  # whatever the driver or the compiler says, it is what the user wants to know
+        return {"usable": False, "reason": f"The kernels cannot run: {error}", "self_tests": {}}
 
 
 def _version(name: str) -> str:

@@ -146,10 +146,11 @@ def serve(
 def _print_table(service: "Service", address: str) -> None:
     """Print the settings in use on stderr."""
     from ..kernels import memory
+    from ..kernels.cpu import CpuBackend
 
     engine, config = service.engine.engine, service.config
     model, state = engine.model, engine.state()
-    on_gpu, setting = chosen(engine.config.device) == "cuda", memory.setting() or "none"
+    on_gpu, setting = not isinstance(model.backend, CpuBackend), memory.setting() or "none"
     tokens, note = state.num_pages * state.page_size, model.config.context_note
     rows = {
         "model": config.served_model_name,

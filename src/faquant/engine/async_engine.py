@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
-from ..errors import FaquantError
+from ..errors import DeviceError, FaquantError
 from ..sampling.params import SamplingParams
 from ..structured.structured_output import StructuredOutput
 from .engine import CheckedPrompt, Engine
@@ -173,6 +173,8 @@ class AsyncEngine:
         except Exception as error:
             log.exception("A step of the engine failed")
             self._fail(error)
+            if isinstance(error, DeviceError):
+                raise  # every further step would fail: end the thread, so that health checks see it
         else:
             self._deliver([(self._streams.get(output.request), output) for output in outputs])
             for output in outputs:

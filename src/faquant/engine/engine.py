@@ -136,7 +136,7 @@ class Engine:
         """Run the next tokens of some requests and return their outputs; an empty list if there is no work.
 
         Raises:
-            FaquantError: the device failed.
+            FaquantError: the device has too little memory. DeviceError: it failed.
         """
         begin = time.perf_counter()
         work = self._scheduler.schedule()
@@ -145,16 +145,17 @@ class Engine:
         model_begin = time.perf_counter()
         try:
             logits = self._run(work)
+            model_end = time.perf_counter()
+            for item in work:
+                self._count(item)
+                if not item.decodes:
+                    self._scheduler.computed(item)
+            # A GPU reports the failures of what was launched when its results are read.
+            outputs = self._advance([item for item in work if item.decodes], logits)
         except Exception as error:
-            if reason := self.model.backend.explain(error):
-                raise FaquantError(reason) from error
+            if told := self.model.backend.explain(error):
+                raise told from error
             raise
-        model_end = time.perf_counter()
-        for item in work:
-            self._count(item)
-            if not item.decodes:
-                self._scheduler.computed(item)
-        outputs = self._advance([item for item in work if item.decodes], logits)
         self._stats.steps += 1
         self._stats.model_seconds += model_end - model_begin
         self._stats.step_seconds += time.perf_counter() - begin

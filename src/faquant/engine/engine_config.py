@@ -13,7 +13,8 @@ class EngineConfig:
     """Limits and switches, named as in vLLM. Validated on construction.
 
     Attributes:
-        device: `cpu`, `cuda` for the GPU, or `auto`: the GPU if there is one and the extra `cuda` is installed.
+        device: `cpu`, `cuda` for the GPU, or `auto`: the GPU if there is one, the extra `cuda` is
+            installed, and its kernels pass their self-test.
         max_model_len: maximum tokens of a prompt and its answer; None: the model's context, or less if the cache holds
             less.
         max_num_seqs: maximum sequences per step; further ones wait.

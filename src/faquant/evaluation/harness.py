@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..engine.engine import PAGE_SIZE
 from ..engine.llm import LLM
 from ..errors import CheckpointError, FaquantError, UsageError
-from ..kernels.arrays import Floats
+from ..kernels.arrays import Array, concatenate, to_numpy
 from ..model.load import Model
 from ..model.paged import Chunk, PagedDecoder
 from ..model.rope import Rope
@@ -268,11 +268,12 @@ class FaquantLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             if max(*context, *continuation) >= vocabulary:
                 raise CheckpointError(f"{self.pretrained}: the tokenizer has more tokens than the model.{shown}")
 
-    def _score(self, hidden: Floats, continuation: Sequence[int]) -> tuple[float, bool]:
+    def _score(self, hidden: Array, continuation: Sequence[int]) -> tuple[float, bool]:
         """Log-likelihood of n tokens that follow hidden states [n, hidden], and whether each is the likeliest."""
         total, greedy = 0.0, True
         for row in range(0, len(continuation), _ROWS):  # in blocks: the logits of thousands of tokens are large
-            scores = torch.from_numpy(self.llm.model.decoder.logits(hidden[row : row + _ROWS])).log_softmax(-1)
+            logits = to_numpy(self.llm.model.decoder.logits(hidden[row : row + _ROWS]))
+            scores = torch.from_numpy(logits).log_softmax(-1)
             following = torch.tensor(continuation[row : row + _ROWS])
             total += float(scores.gather(1, following[:, None]).sum(dtype=torch.float64))
             greedy = greedy and bool((scores.argmax(-1) == following).all())
@@ -291,7 +292,7 @@ class _SequenceCache:
         self._table = np.arange(count)
         self._held: list[int] = []
 
-    def hidden(self, tokens: list[int], first: int) -> Floats:
+    def hidden(self, tokens: list[int], first: int) -> Array:
         """Hidden states [len(tokens) - first, hidden] of `tokens` from position `first` on."""
         rope = Rope(self._model.config, len(tokens))
         start = min(first, _common(self._held, tokens))
@@ -303,7 +304,7 @@ class _SequenceCache:
             state = self._decoder.run([Chunk(part, at, self._table, rope)])
             states.append(state[max(0, first - at) :])
         self._held = tokens
-        return np.concatenate(states)
+        return concatenate(states)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 serving uses NumPy only, calibration and evaluation use torch. NumPy lacks bfloat16, so it is stored as uint16.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +27,15 @@ def empty(like: Array, *shape: int) -> Array:
 def contiguous(x: Array) -> Array:
     """x itself if it is contiguous, else a contiguous copy."""
     return x.contiguous() if hasattr(x, "contiguous") else np.ascontiguousarray(x)
+
+
+def concatenate(parts: Sequence[Array]) -> Array:
+    """Arrays of one library, one after another."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import torch
+
+    return torch.cat(list(parts))
 
 
 def to_numpy(x: Array) -> Stored:

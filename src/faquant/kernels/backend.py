@@ -122,8 +122,8 @@ class Backend(Protocol):
     def cache_memory(self) -> int:
         """Bytes that a cache may take if nothing else is said."""
 
-    def explain(self, error: Exception) -> str | None:
-        """For people: what failed on the device, and what to do; None: the error is not the device's."""
+    def explain(self, error: Exception) -> FaquantError | None:
+        """What failed on the device, and what to do; None: the error is not the device's."""
 
 
 BACKENDS = {

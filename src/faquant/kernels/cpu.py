@@ -4,6 +4,7 @@ on the row and on what it attends to."""
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import FaquantError
 from . import _C, modules, threads
 from .arrays import Array, Floats, Integers, Stored, widen
 from .backend import Embedding, FusedLayers, Linear, Norm, Pages
@@ -82,7 +83,7 @@ class CpuBackend:
     def cache_memory(self) -> int:
         return min(MAX_CACHE_BYTES, available_memory() // 2)
 
-    def explain(self, error: Exception) -> str | None:
+    def explain(self, error: Exception) -> FaquantError | None:
         return None
 
 

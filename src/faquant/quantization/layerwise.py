@@ -76,7 +76,7 @@ class _GramLinear:
 class LayerQuantizer:
     """Quantizes by one of faquant's recipes. Streams are the calibration prompts' residual streams, [tokens, hidden]
     each. `schemes` are kept instead of calibrated, if the recipe has no attention. `backend` runs the float layers, but
-    not their attention; its bits make no difference."""
+    not their attention; the result is the same on each."""
 
     def __init__(
         self,

@@ -113,6 +113,8 @@ def quantize(
         metadata = metadata.model_copy(update={"imported": imported_metadata(opened).imported})
     quantizer: Quantizer
     if recipe.format == "msmodelslim":
+        if device == "cuda":
+            raise UsageError(f"The recipe {recipe.name} repeats msModelSlim's steps on the CPU. Use the device cpu.")
         smooth = recipe.linear is not None and recipe.linear.equalize
         quantizer = (SmoothingQuantizer if smooth else MindieQuantizer)(config, checked, recipe)
     else:

@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,4 @@ def no_model_is_kept() -> Iterator[None]:
     """nanobind would report cached models as leaked."""
     yield
     random_decoder.parts.cache_clear()
+    gc.collect()

@@ -17,6 +17,7 @@ CPU = torch.device("cpu")
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a tile's end instead of a split's: the interpreter is slow."""
     monkeypatch.setattr(self_test, "PAST", 130)
+    monkeypatch.setattr(self_test, "SEVERAL", 17)
 
 
 def test_it_passes() -> None:

@@ -18,7 +18,7 @@ from ..tables import LinearTable
 from . import elementwise, modules
 from .device import interpreted
 from .failures import explained, explains
-from .float_pages import FloatPages
+from .float_pages import BFloat16Pages, FloatPages
 from .layers import CudaLayers
 from .modules import on_device, on_gpu
 from .pages import Int8Pages
@@ -38,8 +38,13 @@ def description(device: torch.device) -> str:
 
 @cache
 def _check(device: torch.device) -> None:
-    """Raises: FaquantError: a kernel does not have its bits on this GPU."""
-    if failed := [name for name, passed in self_test(device).items() if not passed]:
+    """Raises: FaquantError: a kernel cannot run on this GPU, or does not have its bits."""
+    try:
+        results = self_test(device)
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        raise explained(error) or FaquantError(f"The GPU's kernels cannot run here: {first}.") from error
+    if failed := [name for name, passed in results.items() if not passed]:
         raise FaquantError(
             f"The GPU's kernels failed the self-test ({', '.join(failed)}) on {torch.cuda.get_device_name(device)}. "
             "Please report it with the output of faquant doctor, and use the device cpu."
@@ -64,6 +69,7 @@ class CudaBackend:
     def linear(self, table: LinearTable) -> Linear:
         return modules.linear(table, self.device)
 
+    @explains
     def norm(self, weight: Array, eps: float, bias: Array | None = None) -> Norm:
         tables = [None if x is None else on_device(x, self.device).float() for x in (weight, bias)]
         assert tables[0] is not None
@@ -92,11 +98,14 @@ class CudaBackend:
     def float_pages(
         self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
     ) -> Pages:
-        return FloatPages(num_kv_heads, head_dim, num_pages, page_size, getattr(torch, dtype), self.device)
+        if dtype == "bfloat16":
+            return BFloat16Pages(num_heads, num_kv_heads, head_dim, num_pages, page_size, self.device)
+        return FloatPages(num_kv_heads, head_dim, num_pages, page_size, self.device)
 
     def can_fuse(self, layer: Any, pages: Pages) -> bool:
         return bool(layer.is_int8) and isinstance(pages, Int8Pages)
 
+    @explains
     def fuse(
         self, layers: Sequence[Any], pages: Sequence[Pages], windows: Sequence[int | None], isa: str | None = None
     ) -> FusedLayers:
@@ -109,8 +118,9 @@ class CudaBackend:
     def cache_memory(self) -> int:
         if self.device.type == "cpu":
             return 1 << 30
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return max(0, free - int(SPARE * total))
 
-    def explain(self, error: Exception) -> str | None:
+    def explain(self, error: Exception) -> FaquantError | None:
         return explained(error)

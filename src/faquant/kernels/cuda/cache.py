@@ -81,7 +81,6 @@ class SchemeTables:
     v_scale: Tensor | None
     v_offset: Tensor | None
     p_levels: int
-    p_float16: bool
     quantized_sum: bool
     score_unit: float
 
@@ -117,7 +116,6 @@ class SchemeTables:
             v_scale=table(scheme.v_scale),
             v_offset=table(scheme.v_offset),
             p_levels=scheme.p_levels,
-            p_float16=scheme.p_float16,
             quantized_sum=scheme.quantized_sum,
             score_unit=float(np.float32(math.log2(math.e) / math.sqrt(scheme.head_dim))),
         )
@@ -178,7 +176,7 @@ class DeviceSpans:
         positions = np.concatenate([np.arange(start, start + n) for n, start in zip(counts, starts, strict=True)])
         together = np.concatenate([positions, sequences, spans.block_tables.reshape(-1)]).astype(np.int32)
         tokens = len(positions)
-        packed = torch.from_numpy(together).to(device, non_blocking=True)
+        packed = torch.from_numpy(together).to(device)
         return cls(
             packed[:tokens],
             packed[tokens : 2 * tokens],

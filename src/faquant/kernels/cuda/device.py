@@ -1,9 +1,10 @@
 """Whether there is a GPU that the kernels can run on."""
 
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ...errors import UsageError
 
@@ -11,6 +12,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 LEAST_CAPABILITY = 8, 0
 """Ampere: older GPUs lack the matrix instructions that the kernels need."""
+LEAST_TRITON = 3, 6
 EXTRA = "pip install 'faquant[cuda]'"
 _DRIVER_FILES = "/proc/driver/nvidia/version", "/dev/dxg"
 """One of them is there if Linux, or Linux in Windows, has NVIDIA's driver."""
@@ -48,6 +50,9 @@ def why_not() -> str | None:
         return "There is no NVIDIA GPU here: its driver was not found."
     if missing := missing_packages():
         return f"The GPU needs {' and '.join(missing)}: {EXTRA}."
+    triton = version("triton")
+    if tuple(int(part) for part in triton.split(".")[:2] if part.isdecimal()) < LEAST_TRITON:
+        return f"The GPU needs Triton {'.'.join(map(str, LEAST_TRITON))} or newer, not {triton}: {EXTRA}."
     import torch
 
     if not torch.cuda.is_available():
@@ -68,8 +73,10 @@ def chosen(device: str) -> str:
     """`cpu` or `cuda` for `auto`, `cpu` or `cuda`; `auto` is the GPU if kernels can run there.
 
     Raises:
-        UsageError: `cuda` was asked for, and cannot be used.
+        UsageError: `cuda` was asked for, and cannot be used; or the name is unknown.
     """
+    if device not in get_args(Device):
+        raise UsageError(f"device must be one of {', '.join(get_args(Device))}, not {device!r:.80}.")
     if device == "auto":
         return "cpu" if interpreted() or why_not() else "cuda"
     if device == "cuda" and (reason := why_not()):

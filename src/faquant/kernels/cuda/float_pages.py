@@ -1,29 +1,35 @@
-"""Float cache pages of one layer on the GPU, with attention in torch: for layers that are not quantized, and to compare
-int8 with bfloat16. Their bits may depend on the batch."""
+"""Float cache pages of one layer on the GPU: float32 for layers that are not quantized, with attention in torch, and
+bfloat16 to compare int8 with. Their bits may depend on the batch."""
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..arrays import Array, Integers
 from ..pages import Spans
 from ..saturation import Saturation
-from .modules import on_gpu
+from ..scheme import AttentionScheme
+from .append_bfloat16 import append_bfloat16
+from .bfloat16 import attend_bfloat16
+from .cache import DeviceSpans, Int8Cache, SchemeTables
+from .modules import current, on_gpu
+
+FEW_TOKENS = 16
+"""Up to this many tokens of a sequence take the kernel for decoding with a bfloat16 cache."""
 
 
 class FloatPages:
-    """K and V [pages, page_size, Hkv, D] in float32 or bfloat16."""
+    """float32 K and V [pages, page_size, Hkv, D]."""
 
     is_packed = False
 
-    def __init__(
-        self, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, device: torch.device) -> None:
         self.num_pages, self.page_size = num_pages, page_size
         self.saturation = Saturation()
         self.device = device
-        self.k = torch.empty(num_pages, page_size, num_kv_heads, head_dim, dtype=dtype, device=device)
+        self.k = torch.empty(num_pages, page_size, num_kv_heads, head_dim, device=device)
         self.v = torch.empty_like(self.k)
 
     @property
@@ -32,8 +38,8 @@ class FloatPages:
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
         at = torch.as_tensor(slots).to(self.k.device)
-        self.k.flatten(0, 1)[at] = k.to(self.device, self.k.dtype)
-        self.v.flatten(0, 1)[at] = v.to(self.device, self.v.dtype)
+        self.k.flatten(0, 1)[at] = torch.as_tensor(k).to(self.device)
+        self.v.flatten(0, 1)[at] = torch.as_tensor(v).to(self.device)
 
     @on_gpu
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
@@ -50,7 +56,9 @@ class FloatPages:
         if window is not None:
             seen &= keys > positions - window
         query = q.to(self.k.dtype).transpose(0, 1)[None]
-        out = scaled_dot_product_attention(query, k, v, attn_mask=seen, enable_gqa=True)
+        # Not cuDNN's, which plans anew for each length.
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            out = scaled_dot_product_attention(query, k, v, attn_mask=seen, enable_gqa=True)
         return out[0].transpose(0, 1).float()
 
     def copy_page(self, source: int, target: int) -> None:
@@ -64,3 +72,52 @@ class FloatPages:
     def _stored(self, table: Integers, length: int) -> tuple[Tensor, Tensor]:
         pages = torch.as_tensor(table[: -(-length // self.page_size)]).to(self.k.device)
         return self.k[pages].flatten(0, 1)[:length], self.v[pages].flatten(0, 1)[:length]
+
+
+class BFloat16Pages(FloatPages):
+    """bfloat16 K [tiles, Hkv, TILE, D] and V [tiles, Hkv, D, TILE], in the layout of the int8 cache, to compare int8
+    with. Decoding takes a kernel of its own, and prompts take torch's.
+
+    Raises:
+        ValueError: a page does not hold whole tiles.
+    """
+
+    def __init__(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, device: torch.device
+    ) -> None:
+        scheme = AttentionScheme(num_heads, num_kv_heads, head_dim)
+        empty = Int8Cache.empty(scheme, num_pages, page_size, device)
+        self.num_pages, self.page_size, self.device = num_pages, page_size, device
+        self.saturation = Saturation()
+        self._tables = SchemeTables.of(scheme, device)
+        self._inside = empty.tiles_in_page
+        self.k = torch.empty(empty.k.shape, dtype=torch.bfloat16, device=device)
+        # Values that nobody sees must be finite.
+        self.v = torch.zeros(empty.v.shape, dtype=torch.bfloat16, device=device)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self._tables.kv_heads * self._tables.dim * self.k.element_size()
+
+    def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
+        keys, values, at = (torch.as_tensor(x).to(self.device) for x in (k, v, slots))
+        with current(self.device):
+            append_bfloat16(keys, values, at, self.k, self.v)
+
+    @on_gpu
+    def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
+        if spans.tokens_starts[:, 0].max() > FEW_TOKENS:
+            return torch.cat([self._attend(q[rows], start, table, window) for rows, start, table in spans.parts])
+        on_device = DeviceSpans.of(spans, self.device)
+        return attend_bfloat16(q.bfloat16(), self.k, self.v, self._tables, on_device, window, self._inside)
+
+    def copy_page(self, source: int, target: int) -> None:
+        for store in (self.k, self.v):
+            pages = store.view(self.num_pages, self._inside, *store.shape[1:])
+            pages[target] = pages[source]
+
+    def _stored(self, table: Integers, length: int) -> tuple[Tensor, Tensor]:
+        pages = torch.as_tensor(table[: -(-length // self.page_size)])
+        tiles = (pages[:, None] * self._inside + torch.arange(self._inside)).flatten().to(self.device)
+        k, v = self.k[tiles].transpose(1, 2), self.v[tiles].permute(0, 3, 1, 2)
+        return k.flatten(0, 1)[:length], v.flatten(0, 1)[:length]

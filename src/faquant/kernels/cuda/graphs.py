@@ -49,7 +49,7 @@ class DecodeGraphs:
 
 
 class _Graph:
-    """One captured step, and the memory that it reads its inputs from. In the interpreter it runs the step anew."""
+    """One captured step, and the memory that it reads its inputs from. In the interpreter the step runs anew."""
 
     def __init__(
         self,
@@ -73,9 +73,7 @@ class _Graph:
         self._run_step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=pool):
-                self._run_step()
+            self._graph = _captured(self._run_step, pool)
 
     def run(self, x: Tensor, tables: tuple[Array, Array], spans: Spans) -> None:
         rows = len(x)
@@ -83,10 +81,11 @@ class _Graph:
         integers[:rows, 0] = spans.tokens_starts[:, 1]
         block_tables = spans.block_tables[:, : self._width]
         integers[:rows, 1 : 1 + block_tables.shape[1]] = block_tables
-        self._integers.copy_(torch.from_numpy(integers), non_blocking=True)
+        self._integers.copy_(torch.from_numpy(integers))
         for mine, table in zip(self._tables, tables, strict=True):
-            mine[:rows].copy_(torch.as_tensor(table).view(rows, -1), non_blocking=True)
+            mine[:rows].copy_(torch.as_tensor(table).view(rows, -1))
         self._x[:rows] = x
+        self._x[rows:].zero_()
         if self._graph is None:
             self._run_step()
         else:
@@ -101,6 +100,18 @@ class _Graph:
         spans = DeviceSpans(positions, sequences, block_tables, [1] * rows, [self._longest] * rows)
         cos, sin = self._tables
         self._step(self._x, DeviceBatch(spans, cos, sin, spans.slots(self._page_size)))
+
+
+def _captured(step: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph | None:
+    """The graph of a step, or None if the GPU's memory does not suffice; then the step is launched anew each time."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            step()
+    except torch.OutOfMemoryError:
+        torch.cuda.set_stream(stream)
+        return None
+    return graph
 
 
 def _power_of_two(number: int) -> int:

@@ -1,6 +1,7 @@
 """Runs decoder layers with int8 linears and an int8 cache on the GPU, the counterpart of csrc/ops/decoder_layer.cpp."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .attention_inputs import Rotation, attention_inputs
 from .cache import DeviceBatch, DeviceSpans
 from .graphs import DecodeGraphs
 from .linear import FEW_TOKENS, SplitSums
-from .modules import Int8Linear, RMSNorm, stacked
+from .modules import Int8Linear, RMSNorm, current, stacked
 from .pages import Int8Pages
 from .rounding import round_gated, round_inputs
 
@@ -30,24 +31,30 @@ class CudaLayers:
         shapes = {shape for layer in self._layers for shape in layer.shapes}
         self._sums = SplitSums.empty(sorted(shapes), FEW_TOKENS, device)
         self._page_size = pages[0].page_size
-        self._graphs = DecodeGraphs(self._run, self._page_size, device)
+        # Not a method: two objects that refer to each other would keep the GPU's memory until Python looks for such.
+        self._step = partial(_run, self._layers, self._sums)
+        self._graphs = DecodeGraphs(self._step, self._page_size, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # of the weights before they were stacked
 
     def run(self, x: Tensor, tables: tuple[Array, Array], spans: Spans) -> None:
-        if self._graphs.fits(spans):
-            self._graphs.run(x, tables, spans)
-        else:
-            self._run(x, self._batch(tables, spans))
+        with current(self._device):
+            if self._graphs.fits(spans):
+                self._graphs.run(x, tables, spans)
+            else:
+                self._step(x, self._batch(tables, spans))
         for pages in self._pages:
             pages.tokens_appended += len(x)
-
-    def _run(self, x: Tensor, batch: DeviceBatch) -> None:
-        for layer in self._layers:
-            layer.run(x, batch, self._sums if len(x) <= FEW_TOKENS else None)
 
     def _batch(self, tables: tuple[Array, Array], spans: Spans) -> DeviceBatch:
         on_device = DeviceSpans.of(spans, self._device)
         cos, sin = (torch.as_tensor(table).flatten(1).to(self._device) for table in tables)
         return DeviceBatch(on_device, cos, sin, on_device.slots(self._page_size))
+
+
+def _run(layers: Sequence["_Layer"], sums: SplitSums, x: Tensor, batch: DeviceBatch) -> None:
+    for layer in layers:
+        layer.run(x, batch, sums if len(x) <= FEW_TOKENS else None)
 
 
 class _Layer:

@@ -112,7 +112,7 @@ def int8_linear(
 
     Args:
         inputs: int8 [tokens, k] with scales [tokens] or None.
-        weight: contiguous int8 [n, k]; n and k are multiples of 16.
+        weight: contiguous int8 [n, k]; k is a multiple of 16.
         scale: float32 [n]; of a static linear, deq_scale.
         bias: float32 [n], only if the inputs have scales; quant_bias: int32 [n], only if they have none.
         residual: contiguous float32 [tokens, n], may be `out`.
@@ -127,8 +127,8 @@ def int8_linear(
     """
     tokens, k = inputs.values.shape
     n = weight.shape[0]
-    if weight.shape[1] != k or n % 16 or k % 16:
-        raise ValueError(f"a weight {list(weight.shape)} needs multiples of 16, and inputs of its width, not of {k}")
+    if weight.shape[1] != k or k % 16:
+        raise ValueError(f"a weight {list(weight.shape)} needs its width in inputs, a multiple of 16, not {k}")
     if (quant_bias is None) != (inputs.scale is not None) or (bias is not None and inputs.scale is None):
         raise ValueError("quant_bias belongs to inputs with a static scale, bias to inputs with a scale per token")
     if out is None:

@@ -1,16 +1,19 @@
 """Parts of a decoder on the GPU: linears, RMSNorm, embedding, with the bits of those in kernels/modules.py."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...errors import UnsupportedError
 from ..arrays import Integers, Stored
 from ..quantizers import tensor_of
 from ..tables import DynamicTable, FloatTable, LinearTable, StaticTable
 from .elementwise import rms_norm
+from .failures import explains
 from .float_linear import BlockedWeight, float_linear
 from .linear import SplitSums, int8_linear
 from .rounding import DeviceNorm, InputRounding, RoundedInputs, round_inputs
@@ -20,12 +23,19 @@ def on_gpu(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Let a method of an object with a `device` take tensors of any device, and return its result where the first one
     lies. So evaluation can keep streams and figures in the CPU's memory."""
 
+    @explains
     @wraps(call)
     def run(self: Any, x: Tensor, *others: Any) -> Tensor:
         moved = [other.to(self.device) if isinstance(other, Tensor) else other for other in others]
-        return call(self, x.to(self.device), *moved).to(x.device)
+        with current(self.device):
+            return call(self, x.to(self.device), *moved).to(x.device)
 
     return run
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches kernels on the current GPU, which each thread chooses."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def on_device(x: Stored | Tensor, device: torch.device) -> Tensor:
@@ -63,9 +73,13 @@ class Int8Linear:
     ) -> None:
         self.weight, self.scale, self.rounding = weight, scale, rounding
         self.bias, self.quant_bias = bias, quant_bias
+        self._stacked_with: tuple[list[Int8Linear], Int8Linear] | None = None
 
     @classmethod
     def of(cls, table: DynamicTable | StaticTable, device: torch.device) -> "Int8Linear":
+        inputs = table.weight.shape[1]
+        if inputs % 16:
+            raise UnsupportedError(f"A linear has {inputs} inputs; a GPU needs a multiple of 16. Use the CPU.")
         weight, rounding = on_device(table.weight, device), InputRounding.of(table, device)
         if isinstance(table, DynamicTable):
             bias = None if table.bias is None else on_device(table.bias, device)
@@ -99,8 +113,10 @@ class Int8Linear:
 
 def stacked(linears: Sequence[Int8Linear]) -> Int8Linear | None:
     """One linear with the outputs of several, whose tables become parts of its tables; None if their inputs are not
-    rounded alike, or only some have a bias."""
-    first = linears[0]
+    rounded alike, or only some have a bias. The next call for them returns the same one."""
+    first, *others = linears
+    if first._stacked_with is not None and all(a is b for a, b in zip(first._stacked_with[0], others, strict=True)):
+        return first._stacked_with[1]
     tables = {name: [getattr(each, name) for each in linears] for name in ("weight", "scale", "bias", "quant_bias")}
     if not all(_alike(each.rounding, first.rounding) for each in linears):
         return None
@@ -117,7 +133,9 @@ def stacked(linears: Sequence[Int8Linear]) -> Int8Linear | None:
         if table is not None:
             for each, part in zip(linears, table.split(sizes), strict=True):
                 setattr(each, name, part)
-    return Int8Linear(rounding=first.rounding, **whole)
+    together = Int8Linear(rounding=first.rounding, **whole)
+    first._stacked_with = others, together
+    return together
 
 
 def _alike(a: InputRounding, b: InputRounding) -> bool:

@@ -12,7 +12,7 @@ from ..scheme import TILE, AttentionScheme
 from .append import append
 from .attention import attend
 from .cache import DeviceSpans, Int8Cache, SchemeTables
-from .modules import on_gpu
+from .modules import current, on_gpu
 from .queries import map_queries
 
 
@@ -50,7 +50,9 @@ class Int8Pages:
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
         to, at = (torch.as_tensor(x).to(self.device) for x in (slots, positions.astype(np.int32)))
-        append(k.to(self.device), v.to(self.device), to, at, self.cache, self.tables, self.beyond)
+        keys, values = (torch.as_tensor(x).to(self.device) for x in (k, v))
+        with current(self.device):
+            append(keys, values, to, at, self.cache, self.tables, self.beyond)
         self.tokens_appended += len(k)
 
     @on_gpu

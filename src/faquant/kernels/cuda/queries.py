@@ -27,8 +27,9 @@ from .rows import (
 
 @triton.jit
 def maps_seen(positions, window, maps, MAP_BLOCK: tl.constexpr):
-    """The numbers of the first and the last map among the keys that the tokens at these positions see."""
-    last = tl.minimum(positions // MAP_BLOCK, maps - 1)
+    """The numbers of the first and the last map among the keys that the tokens at these positions see; at position -1
+    none, with -1 as the last."""
+    last = tl.where(positions < 0, -1, tl.minimum(positions // MAP_BLOCK, maps - 1))
     if window is not None:
         first = tl.minimum(tl.maximum(positions - window + 1, 0) // MAP_BLOCK, maps - 1)
     else:

@@ -13,13 +13,22 @@ from ..pages import Int8Pages as CpuPages
 from ..pages import Spans
 from ..scheme import P_LEVELS, AttentionScheme
 from ..tables import DynamicTable, FloatTable, LinearTable, StaticTable
+from .cache import DeviceSpans
+from .decode import Workspace, decode, most_splits
 from .elementwise import rms_norm, rope, silu_times
-from .modules import linear
+from .linear import SplitSums
+from .modules import Int8Linear, linear
 from .pages import Int8Pages
+from .queries import map_queries
+from .rounding import round_inputs
 
 HEADS, KV_HEADS, DIM = 8, 2, 64
-PAST, TOKENS = 2100, 3
-"""Tokens in the cache, over a split's end, and new ones."""
+PAST = 2100
+"""Tokens in the cache, over a split's end."""
+FEW, SEVERAL = 3, 20
+"""New tokens, for the kernels of decoding and of prompts."""
+WIDE = 4096
+"""Inputs of a linear whose sums several programs share."""
 
 
 def self_test(device: torch.device) -> dict[str, bool]:
@@ -67,19 +76,31 @@ def _attention(device: torch.device) -> bool:
         replace(by_channel, p_levels=P_LEVELS["uint8"]),
         mindie,
     )
-    return all(_attends(scheme, device) for scheme in schemes)
+    return all(_attends(scheme, tokens, device) for scheme in schemes for tokens in (FEW, SEVERAL))
 
 
-def _attends(scheme: AttentionScheme, device: torch.device) -> bool:
-    tokens, pages = PAST + TOKENS, -(-(PAST + TOKENS) // 128)
-    q, k, v = _random(TOKENS, HEADS, DIM), *(_random(tokens, KV_HEADS, DIM, seed=seed) for seed in (4, 5))
+def _attends(scheme: AttentionScheme, count: int, device: torch.device) -> bool:
+    tokens, pages = PAST + count, -(-(PAST + count) // 128)
+    q, k, v = _random(count, HEADS, DIM), *(_random(tokens, KV_HEADS, DIM, seed=seed) for seed in (4, 5))
     positions, table = np.arange(tokens), np.arange(pages)[::-1].copy()
     slots = table[positions // 128] * 128 + positions % 128
     theirs, ours = CpuPages(scheme, pages, 128), Int8Pages(scheme, pages, 128, device)
     theirs.append(k, v, slots, positions)
     ours.append(k.to(device), v.to(device), slots, positions)
-    spans = Spans.of([(TOKENS, PAST, table)])
-    return _same(ours.attend(q.to(device), spans), theirs.attend(q, spans))
+    spans = Spans.of([(count, PAST, table)])
+    expected = theirs.attend(q, spans)
+    return _same(ours.attend(q.to(device), spans), expected) and _same(_by_split(ours, q.to(device), spans), expected)
+
+
+def _by_split(pages: Int8Pages, q: Tensor, spans: Spans) -> Tensor:
+    """Attention of single tokens with a program for each split, as long sequences and large batches have it."""
+    on_device = DeviceSpans.of(spans, q.device)
+    queries = map_queries(q, on_device.positions, pages.tables, pages.maps_of(on_device), pages.beyond)
+    splits = most_splits(on_device.longest + 1, None)
+    workspace = Workspace.empty(len(q), splits, pages.tables, q.device, by_tile=False)
+    out = torch.empty_like(q)
+    decode(queries, pages.cache, pages.tables, on_device, None, workspace, out)
+    return out
 
 
 def _int8_linears(device: torch.device) -> bool:
@@ -98,6 +119,19 @@ def _int8_linears(device: torch.device) -> bool:
         _same(linear(table, device)(x[:rows].to(device)), theirs[:rows])
         for table, theirs in expected
         for rows in (1, 70)
+    ) and _shared_sums(device)
+
+
+def _shared_sums(device: torch.device) -> bool:
+    """Programs that share a tile's sums count one another, again and again with the same counters."""
+    weight = torch.arange(64 * WIDE).mul(7).remainder(255).sub(127).to(torch.int8).view(64, WIDE).numpy()
+    table = DynamicTable(weight, np.linspace(0.01, 0.02, 64, dtype=np.float32))
+    ours, x = Int8Linear.of(table, device), _random(8, WIDE)
+    expected = cpu.DynamicLinear(weight, table.scale)(x)
+    sums = SplitSums.empty([(64, WIDE)], 8, device)
+    return all(
+        _same(ours.product(round_inputs(x[:rows].to(device), ours.rounding), sums=sums), expected[:rows])
+        for rows in (1, 8, 3) * 3
     )
 
 
