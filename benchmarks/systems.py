@@ -36,7 +36,7 @@ class Ours:
     """A directory, run by faquant."""
 
     def __init__(self, directory: Path) -> None:
-        self._llm = LLM(directory)
+        self._llm = LLM(directory, device="cpu")
         self._sequences = Sequences(self._llm.model)
         self.config = self._llm.model.config
         self.cache_bytes = self._sequences.cache_bytes
