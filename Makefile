@@ -91,7 +91,7 @@ $(CUDA_VENV)/.installed: $(VENV)/.installed Makefile
 	touch $@
 
 test-cuda: $(CUDA_VENV)/.installed ## The GPU's kernels without a GPU: their bits in an interpreter, their instructions from the compiler
-	TRITON_INTERPRET=1 $(CUDA_VENV)/bin/python -m pytest -q -m cuda tests/cuda
+	TRITON_INTERPRET=1 $(CUDA_VENV)/bin/python -m pytest -q -m cuda -W ignore::DeprecationWarning tests/cuda
 	$(CUDA_VENV)/bin/python -m pytest -q -m cuda tests/cuda
 
 SANITIZED = .venv-sanitizers
