@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from faquant.cli import doctor
 from faquant.cli.main import run
 from faquant.cli.sizes import parse_size, show_size
 from faquant.errors import UsageError
 from faquant.kernels import isa
+from faquant.kernels.cuda import device
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -184,6 +186,31 @@ def test_doctor_says_that_tiles_are_refused(
     monkeypatch.setattr(isa, "cpu_features", lambda: {"amx_int8": True, "amx_permitted": permitted})
     assert run(["doctor"]) == 0
     assert ("permit" in capsys.readouterr().out.replace("amx_permitted", "")) != permitted
+
+
+@pytest.mark.parametrize("passes", [False, True])
+def test_doctor_tells_about_a_gpu(
+    passes: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = {"attention": passes, "int8 linears": True}
+    gpu = {"usable": True, "name": "NVIDIA H100", "driver": "570.86.15", "self_tests": tests}
+    monkeypatch.setattr(doctor, "examine_gpu", lambda: gpu)
+    assert run(["doctor"]) == (0 if passes else 1)
+    shown = capsys.readouterr()
+    assert "NVIDIA H100" in shown.out
+    assert ("FAILED" in shown.out) == ("self-test failed" in shown.err) == (not passes)
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "Hello"], ["chat"], ["serve", "--port", "0"], ["bench"], ["evaluate", "--against", "x"]]
+)
+def test_a_gpu_that_is_not_there_is_told_in_one_line(
+    command: list[str], quantized: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_DRIVER_FILES", ())
+    assert run([command[0], str(quantized), *command[1:], "--device", "cuda"]) == 2
+    told = capsys.readouterr().err.strip()
+    assert told == "faquant: There is no NVIDIA GPU here: its driver was not found. Use the device cpu."
 
 
 def test_convert_explains_what_mindie_cannot_compute(
