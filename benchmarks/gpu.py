@@ -84,7 +84,7 @@ def _describe(results: Results) -> None:
     import torch
     from gpu_parts.timing import device
 
-    from faquant.kernels.cuda.device import driver_version
+    from faquant.kernels.device import driver_version
 
     if device().type != "cuda":
         return
@@ -231,7 +231,7 @@ def main() -> None:
         return
     size = "tiny" if arguments.tiny else "quick" if arguments.quick else "full"
     if size != "tiny":
-        from faquant.kernels.cuda.device import why_not
+        from faquant.kernels.device import why_not
 
         if reason := why_not():
             raise SystemExit(reason)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faquant.kernels.cuda.device import interpreted
 from faquant.kernels.cuda.layers import CudaLayers
 from faquant.kernels.cuda.modules import RMSNorm
 from faquant.kernels.cuda.pages import Int8Pages
+from faquant.kernels.device import interpreted
 from faquant.kernels.pages import Spans
 from faquant.kernels.scheme import MAP_BLOCK, MAX_INPUT_BLOCK, TILE, AttentionScheme, hadamard_block
 

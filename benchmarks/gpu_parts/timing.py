@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from faquant.kernels.cuda.device import interpreted
+from faquant.kernels.device import interpreted
 
 from .results import WARM_UP
 

@@ -15,7 +15,7 @@ from .checkpoint.write import prepared
 from .errors import CheckpointError, UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
-from .kernels.cuda.device import Device
+from .kernels.device import Device
 from .quantization import calibration as calibrating
 from .quantization import pipeline, provenance
 from .quantization.recalibrate import recalibrate

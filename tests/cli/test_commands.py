@@ -12,8 +12,7 @@ from faquant.cli import doctor
 from faquant.cli.main import run
 from faquant.cli.sizes import parse_size, show_size
 from faquant.errors import UsageError
-from faquant.kernels import isa
-from faquant.kernels.cuda import device
+from faquant.kernels import device, isa
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -9,10 +9,9 @@ import pytest
 
 from faquant import LLM
 from faquant.errors import FaquantError, UsageError
-from faquant.kernels import backend
+from faquant.kernels import backend, device
 from faquant.kernels.backend import backend_for
 from faquant.kernels.cpu import CpuBackend
-from faquant.kernels.cuda import device
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def examine() -> dict[str, Any]:
 
 def examine_gpu() -> dict[str, Any]:
     """The GPU, its driver and its kernels' self-tests; or why it cannot be used."""
-    from ..kernels.cuda import device
+    from ..kernels import device
 
     if reason := device.why_not():
         return {"usable": False, "reason": reason, "self_tests": {}}

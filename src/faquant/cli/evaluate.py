@@ -12,7 +12,7 @@ from rich.table import Table
 from ..errors import OutputError, UsageError
 from ..evaluation.limits import CLIPPED_NOTABLY
 from ..evaluation.texts import read_texts
-from ..kernels.cuda.device import chosen
+from ..kernels.device import chosen
 from ..progress import progress_bar
 from .console import write_json_file
 from .interrupts import raise_on_signals

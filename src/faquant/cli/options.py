@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checkpoint.model_config import load_config
-from ..kernels.cuda.device import Device, chosen
+from ..kernels.device import Device, chosen
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM

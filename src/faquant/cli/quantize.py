@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import FaquantError
-from ..kernels.cuda.device import Device, chosen
+from ..kernels.device import Device, chosen
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
 from .interrupts import raise_on_signals

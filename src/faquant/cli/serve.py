@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
-from ..kernels.cuda.device import chosen
+from ..kernels.device import chosen
 from ..server.config import ServerConfig
 from ..structured.tools.formats import FORMATS
 from .interrupts import raise_on_signals

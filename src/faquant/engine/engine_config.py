@@ -5,7 +5,7 @@ from typing import get_args
 
 from ..checkpoint.model_config import KvCacheDtype
 from ..errors import UsageError
-from ..kernels.cuda.device import Device
+from ..kernels.device import Device
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..checkpoint.stamp import stamp
 from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, UsageError
 from ..kernels.backend import Backend, backend_for
-from ..kernels.cuda.device import Device
+from ..kernels.device import Device
 from ..kernels.isa import selected_isa
 from ..kernels.parallel import one_torch_thread
 from ..kernels.scheme import MAP_BLOCK

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from ..errors import FaquantError
 from .arrays import Array, Integers
-from .cuda.device import chosen
+from .device import chosen
 from .pages import Spans
 from .saturation import Saturation
 from .scheme import AttentionScheme

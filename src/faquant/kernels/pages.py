@@ -5,7 +5,7 @@ A slot is page · page_size + offset. A block table lists the pages of one seque
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 
 import numpy as np
@@ -14,7 +14,7 @@ from . import _C, memory
 from .arrays import Array, Floats, Integers, Stored, contiguous, empty, widen
 from .packing import unpacked
 from .saturation import Saturation
-from .scheme import PADDING, SPLIT, TILE, AttentionScheme
+from .scheme import PADDING, SPLIT, TILE, AttentionScheme, by_channel, written_out
 from .threads import ALL_THREADS
 
 
@@ -150,17 +150,7 @@ class Int8Pages(PackedPages):
 
 def _layer_cache(pages: Int8Pages) -> _C.LayerCache:
     scheme = pages.scheme
-
-    def table(x: Array | None, dimensions: int = 2) -> Floats | None:
-        """[…, heads, D]; a table with three dimensions has the maps first."""
-        if x is None:
-            return None
-        wide = np.broadcast_to(np.asarray(x, np.float32), (*x.shape[:-1], scheme.head_dim))
-        return np.ascontiguousarray(wide[None] if wide.ndim < dimensions else wide)
-
-    def by_channel(x: Array | None) -> bool:
-        return x is not None and x.shape[-1] > 1
-
+    table = partial(written_out, dim=scheme.head_dim)
     sign = scheme.rotation_sign
     return _C.LayerCache(
         heads=scheme.num_heads,
@@ -170,8 +160,8 @@ def _layer_cache(pages: Int8Pages) -> _C.LayerCache:
         v_scales=pages.v_scale,
         dim=scheme.head_dim,
         map_block=scheme.map_block,
-        k_center=table(scheme.k_center, 3),
-        k_equalizer=table(scheme.k_equalizer, 3),
+        k_center=table(scheme.k_center, dimensions=3),
+        k_equalizer=table(scheme.k_equalizer, dimensions=3),
         rotation_block=scheme.rotation_block,
         rotation_sign=None if sign is None else np.ascontiguousarray(sign, np.float32),
         v_rotation_block=scheme.v_rotation_block,

@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from . import _C
-from .arrays import Array
+from .arrays import Array, Floats
 
 TILE: int = _C.TILE
 """Keys that share one scale of P. Tiles start at multiples of it, and cache pages hold whole tiles."""
@@ -170,6 +172,20 @@ class AttentionScheme:
             if used
         ]
         return f"int8, scale {scale}" + (f", K {', '.join(maps)}" if maps else "") + f", P up to {self.p_levels}"
+
+
+def written_out(table: Array | None, dim: int, dimensions: int = 2) -> Floats | None:
+    """A scheme's table [..., heads, 1 or D] as contiguous float32 [..., heads, D], as kernels take it; one with three
+    dimensions has the maps first."""
+    if table is None:
+        return None
+    wide = np.broadcast_to(np.asarray(table, np.float32), (*table.shape[:-1], dim))
+    return np.ascontiguousarray(wide[None] if wide.ndim < dimensions else wide)
+
+
+def by_channel(table: Array | None) -> bool:
+    """Whether a table has different values within a head."""
+    return table is not None and table.shape[-1] > 1
 
 
 def _granularity(scale: Array | None) -> str:

@@ -25,7 +25,7 @@ from ..formats import open_checkpoint
 from ..formats.faquant.metadata import Metadata
 from ..formats.msmodelslim.description import Description
 from ..kernels.backend import backend_for
-from ..kernels.cuda.device import Device
+from ..kernels.device import Device
 from ..kernels.parallel import one_torch_thread
 from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe

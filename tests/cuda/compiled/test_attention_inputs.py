@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from faquant.kernels.cuda import append, append_bfloat16, attention_inputs, queries
-from faquant.kernels.cuda.rows import Tiling, width_of
+from faquant.kernels.cuda.rows import TokenBlocks, width_of
 from oracles.compiled import ARCHITECTURES, Compiled, compiled
 
 pytestmark = pytest.mark.cuda
@@ -27,13 +27,13 @@ TYPES = {
 
 def build(kernel: Any, architecture: int, tokens: int, dim: int, more: dict[str, str], **constants: Any) -> Compiled:
     """A kernel for 32 heads of q and 8 of K and V; nine maps if K is centered. `more`: types of further arguments."""
-    tiling, block = Tiling.of(tokens, dim), dim & -dim
+    blocks, block = TokenBlocks.of(tokens, dim), dim & -dim
     maps = 9 if "k_center" in more else 1
     values = "*fp32" if kernel is append._append else "*i8"
     types = {**TYPES, "values": values, **more}
     every = {
         **dict.fromkeys(kernel.arg_names),
-        "ROWS": tiling.rows,
+        "ROWS": blocks.rows,
         "WIDTH": width_of(dim),
         "DIM": dim,
         "HEADS": 32,
@@ -56,7 +56,7 @@ def build(kernel: Any, architecture: int, tokens: int, dim: int, more: dict[str,
         {name: kind for name, kind in types.items() if name in kernel.arg_names},
         every,
         architecture,
-        warps=tiling.warps,
+        warps=blocks.warps,
         multiples_of_16=("token_stride", "key_stride", "value_stride"),
     )
 

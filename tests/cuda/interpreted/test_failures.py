@@ -11,7 +11,7 @@ from oracles.tiny_engine import GREEDY, TinyEngine
 
 pytestmark = pytest.mark.cuda
 
-LOST = RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …")
+LOST = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …"
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ LOST = RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA 
         (OutOfResources(300_000, 232_448, "shared memory"), "does not fit this GPU"),
         (RuntimeError("Triton Error [CUDA]: out of memory"), "kv_cache_memory"),
         (RuntimeError("Failed to find C compiler. Please specify via CC environment variable."), "needs a C compiler"),
-        (LOST, "illegal memory access was encountered. This process cannot use it any more"),
+        (RuntimeError(LOST), "illegal memory access was encountered. This process cannot use it any more"),
     ],
 )
 def test_one_line(error: Exception, text: str) -> None:
@@ -41,7 +41,7 @@ def test_a_step_that_fails_raises_it(place: str, monkeypatch: pytest.MonkeyPatch
     engine.add([1, 2, 3], GREEDY)
 
     def fail(*_: object) -> None:
-        raise LOST
+        raise RuntimeError(LOST)
 
     monkeypatch.setattr(engine.model, "backend", CudaBackend())
     if place == "launched":

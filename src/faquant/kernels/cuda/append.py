@@ -7,17 +7,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..scheme import TILE
-from .arithmetic import ROUNDED
+from .arithmetic import ROUNDED, hadamard_factor
 from .cache import Int8Cache, SchemeTables
 from .rows import (
-    Tiling,
+    TokenBlocks,
     absolute_peak,
     bytes_of,
     count_beyond,
     half_step_of,
     heads_of,
     rotated,
-    rotation_unit,
     width_of,
 )
 
@@ -132,9 +131,9 @@ def cache_arguments(cache: Int8Cache, tables: SchemeTables) -> dict[str, Any]:
         "MAPS": tables.maps,
         "MAP_BLOCK": tables.map_block,
         "K_BLOCK": tables.rotation_block,
-        "K_UNIT": rotation_unit(tables.rotation_block),
+        "K_UNIT": hadamard_factor(tables.rotation_block),
         "V_BLOCK": tables.v_rotation_block,
-        "V_UNIT": rotation_unit(tables.v_rotation_block),
+        "V_UNIT": hadamard_factor(tables.v_rotation_block),
     }
 
 
@@ -155,8 +154,8 @@ def append(
     tokens = len(k)
     if tokens == 0:
         return
-    tiling = Tiling.of(tokens, tables.dim)
-    _append[(tiling.blocks, 2 * tables.kv_heads)](
+    blocks = TokenBlocks.of(tokens, tables.dim)
+    _append[(blocks.count, 2 * tables.kv_heads)](
         k,
         v,
         slots,
@@ -165,8 +164,8 @@ def append(
         k.stride(0),
         v.stride(0),
         beyond=beyond,
-        ROWS=tiling.rows,
-        num_warps=tiling.warps,
+        ROWS=blocks.rows,
+        num_warps=blocks.warps,
         **cache_arguments(cache, tables),
         **ROUNDED,
     )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..scheme import TILE
 from .arithmetic import ROUNDED
-from .rows import Tiling, heads_of, width_of
+from .rows import TokenBlocks, heads_of, width_of
 
 
 @triton.jit
@@ -58,8 +58,8 @@ def append_bfloat16(k: Tensor, v: Tensor, slots: Tensor, cache_k: Tensor, cache_
     tokens, heads, dim = k.shape
     if tokens == 0:
         return
-    tiling = Tiling.of(tokens, dim)
-    _append_bfloat16[(tiling.blocks, heads)](
+    blocks = TokenBlocks.of(tokens, dim)
+    _append_bfloat16[(blocks.count, heads)](
         k,
         v,
         slots,
@@ -68,11 +68,11 @@ def append_bfloat16(k: Tensor, v: Tensor, slots: Tensor, cache_k: Tensor, cache_
         v.stride(0),
         cache_k,
         cache_v,
-        ROWS=tiling.rows,
+        ROWS=blocks.rows,
         WIDTH=width_of(dim),
         DIM=dim,
         KV_HEADS=heads,
         KEYS=TILE,
-        num_warps=tiling.warps,
+        num_warps=blocks.warps,
         **ROUNDED,
     )

@@ -1,14 +1,25 @@
 """Functions that several kernels share: rounding, 2^x, sums by halves, the Hadamard transform."""
 
+import math
+
 import triton
 import triton.language as tl
+
+from .. import quantizers
 
 ROUNDED = {"enable_fp_fusion": False}
 """Options of every launch: a product and the sum after it are two roundings, as in the reference."""
 
+SMALLEST_SCALE = tl.constexpr(quantizers.SMALLEST_SCALE)
+
 ROUNDER = tl.constexpr(12582912.0)
 """1.5 · 2^23. Adding it rounds |x| < 2^22 to an integer, halves to even, which is then in the lowest bits."""
 ROUNDER_BITS = tl.constexpr(0x4B400000)
+
+
+def hadamard_factor(block: int) -> float:
+    """The factor of a Hadamard transform in blocks of this size; 1 for 0, no transform."""
+    return 1.0 / math.sqrt(block) if block else 1.0
 
 
 @triton.jit
@@ -21,6 +32,18 @@ def rounded(x):
 def integer_of(x):
     """x to the nearest integer, as int32; |x| < 2^22. Without a conversion, which is slow on GPUs."""
     return (x + ROUNDER).to(tl.int32, bitcast=True) - ROUNDER_BITS
+
+
+@triton.jit
+def magnitude_bits(x):
+    """The bits of |x| as int32. They have the order of the numbers, and unlike floats do not lose NaN in a maximum."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def scale_of(peak, STEPS: tl.constexpr):
+    """quantizers.quantize_rows' scale for this greatest magnitude, float32; NaN for NaN."""
+    return tl.div_rn(tl.where(peak < 1e-30, 1e-30, peak), STEPS)
 
 
 @triton.jit
@@ -45,22 +68,9 @@ def sum_of_columns(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
     ROWS is a power of two up to 256. Each step adds two numbers, so its bits do not depend on the layout.
     """
-    if ROWS >= 256:
-        x = tl.sum(tl.reshape(x, (2, 128, COLUMNS)), axis=0)
-    if ROWS >= 128:
-        x = tl.sum(tl.reshape(x, (2, 64, COLUMNS)), axis=0)
-    if ROWS >= 64:
-        x = tl.sum(tl.reshape(x, (2, 32, COLUMNS)), axis=0)
-    if ROWS >= 32:
-        x = tl.sum(tl.reshape(x, (2, 16, COLUMNS)), axis=0)
-    if ROWS >= 16:
-        x = tl.sum(tl.reshape(x, (2, 8, COLUMNS)), axis=0)
-    if ROWS >= 8:
-        x = tl.sum(tl.reshape(x, (2, 4, COLUMNS)), axis=0)
-    if ROWS >= 4:
-        x = tl.sum(tl.reshape(x, (2, 2, COLUMNS)), axis=0)
-    if ROWS >= 2:
-        x = tl.sum(tl.reshape(x, (2, 1, COLUMNS)), axis=0)
+    for level in tl.static_range(0, 8):
+        if (ROWS >> level) > 1:
+            x = tl.sum(tl.reshape(x, (2, ROWS >> (level + 1), COLUMNS)), axis=0)
     return tl.reshape(x, (COLUMNS,))
 
 

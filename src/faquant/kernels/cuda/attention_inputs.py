@@ -11,7 +11,7 @@ from .append import append_keys, append_values, cache_arguments
 from .arithmetic import ROUNDED
 from .cache import Int8Cache, MappedQueries, SchemeTables
 from .queries import empty_queries, map_query_rows, maps_seen, query_constants
-from .rows import Tiling, rotated_by_position
+from .rows import TokenBlocks, rotated_by_position
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def attention_inputs(
         out = empty_queries(tokens, tables, maps, qkv.device)
     if tokens == 0:
         return out
-    tiling = Tiling.of(tokens, tables.dim)
-    _attention_inputs[(tiling.blocks, 2 * tables.kv_heads + tables.heads * maps)](
+    blocks = TokenBlocks.of(tokens, tables.dim)
+    _attention_inputs[(blocks.count, 2 * tables.kv_heads + tables.heads * maps)](
         qkv,
         rotation.cos,
         rotation.sin,
@@ -123,8 +123,8 @@ def attention_inputs(
         out.bias,
         q_scale=tables.q_scale,
         beyond=beyond,
-        ROWS=tiling.rows,
-        num_warps=tiling.warps,
+        ROWS=blocks.rows,
+        num_warps=blocks.warps,
         **cache_arguments(cache, tables),
         **query_constants(tables, maps),
         **ROUNDED,

@@ -13,10 +13,10 @@ from ...errors import FaquantError
 from ..arrays import Array
 from ..backend import Embedding as AnyEmbedding
 from ..backend import FusedLayers, Linear, Norm, Pages
+from ..device import interpreted
 from ..scheme import AttentionScheme
 from ..tables import LinearTable
 from . import elementwise, modules
-from .device import interpreted
 from .failures import explained, explains
 from .float_pages import BFloat16Pages, FloatPages
 from .layers import CudaLayers
@@ -71,9 +71,8 @@ class CudaBackend:
 
     @explains
     def norm(self, weight: Array, eps: float, bias: Array | None = None) -> Norm:
-        tables = [None if x is None else on_device(x, self.device).float() for x in (weight, bias)]
-        assert tables[0] is not None
-        return modules.RMSNorm(tables[0], eps, tables[1])
+        offset = None if bias is None else on_device(bias, self.device).float()
+        return modules.RMSNorm(on_device(weight, self.device).float(), eps, offset)
 
     @explains
     def embedding(self, weight: Array) -> AnyEmbedding:

@@ -10,8 +10,7 @@ from torch import Tensor
 from ..scheme import SPLIT
 from . import tile
 from .cache import DeviceSpans, SchemeTables
-from .decode import Workspace, visible
-from .merging import merge_splits, row_tiles
+from .merging import Partials, merge_splits, row_tiles
 from .operands import padded
 from .tile import SPLIT_TILES
 
@@ -58,6 +57,9 @@ def attend_split(
     end = tl.minimum(end, start + SPLIT_TILES)
     if begin >= end:
         return
+    oldest = position * 0
+    if window is not None:
+        oldest = position - window + 1
     block_table = block_tables + tl.load(sequences + row) * width
     columns = tl.arange(0, COLUMNS)
     channels = tl.arange(0, PADDED)
@@ -67,7 +69,7 @@ def attend_split(
     top, total, out = tile.empty(COLUMNS, PADDED)
     for number in tl.range(begin, end, num_stages=STAGES):
         place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
-        seen = visible(number, position, window)
+        seen = tile.keys_between(number, oldest, position, window)
         k_tile = tile.load_block(
             k + place * (tile.TILE * D) + (keys[:, None] * D + channels[None, :]), channels[None, :] < D, D == PADDED
         )
@@ -99,8 +101,6 @@ def attend_bfloat16(
     spans: DeviceSpans,
     window: int | None = None,
     tiles_in_page: int = 1,
-    workspace: Workspace | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """The attention of single tokens, as `decode`, with k and v as in Int8Cache, but bfloat16.
 
@@ -109,18 +109,13 @@ def attend_bfloat16(
     Args:
         queries: bfloat16 [tokens, Hq, D], after RoPE.
         tables: for the numbers of heads and channels only.
-        workspace: by split; None: a new one, for which the host's lengths are read.
 
     Returns:
         float32 [tokens, Hq, D].
     """
     rows, heads, dim = queries.shape
-    if out is None:
-        out = torch.empty(rows, heads, dim, device=queries.device)
-    if workspace is None:
-        longest = max(start + count for start, count in zip(spans.starts, spans.counts, strict=True))
-        workspace = Workspace.empty(rows, -(-longest // SPLIT), tables, out.device, by_tile=False)
-    parts = workspace.by_split
+    out = torch.empty(rows, heads, dim, device=queries.device)
+    parts = Partials.empty(rows, spans.longest // SPLIT + 1, tables, out.device)
     dims = {"HEADS": heads, "D": dim, "PADDED": padded(dim)}
     attend_split[(tables.kv_heads, parts.count, rows)](
         queries,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..arrays import Array
 from ..pages import Spans
-from ..scheme import TILE, AttentionScheme
+from ..scheme import TILE, AttentionScheme, by_channel, written_out
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ class Int8Cache:
         Raises:
             ValueError: a page does not hold whole tiles.
         """
-        if page_size <= 0 or page_size % TILE:
-            raise ValueError(f"a page holds a multiple of {TILE} tokens, not {page_size}")
-        inside = page_size // TILE
+        inside = tiles_in(page_size)
         shape = num_pages * inside, scheme.num_kv_heads
         k = torch.empty(*shape, TILE, scheme.head_dim, dtype=torch.int8, device=device)
         v = torch.empty(*shape, scheme.head_dim, TILE, dtype=torch.int8, device=device)
@@ -47,6 +45,30 @@ class Int8Cache:
             for static in (scheme.k_scale, scheme.v_scale)
         ]
         return cls(k, v, scales[0], scales[1], inside)
+
+
+def tiles_in(page_size: int) -> int:
+    """The number of tiles in a page.
+
+    Raises:
+        ValueError: a page does not hold whole tiles.
+    """
+    if page_size <= 0 or page_size % TILE:
+        raise ValueError(f"a page holds a multiple of {TILE} tokens, not {page_size}")
+    return page_size // TILE
+
+
+def copy_tiles(store: Tensor, source: int, target: int, inside: int) -> None:
+    """Make page `target` of a store [tiles, ...], with `inside` tiles per page, a copy of page `source`."""
+    store[target * inside : (target + 1) * inside] = store[source * inside : (source + 1) * inside]
+
+
+def by_token(store: Tensor, block_table: Array, length: int, inside: int) -> Tensor:
+    """The first `length` tokens of a sequence from a store [tiles, Hkv, TILE, ...]: [length, Hkv, ...]."""
+    pages = torch.as_tensor(block_table)[: -(-length // (inside * TILE))]
+    tiles = (pages[:, None] * inside + torch.arange(inside)).flatten().to(store.device)
+    some = store[tiles].transpose(1, 2)
+    return some.reshape(len(tiles) * TILE, *some.shape[2:])[:length]
 
 
 @dataclass(frozen=True)
@@ -89,13 +111,8 @@ class SchemeTables:
         """The tables of this scheme on this device."""
 
         def table(x: Array | None, dimensions: int = 2) -> Tensor | None:
-            if x is None:
-                return None
-            wide = np.broadcast_to(np.asarray(x, np.float32), (*x.shape[:-1], scheme.head_dim))
-            return torch.tensor(wide[None] if wide.ndim < dimensions else wide, device=device)
-
-        def by_channel(x: Array | None) -> bool:
-            return x is not None and x.shape[-1] > 1
+            wide = written_out(x, scheme.head_dim, dimensions)
+            return None if wide is None else torch.from_numpy(wide).to(device)
 
         return cls(
             heads=scheme.num_heads,

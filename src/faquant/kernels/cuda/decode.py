@@ -19,16 +19,6 @@ from .tile import SPLIT_TILES
 _TILES = SPLIT // TILE
 
 
-@triton.jit
-def visible(number, position, window):
-    """Which keys of a tile a row sees, [TILE]."""
-    keys = tl.arange(0, tile.TILE) + number * tile.TILE
-    seen = keys <= position
-    if window is not None:
-        seen = seen & (keys > position - window)
-    return seen
-
-
 @triton.jit(
     do_not_specialize=["first", "tokens", "last_map", "window", "width", "parts"],
     do_not_specialize_on_alignment=["positions", "sequences", "block_tables"],
@@ -82,6 +72,9 @@ def attend_part(
     end = tl.minimum(end, start + TILES)
     if begin >= end:
         return
+    oldest = position * 0
+    if window is not None:
+        oldest = position - window + 1
     block_table = block_tables + tl.load(sequences + first + row) * width
     token = (first + row).to(tl.int64)
     at = token * HEADS + head * GROUP
@@ -98,21 +91,18 @@ def attend_part(
     if v_offset is not None:
         v_zero = tile.load_table(v_offset, head, D, PADDED)
     top, total, out = tile.empty(COLUMNS, PADDED)
-    place = tile.tile_place(block_table, begin, TILES_IN_PAGE) * KV_HEADS + head
-    seen = visible(begin, position, window)
-    k_steps = tile.load_scales(k_scale, place, seen)
-    v_steps = tile.load_scales(v_scale, place, seen)
+    k_steps, v_steps = tile.tile_scales(
+        k_scale, v_scale, block_table, begin, head, oldest, position, window, KV_HEADS, TILES_IN_PAGE
+    )
     for number in tl.range(begin, end, num_stages=STAGES):
         place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
         # The next tile's scales arrive during this tile: two bytes are too few for the compiler's own pipeline.
         following = tl.minimum(number + 1, end - 1)
-        next_place = tile.tile_place(block_table, following, TILES_IN_PAGE) * KV_HEADS + head
-        next_seen = visible(following, position, window)
-        next_k_steps = tile.load_scales(k_scale, next_place, next_seen)
-        next_v_steps = tile.load_scales(v_scale, next_place, next_seen)
+        next_k_steps, next_v_steps = tile.tile_scales(
+            k_scale, v_scale, block_table, following, head, oldest, position, window, KV_HEADS, TILES_IN_PAGE
+        )
         if MAP_TILES > 0:
-            number_of_map = tl.minimum(number // MAP_TILES, last_map).to(tl.int64)
-            here = number_of_map * tokens * HEADS + at
+            here = at + tile.map_offset(number, last_map, tokens, HEADS, MAP_TILES)
             q = tile.load_queries(queries, here, heads, D, PADDED)
             row_scale = tl.load(scale + here + heads)
         row_bias = None
@@ -129,7 +119,7 @@ def attend_part(
             v_unit,
             v_zero,
             place,
-            visible(number, position, window)[:, None],
+            tile.keys_between(number, oldest, position, window)[:, None],
             k_scale is not None,
             v_scale is not None,
             D,
@@ -193,8 +183,6 @@ def decode(
     workspace: Workspace,
     out: Tensor,
     rows: range | None = None,
-    warps: int = 4,
-    stages: int | None = None,
 ) -> None:
     """Write the attention of some tokens to `out`, float32 [tokens, Hq, D]; it has the bits of reference.attend.
 
@@ -204,14 +192,13 @@ def decode(
 
     Args:
         rows: consecutive tokens; None: all.
-        stages: of the compiler's pipeline; None: two buffers (5) if they fit into the smallest shared memory, else one.
     """
     maps, tokens = queries.values.shape[:2]
     rows = range(tokens) if rows is None else rows
     if not rows:
         return
-    if stages is None:
-        stages = 5 if tables.dim <= 128 else 3
+    # Two buffers (5 stages behind the page table) if they fit into the smallest shared memory, else one.
+    stages = 5 if tables.dim <= 128 else 3
     by_split, by_tile = workspace.by_split, workspace.by_tile
     parts = by_split if by_tile is None else by_tile
     constant = constants(queries, cache, tables)
@@ -228,7 +215,7 @@ def decode(
         COLUMNS=max(8, triton.next_power_of_2(tables.group)),
         TILES=_TILES if by_tile is None else 1,
         STAGES=stages if by_tile is None else 1,
-        num_warps=warps,
+        num_warps=4,
         **ROUNDED,
     )
     merging = {name: constant[name] for name in ("HEADS", "D", "PADDED")} | {"num_warps": 1} | ROUNDED

@@ -10,10 +10,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..arrays import Array, Integers
 from ..pages import Spans
 from ..saturation import Saturation
-from ..scheme import AttentionScheme
+from ..scheme import TILE, AttentionScheme
 from .append_bfloat16 import append_bfloat16
 from .bfloat16 import attend_bfloat16
-from .cache import DeviceSpans, Int8Cache, SchemeTables
+from .cache import DeviceSpans, SchemeTables, by_token, copy_tiles, tiles_in
 from .modules import current, on_gpu
 
 FEW_TOKENS = 16
@@ -86,14 +86,14 @@ class BFloat16Pages(FloatPages):
         self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, device: torch.device
     ) -> None:
         scheme = AttentionScheme(num_heads, num_kv_heads, head_dim)
-        empty = Int8Cache.empty(scheme, num_pages, page_size, device)
         self.num_pages, self.page_size, self.device = num_pages, page_size, device
         self.saturation = Saturation()
         self._tables = SchemeTables.of(scheme, device)
-        self._inside = empty.tiles_in_page
-        self.k = torch.empty(empty.k.shape, dtype=torch.bfloat16, device=device)
+        self._inside = tiles_in(page_size)
+        shape = num_pages * self._inside, num_kv_heads
+        self.k = torch.empty(*shape, TILE, head_dim, dtype=torch.bfloat16, device=device)
         # Values that nobody sees must be finite.
-        self.v = torch.zeros(empty.v.shape, dtype=torch.bfloat16, device=device)
+        self.v = torch.zeros(*shape, head_dim, TILE, dtype=torch.bfloat16, device=device)
 
     @property
     def bytes_per_token(self) -> int:
@@ -113,11 +113,8 @@ class BFloat16Pages(FloatPages):
 
     def copy_page(self, source: int, target: int) -> None:
         for store in (self.k, self.v):
-            pages = store.view(self.num_pages, self._inside, *store.shape[1:])
-            pages[target] = pages[source]
+            copy_tiles(store, source, target, self._inside)
 
     def _stored(self, table: Integers, length: int) -> tuple[Tensor, Tensor]:
-        pages = torch.as_tensor(table[: -(-length // self.page_size)])
-        tiles = (pages[:, None] * self._inside + torch.arange(self._inside)).flatten().to(self.device)
-        k, v = self.k[tiles].transpose(1, 2), self.v[tiles].permute(0, 3, 1, 2)
-        return k.flatten(0, 1)[:length], v.flatten(0, 1)[:length]
+        k, v = (by_token(store, table, length, self._inside) for store in (self.k, self.v.transpose(2, 3)))
+        return k, v

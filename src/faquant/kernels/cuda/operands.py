@@ -6,6 +6,7 @@ import triton
 from torch import Tensor
 
 from ..scheme import TILE
+from .arithmetic import hadamard_factor
 from .cache import DeviceSpans, Int8Cache, MappedQueries, SchemeTables
 
 
@@ -53,4 +54,4 @@ def constants(queries: MappedQueries, cache: Int8Cache, tables: SchemeTables) ->
 def rotation(tables: SchemeTables) -> dict[str, Any]:
     """Constants for rotating V back."""
     block = tables.v_rotation_block
-    return {"ROTATION": block, "FACTOR": block**-0.5 if block else 1.0}
+    return {"ROTATION": block, "FACTOR": hadamard_factor(block)}

@@ -1,5 +1,7 @@
 """Cache pages of one layer on the GPU."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,10 +10,10 @@ from .. import quantizers
 from ..arrays import Array, Integers
 from ..pages import Spans
 from ..saturation import Saturation
-from ..scheme import TILE, AttentionScheme
+from ..scheme import AttentionScheme
 from .append import append
 from .attention import attend
-from .cache import DeviceSpans, Int8Cache, SchemeTables
+from .cache import DeviceSpans, Int8Cache, SchemeTables, by_token, copy_tiles
 from .modules import current, on_gpu
 from .queries import map_queries
 
@@ -67,10 +69,9 @@ class Int8Pages:
         return min(self.tables.maps, spans.longest // self.tables.map_block + 1)
 
     def copy_page(self, source: int, target: int) -> None:
-        inside = self.cache.tiles_in_page
         for store in (self.cache.k, self.cache.v, self.cache.k_scale, self.cache.v_scale):
             if store is not None:
-                store[target * inside : (target + 1) * inside] = store[source * inside : (source + 1) * inside]
+                copy_tiles(store, source, target, self.cache.tiles_in_page)
 
     def read(self, block_table: Array, length: int) -> tuple[Tensor, Tensor]:
         return quantizers.dequantize_cache(*self.read_bytes(block_table, length), self.scheme)
@@ -78,16 +79,9 @@ class Int8Pages:
     def read_bytes(self, block_table: Array, length: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """int8 K and V [length, Hkv, D] and their scales float16 [length, Hkv] in the CPU's memory, as reference.attend
         takes them."""
-        inside = self.cache.tiles_in_page
-        pages = torch.as_tensor(block_table)[: -(-length // self.page_size)]
-        tiles = (pages[:, None] * inside + torch.arange(inside)).flatten().to(self.device)
-
-        def by_token(store: Tensor) -> Tensor:
-            """[tiles, Hkv, TILE, …] as [length, Hkv, …]."""
-            some = store[tiles].cpu().transpose(1, 2)
-            return some.reshape(len(tiles) * TILE, *some.shape[2:])[:length].contiguous()
-
-        k_scale, v_scale = (
-            None if scale is None else by_token(scale) for scale in (self.cache.k_scale, self.cache.v_scale)
+        cache = self.cache
+        k8, v8, k_scale, v_scale = (
+            None if store is None else by_token(store, block_table, length, cache.tiles_in_page).cpu().contiguous()
+            for store in (cache.k, cache.v.transpose(2, 3), cache.k_scale, cache.v_scale)
         )
-        return by_token(self.cache.k), by_token(self.cache.v.transpose(2, 3)), k_scale, v_scale
+        return cast(Tensor, k8), cast(Tensor, v8), k_scale, v_scale

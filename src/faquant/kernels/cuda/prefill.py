@@ -14,16 +14,6 @@ from .operands import constants, operands, rotation
 from .tile import SPLIT_TILES
 
 
-@triton.jit
-def known(number, oldest, last, window):
-    """Which keys of a tile some row of the block sees, [TILE]."""
-    keys = tl.arange(0, tile.TILE) + number * tile.TILE
-    some = keys <= last
-    if window is not None:
-        some = some & (keys >= oldest)
-    return some
-
-
 @triton.jit(
     do_not_specialize=["first", "count", "start", "tokens", "last_map", "window", "width"],
     do_not_specialize_on_alignment=["sequences", "block_tables"],
@@ -101,22 +91,20 @@ def attend_chunk(
         v_zero = tile.load_table(v_offset, head, D, PADDED)
     whole_top = tl.full((COLUMNS,), float("-inf"), tl.float32)
     whole_total = tl.zeros((COLUMNS,), tl.float32)
-    place = tile.tile_place(block_table, first_tile, TILES_IN_PAGE) * KV_HEADS + head
-    k_steps = tile.load_scales(k_scale, place, known(first_tile, oldest, last, window))
-    v_steps = tile.load_scales(v_scale, place, known(first_tile, oldest, last, window))
+    k_steps, v_steps = tile.tile_scales(
+        k_scale, v_scale, block_table, first_tile, head, oldest, last, window, KV_HEADS, TILES_IN_PAGE
+    )
     for split in range(first_split, end, SPLIT_TILES):
         top, total, out = tile.empty(COLUMNS, PADDED)
         for number in tl.range(tl.maximum(split, first_tile), tl.minimum(split + SPLIT_TILES, end), num_stages=STAGES):
             place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
             # As in decode, the next tile's scales arrive during this tile.
             following = tl.minimum(number + 1, end - 1)
-            next_place = tile.tile_place(block_table, following, TILES_IN_PAGE) * KV_HEADS + head
-            next_known = known(following, oldest, last, window)
-            next_k_steps = tile.load_scales(k_scale, next_place, next_known)
-            next_v_steps = tile.load_scales(v_scale, next_place, next_known)
+            next_k_steps, next_v_steps = tile.tile_scales(
+                k_scale, v_scale, block_table, following, head, oldest, last, window, KV_HEADS, TILES_IN_PAGE
+            )
             if MAP_TILES > 0:
-                number_of_map = tl.minimum(number // MAP_TILES, last_map).to(tl.int64)
-                here = number_of_map * tokens * HEADS + at
+                here = at + tile.map_offset(number, last_map, tokens, HEADS, MAP_TILES)
                 q = tile.load_queries(queries, here, inside, D, PADDED)
                 row_scale = tl.load(scale + here + inside)
             row_bias = None
@@ -175,7 +163,6 @@ def prefill(
     rows: range,
     start: int,
     shape: tuple[int, int] | None = None,
-    stages: int = 3,
 ) -> None:
     """Write the attention of `rows`, consecutive tokens of one sequence from the position `start` on, to `out`, float32
     [tokens, Hq, D]; it has the bits of reference.attend.
@@ -199,7 +186,7 @@ def prefill(
         **constants(queries, cache, tables),
         **rotation(tables),
         COLUMNS=columns,
-        STAGES=stages,
+        STAGES=3,
         num_warps=warps,
         **ROUNDED,
     )

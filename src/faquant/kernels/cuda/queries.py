@@ -7,20 +7,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import ROUNDED, sum_of_columns
+from ..tables import INPUT_STEPS
+from .arithmetic import ROUNDED, hadamard_factor, scale_of, sum_of_columns
 from .cache import MappedQueries, SchemeTables
 from .rows import (
-    Tiling,
+    TokenBlocks,
     absolute_peak,
     bytes_of,
     count_beyond,
     heads_of,
     rotated,
-    rotation_unit,
     round_to_grid,
-    step_of,
     width_of,
 )
+
+_STEPS = tl.constexpr(INPUT_STEPS)
 
 # fmt: off
 
@@ -75,7 +76,7 @@ def map_query_rows(
         count_beyond(steps, counted, beyond)
         x8 = bytes_of(steps, -128.0)
     else:
-        step = step_of(absolute_peak(x))
+        step = scale_of(absolute_peak(x), _STEPS)
         x8 = bytes_of(tl.div_rn(x, step[:, None].broadcast_to(x.shape)), -127.0)
     if k_scale is not None and not K_BY_CHANNEL:
         step = step * tl.load(k_scale + kv_head * DIM)
@@ -153,8 +154,8 @@ def map_queries(
         out = empty_queries(tokens, tables, maps, q.device)
     if tokens == 0:
         return out
-    tiling = Tiling.of(tokens, tables.dim)
-    _map_queries[(tiling.blocks, tables.heads, maps)](
+    blocks = TokenBlocks.of(tokens, tables.dim)
+    _map_queries[(blocks.count, tables.heads, maps)](
         q,
         positions,
         tokens,
@@ -170,14 +171,14 @@ def map_queries(
         tables.q_scale,
         tables.k_scale,
         beyond,
-        ROWS=tiling.rows,
+        ROWS=blocks.rows,
         WIDTH=width_of(tables.dim),
         DIM=tables.dim,
         KV_HEADS=tables.kv_heads,
         MAP_BLOCK=tables.map_block,
         BLOCK=tables.rotation_block,
-        UNIT=rotation_unit(tables.rotation_block),
-        num_warps=tiling.warps,
+        UNIT=hadamard_factor(tables.rotation_block),
+        num_warps=blocks.warps,
         **query_constants(tables, maps),
         **ROUNDED,
     )

@@ -7,7 +7,6 @@ few tokens are divided between programs, and a second kernel rounds them with th
 µs, its launch would not pay.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ import triton
 from torch import Tensor
 
 from ..tables import INPUT_STEPS, DynamicTable, StaticTable
-from .arithmetic import ROUNDED
+from .arithmetic import ROUNDED, hadamard_factor
 from .rounding_kernels import prepare_chunks, round_chunks, round_long_rows, round_rows
 
 _KEPT_PER_THREAD = 44
@@ -137,7 +136,7 @@ def _launch(
         CHUNK=chunk,
         GATED=gated,
         BLOCK=block,
-        FACTOR=_factor(block),
+        FACTOR=hadamard_factor(block),
         STEPS=rounding.steps,
         num_warps=warps,
         **ROUNDED,
@@ -163,7 +162,7 @@ def _launch_divided(x: Tensor, size: int, gated: bool, rounding: InputRounding, 
         CHUNK=_DIVIDED_CHUNK,
         GATED=gated,
         BLOCK=rounding.hadamard_block,
-        FACTOR=_factor(rounding.hadamard_block),
+        FACTOR=hadamard_factor(rounding.hadamard_block),
         num_warps=4,
         **ROUNDED,
     )
@@ -180,10 +179,6 @@ def _launch_divided(x: Tensor, size: int, gated: bool, rounding: InputRounding, 
             num_warps=4,
             **ROUNDED,
         )
-
-
-def _factor(block: int) -> float:
-    return 1.0 / math.sqrt(block) if block else 1.0
 
 
 def chunks_of(size: int, block: int) -> tuple[int, int]:

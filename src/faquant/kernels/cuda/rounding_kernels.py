@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .arithmetic import hadamard, integer_of, rounded
+from .arithmetic import hadamard, integer_of, magnitude_bits, rounded, scale_of
 from .elementwise import rms_factor, silu
 
 
@@ -55,10 +55,10 @@ def round_rows(
         scale = tl.load(input_scale)
         offset = tl.load(input_offset)
     else:
-        peaks = _magnitude_bits(inputs[0])
+        peaks = magnitude_bits(inputs[0])
         for i in tl.static_range(1, CHUNKS):
-            peaks = tl.maximum(peaks, _magnitude_bits(inputs[i]))
-        scale = _scale_of(peaks, STEPS)
+            peaks = tl.maximum(peaks, magnitude_bits(inputs[i]))
+        scale = _scale_of_all(peaks, STEPS)
         offset = None
         tl.store(scales + row, scale)
     for i in tl.static_range(CHUNKS):
@@ -104,8 +104,8 @@ def round_long_rows(
             at = i * CHUNK + columns
             y = _first(x, at, SIZE, MASKED, GATED)
             y = _transformed(y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
-            peaks = tl.maximum(peaks, _magnitude_bits(y))
-        scale = _scale_of(peaks, STEPS)
+            peaks = tl.maximum(peaks, magnitude_bits(y))
+        scale = _scale_of_all(peaks, STEPS)
         offset = None
         tl.store(scales + row, scale)
     for i in range(CHUNKS):
@@ -144,7 +144,7 @@ def prepare_chunks(
         _store(values + row * SIZE, at, _steps(y, tl.load(input_scale), tl.load(input_offset)), SIZE, MASKED)
     else:
         tl.store(prepared + row * SIZE + at, y, mask=at < SIZE if MASKED else None)
-        tl.store(peaks + row * CHUNKS + chunk, tl.max(_magnitude_bits(y), axis=0))
+        tl.store(peaks + row * CHUNKS + chunk, tl.max(magnitude_bits(y), axis=0))
 
 
 @triton.jit
@@ -169,7 +169,7 @@ def round_chunks(
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     y = _load(prepared + row * SIZE, at, SIZE, MASKED)
     numbers = tl.arange(0, WIDTH)
-    scale = _scale_of(tl.load(peaks + row * CHUNKS + numbers, mask=numbers < CHUNKS, other=0), STEPS)
+    scale = _scale_of_all(tl.load(peaks + row * CHUNKS + numbers, mask=numbers < CHUNKS, other=0), STEPS)
     if chunk == 0:
         tl.store(scales + row, scale)
     _store(values + row * SIZE, at, _steps(y, scale, None), SIZE, MASKED)
@@ -211,16 +211,9 @@ def _transformed(
 
 
 @triton.jit
-def _magnitude_bits(x):
-    """The bits of |x|, which have the order of the numbers and do not lose a NaN."""
-    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
-def _scale_of(peaks, STEPS: tl.constexpr):
+def _scale_of_all(bits, STEPS: tl.constexpr):
     """The scale of a row with these magnitudes."""
-    peak = tl.max(peaks, axis=0).to(tl.float32, bitcast=True)
-    return tl.div_rn(tl.where(peak < 1e-30, 1e-30, peak), STEPS)
+    return scale_of(tl.max(bits, axis=0).to(tl.float32, bitcast=True), STEPS)
 
 
 @triton.jit

@@ -3,27 +3,26 @@
 A program works on ROWS tokens of one head: float32 [ROWS, WIDTH], where WIDTH is the next power of two of head_dim.
 """
 
-import math
 from dataclasses import dataclass
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import ROUNDER, hadamard
+from .arithmetic import SMALLEST_SCALE, hadamard, integer_of, magnitude_bits, rounded
 from .elementwise import rms_factor
 
 
 @dataclass(frozen=True)
-class Tiling:
+class TokenBlocks:
     """How a batch is divided among programs. The bits do not depend on it."""
 
     rows: int
     warps: int
-    blocks: int
+    count: int
 
     @classmethod
-    def of(cls, tokens: int, dim: int) -> "Tiling":
+    def of(cls, tokens: int, dim: int) -> "TokenBlocks":
         """One token for each program while there are few tokens, so that there are many programs. Otherwise as many
         as one warp holds with 16 channels a thread: rows in one warp do not wait for other warps."""
         rows = max(1, min(8, 512 // width_of(dim))) if tokens >= 64 else 1
@@ -39,11 +38,6 @@ def heads_of(x: Tensor) -> Tensor:
 def width_of(dim: int) -> int:
     """Columns of the tile that holds rows of head_dim."""
     return int(triton.next_power_of_2(dim))
-
-
-def rotation_unit(block: int) -> float:
-    """The factor of a Hadamard transform in blocks of this size."""
-    return 1.0 / math.sqrt(block) if block else 1.0
 
 
 @triton.jit
@@ -80,15 +74,15 @@ def rotated(
 
 @triton.jit
 def absolute_peak(x):
-    """The greatest absolute value of each row, compared as bits: comparing floats would ignore NaN."""
-    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1).to(tl.float32, bitcast=True)
+    """The greatest absolute value of each row; NaN if there is NaN in it."""
+    return tl.max(magnitude_bits(x), axis=1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def half_step_of(peak):
     """The scale float16 of rows with this peak, rounded up; NaN if there is NaN in the row."""
     exact = tl.div_rn(peak, tl.full(peak.shape, 127.0, tl.float32))
-    exact = tl.maximum(exact, 5.9604644775390625e-08, propagate_nan=tl.PropagateNan.ALL)
+    exact = tl.maximum(exact, SMALLEST_SCALE, propagate_nan=tl.PropagateNan.ALL)
     exact = tl.minimum(exact, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     step = exact.to(tl.float16)
     above = (step.to(tl.int16, bitcast=True) + 1).to(tl.float16, bitcast=True)
@@ -96,23 +90,15 @@ def half_step_of(peak):
 
 
 @triton.jit
-def step_of(peak):
-    """The scale float32 of rows with this peak; NaN if there is NaN in the row."""
-    peak = tl.maximum(peak, 1e-30, propagate_nan=tl.PropagateNan.ALL)
-    return tl.div_rn(peak, tl.full(peak.shape, 127.0, tl.float32))
-
-
-@triton.jit
 def bytes_of(steps, LEAST: tl.constexpr):
     """Steps to the nearest integer in [LEAST, 127], halves to even, as int8."""
-    limited = tl.maximum(tl.minimum(steps, 127.0), LEAST)
-    return (limited + ROUNDER).to(tl.int32, bitcast=True).to(tl.int8)
+    return integer_of(tl.maximum(tl.minimum(steps, 127.0), LEAST)).to(tl.int8)
 
 
 @triton.jit
 def round_to_grid(steps):
     """As bytes_of from -128, as float32."""
-    return (tl.maximum(tl.minimum(steps, 127.0), -128.0) + ROUNDER) - ROUNDER
+    return rounded(tl.maximum(tl.minimum(steps, 127.0), -128.0))
 
 
 @triton.jit

@@ -10,12 +10,10 @@ import triton.language as tl
 
 from ..scheme import SPLIT as _SPLIT
 from ..scheme import TILE as _TILE
-from .arithmetic import ROUNDER, ROUNDER_BITS, exp2, sum_of_columns
+from .arithmetic import ROUNDER, ROUNDER_BITS, SMALLEST_SCALE, exp2, sum_of_columns
 
 TILE = tl.constexpr(_TILE)
 SPLIT_TILES = tl.constexpr(_SPLIT // _TILE)
-SMALLEST = tl.constexpr(2.0**-24)
-"""quantizers.SMALLEST_SCALE."""
 
 
 @triton.jit
@@ -86,6 +84,41 @@ def load_scales(scales, place, known):
 
 
 @triton.jit
+def keys_between(number, oldest, last, window):
+    """Which keys of a tile lie from `oldest` on, if there is a window, and up to `last`: [TILE]."""
+    keys = tl.arange(0, TILE) + number * TILE
+    inside = keys <= last
+    if window is not None:
+        inside = inside & (keys >= oldest)
+    return inside
+
+
+@triton.jit
+def tile_scales(
+    k_scale,
+    v_scale,
+    block_table,
+    number,
+    head,
+    oldest,
+    last,
+    window,
+    KV_HEADS: tl.constexpr,
+    TILES_IN_PAGE: tl.constexpr,
+):
+    """load_scales of K and of V for a tile of a sequence, where some query sees keys from `oldest` to `last`."""
+    place = tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+    known = keys_between(number, oldest, last, window)
+    return load_scales(k_scale, place, known), load_scales(v_scale, place, known)
+
+
+@triton.jit
+def map_offset(number, last_map, tokens, HEADS: tl.constexpr, MAP_TILES: tl.constexpr):
+    """Where the queries under the map of a tile begin, int64, in rows of [maps · tokens · Hq, D]."""
+    return tl.minimum(number // MAP_TILES, last_map).to(tl.int64) * tokens * HEADS
+
+
+@triton.jit
 def attend_tile(
     q,
     row_scale,
@@ -137,7 +170,7 @@ def attend_tile(
     levels = tl.full((COLUMNS,), LEVELS, tl.float32)
     if TOKEN_V:
         weighted = p * v_steps.to(tl.float32)[:, None]
-        peak = tl.maximum(tl.max(weighted, axis=0), SMALLEST)
+        peak = tl.maximum(tl.max(weighted, axis=0), SMALLEST_SCALE)
         steps = weighted * tl.div_rn(levels, peak)[None, :]
         step = tl.div_rn(peak, levels)
     else:

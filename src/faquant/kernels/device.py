@@ -1,4 +1,4 @@
-"""Whether there is a GPU that the kernels can run on."""
+"""The choice of a device: the CPU, or an NVIDIA GPU that the kernels can run on."""
 
 import os
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
-from ...errors import UsageError
+from ..errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda"]
 
