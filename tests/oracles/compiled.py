@@ -1,5 +1,6 @@
 """Kernels compiled for GPUs that are not here: what the compiler made of them."""
 
+import os
 import re
 import subprocess
 import tempfile
@@ -58,6 +59,11 @@ class Compiled:
                 found.append(self.instructions[begin : at + 1])
         return sorted(found, key=len)
 
+    @property
+    def has_product_loop(self) -> bool:
+        """Whether a loop has a matrix instruction on integers."""
+        return any(name_of(each) in ("IMMA", "IGMMA") for loop in self.loops() for each in loop)
+
     def product_loop(self) -> list[str]:
         """The shortest loop with a matrix instruction on integers: that over tiles.
 
@@ -79,6 +85,10 @@ class Compiled:
             elif re.match(r"\s*/\*[0-9a-f]+\*/\s+\S", line):
                 count += 1
         return labels
+
+
+FOUND: list[tuple[str, str, int, Compiled]] = []
+"""The test, kernel and architecture of all that was compiled in this process."""
 
 
 def name_of(instruction: str) -> str:
@@ -121,7 +131,9 @@ def compiled(
         cubin.write_bytes(binary.asm["cubin"])
         sass = _output(TOOLS / "nvdisasm", "-c", cubin)
         usage = _output(TOOLS / "cuobjdump", "-res-usage", cubin)
-    return Compiled(binary.asm["ptx"], sass, int(re.findall(r"REG:(\d+)", usage)[-1]), binary.metadata.shared)
+    found = Compiled(binary.asm["ptx"], sass, int(re.findall(r"REG:(\d+)", usage)[-1]), binary.metadata.shared)
+    FOUND.append((os.environ["PYTEST_CURRENT_TEST"], kernel.__name__, architecture, found))
+    return found
 
 
 def _output(*command: Path | str) -> str:

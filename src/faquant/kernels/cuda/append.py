@@ -20,8 +20,6 @@ from .rows import (
     width_of,
 )
 
-# fmt: off
-
 
 @triton.jit
 def _rounded(x, columns, inside, head, static_scale, offset, scales, place, written, counter, DIM: tl.constexpr):
@@ -42,9 +40,29 @@ def _rounded(x, columns, inside, head, static_scale, offset, scales, place, writ
 
 @triton.jit
 def append_keys(
-    x, slots, written, positions, columns, head, k, k_scales, k_center, k_equalizer, rotation_sign, k_scale, k_offset,
-    beyond, ROWS: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, KV_HEADS: tl.constexpr, KEYS: tl.constexpr,
-    MAPS: tl.constexpr, MAP_BLOCK: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+    x,
+    slots,
+    written,
+    positions,
+    columns,
+    head,
+    k,
+    k_scales,
+    k_center,
+    k_equalizer,
+    rotation_sign,
+    k_scale,
+    k_offset,
+    beyond,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
+    MAPS: tl.constexpr,
+    MAP_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """Store rows x of one head of K, after RoPE, in their slots; `positions` points to each row's position."""
     inside = columns < DIM
@@ -64,8 +82,23 @@ def append_keys(
 
 @triton.jit
 def append_values(
-    x, slots, written, columns, head, v, v_scales, v_scale, v_offset, beyond, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    DIM: tl.constexpr, KV_HEADS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr,
+    x,
+    slots,
+    written,
+    columns,
+    head,
+    v,
+    v_scales,
+    v_scale,
+    v_offset,
+    beyond,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """Store rows x of one head of V in their slots."""
     inside = columns < DIM
@@ -79,10 +112,36 @@ def append_values(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _append(
-    keys, values, slots, positions, tokens, key_stride, value_stride, k, v, k_scales, v_scales, k_center, k_equalizer,
-    rotation_sign, k_scale, k_offset, v_scale, v_offset, beyond, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    DIM: tl.constexpr, KV_HEADS: tl.constexpr, KEYS: tl.constexpr, MAPS: tl.constexpr, MAP_BLOCK: tl.constexpr,
-    K_BLOCK: tl.constexpr, K_UNIT: tl.constexpr, V_BLOCK: tl.constexpr, V_UNIT: tl.constexpr,
+    keys,
+    values,
+    slots,
+    positions,
+    tokens,
+    key_stride,
+    value_stride,
+    k,
+    v,
+    k_scales,
+    v_scales,
+    k_center,
+    k_equalizer,
+    rotation_sign,
+    k_scale,
+    k_offset,
+    v_scale,
+    v_offset,
+    beyond,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
+    MAPS: tl.constexpr,
+    MAP_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    V_BLOCK: tl.constexpr,
+    V_UNIT: tl.constexpr,
 ):
     """Grid: blocks of ROWS tokens; heads of K, then of V."""
     task = tl.program_id(1)
@@ -95,19 +154,52 @@ def _append(
     if task < KV_HEADS:
         x = tl.load(keys + (row * key_stride + task * DIM)[:, None] + columns, mask=inside, other=0.0)
         append_keys(
-            x, slot, written, positions + row, columns, task, k, k_scales, k_center, k_equalizer, rotation_sign,
-            k_scale, k_offset, beyond, ROWS, WIDTH, DIM, KV_HEADS, KEYS, MAPS, MAP_BLOCK, K_BLOCK, K_UNIT,
+            x,
+            slot,
+            written,
+            positions + row,
+            columns,
+            task,
+            k,
+            k_scales,
+            k_center,
+            k_equalizer,
+            rotation_sign,
+            k_scale,
+            k_offset,
+            beyond,
+            ROWS,
+            WIDTH,
+            DIM,
+            KV_HEADS,
+            KEYS,
+            MAPS,
+            MAP_BLOCK,
+            K_BLOCK,
+            K_UNIT,
         )
     else:
         head = task - KV_HEADS
         x = tl.load(values + (row * value_stride + head * DIM)[:, None] + columns, mask=inside, other=0.0)
         append_values(
-            x, slot, written, columns, head, v, v_scales, v_scale, v_offset, beyond, ROWS, WIDTH, DIM, KV_HEADS, KEYS,
-            V_BLOCK, V_UNIT,
+            x,
+            slot,
+            written,
+            columns,
+            head,
+            v,
+            v_scales,
+            v_scale,
+            v_offset,
+            beyond,
+            ROWS,
+            WIDTH,
+            DIM,
+            KV_HEADS,
+            KEYS,
+            V_BLOCK,
+            V_UNIT,
         )
-
-
-# fmt: on
 
 
 def cache_arguments(cache: Int8Cache, tables: SchemeTables) -> dict[str, Any]:

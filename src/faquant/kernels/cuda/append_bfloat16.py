@@ -19,13 +19,21 @@ def bfloat16_of(x):
     return (rounded >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 
-# fmt: off
-
-
 @triton.jit(do_not_specialize=["tokens"])
 def _append_bfloat16(
-    keys, values, slots, tokens, key_stride, value_stride, k, v, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    DIM: tl.constexpr, KV_HEADS: tl.constexpr, KEYS: tl.constexpr,
+    keys,
+    values,
+    slots,
+    tokens,
+    key_stride,
+    value_stride,
+    k,
+    v,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
 ):
     """Grid: blocks of ROWS tokens; heads."""
     head = tl.program_id(1)
@@ -40,9 +48,6 @@ def _append_bfloat16(
     y = tl.load(values + (row * value_stride + head * DIM)[:, None] + columns, mask=inside, other=0.0)
     tl.store(k + ((tile * KEYS + key) * DIM)[:, None] + columns, bfloat16_of(x), mask=written)
     tl.store(v + (tile * (DIM * KEYS) + key)[:, None] + columns * KEYS, bfloat16_of(y), mask=written)
-
-
-# fmt: on
 
 
 def append_bfloat16(k: Tensor, v: Tensor, slots: Tensor, cache_k: Tensor, cache_v: Tensor) -> None:

@@ -31,17 +31,52 @@ class Rotation:
     eps: float = 0.0
 
 
-# fmt: off
-
-
 @triton.jit(do_not_specialize=["tokens", "maps", "window"])
 def _attention_inputs(
-    qkv, cos, sin, q_norm, k_norm, eps, slots, positions, tokens, token_stride, maps, window, values, scales, biases,
-    k, v, k_scales, v_scales, k_center, k_equalizer, rotation_sign, q_scale, k_scale, k_offset, v_scale, v_offset,
-    beyond, ROWS: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-    KEYS: tl.constexpr, MAPS: tl.constexpr, MAP_BLOCK: tl.constexpr, SHIFTED: tl.constexpr, Q_BY_CHANNEL: tl.constexpr,
-    K_BY_CHANNEL: tl.constexpr, K_BLOCK: tl.constexpr, K_UNIT: tl.constexpr, V_BLOCK: tl.constexpr,
-    V_UNIT: tl.constexpr, SCORE_UNIT: tl.constexpr,
+    qkv,
+    cos,
+    sin,
+    q_norm,
+    k_norm,
+    eps,
+    slots,
+    positions,
+    tokens,
+    token_stride,
+    maps,
+    window,
+    values,
+    scales,
+    biases,
+    k,
+    v,
+    k_scales,
+    v_scales,
+    k_center,
+    k_equalizer,
+    rotation_sign,
+    q_scale,
+    k_scale,
+    k_offset,
+    v_scale,
+    v_offset,
+    beyond,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
+    MAPS: tl.constexpr,
+    MAP_BLOCK: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    Q_BY_CHANNEL: tl.constexpr,
+    K_BY_CHANNEL: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    K_UNIT: tl.constexpr,
+    V_BLOCK: tl.constexpr,
+    V_UNIT: tl.constexpr,
+    SCORE_UNIT: tl.constexpr,
 ):
     """Grid: blocks of ROWS tokens; heads of K, of V, and of q under each map."""
     task = tl.program_id(1)
@@ -56,14 +91,50 @@ def _attention_inputs(
         if task < KV_HEADS:
             x = rotated_by_position(begin, row, columns, cos, sin, k_norm, eps, ROWS, DIM)
             append_keys(
-                x, slot, written, positions + row, columns, task, k, k_scales, k_center, k_equalizer, rotation_sign,
-                k_scale, k_offset, beyond, ROWS, WIDTH, DIM, KV_HEADS, KEYS, MAPS, MAP_BLOCK, K_BLOCK, K_UNIT,
+                x,
+                slot,
+                written,
+                positions + row,
+                columns,
+                task,
+                k,
+                k_scales,
+                k_center,
+                k_equalizer,
+                rotation_sign,
+                k_scale,
+                k_offset,
+                beyond,
+                ROWS,
+                WIDTH,
+                DIM,
+                KV_HEADS,
+                KEYS,
+                MAPS,
+                MAP_BLOCK,
+                K_BLOCK,
+                K_UNIT,
             )
         else:
             x = tl.load(begin[:, None] + columns, mask=columns < DIM, other=0.0)
             append_values(
-                x, slot, written, columns, task - KV_HEADS, v, v_scales, v_scale, v_offset, beyond, ROWS, WIDTH, DIM,
-                KV_HEADS, KEYS, V_BLOCK, V_UNIT,
+                x,
+                slot,
+                written,
+                columns,
+                task - KV_HEADS,
+                v,
+                v_scales,
+                v_scale,
+                v_offset,
+                beyond,
+                ROWS,
+                WIDTH,
+                DIM,
+                KV_HEADS,
+                KEYS,
+                V_BLOCK,
+                V_UNIT,
             )
     else:
         head, number = (task - 2 * KV_HEADS) % HEADS, (task - 2 * KV_HEADS) // HEADS
@@ -72,13 +143,35 @@ def _attention_inputs(
         if tl.max(written.to(tl.int32), axis=0) > 0:
             x = rotated_by_position(begin + head * DIM, row, columns, cos, sin, q_norm, eps, ROWS, DIM)
             map_query_rows(
-                x, token, tokens, written, written & (number == last), columns, head, number, values, scales, biases,
-                k_center, k_equalizer, rotation_sign, q_scale, k_scale, beyond, ROWS, WIDTH, DIM, HEADS, KV_HEADS,
-                SHIFTED, Q_BY_CHANNEL, K_BY_CHANNEL, K_BLOCK, K_UNIT, SCORE_UNIT,
+                x,
+                token,
+                tokens,
+                written,
+                written & (number == last),
+                columns,
+                head,
+                number,
+                values,
+                scales,
+                biases,
+                k_center,
+                k_equalizer,
+                rotation_sign,
+                q_scale,
+                k_scale,
+                beyond,
+                ROWS,
+                WIDTH,
+                DIM,
+                HEADS,
+                KV_HEADS,
+                SHIFTED,
+                Q_BY_CHANNEL,
+                K_BY_CHANNEL,
+                K_BLOCK,
+                K_UNIT,
+                SCORE_UNIT,
             )
-
-
-# fmt: on
 
 
 def attention_inputs(
@@ -90,7 +183,6 @@ def attention_inputs(
     tables: SchemeTables,
     maps: int,
     beyond: Tensor,
-    out: MappedQueries | None = None,
     window: int | None = None,
 ) -> MappedQueries:
     """append and map_queries after RoPE of q and k, which is not stored.
@@ -100,8 +192,7 @@ def attention_inputs(
         Others: as append and map_queries take them.
     """
     tokens = len(qkv)
-    if out is None:
-        out = empty_queries(tokens, tables, maps, qkv.device)
+    out = empty_queries(tokens, tables, maps, qkv.device)
     if tokens == 0:
         return out
     blocks = TokenBlocks.of(tokens, tables.dim)

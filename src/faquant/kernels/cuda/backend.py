@@ -20,7 +20,7 @@ from . import elementwise, modules
 from .failures import explained, explains
 from .float_pages import BFloat16Pages, FloatPages
 from .layers import CudaLayers
-from .modules import on_device, on_gpu
+from .modules import moved_to_device, on_device
 from .pages import Int8Pages
 from .self_test import self_test
 
@@ -81,11 +81,11 @@ class CudaBackend:
     def rope(self, x: Tensor, cos: Array, sin: Array) -> Tensor:
         return self._rope(x, *(torch.as_tensor(table) for table in (cos, sin)))
 
-    @on_gpu
+    @moved_to_device
     def _rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return elementwise.rope(x, cos, sin)
 
-    @on_gpu
+    @moved_to_device
     def silu_times(self, gate: Tensor, up: Tensor) -> Tensor:
         return elementwise.silu_times(gate, up)
 

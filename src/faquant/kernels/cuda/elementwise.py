@@ -157,11 +157,10 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x
 
 
-def silu_times(gate: Tensor, up: Tensor, out: Tensor | None = None) -> Tensor:
+def silu_times(gate: Tensor, up: Tensor) -> Tensor:
     """gate / (1 + e^-gate) · up: float32 [rows, size] each. Rows of gate and up may be any distance apart."""
     rows, size = gate.shape
-    if out is None:
-        out = torch.empty(rows, size, device=gate.device)
+    out = torch.empty(rows, size, device=gate.device)
     _silu_times[(rows, triton.cdiv(size, _SILU_BLOCK))](
         gate, up, out, gate.stride(0), up.stride(0), size, BLOCK=_SILU_BLOCK, num_warps=4, **ROUNDED
     )

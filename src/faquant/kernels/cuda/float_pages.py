@@ -14,7 +14,7 @@ from ..scheme import TILE, AttentionScheme
 from .append_bfloat16 import append_bfloat16
 from .bfloat16 import attend_bfloat16
 from .cache import DeviceSpans, SchemeTables, by_token, copy_tiles, tiles_in
-from .modules import current, on_gpu
+from .modules import current, moved_to_device
 
 FEW_TOKENS = 16
 """Up to this many tokens of a sequence take the kernel for decoding with a bfloat16 cache."""
@@ -41,7 +41,7 @@ class FloatPages:
         self.k.flatten(0, 1)[at] = torch.as_tensor(k).to(self.device)
         self.v.flatten(0, 1)[at] = torch.as_tensor(v).to(self.device)
 
-    @on_gpu
+    @moved_to_device
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
         return torch.cat([self._attend(q[rows], start, table, window) for rows, start, table in spans.parts])
 
@@ -104,7 +104,7 @@ class BFloat16Pages(FloatPages):
         with current(self.device):
             append_bfloat16(keys, values, at, self.k, self.v)
 
-    @on_gpu
+    @moved_to_device
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
         if spans.tokens_starts[:, 0].max() > FEW_TOKENS:
             return torch.cat([self._attend(q[rows], start, table, window) for rows, start, table in spans.parts])

@@ -19,7 +19,7 @@ from .linear import SplitSums, int8_linear
 from .rounding import DeviceNorm, InputRounding, RoundedInputs, round_inputs
 
 
-def on_gpu(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def moved_to_device(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Let a method of an object with a `device` take tensors of any device, and return its result where the first one
     lies. So evaluation can keep streams and figures in the CPU's memory."""
 
@@ -53,13 +53,13 @@ class FloatLinear:
         self._weight = BlockedWeight.of(on_device(table.weight, device))
         self.bias = None if table.bias is None else on_device(table.bias, device).float()
 
-    @on_gpu
+    @moved_to_device
     def __call__(self, x: Tensor) -> Tensor:
         return float_linear(x, self._weight, self.bias)
 
     @property
     def nbytes(self) -> int:
-        return self._weight.values.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return self._weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
 class Int8Linear:
@@ -87,7 +87,7 @@ class Int8Linear:
         quant_bias = on_device(table.quant_bias, device)
         return cls(weight, on_device(table.deq_scale, device), rounding, None, quant_bias)
 
-    @on_gpu
+    @moved_to_device
     def __call__(self, x: Tensor) -> Tensor:
         return self.product(round_inputs(x, self.rounding))
 
@@ -158,7 +158,7 @@ class RMSNorm(DeviceNorm):
     def device(self) -> torch.device:
         return self.weight.device
 
-    @on_gpu
+    @moved_to_device
     def __call__(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps, self.bias)
 

@@ -14,7 +14,7 @@ from ..scheme import AttentionScheme
 from .append import append
 from .attention import attend
 from .cache import DeviceSpans, Int8Cache, SchemeTables, by_token, copy_tiles
-from .modules import current, on_gpu
+from .modules import current, moved_to_device
 from .queries import map_queries
 
 
@@ -57,7 +57,7 @@ class Int8Pages:
             append(keys, values, to, at, self.cache, self.tables, self.beyond)
         self.tokens_appended += len(k)
 
-    @on_gpu
+    @moved_to_device
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
         on_device = DeviceSpans.of(spans, self.device)
         maps = self.maps_of(on_device)

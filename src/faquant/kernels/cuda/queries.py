@@ -23,8 +23,6 @@ from .rows import (
 
 _STEPS = tl.constexpr(INPUT_STEPS)
 
-# fmt: off
-
 
 @triton.jit
 def maps_seen(positions, window, maps, MAP_BLOCK: tl.constexpr):
@@ -40,10 +38,34 @@ def maps_seen(positions, window, maps, MAP_BLOCK: tl.constexpr):
 
 @triton.jit
 def map_query_rows(
-    x, token, tokens, written, counted, columns, head, number, values, scales, biases, k_center, k_equalizer,
-    rotation_sign, q_scale, k_scale, beyond, ROWS: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SHIFTED: tl.constexpr, Q_BY_CHANNEL: tl.constexpr,
-    K_BY_CHANNEL: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr, SCORE_UNIT: tl.constexpr,
+    x,
+    token,
+    tokens,
+    written,
+    counted,
+    columns,
+    head,
+    number,
+    values,
+    scales,
+    biases,
+    k_center,
+    k_equalizer,
+    rotation_sign,
+    q_scale,
+    k_scale,
+    beyond,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    Q_BY_CHANNEL: tl.constexpr,
+    K_BY_CHANNEL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+    SCORE_UNIT: tl.constexpr,
 ):
     """Store rows x of one head of q, after RoPE, under map `number`. Rows where `counted` add to the count of values
     beyond a static scale."""
@@ -86,10 +108,33 @@ def map_query_rows(
 
 @triton.jit(do_not_specialize=["tokens", "maps", "window"])
 def _map_queries(
-    q, positions, tokens, token_stride, maps, window, values, scales, biases, k_center, k_equalizer, rotation_sign,
-    q_scale, k_scale, beyond, ROWS: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr, MAP_BLOCK: tl.constexpr, SHIFTED: tl.constexpr, Q_BY_CHANNEL: tl.constexpr,
-    K_BY_CHANNEL: tl.constexpr, BLOCK: tl.constexpr, UNIT: tl.constexpr, SCORE_UNIT: tl.constexpr,
+    q,
+    positions,
+    tokens,
+    token_stride,
+    maps,
+    window,
+    values,
+    scales,
+    biases,
+    k_center,
+    k_equalizer,
+    rotation_sign,
+    q_scale,
+    k_scale,
+    beyond,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    MAP_BLOCK: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    Q_BY_CHANNEL: tl.constexpr,
+    K_BY_CHANNEL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
+    SCORE_UNIT: tl.constexpr,
 ):
     """Grid: blocks of ROWS tokens; heads; maps."""
     head, number = tl.program_id(1), tl.program_id(2)
@@ -102,13 +147,35 @@ def _map_queries(
         at = (row * token_stride + head * DIM)[:, None] + columns
         x = tl.load(q + at, mask=columns < DIM, other=0.0)
         map_query_rows(
-            x, token, tokens, written, written & (number == last), columns, head, number, values, scales, biases,
-            k_center, k_equalizer, rotation_sign, q_scale, k_scale, beyond, ROWS, WIDTH, DIM, HEADS, KV_HEADS, SHIFTED,
-            Q_BY_CHANNEL, K_BY_CHANNEL, BLOCK, UNIT, SCORE_UNIT,
+            x,
+            token,
+            tokens,
+            written,
+            written & (number == last),
+            columns,
+            head,
+            number,
+            values,
+            scales,
+            biases,
+            k_center,
+            k_equalizer,
+            rotation_sign,
+            q_scale,
+            k_scale,
+            beyond,
+            ROWS,
+            WIDTH,
+            DIM,
+            HEADS,
+            KV_HEADS,
+            SHIFTED,
+            Q_BY_CHANNEL,
+            K_BY_CHANNEL,
+            BLOCK,
+            UNIT,
+            SCORE_UNIT,
         )
-
-
-# fmt: on
 
 
 def query_constants(tables: SchemeTables, maps: int) -> dict[str, Any]:
@@ -135,7 +202,6 @@ def map_queries(
     tables: SchemeTables,
     maps: int,
     beyond: Tensor,
-    out: MappedQueries | None = None,
     window: int | None = None,
 ) -> MappedQueries:
     """reference.map_queries for each token and each map that it sees; what it does not see is not written.
@@ -150,8 +216,7 @@ def map_queries(
     """
     q = heads_of(q)
     tokens = len(q)
-    if out is None:
-        out = empty_queries(tokens, tables, maps, q.device)
+    out = empty_queries(tokens, tables, maps, q.device)
     if tokens == 0:
         return out
     blocks = TokenBlocks.of(tokens, tables.dim)

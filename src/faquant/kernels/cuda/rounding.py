@@ -1,10 +1,9 @@
 """The inputs of int8 linears: RMSNorm or silu(gate) · up, an input multiplier, the Hadamard transform and the rounding
 of a row in one kernel.
 
-A program takes a row, because RMSNorm and the scale need all of it. For silu(gate) · up of 14,336 inputs that is 43,000
-instructions of warps, which one multiprocessor issues in 6 µs, while in decoding the others wait. So the long rows of
-few tokens are divided between programs, and a second kernel rounds them with the scale of the row. For 4,096 inputs, 1
-µs, its launch would not pay.
+A program takes a row, because RMSNorm and the scale need all of it. In decoding the other multiprocessors wait
+meanwhile. So the long rows of few tokens are divided between programs, and a second kernel rounds them with the scale
+of the row. For short rows its launch would not pay.
 """
 
 from dataclasses import dataclass
@@ -91,13 +90,13 @@ def round_inputs(
     return _launch(x, x.shape[1], False, rounding, norm, out)
 
 
-def round_gated(gate_up: Tensor, rounding: InputRounding, out: RoundedInputs | None = None) -> RoundedInputs:
+def round_gated(gate_up: Tensor, rounding: InputRounding) -> RoundedInputs:
     """Round silu(gate) · up of gate_up, contiguous float32 [tokens, 2 · k], gate first. k is a multiple of 16.
 
     Raises:
         ValueError: k is no multiple of 16, or of the Hadamard block.
     """
-    return _launch(gate_up, gate_up.shape[1] // 2, True, rounding, None, out)
+    return _launch(gate_up, gate_up.shape[1] // 2, True, rounding, None, None)
 
 
 def _launch(

@@ -61,9 +61,15 @@ def rotated_by_position(x, tokens, columns, cos, sin, norm, eps, ROWS: tl.conste
 
 @triton.jit
 def rotated(
-    x, columns, sign, ROWS: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    x,
+    columns,
+    sign,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
-):  # fmt: skip
+):
     """quantizers.hadamard of the rows x in blocks of BLOCK, after `sign` [DIM]; x itself if BLOCK is 0."""
     if BLOCK > 0:
         if sign is not None:
