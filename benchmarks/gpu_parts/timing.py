@@ -56,7 +56,7 @@ def is_dead() -> bool:
     """Whether a kernel has failed, for instance by an address out of range, so that this process cannot go on."""
     try:
         synchronize()
-    except Exception:
+    except RuntimeError:  # torch's error for every failure of the driver
         return True
     return False
 

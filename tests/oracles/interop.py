@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faquant.evaluation.divergence import window_logits
+from faquant.formats.base import Opened
 from faquant.kernels.torch_backend import float_attend
 from faquant.model.load import Model, load
 from faquant.model.paged import Batch, Chunk
@@ -20,6 +21,8 @@ from faquant.model.rope import Rope
 DATA = Path(__file__).parents[1] / "data" / "interop"
 TOKENS: list[int] = json.loads((DATA / "token_ids.json").read_text())
 """The tokens of every logits.safetensors."""
+PROMPTS = [TOKENS, TOKENS[::-1]]
+"""For calibration."""
 
 Tensors = dict[str, Tensor]
 Quantization = dict[str, Any]
@@ -71,12 +74,21 @@ def edited(
     return directory
 
 
+def logits(directory: Path) -> Any:
+    """The logits of TOKENS as faquant computes them."""
+    return np.asarray(window_logits(load(directory), torch.tensor(TOKENS)))
+
+
 def same_logits(a: Path, b: Path) -> bool:
     """Whether two directories give the same bits."""
-    tokens = torch.tensor(TOKENS)
-    return bool(np.array_equal(window_logits(load(a), tokens), window_logits(load(b), tokens)))
+    return bool(np.array_equal(logits(a), logits(b)))
 
 
 def group(table: Quantization) -> Quantization:
     found: Quantization = table["config_groups"]["group_0"]
     return found
+
+
+def linears_of(opened: Opened) -> list[Any]:
+    """The tables of all linears."""
+    return [opened.linear(name) for name in opened.config.linears]

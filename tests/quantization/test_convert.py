@@ -1,4 +1,4 @@
-"""Conversion to faquant's format, for MindIE, and to the manual's tables; new tables for a quantized checkpoint."""
+"""Conversion to faquant's format, for MindIE, and to the manual's tables."""
 
 import json
 import shutil
@@ -12,26 +12,17 @@ from safetensors.torch import load_file, save_file
 
 from faquant.checkpoint.tensors import TensorFiles
 from faquant.errors import CheckpointError, UnsupportedError, UsageError
-from faquant.evaluation.divergence import window_logits
 from faquant.formats import open_checkpoint
-from faquant.formats.base import Opened
 from faquant.kernels.tables import FloatTable
-from faquant.model.load import load
 from faquant.quantization.convert import convert_to_faquant
 from faquant.quantization.mindie.convert import convert_to_mindie
 from faquant.quantization.pipeline import quantize
-from faquant.quantization.recalibrate import recalibrate
-from faquant.recipe import RECIPES, AttentionRecipe
-from oracles.interop import DATA, TOKENS, Tensors, divergence, edited
+from faquant.recipe import RECIPES
+from oracles.interop import DATA, Tensors, divergence, edited, linears_of, logits
 from oracles.tiny_models import tiny_model
 
 GOLDEN = DATA.parent / "golden"
 QUANTIZED = sorted(path.parent.name for path in DATA.glob("*/config.json") if not path.parent.name.startswith("float"))
-PROMPTS = [TOKENS, TOKENS[::-1]]
-
-
-def logits(directory: Path) -> Any:
-    return np.asarray(window_logits(load(directory), torch.tensor(TOKENS)))
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -200,92 +191,6 @@ def test_a_scale_per_token_has_no_table_in_the_manual(tmp_path: Path) -> None:
         convert_to_mindie(DATA / "llmc-w8a8-kv", tmp_path / "out", manual=True)
 
 
-@pytest.mark.parametrize("kv_scale", ["token", "channel", "head"])
-@pytest.mark.parametrize("name", ["llmc-w8a8-kv", "modelopt-int8sq", "autoround-w8a8", "msms-c8-asym-logits"])
-def test_new_tables_leave_the_linears_as_they_are(name: str, kv_scale: Any, tmp_path: Path) -> None:
-    recalibrate(DATA / name, tmp_path / "out", AttentionRecipe(kv_scale=kv_scale), PROMPTS)
-    before, after = open_checkpoint(DATA / name), open_checkpoint(tmp_path / "out")
-    assert after.metadata is not None
-    assert after.metadata.name == f"calibrated-{kv_scale}, imported from {before.format}"
-    for linear in before.config.linears:
-        one, other = before.linear(linear), after.linear(linear)
-        assert type(one) is type(other)
-        assert np.array_equal(one.weight, other.weight)
-        if not isinstance(one, FloatTable):
-            assert getattr(one, "input_steps", None) == getattr(other, "input_steps", None)
-    exact = [None] * len(before.schemes)
-    model = load(tmp_path / "out")
-    assert all(scheme is not None and scheme.rotation_block for scheme in model.schemes)
-    new = torch.as_tensor(window_logits(model, torch.tensor(TOKENS)))
-    model.schemes = exact
-    assert divergence(torch.as_tensor(window_logits(model, torch.tensor(TOKENS))), new) < 0.02
-
-
-def test_new_tables_are_better_than_those_of_one_sample(tmp_path: Path) -> None:
-    """msModelSlim's C8 tables are those of its last sample."""
-    recalibrate(DATA / "msms-c8-asym-logits", tmp_path / "out", AttentionRecipe(), PROMPTS)
-    float_logits = torch.as_tensor(logits(DATA / "float"))
-    old, new = (torch.as_tensor(logits(path)) for path in (DATA / "msms-c8-asym-logits", tmp_path / "out"))
-    assert divergence(float_logits, new) < 0.02 * divergence(float_logits, old)
-
-
-@pytest.mark.parametrize("recipe", ["default", "static", "mindie"])
-def test_faquant_s_own_checkpoints_keep_their_recipe_of_linears(recipe: str, tmp_path: Path) -> None:
-    tiny_model("smollm", tmp_path / "float")
-    prompts = [list(range(1, 60)), list(range(60, 120))]
-    quantize(tmp_path / "float", tmp_path / "old", RECIPES[recipe], prompts)
-    recalibrate(tmp_path / "old", tmp_path / "new", AttentionRecipe(), prompts)
-    old, new = open_checkpoint(tmp_path / "old"), open_checkpoint(tmp_path / "new")
-    assert new.metadata is not None
-    assert new.metadata.linear == (old.metadata.linear if old.metadata else None)
-    tokens = torch.tensor(prompts[0])
-    float_logits = torch.as_tensor(window_logits(load(tmp_path / "float"), tokens))
-    losses = [
-        divergence(float_logits, torch.as_tensor(window_logits(load(tmp_path / name), tokens)))
-        for name in ("old", "new")
-    ]
-    assert losses[1] < 1.2 * losses[0] + 1e-6
-    assert all(
-        np.array_equal(one.weight, other.weight) for one, other in zip(*map(linears_of, (old, new)), strict=True)
-    )
-
-
-def linears_of(opened: Opened) -> list[Any]:
-    return [opened.linear(name) for name in opened.config.linears]
-
-
-def test_tables_beside_float_linears_are_used_only_when_asked(tmp_path: Path) -> None:
-    source = DATA / "llmc-kv-attn_head-sym-stat"
-    quantize(source, tmp_path / "own", RECIPES["default"], PROMPTS)
-    chosen = RECIPES["default"].model_copy(update={"attention": None})
-    quantize(source, tmp_path / "kept", chosen, PROMPTS, keep_kv_tables=True)
-    own, kept, given = (open_checkpoint(path).schemes[1] for path in (tmp_path / "own", tmp_path / "kept", source))
-    assert own is not None
-    assert own.k_scale is None
-    assert kept is not None
-    assert given is not None
-    for field in ("k_scale", "v_scale"):
-        assert np.array_equal(getattr(kept, field), getattr(given, field))
-    assert kept.rotation_block == 0
-    assert kept.v_rotation_block == 0
-    plain = DATA / "float"
-    quantize(plain, tmp_path / "plain", RECIPES["default"], PROMPTS)
-    assert np.array_equal(logits(tmp_path / "plain"), logits(tmp_path / "own"))
-
-
-@pytest.mark.parametrize("recipe", ["attention-only", "static"])
-def test_faquant_s_own_attention_is_not_kept(recipe: str, tmp_path: Path) -> None:
-    """Its scales belong to centered and rotated K."""
-    source = tmp_path / "source"
-    if recipe == "static":
-        recalibrate(DATA / "float", source, AttentionRecipe(kv_scale="channel"), PROMPTS)
-    else:
-        quantize(DATA / "float", source, RECIPES[recipe], PROMPTS)
-    chosen = RECIPES["default"].model_copy(update={"attention": None})
-    with pytest.raises(UsageError, match="faquant's own attention"):
-        quantize(source, tmp_path / "out", chosen, PROMPTS, keep_kv_tables=True)
-
-
 def test_mindie_gets_positive_scales_by_way_of_faquant_s_format(tmp_path: Path) -> None:
     def narrower(tensors: Tensors) -> None:
         for key, tensor in tensors.items():
@@ -302,14 +207,6 @@ def test_a_stale_fa_quant_type_in_config_json_does_not_survive(tmp_path: Path) -
     source = edited("msms-fa3-kv-int8", tmp_path / "source", config=lambda raw: raw.update(fa_quant_type="FAKQuant"))
     convert_to_mindie(source, tmp_path / "out")
     assert open_checkpoint(tmp_path / "out").schemes[0] is not None
-
-
-def test_there_must_be_tables_to_keep_and_float_linears(tmp_path: Path) -> None:
-    chosen = RECIPES["default"].model_copy(update={"attention": None})
-    with pytest.raises(UsageError, match="no tables"):
-        quantize(DATA / "float", tmp_path / "out", chosen, PROMPTS, keep_kv_tables=True)
-    with pytest.raises(UsageError, match="faquant calibrate"):
-        quantize(DATA / "llmc-w8a8-kv", tmp_path / "out", RECIPES["default"], PROMPTS)
 
 
 def test_a_static_linear_with_a_multiplier_keeps_its_own_type(tmp_path: Path) -> None:
@@ -380,17 +277,6 @@ def test_folded_norms_are_exact(tmp_path: Path) -> None:
     source = edited("modelopt-int8sq", tmp_path / "source", edit)
     assert convert_to_mindie(source, tmp_path / "out") == []
     assert divergence(torch.as_tensor(logits(source)), torch.as_tensor(logits(tmp_path / "out"))) < 1e-3
-
-
-def test_kept_tables_leave_the_linears_at_their_own_steps(tmp_path: Path) -> None:
-    chosen = RECIPES["default"].model_copy(update={"attention": None})
-    source = DATA / "llmc-kv-attn_head-sym-stat"
-    quantize(source, tmp_path / "kept", chosen, PROMPTS, keep_kv_tables=True)
-    assert open_checkpoint(tmp_path / "kept").input_steps == 127
-    recalibrate(tmp_path / "kept", tmp_path / "new", AttentionRecipe(), PROMPTS)
-    metadata = open_checkpoint(tmp_path / "new").metadata
-    assert metadata is not None
-    assert metadata.imported is None
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight"])
