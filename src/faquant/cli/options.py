@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DeviceOption = Annotated[
     Device,
-    typer.Option(help="cpu, cuda for the GPU, or auto: the GPU if there is one and the extra cuda is installed."),
+    typer.Option(help="cpu, cuda for the GPU, or auto: the GPU if it is there and its kernels pass a self-test."),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Maximum tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]

@@ -6,9 +6,7 @@ from oracles.compiled import FOUND
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.section(
-        "compiled: registers, spills, instructions of the loop with products, else of the longest"
-    )
+    terminalreporter.section("compiled: registers, spills, instructions of the loop with products, else of the longest")
     for test, kernel, architecture, found in FOUND:
         loop = found.product_loop() if found.has_product_loop else max(found.loops(), key=len, default=[])
         case = test.partition("::")[2].removesuffix(" (call)")

@@ -10,7 +10,7 @@ from .cache import DeviceSpans, Int8Cache, MappedQueries, SchemeTables
 from .decode import Workspace, decode, most_splits
 from .prefill import prefill
 
-_FEW_TOKENS = 16
+FEW_TOKENS = 16
 """Up to this many tokens of a sequence are attended to one by one, by more programs that read the same keys."""
 
 
@@ -33,7 +33,7 @@ def attend(
     out = torch.empty(tokens, heads, dim, device=queries.values.device)
     ends = list(accumulate(spans.counts))
     parts = zip(spans.counts, ends, spans.starts, strict=True)
-    for few, neighbors in groupby(parts, key=lambda part: part[0] <= _FEW_TOKENS):
+    for few, neighbors in groupby(parts, key=lambda part: part[0] <= FEW_TOKENS):
         some = list(neighbors)
         if few:
             rows = range(some[0][1] - some[0][0], some[-1][1])

@@ -12,12 +12,10 @@ from ..pages import Spans
 from ..saturation import Saturation
 from ..scheme import TILE, AttentionScheme
 from .append_bfloat16 import append_bfloat16
+from .attention import FEW_TOKENS
 from .bfloat16 import attend_bfloat16
 from .cache import DeviceSpans, SchemeTables, by_token, copy_tiles, tiles_in
 from .modules import current, moved_to_device
-
-FEW_TOKENS = 16
-"""Up to this many tokens of a sequence take the kernel for decoding with a bfloat16 cache."""
 
 
 class FloatPages:
