@@ -180,12 +180,14 @@ def _sample_tensor(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
     are copied from there."""
     tokens = _from_likeliest(logits, samplers)
     rest = [place for place in range(len(samplers)) if place not in tokens]
+    others: list[int] = []
     if rest:
         some = logits if len(rest) == len(samplers) else logits[rest]
-        sampled = _sample_array(some, [samplers[place] for place in rest])
+        others = _sample_array(some, [samplers[place] for place in rest])
+    # Only now, because the others may fail, and then no sampler may have changed.
     for place, token in tokens.items():
         samplers[place]._advance(token)
-    tokens.update(zip(rest, sampled if rest else [], strict=True))
+    tokens.update(zip(rest, others, strict=True))
     return [tokens[place] for place in range(len(samplers))]
 
 
