@@ -1,11 +1,13 @@
 """The kernels between the products and attention, as compiled: no spills, few registers, loads of 16 bytes."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from faquant.kernels.cuda import append, append_bfloat16, attention_inputs, queries
+from faquant.kernels.cuda.append_bfloat16 import _append_bfloat16
+from faquant.kernels.cuda.attention_inputs import prepare
 from faquant.kernels.cuda.rows import TokenBlocks, width_of
 from oracles.compiled import ARCHITECTURES, Compiled, compiled
 
@@ -14,25 +16,45 @@ pytestmark = pytest.mark.cuda
 MAPPED = ("k_center", "k_equalizer", "rotation_sign")
 DYNAMIC = {"k_scales": "*fp16", "v_scales": "*fp16"}
 TYPES = {
-    **dict.fromkeys(["q", "qkv", "keys", "cos", "sin", "scales", "biases"], "*fp32"),
+    **dict.fromkeys(["q", "keys", "values", "cos", "sin", "scales", "biases"], "*fp32"),
     "slots": "*i64",
     "positions": "*i32",
-    "k": "*i8",
-    "v": "*i8",
+    **dict.fromkeys(["mapped", "k", "v"], "*i8"),
     "beyond": "*i64",
-    **dict.fromkeys(["tokens", "token_stride", "key_stride", "value_stride", "maps"], "i32"),
+    **dict.fromkeys(["tokens", "q_stride", "key_stride", "value_stride", "maps"], "i32"),
     "eps": "fp32",
 }
+ROPE = ("cos", "sin", "eps")
+OF_QUERIES = ("q", "mapped", "scales", "biases", "q_stride", "q_norm", "q_scale", "maps")
+OF_CACHE = (
+    "keys",
+    "values",
+    "slots",
+    "k",
+    "v",
+    "k_scales",
+    "v_scales",
+    "k_offset",
+    "v_scale",
+    "v_offset",
+    "key_stride",
+)
 
 
-def build(kernel: Any, architecture: int, tokens: int, dim: int, more: dict[str, str], **constants: Any) -> Compiled:
-    """A kernel for 32 heads of q and 8 of K and V; nine maps if K is centered. `more`: types of further arguments."""
+def build(
+    architecture: int, tokens: int, dim: int, more: dict[str, str], absent: Sequence[str] = (), **constants: Any
+) -> Compiled:
+    """`prepare` for 32 heads of q and 8 of K and V; nine maps if K is centered.
+
+    more: types of further arguments. absent: arguments that are not there.
+    """
     blocks, block = TokenBlocks.of(tokens, dim), dim & -dim
     maps = 9 if "k_center" in more else 1
-    values = "*fp32" if kernel is append._append else "*i8"
-    types = {**TYPES, "values": values, **more}
+    types = {name: kind for name, kind in {**TYPES, **more}.items() if name not in absent}
+    numbers = {name: 0 for name in absent if TYPES.get(name) == "i32"} | ({"eps": 0.0} if "eps" in absent else {})
     every = {
-        **dict.fromkeys(kernel.arg_names),
+        **dict.fromkeys(prepare.arg_names),
+        **numbers,
         "ROWS": blocks.rows,
         "WIDTH": width_of(dim),
         "DIM": dim,
@@ -44,21 +66,14 @@ def build(kernel: Any, architecture: int, tokens: int, dim: int, more: dict[str,
         "SHIFTED": maps > 1,
         "Q_BY_CHANNEL": False,
         "K_BY_CHANNEL": False,
-        "K_BLOCK": block,
-        "V_BLOCK": block,
-        "BLOCK": block,
+        **dict.fromkeys(["K_BLOCK", "V_BLOCK"], block),
+        **dict.fromkeys(["K_UNIT", "V_UNIT"], block**-0.5),
         "SCORE_UNIT": 0.125,
-        **dict.fromkeys(["UNIT", "K_UNIT", "V_UNIT"], block**-0.5),
+        "STORED": "k" not in absent,
         **constants,
     }
-    return compiled(
-        kernel,
-        {name: kind for name, kind in types.items() if name in kernel.arg_names},
-        every,
-        architecture,
-        warps=blocks.warps,
-        multiples_of_16=("token_stride", "key_stride", "value_stride"),
-    )
+    strides = ("q_stride", "key_stride", "value_stride")
+    return compiled(prepare, types, every, architecture, warps=blocks.warps, multiples_of_16=strides)
 
 
 def memory(kernel: Compiled, name: str) -> Counter[str]:
@@ -73,10 +88,10 @@ def tables(*names: str) -> dict[str, str]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("tokens", "registers"), [(1, 64), (64, 104)])
 def test_all_inputs_of_attention(architecture: int, tokens: int, registers: int) -> None:
-    """With every step: norms, maps, rotations. One launch for each layer. 50 to 58 registers with one token a program,
-    78 to 94 with four."""
+    """With every step: norms, maps, rotations. One launch for each layer. 52 registers with one token a program,
+    90 to 96 with four."""
     more = {**tables(*MAPPED, "q_norm", "k_norm"), **DYNAMIC}
-    kernel = build(attention_inputs._attention_inputs, architecture, tokens, 128, more)
+    kernel = build(architecture, tokens, 128, more)
     assert kernel.spills == 0
     assert kernel.registers <= registers
     assert "fma.rn" not in kernel.ptx
@@ -93,7 +108,7 @@ def test_all_inputs_of_attention(architecture: int, tokens: int, registers: int)
 @pytest.mark.parametrize("tokens", [1, 64])
 def test_append(dim: int, tokens: int) -> None:
     """30 registers with one token a program, 72 with four. A head of 64 channels is two numbers for each thread."""
-    kernel = build(append._append, 90, tokens, dim, {**tables(*MAPPED), **DYNAMIC})
+    kernel = build(90, tokens, dim, {**tables(*MAPPED), **DYNAMIC}, ROPE + OF_QUERIES)
     assert kernel.spills == 0
     assert kernel.registers <= 96
     assert "fma.rn" not in kernel.ptx
@@ -108,8 +123,8 @@ def test_static_scales(architecture: int) -> None:
     """The tables are loaded as widely as the rows, and the counter is touched only if there is something to count."""
     static = tables("q_scale", "k_scale", "k_offset", "v_scale", "v_offset", *MAPPED)
     for kernel in (
-        build(append._append, architecture, 64, 128, static),
-        build(queries._map_queries, architecture, 64, 128, static, Q_BY_CHANNEL=True, K_BY_CHANNEL=True),
+        build(architecture, 64, 128, static, ROPE + OF_QUERIES),
+        build(architecture, 64, 128, static, ROPE + OF_CACHE, Q_BY_CHANNEL=True, K_BY_CHANNEL=True),
     ):
         assert kernel.spills == 0
         assert kernel.registers <= 104
@@ -120,8 +135,12 @@ def test_static_scales(architecture: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 64])
 def test_bfloat16(tokens: int) -> None:
-    more = {"k": "*bf16", "v": "*bf16"}
-    kernel = build(append_bfloat16._append_bfloat16, 90, tokens, 128, {**more, "values": "*fp32"})
+    blocks = TokenBlocks.of(tokens, 128)
+    types = dict.fromkeys(["keys", "values"], "*fp32") | {"slots": "*i64", "k": "*bf16", "v": "*bf16"}
+    types |= dict.fromkeys(["tokens", "key_stride", "value_stride"], "i32")
+    constants = {"ROWS": blocks.rows, "WIDTH": 128, "DIM": 128, "KV_HEADS": 8, "KEYS": 128}
+    strides = ("key_stride", "value_stride")
+    kernel = compiled(_append_bfloat16, types, constants, 90, warps=blocks.warps, multiples_of_16=strides)
     assert kernel.spills == 0
     assert kernel.registers <= 64
     assert memory(kernel, "LDG")["LDG.E.128"] >= 2

@@ -2,6 +2,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from oracles import random_decoder
 from oracles.exact_fma import use_in_interpreter
@@ -10,6 +11,14 @@ from oracles.exact_fma import use_in_interpreter
 @pytest.fixture
 def exact_fma(monkeypatch: pytest.MonkeyPatch) -> None:
     use_in_interpreter(monkeypatch)
+
+
+@pytest.fixture
+def marked_memory() -> Iterator[None]:
+    """New tensors hold NaN and the greatest integers, so a test can tell what was never written."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session", autouse=True)

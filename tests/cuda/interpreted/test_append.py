@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from faquant.kernels import quantizers
-from faquant.kernels.cuda.append import append
 from faquant.kernels.cuda.append_bfloat16 import append_bfloat16
+from faquant.kernels.cuda.attention_inputs import append
 from faquant.kernels.cuda.cache import Int8Cache, SchemeTables
 from faquant.kernels.pages import BFloat16Pages, Int8Pages
 from faquant.kernels.scheme import AttentionScheme

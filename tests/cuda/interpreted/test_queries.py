@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from faquant.kernels import reference
+from faquant.kernels.cuda.attention_inputs import map_queries
 from faquant.kernels.cuda.cache import MappedQueries, SchemeTables
-from faquant.kernels.cuda.queries import map_queries
 from faquant.kernels.pages import Int8Pages, Spans
 from faquant.kernels.scheme import AttentionScheme
 from oracles.schemes import make_scheme
@@ -39,11 +39,6 @@ def full_scheme(scales: str, q_scale: str, heads: int, kv_heads: int, dim: int) 
     )
 
 
-def garbage(maps: int, tokens: int, heads: int, dim: int) -> MappedQueries:
-    scale, bias = (torch.full((maps, tokens, heads), math.nan) for _ in range(2))
-    return MappedQueries(torch.full((maps, tokens, heads, dim), 0x7F, dtype=torch.int8), scale, bias)
-
-
 def maps_seen(positions: Tensor, maps: int, window: int | None) -> Tensor:
     """Which maps [maps, tokens] there are among the keys that each token sees."""
     oldest = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp_min(0)
@@ -53,14 +48,15 @@ def maps_seen(positions: Tensor, maps: int, window: int | None) -> Tensor:
 
 
 def check(found: MappedQueries, expected: reference.MappedQueries, seen: Tensor) -> None:
-    """Equal bits where seen, garbage elsewhere."""
-    pairs = zip((found.values, found.scale, found.bias), expected, strict=True)
-    blank = garbage(*found.values.shape)
-    for (ours, theirs), before in zip(pairs, (blank.values, blank.scale, blank.bias), strict=True):
+    """Equal bits where seen, the marks of `marked_memory` elsewhere."""
+    for ours, theirs in zip((found.values, found.scale, found.bias), expected, strict=True):
         assert torch.equal(ours[seen].view(torch.uint8), theirs[seen].view(torch.uint8))
-        assert torch.equal(ours[~seen].view(torch.uint8), before[~seen].view(torch.uint8))
+    assert (found.values[~seen] == 127).all()
+    assert found.scale[~seen].isnan().all()
+    assert found.bias[~seen].isnan().all()
 
 
+@pytest.mark.usefixtures("marked_memory")
 @pytest.mark.parametrize(
     ("scales", "q_scale", "heads", "kv_heads", "dim", "tokens", "window"),
     [
@@ -87,23 +83,22 @@ def test_the_bits_of_the_reference(
     positions = torch.randint(600, (tokens,), dtype=torch.int32)
     # The second one sees the last map only, if there is a window: its oldest key is the first of that map.
     positions[:2] = torch.tensor([5, 2 * MAP_BLOCK + (window or 1) - 1])
-    out, beyond = garbage(3, tokens, heads, dim), torch.full((3,), 7)
-    given = map_queries(q, positions, SchemeTables.of(scheme, CPU), 3, beyond, out, window)
-    assert given is out
-    check(out, reference.map_queries(q, scheme, 3), maps_seen(positions, 3, window))
+    beyond = torch.full((3,), 7)
+    found = map_queries(q, positions, SchemeTables.of(scheme, CPU), 3, beyond, window)
+    check(found, reference.map_queries(q, scheme, 3), maps_seen(positions, 3, window))
     assert (beyond[0] > 7) == (q_scale != "token")
     assert beyond[1:].tolist() == [7, 7]
 
 
+@pytest.mark.usefixtures("marked_memory")
 def test_fewer_maps_than_the_scheme_has() -> None:
     """One map has no bias, and tokens beyond the last map use it."""
     scheme = full_scheme("token", "token", 2, 1, 64)
     q, positions = torch.randn(3, 2, 64), torch.tensor([0, 127, 5000], dtype=torch.int32)
     beyond = torch.zeros(3, dtype=torch.int64)
     for maps in (1, 2):
-        out = garbage(maps, 3, 2, 64)
-        map_queries(q, positions, SchemeTables.of(scheme, CPU), maps, beyond, out)
-        check(out, reference.map_queries(q, scheme, maps), maps_seen(positions, maps, None))
+        found = map_queries(q, positions, SchemeTables.of(scheme, CPU), maps, beyond)
+        check(found, reference.map_queries(q, scheme, maps), maps_seen(positions, maps, None))
 
 
 def test_a_plain_scheme_and_nan() -> None:

@@ -20,17 +20,20 @@ def attend(
     tables: SchemeTables,
     spans: DeviceSpans,
     window: int | None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The attention of each token over the keys of its sequence up to its own.
 
     Args:
         window: each query sees this many keys, including its own; None: all.
+        out: memory for the result, contiguous.
 
     Returns:
         float32 [tokens, Hq, D], with V's rotation undone.
     """
     _, tokens, heads, dim = queries.values.shape
-    out = torch.empty(tokens, heads, dim, device=queries.values.device)
+    if out is None:
+        out = torch.empty(tokens, heads, dim, device=queries.values.device)
     ends = list(accumulate(spans.counts))
     parts = zip(spans.counts, ends, spans.starts, strict=True)
     for few, neighbors in groupby(parts, key=lambda part: part[0] <= FEW_TOKENS):

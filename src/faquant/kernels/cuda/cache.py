@@ -112,7 +112,7 @@ class SchemeTables:
 
         def table(x: Array | None, dimensions: int = 2) -> Tensor | None:
             wide = written_out(x, scheme.head_dim, dimensions)
-            return None if wide is None else torch.from_numpy(wide).to(device)
+            return None if wide is None else torch.tensor(wide, device=device)
 
         return cls(
             heads=scheme.num_heads,

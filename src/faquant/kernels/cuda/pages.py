@@ -11,11 +11,10 @@ from ..arrays import Array, Integers
 from ..pages import Spans
 from ..saturation import Saturation
 from ..scheme import AttentionScheme
-from .append import append
 from .attention import attend
+from .attention_inputs import append, map_queries
 from .cache import DeviceSpans, Int8Cache, SchemeTables, by_token, copy_tiles
 from .modules import current, moved_to_device
-from .queries import map_queries
 
 
 class Int8Pages:

@@ -13,13 +13,13 @@ from ..pages import Int8Pages as CpuPages
 from ..pages import Spans
 from ..scheme import P_LEVELS, AttentionScheme
 from ..tables import DynamicTable, FloatTable, LinearTable, StaticTable
+from .attention_inputs import map_queries
 from .cache import DeviceSpans
 from .decode import Workspace, decode, most_splits
 from .elementwise import rms_norm, rope, silu_times
 from .linear import SplitSums
 from .modules import Int8Linear, linear
 from .pages import Int8Pages
-from .queries import map_queries
 from .rounding import round_inputs
 
 HEADS, KV_HEADS, DIM = 8, 2, 64
