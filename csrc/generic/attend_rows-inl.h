@@ -78,9 +78,10 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
     const bool shifted = smaller(s.maps, (span.start + span.tokens + s.map_block - 1) / s.map_block) > 1;
     const int64_t last_map = map_of(s, seen_to - 1);
 
-    const auto page_row = [&](int64_t key) {
-        return (span.block_table[key / cache.page_size] * s.kv_heads + kv_head) * cache.page_size +
-               key % cache.page_size;
+    // Where the key's row of this head is, among rows of `width` elements in pages of `stride`.
+    const auto place = [&](int64_t key, int64_t stride, int64_t width) {
+        return span.block_table[key / cache.page_size] * stride +
+               (kv_head * cache.page_size + key % cache.page_size) * width;
     };
 
     const Multiplying<uint8_t> multiplying(smaller(kStrip, rows) * kPlanes);
@@ -106,19 +107,19 @@ int64_t attend_block(const Attention& a, const Span& span, int64_t kv_head, int6
                     saturated += map == last_map && end >= seen_to ? query.saturated : 0;
                 }
             }
-            const int64_t at = page_row(key);
-            tile.k = cache.k + at * padded;
-            tile.v = cache.v + at * padded;
+            const int64_t at = place(key, cache.stride, padded), scales_at = place(key, cache.scale_stride, 1);
+            tile.k = cache.k + at;
+            tile.v = cache.v + at;
             const int64_t low = larger(0, oldest - key), high = smaller(kTile, seen_to - key);
-            read_scales(cache.k_scale, at, low, high, tile.k_scale);
+            read_scales(cache.k_scale, scales_at, low, high, tile.k_scale);
             if constexpr (token_v) {
-                read_scales(cache.v_scale, at, low, high, tile.v_scale);
+                read_scales(cache.v_scale, scales_at, low, high, tile.v_scale);
             }
             const int64_t lines = kTile * padded / kCacheLine;
             // Both are fetched at an even pace during the work on this tile, which a burst of prefetches would stall.
             Prefetch next_k = {}, next_v = {};
             if (key + kTile < stop) {
-                const int64_t next = page_row(key + kTile) * padded;
+                const int64_t next = place(key + kTile, cache.stride, padded);
                 next_k = {reinterpret_cast<const char*>(cache.k + next), lines};
                 next_v = {reinterpret_cast<const char*>(cache.v + next), lines};
             }

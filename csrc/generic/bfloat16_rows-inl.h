@@ -37,9 +37,10 @@ void append_bfloat16(const Scheme& s, const Cache& c, const float* k, const floa
     for (int64_t token = first; token < last; ++token) {
         const int64_t key = slots[token] % c.page_size;
         for (int64_t head = 0; head < s.kv_heads; ++head) {
-            const int64_t row = (slots[token] / c.page_size * s.kv_heads + head) * c.page_size;
-            uint16_t* k_tile = c.bfloat16_k + (row + key / kTile * kTile) * padded;
-            uint16_t* v_tile = c.bfloat16_v + (row + key / kTile * kTile) * padded;
+            const int64_t tile =
+                slots[token] / c.page_size * c.stride + (head * c.page_size + key / kTile * kTile) * padded;
+            uint16_t* k_tile = c.bfloat16_k + tile;
+            uint16_t* v_tile = c.bfloat16_v + tile;
             const int64_t at = (token * s.kv_heads + head) * s.dim;
             for (int64_t i = 0; i < padded; ++i) {
                 // Zero in the padding channels: NaN times q's zeros would be NaN.
@@ -80,8 +81,8 @@ void attend_bfloat16(const Attention& a, const Span& span, int64_t kv_head, int6
     const float unit = static_cast<float>(1.4426950408889634 / __builtin_sqrt(static_cast<double>(s.dim)));
 
     const auto tile_at = [&](const uint16_t* store, int64_t key) {
-        const int64_t row = (span.block_table[key / cache.page_size] * s.kv_heads + kv_head) * cache.page_size;
-        return store + (row + key % cache.page_size) * padded;
+        return store + span.block_table[key / cache.page_size] * cache.stride +
+               (kv_head * cache.page_size + key % cache.page_size) * padded;
     };
 
     for (int64_t r = 0; r < rows; ++r) {

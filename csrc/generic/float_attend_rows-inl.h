@@ -14,9 +14,10 @@ void append_floats(const Scheme& s, const Cache& c, const float* k, const float*
                    int64_t last) {
     const int64_t row = s.kv_heads * s.dim;
     for (int64_t token = first; token < last; ++token) {
+        const int64_t to = slots[token] / c.page_size * c.stride + slots[token] % c.page_size * row;
         for (int64_t i = 0; i < row; ++i) {
-            c.float_k[slots[token] * row + i] = k[token * row + i];
-            c.float_v[slots[token] * row + i] = v[token * row + i];
+            c.float_k[to + i] = k[token * row + i];
+            c.float_v[to + i] = v[token * row + i];
         }
     }
 }
@@ -28,7 +29,7 @@ struct FloatKeys {
     int64_t row, head;  // floats per key, and before its head
 
     const float* of(const float* store, int64_t key) const {
-        return store + (span.block_table[key / cache.page_size] * cache.page_size + key % cache.page_size) * row + head;
+        return store + span.block_table[key / cache.page_size] * cache.stride + key % cache.page_size * row + head;
     }
 };
 

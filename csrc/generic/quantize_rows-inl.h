@@ -133,10 +133,11 @@ void append_int8(const Scheme& s, const Cache& c, const float* k, const float* v
         for (int64_t head = 0; head < s.kv_heads; ++head) {
             const int64_t at = (token * s.kv_heads + head) * s.dim;
             const int64_t key = slots[token] % c.page_size;
-            const int64_t row = (slots[token] / c.page_size * s.kv_heads + head) * c.page_size;
-            const int64_t tile = (row + key / kTile * kTile) * padded;
+            const int64_t page = slots[token] / c.page_size, row = head * c.page_size + key;
+            const int64_t tile = page * c.stride + (row - key % kTile) * padded;
+            const int64_t scale = page * c.scale_stride + row;
             map_key(s, map_of(s, positions[token]), head, k + at, mapped);
-            saturated[0] += round_head(mapped, s.k_scale, s.k_offset, head, s.dim, c.k_scale, row + key, bytes);
+            saturated[0] += round_head(mapped, s.k_scale, s.k_offset, head, s.dim, c.k_scale, scale, bytes);
             store_key(bytes, s.dim, key % kTile, padded, c.k + tile);
             for (int64_t i = 0; i < s.dim; ++i) {
                 mapped[i] = v[at + i];
@@ -144,7 +145,7 @@ void append_int8(const Scheme& s, const Cache& c, const float* k, const float* v
             if (s.v_rotation_block != 0) {
                 hadamard(mapped, s.dim, s.v_rotation_block);
             }
-            saturated[1] += round_head(mapped, s.v_scale, s.v_offset, head, s.dim, c.v_scale, row + key, bytes);
+            saturated[1] += round_head(mapped, s.v_scale, s.v_offset, head, s.dim, c.v_scale, scale, bytes);
             store_value(bytes, s.dim, key % kTile, padded, c.v + tile);
         }
     }

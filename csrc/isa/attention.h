@@ -40,6 +40,9 @@ struct Cache {
     uint16_t* bfloat16_v = nullptr;
     float* float_k = nullptr;  // instead of all these, unpacked: [pages, page_size, kv_heads, dim]
     float* float_v = nullptr;
+    // Elements from a page to the next one in each of k and v, and of their scales: more than a page of them has, if
+    // pages lie in memory that also holds other things.
+    int64_t stride = 0, scale_stride = 0;
 };
 
 // Some of one sequence's tokens, with the cache pages of the whole sequence.

@@ -39,20 +39,45 @@ inline std::string shape_text(const std::vector<int64_t>& shape) {
     return "[" + text + "]";
 }
 
-// The array's data, after checks.
-template <typename T, typename AnyArray>
-T* data_of(const AnyArray& array, const char* name, const char* dtype, const std::vector<int64_t>& shape) {
-    bool good = array.dtype() == nb::dtype<std::remove_const_t<T>>() && array.ndim() == shape.size();
+// Whether the array has this shape and is contiguous. With `page_stride`, only what it has under its first index must be
+// contiguous, and the distance in elements to the next index, at which there must be space for it, is set.
+template <typename AnyArray>
+bool has_layout(const AnyArray& array, const std::vector<int64_t>& shape, int64_t* page_stride) {
+    if (array.ndim() != shape.size()) {
+        return false;
+    }
     int64_t stride = 1;
-    for (size_t i = shape.size(); good && i-- > 0;) {
+    for (size_t i = shape.size(); i-- > 0;) {
         const int64_t size = static_cast<int64_t>(array.shape(i));
+        if (size != shape[i]) {
+            return false;
+        }
         // An empty array may have any strides.
-        good = size == shape[i] && (size <= 1 || array.size() == 0 || array.stride(i) == stride);
+        if (size > 1 && array.size() > 0 && array.stride(i) != stride) {
+            if (page_stride == nullptr || i > 0 || array.stride(i) < stride) {
+                return false;
+            }
+            stride = array.stride(i);
+        }
+        if (i == 0 && page_stride != nullptr) {
+            *page_stride = stride;
+        }
         stride *= size;
     }
-    if (!good) {
-        throw std::invalid_argument(std::string(name) + " must be a contiguous array of " + dtype + " " +
-                                    shape_text(shape) + ".");
+    return true;
+}
+
+[[noreturn]] inline void refuse(const char* name, const char* elements, const std::vector<int64_t>& shape) {
+    throw std::invalid_argument(std::string(name) + " must be a contiguous array of " + elements + " " +
+                                shape_text(shape) + ".");
+}
+
+// The array's data, after checks. See has_layout about `page_stride`.
+template <typename T, typename AnyArray>
+T* data_of(const AnyArray& array, const char* name, const char* dtype, const std::vector<int64_t>& shape,
+           int64_t* page_stride = nullptr) {
+    if (array.dtype() != nb::dtype<std::remove_const_t<T>>() || !has_layout(array, shape, page_stride)) {
+        refuse(name, dtype, shape);
     }
     return static_cast<T*>(array.data());
 }
@@ -72,17 +97,10 @@ std::vector<int64_t> shape_of(const AnyArray& array, const char* name, size_t co
 
 // Two-byte elements of any type: NumPy has no bfloat16, and torch and NumPy use different names for float16.
 template <typename AnyArray>
-uint16_t* halves_of(const AnyArray& array, const char* name, const std::vector<int64_t>& shape) {
-    bool good = array.dtype().bits == 16 && array.dtype().lanes == 1 && array.ndim() == shape.size();
-    int64_t stride = 1;
-    for (size_t i = shape.size(); good && i-- > 0;) {
-        const int64_t size = static_cast<int64_t>(array.shape(i));
-        good = size == shape[i] && (size <= 1 || array.stride(i) == stride);
-        stride *= size;
-    }
-    if (!good) {
-        throw std::invalid_argument(std::string(name) + " must be a contiguous array of two-byte elements " +
-                                    shape_text(shape) + ".");
+uint16_t* halves_of(const AnyArray& array, const char* name, const std::vector<int64_t>& shape,
+                    int64_t* page_stride = nullptr) {
+    if (array.dtype().bits != 16 || array.dtype().lanes != 1 || !has_layout(array, shape, page_stride)) {
+        refuse(name, "two-byte elements", shape);
     }
     return static_cast<uint16_t*>(array.data());
 }

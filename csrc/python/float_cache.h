@@ -29,8 +29,10 @@ class FloatCache {
         sizes_.dim = shape[3];
         cache_.pages = shape[0];
         cache_.page_size = shape[1];
-        cache_.float_k = data_of<float>(k, "k", "float32", shape);
-        cache_.float_v = data_of<float>(v, "v", "float32", shape);
+        int64_t v_stride = 0;
+        cache_.float_k = data_of<float>(k, "k", "float32", shape, &cache_.stride);
+        cache_.float_v = data_of<float>(v, "v", "float32", shape, &v_stride);
+        require(cache_.stride == v_stride, "The pages of k and v must be equally far apart.");
     }
 
     // k and v [tokens, kv_heads, dim], slots int64 [tokens]

@@ -111,10 +111,14 @@ class LayerCache {
         stores_ = {k, v, k_scales, v_scales};
         cache_.pages = pages;
         cache_.page_size = page_size;
-        cache_.k = data_of<uint8_t>(k, "k", "uint8", of_tiles);
-        cache_.v = data_of<int8_t>(v, "v", "int8", of_tiles);
-        cache_.k_scale = k_scales ? halves(*k_scales, "k_scales", of_scales) : nullptr;
-        cache_.v_scale = v_scales ? halves(*v_scales, "v_scales", of_scales) : nullptr;
+        int64_t v_stride = 0, v_scale_stride = 0;
+        cache_.k = data_of<uint8_t>(k, "k", "uint8", of_tiles, &cache_.stride);
+        cache_.v = data_of<int8_t>(v, "v", "int8", of_tiles, &v_stride);
+        cache_.k_scale = k_scales ? halves_of(*k_scales, "k_scales", of_scales, &cache_.scale_stride) : nullptr;
+        cache_.v_scale = v_scales ? halves_of(*v_scales, "v_scales", of_scales, &v_scale_stride) : nullptr;
+        cache_.scale_stride = k_scales ? cache_.scale_stride : v_scale_stride;
+        require(cache_.stride == v_stride && (!k_scales || !v_scales || cache_.scale_stride == v_scale_stride),
+                "The pages of k and v must be equally far apart, and so must those of their scales.");
     }
 
     // With bfloat16.
@@ -125,8 +129,10 @@ class LayerCache {
         scheme_.dim = dim;
         cache_.pages = of_tiles[0];
         cache_.page_size = of_tiles[2] * faquant::kTile;
-        cache_.bfloat16_k = halves(k, "k", of_tiles);
-        cache_.bfloat16_v = halves(v, "v", of_tiles);
+        int64_t v_stride = 0;
+        cache_.bfloat16_k = halves_of(k, "k", of_tiles, &cache_.stride);
+        cache_.bfloat16_v = halves_of(v, "v", of_tiles, &v_stride);
+        require(cache_.stride == v_stride, "The pages of k and v must be equally far apart.");
     }
 
     // k and v [tokens, kv_heads, dim], slots and positions [tokens]. Returns how many values of k and v were beyond
@@ -191,10 +197,6 @@ class LayerCache {
         require(dim > 0 && dim <= faquant::kMaxHeadDim, "A head must have 1 to 1024 channels.");
         return {static_cast<int64_t>(k.shape(0)), kv_heads, static_cast<int64_t>(k.shape(2)),
                 faquant::kTile * faquant::padded_dim(dim)};
-    }
-
-    static uint16_t* halves(const WritableArray& array, const char* name, const std::vector<int64_t>& shape) {
-        return halves_of(array, name, shape);
     }
 
     std::vector<OptionalArray> kept_;

@@ -109,6 +109,8 @@ const char* wrong_kernel_in_layers(const KernelTable& table) {
         for (int64_t i = 0; i < kLayers; ++i) {
             uint8_t* k = stores[i].data();
             caches[i] = {kPages, kTile, k, reinterpret_cast<int8_t*>(k + kBytes), nullptr, nullptr};
+            caches[i].stride = kBytes / kPages;
+            caches[i].scale_stride = kRows / kPages;
         }
         caches[0].k_scale = scales_of_tokens.data();
         caches[0].v_scale = scales_of_tokens.data() + kRows;

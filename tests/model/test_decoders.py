@@ -80,7 +80,7 @@ def test_arrays_in_one_call_as_tensors_step_by_step(model: Model, threads: int) 
 
 
 def test_the_layers_do_run_in_one_call_where_all_of_them_is_int8(model: Model) -> None:
-    runs = PagedDecoder(model.decoder, ThreeSequences(model).pages, model.backend)._runs
+    runs = PagedDecoder(model.decoder, ThreeSequences(model).pages, model.backend)._layers._runs
     recipe = model.metadata.recipe.name if model.metadata else "mindie"
     fused = recipe in ("default", "static")
     assert [(len(numbers), call is not None) for numbers, call in runs] == [(3, fused)]

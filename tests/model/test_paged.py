@@ -138,7 +138,7 @@ def test_layers_with_caches_of_both_kinds_run_in_one_call() -> None:
     decoder, schemes = parts("odd-qwen2-window")
     made = (decoder, [None, schemes[1]])
     same_both_ways(made)
-    assert len(PagedDecoder(decoder, Cache(made, 128, 600).pages, BACKEND)._runs) == 1
+    assert len(PagedDecoder(decoder, Cache(made, 128, 600).pages, BACKEND)._layers._runs) == 1
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -102,13 +102,23 @@ class Backend(Protocol):
     def silu_times(self, gate: Array, up: Array) -> Array:
         """silu(gate) · up, [tokens, n] each."""
 
-    def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
-        """Empty pages for a layer with int8 attention."""
+    def int8_pages(
+        self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None
+    ) -> Pages:
+        """Empty pages for a layer with int8 attention; in this memory of the caller's, uint8
+        [num_pages, bytes_per_token · page_size], if it is given."""
 
     def float_pages(
-        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        dtype: str = "float32",
+        memory: Array | None = None,
     ) -> Pages:
-        """Empty pages in float32 or bfloat16."""
+        """Empty pages in float32 or bfloat16. Memory as for int8_pages."""
 
     def can_fuse(self, layer: Any, pages: Pages) -> bool:
         """Whether a DecoderLayer and its cache can be fused with others."""

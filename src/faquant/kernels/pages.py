@@ -1,17 +1,22 @@
 """Cache pages of one layer on the CPU. Only append, attend, copy_page and read access the content of a page.
 
-A slot is page · page_size + offset. A block table lists the pages of one sequence in order.
+A slot is page · page_size + offset. A block table lists the pages of one sequence in order. A page is contiguous: K, V
+and, if they are dynamic, K's and V's scales. Pages may be any distance apart, in memory of the caller.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
+from math import prod
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from . import _C, memory
+from . import _C
 from .arrays import Array, Floats, Integers, Stored, contiguous, empty, widen
+from .memory import empty as empty_memory
 from .packing import unpacked
 from .saturation import Saturation
 from .scheme import PADDING, SPLIT, TILE, AttentionScheme, by_channel, written_out
@@ -50,6 +55,30 @@ class Spans:
         return list(zip(rows, starts, self.block_tables, strict=True))
 
 
+Memory: TypeAlias = npt.NDArray[np.uint8]
+"""Bytes of pages: [pages, bytes_per_token · page_size], in which a page is contiguous."""
+
+
+def _divided(memory: Memory | None, num_pages: int, *parts: tuple[tuple[int, ...], npt.DTypeLike]) -> list[Stored]:
+    """The parts of each page, given as (shape, dtype): views [pages, *shape] of this memory, or of new memory.
+
+    Raises:
+        ValueError: the memory has other sizes.
+    """
+    sizes = [prod(shape) * np.dtype(dtype).itemsize for shape, dtype in parts]
+    if memory is None:
+        memory = empty_memory((num_pages, sum(sizes)), np.uint8)
+    if memory.shape != (num_pages, sum(sizes)) or memory.dtype != np.uint8:
+        raise ValueError(
+            f"the memory of the pages must be uint8 {[num_pages, sum(sizes)]}, not {memory.dtype} {list(memory.shape)}"
+        )
+    ends = list(accumulate(sizes))
+    return [
+        memory[:, end - size : end].view(dtype).reshape(num_pages, *shape)
+        for (shape, dtype), size, end in zip(parts, sizes, ends, strict=True)
+    ]
+
+
 class PackedPages:
     """Pages for the C++ kernels; k and v [pages, Hkv, tiles, elements] are packed as described in csrc/isa/kernels.h.
 
@@ -70,7 +99,7 @@ class PackedPages:
         self.saturation = Saturation()
         self.cache: _C.LayerCache
         self._padded_dim = -(-head_dim // PADDING) * PADDING
-        self._tiles = (num_pages, num_kv_heads, page_size // TILE, TILE * self._padded_dim)
+        self._tiles = (num_kv_heads, page_size // TILE, TILE * self._padded_dim)
         self._static: frozenset[str] = frozenset()
         self._isa = isa
 
@@ -108,14 +137,23 @@ class Int8Pages(PackedPages):
         ValueError: a page does not hold whole tiles.
     """
 
-    def __init__(self, scheme: AttentionScheme, num_pages: int, page_size: int, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        scheme: AttentionScheme,
+        num_pages: int,
+        page_size: int,
+        isa: str | None = None,
+        memory: Memory | None = None,
+    ) -> None:
         heads = scheme.num_kv_heads
         super().__init__(scheme.num_heads, heads, scheme.head_dim, num_pages, page_size, isa)
         self.scheme = scheme
-        self.k, self.v = memory.empty(self._tiles, np.uint8), memory.empty(self._tiles, np.int8)
-        shape = (num_pages, heads, page_size)
-        self.k_scale = memory.empty(shape, np.float16) if scheme.k_scale is None else None
-        self.v_scale = memory.empty(shape, np.float16) if scheme.v_scale is None else None
+        scales = (heads, page_size), np.float16
+        dynamic = [name for name in "kv" if getattr(scheme, f"{name}_scale") is None]
+        tiles = [(self._tiles, np.uint8), (self._tiles, np.int8)]
+        self.k, self.v, *others = _divided(memory, num_pages, *tiles, *[scales] * len(dynamic))
+        stored = dict(zip(dynamic, others, strict=True))
+        self.k_scale, self.v_scale = stored.get("k"), stored.get("v")
         self._static = frozenset(name for name in "qkv" if getattr(scheme, f"{name}_scale") is not None)
         self.cache = _layer_cache(self)
 
@@ -195,9 +233,10 @@ class BFloat16Pages(PackedPages):
         num_pages: int,
         page_size: int,
         isa: str | None = None,
+        memory: Memory | None = None,
     ) -> None:
         super().__init__(num_heads, num_kv_heads, head_dim, num_pages, page_size, isa)
-        self.k, self.v = (memory.empty(self._tiles, np.uint16) for _ in range(2))
+        self.k, self.v = _divided(memory, num_pages, *[(self._tiles, np.uint16)] * 2)
         self.cache = _C.LayerCache(heads=num_heads, k=self.k, v=self.v, dim=head_dim)
 
     @property
@@ -227,12 +266,12 @@ class FloatPages:
         num_pages: int,
         page_size: int,
         isa: str | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self.saturation = Saturation()
-        shape = (num_pages, page_size, num_kv_heads, head_dim)
-        self.k, self.v = (memory.empty(shape, np.float32) for _ in range(2))
+        self.k, self.v = _divided(memory, num_pages, *[((page_size, num_kv_heads, head_dim), np.float32)] * 2)
         self._cache = _C.FloatCache(heads=num_heads, k=self.k, v=self.v)
         self._isa = isa
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..kernels.arrays import Array, Integers
 from ..kernels.backend import Backend, FusedLayers, Pages
 from ..kernels.pages import Spans
-from .decoder import Decoder, Tables
+from .decoder import Decoder, DecoderLayer, Tables
 from .rope import Rope
 
 PAGE_SIZE = 128
@@ -42,17 +42,20 @@ class Chunk:
 class Batch:
     """Chunks that run together: their tokens in one row, and the attention of each layer.
 
+    Args:
+        spans: the chunks as Spans, if the caller has them.
+
     Raises:
         ValueError: there are no chunks, or a block_table is too short.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], page_size: int) -> None:
+    def __init__(self, chunks: Sequence[Chunk], page_size: int, spans: Spans | None = None) -> None:
         if not chunks:
             raise ValueError("there are no chunks to run")
         self._chunks = chunks
         self._page_size = page_size
         self.tokens = np.concatenate([chunk.tokens for chunk in chunks])
-        self.spans = Spans.of([(len(chunk.tokens), chunk.start, chunk.block_table) for chunk in chunks])
+        self.spans = spans or Spans.of([(len(chunk.tokens), chunk.start, chunk.block_table) for chunk in chunks])
 
     @classmethod
     def of_prompts(cls, prompts: Sequence[Integers], ropes: Sequence[Rope], position: int = 0) -> "Batch":
@@ -114,9 +117,9 @@ def together(lengths: Sequence[int]) -> Iterator[slice]:
         yield slice(begin, len(lengths))
 
 
-class PagedDecoder:
-    """A decoder and the cache pages of its layers. Consecutive layers that the backend can fuse run in one call, with
-    the same bits as DecoderLayer step by step.
+class PagedLayers:
+    """Layers and their cache pages. Consecutive layers that the backend can fuse run in one call, with the same bits as
+    DecoderLayer step by step.
 
     Weights and pages are bound here; replacing them later has no effect. `isa` forces the instruction set of fused
     layers.
@@ -125,35 +128,56 @@ class PagedDecoder:
         ValueError: layers and pages do not match.
     """
 
-    def __init__(self, decoder: Decoder, pages: Sequence[Pages], backend: Backend, isa: str | None = None) -> None:
-        if len(pages) != len(decoder.layers):
-            raise ValueError(f"{len(decoder.layers)} layers need as many cache pages, not {len(pages)}")
-        self.decoder = decoder
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        windows: Sequence[int | None],
+        pages: Sequence[Pages],
+        backend: Backend,
+        isa: str | None = None,
+    ) -> None:
+        if len(pages) != len(layers):
+            raise ValueError(f"{len(layers)} layers need as many cache pages, not {len(pages)}")
         self.pages = tuple(pages)
-        self._windows = decoder.config.sliding_windows
+        self._layers, self._windows = layers, windows
         # Runs of layers: their numbers, and the call that runs them if they are fused.
         self._runs: list[tuple[range, FusedLayers | None]] = []
-        fused = [backend.can_fuse(layer, each) for layer, each in zip(decoder.layers, pages, strict=True)]
+        fused = [backend.can_fuse(layer, each) for layer, each in zip(layers, pages, strict=True)]
         for can_fuse, group in groupby(range(len(pages)), fused.__getitem__):
             numbers = list(group)
             some = slice(numbers[0], numbers[-1] + 1)
             call = None
             if can_fuse:
-                layers = [decoder.layers[number] for number in numbers]
-                call = backend.fuse(layers, self.pages[some], self._windows[some], isa)
+                call = backend.fuse([layers[number] for number in numbers], self.pages[some], windows[some], isa)
             self._runs.append((range(some.start, some.stop), call))
 
-    def run(self, chunks: Sequence[Chunk]) -> Array:
-        """Append every chunk to the cache and return the hidden states of all tokens: [Σ n, hidden]."""
-        batch = Batch(chunks, self.pages[0].page_size)
-        x = self.decoder.embedding[batch.tokens]
+    def run(self, x: Array, batch: Batch) -> Array:
+        """Append the batch's tokens to the cache and return the residual stream x [tokens, hidden] after the layers; x
+        itself may change."""
         for numbers, call in self._runs:
             if call is not None:
                 call.run(x, batch.tables, batch.spans)
             else:
-                for layer in numbers:
-                    x = self.decoder.layers[layer](x, batch.tables, partial(self._attend, batch))
-        return self.decoder.norm(x)
+                for number in numbers:
+                    x = self._layers[number](x, batch.tables, partial(self._attend, batch, number))
+        return x
+
+    def _attend(self, batch: Batch, number: int, _: int, q: Array, k: Array, v: Array) -> Array:
+        return batch.attend(self.pages[number], self._windows[number], q, k, v)
+
+
+class PagedDecoder:
+    """A decoder and the cache pages of its layers, which are PagedLayers."""
+
+    def __init__(self, decoder: Decoder, pages: Sequence[Pages], backend: Backend, isa: str | None = None) -> None:
+        self.decoder = decoder
+        self.pages = tuple(pages)
+        self._layers = PagedLayers(decoder.layers, decoder.config.sliding_windows, pages, backend, isa)
+
+    def run(self, chunks: Sequence[Chunk]) -> Array:
+        """Append every chunk to the cache and return the hidden states of all tokens: [Σ n, hidden]."""
+        batch = Batch(chunks, self.pages[0].page_size)
+        return self.decoder.norm(self._layers.run(self.decoder.embedding[batch.tokens], batch))
 
     def logits(self, hidden: Array) -> Array:
         """Logits [tokens, vocab] of hidden states that `run` returned."""
@@ -163,6 +187,3 @@ class PagedDecoder:
         """Copy a page in every layer."""
         for pages in self.pages:
             pages.copy_page(source, target)
-
-    def _attend(self, batch: Batch, layer: int, q: Array, k: Array, v: Array) -> Array:
-        return batch.attend(self.pages[layer], self._windows[layer], q, k, v)

@@ -1,0 +1,126 @@
+"""A layer's cache in vLLM's pages, and what vLLM's scheduler says about a step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+    MultipleOf,
+)
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout
+
+from ..kernels.pages import Spans
+from ..kernels.scheme import TILE
+
+
+@dataclass
+class Step:
+    """The tokens that run together, as faquant's kernels take them.
+
+    Attributes:
+        tokens: their number.
+        page_size: tokens in a page.
+    """
+
+    spans: Spans
+    tokens: int
+    page_size: int
+
+
+class StepBuilder(AttentionMetadataBuilder[Step]):
+    """Makes a Step of vLLM's metadata, once for all layers."""
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+    ) -> Step:
+        given = common_attn_metadata
+        count, page_size = given.num_reqs, self.kv_cache_spec.block_size
+        lengths = given.seq_lens[:count].numpy().astype(np.int64)
+        tokens = np.diff(given.query_start_loc_cpu[: count + 1].numpy().astype(np.int64))
+        pages = -(-int(lengths.max(initial=1)) // page_size)
+        return Step(
+            Spans(
+                np.stack([tokens, lengths - tokens], axis=1),
+                given.block_table_tensor[:count, :pages].numpy().astype(np.int64),
+            ),
+            int(tokens.sum()),
+            page_size,
+        )
+
+
+class FaquantAttention(AttentionBackend):
+    """Attention runs within the model's forward; vLLM only takes the metadata's builder and the page's sizes from it."""
+
+    @staticmethod
+    def get_name() -> str:
+        return "FAQUANT"
+
+    @staticmethod
+    def get_impl_cls() -> Any:
+        raise NotImplementedError("faquant's model calls its kernels itself")
+
+    @staticmethod
+    def get_builder_cls() -> type[StepBuilder]:
+        return StepBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
+        return [MultipleOf(TILE)]
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        """Those in which the bytes of a page are contiguous."""
+        return KVCacheLayout.LBHNC, KVCacheLayout.BLHNC
+
+
+class LayerCache(AttentionLayerBase):
+    """Where vLLM puts the cache of one layer.
+
+    Attributes:
+        kv_cache: what vLLM has bound, int8 [pages, Hkv, page_size, bytes]; empty until then.
+    """
+
+    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, bytes_per_token: int) -> None:
+        self.num_heads = num_heads
+        self.kv_cache = torch.empty(0, dtype=torch.int8)
+        self._num_kv_heads, self._head_dim, self.bytes_per_token = num_kv_heads, head_dim, bytes_per_token
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        return FaquantAttention
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> FullAttentionSpec:
+        return FullAttentionSpec(
+            block_size=vllm_config.cache_config.block_size,
+            num_kv_heads=self._num_kv_heads,
+            head_size=self._head_dim,
+            dtype=torch.int8,
+            state_content_bytes=self.bytes_per_token // self._num_kv_heads,
+        )
+
+    @property
+    def pages(self) -> Tensor:
+        """The bound memory as uint8 [pages, bytes].
+
+        Raises:
+            ValueError: the bytes of a page are not contiguous.
+        """
+        first = self.kv_cache[0]
+        if not first.is_contiguous():
+            raise ValueError(
+                f"vLLM's cache pages have strides {first.stride()}: faquant needs contiguous pages. Unset "
+                "VLLM_KV_CACHE_LAYOUT."
+            )
+        stride = self.kv_cache.stride(0)
+        return self.kv_cache.as_strided((len(self.kv_cache), first.numel()), (stride, 1)).view(torch.uint8)

@@ -1,0 +1,198 @@
+"""The model that vLLM runs: faquant's decoder over vLLM's cache pages, on one rank of tensor and pipeline parallelism."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_pp_group, get_tp_group
+from vllm.distributed.utils import get_pp_indices
+from vllm.forward_context import get_forward_context
+from vllm.logger import init_logger
+from vllm.sequence import IntermediateTensors
+
+from ..errors import UnsupportedError
+from ..formats import open_checkpoint
+from ..formats.base import Opened
+from ..kernels.arrays import Array
+from ..kernels.backend import Pages, make_backend
+from ..model.decoder import build_layer, build_norm
+from ..model.paged import Batch, Chunk, PagedLayers
+from ..model.rope import Rope
+from .attention import LayerCache, Step
+from .shards import Heads, Shard, with_heads
+
+logger = init_logger("vllm.faquant")
+
+STREAM = "residual_stream"
+
+
+class FaquantModel(nn.Module):
+    """One rank's layers, and on the first and last rank of a pipeline the embedding and the head.
+
+    All arithmetic is float32, whatever dtype vLLM was given, and has the bits of faquant's own engine.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        UnsupportedError: it cannot run on so many ranks, or with a setting of vLLM's.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        opened = open_checkpoint(_directory(vllm_config))
+        _check(vllm_config, opened)
+        self.config = config = opened.config
+        tensor_parallel, pipeline = get_tp_group(), get_pp_group()
+        self._is_first, self._is_last = pipeline.is_first_rank, pipeline.is_last_rank
+        rank, ranks = tensor_parallel.rank_in_group, tensor_parallel.world_size
+
+        def gather(x: Array) -> Array:
+            return np.ascontiguousarray(tensor_parallel.all_gather(torch.from_numpy(x), dim=-1).numpy())
+
+        self._backend = make_backend("cpu")
+        shard = Shard(config, self._backend, Heads.of(config, rank, ranks), rank, ranks, gather)
+        first, last = get_pp_indices(config.num_layers, pipeline.rank_in_group, pipeline.world_size)
+
+        def linear(name: str) -> Any:
+            return shard.linear(name, opened.linear(name))
+
+        has = opened.checked.__contains__
+        parts = config, self._backend, opened.tensor
+        self._layers = [build_layer(config, i, self._backend, opened.tensor, linear, has) for i in range(first, last)]
+        self._embedding = self._backend.embedding(opened.tensor("model.embed_tokens.weight"))
+        self._norm = build_norm("model.norm", *parts, has) if self._is_last else None
+        self._head = linear("lm_head") if self._is_last else None
+        self._windows = config.sliding_windows[first:last]
+        self._rope = Rope(config)
+        self._schemes = [
+            None if scheme is None else with_heads(scheme, shard.heads) for scheme in opened.schemes[first:last]
+        ]
+        self._local = replace(config, num_heads=len(shard.heads.q), num_kv_heads=len(shard.heads.kv))
+        context = vllm_config.compilation_config.static_forward_context
+        self._caches: dict[str, LayerCache] = {}
+        for number, scheme in enumerate(self._schemes, first):
+            local = self._local
+            size = 8 * local.num_kv_heads * local.head_dim if scheme is None else scheme.bytes_per_token
+            cache = LayerCache(local.num_heads, local.num_kv_heads, local.head_dim, size)
+            self._caches[f"model.layers.{number}.self_attn.attn"] = cache
+        context.update(self._caches)
+        logger.info(
+            "faquant: recipe %s, kernels %s, cache of %d bytes a token and rank (--kv-cache-dtype has no effect)",
+            opened.recipe_name,
+            self._backend.description,
+            sum(cache.bytes_per_token for cache in self._caches.values()),
+        )
+
+    @cached_property
+    def _paged(self) -> PagedLayers:
+        """The layers over the pages that vLLM has bound."""
+        pages = [self._pages(*each) for each in zip(self._schemes, self._caches.values(), strict=True)]
+        return PagedLayers(self._layers, self._windows, pages, self._backend)
+
+    def _pages(self, scheme: Any, cache: LayerCache) -> Pages:
+        memory, size = cache.pages.numpy(), cache.kv_cache.shape[2]
+        if scheme is not None:
+            return self._backend.int8_pages(scheme, len(memory), size, memory)
+        local = self._local
+        return self._backend.float_pages(
+            local.num_heads, local.num_kv_heads, local.head_dim, len(memory), size, memory=memory
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor | IntermediateTensors:
+        """float32 hidden states [tokens, hidden] after the last norm; on the other ranks of a pipeline, the residual
+        stream."""
+        x = self._run(input_ids, positions, intermediate_tensors, inputs_embeds)
+        if not self._is_last:
+            return IntermediateTensors({STREAM: torch.from_numpy(x)})
+        assert self._norm is not None
+        return torch.from_numpy(self._norm(x))
+
+    def _run(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None,
+        inputs_embeds: Tensor | None,
+    ) -> Array:
+        metadata = get_forward_context().attn_metadata
+        if metadata is None:  # vLLM only measures memory
+            return np.zeros((len(positions), self.config.hidden_size), np.float32)
+        step: Step = next(iter(metadata.values()))  # the same for all layers
+        tokens = step.tokens
+        if intermediate_tensors is not None and not self._is_first:
+            x = intermediate_tensors[STREAM][:tokens].float().numpy()
+        elif inputs_embeds is not None:
+            x = inputs_embeds[:tokens].float().numpy()
+        else:
+            assert input_ids is not None
+            x = self._embedding[input_ids[:tokens].numpy()]
+        chunks = [
+            Chunk(np.empty(rows.stop - rows.start, np.int64), start, table, self._rope)
+            for rows, start, table in step.spans.parts
+        ]
+        return self._paged.run(np.array(x, order="C"), Batch(chunks, step.page_size, step.spans))
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """float32 logits [tokens, vocab]."""
+        if self._head is None:
+            return None
+        return torch.from_numpy(self._head(hidden_states.numpy()))
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        """float32 rows [tokens, hidden] of the embedding."""
+        return torch.from_numpy(self._embedding[input_ids.numpy()])
+
+    def make_empty_intermediate_tensors(
+        self, batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> IntermediateTensors:
+        """What `forward` takes from the rank before, in a pipeline."""
+        return IntermediateTensors({STREAM: torch.zeros(batch_size, self.config.hidden_size, device=device)})
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Not used: the constructor reads the checkpoint."""
+        raise NotImplementedError("faquant's models cannot be given other weights.")
+
+
+def _directory(vllm_config: VllmConfig) -> Path:
+    """The checkpoint's directory, downloaded if the model is a name on the hub."""
+    model = vllm_config.model_config.model
+    if Path(model).is_dir():
+        return Path(model)
+    return Path(
+        snapshot_download(
+            model,
+            revision=vllm_config.model_config.revision,
+            cache_dir=vllm_config.load_config.download_dir,
+            allow_patterns=["*.json", "*.safetensors"],
+        )
+    )
+
+
+def _check(vllm_config: VllmConfig, opened: Opened) -> None:
+    """Raises: UnsupportedError: the model cannot run with these settings."""
+    length = vllm_config.model_config.max_model_len
+    if length > opened.max_position:
+        raise UnsupportedError(
+            f"vLLM's context is {length:,} tokens, but {opened.directory} was calibrated for {opened.max_position:,}. "
+            f"Pass --max-model-len {opened.max_position}."
+        )
+    if vllm_config.lora_config is not None:
+        raise UnsupportedError("faquant's linears take no LoRA adapters. Merge the adapter before quantizing.")
+    if opened.config.rope.rope_type == "dynamic":
+        raise UnsupportedError(
+            "RoPE of type dynamic depends on the length of each request, which vLLM does not tell. Serve this model "
+            "with `faquant serve`."
+        )

@@ -1,0 +1,146 @@
+"""One rank's share of a model in tensor parallelism, such that any number of ranks gives the same bits.
+
+q, k, v, gate, up and the head are cut by outputs, as everywhere. o_proj and down_proj are cut by outputs too, not by
+inputs: their input rows are gathered first, so that each rank sees the whole row that it rounds, rotates and
+multiplies, and nothing is summed over ranks. What a rank computes is a part of the columns of one machine's result.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..checkpoint.model_config import ModelConfig
+from ..errors import UnsupportedError
+from ..kernels.arrays import Array, empty
+from ..kernels.backend import Backend, Linear
+from ..kernels.scheme import AttentionScheme
+from ..kernels.tables import FloatTable, LinearTable, StaticTable
+
+Gather = Callable[[Array], Array]
+"""[tokens, n] of each rank → [tokens, ranks · n], in the order of the ranks, on all of them."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The attention heads of one rank. With more ranks than key/value heads, several ranks hold the same one.
+
+    Attributes:
+        q, kv: ranges of the model's heads.
+    """
+
+    q: range
+    kv: range
+
+    @classmethod
+    def of(cls, config: ModelConfig, rank: int, ranks: int) -> "Heads":
+        """Raises: UnsupportedError: the heads cannot be cut into so many parts."""
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+            fitting = [n for n in range(1, heads + 1) if not heads % n and (not kv_heads % n or not n % kv_heads)]
+            raise UnsupportedError(
+                f"{heads} query heads and {kv_heads} key/value heads cannot be divided among {ranks} ranks. "
+                f"--tensor-parallel-size can be {', '.join(map(str, fitting))}."
+            )
+        each = max(1, kv_heads // ranks)
+        first = rank * kv_heads // ranks
+        return cls(part(heads, rank, ranks), range(first, first + each))
+
+
+def part(size: int, rank: int, ranks: int) -> range:
+    """The rank's part of `size` columns. Parts are equal but for the last ones, which may be shorter or empty."""
+    width = -(-size // ranks)
+    return range(min(rank * width, size), min((rank + 1) * width, size))
+
+
+def gathered(x: Array, size: int, ranks: int, gather: Gather) -> Array:
+    """All `size` columns [tokens, size] of which each rank has its part."""
+    width = -(-size // ranks)
+    if x.shape[1] < width:
+        wide = empty(x, len(x), width)
+        wide[:, : x.shape[1]] = x
+        wide[:, x.shape[1] :] = 0
+        x = wide
+    return gather(x)[:, :size]
+
+
+Table = TypeVar("Table", bound=LinearTable)
+
+
+def with_outputs(table: Table, outputs: range) -> Table:
+    """The table of some of a linear's outputs."""
+    rows = slice(outputs.start, outputs.stop)
+    parts: dict[str, Any] = {"weight": np.ascontiguousarray(table.weight[rows])}
+    if isinstance(table, StaticTable):
+        parts |= {"quant_bias": table.quant_bias[rows], "deq_scale": table.deq_scale[rows]}
+    else:
+        parts["bias"] = None if table.bias is None else table.bias[rows]
+        if not isinstance(table, FloatTable):
+            parts["scale"] = table.scale[rows]
+    return replace(table, **parts)
+
+
+def with_heads(scheme: AttentionScheme, heads: Heads) -> AttentionScheme:
+    """The scheme of some of a layer's heads."""
+    kv, q = (slice(some.start, some.stop) for some in (heads.kv, heads.q))
+    parts: dict[str, Any] = {"num_heads": len(heads.q), "num_kv_heads": len(heads.kv)}
+    for name in ("q_scale", "k_scale", "k_offset", "v_scale", "v_offset"):
+        table = getattr(scheme, name)
+        parts[name] = None if table is None else table[q if name == "q_scale" else kv]
+    for name in ("k_center", "k_equalizer"):
+        table = getattr(scheme, name)
+        parts[name] = None if table is None else table[..., kv, :]
+    return replace(scheme, **parts)
+
+
+class GatheredLinear:
+    """A linear whose outputs are divided among ranks: all ranks get all outputs.
+
+    Args:
+        linear: this rank's outputs.
+        inputs: the number of inputs if they are divided too; None: each rank has all of them.
+        outputs: the number of outputs of all ranks.
+    """
+
+    is_int8 = False
+    """No rank can run it alone, as fused layers would."""
+
+    def __init__(self, linear: Linear, inputs: int | None, outputs: int, ranks: int, gather: Gather) -> None:
+        self._linear, self._inputs, self._outputs, self._ranks, self._gather = linear, inputs, outputs, ranks, gather
+
+    def __call__(self, x: Array) -> Array:
+        if self._inputs is not None:
+            x = gathered(x, self._inputs, self._ranks, self._gather)
+        return gathered(self._linear(x), self._outputs, self._ranks, self._gather)
+
+    @property
+    def nbytes(self) -> int:
+        return self._linear.nbytes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Makes the linears of one rank."""
+
+    config: ModelConfig
+    backend: Backend
+    heads: Heads
+    rank: int
+    ranks: int
+    gather: Gather
+
+    def linear(self, name: str, table: LinearTable) -> Linear:
+        """This rank's part of the linear with this checkpoint name."""
+        if self.ranks == 1:
+            return self.backend.linear(table)
+        kind, dim = name.rpartition(".")[2], self.config.head_dim
+        outputs, inputs = table.weight.shape
+        if kind in ("q_proj", "k_proj", "v_proj"):
+            heads = self.heads.q if kind == "q_proj" else self.heads.kv
+            return self.backend.linear(with_outputs(table, range(heads.start * dim, heads.stop * dim)))
+        own = self.backend.linear(with_outputs(table, part(outputs, self.rank, self.ranks)))
+        if kind in ("gate_proj", "up_proj"):
+            return own
+        divided = inputs if kind in ("o_proj", "down_proj") else None
+        return GatheredLinear(own, divided, outputs, self.ranks, self.gather)
