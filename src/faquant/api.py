@@ -15,6 +15,7 @@ from .checkpoint.write import prepared
 from .errors import CheckpointError, UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
+from .evaluation.through_vllm import evaluate_through_vllm
 from .kernels.device import Device
 from .quantization import calibration as calibrating
 from .quantization import pipeline, provenance
@@ -255,6 +256,7 @@ def evaluate(
     *,
     quick: bool = False,
     device: Device = "auto",
+    engine: Literal["faquant", "vllm"] = "faquant",
 ) -> Report:
     """Measure the loss of the quantized model in `directory` against its float source.
 
@@ -264,13 +266,17 @@ def evaluate(
         progress: called with (steps done, total steps).
         quick: measure less, in about the time that quantizing takes.
         device: `cpu`, `cuda`, or `auto`: which cache and kernels to measure.
+        engine: `vllm`: what vLLM computes with faquant's plugin, for the texts and the long context only. vLLM chooses
+            the device, and runs once in a process.
 
     Raises:
-        UsageError: the directories do not belong together, or there is nothing to measure.
+        UsageError: the directories do not belong together, there is nothing to measure, or vLLM is not there.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
     chosen = texts.builtin_texts() if text is None else text
     effort = measure.QUICK if quick else measure.FULL
     if max_tokens is not None:
         effort = replace(effort, text=max_tokens)
+    if engine == "vllm":
+        return evaluate_through_vllm(Path(directory), Path(against), chosen, effort, progress)
     return measure.evaluate(Path(directory), Path(against), chosen, effort, progress, device)

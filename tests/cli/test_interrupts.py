@@ -13,7 +13,7 @@ import pytest
 from oracles.tiny_models import tiny_model
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-SCRIPT, FUNCTION = re.findall(r'^faquant = "(.+):(.+)"$', PYPROJECT.read_text(), re.MULTILINE)[0]
+SCRIPT, FUNCTION = re.findall(r'^\[project.scripts\]\nfaquant = "(.+):(.+)"$', PYPROJECT.read_text(), re.MULTILINE)[0]
 STARTS = {
     "script": ["-c", f"import sys; from {SCRIPT} import {FUNCTION}; sys.exit({FUNCTION}())"],
     "module": ["-m", "faquant"],

@@ -34,7 +34,7 @@ def test_faquant_s_format_keeps_every_bit_of_the_logits(name: str, tmp_path: Pat
     assert after.metadata is not None
     assert after.metadata.name == f"imported from {before.format}"
     assert after.quant_type == before.quant_type
-    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    assert json.loads((out / "config.json").read_text())["quantization_config"] == {"quant_method": "faquant"}
     assert np.array_equal(logits(out), logits(DATA / name))
     with pytest.raises(UsageError, match="already"):
         convert_to_faquant(out, tmp_path / "again")

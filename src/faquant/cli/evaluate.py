@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -36,6 +36,10 @@ def evaluate(
         bool, typer.Option("--report/--no-report", help="Write faquant_report.json and .html into OUT.")
     ] = True,
     device: DeviceOption = "auto",
+    engine: Annotated[
+        Literal["faquant", "vllm"],
+        typer.Option(help="What runs OUT; vllm: vLLM with faquant's plugin, for the texts and a long context."),
+    ] = "faquant",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures as JSON, to stdout if '-'.", metavar="FILE")
     ] = None,
@@ -50,10 +54,12 @@ def evaluate(
 
     raise_on_signals()
     with progress_bar("evaluating") as progress:
-        report = api.evaluate(directory, against, texts, max_tokens, progress, quick=quick, device=device)
+        report = api.evaluate(
+            directory, against, texts, max_tokens, progress, quick=quick, device=device, engine=engine
+        )
     if str(json_file) != "-":
         print_report(report)
-    if write:
+    if write and engine == "faquant":
         write_report(report, directory)
     if json_file is not None:
         write_json_file(json_file, report.to_json())

@@ -34,7 +34,7 @@ from .streaming import Progress, Streams, Window, run
 MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
 SEARCH_FILE = "faquant_search.json"
 """The results of a recipe search, in the directory."""
-_FLOAT = "float"
+FLOAT = "float"
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ def evaluate(
     backend = backend_for(device)
     on_cpu = load(directory, lazy=True), load_float(against, lazy=True)
     model, source = load(directory, lazy=True, backend=backend), load_float(against, lazy=True, backend=backend)
-    fingerprint = _check_pair(directory, against, model, source)
+    fingerprint = check_pair(directory, against, model, source)
     if not texts:
         raise UsageError("There is no text to measure on.")
-    encode = partial(_encode, tokenizer, source.config, against)
-    ids = {name: encode(text) for name, text in texts.items()}
-    models = {_FLOAT: source, **variants(model, source, on_cpu)}
+    ids_of = partial(encode, tokenizer, source.config, against)
+    ids = {name: ids_of(text) for name, text in texts.items()}
+    models = {FLOAT: source, **variants(model, source, on_cpu)}
     if len(models) == 1:
         raise UsageError(f"Nothing in {directory} is quantized, so there is nothing to measure.")
     whole = "both" if "both" in models else list(models)[-1]
-    moved = frozenset({_FLOAT, whole} | (models.keys() & {"attention"}))
+    moved = frozenset({FLOAT, whole} | (models.keys() & {"attention"}))
     context = min(model.max_position, source.max_position)
     filler = [token for some in ids.values() for token in some]
     moved_text = max(ids, key=lambda name: len(ids[name]))
@@ -114,11 +114,11 @@ def evaluate(
     parts = {name: planned(cut(some[: effort.text], window, context)) for name, some in ids.items()}
     offsets = planned(offset_windows(ids[moved_text][: effort.offset], context, moved))
     long = planned(long_windows(filler[: min(effort.long, context)], moved))
-    haystacks = needle_windows(encode, filler, min(effort.needle, context), effort.trials, frozenset({_FLOAT, whole}))
+    haystacks = needle_windows(ids_of, filler, min(effort.needle, context), effort.trials, frozenset({FLOAT, whole}))
     needles = planned(haystacks)
 
     looked_at = [part.start for part in parts.values()] if effort.noise else []
-    meter = NoiseMeter(models, _FLOAT, windows, looked_at, effort.noise)
+    meter = NoiseMeter(models, FLOAT, windows, looked_at, effort.noise)
     identity = _identity(directory, fingerprint, list(ids), windows, effort, backend)
     with kept_beside(directory, identity) as kept:
         found = _measured(models, windows, meter, offsets, kept, progress)
@@ -163,7 +163,7 @@ def _measured(
     progress: Progress,
 ) -> _Measurements:
     """The long computations. Saved parts are not repeated; the results are the same."""
-    layers = models[_FLOAT].config.num_layers
+    layers = models[FLOAT].config.num_layers
     steps = layers + len(windows)
     saved = kept.load("scores")
     scored = 0 if saved is None else int(saved["place"][0])
@@ -171,14 +171,14 @@ def _measured(
     heads = Heads(models)
     scores = score(
         heads,
-        _FLOAT,
+        FLOAT,
         windows,
         streams,
         lambda done: progress(layers + done, steps),
         saved,
         partial(kept.save, "scores"),
     )
-    drift = float_drift(heads, _FLOAT, streams[_FLOAT][offsets], kept.keep)
+    drift = float_drift(heads, FLOAT, streams[FLOAT][offsets], kept.keep)
     return _Measurements(scores, drift, meter.head(heads, streams, keep=kept.keep))
 
 
@@ -224,7 +224,7 @@ def _placed(window: Window) -> list[Any]:
     return [window.position, window.last, models, window.rope_length]
 
 
-def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> str:
+def check_pair(directory: Path, against: Path, model: Model, source: Model) -> str:
     """Check that the directories belong together; return the fingerprint of the float model."""
     if model.is_float:
         raise UsageError(f"{directory} is a float model. Pass a quantized directory, and its source with --against.")
@@ -240,7 +240,8 @@ def _check_pair(directory: Path, against: Path, model: Model, source: Model) -> 
     return fingerprint
 
 
-def _encode(tokenizer: Tokenizer, config: ModelConfig, against: Path, text: str) -> list[int]:
+def encode(tokenizer: Tokenizer, config: ModelConfig, against: Path, text: str) -> list[int]:
+    """The text's token ids. Raises: CheckpointError: the tokenizer does not fit the model."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if ids and max(ids) >= config.vocab_size:
         raise CheckpointError(

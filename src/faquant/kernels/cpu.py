@@ -62,9 +62,7 @@ class CpuBackend:
     def silu_times(self, gate: Array, up: Array) -> Array:
         return modules.silu_times(gate, up)
 
-    def int8_pages(
-        self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None
-    ) -> Pages:
+    def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None) -> Pages:
         return Int8Pages(scheme, num_pages, page_size, self._isa, memory)
 
     def float_pages(

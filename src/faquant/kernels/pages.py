@@ -55,8 +55,8 @@ class Spans:
         return list(zip(rows, starts, self.block_tables, strict=True))
 
 
-Memory: TypeAlias = npt.NDArray[np.uint8]
-"""Bytes of pages: [pages, bytes_per_token · page_size], in which a page is contiguous."""
+Memory: TypeAlias = Stored
+"""Bytes of pages: uint8 [pages, bytes_per_token · page_size], in which a page is contiguous."""
 
 
 def _divided(memory: Memory | None, num_pages: int, *parts: tuple[tuple[int, ...], npt.DTypeLike]) -> list[Stored]:
@@ -66,8 +66,7 @@ def _divided(memory: Memory | None, num_pages: int, *parts: tuple[tuple[int, ...
         ValueError: the memory has other sizes.
     """
     sizes = [prod(shape) * np.dtype(dtype).itemsize for shape, dtype in parts]
-    if memory is None:
-        memory = empty_memory((num_pages, sum(sizes)), np.uint8)
+    memory = empty_memory((num_pages, sum(sizes)), np.uint8) if memory is None else memory
     if memory.shape != (num_pages, sum(sizes)) or memory.dtype != np.uint8:
         raise ValueError(
             f"the memory of the pages must be uint8 {[num_pages, sum(sizes)]}, not {memory.dtype} {list(memory.shape)}"

@@ -1,6 +1,6 @@
 """Converts quantized checkpoints of any format to faquant's own, and what every such conversion shares."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..checkpoint.write import add_all, output_directory
 from ..errors import UsageError
 from ..formats import open_checkpoint
 from ..formats.base import QK_NORMS, QUANTIZATION_KEYS, Opened, norm_names
-from ..formats.faquant.metadata import SCALED_TYPE, Imported, Metadata
+from ..formats.faquant.metadata import METADATA_KEY, SCALED_TYPE, Imported, Metadata
 from ..formats.msmodelslim.description import C8_TYPE, FA_TYPE, NORM_COPY, Description
 from ..formats.msmodelslim.format import OpenedMsModelSlim
 from ..kernels.quantizers import tensor_of
@@ -63,7 +63,7 @@ def imported_metadata(opened: Opened) -> Metadata:
 def write_description(directory: Path, opened: Opened, types: dict[str, str], metadata: Metadata) -> None:
     """Write the files beside the tensors of a checkpoint in faquant's format."""
     fa_type = FA_TYPE if FA_TYPE in types.values() else None
-    described = {"faquant": metadata.model_dump()}
+    described = {METADATA_KEY: metadata.model_dump()}
     write_beside(directory, opened, Description("1.0.0", opened.quant_type, fa_type, None, described, types))
 
 
@@ -71,16 +71,20 @@ def write_beside(directory: Path, opened: Opened, description: Description) -> N
     """Write a description, the source's side files, and config.json beside the tensors."""
     write_json(directory / "quant_model_description.json", description.to_json())
     copy_side_files(opened.directory, directory)
-    raw = without_quantization(opened.raw_config)
+    # Last, so that an incomplete directory is not mistaken for a model.
+    write_json(directory / "config.json", config_beside(opened, description))
+
+
+def config_beside(opened: Opened, description: Description) -> dict[str, Any]:
+    """The content of config.json beside this description, which replaces others. Where faquant's own format is needed,
+    it says so: vLLM then chooses faquant's plugin, and transformers warns instead of reading int8 weights as floats."""
+    old = *QUANTIZATION_KEYS, "fa_quant_type"
+    raw = {key: value for key, value in opened.raw_config.items() if key not in old}
     if "lm_head.weight" in description.tensor_types and "lm_head.weight" not in opened.files:
         raw["tie_word_embeddings"] = False
-    # Last, so that an incomplete directory is not mistaken for a model.
-    write_json(directory / "config.json", raw)
-
-
-def without_quantization(raw_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of config.json without descriptions of a quantization, which a new description replaces."""
-    return {key: value for key, value in raw_config.items() if key not in (*QUANTIZATION_KEYS, "fa_quant_type")}
+    if METADATA_KEY in description.metadata:
+        raw["quantization_config"] = {"quant_method": METADATA_KEY}
+    return raw
 
 
 def weights(opened: Opened) -> Iterator[NamedTensor]:

@@ -22,7 +22,7 @@ from ..checkpoint.unfinished import Unfinished, unfinished_directory
 from ..checkpoint.write import add_all
 from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
-from ..formats.faquant.metadata import Metadata
+from ..formats.faquant.metadata import METADATA_KEY, Metadata
 from ..formats.msmodelslim.description import Description
 from ..kernels.backend import backend_for
 from ..kernels.device import Device
@@ -31,7 +31,7 @@ from ..kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
 from ..recipe import Recipe
 from . import provenance
 from .calibration import fingerprint
-from .convert import imported_metadata, without_quantization
+from .convert import config_beside, imported_metadata
 from .layerwise import LayerQuantizer
 from .mindie.plain import MindieQuantizer
 from .mindie.smoothed import SmoothingQuantizer
@@ -134,18 +134,15 @@ def quantize(
             model_quant_type=_model_quant_type(recipe),
             fa_quant_type="FAQuant" if recipe.attention or keep_kv_tables else None,
             kv_cache_type=None,
-            metadata={} if recipe.format == "msmodelslim" else {"faquant": metadata.model_dump()},
+            metadata={} if recipe.format == "msmodelslim" else {METADATA_KEY: metadata.model_dump()},
             tensor_types=types,
         )
         write_json(work.output / "quant_model_description.json", description.to_json())
         copy_side_files(source, work.output)
         for name, value in (notes or {}).items():
             write_json(work.output / name, value)
-        raw_config = without_quantization(opened.raw_config)
-        if "lm_head.weight" in types and "lm_head.weight" not in checked:
-            raw_config["tie_word_embeddings"] = False
         # Last, so that an incomplete directory is not mistaken for a model.
-        write_json(work.output / "config.json", raw_config)
+        write_json(work.output / "config.json", config_beside(opened, description))
         if requested is not None:
             provenance.note(target, work.output, provenance.request(*made_of, requested))
 

@@ -1,5 +1,5 @@
-"""A plugin for vLLM: serves the checkpoints that faquant reads, with faquant's kernels and cache pages, on the engine of
-vLLM. vLLM finds `register` through the entry point `vllm.general_plugins`. See docs/vllm.md.
+"""A plugin for vLLM: its engine serves the checkpoints that faquant reads, with faquant's kernels and cache pages. vLLM
+finds `register` through the entry point `vllm.general_plugins`. See docs/vllm.md.
 
     vllm serve OUT                             # a checkpoint of faquant's format
     vllm serve DIR --quantization faquant      # of any other format that faquant reads

@@ -61,7 +61,7 @@ class StepBuilder(AttentionMetadataBuilder[Step]):
 
 
 class FaquantAttention(AttentionBackend):
-    """Attention runs within the model's forward; vLLM only takes the metadata's builder and the page's sizes from it."""
+    """Attention runs within the model's forward; vLLM only takes the metadata's builder and sizes of pages from it."""
 
     @staticmethod
     def get_name() -> str:

@@ -1,4 +1,4 @@
-"""The model that vLLM runs: faquant's decoder over vLLM's cache pages, on one rank of tensor and pipeline parallelism."""
+"""The model that vLLM runs: faquant's decoder over vLLM's cache pages, on one rank."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,6 +26,7 @@ from ..model.decoder import build_layer, build_norm
 from ..model.paged import Batch, Chunk, PagedLayers
 from ..model.rope import Rope
 from .attention import LayerCache, Step
+from .cores import use_cores
 from .shards import Heads, Shard, with_heads
 
 logger = init_logger("vllm.faquant")
@@ -55,6 +56,7 @@ class FaquantModel(nn.Module):
         def gather(x: Array) -> Array:
             return np.ascontiguousarray(tensor_parallel.all_gather(torch.from_numpy(x), dim=-1).numpy())
 
+        use_cores(vllm_config.parallel_config.local_world_size)
         self._backend = make_backend("cpu")
         shard = Shard(config, self._backend, Heads.of(config, rank, ranks), rank, ranks, gather)
         first, last = get_pp_indices(config.num_layers, pipeline.rank_in_group, pipeline.world_size)

@@ -1,5 +1,6 @@
 """What vLLM looks up by name: the quantization method `faquant`, and the loader of its models."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
 
 from ..formats import open_checkpoint
-
-METHOD = "faquant"
+from ..formats.faquant.metadata import METADATA_KEY as METHOD
 
 
 @register_quantization_config(METHOD)
@@ -55,7 +55,6 @@ class FaquantConfig(QuantizationConfig):
         )
 
 
-@register_model_loader("auto")
 class Loader(DefaultModelLoader):
     """vLLM's default loader, which leaves the models of quantization `faquant` to this plugin."""
 
@@ -66,3 +65,18 @@ class Loader(DefaultModelLoader):
 
         with set_current_vllm_config(vllm_config):
             return FaquantModel(vllm_config=vllm_config, prefix=prefix).eval()
+
+
+def register_loader() -> None:
+    """Put Loader in the place of vLLM's default loader. vLLM warns about that in each process; for people who serve
+    other models, nothing has changed."""
+    warnings = logging.getLogger("vllm.model_executor.model_loader")
+    level = warnings.level
+    warnings.setLevel(logging.ERROR)
+    try:
+        register_model_loader("auto")(Loader)
+    finally:
+        warnings.setLevel(level)
+
+
+register_loader()

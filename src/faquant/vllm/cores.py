@@ -1,0 +1,30 @@
+"""The CPU cores of one of vLLM's workers."""
+
+import os
+import re
+
+from ..kernels import threads
+
+_BOUND = {"GOMP_CPU_AFFINITY": r"[\d ]+", "KMP_AFFINITY": r"proclist=\[([\d,]+)\]", "OMP_PLACES": r"\{([\d,]+)\}"}
+"""Where vLLM tells a worker's OpenMP which cores are its own (utils/ompmultiprocessing.py)."""
+
+
+def use_cores(workers: int) -> None:
+    """Let the kernels use this worker's cores: those that vLLM has bound OpenMP to, or else its share of all cores of
+    the machine, on which there are `workers` workers. OMP_NUM_THREADS, if it is set, is the number of threads."""
+    cores = bound_cores()
+    if cores:
+        # OpenMP has bound this thread to the first core, and the kernels' threads would inherit that.
+        os.sched_setaffinity(0, cores)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        threads.set_count(None)
+        threads.set_count(max(1, threads.count() // workers))
+
+
+def bound_cores() -> set[int]:
+    """The cores that vLLM has chosen; empty if it has not."""
+    for name, pattern in _BOUND.items():
+        found = re.search(pattern, os.environ.get(name, ""))
+        if found:
+            return {int(core) for core in re.findall(r"\d+", found.group())}
+    return set()
