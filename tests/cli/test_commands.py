@@ -282,6 +282,27 @@ def test_plan_says_what_fits(quantized: Path, source: Path, capsys: pytest.Captu
     assert "quantized already" in capsys.readouterr().err
 
 
+def test_plan_says_what_a_rank_of_vllm_holds(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With vLLM's command, whose limits are those of the plan. vLLM refuses a context that does not fit."""
+    command = ["plan", str(source), "--tensor-parallel", "3", "--pipeline-parallel-size", "2", "--max-num-seqs", "8"]
+    memory, context = 2 << 30, ""
+    for tokens in (None, 100):
+        assert run([*command, "--memory", str(memory), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["tensor_parallel_size"], found["pipeline_parallel_size"]) == (3, 2)
+        ours = found["footprints"]["default"]
+        assert ours["tokens"] == tokens or (tokens is None and ours["tokens"] >= found["max_position"])
+        assert run([*command, "--memory", str(memory)]) == 0
+        printed = capsys.readouterr().out
+        assert "one of 6 ranks" in printed
+        assert f"{ours['tokens']:,}" in printed
+        assert printed.endswith(
+            "vllm serve OUT --tensor-parallel-size 3 --pipeline-parallel-size 2 --max-num-seqs 8 "
+            f"--max-num-batched-tokens 512 --kv-cache-memory-bytes {ours['kv_cache_memory']}{context}\n"
+        )
+        memory, context = memory - ours["kv_cache_memory"] + 100 * ours["kv_bytes_per_token"], " --max-model-len auto"
+
+
 def test_sizes() -> None:
     assert show_size(3 << 29) == "1.5GiB"
     assert show_size(1000) == "1000B"

@@ -22,6 +22,12 @@ WRONG = {
     "temperature below zero": (["generate", "{quantized}", "Hi", "--temperature", "-1"], 2, "temperature"),
     "more than the context": (["generate", "{quantized}", "Hi", "--max-tokens", "9999"], 2, "context"),
     "an invalid size": (["plan", "{quantized}", "--memory", "much"], 2, "much"),
+    "ranks that do not divide the heads": (
+        ["plan", "{quantized}", "--memory", "1GiB", "--tensor-parallel", "7"],
+        1,
+        "--tensor-parallel-size can be 1, 3, 9.",
+    ),
+    "no ranks": (["plan", "{quantized}", "--memory", "1GiB", "--pipeline-parallel", "0"], 2, "--pipeline-parallel"),
     "converting a float model": (["convert", "{source}", "--to", "mindie", "-o", "{out}"], 2, "float model"),
     "quantizing a GGUF file": (["quantize", "{gguf}", "-o", "{out}"], 2, "faquant convert {gguf} --to hf"),
     "evaluating against a GGUF file": (["evaluate", "{quantized}", "--against", "{gguf}"], 2, "convert {gguf}"),

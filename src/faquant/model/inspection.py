@@ -32,10 +32,10 @@ class Inspection:
     fa_quant_type: str | None
     recipe_name: str
     metadata: Metadata | None
-    bytes_by_part: dict[str, int]
+    bytes_by_module: dict[str, int]  # of the tensors directly in it
     types_by_module: dict[str, dict[str, int]]
     kv_schemes: dict[str, int]
-    kv_bytes_per_token: int
+    kv_bytes_by_layer: list[int]
     kv_bytes_per_token_bf16: int
     max_position: int
     ignored: list[str]
@@ -44,7 +44,19 @@ class Inspection:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(self.bytes_by_part.values())
+        return sum(self.bytes_by_module.values())
+
+    @property
+    def bytes_by_part(self) -> dict[str, int]:
+        sizes = dict.fromkeys((*PARTS, "norms and others"), 0)
+        for module, size in self.bytes_by_module.items():
+            part = next((part for part, mark in PARTS.items() if mark in f"{module}."), "norms and others")
+            sizes[part] += size
+        return sizes
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return sum(self.kv_bytes_by_layer)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -91,12 +103,12 @@ def inspect(directory: Path) -> Inspection:
         fa_quant_type=opened.fa_quant_type,
         recipe_name=opened.recipe_name,
         metadata=opened.metadata,
-        bytes_by_part=_bytes_by_part(files),
+        bytes_by_module=_bytes_by_module(files),
         types_by_module=_types_by_module(opened),
         kv_schemes=kinds,
-        kv_bytes_per_token=sum(
+        kv_bytes_by_layer=[
             FLOAT_CACHE_BYTES * values if scheme is None else scheme.bytes_per_token for scheme in opened.schemes
-        ),
+        ],
         kv_bytes_per_token_bf16=2 * values * config.num_layers,
         max_position=opened.max_position,
         ignored=opened.ignored,
@@ -111,11 +123,11 @@ def _advice(opened: Opened) -> list[str]:
     return [f"Attention is float, with a float cache; to make it 8-bit: faquant calibrate {opened.directory} -o OUT"]
 
 
-def _bytes_by_part(files: TensorFiles) -> dict[str, int]:
-    sizes = dict.fromkeys((*PARTS, "norms and others"), 0)
+def _bytes_by_module(files: TensorFiles) -> dict[str, int]:
+    sizes: dict[str, int] = {}
     for name in files.names():
-        part = next((part for part, mark in PARTS.items() if mark in name), "norms and others")
-        sizes[part] += files.nbytes(name)
+        module = name.rpartition(".")[0]
+        sizes[module] = sizes.get(module, 0) + files.nbytes(name)
     return sizes
 
 

@@ -24,10 +24,11 @@ from ..kernels.arrays import Array
 from ..kernels.backend import Pages, make_backend
 from ..model.decoder import build_layer, build_norm
 from ..model.paged import Batch, Chunk, PagedLayers
+from ..model.ranks import Heads
 from ..model.rope import Rope
 from .attention import LayerCache, Step
 from .cores import use_cores
-from .shards import Heads, Shard, with_heads
+from .shards import Shard, with_heads
 
 logger = init_logger("vllm.faquant")
 

@@ -12,46 +12,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..checkpoint.model_config import ModelConfig
-from ..errors import UnsupportedError
 from ..kernels.arrays import Array, empty
 from ..kernels.backend import Backend, Linear
 from ..kernels.scheme import AttentionScheme
 from ..kernels.tables import FloatTable, LinearTable, StaticTable
+from ..model.ranks import Heads, outputs_of
 
 Gather = Callable[[Array], Array]
 """[tokens, n] of each rank → [tokens, ranks · n], in the order of the ranks, on all of them."""
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The attention heads of one rank. With more ranks than key/value heads, several ranks hold the same one.
-
-    Attributes:
-        q, kv: ranges of the model's heads.
-    """
-
-    q: range
-    kv: range
-
-    @classmethod
-    def of(cls, config: ModelConfig, rank: int, ranks: int) -> "Heads":
-        """Raises: UnsupportedError: the heads cannot be cut into so many parts."""
-        heads, kv_heads = config.num_heads, config.num_kv_heads
-        if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
-            fitting = [n for n in range(1, heads + 1) if not heads % n and (not kv_heads % n or not n % kv_heads)]
-            raise UnsupportedError(
-                f"{heads} query heads and {kv_heads} key/value heads cannot be divided among {ranks} ranks. "
-                f"--tensor-parallel-size can be {', '.join(map(str, fitting))}."
-            )
-        each = max(1, kv_heads // ranks)
-        first = rank * kv_heads // ranks
-        return cls(part(heads, rank, ranks), range(first, first + each))
-
-
-def part(size: int, rank: int, ranks: int) -> range:
-    """The rank's part of `size` columns. Parts are equal but for the last ones, which may be shorter or empty."""
-    width = -(-size // ranks)
-    return range(min(rank * width, size), min((rank + 1) * width, size))
 
 
 def gathered(x: Array, size: int, ranks: int, gather: Gather) -> Array:
@@ -134,13 +102,10 @@ class Shard:
         """This rank's part of the linear with this checkpoint name."""
         if self.ranks == 1:
             return self.backend.linear(table)
-        kind, dim = name.rpartition(".")[2], self.config.head_dim
+        kind = name.rpartition(".")[2]
         outputs, inputs = table.weight.shape
-        if kind in ("q_proj", "k_proj", "v_proj"):
-            heads = self.heads.q if kind == "q_proj" else self.heads.kv
-            return self.backend.linear(with_outputs(table, range(heads.start * dim, heads.stop * dim)))
-        own = self.backend.linear(with_outputs(table, part(outputs, self.rank, self.ranks)))
-        if kind in ("gate_proj", "up_proj"):
+        own = self.backend.linear(with_outputs(table, outputs_of(self.config, name, self.rank, self.ranks)))
+        if kind in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
             return own
         divided = inputs if kind in ("o_proj", "down_proj") else None
         return GatheredLinear(own, divided, outputs, self.ranks, self.gather)
