@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "faquant"
 MADE = Path(__file__).parent / "data" / "made_at_cad73ab" / "default"
 
 PACKAGES = [
-    *("errors", "progress", "kernels", "checkpoint", "recipe", "formats", "model", "quantization", "text"),
+    *("errors", "progress", "kernels", "checkpoint", "recipe", "formats", "model", "vllm", "quantization", "text"),
     *("structured", "sampling", "engine", "evaluation", "search", "bench", "server", "api", "__init__"),
     *("cli", "__main__"),
 ]
@@ -40,6 +40,17 @@ def test_no_package_imports_from_a_later_one() -> None:
     found = {name.partition(".")[0] for name in modules}
     assert found == set(PACKAGES), "every package must be in the list"
     assert upward(modules, PACKAGES) == []
+
+
+def test_nothing_imports_the_plugin_for_vllm() -> None:
+    """vLLM does, by the entry point. Serving without vLLM must not depend on it."""
+    users = {name for name, used in imports().items() if any(_of_plugin(other) for other in used)}
+    assert {name for name in users if not _of_plugin(name)} == set()
+    assert users, "it consists of several modules"
+
+
+def _of_plugin(name: str) -> bool:
+    return name.partition(".")[0] == "vllm"
 
 
 def test_within_the_server_no_part_imports_from_a_later_one() -> None:
