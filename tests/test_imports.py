@@ -42,15 +42,14 @@ def test_no_package_imports_from_a_later_one() -> None:
     assert upward(modules, PACKAGES) == []
 
 
-def test_nothing_imports_the_plugin_for_vllm() -> None:
-    """vLLM does, by the entry point. Serving without vLLM must not depend on it."""
-    users = {name for name, used in imports().items() if any(_of_plugin(other) for other in used)}
-    assert {name for name in users if not _of_plugin(name)} == set()
-    assert users, "it consists of several modules"
+def test_only_evaluation_through_vllm_imports_the_plugin_for_it() -> None:
+    """vLLM finds it by the entry point, and nothing else may depend on vLLM."""
 
+    def in_plugin(name: str) -> bool:
+        return name.partition(".")[0] == "vllm"
 
-def _of_plugin(name: str) -> bool:
-    return name.partition(".")[0] == "vllm"
+    users = {name for name, used in imports().items() if any(in_plugin(other) for other in used)}
+    assert {name for name in users if not in_plugin(name)} == {"evaluation.through_vllm"}
 
 
 def test_within_the_server_no_part_imports_from_a_later_one() -> None:
