@@ -132,7 +132,8 @@ class Decode:
             assert cache.k_scale is not None
             assert cache.v_scale is not None
             # The same bytes: what they mean does not matter here.
-            other = converting.Cache(cache.k, cache.v.view(cache.k.shape), cache.k_scale, cache.v_scale)
+            k, v = cache.k[:, 0], cache.v[:, 0].view(len(cache.v), -1, TILE, shape.dim)
+            other = converting.Cache(k, v, cache.k_scale[:, 0], cache.v_scale[:, 0])
             kernels = {
                 name: converting.Converting(*shape, lengths, self.context, _programs(), tiling)
                 for name, tiling in converting.TILINGS.items()

@@ -17,7 +17,7 @@ TILINGS = {"32 keys": (32, 4, 5), "64 keys": (64, 4, 5), "128 keys": (128, 8, 3)
 
 @dataclass(frozen=True)
 class Cache:
-    """k, v: int8 [pages, Hkv, PAGE, D]; their scales float16 [pages, Hkv, PAGE]."""
+    """k, v: int8 [pages, Hkv, PAGE, D]; their scales float16 [pages, Hkv, PAGE]. Pages may be any distance apart."""
 
     k: Tensor
     v: Tensor
@@ -47,6 +47,8 @@ def attend_split(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """The partial result of a group of query heads over split_keys keys. Grid (Hkv, splits, sequences)."""
@@ -70,12 +72,14 @@ def attend_split(
     out = tl.zeros((ROWS, D), tl.float32)
     for first in tl.range(begin, end, TILE, num_stages=STAGES):
         page = tl.load(block_tables + row * width + first // PAGE_SIZE).to(tl.int64)
-        place = (page * KV_HEADS + head) * PAGE_SIZE + first % PAGE_SIZE
+        place = head * PAGE_SIZE + first % PAGE_SIZE
+        here = page * PAGE_STRIDE + place * D
+        scale_at = page * SCALE_STRIDE + place + keys
         seen = first + keys < end
-        k_tile = tl.load(k + place * D + (keys[None, :] * D + channels[:, None]))
-        v_tile = tl.load(v + place * D + (keys[:, None] * D + channels[None, :]))
-        k_unit = tl.load(k_scale + place + keys).to(tl.float32) * unit
-        v_unit = tl.load(v_scale + place + keys).to(tl.float32)
+        k_tile = tl.load(k + here + (keys[None, :] * D + channels[:, None]))
+        v_tile = tl.load(v + here + (keys[:, None] * D + channels[None, :]))
+        k_unit = tl.load(k_scale + scale_at).to(tl.float32) * unit
+        v_unit = tl.load(v_scale + scale_at).to(tl.float32)
         scores = tl.dot(query, k_tile.to(query.dtype)) * k_unit[None, :]
         scores = tl.where(seen[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, axis=1))
@@ -183,6 +187,8 @@ class Converting:
             ROWS=max(16, triton.next_power_of_2(self._heads // self._kv_heads)),
             TILE=tile,
             PAGE_SIZE=PAGE,
+            PAGE_STRIDE=cache.k.stride(0),
+            SCALE_STRIDE=cache.k_scale.stride(0),
             STAGES=stages,
             num_warps=warps,
         )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -27,19 +28,19 @@ def poisoned(scheme: AttentionScheme, num_pages: int, page_size: int) -> Int8Cac
     return cache
 
 
-def write(cache: Int8Cache, tiles: Sequence[int], first: int, k8: Tensor, v8: Tensor, *scales: Tensor | None) -> None:
-    """Write the keys and values of one sequence from the token `first` on, [length, Hkv, D], into its tiles."""
-    for number, place in enumerate(tiles):
+def write(cache: Int8Cache, pages: Sequence[int], first: int, k8: Tensor, v8: Tensor, *scales: Tensor | None) -> None:
+    """Write the keys and values of one sequence from the token `first` on, [length, Hkv, D], into its pages."""
+    for number, place in enumerate(product(pages, range(cache.tiles_in_page))):
         start = max(first, number * TILE)
         some = slice(start, min(number * TILE + TILE, len(k8)))
         if some.start >= some.stop:
             continue
         here = slice(some.start - number * TILE, some.stop - number * TILE)
-        cache.k[place, :, here] = k8[some].transpose(0, 1)
-        cache.v[place, :, :, here] = v8[some].permute(1, 2, 0)
+        cache.k[place][:, here] = k8[some].transpose(0, 1)
+        cache.v[place][..., here] = v8[some].permute(1, 2, 0)
         for store, scale in zip((cache.k_scale, cache.v_scale), scales, strict=True):
             if store is not None and scale is not None:
-                store[place, :, here] = scale[some].T
+                store[place][:, here] = scale[some].T
 
 
 @dataclass
@@ -92,10 +93,8 @@ class Batch:
             k_scale = None if scheme.k_scale is not None else torch.cat([x for _, x in values if x is not None])
             v8, v_scale = quantize_v(v, scheme)
             table, order = order[:needed], order[needed:]
-            inside = page_size // TILE
-            places = [int(page) * inside + i for page in table for i in range(inside)]
             oldest = 0 if window is None else max(0, start - window + 1)
-            write(cache, places, oldest, k8, v8, k_scale, v_scale)
+            write(cache, table.tolist(), oldest, k8, v8, k_scale, v_scale)
             mapped = reference.map_queries(q, scheme, min(maps, -(-length // scheme.map_block)))
             for store, x in zip((queries.values, queries.scale, queries.bias), mapped, strict=True):
                 for token in range(count):

@@ -61,6 +61,8 @@ def build(
         "HEADS": 32,
         "KV_HEADS": 8,
         "KEYS": 128,
+        "TILES_IN_PAGE": 1,
+        "PAGE_STRIDE": 8 * 128 * (2 * dim + 4),
         "MAPS": maps,
         "MAP_BLOCK": 1024,
         "SHIFTED": maps > 1,
@@ -139,6 +141,7 @@ def test_bfloat16(tokens: int) -> None:
     types = dict.fromkeys(["keys", "values"], "*fp32") | {"slots": "*i64", "k": "*bf16", "v": "*bf16"}
     types |= dict.fromkeys(["tokens", "key_stride", "value_stride"], "i32")
     constants = {"ROWS": blocks.rows, "WIDTH": 128, "DIM": 128, "KV_HEADS": 8, "KEYS": 128}
+    constants |= {"TILES_IN_PAGE": 1, "PAGE_STRIDE": 8 * 128 * 2 * 128}
     strides = ("key_stride", "value_stride")
     kernel = compiled(_append_bfloat16, types, constants, 90, warps=blocks.warps, multiples_of_16=strides)
     assert kernel.spills == 0

@@ -57,6 +57,8 @@ def test_converting(architecture: int, parts: dict[str, ModuleType]) -> None:
             ROWS=16,
             TILE=tile,
             PAGE_SIZE=converting.PAGE,
+            PAGE_STRIDE=8 * 260 * converting.PAGE,
+            SCALE_STRIDE=4 * 260 * converting.PAGE,
             STAGES=stages,
         )
         assert made.counts["HMMA"] > 0

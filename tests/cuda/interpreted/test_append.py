@@ -55,8 +55,8 @@ def stores(cache: Int8Cache) -> Iterator[Tensor]:
 
 def by_slot(cache: Int8Cache) -> list[Tensor | None]:
     """K and V [slots, Hkv, D] and their scales [slots, Hkv], as Int8Pages.read_bytes."""
-    scales = [x if x is None else x.transpose(1, 2).flatten(0, 1) for x in (cache.k_scale, cache.v_scale)]
-    return [cache.k.transpose(1, 2).flatten(0, 1), cache.v.permute(0, 3, 1, 2).flatten(0, 1), *scales]
+    scales = [x if x is None else x.transpose(2, 3).flatten(0, 2) for x in (cache.k_scale, cache.v_scale)]
+    return [cache.k.transpose(2, 3).flatten(0, 2), cache.v.permute(0, 1, 4, 2, 3).flatten(0, 2), *scales]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -182,12 +182,12 @@ def test_bfloat16(kv_heads: int, dim: int, tokens: int) -> None:
     k[3] *= 2.0**-62
     k[3, 0, :3] = torch.tensor([-(2.0**-62), -(2.0**-62) * 0.998, math.nan])
     slots = torch.randperm(2 * 128)[:tokens]
-    cache_k = torch.full((2, kv_heads, 128, dim), math.nan, dtype=torch.bfloat16)
-    cache_v = torch.full((2, kv_heads, dim, 128), math.nan, dtype=torch.bfloat16)
+    cache_k = torch.full((2, 1, kv_heads, 128, dim), math.nan, dtype=torch.bfloat16)
+    cache_v = torch.full((2, 1, kv_heads, dim, 128), math.nan, dtype=torch.bfloat16)
     append_bfloat16(k, v, slots, cache_k, cache_v)
     pages = BFloat16Pages(kv_heads, kv_heads, dim, 2, 128)
     pages.append(k.contiguous(), v.contiguous(), slots, slots)
-    found = cache_k.transpose(1, 2).flatten(0, 1), cache_v.permute(0, 3, 1, 2).flatten(0, 1)
+    found = cache_k.transpose(2, 3).flatten(0, 2), cache_v.permute(0, 1, 4, 2, 3).flatten(0, 2)
     others = torch.ones(256, dtype=torch.bool).index_fill(0, slots, False)
     for x, expected in zip(found, pages.read(np.arange(2), 256), strict=True):
         assert same_bits(x[slots].float(), torch.as_tensor(expected[slots.numpy()]))

@@ -17,13 +17,13 @@ def test_close_to_float64(length: int, window: int | None) -> None:
     batch = Batch.random(AttentionScheme(4, 1, 64), [(1, length - 1)])
     shape = batch.cache.k.shape
     k = torch.full(shape, math.nan, dtype=torch.bfloat16)
-    v = torch.full((*shape[:2], 64, 128), 3e38, dtype=torch.bfloat16)
+    v = torch.full((*shape[:3], 64, 128), 3e38, dtype=torch.bfloat16)
     keys, values = torch.randn(2, length, 64).bfloat16()
     oldest = 0 if window is None else max(0, length - window)
     for position in range(oldest, length):
         page = int(batch.spans.block_tables[0, position // 128])
-        k[page, 0, position % 128] = keys[position]
-        v[page, 0, :, position % 128] = values[position]
+        k[page, 0, 0, position % 128] = keys[position]
+        v[page, 0, 0, :, position % 128] = values[position]
     q = torch.randn(1, 4, 64).bfloat16()
     out = attend_bfloat16(q, k, v, batch.tables, batch.spans, window)
     scores = q[0].double() @ keys[oldest:].double().T / 8

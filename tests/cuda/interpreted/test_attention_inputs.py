@@ -66,11 +66,11 @@ def test_the_bits_of_the_oracles(
         None if x is None else torch.as_tensor(x[slots[:-1].numpy()]) for x in pages.read_bytes(np.arange(3), 384)
     )
     page, key = slots[:-1] // 128, slots[:-1] % 128
-    assert torch.equal(cache.k[page, :, key], k8)
-    assert torch.equal(cache.v[page, :, :, key], v8)
+    assert torch.equal(cache.k[page, 0, :, key], k8)
+    assert torch.equal(cache.v[page, 0, :, :, key], v8)
     if cache.k_scale is not None and cache.v_scale is not None:
-        assert torch.equal(cache.k_scale[page, :, key], k_scale)
-        assert torch.equal(cache.v_scale[page, :, key], v_scale)
+        assert torch.equal(cache.k_scale[page, 0, :, key], k_scale)
+        assert torch.equal(cache.v_scale[page, 0, :, key], v_scale)
 
     expected = reference.map_queries(q, scheme, 2)
     oldest = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp_min(0)

@@ -7,6 +7,20 @@ from .rows import absolute_peak, bytes_of, count_beyond, half_step_of, rotated
 
 
 @triton.jit
+def slot_place(
+    slots,
+    head,
+    KV_HEADS: tl.constexpr,
+    KEYS: tl.constexpr,
+    TILES_IN_PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
+):
+    """As tile.tile_place for the tile of each slot, and the number of the slot in the tile."""
+    number = slots // KEYS
+    return number // TILES_IN_PAGE * PAGE_STRIDE, number % TILES_IN_PAGE * KV_HEADS + head, slots % KEYS
+
+
+@triton.jit
 def _rounded(x, columns, inside, head, static_scale, offset, scales, place, written, counter, DIM: tl.constexpr):
     """Rows of one head as int8: with a static scale [heads, DIM], or with their own, which are stored."""
     if static_scale is not None:
@@ -44,6 +58,8 @@ def append_keys(
     DIM: tl.constexpr,
     KV_HEADS: tl.constexpr,
     KEYS: tl.constexpr,
+    TILES_IN_PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
     MAPS: tl.constexpr,
     MAP_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -60,9 +76,11 @@ def append_keys(
     if k_equalizer is not None:
         x = tl.div_rn(x, tl.load(k_equalizer + of_map, mask=inside, other=1.0).broadcast_to(x.shape))
     x = rotated(x, columns, rotation_sign, ROWS, WIDTH, DIM, BLOCK, UNIT)
-    place = (slots // KEYS * KV_HEADS + head) * KEYS + slots % KEYS
-    x8 = _rounded(x, columns, inside, head, k_scale, k_offset, k_scales, place, written, beyond + 1, DIM)
-    tl.store(k + place[:, None] * DIM + columns, x8, mask=written[:, None] & inside)
+    page, place, key = slot_place(slots, head, KV_HEADS, KEYS, TILES_IN_PAGE, PAGE_STRIDE)
+    scale_at = (page >> 1) + place * KEYS + key
+    x8 = _rounded(x, columns, inside, head, k_scale, k_offset, k_scales, scale_at, written, beyond + 1, DIM)
+    begin = page + place * (KEYS * DIM) + key * DIM
+    tl.store(k + begin[:, None] + columns, x8, mask=written[:, None] & inside)
 
 
 @triton.jit
@@ -82,14 +100,16 @@ def append_values(
     DIM: tl.constexpr,
     KV_HEADS: tl.constexpr,
     KEYS: tl.constexpr,
+    TILES_IN_PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
 ):
     """Store rows x of one head of V in their slots."""
     inside = columns < DIM
     x = rotated(x, columns, None, ROWS, WIDTH, DIM, BLOCK, UNIT)
-    tile, key = slots // KEYS * KV_HEADS + head, slots % KEYS
-    place = tile * KEYS + key
-    x8 = _rounded(x, columns, inside, head, v_scale, v_offset, v_scales, place, written, beyond + 2, DIM)
-    to = v + (tile * (DIM * KEYS) + key)[:, None] + columns * KEYS
-    tl.store(to, x8, mask=written[:, None] & inside)
+    page, place, key = slot_place(slots, head, KV_HEADS, KEYS, TILES_IN_PAGE, PAGE_STRIDE)
+    scale_at = (page >> 1) + place * KEYS + key
+    x8 = _rounded(x, columns, inside, head, v_scale, v_offset, v_scales, scale_at, written, beyond + 2, DIM)
+    begin = page + place * (KEYS * DIM) + key
+    tl.store(v + begin[:, None] + columns * KEYS, x8, mask=written[:, None] & inside)

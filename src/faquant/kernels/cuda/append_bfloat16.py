@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..scheme import TILE
+from .append import slot_place
 from .arithmetic import ROUNDED
 from .rows import TokenBlocks, heads_of, width_of
 
@@ -34,6 +35,8 @@ def _append_bfloat16(
     DIM: tl.constexpr,
     KV_HEADS: tl.constexpr,
     KEYS: tl.constexpr,
+    TILES_IN_PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
 ):
     """Grid: blocks of ROWS tokens; heads."""
     head = tl.program_id(1)
@@ -43,11 +46,12 @@ def _append_bfloat16(
     columns = tl.arange(0, WIDTH)[None, :]
     inside = columns < DIM
     written = ((token < tokens) & (slot >= 0))[:, None] & inside
-    tile, key = slot // KEYS * KV_HEADS + head, slot % KEYS
+    page, place, key = slot_place(slot, head, KV_HEADS, KEYS, TILES_IN_PAGE, PAGE_STRIDE)
     x = tl.load(keys + (row * key_stride + head * DIM)[:, None] + columns, mask=inside, other=0.0)
     y = tl.load(values + (row * value_stride + head * DIM)[:, None] + columns, mask=inside, other=0.0)
-    tl.store(k + ((tile * KEYS + key) * DIM)[:, None] + columns, bfloat16_of(x), mask=written)
-    tl.store(v + (tile * (DIM * KEYS) + key)[:, None] + columns * KEYS, bfloat16_of(y), mask=written)
+    tile = page + place * (KEYS * DIM)
+    tl.store(k + (tile + key * DIM)[:, None] + columns, bfloat16_of(x), mask=written)
+    tl.store(v + (tile + key)[:, None] + columns * KEYS, bfloat16_of(y), mask=written)
 
 
 def append_bfloat16(k: Tensor, v: Tensor, slots: Tensor, cache_k: Tensor, cache_v: Tensor) -> None:
@@ -56,8 +60,8 @@ def append_bfloat16(k: Tensor, v: Tensor, slots: Tensor, cache_k: Tensor, cache_
     Args:
         k, v: float32 [tokens, Hkv, D], k after RoPE. Tokens may be any distance apart.
         slots: int64 [tokens]: page · page_size + offset. Nothing is stored for negative slots.
-        cache_k: bfloat16 [tiles, Hkv, TILE, D].
-        cache_v: bfloat16 [tiles, Hkv, D, TILE].
+        cache_k: bfloat16 [pages, tiles, Hkv, TILE, D].
+        cache_v: bfloat16 [pages, tiles, Hkv, D, TILE], pages as far apart as cache_k's.
     """
     k, v = heads_of(k), heads_of(v)
     tokens, heads, dim = k.shape
@@ -78,6 +82,8 @@ def append_bfloat16(k: Tensor, v: Tensor, slots: Tensor, cache_k: Tensor, cache_
         DIM=dim,
         KV_HEADS=heads,
         KEYS=TILE,
+        TILES_IN_PAGE=cache_k.shape[1],
+        PAGE_STRIDE=cache_k.stride(0),
         num_warps=blocks.warps,
         **ROUNDED,
     )

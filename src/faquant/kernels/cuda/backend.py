@@ -90,16 +90,22 @@ class CudaBackend:
         return elementwise.silu_times(gate, up)
 
     @explains
-    def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int) -> Pages:
-        return Int8Pages(scheme, num_pages, page_size, self.device)
+    def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None) -> Pages:
+        return Int8Pages(scheme, num_pages, page_size, self.device, memory)
 
     @explains
     def float_pages(
-        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, dtype: str = "float32"
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        dtype: str = "float32",
+        memory: Array | None = None,
     ) -> Pages:
-        if dtype == "bfloat16":
-            return BFloat16Pages(num_heads, num_kv_heads, head_dim, num_pages, page_size, self.device)
-        return FloatPages(num_kv_heads, head_dim, num_pages, page_size, self.device)
+        kind = BFloat16Pages if dtype == "bfloat16" else FloatPages
+        return kind(num_heads, num_kv_heads, head_dim, num_pages, page_size, self.device, memory)
 
     def can_fuse(self, layer: Any, pages: Pages) -> bool:
         return bool(layer.is_int8) and isinstance(pages, Int8Pages)

@@ -39,6 +39,7 @@ def attend_split(
     PADDED: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILES_IN_PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
     STAGES: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
@@ -68,15 +69,12 @@ def attend_split(
     q = tile.load_queries(queries, at, columns % GROUP, D, PADDED)
     top, total, out = tile.empty(COLUMNS, PADDED)
     for number in tl.range(begin, end, num_stages=STAGES):
-        place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+        page, place = tile.tile_place(block_table, number, head, KV_HEADS, TILES_IN_PAGE, PAGE_STRIDE)
         seen = tile.keys_between(number, oldest, position, window)
-        k_tile = tile.load_block(
-            k + place * (tile.TILE * D) + (keys[:, None] * D + channels[None, :]), channels[None, :] < D, D == PADDED
-        )
+        here = page + place * (tile.TILE * D)
+        k_tile = tile.load_block(k + here + (keys[:, None] * D + channels[None, :]), channels[None, :] < D, D == PADDED)
         v_tile = tile.load_block(
-            v + place * (tile.TILE * D) + (channels[:, None] * tile.TILE + keys[None, :]),
-            channels[:, None] < D,
-            D == PADDED,
+            v + here + (channels[:, None] * tile.TILE + keys[None, :]), channels[:, None] < D, D == PADDED
         )
         scores = tl.where(seen[:, None], tl.dot(k_tile.to(OPERAND), q.to(OPERAND)) * UNIT, float("-inf"))
         both = tl.maximum(top, tl.max(scores, axis=0))
@@ -100,7 +98,6 @@ def attend_bfloat16(
     tables: SchemeTables,
     spans: DeviceSpans,
     window: int | None = None,
-    tiles_in_page: int = 1,
 ) -> Tensor:
     """The attention of single tokens, as `decode`, with k and v as in Int8Cache, but bfloat16.
 
@@ -132,7 +129,8 @@ def attend_bfloat16(
         **dims,
         KV_HEADS=tables.kv_heads,
         COLUMNS=max(8, triton.next_power_of_2(tables.group)),
-        TILES_IN_PAGE=tiles_in_page,
+        TILES_IN_PAGE=k.shape[1],
+        PAGE_STRIDE=k.stride(0),
         STAGES=3,
         OPERAND=tl.bfloat16 if out.device.type == "cuda" else tl.float32,
         num_warps=4,

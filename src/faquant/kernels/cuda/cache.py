@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,40 +12,61 @@ from ..arrays import Array
 from ..pages import Spans
 from ..scheme import TILE, AttentionScheme, by_channel, written_out
 
+ALIGNMENT = 16
+"""Bytes that kernels load at once."""
+
+Part: TypeAlias = tuple[tuple[int, ...], torch.dtype]
+"""The shape and type of a part of a page."""
+
 
 @dataclass(frozen=True)
 class Int8Cache:
     """The int8 K and V of one layer. A tile of TILE keys of one head lies in one piece, as the matrix units take it.
 
     Attributes:
-        k: int8 [tiles, Hkv, TILE, D].
-        v: int8 [tiles, Hkv, D, TILE]: integer products need both operands along the summed dimension.
-        k_scale, v_scale: float16 [tiles, Hkv, TILE], or None if they are static.
-        tiles_in_page: tile t of a sequence is tile block_table[t // tiles_in_page] · tiles_in_page + t % tiles_in_page.
+        memory: uint8 [pages, bytes]. A page is contiguous: K, V and, if they are dynamic, K's and V's scales.
+        k: int8 [pages, tiles, Hkv, TILE, D].
+        v: int8 [pages, tiles, Hkv, D, TILE]: integer products need both operands along the summed dimension.
+        k_scale, v_scale: float16 [pages, tiles, Hkv, TILE], or None if they are static.
     """
 
+    memory: Tensor
     k: Tensor
     v: Tensor
     k_scale: Tensor | None
     v_scale: Tensor | None
-    tiles_in_page: int
 
     @classmethod
-    def empty(cls, scheme: AttentionScheme, num_pages: int, page_size: int, device: torch.device) -> "Int8Cache":
-        """A cache with garbage in it.
+    def empty(
+        cls,
+        scheme: AttentionScheme,
+        num_pages: int,
+        page_size: int,
+        device: torch.device,
+        memory: Tensor | None = None,
+    ) -> "Int8Cache":
+        """A cache with garbage in it, in this memory if it is given.
 
         Raises:
-            ValueError: a page does not hold whole tiles.
+            ValueError: a page does not hold whole tiles, or `divided` refuses the memory.
         """
-        inside = tiles_in(page_size)
-        shape = num_pages * inside, scheme.num_kv_heads
-        k = torch.empty(*shape, TILE, scheme.head_dim, dtype=torch.int8, device=device)
-        v = torch.empty(*shape, scheme.head_dim, TILE, dtype=torch.int8, device=device)
-        scales = [
-            torch.empty(*shape, TILE, dtype=torch.float16, device=device) if static is None else None
-            for static in (scheme.k_scale, scheme.v_scale)
-        ]
-        return cls(k, v, scales[0], scales[1], inside)
+        tiles, dim = (tiles_in(page_size), scheme.num_kv_heads), scheme.head_dim
+        dynamic = [name for name in "kv" if getattr(scheme, f"{name}_scale") is None]
+        parts: list[Part] = [((*tiles, TILE, dim), torch.int8), ((*tiles, dim, TILE), torch.int8)]
+        parts += [((*tiles, TILE), torch.float16)] * len(dynamic)
+        memory, (k, v, *others) = divided(memory, num_pages, device, *parts)
+        scales = dict(zip(dynamic, others, strict=True))
+        return cls(memory, k, v, scales.get("k"), scales.get("v"))
+
+    @property
+    def tiles_in_page(self) -> int:
+        """Tile t of a sequence is tile t % tiles_in_page of page block_table[t // tiles_in_page]."""
+        return self.k.shape[1]
+
+    @property
+    def page_stride(self) -> int:
+        """The distance of pages in bytes."""
+        return self.memory.stride(0)
 
 
 def tiles_in(page_size: int) -> int:
@@ -58,17 +80,33 @@ def tiles_in(page_size: int) -> int:
     return page_size // TILE
 
 
-def copy_tiles(store: Tensor, source: int, target: int, inside: int) -> None:
-    """Make page `target` of a store [tiles, ...], with `inside` tiles per page, a copy of page `source`."""
-    store[target * inside : (target + 1) * inside] = store[source * inside : (source + 1) * inside]
+def divided(memory: Tensor | None, num_pages: int, device: torch.device, *parts: Part) -> tuple[Tensor, list[Tensor]]:
+    """This memory or new memory, uint8 [pages, bytes], and the parts of each page: views [pages, *shape].
+
+    Raises:
+        ValueError: the memory has other sizes, lies elsewhere, or not as kernels load it.
+    """
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in parts]
+    if memory is None:
+        memory = torch.empty(num_pages, sum(sizes), dtype=torch.uint8, device=device)
+    if memory.shape != (num_pages, sum(sizes)) or memory.dtype != torch.uint8 or memory.device != device:
+        raise ValueError(
+            f"the memory of the pages must be uint8 {[num_pages, sum(sizes)]} on {device}, not {memory.dtype} "
+            f"{list(memory.shape)} on {memory.device}"
+        )
+    distance = memory.stride(0)
+    if memory.stride(1) != 1 or distance < sum(sizes) or distance % ALIGNMENT or memory.data_ptr() % ALIGNMENT:
+        raise ValueError(f"pages must be contiguous, not overlap, and begin at multiples of {ALIGNMENT} bytes")
+    pieces = torch.split(memory, sizes, dim=1)
+    return memory, [
+        piece.view(dtype).view(num_pages, *shape) for piece, (shape, dtype) in zip(pieces, parts, strict=True)
+    ]
 
 
-def by_token(store: Tensor, block_table: Array, length: int, inside: int) -> Tensor:
-    """The first `length` tokens of a sequence from a store [tiles, Hkv, TILE, ...]: [length, Hkv, ...]."""
-    pages = torch.as_tensor(block_table)[: -(-length // (inside * TILE))]
-    tiles = (pages[:, None] * inside + torch.arange(inside)).flatten().to(store.device)
-    some = store[tiles].transpose(1, 2)
-    return some.reshape(len(tiles) * TILE, *some.shape[2:])[:length]
+def by_token(store: Tensor, block_table: Array, length: int) -> Tensor:
+    """The first `length` tokens of a sequence from a store [pages, tiles, Hkv, TILE, ...]: [length, Hkv, ...]."""
+    pages = torch.as_tensor(block_table)[: -(-length // (store.shape[1] * TILE))]
+    return store[pages.to(store.device)].transpose(2, 3).flatten(0, 2)[:length]
 
 
 @dataclass(frozen=True)

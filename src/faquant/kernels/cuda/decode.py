@@ -53,6 +53,7 @@ def attend_part(
     LEVELS: tl.constexpr,
     QUANTIZED_SUM: tl.constexpr,
     TILES_IN_PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
     MAP_TILES: tl.constexpr,
     TILES: tl.constexpr,
     STAGES: tl.constexpr,
@@ -92,14 +93,24 @@ def attend_part(
         v_zero = tile.load_table(v_offset, head, D, PADDED)
     top, total, out = tile.empty(COLUMNS, PADDED)
     k_steps, v_steps = tile.tile_scales(
-        k_scale, v_scale, block_table, begin, head, oldest, position, window, KV_HEADS, TILES_IN_PAGE
+        k_scale, v_scale, block_table, begin, head, oldest, position, window, KV_HEADS, TILES_IN_PAGE, PAGE_STRIDE
     )
     for number in tl.range(begin, end, num_stages=STAGES):
-        place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+        page, place = tile.tile_place(block_table, number, head, KV_HEADS, TILES_IN_PAGE, PAGE_STRIDE)
         # The next tile's scales arrive during this tile: two bytes are too few for the compiler's own pipeline.
         following = tl.minimum(number + 1, end - 1)
         next_k_steps, next_v_steps = tile.tile_scales(
-            k_scale, v_scale, block_table, following, head, oldest, position, window, KV_HEADS, TILES_IN_PAGE
+            k_scale,
+            v_scale,
+            block_table,
+            following,
+            head,
+            oldest,
+            position,
+            window,
+            KV_HEADS,
+            TILES_IN_PAGE,
+            PAGE_STRIDE,
         )
         if MAP_TILES > 0:
             here = at + tile.map_offset(number, last_map, tokens, HEADS, MAP_TILES)
@@ -118,6 +129,7 @@ def attend_part(
             v_steps,
             v_unit,
             v_zero,
+            page,
             place,
             tile.keys_between(number, oldest, position, window)[:, None],
             k_scale is not None,

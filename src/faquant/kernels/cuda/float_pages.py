@@ -14,30 +14,43 @@ from ..scheme import TILE, AttentionScheme
 from .append_bfloat16 import append_bfloat16
 from .attention import FEW_TOKENS
 from .bfloat16 import attend_bfloat16
-from .cache import DeviceSpans, SchemeTables, by_token, copy_tiles, tiles_in
+from .cache import DeviceSpans, SchemeTables, by_token, divided, tiles_in
 from .modules import current, moved_to_device
 
 
 class FloatPages:
-    """float32 K and V [pages, page_size, Hkv, D]."""
+    """float32 K and V [pages, page_size, Hkv, D].
+
+    Raises:
+        ValueError: the memory does not fit.
+    """
 
     is_packed = False
 
-    def __init__(self, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, device: torch.device) -> None:
-        self.num_pages, self.page_size = num_pages, page_size
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        device: torch.device,
+        memory: Tensor | None = None,
+    ) -> None:
+        self.num_pages, self.page_size, self.device = num_pages, page_size, device
         self.saturation = Saturation()
-        self.device = device
-        self.k = torch.empty(num_pages, page_size, num_kv_heads, head_dim, device=device)
-        self.v = torch.empty_like(self.k)
+        shape = page_size, num_kv_heads, head_dim
+        self.memory, (self.k, self.v) = divided(memory, num_pages, device, *[(shape, torch.float32)] * 2)
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.k.shape[2] * self.k.shape[3] * self.k.element_size()
+        return self.memory.shape[1] // self.page_size
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
-        at = torch.as_tensor(slots).to(self.k.device)
-        self.k.flatten(0, 1)[at] = torch.as_tensor(k).to(self.device)
-        self.v.flatten(0, 1)[at] = torch.as_tensor(v).to(self.device)
+        at = torch.as_tensor(slots).to(self.device)
+        page, offset = at // self.page_size, at % self.page_size
+        self.k[page, offset] = torch.as_tensor(k).to(self.device)
+        self.v[page, offset] = torch.as_tensor(v).to(self.device)
 
     @moved_to_device
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:
@@ -60,42 +73,42 @@ class FloatPages:
         return out[0].transpose(0, 1).float()
 
     def copy_page(self, source: int, target: int) -> None:
-        self.k[target] = self.k[source]
-        self.v[target] = self.v[source]
+        self.memory[target] = self.memory[source]
 
     def read(self, block_table: Array, length: int) -> tuple[Tensor, Tensor]:
         k, v = self._stored(np.asarray(block_table), length)
         return k.float().cpu(), v.float().cpu()
 
     def _stored(self, table: Integers, length: int) -> tuple[Tensor, Tensor]:
-        pages = torch.as_tensor(table[: -(-length // self.page_size)]).to(self.k.device)
+        pages = torch.as_tensor(table[: -(-length // self.page_size)]).to(self.device)
         return self.k[pages].flatten(0, 1)[:length], self.v[pages].flatten(0, 1)[:length]
 
 
 class BFloat16Pages(FloatPages):
-    """bfloat16 K [tiles, Hkv, TILE, D] and V [tiles, Hkv, D, TILE], in the layout of the int8 cache, to compare int8
-    with. Decoding takes a kernel of its own, and prompts take torch's.
+    """bfloat16 K [pages, tiles, Hkv, TILE, D] and V [pages, tiles, Hkv, D, TILE], in the layout of the int8 cache, to
+    compare int8 with. Decoding takes a kernel of its own, and prompts take torch's.
 
     Raises:
-        ValueError: a page does not hold whole tiles.
+        ValueError: a page does not hold whole tiles, or the memory does not fit.
     """
 
     def __init__(
-        self, num_heads: int, num_kv_heads: int, head_dim: int, num_pages: int, page_size: int, device: torch.device
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_pages: int,
+        page_size: int,
+        device: torch.device,
+        memory: Tensor | None = None,
     ) -> None:
-        scheme = AttentionScheme(num_heads, num_kv_heads, head_dim)
         self.num_pages, self.page_size, self.device = num_pages, page_size, device
         self.saturation = Saturation()
-        self._tables = SchemeTables.of(scheme, device)
-        self._inside = tiles_in(page_size)
-        shape = num_pages * self._inside, num_kv_heads
-        self.k = torch.empty(*shape, TILE, head_dim, dtype=torch.bfloat16, device=device)
-        # Values that nobody sees must be finite.
-        self.v = torch.zeros(*shape, head_dim, TILE, dtype=torch.bfloat16, device=device)
-
-    @property
-    def bytes_per_token(self) -> int:
-        return 2 * self._tables.kv_heads * self._tables.dim * self.k.element_size()
+        self._tables = SchemeTables.of(AttentionScheme(num_heads, num_kv_heads, head_dim), device)
+        tiles = tiles_in(page_size), num_kv_heads
+        parts = ((*tiles, TILE, head_dim), torch.bfloat16), ((*tiles, head_dim, TILE), torch.bfloat16)
+        self.memory, (self.k, self.v) = divided(memory, num_pages, device, *parts)
+        self.v.zero_()  # values that nobody sees must be finite
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
         keys, values, at = (torch.as_tensor(x).to(self.device) for x in (k, v, slots))
@@ -107,12 +120,8 @@ class BFloat16Pages(FloatPages):
         if spans.tokens_starts[:, 0].max() > FEW_TOKENS:
             return torch.cat([self._attend(q[rows], start, table, window) for rows, start, table in spans.parts])
         on_device = DeviceSpans.of(spans, self.device)
-        return attend_bfloat16(q.bfloat16(), self.k, self.v, self._tables, on_device, window, self._inside)
-
-    def copy_page(self, source: int, target: int) -> None:
-        for store in (self.k, self.v):
-            copy_tiles(store, source, target, self._inside)
+        return attend_bfloat16(q.bfloat16(), self.k, self.v, self._tables, on_device, window)
 
     def _stored(self, table: Integers, length: int) -> tuple[Tensor, Tensor]:
-        k, v = (by_token(store, table, length, self._inside) for store in (self.k, self.v.transpose(2, 3)))
+        k, v = (by_token(store, table, length) for store in (self.k, self.v.transpose(3, 4)))
         return k, v

@@ -47,6 +47,7 @@ def constants(queries: MappedQueries, cache: Int8Cache, tables: SchemeTables) ->
         "LEVELS": tables.p_levels,
         "QUANTIZED_SUM": tables.quantized_sum,
         "TILES_IN_PAGE": cache.tiles_in_page,
+        "PAGE_STRIDE": cache.page_stride,
         "MAP_TILES": tables.map_block // TILE if queries.values.shape[0] > 1 else 0,
     }
 

@@ -13,7 +13,7 @@ from ..saturation import Saturation
 from ..scheme import AttentionScheme
 from .attention import attend
 from .attention_inputs import append, map_queries
-from .cache import DeviceSpans, Int8Cache, SchemeTables, by_token, copy_tiles
+from .cache import DeviceSpans, Int8Cache, SchemeTables, by_token
 from .modules import current, moved_to_device
 
 
@@ -21,15 +21,22 @@ class Int8Pages:
     """int8 K and V, with float16 scales if they are dynamic.
 
     Raises:
-        ValueError: a page does not hold whole tiles.
+        ValueError: a page does not hold whole tiles, or the memory does not fit.
     """
 
     is_packed = True
 
-    def __init__(self, scheme: AttentionScheme, num_pages: int, page_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        scheme: AttentionScheme,
+        num_pages: int,
+        page_size: int,
+        device: torch.device,
+        memory: Tensor | None = None,
+    ) -> None:
         self.scheme, self.num_pages, self.page_size, self.device = scheme, num_pages, page_size, device
         self.tables = SchemeTables.of(scheme, device)
-        self.cache = Int8Cache.empty(scheme, num_pages, page_size, device)
+        self.cache = Int8Cache.empty(scheme, num_pages, page_size, device, memory)
         self.beyond = torch.zeros(3, dtype=torch.int64, device=device)
         """Values of q, k and v beyond their static scales."""
         self.tokens_appended = 0
@@ -46,8 +53,7 @@ class Int8Pages:
 
     @property
     def bytes_per_token(self) -> int:
-        scales = (self.scheme.k_scale is None) + (self.scheme.v_scale is None)
-        return self.scheme.num_kv_heads * (2 * self.scheme.head_dim + 2 * scales)
+        return self.cache.memory.shape[1] // self.page_size
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
         to, at = (torch.as_tensor(x).to(self.device) for x in (slots, positions.astype(np.int32)))
@@ -68,9 +74,7 @@ class Int8Pages:
         return min(self.tables.maps, spans.longest // self.tables.map_block + 1)
 
     def copy_page(self, source: int, target: int) -> None:
-        for store in (self.cache.k, self.cache.v, self.cache.k_scale, self.cache.v_scale):
-            if store is not None:
-                copy_tiles(store, source, target, self.cache.tiles_in_page)
+        self.cache.memory[target] = self.cache.memory[source]
 
     def read(self, block_table: Array, length: int) -> tuple[Tensor, Tensor]:
         return quantizers.dequantize_cache(*self.read_bytes(block_table, length), self.scheme)
@@ -80,7 +84,7 @@ class Int8Pages:
         takes them."""
         cache = self.cache
         k8, v8, k_scale, v_scale = (
-            None if store is None else by_token(store, block_table, length, cache.tiles_in_page).cpu().contiguous()
-            for store in (cache.k, cache.v.transpose(2, 3), cache.k_scale, cache.v_scale)
+            None if store is None else by_token(store, block_table, length).cpu().contiguous()
+            for store in (cache.k, cache.v.transpose(3, 4), cache.k_scale, cache.v_scale)
         )
         return cast(Tensor, k8), cast(Tensor, v8), k_scale, v_scale

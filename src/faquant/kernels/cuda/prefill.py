@@ -47,6 +47,7 @@ def attend_chunk(
     LEVELS: tl.constexpr,
     QUANTIZED_SUM: tl.constexpr,
     TILES_IN_PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
     MAP_TILES: tl.constexpr,
     ROTATION: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -92,16 +93,26 @@ def attend_chunk(
     whole_top = tl.full((COLUMNS,), float("-inf"), tl.float32)
     whole_total = tl.zeros((COLUMNS,), tl.float32)
     k_steps, v_steps = tile.tile_scales(
-        k_scale, v_scale, block_table, first_tile, head, oldest, last, window, KV_HEADS, TILES_IN_PAGE
+        k_scale, v_scale, block_table, first_tile, head, oldest, last, window, KV_HEADS, TILES_IN_PAGE, PAGE_STRIDE
     )
     for split in range(first_split, end, SPLIT_TILES):
         top, total, out = tile.empty(COLUMNS, PADDED)
         for number in tl.range(tl.maximum(split, first_tile), tl.minimum(split + SPLIT_TILES, end), num_stages=STAGES):
-            place = tile.tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+            page, place = tile.tile_place(block_table, number, head, KV_HEADS, TILES_IN_PAGE, PAGE_STRIDE)
             # As in decode, the next tile's scales arrive during this tile.
             following = tl.minimum(number + 1, end - 1)
             next_k_steps, next_v_steps = tile.tile_scales(
-                k_scale, v_scale, block_table, following, head, oldest, last, window, KV_HEADS, TILES_IN_PAGE
+                k_scale,
+                v_scale,
+                block_table,
+                following,
+                head,
+                oldest,
+                last,
+                window,
+                KV_HEADS,
+                TILES_IN_PAGE,
+                PAGE_STRIDE,
             )
             if MAP_TILES > 0:
                 here = at + tile.map_offset(number, last_map, tokens, HEADS, MAP_TILES)
@@ -124,6 +135,7 @@ def attend_chunk(
                 v_steps,
                 v_unit,
                 v_zero,
+                page,
                 place,
                 seen,
                 k_scale is not None,

@@ -43,10 +43,13 @@ def merge(top, total, out, tile_top, tile_total, tile_out):
 
 
 @triton.jit
-def tile_place(block_table, tile, TILES_IN_PAGE: tl.constexpr):
-    """A sequence's tile in the cache, int64."""
-    page = tl.load(block_table + tile // TILES_IN_PAGE).to(tl.int64)
-    return page * TILES_IN_PAGE + tile % TILES_IN_PAGE
+def tile_place(
+    block_table, number, head, KV_HEADS: tl.constexpr, TILES_IN_PAGE: tl.constexpr, PAGE_STRIDE: tl.constexpr
+):
+    """Where a sequence's tile lies: the distance of its page from the first one, int64, in units of PAGE_STRIDE; and
+    the number of the tile and head in the page."""
+    page = tl.load(block_table + number // TILES_IN_PAGE).to(tl.int64)
+    return page * PAGE_STRIDE, number % TILES_IN_PAGE * KV_HEADS + head
 
 
 @triton.jit
@@ -75,11 +78,11 @@ def load_table(table, head, D: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def load_scales(scales, place, known):
+def load_scales(scales, page, place, known):
     """The scales of a tile, [TILE], 0 where not known; a scalar that is not used if the scheme has static ones."""
     steps = 0.0
     if scales is not None:
-        steps = tl.load(scales + place * TILE + tl.arange(0, TILE), mask=known, other=0.0)
+        steps = tl.load(scales + (page >> 1) + place * TILE + tl.arange(0, TILE), mask=known, other=0.0)
     return steps
 
 
@@ -105,11 +108,12 @@ def tile_scales(
     window,
     KV_HEADS: tl.constexpr,
     TILES_IN_PAGE: tl.constexpr,
+    PAGE_STRIDE: tl.constexpr,
 ):
     """load_scales of K and of V for a tile of a sequence, where some query sees keys from `oldest` to `last`."""
-    place = tile_place(block_table, number, TILES_IN_PAGE) * KV_HEADS + head
+    page, place = tile_place(block_table, number, head, KV_HEADS, TILES_IN_PAGE, PAGE_STRIDE)
     known = keys_between(number, oldest, last, window)
-    return load_scales(k_scale, place, known), load_scales(v_scale, place, known)
+    return load_scales(k_scale, page, place, known), load_scales(v_scale, page, place, known)
 
 
 @triton.jit
@@ -129,6 +133,7 @@ def attend_tile(
     v_steps,
     v_unit,
     v_offset,
+    page,
     place,
     seen,
     TOKEN_K: tl.constexpr,
@@ -140,7 +145,7 @@ def attend_tile(
     LEVELS: tl.constexpr,
     QUANTIZED_SUM: tl.constexpr,
 ):
-    """The partial result of the tile at `place`, an index into [tiles, Hkv].
+    """The partial result of the tile at `page`, in bytes, and `place`, as tile_place returns them.
 
     Args:
         q: int8 [PADDED, COLUMNS], of which USED columns hold queries; row_scale, bias: float32 [COLUMNS], bias or None.
@@ -151,12 +156,9 @@ def attend_tile(
     """
     keys = tl.arange(0, TILE)
     channels = tl.arange(0, PADDED)
-    k_tile = load_block(
-        k + place * (TILE * D) + (keys[:, None] * D + channels[None, :]), channels[None, :] < D, D == PADDED
-    )
-    v_tile = load_block(
-        v + place * (TILE * D) + (channels[:, None] * TILE + keys[None, :]), channels[:, None] < D, D == PADDED
-    )
+    begin = page + place * (TILE * D)
+    k_tile = load_block(k + begin + (keys[:, None] * D + channels[None, :]), channels[None, :] < D, D == PADDED)
+    v_tile = load_block(v + begin + (channels[:, None] * TILE + keys[None, :]), channels[:, None] < D, D == PADDED)
 
     scores = tl.dot(k_tile, q, out_dtype=tl.int32).to(tl.float32) * row_scale[None, :]
     if TOKEN_K:
