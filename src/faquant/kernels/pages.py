@@ -30,11 +30,11 @@ class Spans:
     Attributes:
         tokens_starts: int64 [sequences, 2]: number of tokens, and position of the first one in its sequence.
         block_tables: int64 [sequences, pages], the pages of each sequence in order; entries beyond its end are not
-            read.
+            read. For pages on a GPU it may be an int32 tensor there.
     """
 
     tokens_starts: Integers
-    block_tables: Integers
+    block_tables: Array
 
     @classmethod
     def of(cls, parts: Sequence[tuple[int, int, Array]]) -> "Spans":
@@ -47,7 +47,7 @@ class Spans:
         return cls(numbers, tables)
 
     @cached_property
-    def parts(self) -> list[tuple[slice, int, Integers]]:
+    def parts(self) -> list[tuple[slice, int, Array]]:
         """Yield (rows, start, block table) of each sequence."""
         counts, starts = self.tokens_starts.T.tolist()
         ends = accumulate(counts)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..arrays import Array
 from ..pages import Spans
 from ..scheme import SPLIT
-from .cache import DeviceBatch, DeviceSpans
+from .cache import DeviceBatch, DeviceSpans, pinned
 
 MOST_ROWS = 64
 """Steps with more rows run without a graph: their kernels take longer than their launches."""
@@ -39,7 +39,7 @@ class DecodeGraphs:
         return len(counts) <= MOST_ROWS and bool((counts == 1).all())
 
     def run(self, x: Tensor, tables: tuple[Array, Array], spans: Spans) -> None:
-        """Run x [rows, hidden] through the layers, in place; tables [rows, …, D] are RoPE's."""
+        """Run x [rows, hidden] through the layers, in place; tables [rows, 1, D] are RoPE's."""
         rows = _power_of_two(len(x))
         splits = _power_of_two(int(spans.tokens_starts[:, 1].max()) // SPLIT + 1)
         if (rows, splits) not in self._graphs:
@@ -62,12 +62,13 @@ class _Graph:
         device: torch.device,
         pool: Any,
     ) -> None:
-        self._step, self._page_size = step, page_size
+        self._step, self._page_size, self._device = step, page_size, device
         self._longest = splits * SPLIT - 1
-        self._width = splits * SPLIT // page_size
+        self._width = -(-splits * SPLIT // page_size)
         self._x = torch.zeros(rows, hidden, device=device)
         self._tables = torch.zeros(2, rows, dim, device=device)
-        self._integers = torch.full((rows, 1 + self._width), -1, dtype=torch.int32, device=device)
+        self._positions = torch.full((rows,), -1, dtype=torch.int32, device=device)
+        self._block_tables = torch.zeros(rows, self._width, dtype=torch.int32, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
         # Kernels compile and allocate at their first launch, which a graph cannot hold.
         self._run_step()
@@ -77,13 +78,19 @@ class _Graph:
 
     def run(self, x: Tensor, tables: tuple[Array, Array], spans: Spans) -> None:
         rows = len(x)
-        integers = np.full(self._integers.shape, -1, np.int32)
-        integers[:rows, 0] = spans.tokens_starts[:, 1]
+        positions = np.full(len(self._positions), -1, np.int32)
+        positions[:rows] = spans.tokens_starts[:, 1]
         block_tables = spans.block_tables[:, : self._width]
-        integers[:rows, 1 : 1 + block_tables.shape[1]] = block_tables
-        self._integers.copy_(torch.from_numpy(integers))
-        for mine, table in zip(self._tables, tables, strict=True):
-            mine[:rows].copy_(torch.as_tensor(table).view(rows, -1))
+        if not isinstance(block_tables, Tensor):
+            block_tables = block_tables.astype(np.int32)
+        copies = [
+            (self._positions, positions),
+            # What else is in these rows is not read.
+            (self._block_tables[:rows, : block_tables.shape[1]], block_tables),
+            *((mine[:rows, None], table) for mine, table in zip(self._tables, tables, strict=True)),
+        ]
+        for mine, given in copies:
+            mine.copy_(pinned(given, self._device), non_blocking=True)
         self._x[:rows] = x
         self._x[rows:].zero_()
         if self._graph is None:
@@ -94,10 +101,8 @@ class _Graph:
 
     def _run_step(self) -> None:
         rows = len(self._x)
-        positions = self._integers[:, 0].contiguous()
-        sequences = torch.arange(rows, dtype=torch.int32, device=positions.device)
-        block_tables = self._integers[:, 1:].contiguous()
-        spans = DeviceSpans(positions, sequences, block_tables, [1] * rows, [self._longest] * rows)
+        sequences = torch.arange(rows, dtype=torch.int32, device=self._device)
+        spans = DeviceSpans(self._positions, sequences, self._block_tables, [1] * rows, [self._longest] * rows)
         cos, sin = self._tables
         self._step(self._x, DeviceBatch(spans, cos, sin, spans.slots(self._page_size)))
 
@@ -106,7 +111,8 @@ def _captured(step: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph | Non
     """The graph of a step, or None if the GPU's memory does not suffice; then the step is launched anew each time."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads may wait for the GPU meanwhile, as vLLM's do for sampled tokens.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             step()
     except torch.OutOfMemoryError:
         torch.cuda.set_stream(stream)
