@@ -17,8 +17,9 @@ from faquant.kernels.scheme import AttentionScheme
 from faquant.kernels.tables import DynamicTable, FloatTable, LinearTable, StaticTable
 from faquant.model.decoder import Decoder, build_decoder
 from faquant.model.paged import Chunk, PagedDecoder
+from faquant.model.ranks import Heads, part
 from faquant.model.rope import Rope
-from faquant.vllm.shards import Gather, Heads, Shard, gathered, part, with_heads
+from faquant.vllm.shards import Gather, Shard, gathered, with_heads, with_inputs
 from oracles.pages import poison
 
 BACKEND = CpuBackend()
@@ -113,13 +114,15 @@ class Exchange:
         return gather
 
 
-def results(made: Random, ranks: int) -> list[tuple[Floats, list[Any]]]:
+def results(made: Random, ranks: int, sums: bool = False) -> list[tuple[Floats, list[Any]]]:
     """For each rank, the logits of a prompt and of two tokens after it, and the stored bytes of each layer."""
     config, exchange = made.config, Exchange(ranks)
 
     def run(rank: int) -> tuple[Floats, list[Any]]:
         heads = Heads.of(config, rank, ranks)
-        decoder = made.decoder(Shard(config, BACKEND, heads, rank, ranks, exchange.of(rank)))
+        gather = exchange.of(rank)
+        reduce = (lambda x: gather(x[None].reshape(1, -1)).reshape(ranks, *x.shape).sum(0)) if sums else None
+        decoder = made.decoder(Shard(config, BACKEND, heads, rank, ranks, gather, reduce))
         pages = [BACKEND.int8_pages(with_heads(made.scheme(), heads), 3, 128) for _ in range(LAYERS)]
         for each in pages:
             poison(each)
@@ -147,6 +150,25 @@ def test_any_number_of_ranks_gives_the_bits_of_one(kind: str, ranks: int) -> Non
             for mine, whole in zip(ours, theirs, strict=True):
                 assert (mine is None) == (whole is None)
                 assert mine is None or np.array_equal(mine, whole[:, kv.start : kv.stop])
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static", "float"])
+def test_scales_of_shards(kind: str) -> None:
+    """Close to one rank's answer, and equal on all ranks. With calibrated scales, the head's inputs round to the same
+    integers."""
+    made = Random(make_config(intermediate=256), kind)
+    (expected, _), *_ = results(made, 1)
+    (first, _), (second, _) = results(made, 2, sums=True)
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, expected) == (kind == "static")
+    assert np.abs(first - expected).max() < 0.15 * np.abs(expected).max()
+
+
+def test_shards_that_cut_a_hadamard_block() -> None:
+    made = Random(make_config(intermediate=192), "dynamic")
+    name = "model.layers.0.mlp.down_proj"
+    with pytest.raises(UnsupportedError, match=rf"2 ranks would cut {name}'s Hadamard blocks of 64 inputs"):
+        with_inputs(made.table(name), name, 0, 2)
 
 
 def test_heads_of_ranks() -> None:

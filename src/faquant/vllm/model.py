@@ -57,9 +57,13 @@ class FaquantModel(nn.Module):
         def gather(x: Array) -> Array:
             return np.ascontiguousarray(tensor_parallel.all_gather(torch.from_numpy(x), dim=-1).numpy())
 
+        def reduce(x: Array) -> Array:
+            return tensor_parallel.all_reduce(torch.from_numpy(x)).numpy()
+
         use_cores(vllm_config.parallel_config.local_world_size)
         self._backend = make_backend("cpu")
-        shard = Shard(config, self._backend, Heads.of(config, rank, ranks), rank, ranks, gather)
+        sums = reduce if scales_of(vllm_config) == "shard" else None
+        shard = Shard(config, self._backend, Heads.of(config, rank, ranks), rank, ranks, gather, sums)
         first, last = get_pp_indices(config.num_layers, pipeline.rank_in_group, pipeline.world_size)
 
         def linear(name: str) -> Any:
@@ -167,6 +171,18 @@ class FaquantModel(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Not used: the constructor reads the checkpoint."""
         raise NotImplementedError("faquant's models cannot be given other weights.")
+
+
+def scales_of(vllm_config: VllmConfig) -> str:
+    """`row`: a row that is divided among ranks is rounded by one scale, as on one rank; `shard`: each rank has its own.
+
+    Raises:
+        UnsupportedError: the setting has another value.
+    """
+    chosen = vllm_config.additional_config.get("faquant_scales", "row")
+    if chosen not in ("row", "shard"):
+        raise UnsupportedError(f"faquant_scales in --additional-config must be row or shard, not {chosen!r:.80}.")
+    return str(chosen)
 
 
 def _directory(vllm_config: VllmConfig) -> Path:
