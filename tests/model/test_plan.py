@@ -1,6 +1,5 @@
 """The plan for a float model matches the memory of the quantized one."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from faquant.model.load import load
 from faquant.model.plan import WORKER_BYTES, Plan, plan
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, Recipe
+from oracles.configs import LLAMA_8B, LLAMA_70B, write_config
 from oracles.tiny_models import tiny_model
 
 
@@ -39,25 +39,6 @@ def test_as_the_quantized_model_then_is(kind: str, dtype: str, tmp_path: Path) -
         # msModelSlim's format does not contain the recipe's name.
         assert after.ours.name == ("msmodelslim" if recipe.format == "msmodelslim" else recipe.name)
         assert before.bfloat16.kv_bytes_per_token == after.bfloat16.kv_bytes_per_token
-
-
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "dtype": "bfloat16",
-}
-LLAMA_70B = LLAMA_8B | {
-    "hidden_size": 8192,
-    "intermediate_size": 28672,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 80,
-}
 
 
 def test_a_config_is_enough_and_the_sizes_are_the_familys(tmp_path: Path) -> None:
@@ -150,7 +131,7 @@ def test_what_a_quantized_model_holds_is_divided_too(tmp_path: Path) -> None:
 
 
 def planned(config: dict[str, object], directory: Path, recipe: Recipe | None = None, **ranks: int) -> Plan:
-    (directory / "config.json").write_text(json.dumps(config))
+    write_config(config, directory)
     return plan(directory, recipe, **ranks)
 
 

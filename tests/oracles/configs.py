@@ -1,5 +1,7 @@
 """Valid contents of config.json, which tests modify, and the errors of invalid ones."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,29 @@ LLAMA3 = {
     "original_max_position_embeddings": 1024,
 }
 WINDOWED = {"use_sliding_window": True, "sliding_window": 128}
+
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "dtype": "bfloat16",
+}
+LLAMA_70B = LLAMA_8B | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+}
+"""Of Llama 3.1, as far as sizes depend on it."""
+
+
+def write_config(config: dict[str, Any], directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def error_of(raw: dict[str, Any], kind: type[FaquantError] = CheckpointError) -> str:
