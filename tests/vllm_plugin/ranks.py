@@ -1,6 +1,6 @@
 """Runs one prompt through vLLM, and prints the answer's tokens and, for each rank, the sha256 of all hidden states.
 
-python ranks.py DIRECTORY RANKS DTYPE IDS COUNT
+python ranks.py DIRECTORY TENSOR_PARALLEL PIPELINE_PARALLEL DTYPE IDS COUNT
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 from recording import record, taken
 
 
-def main(directory: str, ranks: str, dtype: str, ids: str, count: str) -> None:
+def main(directory: str, tensor_parallel: str, pipeline_parallel: str, dtype: str, ids: str, count: str) -> None:
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # to send functions
     from vllm import LLM, SamplingParams
 
@@ -18,9 +18,10 @@ def main(directory: str, ranks: str, dtype: str, ids: str, count: str) -> None:
         directory,
         dtype=dtype,
         quantization="faquant",
-        tensor_parallel_size=int(ranks),
+        tensor_parallel_size=int(tensor_parallel),
+        pipeline_parallel_size=int(pipeline_parallel),
         skip_tokenizer_init=True,
-        enforce_eager=True,
+        enforce_eager=pipeline_parallel == "1",  # with it, pipelines on CPUs fail in vLLM 0.32
         max_num_seqs=2,
         max_num_batched_tokens=128,  # cuts the prompt
     )
