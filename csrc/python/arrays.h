@@ -39,8 +39,8 @@ inline std::string shape_text(const std::vector<int64_t>& shape) {
     return "[" + text + "]";
 }
 
-// Whether the array has this shape and is contiguous. With `page_stride`, only what it has under its first index must be
-// contiguous, and the distance in elements to the next index, at which there must be space for it, is set.
+// Whether the array has this shape and is contiguous. With `page_stride`, only what it has under its first index must
+// be contiguous, and the distance in elements to the next index, at which there must be space for it, is set.
 template <typename AnyArray>
 bool has_layout(const AnyArray& array, const std::vector<int64_t>& shape, int64_t* page_stride) {
     if (array.ndim() != shape.size()) {
