@@ -1,18 +1,23 @@
 """Any number of ranks gives the bits of one. The ranks are threads here; vLLM is not needed."""
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from faquant import api
 from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.errors import UnsupportedError
+from faquant.formats import open_checkpoint
 from faquant.kernels.arrays import Floats
 from faquant.kernels.cpu import CpuBackend
+from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import AttentionScheme
 from faquant.kernels.tables import DynamicTable, FloatTable, LinearTable, StaticTable
 from faquant.model.decoder import Decoder, build_decoder
@@ -21,8 +26,10 @@ from faquant.model.ranks import Heads, part
 from faquant.model.rope import Rope
 from faquant.vllm.shards import Gather, Shard, gathered, with_heads, with_inputs
 from oracles.pages import poison
+from oracles.tiny_models import tiny_model
 
 BACKEND = CpuBackend()
+INTEROP = Path(__file__).parents[1] / "data" / "interop"
 HEADS, KV_HEADS, DIM, LAYERS = 8, 2, 16, 2
 
 
@@ -70,7 +77,11 @@ class Random:
             return random.normal(size=(self.config.vocab_size, hidden)).astype(np.float32)
         return 1 + random.normal(size=hidden).astype(np.float32) / 4
 
-    def scheme(self) -> AttentionScheme:
+    @property
+    def schemes(self) -> list[AttentionScheme | None]:
+        return [self._scheme()] * LAYERS
+
+    def _scheme(self) -> AttentionScheme:
         generator = torch.Generator().manual_seed(3)
 
         def table(heads: int, last: int = DIM) -> Any:
@@ -114,7 +125,21 @@ class Exchange:
         return gather
 
 
-def results(made: Random, ranks: int, sums: bool = False) -> list[tuple[Floats, list[Any]]]:
+class Stored:
+    """Tables of a checkpoint."""
+
+    def __init__(self, directory: Path) -> None:
+        self._opened = open_checkpoint(directory)
+        self.config, self.schemes = self._opened.config, self._opened.schemes
+
+    def decoder(self, shard: Shard) -> Decoder:
+        def linear(name: str) -> Any:
+            return shard.linear(name, self._opened.linear(name))
+
+        return build_decoder(self.config, BACKEND, self._opened.tensor, linear, self._opened.checked.__contains__)
+
+
+def results(made: Random | Stored, ranks: int, sums: bool = False) -> list[tuple[Floats, list[Any]]]:
     """For each rank, the logits of a prompt and of two tokens after it, and the stored bytes of each layer."""
     config, exchange = made.config, Exchange(ranks)
 
@@ -123,17 +148,24 @@ def results(made: Random, ranks: int, sums: bool = False) -> list[tuple[Floats, 
         gather = exchange.of(rank)
         reduce = (lambda x: gather(x[None].reshape(1, -1)).reshape(ranks, *x.shape).sum(0)) if sums else None
         decoder = made.decoder(Shard(config, BACKEND, heads, rank, ranks, gather, reduce))
-        pages = [BACKEND.int8_pages(with_heads(made.scheme(), heads), 3, 128) for _ in range(LAYERS)]
+        pages = [pages_of(config, scheme, heads) for scheme in made.schemes]
         for each in pages:
             poison(each)
         paged, rope, table = PagedDecoder(decoder, pages, BACKEND), Rope(config), np.array([2, 0])
         ids = np.random.default_rng(1).integers(0, config.vocab_size, 132)
         found = [paged.run([Chunk(ids[:130], 0, table, rope)]), paged.run([Chunk(ids[130:], 130, table, rope)])]
         logits = decoder.logits(np.concatenate(found))
-        return logits, [each.read_bytes(table, 132) for each in pages]
+        stored = [each.read_bytes(table, 132) for each in pages if isinstance(each, Int8Pages)]
+        return logits, stored
 
     with ThreadPoolExecutor(ranks) as pool:
         return list(pool.map(run, range(ranks)))
+
+
+def pages_of(config: ModelConfig, scheme: AttentionScheme | None, heads: Heads) -> Any:
+    if scheme is None:
+        return BACKEND.float_pages(len(heads.q), len(heads.kv), config.head_dim, 3, 128)
+    return BACKEND.int8_pages(with_heads(scheme, heads), 3, 128)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static", "float"])
@@ -150,6 +182,29 @@ def test_any_number_of_ranks_gives_the_bits_of_one(kind: str, ranks: int) -> Non
             for mine, whole in zip(ours, theirs, strict=True):
                 assert (mine is None) == (whole is None)
                 assert mine is None or np.array_equal(mine, whole[:, kv.start : kv.stop])
+
+
+@pytest.mark.parametrize("recipe", ["default", "static", "attention-only", "mindie", "mindie-plain"])
+def test_checkpoints_of_every_recipe(recipe: str, tmp_path: Path) -> None:
+    """Through their files, with two ranks and four."""
+    tiny_model("llama3", tmp_path / "float")
+    (tmp_path / "ids.jsonl").write_text(json.dumps({"token_ids": list(range(200))}))
+    api.quantize(tmp_path / "float", tmp_path / "out", recipe, calibration=tmp_path / "ids.jsonl", device="cpu")
+    check_ranks(Stored(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in INTEROP.glob("*/config.json")))
+def test_checkpoints_of_other_tools(name: str) -> None:
+    """With biases, zero points, and layers without tables."""
+    check_ranks(Stored(INTEROP / name))
+
+
+def check_ranks(made: Stored) -> None:
+    (expected, _), *_ = results(made, 1)
+    assert np.isfinite(expected).all()
+    for ranks in (2, 4):
+        for logits, _ in results(made, ranks):
+            assert np.array_equal(logits.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static", "float"])
