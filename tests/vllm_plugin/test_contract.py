@@ -51,6 +51,9 @@ HOOKS: dict[str, list[str] | None] = {
     "vllm.v1.attention.backend:AttentionBackend.get_impl_cls": [],
     "vllm.v1.attention.backend:AttentionBackend.get_builder_cls": [],
     "vllm.v1.attention.backend:AttentionBackend.get_supported_kernel_block_sizes": ["kv_cache_spec"],
+    "vllm.v1.attention.backend:AttentionBackend.supports_device_cpu_query_lens_mismatch": [],
+    "vllm.v1.attention.backend:AttentionCGSupport.NEVER": None,
+    "vllm.v1.attention.backend:AttentionMetadataBuilder._cudagraph_support": None,
     "vllm.v1.attention.backend:AttentionMetadataBuilder.__init__": [
         "self",
         "kv_cache_spec",
@@ -67,6 +70,9 @@ HOOKS: dict[str, list[str] | None] = {
     "vllm.v1.kv_cache_interface:FullAttentionSpec": None,
     "vllm.v1.kv_cache_interface:KVCacheLayout.LBHNC": None,
     "vllm.v1.kv_cache_interface:KVCacheLayout.BLHNC": None,
+    # The device.
+    "vllm.platforms:current_platform": None,
+    "vllm.platforms.interface:Platform.is_cuda": ["self"],
     # What a step and its ranks are.
     "vllm.forward_context:get_forward_context": [],
     "vllm.distributed:get_tp_group": [],
@@ -80,8 +86,10 @@ FIELDS = {
     "vllm.v1.attention.backend:CommonAttentionMetadata": {
         "query_start_loc_cpu",
         "seq_lens",
+        "seq_lens_cpu_upper_bound",
         "num_reqs",
         "block_table_tensor",
+        "slot_mapping",
     },
     "vllm.v1.kv_cache_interface:FullAttentionSpec": {
         "block_size",

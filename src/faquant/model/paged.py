@@ -34,7 +34,7 @@ class Chunk:
 
     tokens: Integers
     start: int
-    block_table: Integers
+    block_table: Array
     rope: Rope
     position: int = 0
 
@@ -43,17 +43,21 @@ class Batch:
     """Chunks that run together: their tokens in one row, and the attention of each layer.
 
     Args:
-        spans: the chunks as Spans, if the caller has them.
+        spans, slots: the chunks as Spans, and the slot for each token's key and value, int64 [tokens], if the caller
+            has them. If the spans' block tables lie on a GPU, it must have both.
 
     Raises:
         ValueError: there are no chunks, or a block_table is too short.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], page_size: int, spans: Spans | None = None) -> None:
+    def __init__(
+        self, chunks: Sequence[Chunk], page_size: int, spans: Spans | None = None, slots: Array | None = None
+    ) -> None:
         if not chunks:
             raise ValueError("there are no chunks to run")
         self._chunks = chunks
         self._page_size = page_size
+        self._given_slots = slots
         self.tokens = np.concatenate([chunk.tokens for chunk in chunks])
         self.spans = spans or Spans.of([(len(chunk.tokens), chunk.start, chunk.block_table) for chunk in chunks])
 
@@ -92,8 +96,10 @@ class Batch:
         return np.concatenate([np.arange(start, start + rows.stop - rows.start) for rows, start, _ in self.spans.parts])
 
     @cached_property
-    def slots(self) -> Integers:
+    def slots(self) -> Array:
         """int64 [tokens]: the slot for each token's key and value."""
+        if self._given_slots is not None:
+            return self._given_slots
         pages = np.concatenate([table[self.positions[rows] // self._page_size] for rows, _, table in self.spans.parts])
         if pages.min() < 0:
             raise ValueError("a span's block_table is too short")

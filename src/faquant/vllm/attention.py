@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import (
     AttentionBackend,
+    AttentionCGSupport,
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
     MultipleOf,
@@ -27,15 +29,20 @@ class Step:
     Attributes:
         tokens: their number.
         page_size: tokens in a page.
+        slots: the slot for each token's key and value, int64 [tokens], if it is on a GPU as the block tables are.
     """
 
     spans: Spans
     tokens: int
     page_size: int
+    slots: Tensor | None
 
 
 class StepBuilder(AttentionMetadataBuilder[Step]):
     """Makes a Step of vLLM's metadata, once for all layers."""
+
+    # A step reads numbers on the CPU, which a graph of vLLM's would not. On a GPU, fused layers have their own graphs.
+    _cudagraph_support = AttentionCGSupport.NEVER
 
     def __init__(
         self, kv_cache_spec: Any, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
@@ -47,17 +54,24 @@ class StepBuilder(AttentionMetadataBuilder[Step]):
     ) -> Step:
         given = common_attn_metadata
         count, page_size = given.num_reqs, self.kv_cache_spec.block_size
-        lengths = given.seq_lens[:count].numpy().astype(np.int64)
-        tokens = np.diff(given.query_start_loc_cpu[: count + 1].numpy().astype(np.int64))
-        pages = -(-int(lengths.max(initial=1)) // page_size)
-        return Step(
-            Spans(
-                np.stack([tokens, lengths - tokens], axis=1),
-                given.block_table_tensor[:count, :pages].numpy().astype(np.int64),
-            ),
-            int(tokens.sum()),
-            page_size,
-        )
+        lengths = self._lengths(given)[:count].numpy().astype(np.int64)
+        counts = np.diff(given.query_start_loc_cpu[: count + 1].numpy().astype(np.int64))
+        tokens, tables, slots = int(counts.sum()), given.block_table_tensor[:count], None
+        if current_platform.is_cuda():
+            tables, slots = tables.contiguous(), given.slot_mapping[:tokens]
+        else:
+            pages = -(-int(lengths.max(initial=1)) // page_size)
+            tables = tables[:, :pages].numpy().astype(np.int64)
+        return Step(Spans(np.stack([counts, lengths - counts], axis=1), tables), tokens, page_size, slots)
+
+    def _lengths(self, given: CommonAttentionMetadata) -> Tensor:
+        """The length of each sequence with the tokens of this step, on the CPU. With a GPU, vLLM knows it there without
+        waiting for the GPU, but with speculated tokens only an upper bound."""
+        known: Tensor | None = given.seq_lens_cpu_upper_bound
+        if current_platform.is_cuda() and known is not None and self.vllm_config.speculative_config is None:
+            return known
+        lengths: Tensor = given.seq_lens.cpu()
+        return lengths
 
 
 class FaquantAttention(AttentionBackend):
@@ -78,6 +92,10 @@ class FaquantAttention(AttentionBackend):
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
         return [MultipleOf(TILE)]
+
+    @classmethod
+    def supports_device_cpu_query_lens_mismatch(cls) -> bool:
+        return False
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:

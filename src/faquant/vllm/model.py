@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,18 @@ from vllm.distributed import get_pp_group, get_tp_group
 from vllm.distributed.utils import get_pp_indices
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from ..errors import UnsupportedError
 from ..formats import open_checkpoint
 from ..formats.base import Opened
-from ..kernels.arrays import Array
-from ..kernels.backend import Pages, make_backend
+from ..kernels.arrays import Array, contiguous
+from ..kernels.backend import Pages, backend_for
+from ..kernels.quantizers import tensor_of
+from ..kernels.scheme import TILE, AttentionScheme
 from ..model.decoder import build_layer, build_norm
-from ..model.paged import Batch, Chunk, PagedLayers
+from ..model.paged import PAGE_SIZE, Batch, Chunk, PagedLayers
 from ..model.ranks import Heads
 from ..model.rope import Rope
 from .attention import LayerCache, Step
@@ -38,7 +40,8 @@ STREAM = "residual_stream"
 class FaquantModel(nn.Module):
     """One rank's layers, and on the first and last rank of a pipeline the embedding and the head.
 
-    All arithmetic is float32, whatever dtype vLLM was given, and has the bits of faquant's own engine.
+    All arithmetic is float32, whatever dtype vLLM was given, and has the bits of faquant's own engine. On a GPU, arrays
+    are tensors there; on a CPU they are NumPy's.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -55,13 +58,14 @@ class FaquantModel(nn.Module):
         rank, ranks = tensor_parallel.rank_in_group, tensor_parallel.world_size
 
         def gather(x: Array) -> Array:
-            return np.ascontiguousarray(tensor_parallel.all_gather(torch.from_numpy(x), dim=-1).numpy())
+            return contiguous(self._array(tensor_parallel.all_gather(tensor_of(x), dim=-1)))
 
         def reduce(x: Array) -> Array:
-            return tensor_parallel.all_reduce(torch.from_numpy(x)).numpy()
+            return self._array(tensor_parallel.all_reduce(tensor_of(x)))
 
         use_cores(vllm_config.parallel_config.local_world_size)
-        self._backend = make_backend("cpu")
+        self._on_gpu = current_platform.is_cuda()
+        self._backend = backend_for("cuda" if self._on_gpu else "cpu")
         sums = reduce if scales_of(vllm_config) == "shard" else None
         shard = Shard(config, self._backend, Heads.of(config, rank, ranks), rank, ranks, gather, sums)
         first, last = get_pp_indices(config.num_layers, pipeline.rank_in_group, pipeline.world_size)
@@ -84,10 +88,11 @@ class FaquantModel(nn.Module):
         context = vllm_config.compilation_config.static_forward_context
         self._caches: dict[str, LayerCache] = {}
         for number, scheme in enumerate(self._schemes, first):
-            local = self._local
-            size = 8 * local.num_kv_heads * local.head_dim if scheme is None else scheme.bytes_per_token
+            local, size = self._local, self._pages(scheme, 1, TILE).bytes_per_token
             cache = LayerCache(local.num_heads, local.num_kv_heads, local.head_dim, size)
             self._caches[f"model.layers.{number}.self_attn.attn"] = cache
+        self._bound: Tensor | None = None
+        self._max_length = vllm_config.model_config.max_model_len
         context.update(self._caches)
         logger.info(
             "faquant: recipe %s, kernels %s, cache of %d bytes a token and rank (--kv-cache-dtype has no effect)",
@@ -96,19 +101,31 @@ class FaquantModel(nn.Module):
             sum(cache.bytes_per_token for cache in self._caches.values()),
         )
 
-    @cached_property
-    def _paged(self) -> PagedLayers:
-        """The layers over the pages that vLLM has bound."""
-        pages = [self._pages(*each) for each in zip(self._schemes, self._caches.values(), strict=True)]
-        return PagedLayers(self._layers, self._windows, pages, self._backend)
+    def _array(self, x: Tensor) -> Array:
+        """A tensor of vLLM's as the backend takes it."""
+        return x if self._on_gpu else x.numpy()
 
-    def _pages(self, scheme: Any, cache: LayerCache) -> Pages:
-        memory, size = cache.pages.numpy(), cache.kv_cache.shape[2]
+    @property
+    def _paged(self) -> PagedLayers:
+        """The layers over the pages that vLLM has bound last."""
+        caches = list(self._caches.values())
+        if self._bound is not caches[0].kv_cache:
+            pages = [
+                self._pages(scheme, len(cache.kv_cache), cache.kv_cache.shape[2], self._array(cache.pages))
+                for scheme, cache in zip(self._schemes, caches, strict=True)
+            ]
+            self._over_pages = PagedLayers(self._layers, self._windows, pages, self._backend)
+            self._bound = caches[0].kv_cache
+        return self._over_pages
+
+    def _pages(
+        self, scheme: AttentionScheme | None, num_pages: int, page_size: int, memory: Array | None = None
+    ) -> Pages:
         if scheme is not None:
-            return self._backend.int8_pages(scheme, len(memory), size, memory)
+            return self._backend.int8_pages(scheme, num_pages, page_size, memory)
         local = self._local
         return self._backend.float_pages(
-            local.num_heads, local.num_kv_heads, local.head_dim, len(memory), size, memory=memory
+            local.num_heads, local.num_kv_heads, local.head_dim, num_pages, page_size, memory=memory
         )
 
     def forward(
@@ -123,9 +140,9 @@ class FaquantModel(nn.Module):
         stream."""
         x = self._run(input_ids, positions, intermediate_tensors, inputs_embeds)
         if not self._is_last:
-            return IntermediateTensors({STREAM: torch.from_numpy(x)})
+            return IntermediateTensors({STREAM: tensor_of(x)})
         assert self._norm is not None
-        return torch.from_numpy(self._norm(x))
+        return tensor_of(self._norm(x))
 
     def _run(
         self,
@@ -135,32 +152,46 @@ class FaquantModel(nn.Module):
         inputs_embeds: Tensor | None,
     ) -> Array:
         metadata = get_forward_context().attn_metadata
-        if metadata is None:  # vLLM only measures memory
-            return np.zeros((len(positions), self.config.hidden_size), np.float32)
+        if metadata is None:
+            return self._measured(positions)
         step: Step = next(iter(metadata.values()))  # the same for all layers
         tokens = step.tokens
         if intermediate_tensors is not None and not self._is_first:
-            x = intermediate_tensors[STREAM][:tokens].float().numpy()
+            x = self._array(intermediate_tensors[STREAM][:tokens].float())
         elif inputs_embeds is not None:
-            x = inputs_embeds[:tokens].float().numpy()
+            x = self._array(inputs_embeds[:tokens].float())
         else:
             assert input_ids is not None
-            x = self._embedding[input_ids[:tokens].numpy()]
+            x = self._embedding[self._array(input_ids[:tokens])]
         chunks = [
             Chunk(np.empty(rows.stop - rows.start, np.int64), start, table, self._rope)
             for rows, start, table in step.spans.parts
         ]
-        return self._paged.run(np.array(x, order="C"), Batch(chunks, step.page_size, step.spans))
+        own = x.clone() if self._on_gpu else np.array(x, order="C")
+        return self._paged.run(own, Batch(chunks, step.page_size, step.spans, step.slots))
+
+    def _measured(self, positions: Tensor) -> Array:
+        """A residual stream for so many tokens, with which vLLM measures the memory that the cache may take. Only on a
+        GPU it measures a step: there a layer runs, because one needs as much as all."""
+        tokens, hidden = len(positions), self.config.hidden_size
+        if not self._on_gpu:
+            return np.zeros((tokens, hidden), np.float32)
+        starts = range(0, tokens, self._max_length)
+        prompts = [np.zeros(min(self._max_length, tokens - start), np.int64) for start in starts]
+        batch = Batch.of_prompts(prompts, [self._rope] * len(prompts))
+        pages = self._pages(self._schemes[0], batch.num_pages, PAGE_SIZE)
+        layer = PagedLayers(self._layers[:1], self._windows[:1], [pages], self._backend)
+        return layer.run(torch.zeros(tokens, hidden, device=positions.device), batch)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """float32 logits [tokens, vocab]."""
         if self._head is None:
             return None
-        return torch.from_numpy(self._head(hidden_states.numpy()))
+        return tensor_of(self._head(self._array(hidden_states)))
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """float32 rows [tokens, hidden] of the embedding."""
-        return torch.from_numpy(self._embedding[input_ids.numpy()])
+        return tensor_of(self._embedding[self._array(input_ids)])
 
     def make_empty_intermediate_tensors(
         self, batch_size: int, dtype: torch.dtype, device: torch.device

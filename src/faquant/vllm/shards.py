@@ -16,7 +16,7 @@ import numpy as np
 
 from ..checkpoint.model_config import ModelConfig
 from ..errors import UnsupportedError
-from ..kernels.arrays import Array, empty
+from ..kernels.arrays import Array, contiguous, empty
 from ..kernels.backend import Backend, Linear
 from ..kernels.scheme import AttentionScheme
 from ..kernels.tables import DynamicTable, FloatTable, LinearTable, StaticTable
@@ -109,7 +109,7 @@ class GatheredLinear:
 
     def __call__(self, x: Array) -> Array:
         if self._inputs is not None:
-            x = gathered(x, self._inputs, self._ranks, self._gather)
+            x = contiguous(gathered(x, self._inputs, self._ranks, self._gather))
         return gathered(self._linear(x), self._outputs, self._ranks, self._gather)
 
     @property

@@ -17,6 +17,7 @@ from ..device import interpreted
 from ..scheme import AttentionScheme
 from ..tables import LinearTable
 from . import elementwise, modules
+from .cache import sent
 from .failures import explained, explains
 from .float_pages import BFloat16Pages, FloatPages
 from .layers import CudaLayers
@@ -79,7 +80,7 @@ class CudaBackend:
         return modules.Embedding(on_device(weight, self.device))
 
     def rope(self, x: Tensor, cos: Array, sin: Array) -> Tensor:
-        return self._rope(x, *(torch.as_tensor(table) for table in (cos, sin)))
+        return self._rope(x, *(sent(table, self.device) for table in (cos, sin)))
 
     @moved_to_device
     def _rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -115,6 +115,11 @@ def pinned(x: Array, device: torch.device) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
+def sent(x: Array, device: torch.device) -> Tensor:
+    """x on the device, without waiting for what a GPU does before."""
+    return pinned(x, device).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class SchemeTables:
     """An AttentionScheme on the device. Tables are contiguous float32, with the channels of a head written out; None as
@@ -238,7 +243,7 @@ class DeviceSpans:
         parts, tables = [positions, sequences], spans.block_tables
         if not isinstance(tables, Tensor):
             parts.append(tables.reshape(-1))
-        packed = pinned(np.concatenate(parts).astype(np.int32), device).to(device, non_blocking=True)
+        packed = sent(np.concatenate(parts).astype(np.int32), device)
         tokens = len(positions)
         if not isinstance(tables, Tensor):
             tables = packed[2 * tokens :].view(tables.shape)

@@ -14,7 +14,7 @@ from ..scheme import TILE, AttentionScheme
 from .append_bfloat16 import append_bfloat16
 from .attention import FEW_TOKENS
 from .bfloat16 import attend_bfloat16
-from .cache import DeviceSpans, SchemeTables, by_token, divided, tiles_in
+from .cache import DeviceSpans, SchemeTables, by_token, divided, sent, tiles_in
 from .modules import current, moved_to_device
 
 
@@ -47,7 +47,7 @@ class FloatPages:
         return self.memory.shape[1] // self.page_size
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
-        at = torch.as_tensor(slots).to(self.device)
+        at = sent(slots, self.device)
         page, offset = at // self.page_size, at % self.page_size
         self.k[page, offset] = torch.as_tensor(k).to(self.device)
         self.v[page, offset] = torch.as_tensor(v).to(self.device)
@@ -111,9 +111,9 @@ class BFloat16Pages(FloatPages):
         self.v.zero_()  # values that nobody sees must be finite
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
-        keys, values, at = (torch.as_tensor(x).to(self.device) for x in (k, v, slots))
+        keys, values = (torch.as_tensor(x).to(self.device) for x in (k, v))
         with current(self.device):
-            append_bfloat16(keys, values, at, self.k, self.v)
+            append_bfloat16(keys, values, sent(slots, self.device), self.k, self.v)
 
     @moved_to_device
     def attend(self, q: Tensor, spans: Spans, window: int | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from ..arrays import Array
 from ..pages import Spans
 from .attention import attend
 from .attention_inputs import Rotation, attention_inputs
-from .cache import DeviceBatch, DeviceSpans, pinned
+from .cache import DeviceBatch, DeviceSpans, sent
 from .graphs import DecodeGraphs
 from .linear import FEW_TOKENS, SplitSums
 from .modules import Int8Linear, RMSNorm, current, stacked
@@ -48,7 +48,7 @@ class CudaLayers:
 
     def _batch(self, tables: tuple[Array, Array], spans: Spans) -> DeviceBatch:
         on_device = DeviceSpans.of(spans, self._device)
-        cos, sin = (pinned(table, self._device).to(self._device, non_blocking=True).flatten(1) for table in tables)
+        cos, sin = (sent(table, self._device).flatten(1) for table in tables)
         return DeviceBatch(on_device, cos, sin, on_device.slots(self._page_size))
 
 

@@ -13,7 +13,7 @@ from ..saturation import Saturation
 from ..scheme import AttentionScheme
 from .attention import attend
 from .attention_inputs import append, map_queries
-from .cache import DeviceSpans, Int8Cache, SchemeTables, by_token
+from .cache import DeviceSpans, Int8Cache, SchemeTables, by_token, sent
 from .modules import current, moved_to_device
 
 
@@ -56,8 +56,8 @@ class Int8Pages:
         return self.cache.memory.shape[1] // self.page_size
 
     def append(self, k: Tensor, v: Tensor, slots: Integers, positions: Integers) -> None:
-        to, at = (torch.as_tensor(x).to(self.device) for x in (slots, positions.astype(np.int32)))
         keys, values = (torch.as_tensor(x).to(self.device) for x in (k, v))
+        to, at = (sent(x, self.device) for x in (slots, positions.astype(np.int32)))
         with current(self.device):
             append(keys, values, to, at, self.cache, self.tables, self.beyond)
         self.tokens_appended += len(k)
