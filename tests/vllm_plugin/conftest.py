@@ -8,7 +8,7 @@ import pytest
 
 HAS_VLLM = find_spec("vllm") is not None
 if not HAS_VLLM:
-    collect_ignore = ["test_contract.py", "test_engine.py", "test_ranks.py", "test_serve.py"]
+    collect_ignore = ["test_contract.py", "test_engine.py", "test_ranks.py", "test_refusals.py", "test_serve.py"]
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -77,6 +77,7 @@ HOOKS: dict[str, list[str] | None] = {
     "vllm.forward_context:get_forward_context": [],
     "vllm.distributed:get_tp_group": [],
     "vllm.distributed:get_pp_group": [],
+    "vllm.distributed:get_world_group": [],
     "vllm.distributed.utils:get_pp_indices": ["num_hidden_layers", "pp_rank", "pp_size"],
     "vllm.sequence:IntermediateTensors": None,
     # faquant evaluate --engine vllm
@@ -99,7 +100,7 @@ FIELDS = {
         "state_content_bytes",
     },
     "vllm.forward_context:ForwardContext": {"attn_metadata"},
-    "vllm.config:CompilationConfig": {"static_forward_context"},
+    "vllm.config:CompilationConfig": {"mode", "static_forward_context"},
 }
 
 

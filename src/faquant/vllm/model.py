@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from vllm.config import VllmConfig
-from vllm.distributed import get_pp_group, get_tp_group
+from vllm.config import CompilationMode, VllmConfig
+from vllm.distributed import get_pp_group, get_tp_group, get_world_group
 from vllm.distributed.utils import get_pp_indices
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
@@ -28,6 +28,7 @@ from ..model.decoder import build_layer, build_norm
 from ..model.paged import PAGE_SIZE, Batch, Chunk, PagedLayers
 from ..model.ranks import Heads
 from ..model.rope import Rope
+from .agreement import check_equal, identity
 from .attention import LayerCache, Step
 from .cores import use_cores
 from .shards import Shard, with_heads
@@ -45,13 +46,15 @@ class FaquantModel(nn.Module):
 
     Raises:
         CheckpointError: the checkpoint is damaged.
-        UnsupportedError: it cannot run on so many ranks, or with a setting of vLLM's.
+        UnsupportedError: it cannot run on so many ranks, or with a setting of vLLM's; or ranks have different ones.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         opened = open_checkpoint(_directory(vllm_config))
-        _check(vllm_config, opened)
+        check(vllm_config, opened)
+        scales = scales_of(vllm_config)
+        _check_ranks((identity(opened), scales))
         self.config = config = opened.config
         tensor_parallel, pipeline = get_tp_group(), get_pp_group()
         self._is_first, self._is_last = pipeline.is_first_rank, pipeline.is_last_rank
@@ -66,7 +69,7 @@ class FaquantModel(nn.Module):
         use_cores(vllm_config.parallel_config.local_world_size)
         self._on_gpu = current_platform.is_cuda()
         self._backend = backend_for("cuda" if self._on_gpu else "cpu")
-        sums = reduce if scales_of(vllm_config) == "shard" else None
+        sums = reduce if scales == "shard" else None
         shard = Shard(config, self._backend, Heads.of(config, rank, ranks), rank, ranks, gather, sums)
         first, last = get_pp_indices(config.num_layers, pipeline.rank_in_group, pipeline.world_size)
 
@@ -231,13 +234,28 @@ def _directory(vllm_config: VllmConfig) -> Path:
     )
 
 
-def _check(vllm_config: VllmConfig, opened: Opened) -> None:
+def _check_ranks(own: tuple[str, str]) -> None:
+    """Nodes may have copies of their own. Raises: UnsupportedError: they differ."""
+    world = get_world_group()
+    found = [own] * world.world_size
+    torch.distributed.all_gather_object(found, own, group=world.cpu_group)
+    check_equal(found)
+
+
+def check(vllm_config: VllmConfig, opened: Opened) -> None:
     """Raises: UnsupportedError: the model cannot run with these settings."""
     length = vllm_config.model_config.max_model_len
     if length > opened.max_position:
         raise UnsupportedError(
             f"vLLM's context is {length:,} tokens, but {opened.directory} was calibrated for {opened.max_position:,}. "
             f"Pass --max-model-len {opened.max_position}."
+        )
+    pipeline = vllm_config.parallel_config.pipeline_parallel_size
+    if pipeline > 1 and vllm_config.compilation_config.mode == CompilationMode.NONE:
+        # CPUModelRunner.warming_up_model returns early, and nothing else makes the buffer for the ranks' streams.
+        raise UnsupportedError(
+            "On CPUs, vLLM runs pipelines only without --enforce-eager: with it, the first request ends the service. "
+            "Leave the flag out; faquant's model is not compiled in any case."
         )
     if vllm_config.lora_config is not None:
         raise UnsupportedError("faquant's linears take no LoRA adapters. Merge the adapter before quantizing.")
