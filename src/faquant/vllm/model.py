@@ -79,7 +79,8 @@ class FaquantModel(nn.Module):
         has = opened.checked.__contains__
         parts = config, self._backend, opened.tensor
         self._layers = [build_layer(config, i, self._backend, opened.tensor, linear, has) for i in range(first, last)]
-        self._embedding = self._backend.embedding(opened.tensor("model.embed_tokens.weight"))
+        embedding = "model.embed_tokens.weight"
+        self._embedding = self._backend.embedding(opened.tensor(embedding)) if self._is_first else None
         self._norm = build_norm("model.norm", *parts, has) if self._is_last else None
         self._head = linear("lm_head") if self._is_last else None
         self._windows = config.sliding_windows[first:last]
@@ -165,7 +166,7 @@ class FaquantModel(nn.Module):
             x = self._array(inputs_embeds[:tokens].float())
         else:
             assert input_ids is not None
-            x = self._embedding[self._array(input_ids[:tokens])]
+            x = self._array(self.embed_input_ids(input_ids[:tokens]))
         chunks = [
             Chunk(np.empty(rows.stop - rows.start, np.int64), start, table, self._rope)
             for rows, start, table in step.spans.parts
@@ -193,7 +194,8 @@ class FaquantModel(nn.Module):
         return tensor_of(self._head(self._array(hidden_states)))
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """float32 rows [tokens, hidden] of the embedding."""
+        """float32 rows [tokens, hidden] of the embedding, which the first stage of a pipeline has."""
+        assert self._embedding is not None
         return tensor_of(self._embedding[self._array(input_ids)])
 
     def make_empty_intermediate_tensors(
