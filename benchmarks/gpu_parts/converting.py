@@ -73,11 +73,11 @@ def attend_split(
     for first in tl.range(begin, end, TILE, num_stages=STAGES):
         page = tl.load(block_tables + row * width + first // PAGE_SIZE).to(tl.int64)
         place = head * PAGE_SIZE + first % PAGE_SIZE
-        here = page * PAGE_STRIDE + place * D
+        begin_of_page = page * PAGE_STRIDE
         scale_at = page * SCALE_STRIDE + place + keys
         seen = first + keys < end
-        k_tile = tl.load(k + here + (keys[None, :] * D + channels[:, None]))
-        v_tile = tl.load(v + here + (keys[:, None] * D + channels[None, :]))
+        k_tile = tl.load(k + begin_of_page + place * D + (keys[None, :] * D + channels[:, None]))
+        v_tile = tl.load(v + begin_of_page + place * D + (keys[:, None] * D + channels[None, :]))
         k_unit = tl.load(k_scale + scale_at).to(tl.float32) * unit
         v_unit = tl.load(v_scale + scale_at).to(tl.float32)
         scores = tl.dot(query, k_tile.to(query.dtype)) * k_unit[None, :]

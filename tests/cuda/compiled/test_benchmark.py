@@ -3,7 +3,7 @@ the comparison would flatter ours. In bfloat16, heads of 128 channels:
 
     converting, tile of        32 keys   64 keys   128 keys
     registers, sm_80           119       168       128
-    registers, sm_90           125       163       155
+    registers, sm_90           125       159       157
 """
 
 from importlib import import_module
