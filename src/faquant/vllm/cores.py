@@ -3,6 +3,8 @@
 import os
 import re
 
+import torch
+
 from ..kernels import threads
 
 _BOUND = {"GOMP_CPU_AFFINITY": r"[\d ]+", "KMP_AFFINITY": r"proclist=\[([\d,]+)\]", "OMP_PLACES": r"\{([\d,]+)\}"}
@@ -12,6 +14,9 @@ _BOUND = {"GOMP_CPU_AFFINITY": r"[\d ]+", "KMP_AFFINITY": r"proclist=\[([\d,]+)\
 def use_cores(workers: int) -> None:
     """Let the kernels use this worker's cores: those that vLLM has bound OpenMP to, or else its share of all cores of
     the machine, on which there are `workers` workers. OMP_NUM_THREADS, if it is set, is the number of threads."""
+    # OpenMP's threads spin after each of torch's small operations, on cores that the kernels need. vLLM's worker has
+    # replaced torch.set_num_threads by a function that does nothing.
+    torch._C.set_num_threads(1)
     cores = bound_cores()
     if cores:
         # OpenMP has bound this thread to the first core, and the kernels' threads would inherit that.
