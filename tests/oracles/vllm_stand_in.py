@@ -33,6 +33,10 @@ class AttentionCGSupport(enum.Enum):
     NEVER = 0
 
 
+class CompilationMode(enum.Enum):
+    NONE = 0
+
+
 class AttentionMetadataBuilder(Generic[Metadata]):
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         self.kv_cache_spec, self.vllm_config = kv_cache_spec, vllm_config
@@ -66,12 +70,18 @@ class StandIn:
     def __init__(self, *, is_cuda: bool) -> None:
         self.context = SimpleNamespace(attn_metadata=None)
         group = SimpleNamespace(
-            rank_in_group=0, world_size=1, is_first_rank=True, is_last_rank=True, all_gather=lambda x, dim: x
+            rank_in_group=0,
+            world_size=1,
+            is_first_rank=True,
+            is_last_rank=True,
+            cpu_group=None,
+            all_gather=lambda x, dim: x,
         )
+        groups = dict.fromkeys(("get_pp_group", "get_tp_group", "get_world_group"), lambda: group)
         self.modules: dict[str, dict[str, Any]] = {
             "vllm": {},
-            "vllm.config": {"VllmConfig": object},
-            "vllm.distributed": {"get_pp_group": lambda: group, "get_tp_group": lambda: group},
+            "vllm.config": {"CompilationMode": CompilationMode, "VllmConfig": object},
+            "vllm.distributed": groups,
             "vllm.distributed.utils": {"get_pp_indices": lambda layers, rank, ranks: (0, layers)},
             "vllm.forward_context": {"get_forward_context": lambda: self.context},
             "vllm.logger": {"init_logger": logging.getLogger},
@@ -94,14 +104,16 @@ class StandIn:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Imports find it. What has imported it is forgotten at the end."""
+        """Imports find it, and torch.distributed has one process. What has imported it is forgotten at the end."""
         before = dict(sys.modules)
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         for name, contents in self.modules.items():
             sys.modules[name] = ModuleType(name)
             vars(sys.modules[name]).update(contents)
         try:
             yield
         finally:
+            torch.distributed.destroy_process_group()
             for name in set(sys.modules) - set(before):
                 if name.split(".")[0] == "vllm" or name.startswith("faquant.vllm"):
                     del sys.modules[name]
@@ -113,8 +125,8 @@ class StandIn:
         return SimpleNamespace(
             model_config=SimpleNamespace(model=str(directory), max_model_len=max_model_len),
             cache_config=SimpleNamespace(block_size=128),
-            compilation_config=SimpleNamespace(static_forward_context={}),
-            parallel_config=SimpleNamespace(local_world_size=1),
+            compilation_config=SimpleNamespace(static_forward_context={}, mode=CompilationMode.NONE),
+            parallel_config=SimpleNamespace(local_world_size=1, pipeline_parallel_size=1),
             lora_config=None,
             speculative_config=None,
             additional_config={},

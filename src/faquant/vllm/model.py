@@ -253,7 +253,8 @@ def check(vllm_config: VllmConfig, opened: Opened) -> None:
             f"Pass --max-model-len {opened.max_position}."
         )
     pipeline = vllm_config.parallel_config.pipeline_parallel_size
-    if pipeline > 1 and vllm_config.compilation_config.mode == CompilationMode.NONE:
+    is_eager = vllm_config.compilation_config.mode == CompilationMode.NONE
+    if pipeline > 1 and is_eager and not current_platform.is_cuda():
         # CPUModelRunner.warming_up_model returns early, and nothing else makes the buffer for the ranks' streams.
         raise UnsupportedError(
             "On CPUs, vLLM runs pipelines only without --enforce-eager: with it, the first request ends the service. "
