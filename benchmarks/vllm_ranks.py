@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 HERE = Path(__file__).parent
 PYTHON = HERE.parent / ".venv-vllm" / "bin" / "python"
@@ -76,20 +77,24 @@ def main() -> None:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    results = {}
+    one: dict[str, Any] | None = None
     for name in SERVICES:
         command = [PYTHON, __file__, given.directory, "--rounds", str(given.rounds), "--service", name]
-        ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        results[name] = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith('{"times"')))
-    one = results["one rank"]
-    for name, result in results.items():
+        ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        line = next((line for line in ended.stdout.splitlines() if line.startswith('{"times"')), None)
+        if line is None:
+            print(f"{name}: ended with status {ended.returncode}; the reason is above")
+            continue
+        result = json.loads(line)
+        one = one or result
         shown = ", ".join(
             f"{what}: {1e3 * seconds:.2f} ms ({one['times'][what] / seconds:.2f}×)"
             for what, seconds in result["times"].items()
         )
-        print(f"{name}: {shown}; answers {'equal' if result['said'] == one['said'] else 'differ'}")
-    if results["two ranks"]["said"] != one["said"]:
-        sys.exit("Two ranks answer otherwise than one.")
+        equal = result["said"] == one["said"]
+        print(f"{name}: {shown}; answers {'equal' if equal else 'differ'}", flush=True)
+        if not equal and name == "two ranks":
+            sys.exit("Two ranks answer otherwise than one.")
 
 
 if __name__ == "__main__":
