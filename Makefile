@@ -118,7 +118,7 @@ test-vllm: $(VLLM_VENV)/.installed ## The plugin for vLLM, in an environment of 
 	$(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm_plugin
 
 SANITIZED = .venv-sanitizers
-SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,append_cpu.py attend_cpu.py bfloat16_pages.py \
+SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,append_cpu.py attend_cpu.py bfloat16_pages.py callers_memory.py \
 	convert.py float_cache.py float_linear.py isa.py modules.py packing.py pages.py rope_tables.py) \
 	tests/model/test_linear.py tests/model/test_paged.py
 

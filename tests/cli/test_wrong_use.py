@@ -19,6 +19,11 @@ WRONG = {
     "evaluating a float model": (["evaluate", "{source}", "--against", "{source}"], 2, "float model"),
     "evaluating against a quantized one": (["evaluate", "{quantized}", "--against", "{quantized}"], 2, "is quantized"),
     "no such text": (["evaluate", "{quantized}", "--against", "{source}", "--text", "x.txt"], 2, "x.txt"),
+    "a device for vLLM": (
+        ["evaluate", "{quantized}", "--against", "{source}", "--engine", "vllm", "--device", "cpu"],
+        2,
+        "--engine vllm, which chooses the device",
+    ),
     "temperature below zero": (["generate", "{quantized}", "Hi", "--temperature", "-1"], 2, "temperature"),
     "more than the context": (["generate", "{quantized}", "Hi", "--max-tokens", "9999"], 2, "context"),
     "an invalid size": (["plan", "{quantized}", "--memory", "much"], 2, "much"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from faquant.kernels import _C, quantizers, reference
+from faquant.kernels import quantizers, reference
 from faquant.kernels.arrays import Stored
 from faquant.kernels.backend import Pages
 from faquant.kernels.cpu import CpuBackend
@@ -369,48 +369,3 @@ def test_values_beyond_a_calibrated_range_are_counted() -> None:
     found = pages.saturation
     assert found.written == {"k": k.numel(), "v": v.numel(), "q": q.numel()}
     assert found.saturated == {"k": 2, "v": KV_HEADS * DIM, "q": HEADS * DIM}
-
-
-@pytest.mark.parametrize("kind", ["default", "mindie", "bfloat16", "float"])
-def test_pages_in_the_callers_memory(kind: str) -> None:
-    """Pages that lie apart in it have the bits of pages of their own, and nothing between them is written."""
-    q, k, v = random_qkv(300)
-
-    def answer(memory: Any) -> tuple[Pages, Any]:
-        if kind in ("float", "bfloat16"):
-            pages = BACKEND.float_pages(
-                HEADS, KV_HEADS, DIM, 5, 128, {"float": "float32"}.get(kind, kind), memory=memory
-            )
-        else:
-            pages = BACKEND.int8_pages(make_scheme(kind), 5, 128, memory)
-        poison(pages)
-        table = torch.tensor([4, 0, 2])
-        pages.append(k, v, slots_of(table, 128, 0, 300), torch.arange(300))
-        return pages, attend(pages, q, table, 0)
-
-    own, expected = answer(None)
-    size, gap = own.bytes_per_token * 128, 192
-    memory = np.full((5, size + gap), 0x55, np.uint8)
-    given, found = answer(memory[:, :size])
-    assert same_bits(found, expected)
-    assert (memory[:, size:] == 0x55).all()
-    for ours, theirs in zip(stores(given), stores(own), strict=True):
-        assert np.shares_memory(ours, memory)
-        assert np.array_equal(ours[[4, 0]].view(np.uint8), theirs[[4, 0]].view(np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("memory", "shown"), [(np.zeros((5, 99), np.uint8), r"uint8 \[5, 99\]"), (np.zeros((5, 9216), np.int8), "not int8")]
-)
-def test_memory_of_another_size_or_type(memory: Any, shown: str) -> None:
-    with pytest.raises(ValueError, match=rf"must be uint8 \[5, \d+\], not.*{shown.removeprefix('not ')}"):
-        Int8Pages(make_scheme("default"), 5, 128, memory=memory)
-
-
-def test_pages_that_overlap_or_differ_in_distance() -> None:
-    pages = FloatPages(HEADS, KV_HEADS, DIM, 3, 128)
-    overlapping = np.lib.stride_tricks.as_strided(pages.k, (2, 128, KV_HEADS, DIM), (64, *pages.k.strides[1:]))
-    with pytest.raises(ValueError, match="k must be a contiguous array"):
-        _C.FloatCache(heads=HEADS, k=overlapping, v=pages.v[:2])
-    with pytest.raises(ValueError, match="must be equally far apart"):
-        _C.FloatCache(heads=HEADS, k=pages.k[:2], v=np.zeros((2, *pages.v.shape[1:]), np.float32))

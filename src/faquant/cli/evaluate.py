@@ -38,7 +38,9 @@ def evaluate(
     device: DeviceOption = "auto",
     engine: Annotated[
         Literal["faquant", "vllm"],
-        typer.Option(help="What runs OUT; vllm: vLLM with faquant's plugin, for the texts and a long context."),
+        typer.Option(
+            help="What runs OUT; vllm: vLLM with faquant's plugin, for the texts and a long context, without a report."
+        ),
     ] = "faquant",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures as JSON, to stdout if '-'.", metavar="FILE")
@@ -47,6 +49,8 @@ def evaluate(
     """Measure the accuracy lost by quantization, with the cache used for serving: by text, position, layer and head."""
     if json_file is not None and not json_file.parent.is_dir():
         raise UsageError(f"{json_file} cannot be written: {json_file.parent} is not a directory.")
+    if engine == "vllm" and device != "auto":
+        raise UsageError(f"--device {device} cannot be combined with --engine vllm, which chooses the device itself.")
     texts = read_texts(text) if text else None
     chosen(device)
     check_checkpoints(directory, against)

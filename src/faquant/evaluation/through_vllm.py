@@ -19,6 +19,8 @@ from .report import Report
 from .scores import Heads, score
 from .streaming import Progress, Window, run
 
+VLLM = "vLLM"
+
 
 @dataclass
 class _Head:
@@ -68,15 +70,15 @@ def evaluate_through_vllm(
     prompts = Prompts(directory, longest, model.cache_bytes_per_token("auto"))
     hidden = prompts.hidden([each.tokens for each in windows], lambda done: progress(done, total))
     streams = run({FLOAT: source}, windows, progress=lambda done, _: progress(count + done, total))
-    streams["vLLM"] = hidden
+    streams[VLLM] = hidden
     decoder = Decoder(model.config, source.decoder.embedding, [], lambda x: x, _Head(prompts.logits))
-    heads = Heads({FLOAT: source, "vLLM": replace(model, decoder=decoder)})
+    heads = Heads({FLOAT: source, VLLM: replace(model, decoder=decoder)})
     scores = score(heads, FLOAT, windows, streams, lambda done: progress(count + layers + done, total))
     return Report(
         inspection=inspect(directory),
         source=inspect(against),
         model_fingerprint=fingerprint,
         window=window,
-        texts={name: {"vLLM": Divergence.of([each["vLLM"] for each in scores[part]])} for name, part in parts.items()},
+        texts={name: {VLLM: Divergence.of([each[VLLM] for each in scores[part]])} for name, part in parts.items()},
         long=long_result(windows[long], scores[long]),
     )

@@ -17,7 +17,8 @@ import numpy.typing as npt
 HUGE_PAGE = 2 << 20
 CHUNK = 64 << 20
 """Small arrays share regions of this size."""
-_ALIGNMENT = 64
+CACHE_LINE = 64
+"""Bytes. All arrays start at a multiple of it."""
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _PROC = Path("/proc")
 _RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
@@ -43,7 +44,7 @@ class Arena:
             if self._used + size > len(self._region):
                 self._region, self._used = _region(CHUNK), 0
             begin = self._used
-            self._used = -(-(begin + size) // _ALIGNMENT) * _ALIGNMENT
+            self._used = -(-(begin + size) // CACHE_LINE) * CACHE_LINE
             return self._region[begin : begin + size].view(kind).reshape(shape)
 
 
@@ -52,8 +53,8 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.
     start on a cache line."""
     kind, size = np.dtype(dtype), _size(shape, dtype)
     if size < HUGE_PAGE:
-        spare = np.empty(size + _ALIGNMENT, np.uint8)
-        begin = -spare.ctypes.data % _ALIGNMENT
+        spare = np.empty(size + CACHE_LINE, np.uint8)
+        begin = -spare.ctypes.data % CACHE_LINE
         return spare[begin : begin + size].view(kind).reshape(shape)
     return huge(size).view(kind).reshape(shape)
 

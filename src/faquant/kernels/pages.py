@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from . import _C
 from .arrays import Array, Floats, Integers, Stored, contiguous, empty, widen
+from .memory import CACHE_LINE
 from .memory import empty as empty_memory
 from .packing import unpacked
 from .saturation import Saturation
@@ -63,14 +64,20 @@ def _divided(memory: Memory | None, num_pages: int, *parts: tuple[tuple[int, ...
     """The parts of each page, given as (shape, dtype): views [pages, *shape] of this memory, or of new memory.
 
     Raises:
-        ValueError: the memory has other sizes.
+        ValueError: the memory has other sizes, or does not lie as kernels load it.
     """
     sizes = [prod(shape) * np.dtype(dtype).itemsize for shape, dtype in parts]
-    memory = empty_memory((num_pages, sum(sizes)), np.uint8) if memory is None else memory
-    if memory.shape != (num_pages, sum(sizes)) or memory.dtype != np.uint8:
+    size = sum(sizes)
+    if memory is None:
+        memory = empty_memory((num_pages, size), np.uint8)
+    elif memory.shape != (num_pages, size) or memory.dtype != np.uint8:
         raise ValueError(
-            f"the memory of the pages must be uint8 {[num_pages, sum(sizes)]}, not {memory.dtype} {list(memory.shape)}"
+            f"the memory of the pages must be uint8 {[num_pages, size]}, not {memory.dtype} {list(memory.shape)}"
         )
+    else:
+        distance, inside = memory.strides
+        if inside != 1 or distance < size or distance % CACHE_LINE or memory.ctypes.data % CACHE_LINE:
+            raise ValueError(f"pages must be contiguous, not overlap, and begin at multiples of {CACHE_LINE} bytes")
     ends = list(accumulate(sizes))
     return [
         memory[:, end - size : end].view(dtype).reshape(num_pages, *shape)

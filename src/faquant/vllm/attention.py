@@ -83,6 +83,8 @@ class FaquantAttention(AttentionBackend):
 
     @staticmethod
     def get_impl_cls() -> Any:
+        """vLLM asks for it to learn what it supports, and takes this error for an answer: context parallelism is
+        not."""
         raise NotImplementedError("faquant's model calls its kernels itself")
 
     @staticmethod

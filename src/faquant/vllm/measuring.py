@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..model.paged import PAGE_SIZE
 from . import VERSION
 
 
@@ -30,7 +31,8 @@ class Prompts:
             raise UsageError(f"vLLM cannot be imported ({error}). Install it: pip install 'faquant[vllm]'") from error
         if not __version__.startswith(f"{VERSION}."):
             raise UsageError(f"faquant's plugin needs vLLM {VERSION}, but this is vLLM {__version__}.")
-        pages = -(-(length + 1) // 128) + 8
+        # With the token of the answer, and some pages that vLLM keeps for itself.
+        pages = -(-(length + 1) // PAGE_SIZE) + 8
         self._llm = LLM(
             str(directory),
             quantization="faquant",
@@ -39,7 +41,7 @@ class Prompts:
             enforce_eager=True,
             enable_prefix_caching=False,
             distributed_executor_backend="uni",
-            kv_cache_memory_bytes=pages * 128 * bytes_per_token,
+            kv_cache_memory_bytes=pages * PAGE_SIZE * bytes_per_token,
         )
         self._one_token = SamplingParams(max_tokens=1, temperature=0.0)
         self._seen: list[Tensor] = []

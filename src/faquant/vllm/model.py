@@ -57,7 +57,6 @@ class FaquantModel(nn.Module):
         _check_ranks((identity(opened), scales))
         self.config = config = opened.config
         tensor_parallel, pipeline = get_tp_group(), get_pp_group()
-        self._is_first, self._is_last = pipeline.is_first_rank, pipeline.is_last_rank
         rank, ranks = tensor_parallel.rank_in_group, tensor_parallel.world_size
 
         def gather(x: Array) -> Array:
@@ -77,12 +76,13 @@ class FaquantModel(nn.Module):
             return shard.linear(name, opened.linear(name))
 
         has = opened.checked.__contains__
-        parts = config, self._backend, opened.tensor
         self._layers = [build_layer(config, i, self._backend, opened.tensor, linear, has) for i in range(first, last)]
         embedding = "model.embed_tokens.weight"
-        self._embedding = self._backend.embedding(opened.tensor(embedding)) if self._is_first else None
-        self._norm = build_norm("model.norm", *parts, has) if self._is_last else None
-        self._head = linear("lm_head") if self._is_last else None
+        self._embedding = self._backend.embedding(opened.tensor(embedding)) if pipeline.is_first_rank else None
+        self._norm = None
+        if pipeline.is_last_rank:
+            self._norm = build_norm("model.norm", config, self._backend, opened.tensor, has)
+        self._head = linear("lm_head") if pipeline.is_last_rank else None
         self._windows = config.sliding_windows[first:last]
         self._rope = Rope(config)
         self._schemes = [
@@ -143,9 +143,8 @@ class FaquantModel(nn.Module):
         """float32 hidden states [tokens, hidden] after the last norm; on the other ranks of a pipeline, the residual
         stream."""
         x = self._run(input_ids, positions, intermediate_tensors, inputs_embeds)
-        if not self._is_last:
+        if self._norm is None:
             return IntermediateTensors({STREAM: tensor_of(x)})
-        assert self._norm is not None
         return tensor_of(self._norm(x))
 
     def _run(
@@ -159,14 +158,15 @@ class FaquantModel(nn.Module):
         if metadata is None:
             return self._measured(positions)
         step: Step = next(iter(metadata.values()))  # the same for all layers
-        tokens = step.tokens
-        if intermediate_tensors is not None and not self._is_first:
-            x = self._array(intermediate_tensors[STREAM][:tokens].float())
+        if intermediate_tensors is not None and self._embedding is None:
+            entering = intermediate_tensors[STREAM]
         elif inputs_embeds is not None:
-            x = self._array(inputs_embeds[:tokens].float())
+            entering = inputs_embeds
+        elif input_ids is not None:
+            entering = self.embed_input_ids(input_ids[: step.tokens])
         else:
-            assert input_ids is not None
-            x = self._array(self.embed_input_ids(input_ids[:tokens]))
+            raise ValueError("a step needs token ids, embeddings, or the residual stream of the stage before")
+        x = self._array(entering[: step.tokens].float())
         chunks = [
             Chunk(np.empty(rows.stop - rows.start, np.int64), start, table, self._rope)
             for rows, start, table in step.spans.parts
@@ -194,8 +194,13 @@ class FaquantModel(nn.Module):
         return tensor_of(self._head(self._array(hidden_states)))
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """float32 rows [tokens, hidden] of the embedding, which the first stage of a pipeline has."""
-        assert self._embedding is not None
+        """float32 rows [tokens, hidden] of the embedding.
+
+        Raises:
+            ValueError: this is not the first stage of a pipeline, which has it.
+        """
+        if self._embedding is None:
+            raise ValueError("only the first stage of a pipeline has the embedding")
         return tensor_of(self._embedding[self._array(input_ids)])
 
     def make_empty_intermediate_tensors(
@@ -205,8 +210,12 @@ class FaquantModel(nn.Module):
         return IntermediateTensors({STREAM: torch.zeros(batch_size, self.config.hidden_size, device=device)})
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Not used: the constructor reads the checkpoint."""
-        raise NotImplementedError("faquant's models cannot be given other weights.")
+        """vLLM calls it to replace the weights of a running model. The constructor has read the checkpoint itself.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError("faquant's models cannot be given other weights while they run. Start vLLM again.")
 
 
 def scales_of(vllm_config: VllmConfig) -> str:
