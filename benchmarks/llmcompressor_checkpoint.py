@@ -1,6 +1,8 @@
 """Quantizes a model by llm-compressor: W8A8 with a scale per token, and K/V tables per head by its default observer.
 
-    python benchmarks/llmcompressor_checkpoint.py MODEL OUT CALIBRATION.jsonl
+    python benchmarks/llmcompressor_checkpoint.py MODEL OUT CALIBRATION.jsonl [--float-cache]
+
+With --float-cache there are no K/V tables: vLLM has no int8 cache for them.
 
 Runs in an environment with llmcompressor 0.14.0.1 and torch 2.13.0, without faquant. CALIBRATION is faquant's built-in
 set, src/faquant/quantization/calibration.jsonl; its first 24 samples of at least 64 tokens are used, up to 384 tokens
@@ -23,7 +25,7 @@ def main() -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model_directory, out, calibration = sys.argv[1:]
+    model_directory, out, calibration, *flags = sys.argv[1:]
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
     samples = []
     for line in Path(calibration).read_text(encoding="utf-8").splitlines():
@@ -43,7 +45,9 @@ def main() -> None:
         model=model,
         tokenizer=tokenizer,
         dataset=data,
-        recipe=QuantizationModifier(ignore=["lm_head"], scheme="W8A8", kv_cache_scheme=cache),
+        recipe=QuantizationModifier(
+            ignore=["lm_head"], scheme="W8A8", kv_cache_scheme=None if "--float-cache" in flags else cache
+        ),
         max_seq_length=LONGEST,
         num_calibration_samples=len(samples),
         shuffle_calibration_samples=False,

@@ -3,11 +3,12 @@
 python benchmarks/vllm_speed.py OUT --against MODEL [--w8a8 DIR] [--depths 16 2000 7900] [--sequences 1 8 32]
                                     [--rounds 3] [--json FILE]
 
-OUT is MODEL quantized by faquant; DIR is MODEL quantized by a tool whose format vLLM reads. Every system is a process
-of the environment that `make test-vllm` creates, with its engine inside, all cores, and a cache of equal size; they
-take turns, so only one computes at a time. A step is (the time of 33 tokens - the time of 1 token) / 32 after prompts
-that are in the prefix cache; medians. vLLM's own models are compiled, which is its default. For the plugin, `model` is
-the part of a step within its model, and the rest is vLLM's scheduler, sampler and bookkeeping.
+OUT is MODEL quantized by faquant; DIR is MODEL quantized by a tool whose format vLLM reads, such as
+llmcompressor_checkpoint.py --float-cache. Every system is a process of the environment that `make test-vllm` creates,
+with its engine inside, all cores, and a cache of equal size; they take turns, so only one computes at a time. A step is
+(the time of 33 tokens - the time of 1 token) / 32 after prompts that are in the prefix cache; medians. vLLM's own
+models are compiled, which is its default. For the plugin, `model` is the part of a step within its model, and the rest
+is vLLM's scheduler, sampler and bookkeeping.
 """
 
 import argparse
@@ -30,11 +31,11 @@ PLUGIN, OURS = "plugin", "faquant"
 class System:
     """A worker process. It ends when its input does."""
 
-    def __init__(self, directory: Path, plugin: bool = False, alone: bool = False, **limits: int) -> None:
+    def __init__(self, directory: Path, engine: str, **limits: Any) -> None:
         self._process = subprocess.Popen(
             [PYTHON, HERE / "vllm_worker.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.tokens = self._call("start", directory=str(directory), plugin=plugin, alone=alone, **limits)
+        self.tokens = self._call("start", directory=str(directory), engine=engine, **limits)
 
     def generate(self, depth: int, sequences: int, count: int) -> tuple[float, float]:
         """Seconds in all, and in the plugin's model."""
@@ -83,14 +84,14 @@ def main() -> None:
     print(f"{cpu.cpu_name()}, {threads.count()} threads")
     limits = {"tokens": max(given.depths), "sequences": max(given.sequences), "cache_bytes": given.cache}
     systems = {
-        PLUGIN: System(given.directory, plugin=True, **limits),
-        OURS: System(given.directory, alone=True, **limits),
-        "vLLM bf16": System(given.against, **limits),
+        PLUGIN: System(given.directory, "vllm", plugin=True, **limits),
+        OURS: System(given.directory, "faquant", **limits),
+        "vLLM bf16": System(given.against, "vllm", plugin=False, **limits),
     }
     if given.w8a8 is not None:
-        systems["vLLM W8A8"] = System(given.w8a8, **limits)
+        systems["vLLM W8A8"] = System(given.w8a8, "vllm", plugin=False, **limits)
     peers = [name for name in systems if name not in (PLUGIN, OURS)]
-    tokens = {name: systems[name].tokens for name in [PLUGIN, *peers]}
+    tokens = {name: system.tokens for name, system in systems.items()}
     print("tokens in the cache: " + ", ".join(f"{name} {count:,}" for name, count in tokens.items()))
     fitting = min(systems[name].tokens for name in peers)
     rows: list[dict[str, Any]] = []

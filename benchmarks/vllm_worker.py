@@ -15,6 +15,11 @@ os.environ |= {
 }
 
 
+def prompts(depth: int, sequences: int) -> list[list[int]]:
+    """Distinct ones, of ids that every vocabulary has."""
+    return [[100 + (i * 7 + n * 1009) % 3000 for i in range(depth)] for n in range(sequences)]
+
+
 class InVllm:
     """vLLM in this process, so that an idle system takes no CPU."""
 
@@ -56,14 +61,11 @@ class InVllm:
         cache after the first call; and of these, seconds in the model, if it is the plugin's."""
         from vllm import SamplingParams
 
-        # Distinct prompts of ids that every vocabulary has.
-        prompts = [
-            {"prompt_token_ids": [100 + (i * 7 + n * 1009) % 3000 for i in range(depth)]} for n in range(sequences)
-        ]
+        given = [{"prompt_token_ids": ids} for ids in prompts(depth, sequences)]
         sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
         self._forward.clear()
         begin = time.perf_counter()
-        self._llm.generate(prompts, sampling, use_tqdm=False)
+        self._llm.generate(given, sampling, use_tqdm=False)
         return time.perf_counter() - begin, sum(self._forward)
 
 
@@ -78,16 +80,16 @@ class Alone:
     @property
     def tokens(self) -> int:
         """Tokens of cache."""
-        return 0
+        state = self._llm.engine.state()
+        return state.num_pages * state.page_size
 
     def generate(self, depth: int, sequences: int, count: int) -> tuple[float, float]:
         """As InVllm's."""
         from faquant import SamplingParams
 
-        prompts = [[100 + (i * 7 + n * 1009) % 3000 for i in range(depth)] for n in range(sequences)]
         sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
         begin = time.perf_counter()
-        self._llm.generate(prompts, sampling)
+        self._llm.generate(prompts(depth, sequences), sampling)
         return time.perf_counter() - begin, 0.0
 
 
@@ -97,10 +99,7 @@ def main() -> None:
     for line in sys.stdin:
         command = json.loads(line)
         if command.pop("command") == "start":
-            alone = command.pop("alone")
-            if alone:
-                command.pop("plugin")
-            system = Alone(**command) if alone else InVllm(**command)
+            system = Alone(**command) if command.pop("engine") == "faquant" else InVllm(**command)
             result: Any = system.tokens
         else:
             assert system is not None
