@@ -2,7 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import jsonschema_rs
 
 from ..errors import UsageError
 
@@ -32,6 +36,57 @@ _KNOWN = _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _CONSTRAINTS | _ANNOTATIONS
 _STEP = 1e-6
 # Formats with a required syntax, each with a regular expression for a short example.
 _FORMATS = {"email": r"a@a\.aa", "uri": "a:a", "duration": "P1D"}
+
+
+@dataclass(frozen=True)
+class CompiledSchema:
+    """A JSON schema and the grammar of its values.
+
+    Attributes:
+        text: the schema as JSON text.
+        unenforced: the keywords that the grammar does not enforce, with their places, such as "'not' at /properties/a".
+            If there are any, an answer may violate the schema, so that `problem` has to check it.
+    """
+
+    text: str
+    unenforced: tuple[str, ...] = ()
+
+    def problem(self, answer: str) -> str | None:
+        """What is wrong with an answer, and where in it; None if it is JSON of the schema with no name twice."""
+        try:
+            value = json.loads(answer, object_pairs_hook=_object_with_unique_names)
+        except ValueError as error:
+            return f"The answer is not valid JSON: {error}"
+        wrong = next(self._validator.iter_errors(value), None)
+        if wrong is None:
+            return None
+        return f"{wrong.message[:500]} (at /{'/'.join(map(str, wrong.instance_path))})"
+
+    @cached_property
+    def _validator(self) -> "jsonschema_rs.Validator":
+        return jsonschema_rs.validator_for(json.loads(self.text), validate_formats=False, retriever=_retrieve_nothing)
+
+
+def compile_schema(value: object, name: str = "json_schema", strict: bool = False) -> CompiledSchema:
+    """Compile a schema (draft 2020-12), given as a mapping or JSON text. Errors call it `name`.
+
+    strict: refuse what the grammar cannot enforce, instead of listing it in `unenforced`.
+
+    Raises:
+        UsageError: it is not a JSON schema, too large, too deep, or, if strict, has a keyword that cannot be enforced.
+    """
+    return CompiledSchema(checked_schema(value, name))
+
+
+def _object_with_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice.")
+    return found
+
+
+def _retrieve_nothing(uri: str) -> None:
+    raise ValueError(f"{uri} is not part of the schema")
 
 
 def checked_schema(value: object, name: str = "json_schema") -> str:

@@ -1,11 +1,11 @@
 """The required form of an answer: a JSON schema, any JSON object, a regex, a choice, a grammar or tool calls."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import UsageError
-from .json_schema import check_text, checked_schema, patterns
+from .json_schema import CompiledSchema, check_text, compile_schema, patterns
 from .tools.calls import ToolCalls
 
 MAX_CHOICES = 1024
@@ -13,7 +13,7 @@ MAX_CHOICES = 1024
 
 @dataclass(frozen=True)
 class StructuredOutput:
-    """The form of an answer. Exactly one field must be given.
+    """The form of an answer. Exactly one field besides `strict` must be given.
 
     Attributes:
         json_schema: a JSON schema (draft 2020-12), as a mapping or as JSON text; stored as text.
@@ -22,10 +22,13 @@ class StructuredOutput:
         choice: one of these texts.
         grammar: a grammar in llguidance's Lark dialect.
         tool_calls: tool calls, alone or after free text.
+        strict: refuse a `json_schema` that the grammar cannot fully enforce. Otherwise `unenforced` lists what is left
+            for `problem` to check in the finished answer.
+        compiled: `json_schema`, compiled.
 
     Raises:
-        UsageError: no field or several are given, a value is invalid or too large, or the schema has a keyword that
-            would not be enforced.
+        UsageError: no field or several are given, a value is invalid or too large, or strict is true and the schema has
+            a keyword that cannot be enforced.
     """
 
     json_schema: str | Mapping[str, Any] | None = None
@@ -34,15 +37,20 @@ class StructuredOutput:
     choice: tuple[str, ...] | None = None
     grammar: str | None = None
     tool_calls: ToolCalls | None = None
+    strict: bool = False
+    compiled: CompiledSchema | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
+        forms = [form.name for form in fields(self) if form.name not in ("strict", "compiled")]
+        given = [name for name in forms if getattr(self, name) not in (None, False)]
         if len(given) != 1:
-            names = ", ".join(field.name for field in fields(self))
+            names = ", ".join(forms)
             raise UsageError(f"Structured output takes exactly one of {names}, not {len(given)} of them.")
         value = getattr(self, given[0])
         if given[0] == "json_schema":
-            value = checked_schema(value)
+            compiled = compile_schema(value, strict=self.strict)
+            object.__setattr__(self, "compiled", compiled)
+            value = compiled.text
         elif given[0] == "json_object":
             if value is not True:
                 raise UsageError("json_object must be true or false.")
@@ -59,6 +67,21 @@ class StructuredOutput:
     def is_json(self) -> bool:
         """Whether the answer is JSON or contains JSON."""
         return self.json_object or self.json_schema is not None or self.tool_calls is not None
+
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        """What the grammar does not enforce, with its places; empty if every answer follows the schemas."""
+        if self.compiled is not None:
+            return self.compiled.unenforced
+        tools = self.tool_calls.tools if self.tool_calls else ()
+        return tuple(f"{part} of the tool {tool.name}" for tool in tools for part in tool.compiled.unenforced)
+
+    def problem(self, answer: str) -> str | None:
+        """What is wrong with a finished answer to `json_schema`, and where; None if nothing is.
+
+        Arguments of tools have their own check, `Tool.compiled.problem`.
+        """
+        return None if self.compiled is None else self.compiled.problem(answer)
 
     def patterns(self) -> list[str]:
         """The regular expressions for the answer or for strings in it."""

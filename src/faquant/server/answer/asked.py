@@ -43,7 +43,7 @@ def _structure(asked: ResponseFormat | None) -> StructuredOutput | None:
         return None
     if asked.json_schema is None:
         return StructuredOutput(json_object=True)
-    return StructuredOutput(json_schema=asked.json_schema.schema_ or {})
+    return StructuredOutput(json_schema=asked.json_schema.schema_ or {}, strict=bool(asked.json_schema.strict))
 
 
 def all_calls(tools: Sequence[FunctionTool], format: str | None) -> ToolCalls:
@@ -51,7 +51,8 @@ def all_calls(tools: Sequence[FunctionTool], format: str | None) -> ToolCalls:
     if format is None:
         message = "The tool-call format of this model is unknown; start the server with --tool-call-parser."
         raise ApiError(400, message, "tools", "unsupported_parameter")
-    return ToolCalls(tuple(Tool(tool.function.name, tool.function.parameters) for tool in tools), format)
+    functions = [tool.function for tool in tools]
+    return ToolCalls(tuple(Tool(one.name, one.parameters, bool(one.strict)) for one in functions), format)
 
 
 def tool_calls(request: ChatRequest, format: str | None) -> ToolCalls | None:

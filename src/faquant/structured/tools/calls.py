@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import UsageError
-from ..json_schema import MAX_BYTES, checked_schema, lark
+from ..json_schema import MAX_BYTES, CompiledSchema, compile_schema, lark
 from .formats import FORMATS, CallFormat
 from .pythonic import check_parameters, python_arguments
 
@@ -27,6 +27,8 @@ class Tool:
         name: 1 to 64 letters, digits, _ or -.
         parameters: the JSON schema of the arguments, of type object, as a mapping or as JSON text; stored as text.
             None: no arguments.
+        strict: refuse parameters that the grammar cannot fully enforce; `compiled.unenforced` lists them otherwise.
+        compiled: `parameters`, compiled.
 
     Raises:
         UsageError: the name is invalid, or the schema is not of type object or cannot be enforced.
@@ -34,15 +36,20 @@ class Tool:
 
     name: str
     parameters: str | Mapping[str, Any] | None = None
+    strict: bool = False
+    compiled: CompiledSchema = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise UsageError(f"A tool's name must be 1 to 64 letters, digits, _ or -, not {str(self.name)[:80]!r}.")
         where = f"parameters of the tool {self.name}"
-        schema = json.loads(checked_schema(_NO_ARGUMENTS if self.parameters is None else self.parameters, where))
+        value = _NO_ARGUMENTS if self.parameters is None else self.parameters
+        compiled = compile_schema(value, where, self.strict)
+        schema = json.loads(compiled.text)
         if schema.setdefault("type", "object") != "object":
             raise UsageError(f"The {where} must be a schema of type object.")
         object.__setattr__(self, "parameters", json.dumps(schema, ensure_ascii=False))
+        object.__setattr__(self, "compiled", replace(compiled, text=self.schema))
 
     @property
     def schema(self) -> str:
