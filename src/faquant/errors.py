@@ -32,5 +32,9 @@ class OutputError(FaquantError):
     """The result could not be written; nothing loadable was left behind."""
 
 
+class AnswerError(FaquantError):
+    """The model's answer does not have the required form."""
+
+
 class DeviceError(FaquantError):
     """A device failed, and this process cannot use it any more."""

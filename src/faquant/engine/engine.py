@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, count
 
-from ..errors import FaquantError, UsageError
+from ..errors import AnswerError, FaquantError, UsageError
 from ..kernels.arrays import Array
 from ..kernels.saturation import Saturation
 from ..model.load import Model
@@ -26,18 +26,21 @@ from .stats import State, Stats
 
 PAGE_SIZE = 128
 """Tokens per page: one tile of the attention kernels, and the unit of prefix sharing. Larger pages were not faster."""
+MAX_DRAWS = 4
+"""How often an answer is drawn whose form the grammar cannot ensure, until it has this form."""
 
 
 @dataclass(frozen=True)
 class CheckedPrompt:
     """A prompt that the engine can answer, with a sampler for each of its params.n answers.
 
-    Engine.check creates it; it can be admitted once.
+    Engine.check creates it; it can be admitted once. `new_constraint` creates the constraint of another draw.
     """
 
     prompt: Sequence[int]
     params: SamplingParams
     samplers: Sequence[Sampler]
+    new_constraint: Callable[[], Constraint | None]
 
 
 class Engine:
@@ -98,7 +101,8 @@ class Engine:
                 f"The prompt's {len(prompt)} tokens and max_tokens ({params.max_tokens}) together exceed the context "
                 f"of {self.max_model_len} tokens{f' ({note})' if note else ''}. Shorten the prompt or lower max_tokens."
             )
-        return CheckedPrompt(prompt, params, self._samplers(prompt, params))
+        constraint = self._constraints(params)
+        return CheckedPrompt(prompt, params, self._samplers(prompt, params, constraint), constraint)
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> list[Request]:
         """Check a prompt of token ids and admit it. Raises: UsageError: as `check`."""
@@ -114,7 +118,7 @@ class Engine:
             rope, root = Rope(self.model.config, length), page_digest(b"", [length])
         requests = []
         for sampler in checked.samplers:
-            request = Request(next(self._numbers), prompt, self.tokenizer, sampler, rope, root)
+            request = Request(next(self._numbers), prompt, self.tokenizer, sampler, rope, root, checked.new_constraint)
             self._scheduler.add(request)
             requests.append(request)
         return requests
@@ -196,8 +200,9 @@ class Engine:
     def grammars(self) -> Grammars:
         return Grammars(self.tokenizer, self.model.config.vocab_size)
 
-    def _samplers(self, prompt: Sequence[int], params: SamplingParams) -> list[Sampler]:
-        constraint = self._constraints(params)
+    def _samplers(
+        self, prompt: Sequence[int], params: SamplingParams, constraint: Callable[[], Constraint | None]
+    ) -> list[Sampler]:
         first = Sampler(
             params,
             prompt,
@@ -261,9 +266,28 @@ class Engine:
             self._scheduler.computed(item, accepted)
             self._stats.accepted_tokens += accepted
             self._stats.generated_tokens += len(output.token_ids)
+            if request.is_withheld:
+                output = self._withhold(request)
         if request.finish_reason is not None:
             self._end(request)
         return output
+
+    def _withhold(self, request: Request) -> Output:
+        """The whole answer if it is finished and has the required form, and no text before. Another answer is drawn
+        again, or the request fails."""
+        nothing = Output(request, "", (), (), None)
+        if request.finish_reason is None:
+            return nothing
+        problem = request.problem()
+        if problem is None:
+            return request.whole()
+        self._stats.invalid_answers += 1
+        if request.draws == MAX_DRAWS:
+            message = f"None of {MAX_DRAWS} answers has the required form. The last one: {problem}"
+            return request.fail(AnswerError(message))
+        self._scheduler.requeue(request)
+        request.draw_again()
+        return nothing
 
     def _end(self, request: Request) -> None:
         self._scheduler.remove(request)

@@ -1,7 +1,7 @@
 """One sequence: its tokens, pages and answer."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from ..model.paged import Chunk
 from ..model.rope import Rope
 from ..sampling.draw import TokenLogprobs as TokenLogprobs
 from ..sampling.sampler import Sampler
+from ..structured.constraint import Constraint
 from ..structured.tools.parser import FunctionCall
 from ..text.detokenizer import IncrementalDecoder
 from ..text.stopping import StopChecker
@@ -66,6 +67,10 @@ class Request:
         awaited: digest of the last page that will be in the cache when other prompts have been read.
         reached: number of tokens whose computation counts as prefill: the prompt, or all computed before a preemption.
         error: the reason if finish_reason is `error`.
+        draws: how often the answer has been drawn, with this one.
+
+    Args:
+        new_constraint: creates the constraint of another draw.
     """
 
     def __init__(
@@ -76,9 +81,9 @@ class Request:
         sampler: Sampler,
         rope: Rope,
         root: bytes = b"",
+        new_constraint: Callable[[], Constraint | None] = lambda: None,
     ) -> None:
         self.number = number
-        self.ids = list(prompt)
         self.prompt_length = len(prompt)
         self.params = sampler.params
         self.index = sampler.index
@@ -88,23 +93,37 @@ class Request:
         self.pages: list[int] = []
         self.known_pages = 0
         self.cached_tokens: int | None = None
-        self.finish_reason: str | None = None
-        self.stop_reason: str | int | None = None
         self.error: FaquantError | None = None
         self.awaited: bytes | None = None
-        self.sampler = sampler
-        self.lookup: PromptLookup | None = None
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
+        self.draws = 0
+        self._tokenizer = tokenizer
+        self._new_constraint = new_constraint
         self._digests: list[bytes] = []
         self._prompt_digest: bytes | None = None
         self._root = root
+        self._table = np.empty(0, np.int64)
+        self._begin_answer(prompt, sampler)
+
+    def _begin_answer(self, prompt: Sequence[int], sampler: Sampler) -> None:
+        self.ids = list(prompt)
+        self.sampler = sampler
+        self.draws += 1
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.lookup: PromptLookup | None = None
         shown = frozenset() if sampler.constraint is None else sampler.constraint.shown
-        self._decoder = IncrementalDecoder(tokenizer, shown=shown)
+        self._decoder = IncrementalDecoder(self._tokenizer, shown=shown)
         self._stop = StopChecker(self.params.stop) if self.params.stop else None
         self._text: list[str] = []
         self._returned = 0
         self._logprobs: list[TokenLogprobs] = []
-        self._table = np.empty(0, np.int64)
+
+    def draw_again(self) -> None:
+        """Begin the answer again, with other random numbers. The request must not hold pages."""
+        self._digests = []
+        self.reached = self.prompt_length
+        self._begin_answer(self.ids[: self.prompt_length], self.sampler.for_another_draw(self._new_constraint()))
 
     @property
     def pending(self) -> int:
@@ -220,8 +239,27 @@ class Request:
         self.finish("error")
         return Output(self, "", (), (), self.finish_reason)
 
+    @property
+    def is_withheld(self) -> bool:
+        """Whether the answer is returned as a whole, after its text has been checked."""
+        structure = self.params.structured_output
+        return structure is not None and bool(structure.unenforced)
+
+    def problem(self) -> str | None:
+        """Why the complete answer does not have the required form; None if it has, or a stop string has cut it."""
+        structure = self.params.structured_output
+        is_cut = isinstance(self.stop_reason, str)
+        return None if structure is None or is_cut else structure.problem("".join(self._text))
+
+    def whole(self) -> Output:
+        """All outputs of the finished answer in one."""
+        logprobs = tuple(self._logprobs)
+        return Output(self, "".join(self._text), tuple(self.answer_ids), logprobs, self.finish_reason)
+
     def new_text(self) -> str:
         """The text that became final since the last call."""
+        if self.is_withheld and self.finish_reason is None:
+            return ""
         returned, self._returned = self._returned, len(self._text)
         return "".join(self._text[returned:])
 

@@ -75,6 +75,12 @@ class Scheduler:
         else:
             self.waiting.remove(request)
 
+    def requeue(self, request: Request) -> None:
+        """Let a running request wait again, without its pages."""
+        self.running.remove(request)
+        self.pool.free(request.release())
+        insort(self.waiting, request, key=_number)
+
     def schedule(self) -> list[Work]:
         """Choose the next step's work and allocate its pages. Empty only if there are no requests."""
         before = self.preemptions
@@ -110,9 +116,8 @@ class Scheduler:
             if self.pool.available:
                 request.pages += self.pool.take(1)
             else:
-                youngest = self.running.pop()
-                self.pool.free(youngest.release())
-                insort(self.waiting, youngest, key=_number)
+                youngest = self.running[-1]
+                self.requeue(youngest)
                 self.preemptions += 1
                 if youngest is request:
                     return False

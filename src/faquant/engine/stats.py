@@ -18,6 +18,7 @@ class Stats:
         draft_tokens: tokens proposed by speculation.
         accepted_tokens: those of them that became part of an answer.
         preemptions: how often a sequence lost its pages to an older one.
+        invalid_answers: answers that did not have the required form, and were drawn again or failed.
         finished: number of requests by finish_reason.
     """
 
@@ -31,6 +32,7 @@ class Stats:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     preemptions: int = 0
+    invalid_answers: int = 0
     finished: dict[str, int] = field(default_factory=dict)
 
 

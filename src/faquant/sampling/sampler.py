@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -65,6 +66,7 @@ class Sampler:
         self.seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         self.index = 0
         self.constraint = constraint
+        self._draw = 0
         self.step = 0
         self.logprobs: list[TokenLogprobs] = []
         self._ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else end_token_ids)
@@ -83,6 +85,14 @@ class Sampler:
         other = copy.copy(self)
         other.index, other.constraint, other.step, other.logprobs = index, constraint, 0, []
         other._history = None if self._history is None else self._history.beginning()
+        return other
+
+    def for_another_draw(self, constraint: Constraint | None = None) -> "Sampler":
+        """The sampler of the next draw of the same answer, with other random numbers. A greedy answer would come out
+        the same again, so temperature 0 becomes 1."""
+        other = self.for_answer(self.index, constraint)
+        other._draw = self._draw + 1
+        other.params = replace(self.params, temperature=self.params.temperature or 1.0)
         return other
 
     def is_end(self, token: int) -> bool:
@@ -130,7 +140,9 @@ class Sampler:
         return max(count, 0)
 
     def _uniform(self, attempt: int = 0) -> float:
-        return uniform(self.seed, self.step, self.index, attempt) if self.params.temperature else 0.0
+        if not self.params.temperature:
+            return 0.0
+        return uniform(self.seed, self.step, self.index, attempt + self._draw * (_TRIES + 1))
 
     @property
     def _left(self) -> int:

@@ -23,6 +23,7 @@ _COUNTERS = {
     "generated_tokens": "Tokens of answers",
     "draft_tokens": "Draft tokens proposed by speculation",
     "accepted_tokens": "Draft tokens accepted",
+    "invalid_answers": "Answers without the required form, drawn again or failed",
     "preemptions": "Sequences preempted in favor of older ones",
 }
 _GAUGES = {
