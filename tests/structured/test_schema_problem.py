@@ -5,7 +5,7 @@ import re
 import pytest
 
 from faquant.structured.structured_output import StructuredOutput
-from faquant.structured.tools.calls import Tool
+from faquant.structured.tools.calls import Tool, ToolCalls
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "array", "items": {"maximum": 3}}}, "required": ["a"]}
 
@@ -30,3 +30,16 @@ def test_right_answers() -> None:
     assert StructuredOutput(regex="a").problem("a") is None
     reference = {"$ref": "#/$defs/a", "$defs": {"a": {"const": 1}}}
     assert StructuredOutput(json_schema=reference).problem("1") is None
+
+
+def test_calls() -> None:
+    tools = (Tool("first", SCHEMA), Tool("second", {"properties": {"n": {"maximum": 3}}}))
+    for format, text in (
+        ("hermes", 'So: <tool_call>{{"name": "second", "arguments": {}}}</tool_call>'),
+        ("pythonic", "[second({})]"),
+    ):
+        answers = StructuredOutput(tool_calls=ToolCalls((Tool("first"), tools[1]), format))
+        assert answers.problem(text.format('{"n": 3}' if format == "hermes" else "n=3")) is None
+        wrong = answers.problem(text.format('{"n": 4}' if format == "hermes" else "n=4"))
+        assert re.search(r"4 is greater .* \(at /n\) \(in the call of second\)", str(wrong))
+    assert StructuredOutput(tool_calls=ToolCalls(tools, "hermes")).problem("No call.") is None

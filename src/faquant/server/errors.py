@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ..engine.async_engine import EngineStoppedError
-from ..errors import FaquantError, UnsupportedError, UsageError
+from ..errors import AnswerError, FaquantError, UnsupportedError, UsageError
 from .schema.messages import Body
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -89,6 +89,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), getattr(error, "field", None))
     if isinstance(error, EngineStoppedError):
         return ApiError(503, str(error), code="engine_stopped")
+    if isinstance(error, AnswerError):
+        return ApiError(500, str(error), code="invalid_answer")
     if isinstance(error, FaquantError):
         return ApiError(500, str(error))
     return ApiError(500, "The server failed to answer this request; see its log.", code="internal_error")

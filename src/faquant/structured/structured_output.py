@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import UsageError
 from .json_schema import CompiledSchema, check_text, compile_schema, patterns
 from .tools.calls import ToolCalls
+from .tools.parser import parse
 
 MAX_CHOICES = 1024
 
@@ -77,11 +78,15 @@ class StructuredOutput:
         return tuple(f"{part} of the tool {tool.name}" for tool in tools for part in tool.compiled.unenforced)
 
     def problem(self, answer: str) -> str | None:
-        """What is wrong with a finished answer to `json_schema`, and where; None if nothing is.
-
-        Arguments of tools have their own check, `Tool.compiled.problem`.
-        """
-        return None if self.compiled is None else self.compiled.problem(answer)
+        """What is wrong with a finished answer to `json_schema`, or with calls in it, and where; None if nothing is."""
+        if self.tool_calls is None:
+            return None if self.compiled is None else self.compiled.problem(answer)
+        tools = {tool.name: tool.compiled for tool in self.tool_calls.tools}
+        for call in parse(self.tool_calls, answer, cut=False)[1]:
+            problem = tools[call.name].problem(call.arguments)
+            if problem is not None:
+                return f"{problem} (in the call of {call.name})"
+        return None
 
     def patterns(self) -> list[str]:
         """The regular expressions for the answer or for strings in it."""

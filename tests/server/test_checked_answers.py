@@ -1,0 +1,80 @@
+"""Answers that the grammar does not fully constrain: the client gets one that follows the schema, or an error."""
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from faquant.structured.structured_output import StructuredOutput
+from oracles.tiny_server import NAME, TinyServer
+
+DIGIT = {"type": "object", "properties": {"n": {"enum": list(range(10))}}, "required": ["n"]}
+SCHEMA: dict[str, Any] = {**DIGIT, "additionalProperties": False}
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "digit", "schema": SCHEMA}}
+TOOL: Any = {"type": "function", "function": {"name": "digit", "parameters": SCHEMA}}
+NAMED: Any = {"type": "function", "function": {"name": "digit"}}
+USER: Any = {"role": "user", "content": "A digit?"}
+ASKED: dict[str, Any] = {"model": NAME, "messages": [USER], "max_tokens": 120}
+
+
+def is_wrong(text: str) -> str | None:
+    found = text.replace(" ", "").replace("\n", "").split('"n":')
+    return None if all(part[0] in "789" for part in found[1:]) else "The digit is too small."
+
+
+@pytest.fixture
+def _checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only 7, 8 and 9 pass."""
+    monkeypatch.setattr(StructuredOutput, "unenforced", ("the digit",))
+    monkeypatch.setattr(StructuredOutput, "problem", lambda _, text: is_wrong(text))
+
+
+def counted(server: TinyServer) -> float:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith("faquant_invalid_answers_total")).split()[1])
+
+
+def answer(client: openai.OpenAI, **asked: Any) -> Any:
+    """None if no draw was valid."""
+    try:
+        return client.chat.completions.create(**ASKED, **asked)
+    except openai.InternalServerError as failure:
+        error = failure
+    assert error.code == "invalid_answer"
+    assert "None of 4 answers has the required form. The last one: The digit is too small." in str(error)
+    return None
+
+
+@pytest.mark.usefixtures("_checked")
+def test_only_valid_answers_are_sent(server: TinyServer, client: openai.OpenAI) -> None:
+    before, kinds = counted(server), set()
+    for seed in range(12):
+        whole = answer(client, seed=seed, response_format=FORMAT)
+        if whole is not None:
+            assert json.loads(whole.choices[0].message.content)["n"] in (7, 8, 9)
+            assert whole.usage.completion_tokens < 40  # those of the answer, not of the draws before
+        kinds.add(whole is None)
+        pieces, failed = [], None
+        try:
+            for chunk in client.chat.completions.create(**ASKED, response_format=FORMAT, seed=seed, stream=True):
+                pieces += [chunk.choices[0].delta.content] if chunk.choices[0].delta.content else []
+        except openai.APIError as error:
+            failed = error.code
+        assert pieces == ([] if whole is None else [whole.choices[0].message.content])
+        assert failed == ("invalid_answer" if whole is None else None)
+    assert kinds == {True, False}
+    assert counted(server) > before
+
+
+@pytest.mark.usefixtures("_checked")
+def test_calls_are_checked(client: openai.OpenAI) -> None:
+    right = 0
+    for seed in range(8):
+        reply = answer(client, seed=seed, tools=[TOOL], tool_choice=NAMED)
+        if reply is not None:
+            (call,) = reply.choices[0].message.tool_calls
+            assert json.loads(call.function.arguments)["n"] in (7, 8, 9)
+            right += 1
+    assert right
