@@ -19,6 +19,7 @@ from ..structured.grammar import Grammars
 from ..text.tokenizer import Tokenizer
 from .engine_config import EngineConfig
 from .page_pool import PagePool, page_digest
+from .prompt_scores import score_prompt
 from .request import Output, Request
 from .scheduler import Scheduler, Work
 from .speculation import PromptLookup
@@ -219,6 +220,7 @@ class Engine:
         wanted: list[int] = []
         end = 0
         for item in work:
+            score_prompt(item.request, hidden[end : end + item.count], self._decoder.logits)
             end += item.count + len(item.draft)
             if item.decodes:
                 wanted += range(end - len(item.draft) - 1, end)

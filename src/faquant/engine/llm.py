@@ -143,10 +143,10 @@ class LLM:
         if calls is None:
             return self.generate(ids, params, progress=progress)
         each = _for_each(params, len(ids))
-        if any(some.structured_output is not None for some in each):
-            raise UsageError("Tools and structured_output cannot be combined.")
-        wanted = [replace(some, structured_output=StructuredOutput(tool_calls=calls)) for some in each]
-        return [_with_calls(answer, calls) for answer in self.generate(ids, wanted, progress=progress)]
+        wanted = [replace(some, structured_output=_with_form(calls, some.structured_output)) for some in each]
+        forms = [some.structured_output for some in wanted for _ in range(some.n)]
+        answers = self.generate(ids, wanted, progress=progress)
+        return [_with_calls(answer, calls, form) for answer, form in zip(answers, forms, strict=True)]
 
     def saturation(self) -> dict[str, float]:
         """The fraction of q, k and v values beyond their calibrated scales, over all requests so far.
@@ -237,7 +237,17 @@ def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) 
     return replace(calls.only([choice]), forced=True, parallel=False)
 
 
-def _with_calls(answer: Completion, calls: ToolCalls) -> Completion:
-    text, found, are_whole = parse(calls, answer.text, answer.finish_reason == "length")
+def _with_form(calls: ToolCalls, form: StructuredOutput | None) -> StructuredOutput:
+    """Calls, or else an answer of this form, as far as the calls are free."""
+    if form is None or calls.forced:
+        return StructuredOutput(tool_calls=calls)
+    return replace(form, tool_calls=calls) if calls.tools else form
+
+
+def _with_calls(answer: Completion, calls: ToolCalls, form: StructuredOutput | None) -> Completion:
+    if form is None or form.tool_calls is None:
+        return answer
+    is_formed = len(form.parts) > 1
+    text, found, are_whole = parse(calls, answer.text, answer.finish_reason == "length", is_formed)
     reason = "tool_calls" if are_whole else answer.finish_reason
     return replace(answer, text=text, tool_calls=found, finish_reason=reason)

@@ -30,12 +30,14 @@ class SamplingParams:
         logit_bias: added to the logits of some tokens, {id: bias}; stored as sorted pairs.
         seed: seed of the random draws; None: one from the operating system.
         n: number of answers, drawn independently.
-        max_tokens: maximum tokens of an answer.
+        max_tokens: maximum tokens of an answer; 0: only read the prompt.
         min_tokens: tokens of an answer before which no end token can be chosen.
         stop: one or more strings; the text ends before the first one that occurs.
         stop_token_ids: tokens that end the answer and are not part of its text.
         ignore_eos: continue up to max_tokens even after the model's end tokens.
         logprobs: report the log-probabilities of each token and of this many of the likeliest ones.
+        prompt_logprobs: the same for each token of the prompt but the first. The whole prompt is computed for that, so
+            nothing of it is taken from the prefix cache.
         structured_output: the required form of the answer.
 
     Raises:
@@ -58,6 +60,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     structured_output: StructuredOutput | None = None
 
     def __post_init__(self) -> None:
@@ -69,14 +72,15 @@ class SamplingParams:
         self._check_number("frequency_penalty", -2.0, 2.0, "a number from -2 to 2")
         self._check_integer("top_k", -1, 2**31 - 1, "a whole number of at least 1, or 0 or -1 for all tokens")
         self._check_integer("n", 1, MAX_ANSWERS, f"a whole number from 1 to {MAX_ANSWERS}")
-        self._check_integer("max_tokens", 1, 2**31 - 1, "a whole number of at least 1")
+        self._check_integer("max_tokens", 0, 2**31 - 1, "a whole number of at least 0")
         self._check_integer(
             "min_tokens", 0, self.max_tokens, f"a whole number from 0 to max_tokens ({self.max_tokens})"
         )
         if self.seed is not None:
             self._check_integer("seed", -(2**63), 2**64 - 1, "a whole number from -2^63 to 2^64 - 1, or None")
-        if self.logprobs is not None:
-            self._check_integer("logprobs", 0, MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}, or None")
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                self._check_integer(name, 0, MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}, or None")
         if not isinstance(self.ignore_eos, bool):
             raise self._wrong("ignore_eos", "true or false")
         if self.structured_output is not None:

@@ -34,6 +34,7 @@ from llguidance import LLMatcher
 from ..errors import UsageError
 from ..text.tokenizer import Tokenizer
 from .constraint import Bits, Constraint
+from .either import EitherConstraint
 from .json_schema import OPTIONS
 from .regex_example import example
 from .structured_output import StructuredOutput as StructuredOutput
@@ -88,6 +89,8 @@ class Grammars:
                 "stop_token_ids",
             )
         calls = wanted.tool_calls
+        if calls is not None and len(wanted.parts) > 1:
+            return self._either(wanted, calls, max_tokens, end_token_ids)
         if calls is None or calls.forced:
             return self._from_beginning(wanted, max_tokens, end_token_ids)
         begin: Callable[[str, int], GrammarConstraint | None] = _refuse
@@ -113,6 +116,26 @@ class Grammars:
                 "max_tokens",
             )
         return partial(GrammarConstraint, self._vocabulary, compiled, end_token_ids)
+
+    def _either(
+        self, wanted: StructuredOutput, calls: ToolCalls, max_tokens: int, end_token_ids: Collection[int]
+    ) -> Callable[[], Constraint]:
+        """Calls or an answer of another form; only one of them if `max_tokens` is too small for the other."""
+        makers: list[Callable[[], GrammarConstraint | None]] = []
+        refused = []
+        for part in wanted.parts:
+            try:
+                makers.append(self._from_beginning(part, max_tokens, end_token_ids))
+            except UsageError as error:
+                if error.field != "max_tokens":
+                    raise
+                makers.append(lambda: None)
+                refused.append(error)
+        if len(refused) == len(makers):
+            raise refused[0]
+        shown = frozenset(self._vocabulary.special(calls.style.tag))
+        answer, called = makers
+        return lambda: EitherConstraint(answer(), called(), shown)
 
     def _from_calls(
         self, compiled: "_Compiled", end_token_ids: Collection[int], text: str, left: int

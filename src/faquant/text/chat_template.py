@@ -49,13 +49,13 @@ class ChatTemplate:
         )
 
     @cached_property
-    def takes_tools(self) -> bool:
-        """Whether the template uses the variable `tools`."""
+    def variables(self) -> frozenset[str]:
+        """The names of the variables that the template uses."""
         try:
             with Budget():
-                return "tools" in find_undeclared_variables(TemplateEnvironment().parse(self.source))
+                return frozenset(find_undeclared_variables(TemplateEnvironment().parse(self.source)))
         except Exception:  # as above; `render` reports the error
-            return False
+            return frozenset()
 
     def render(
         self,
@@ -66,8 +66,9 @@ class ChatTemplate:
     ) -> str:
         """Render a conversation.
 
-        As in transformers, keys of a message whose value is None are left out. If a message's content is a list of text
-        parts, they are joined with line breaks. An empty list of tools counts as none.
+        As in transformers, keys of a message whose value is None are left out; but an assistant's message without
+        content has the content "", because templates treat it as text. If a message's content is a list of text parts,
+        they are joined with line breaks. An empty list of tools counts as none.
 
         Args:
             variables: additional variables for the template, such as bos_token or enable_thinking.
@@ -187,6 +188,8 @@ def _check_message(message: object, where: str) -> dict[str, Any]:
     plain: dict[str, Any] = {key: value for key, value in _plain(message, where).items() if value is not None}
     if not isinstance(plain.get("role"), str) or not plain["role"]:
         raise UsageError(f"{where} must have a role, such as system, user or assistant.")
+    if plain["role"] == "assistant":
+        plain.setdefault("content", "")
     content = plain.get("content", "")
     if isinstance(content, list):
         plain["content"] = "\n".join(_part_text(part, where) for part in content)

@@ -11,6 +11,7 @@ from ..schema.responses import (
     ChatMessage,
     Delta,
     FunctionDelta,
+    FunctionMessage,
     ToolCall,
     ToolCallDelta,
     ToolCallFunction,
@@ -25,10 +26,17 @@ class _OpenCall:
 
 
 class Reply:
-    """Collects one answer. calls: the tools that it may call; None: plain text."""
+    """Collects one answer.
 
-    def __init__(self, calls: ToolCalls | None) -> None:
-        self._parser = None if calls is None else CallParser(calls)
+    Args:
+        calls: the tools that it may call; None: plain text.
+        is_formed: whether the answer has a required form, unless it consists of calls.
+        wants_function: a call, of which there is at most one, becomes a function_call instead of tool_calls.
+    """
+
+    def __init__(self, calls: ToolCalls | None, is_formed: bool = False, wants_function: bool = False) -> None:
+        self._wants_function = wants_function
+        self._parser = None if calls is None else CallParser(calls, is_formed)
         self._content = ""
         self._calls: list[_OpenCall] = []
         self.finish_reason: str | None = None
@@ -48,7 +56,7 @@ class Reply:
             if output.finish_reason is not None:
                 pieces += self._parser.flush(cut=output.finish_reason == "length")
                 if self._parser.complete:
-                    self.finish_reason = "tool_calls"
+                    self.finish_reason = "function_call" if self._wants_function else "tool_calls"
                 elif not (pieces or self._content or self._calls):
                     pieces = [Content("")]  # a message has content or calls
         content: list[Delta] = []
@@ -61,12 +69,24 @@ class Reply:
                 deltas[piece.index] = self._begin(piece)
             else:
                 deltas[piece.index] = self._go_on(piece, deltas.get(piece.index))
+        if self._wants_function:
+            return [*content, *(Delta(function_call=delta.function) for delta in deltas.values())]
         return [*content, *(Delta(tool_calls=[delta]) for delta in deltas.values())]
 
-    def message(self) -> ChatMessage | CallsMessage:
+    @property
+    def has_called(self) -> bool:
+        """Whether the answer has ended with calls, none of which is cut off."""
+        return self.finish_reason in ("tool_calls", "function_call")
+
+    def message(self) -> ChatMessage | CallsMessage | FunctionMessage:
         """The complete message."""
         if not self._calls:
             return ChatMessage(role="assistant", content=self._content, refusal=None)
+        if self._wants_function:
+            function = ToolCallFunction(name=self._calls[0].name, arguments=self._calls[0].arguments)
+            return FunctionMessage(
+                role="assistant", content=self._content or None, refusal=None, function_call=function
+            )
         calls = [
             ToolCall(id=call.id, function=ToolCallFunction(name=call.name, arguments=call.arguments))
             for call in self._calls

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class _Answer(BaseModel):
@@ -27,11 +27,11 @@ class ChatLogprobs(_Answer):
 
 
 class CompletionLogprobs(_Answer):
-    """`text_offset` counts characters from the beginning of the answer."""
+    """`text_offset` counts characters from the beginning of the text. The first token of a prompt has no logprobs."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -70,9 +70,16 @@ class CallsMessage(_Answer):
     tool_calls: list[ToolCall]
 
 
+class FunctionMessage(_Answer):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    function_call: ToolCallFunction
+
+
 class ChatChoice(_Answer):
     index: int
-    message: CallsMessage | ChatMessage
+    message: CallsMessage | FunctionMessage | ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 
@@ -105,6 +112,7 @@ class Delta(_Answer):
     role: Literal["assistant"] | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    function_call: FunctionDelta | None = None
 
 
 class ChatChunkChoice(_Answer):

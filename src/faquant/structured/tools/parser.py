@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from .calls import ToolCalls
-from .opening import Opening
+from .opening import Opening, SplitText
 from .pythonic import PythonArguments
 
 _JSON_HEAD = re.compile(r'\{"name": "(?P<name>[^"]+)", "(?:arguments|parameters)": ')
@@ -45,12 +45,14 @@ class FunctionCall:
     arguments: str
 
 
-def parse(calls: ToolCalls, text: str, cut: bool) -> tuple[str, tuple[FunctionCall, ...], bool]:
+def parse(
+    calls: ToolCalls, text: str, cut: bool, is_formed: bool = False
+) -> tuple[str, tuple[FunctionCall, ...], bool]:
     """The content and the calls of an answer, and whether it has calls and none is cut off.
 
-    cut: whether the token limit has ended the answer.
+    cut: whether the token limit has ended the answer. is_formed: as for CallParser.
     """
-    parser = CallParser(calls)
+    parser = CallParser(calls, is_formed)
     content, names, arguments = "", [], []
     for piece in parser.push(text) + parser.flush(cut):
         if isinstance(piece, Content):
@@ -77,9 +79,13 @@ def opening_of(calls: ToolCalls) -> Opening:
 
 
 class CallParser:
-    """Reads one answer with the given `ToolCalls`. Text that may be markup is held back until that is certain."""
+    """Reads one answer with the given `ToolCalls`. Text that may be markup is held back until that is certain.
 
-    def __init__(self, calls: ToolCalls) -> None:
+    is_formed: whether the answer has a required form unless it begins with a call.
+    """
+
+    def __init__(self, calls: ToolCalls, is_formed: bool = False) -> None:
+        self._is_formed = is_formed
         self._opening = None if calls.forced else opening_of(calls)
         self._is_json = calls.style.arguments is not None
         self._at_start = True
@@ -96,7 +102,11 @@ class CallParser:
         """Read more of the answer."""
         if self._opening is None:
             return self._calls(text)
+        if self._is_formed and not self._at_start:
+            return [Content(text)] if text else []
         split = self._opening.split(self._held + text, self._at_start)
+        if self._is_formed and split.text:  # a later tag is text in a string
+            split = SplitText(self._held + text, "")
         self._held = split.held
         self._at_start = self._at_start and not split.text
         pieces: list[Piece] = [Content(split.text)] if split.text else []
