@@ -124,6 +124,8 @@ class LLM:
             tools: tools that answers may call, in OpenAI's format: `{"type": "function", "function": {"name": …,
                 "parameters": …}}`. Calls always follow the schema. They are in Completion.tool_calls; the text before
                 them is in `text`.
+                With params.structured_output, an answer without calls has that form; it has no effect if calls are
+                required.
             tool_choice: auto, none, required (at least one call and no text), or the name of the tool to call.
             chat_template_kwargs: additional variables for the template.
 
