@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -135,7 +136,7 @@ class LLM:
             UnsupportedError: there is no chat template, or the model's tool-call format is unknown.
             FaquantError: an answer could not be finished.
         """
-        model, tools = Conversation(self.tokenizer), tuple(tools or ())
+        model, tools = self._conversation, tuple(tools or ())
         calls = _calls(tools, tool_choice, model.format)
         shown = tools if tool_choice != "none" else ()
         several = _conversations(conversations)
@@ -163,6 +164,10 @@ class LLM:
     def state(self) -> State:
         """The sequences and pages that the engine holds now."""
         return self.engine.state()
+
+    @cached_property
+    def _conversation(self) -> Conversation:
+        return Conversation(self.tokenizer)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
