@@ -13,6 +13,7 @@ from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
 from ..kernels.device import chosen
 from ..server.config import ServerConfig
+from ..structured.reasoning import PARSERS
 from ..structured.tools.formats import FORMATS
 from .interrupts import raise_on_signals
 from .options import DeviceOption
@@ -60,6 +61,9 @@ def serve(
     tool_call_parser: Annotated[
         str, typer.Option(help=f"Format of the model's tool calls: auto, {', '.join(FORMATS)}.")
     ] = ServerConfig.tool_call_parser,
+    reasoning_parser: Annotated[
+        str, typer.Option(help=f"Kind of the model's reasoning: auto, none, {', '.join(PARSERS)}.")
+    ] = ServerConfig.reasoning_parser,
     device: DeviceOption = EngineConfig.device,
     max_model_len: Annotated[
         int | None,
@@ -114,6 +118,7 @@ def serve(
         request_timeout=request_timeout,
         max_body=parse_size(max_body),
         tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
     )
     from ..server.http.socket import bind, is_loopback
 
@@ -162,6 +167,7 @@ def _print_table(service: "Service", address: str) -> None:
         "context": f"{engine.max_model_len:,} tokens at most{f' ({note})' if note else ''}",
         "sequences": f"{engine.config.max_num_seqs} at a time, {config.max_queue} more may wait",
         "tool calls": service.conversation.description,
+        "reasoning": "none" if service.reasoner is None else service.reasoner.kind,
         "address": f"{address}, {'with a key' if config.api_key else 'no key'}",
     }
     table = Table(show_header=False)

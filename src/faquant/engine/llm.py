@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from ..kernels.backend import backend_for
 from ..model.load import Model, load
 from ..progress import Update, progress_bar
 from ..sampling.params import SamplingParams
+from ..structured.reasoning import Reasoner, reasoner_of, split_reasoning
 from ..structured.structured_output import StructuredOutput
 from ..structured.tools.calls import Tool, ToolCalls
 from ..structured.tools.conversation import Conversation
@@ -124,7 +126,7 @@ class LLM:
             params, progress: as for `generate`.
             tools: tools that answers may call, in OpenAI's format: `{"type": "function", "function": {"name": …,
                 "parameters": …}}`. Calls always follow the schema. They are in Completion.tool_calls; the text before
-                them is in `text`.
+                them is in `text`, and the reasoning of models that reason in `reasoning`.
             tool_choice: auto, none, required (at least one call and no text), or the name of the tool to call.
             chat_template_kwargs: additional variables for the template.
 
@@ -141,13 +143,16 @@ class LLM:
         shown = tools if tool_choice != "none" else ()
         several = _conversations(conversations)
         ids = [model.encode(messages, shown, chat_template_kwargs) for messages in several]
-        if calls is None:
-            return self.generate(ids, params, progress=progress)
         each = _for_each(params, len(ids))
-        if any(some.structured_output is not None for some in each):
-            raise UsageError("Tools and structured_output cannot be combined.")
-        wanted = [replace(some, structured_output=StructuredOutput(tool_calls=calls)) for some in each]
-        return [_with_calls(answer, calls) for answer in self.generate(ids, wanted, progress=progress)]
+        if self._reasoner is not None:
+            thoughts = map(self._reasoner.of_prompt, ids)
+            each = [replace(some, reasoning=thought) for some, thought in zip(each, thoughts, strict=True)]
+        if calls is not None:
+            if any(some.structured_output is not None for some in each):
+                raise UsageError("Tools and structured_output cannot be combined.")
+            each = [replace(some, structured_output=StructuredOutput(tool_calls=calls)) for some in each]
+        answers = iter(self.generate(ids, each, progress=progress))
+        return [_parts(answer, some, calls) for some in each for answer in islice(answers, some.n)]
 
     def saturation(self) -> dict[str, float]:
         """The fraction of q, k and v values beyond their calibrated scales, over all requests so far.
@@ -168,6 +173,10 @@ class LLM:
     @cached_property
     def _conversation(self) -> Conversation:
         return Conversation(self.tokenizer)
+
+    @cached_property
+    def _reasoner(self) -> Reasoner | None:
+        return reasoner_of(self.tokenizer)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -242,7 +251,13 @@ def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) 
     return replace(calls.only([choice]), forced=True, parallel=False)
 
 
-def _with_calls(answer: Completion, calls: ToolCalls) -> Completion:
+def _parts(answer: Completion, params: SamplingParams, calls: ToolCalls | None) -> Completion:
+    """The answer with its reasoning and its calls apart from the text."""
+    if params.reasoning is not None:
+        reasoning, text = split_reasoning(params.reasoning, answer.text)
+        answer = replace(answer, text=text, reasoning=reasoning)
+    if calls is None:
+        return answer
     text, found, are_whole = parse(calls, answer.text, answer.finish_reason == "length")
     reason = "tool_calls" if are_whole else answer.finish_reason
     return replace(answer, text=text, tool_calls=found, finish_reason=reason)

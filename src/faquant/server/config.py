@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..structured.reasoning import PARSERS
 from ..structured.tools.formats import FORMATS
 
 MAX_MESSAGES = 2048
@@ -32,8 +33,10 @@ class ServerConfig:
         max_queue: maximum waiting sequences, in addition to the running ones; further requests get status 429.
         request_timeout: maximum seconds from a request to the end of its answer; 0: no limit.
         max_body: maximum bytes of a request's body.
-        tool_call_parser: the model's tool-call format, a key of tools.formats.FORMATS; auto: detect it from the
+        tool_call_parser: the model's tool-call format, a key of tools.formats.FORMATS; auto: recognize it from the
             template.
+        reasoning_parser: the kind of the model's reasoning, one of structured.reasoning.PARSERS; none: the reasoning
+            stays in the content; auto: recognize it from the template and the vocabulary.
 
     Raises:
         UsageError: a value is outside its range.
@@ -47,6 +50,7 @@ class ServerConfig:
     request_timeout: float = 600.0
     max_body: int = 8 << 20
     tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.served_model_name or not self.served_model_name.isprintable():
@@ -61,6 +65,8 @@ class ServerConfig:
             raise UsageError(f"max_body must be from 1024 to {1 << 30}, not {self.max_body}.")
         if self.tool_call_parser not in ("auto", *FORMATS):
             raise UsageError(f"tool_call_parser must be auto or one of {', '.join(FORMATS)}.")
+        if self.reasoning_parser not in ("auto", "none", *PARSERS):
+            raise UsageError(f"reasoning_parser must be auto, none or one of {', '.join(PARSERS)}.")
         for origin in self.allowed_origins:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise UsageError(f"{origin!r} is not an origin; write one such as https://example.org, or * for all.")

@@ -35,6 +35,7 @@ from ..errors import UsageError
 from ..text.tokenizer import Tokenizer
 from .constraint import Bits, Constraint
 from .json_schema import OPTIONS
+from .reasoning import BEGIN, END, Reasoning, ReasoningConstraint, end_plan
 from .regex_example import example
 from .structured_output import StructuredOutput as StructuredOutput
 from .tools.calls import ToolCalls
@@ -69,11 +70,17 @@ class Grammars:
         self._lock = threading.Lock()
 
     def constraints(
-        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
+        self,
+        wanted: StructuredOutput,
+        max_tokens: int,
+        end_token_ids: Collection[int],
+        reasoning: Reasoning | None = None,
     ) -> Callable[[], Constraint]:
         """Return a function that creates the constraint of one answer of at most `max_tokens` tokens.
 
         The end token does not count. Compiling may take seconds; the returned function is fast.
+
+        reasoning: what may come before the structure.
 
         Raises:
             UsageError: the grammar or schema cannot be compiled, no answer within the limit was found, the model has
@@ -88,6 +95,8 @@ class Grammars:
                 f"{text[0]} is text.",
                 "stop_token_ids",
             )
+        if reasoning is not None:
+            return self._after_reasoning(wanted, max_tokens, end_token_ids, reasoning)
         calls = wanted.tool_calls
         if calls is None or calls.forced:
             return self._from_beginning(wanted, max_tokens, end_token_ids)
@@ -98,19 +107,34 @@ class Grammars:
         shown = _shown(calls, self._vocabulary)
         return partial(CallConstraint, opening_of(calls), self._vocabulary, end_token_ids, shown, begin)
 
+    def _after_reasoning(
+        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int], reasoning: Reasoning
+    ) -> Callable[[], Constraint]:
+        reserve = None
+        if wanted.is_whole:
+            begin: Callable[[], Constraint] = self._from_beginning(
+                wanted, max_tokens, end_token_ids, len(end_plan(self._vocabulary))
+            )
+            reserve = len(self.compiled(wanted).result().plan or ())
+        else:
+            begin = self.constraints(wanted, max_tokens, end_token_ids)
+        shown = frozenset(token for tag in (BEGIN, END) for token in self._vocabulary.special(tag))
+        return partial(ReasoningConstraint, reasoning, self._vocabulary, end_token_ids, begin, reserve, shown)
+
     def _from_beginning(
-        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
+        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int], before: int = 0
     ) -> Callable[[], "GrammarConstraint"]:
+        """before: tokens that the answer needs before the structure."""
         compiled = self.compiled(wanted).result()
         if compiled.plan is None:
             raise UsageError(
                 "No complete answer of the requested structure was found. Either there is none, or the structure is "
                 "too large (an object may have about 600 optional properties); simplify it."
             )
-        if len(compiled.plan) > max_tokens:
+        if before + len(compiled.plan) > max_tokens:
             raise UsageError(
                 f"max_tokens ({max_tokens}) is too small for the requested structure: the shortest answer found has "
-                f"{len(compiled.plan)} tokens.",
+                f"{before + len(compiled.plan)} tokens.",
                 "max_tokens",
             )
         return partial(GrammarConstraint, self._vocabulary, compiled, end_token_ids)

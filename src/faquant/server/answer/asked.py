@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...sampling.params import SamplingParams
+from ...structured.reasoning import Reasoning
 from ...structured.structured_output import StructuredOutput
 from ...structured.tools.calls import Tool, ToolCalls
 from ..errors import ApiError, errors_for
@@ -18,7 +19,11 @@ _SAME_NAMES = (
 
 
 def sampling_params(
-    request: Sampling, max_tokens: int, logprobs: int | None, calls: ToolCalls | None = None
+    request: Sampling,
+    max_tokens: int,
+    logprobs: int | None,
+    calls: ToolCalls | None = None,
+    reasoning: Reasoning | None = None,
 ) -> SamplingParams:
     """The sampling parameters of a request.
 
@@ -34,7 +39,7 @@ def sampling_params(
         wanted["structured_output"] = (
             _structure(request.response_format) if calls is None else StructuredOutput(tool_calls=calls)
         )
-    return SamplingParams(**wanted, max_tokens=max_tokens, logprobs=logprobs)
+    return SamplingParams(**wanted, max_tokens=max_tokens, logprobs=logprobs, reasoning=reasoning)
 
 
 def _structure(asked: ResponseFormat | None) -> StructuredOutput | None:

@@ -4,6 +4,7 @@ import uuid
 from dataclasses import dataclass
 
 from ...engine.request import Output
+from ...structured.reasoning import Reasoning
 from ...structured.tools.calls import ToolCalls
 from ...structured.tools.parser import Arguments, CallParser, CallStart, Content, Piece
 from ..schema.responses import (
@@ -15,6 +16,7 @@ from ..schema.responses import (
     ToolCallDelta,
     ToolCallFunction,
 )
+from .thoughts import ThoughtCounter
 
 
 @dataclass
@@ -25,10 +27,17 @@ class _OpenCall:
 
 
 class Reply:
-    """Collects one answer. calls: the tools that it may call; None: plain text."""
+    """Collects one answer.
 
-    def __init__(self, calls: ToolCalls | None) -> None:
+    Args:
+        calls: the tools that it may call; None: plain text.
+        reasoning: the reasoning before that; None: there is none.
+    """
+
+    def __init__(self, calls: ToolCalls | None, reasoning: Reasoning | None = None) -> None:
         self._parser = None if calls is None else CallParser(calls)
+        self._thoughts = None if reasoning is None else ThoughtCounter(reasoning)
+        self._reasoning = ""
         self._content = ""
         self._calls: list[_OpenCall] = []
         self.finish_reason: str | None = None
@@ -36,22 +45,29 @@ class Reply:
     @property
     def first(self) -> Delta:
         """The first delta of a stream."""
-        return Delta(role="assistant", content="" if self._parser is None else None)
+        is_text = self._parser is None and self._thoughts is None
+        return Delta(role="assistant", content="" if is_text else None)
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return 0 if self._thoughts is None else self._thoughts.tokens
 
     def push(self, output: Output) -> list[Delta]:
-        """Add a step's output; return at most one delta with text, and one for each call."""
+        """Add a step's output; return at most one delta with reasoning and one with text, and one for each call."""
         self.finish_reason = output.finish_reason
+        thought, text = ("", output.text) if self._thoughts is None else self._thoughts.push(output)
+        self._reasoning += thought
         if self._parser is None:
-            pieces: list[Piece] = [Content(output.text)] if output.text else []
+            pieces: list[Piece] = [Content(text)] if text else []
         else:
-            pieces = self._parser.push(output.text)
+            pieces = self._parser.push(text)
             if output.finish_reason is not None:
                 pieces += self._parser.flush(cut=output.finish_reason == "length")
                 if self._parser.complete:
                     self.finish_reason = "tool_calls"
                 elif not (pieces or self._content or self._calls):
                     pieces = [Content("")]  # a message has content or calls
-        content: list[Delta] = []
+        content = [Delta(reasoning_content=thought)] if thought else []
         deltas: dict[int, ToolCallDelta] = {}
         for piece in pieces:
             if isinstance(piece, Content):
@@ -66,12 +82,20 @@ class Reply:
     def message(self) -> ChatMessage | CallsMessage:
         """The complete message."""
         if not self._calls:
-            return ChatMessage(role="assistant", content=self._content, refusal=None)
+            return ChatMessage(
+                role="assistant", content=self._content, reasoning_content=self._reasoning or None, refusal=None
+            )
         calls = [
             ToolCall(id=call.id, function=ToolCallFunction(name=call.name, arguments=call.arguments))
             for call in self._calls
         ]
-        return CallsMessage(role="assistant", content=self._content or None, refusal=None, tool_calls=calls)
+        return CallsMessage(
+            role="assistant",
+            content=self._content or None,
+            reasoning_content=self._reasoning or None,
+            refusal=None,
+            tool_calls=calls,
+        )
 
     def _begin(self, piece: CallStart) -> ToolCallDelta:
         call = _OpenCall(f"call_{uuid.uuid4().hex[:24]}", piece.name)

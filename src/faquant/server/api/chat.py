@@ -37,7 +37,9 @@ async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Respon
     prompts = [await call.service.encode_chat(body.messages, shown, body.chat_template_kwargs)]
     max_tokens = body.max_completion_tokens or body.max_tokens or call.service.context_left(prompts, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = await asyncio.to_thread(sampling_params, body, max_tokens, logprobs, calls)
+    reasoner = call.service.reasoner
+    reasoning = None if reasoner is None else reasoner.of_prompt(prompts[0])
+    params = await asyncio.to_thread(sampling_params, body, max_tokens, logprobs, calls, reasoning)
     with errors_renamed("max_tokens", "max_completion_tokens" if body.max_completion_tokens else None):
         checked = await call.check(prompts, params, "messages")
     call.record.asks(prompts, body.stream)
@@ -54,7 +56,7 @@ class _Chat:
     def __init__(self, call: Call, params: SamplingParams, calls: ToolCalls | None) -> None:
         self._call = call
         self._params = params
-        self._replies = [Reply(calls) for _ in range(params.n)]
+        self._replies = [Reply(calls, params.reasoning) for _ in range(params.n)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
 
     async def complete(self, prompts: Sequence[CheckedPrompt]) -> ChatCompletion:
@@ -98,6 +100,8 @@ class _Chat:
         deltas = reply.push(output)
         if reply.finish_reason == "tool_calls":
             self._call.record.calls_tools()
+        if reply.finish_reason is not None:
+            self._call.record.reasoning_tokens += reply.reasoning_tokens
         return deltas
 
     def _choice(self, index: int, outputs: Sequence[Output]) -> ChatChoice:
