@@ -14,6 +14,7 @@ from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
 from ..kernels.device import chosen
 from ..server.config import ServerConfig
+from ..structured.reasoning import PARSERS
 from ..structured.tools.formats import FORMATS
 from .interrupts import raise_on_signals
 from .options import DeviceOption
@@ -65,6 +66,9 @@ def serve(
     tool_call_parser: Annotated[
         str, typer.Option(help=f"Format of the model's tool calls: auto, {', '.join(FORMATS)}.")
     ] = ServerConfig.tool_call_parser,
+    reasoning_parser: Annotated[
+        str, typer.Option(help=f"Kind of the model's reasoning: auto, none, {', '.join(PARSERS)}.")
+    ] = ServerConfig.reasoning_parser,
     generation_config: Annotated[
         Literal["auto", "none"],
         typer.Option(
@@ -127,6 +131,7 @@ def serve(
         request_timeout=request_timeout,
         max_body=parse_size(max_body),
         tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
         response_store=parse_size(response_store),
         sampling_defaults=sampling_defaults(directory) if generation_config == "auto" else {},
     )
@@ -178,6 +183,7 @@ def _print_table(service: "Service", address: str) -> None:
         "sequences": f"{engine.config.max_num_seqs} at a time, {config.max_queue} more may wait",
         "sampling": _described(config.sampling_defaults),
         "tool calls": service.conversation.description,
+        "reasoning": "none" if service.reasoner is None else service.reasoner.kind,
         "address": f"{address}, {'with a key' if config.api_key else 'no key'}",
     }
     table = Table(show_header=False)

@@ -212,7 +212,7 @@ class Engine:
         if params.structured_output is None:
             return lambda: None
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
-        return self.grammars.constraints(params.structured_output, params.max_tokens, ends)
+        return self.grammars.constraints(params.structured_output, params.max_tokens, ends, params.reasoning)
 
     def _run(self, work: Sequence[Work]) -> Array:
         """Logits [rows, vocab] for each sequence that decodes: of its last token and of its draft tokens."""

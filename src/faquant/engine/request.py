@@ -11,6 +11,7 @@ from ..model.paged import Chunk
 from ..model.rope import Rope
 from ..sampling.draw import TokenLogprobs as TokenLogprobs
 from ..sampling.sampler import Sampler
+from ..structured.reasoning import shown_tokens
 from ..structured.tools.parser import FunctionCall
 from ..text.detokenizer import IncrementalDecoder
 from ..text.stopping import StopChecker
@@ -28,8 +29,8 @@ class Completion:
     model's own end token. `index` numbers the answers of a request with n > 1. `cached_tokens` is the number of prompt
     tokens found in the prefix cache. `logprobs`, if requested, has each token's log-probability and the (id,
     log-probability) pairs of the likeliest tokens; `prompt_logprobs` has them for the prompt's tokens but the first.
-    `tool_calls` is filled by LLM.chat if the answer may call tools;
-    `finish_reason` is then `tool_calls`, unless a call is cut off.
+    `tool_calls` is filled by LLM.chat if the answer may call tools; `finish_reason` is then `tool_calls`, unless a call
+    is cut off. `reasoning` is what LLM.chat has split off the text.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Completion:
     index: int = 0
     cached_tokens: int = 0
     tool_calls: tuple[FunctionCall, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Request:
         self._prompt_digest: bytes | None = None
         self._root = root
         shown = frozenset() if sampler.constraint is None else sampler.constraint.shown
+        if self.params.reasoning is not None:
+            shown |= shown_tokens(tokenizer)
         self._decoder = IncrementalDecoder(tokenizer, shown=shown)
         self._stop = StopChecker(self.params.stop) if self.params.stop else None
         self._text: list[str] = []

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..structured.reasoning import Reasoning
 from ..structured.structured_output import StructuredOutput
 
 MAX_STOP_STRINGS = 64
@@ -39,6 +40,8 @@ class SamplingParams:
         prompt_logprobs: the same for each token of the prompt but the first. The whole prompt is computed for that, so
             nothing of it is taken from the prefix cache.
         structured_output: the required form of the answer.
+        reasoning: what may come before that form. An answer of which all has a form reasons only if the prompt has
+            opened the reasoning; otherwise this becomes None.
 
     Raises:
         UsageError: a value is outside its range.
@@ -62,6 +65,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     structured_output: StructuredOutput | None = None
+    reasoning: Reasoning | None = None
 
     def __post_init__(self) -> None:
         self._check_number("temperature", 0.0, sys.float_info.max, "a finite number of at least 0 (0 is greedy)")
@@ -83,6 +87,8 @@ class SamplingParams:
                 self._check_integer(name, 0, MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}, or None")
         if not isinstance(self.ignore_eos, bool):
             raise self._wrong("ignore_eos", "true or false")
+        if self.reasoning is not None and not isinstance(self.reasoning, Reasoning):
+            raise self._wrong("reasoning", "a Reasoning or None")
         if self.structured_output is not None:
             if not isinstance(self.structured_output, StructuredOutput):
                 raise self._wrong("structured_output", "a StructuredOutput or None")
@@ -91,6 +97,8 @@ class SamplingParams:
                     "ignore_eos excludes structured output (a response format, or tools), which must end.",
                     "ignore_eos",
                 )
+            if self.reasoning is not None and self.structured_output.is_whole and not self.reasoning.opened:
+                object.__setattr__(self, "reasoning", None)
         object.__setattr__(self, "stop", self._checked_stop(self.stop))
         object.__setattr__(self, "stop_token_ids", self._checked_stop_tokens(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", self._checked_bias(self.logit_bias))

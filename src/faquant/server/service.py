@@ -16,6 +16,7 @@ from ..engine.engine import CheckedPrompt
 from ..engine.request import Output
 from ..kernels import isa as cpu
 from ..sampling.sampler import SamplingParams
+from ..structured.reasoning import reasoner_of
 from ..structured.structured_output import StructuredOutput
 from ..structured.tools.conversation import Conversation
 from ..text.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ class Service:
         self.created = int(time.time())
         self.texts = TokenTexts(engine.engine.tokenizer)
         self.conversation = Conversation(engine.engine.tokenizer, config.tool_call_parser)
+        self.reasoner = reasoner_of(engine.engine.tokenizer, config.reasoning_parser)
         self.responses = ResponseStore(config.response_store)
         self.gate = Gate(engine.engine.config.max_num_seqs, config.max_queue)
         self.metrics = Metrics(engine.engine, config.served_model_name, VERSION)

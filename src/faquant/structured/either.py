@@ -8,22 +8,25 @@ from .constraint import Bits, Constraint
 
 
 class EitherConstraint:
-    """The `Constraint` of an answer that may call tools, or else has a required form.
+    """The `Constraint` of an answer that may consist of tool calls, or else has another form.
 
     Args:
-        answer, calls: the constraints of the two, before their first token; None: too long for the token limit. At
-            least one is given.
-        shown: special tokens that are part of the answer's text.
+        answer, calls: the constraints of the two, before their first token.
     """
 
-    def __init__(self, answer: Constraint | None, calls: Constraint | None, shown: frozenset[int]) -> None:
-        self.shown = shown
-        self.is_cut = False
-        self._calls = calls
-        self._possible: Sequence[Constraint] = [one for one in (answer, calls) if one is not None]
-        self._admitted: Sequence[Constraint] = []
-        self.unwatched_from: int | None = None
-        self._watch()
+    def __init__(self, answer: Constraint, calls: Constraint) -> None:
+        self.shown = answer.shown | calls.shown
+        self._possible: Sequence[Constraint] = (answer, calls)
+        self._admitted: Sequence[Constraint] = ()
+
+    @property
+    def unwatched_from(self) -> int | None:
+        """Stop strings end answers, but not calls."""
+        return self._possible[0].unwatched_from
+
+    @property
+    def is_cut(self) -> bool:
+        return False
 
     @property
     def is_free(self) -> bool:
@@ -38,8 +41,7 @@ class EitherConstraint:
         return all(one.must_end for one in self._possible)
 
     def mask(self) -> Bits:
-        masks = [bits for one in self._possible if (bits := one.mask()) is not None]
-        return reduce(or_, masks)
+        return reduce(or_, (bits for one in self._possible if (bits := one.mask()) is not None))
 
     def admits(self, token: int, left: int) -> bool:
         self._admitted = [one for one in self._possible if one.admits(token, left)]
@@ -52,8 +54,3 @@ class EitherConstraint:
         for one in self._admitted:
             one.accept(token)
         self._possible = self._admitted
-        self._watch()
-
-    def _watch(self) -> None:
-        """Let stop strings end answers, but not calls."""
-        self.unwatched_from = 0 if list(self._possible) == [self._calls] else None

@@ -65,6 +65,11 @@ class StructuredOutput:
         """Whether the answer is JSON or contains JSON."""
         return self.json_object or self.json_schema is not None or self.tool_calls is not None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer must have the structure; otherwise it is free text that calls may follow."""
+        return self.tool_calls is None or self.tool_calls.forced or len(self.parts) > 1
+
     def patterns(self) -> list[str]:
         """The regular expressions for the answer or for strings in it."""
         found = [] if self.regex is None else [self.regex]

@@ -100,12 +100,6 @@ class Tokenizer:
         return self._chat_templates.choose(with_tools=False).source if self._chat_templates else None
 
     @property
-    def tool_template(self) -> str | None:
-        """The source of the template for requests with tools; None if there is none or it does not use tools."""
-        template = self._chat_templates.choose(with_tools=True) if self._chat_templates else None
-        return template.source if template is not None and "tools" in template.variables else None
-
-    @property
     def chat_variables(self) -> frozenset[str]:
         """The variables that the template for requests without tools uses; empty if there is none."""
         return self._chat_templates.choose(with_tools=False).variables if self._chat_templates else frozenset()
@@ -202,8 +196,10 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        null_content: bool = False,
     ) -> str:
         """The prompt for a conversation. `variables`: additional variables for the template, such as enable_thinking.
+        `null_content`: as for ChatTemplate.render.
 
         Raises:
             UnsupportedError: there is no chat template, or it cannot be run.
@@ -213,7 +209,7 @@ class Tokenizer:
         if not isinstance(variables or {}, Mapping):
             raise UsageError("chat_template_kwargs must be a mapping from names to values.", "chat_template_kwargs")
         names = {**self.special_tokens, **(variables or {})}
-        return template.render(messages, add_generation_prompt, tools, names)
+        return template.render(messages, add_generation_prompt, tools, names, null_content)
 
     def encode_chat(
         self,
@@ -221,12 +217,13 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        null_content: bool = False,
     ) -> list[int]:
         """Token ids of `render_chat`. No BOS is added, because the template writes it if the model needs one.
 
         As in transformers, the text of a special token in a message becomes that token.
         """
-        return self.encode(self.render_chat(messages, add_generation_prompt, tools, variables), False)
+        return self.encode(self.render_chat(messages, add_generation_prompt, tools, variables, null_content), False)
 
 
 def _read_backend(directory: Path) -> tokenizers.Tokenizer:

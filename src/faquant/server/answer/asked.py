@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...sampling.params import SamplingParams
+from ...structured.reasoning import Reasoning
 from ...structured.structured_output import StructuredOutput
 from ...structured.tools.calls import Tool, ToolCalls
 from ..errors import ApiError, errors_for
@@ -23,6 +24,7 @@ def sampling_params(
     logprobs: int | None,
     defaults: Mapping[str, float],
     calls: ToolCalls | None = None,
+    reasoning: Reasoning | None = None,
 ) -> SamplingParams:
     """The sampling parameters of a request. defaults: values for fields that the request does not have.
 
@@ -39,7 +41,7 @@ def sampling_params(
     wanted["logit_bias"] = {int(token): bias for token, bias in request.logit_bias.items()}
     with errors_for("response_format"):
         wanted["structured_output"] = _structure(request.form, calls)
-    return SamplingParams(**wanted, n=request.answers, max_tokens=max_tokens, logprobs=logprobs)
+    return SamplingParams(**wanted, n=request.answers, max_tokens=max_tokens, logprobs=logprobs, reasoning=reasoning)
 
 
 def _structure(asked: ResponseFormat | None, calls: ToolCalls | None) -> StructuredOutput | None:

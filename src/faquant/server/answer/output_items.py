@@ -2,19 +2,33 @@
 
 import itertools
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from ..schema.response_object import OutputCall, OutputItem, OutputMessage, OutputText, ResponseEvent, Status
+from ..schema.response_object import (
+    OutputCall,
+    OutputItem,
+    OutputMessage,
+    OutputReasoning,
+    OutputText,
+    ReasoningText,
+    ResponseEvent,
+    Status,
+)
 from ..schema.responses import Delta, TokenLogprob, ToolCallDelta
 
 
 @dataclass
 class _Message:
+    kind: ClassVar = "output_text"
     id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        return {"logprobs": self.logprobs}
 
     def part(self) -> OutputText:
         return OutputText(type="output_text", text=self.text, annotations=[], logprobs=self.logprobs)
@@ -22,6 +36,21 @@ class _Message:
     def item(self, status: Status) -> OutputMessage:
         content = [] if status == "in_progress" else [self.part()]
         return OutputMessage(id=self.id, type="message", status=status, role="assistant", content=content)
+
+
+@dataclass
+class _Thought:
+    kind: ClassVar = "reasoning_text"
+    id: str = field(default_factory=lambda: f"rs_{uuid.uuid4().hex}")
+    text: str = ""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+
+    def part(self) -> ReasoningText:
+        return ReasoningText(type="reasoning_text", text=self.text)
+
+    def item(self, status: Status) -> OutputReasoning:
+        content = [] if status == "in_progress" else [self.part()]
+        return OutputReasoning(id=self.id, type="reasoning", status=status, summary=[], content=content)
 
 
 @dataclass
@@ -42,6 +71,9 @@ class _Call:
         )
 
 
+_Open = _Message | _Thought | _Call
+
+
 class OutputItems:
     """Collects the items of one answer. Each method returns the events that it causes.
 
@@ -52,7 +84,7 @@ class OutputItems:
     def __init__(self) -> None:
         self.items: list[OutputItem] = []
         self._numbers = itertools.count()
-        self._open: _Message | _Call | None = None
+        self._open: _Open | None = None
         self._calls: list[_Call] = []
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text is not yet final
 
@@ -64,6 +96,8 @@ class OutputItems:
         """Add deltas of an answer, and the log-probabilities of its text."""
         self._logprobs += logprobs
         for delta in deltas:
+            if delta.reasoning_content:
+                yield from self._think(delta.reasoning_content)
             if delta.content:
                 yield from self._write(delta.content)
             for call in delta.tool_calls or ():
@@ -71,7 +105,7 @@ class OutputItems:
 
     def close(self, status: Status) -> Iterator[ResponseEvent]:
         """End the answer. Without any item before, an empty message is its item."""
-        if self._open is None and not self.items:
+        if self._open is None and not self.items:  # not even a thought
             yield from self._begin(_Message())
         yield from self._end(status)
 
@@ -85,6 +119,15 @@ class OutputItems:
         message.logprobs += logprobs
         yield self._about(message, "output_text.delta", content_index=0, delta=text, logprobs=logprobs)
 
+    def _think(self, text: str) -> Iterator[ResponseEvent]:
+        thought = self._open
+        if not isinstance(thought, _Thought):
+            thought = _Thought()
+            yield from self._begin(thought)
+        thought.text += text
+        self._logprobs = []
+        yield self._about(thought, "reasoning_text.delta", content_index=0, delta=text)
+
     def _call(self, delta: ToolCallDelta) -> Iterator[ResponseEvent]:
         self._logprobs = []
         if delta.id is not None:
@@ -95,11 +138,11 @@ class OutputItems:
             call.arguments += delta.function.arguments
             yield self._about(call, "function_call_arguments.delta", delta=delta.function.arguments)
 
-    def _begin(self, new: _Message | _Call) -> Iterator[ResponseEvent]:
+    def _begin(self, new: _Open) -> Iterator[ResponseEvent]:
         yield from self._end("completed")
         self._open = new
         yield self._in_output("output_item.added", item=new.item("in_progress"))
-        if isinstance(new, _Message):
+        if not isinstance(new, _Call):
             yield self._about(new, "content_part.added", content_index=0, part=new.part())
 
     def _end(self, status: Status) -> Iterator[ResponseEvent]:
@@ -108,16 +151,17 @@ class OutputItems:
             return
         if isinstance(one, _Message):
             one.logprobs += self._logprobs
-            yield self._about(one, "output_text.done", content_index=0, text=one.text, logprobs=one.logprobs)
-            yield self._about(one, "content_part.done", content_index=0, part=one.part())
-        else:
+        if isinstance(one, _Call):
             yield self._about(one, "function_call_arguments.done", name=one.name, arguments=one.arguments)
+        else:
+            yield self._about(one, f"{one.kind}.done", content_index=0, text=one.text, **one.scores)
+            yield self._about(one, "content_part.done", content_index=0, part=one.part())
         item = one.item(status)
         yield self._in_output("output_item.done", item=item)
         self.items.append(item)
         self._open = None
 
-    def _about(self, one: _Message | _Call, kind: str, **fields: Any) -> ResponseEvent:
+    def _about(self, one: _Open, kind: str, **fields: Any) -> ResponseEvent:
         return self._in_output(kind, item_id=one.id, **fields)
 
     def _in_output(self, kind: str, **fields: Any) -> ResponseEvent:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Response
 
 from ...engine.engine import CheckedPrompt
 from ...engine.request import Output
-from ..answer.reply import Reply
 from ..errors import errors_renamed
 from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
@@ -45,7 +44,7 @@ class _Chat:
     def __init__(self, call: Call, prepared: Prepared, wants_function: bool) -> None:
         self._call = call
         self._params = prepared.params
-        self._replies = [Reply(prepared.calls, prepared.is_formed, wants_function) for _ in range(prepared.params.n)]
+        self._replies = [prepared.reply(wants_function) for _ in range(prepared.params.n)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
 
     async def complete(self, prompts: Sequence[CheckedPrompt]) -> ChatCompletion:
@@ -89,6 +88,8 @@ class _Chat:
         deltas = reply.push(output)
         if reply.has_called:
             self._call.record.calls_tools()
+        if reply.finish_reason is not None:
+            self._call.record.reasoning_tokens += reply.reasoning_tokens
         return deltas
 
     def _choice(self, index: int, outputs: Sequence[Output]) -> ChatChoice:

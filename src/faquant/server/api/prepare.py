@@ -9,6 +9,7 @@ from ...engine.engine import CheckedPrompt
 from ...sampling.params import SamplingParams
 from ...structured.tools.calls import ToolCalls
 from ..answer.asked import sampling_params, tool_calls
+from ..answer.reply import Reply
 from ..errors import errors_for
 from ..schema.requests import Conversing
 from ..service import Call
@@ -22,11 +23,11 @@ class Prepared:
     params: SamplingParams
     calls: ToolCalls | None
 
-    @property
-    def is_formed(self) -> bool:
-        """Whether the answer has a required form, unless it consists of calls."""
+    def reply(self, wants_function: bool = False) -> Reply:
+        """What reads one of the answers. wants_function: as for Reply."""
         structure = self.params.structured_output
-        return self.calls is not None and structure is not None and len(structure.parts) > 1
+        is_formed = structure is not None and len(structure.parts) > 1
+        return Reply(self.calls, self.params.reasoning, is_formed, wants_function)
 
 
 async def prepare(
@@ -48,7 +49,8 @@ async def prepare(
     prompts = [await service.encode_chat(messages, shown, variables)]
     limit = max_tokens or service.context_left(prompts, "messages")
     defaults = service.config.sampling_defaults
-    params = await asyncio.to_thread(sampling_params, body, limit, logprobs, defaults, calls)
+    reasoning = None if service.reasoner is None else service.reasoner.of_prompt(prompts[0])
+    params = await asyncio.to_thread(sampling_params, body, limit, logprobs, defaults, calls, reasoning)
     checked = await call.check(prompts, params, "messages")
     call.record.asks(prompts, body.stream)
     return Prepared(checked, params, calls)

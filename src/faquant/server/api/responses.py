@@ -10,7 +10,6 @@ from fastapi import APIRouter, Response
 
 from ...errors import FaquantError
 from ..answer.output_items import OutputItems
-from ..answer.reply import Reply
 from ..answer.stored import ResponseStore
 from ..errors import ApiError, as_api_error, errors_renamed
 from ..http.limits import StrictRoute
@@ -108,7 +107,7 @@ class _Answer:
         self._conversation = items
         self._id = f"resp_{uuid.uuid4().hex}"
         self._output = OutputItems()
-        self._reply = Reply(prepared.calls, is_formed=prepared.is_formed)
+        self._reply = prepared.reply()
 
     async def complete(self) -> ResponseObject:
         async with aclosing(self._events()) as events:
@@ -140,6 +139,7 @@ class _Answer:
                     yield event
         if reply.has_called:
             self._call.record.calls_tools()
+        self._call.record.reasoning_tokens += reply.reasoning_tokens
         for event in self._output.close("incomplete" if reply.finish_reason == "length" else "completed"):
             yield event
 
@@ -163,7 +163,9 @@ class _Answer:
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=cached, cache_write_tokens=0),
             output_tokens=usage.completion_tokens,
-            output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+            output_tokens_details=OutputTokensDetails(
+                reasoning_tokens=usage.completion_tokens_details.reasoning_tokens
+            ),
             total_tokens=usage.total_tokens,
         )
 

@@ -31,6 +31,19 @@ class OutputMessage(_Part):
     content: list[OutputText]
 
 
+class ReasoningText(_Part):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputReasoning(_Part):
+    id: str
+    type: Literal["reasoning"]
+    status: Status
+    summary: list[Any]
+    content: list[ReasoningText]
+
+
 class OutputCall(_Part):
     id: str
     type: Literal["function_call"]
@@ -40,7 +53,7 @@ class OutputCall(_Part):
     arguments: str
 
 
-OutputItem = OutputMessage | OutputCall
+OutputItem = OutputMessage | OutputReasoning | OutputCall
 
 
 class InputTokensDetails(_Part):
@@ -112,7 +125,7 @@ class ResponseEvent(_Part):
     item: OutputItem | None = None
     item_id: str | None = None
     content_index: int | None = None
-    part: OutputText | None = None
+    part: OutputText | ReasoningText | None = None
     delta: str | None = None
     text: str | None = None
     logprobs: list[TokenLogprob] | None = None

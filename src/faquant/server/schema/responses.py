@@ -1,8 +1,8 @@
 """The bodies of responses, in OpenAI's formats. Fields that are not set are omitted."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
@@ -39,15 +39,31 @@ class PromptTokensDetails(_Answer):
     cached_tokens: int
 
 
+class CompletionTokensDetails(_Answer):
+    reasoning_tokens: int
+
+
 class Usage(_Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
-class ChatMessage(_Answer):
+class _Message(_Answer):
     role: Literal["assistant"]
+    reasoning_content: str | None
+
+    @model_serializer(mode="wrap")
+    def _without_missing_reasoning(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.reasoning_content is None:
+            del fields["reasoning_content"]
+        return fields
+
+
+class ChatMessage(_Message):
     content: str
     refusal: None
 
@@ -63,15 +79,13 @@ class ToolCall(_Answer):
     function: ToolCallFunction
 
 
-class CallsMessage(_Answer):
-    role: Literal["assistant"]
+class CallsMessage(_Message):
     content: str | None
     refusal: None
     tool_calls: list[ToolCall]
 
 
-class FunctionMessage(_Answer):
-    role: Literal["assistant"]
+class FunctionMessage(_Message):
     content: str | None
     refusal: None
     function_call: ToolCallFunction
@@ -110,6 +124,7 @@ class ToolCallDelta(_Answer):
 
 class Delta(_Answer):
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
     function_call: FunctionDelta | None = None
