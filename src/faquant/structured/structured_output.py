@@ -1,7 +1,8 @@
-"""The required form of an answer: a JSON schema, any JSON object, a regex, a choice, a grammar or tool calls."""
+"""The required form of an answer: a JSON schema, any JSON object, a regex, a choice, a grammar, tool calls, or either
+tool calls or one of the others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import UsageError
@@ -13,7 +14,7 @@ MAX_CHOICES = 1024
 
 @dataclass(frozen=True)
 class StructuredOutput:
-    """The form of an answer. Exactly one field must be given.
+    """The form of an answer. Exactly one field must be given, or one besides tool_calls.
 
     Attributes:
         json_schema: a JSON schema (draft 2020-12), as a mapping or as JSON text; stored as text.
@@ -21,10 +22,11 @@ class StructuredOutput:
         regex: a regular expression for the whole answer, in the syntax of Rust's regex crate.
         choice: one of these texts.
         grammar: a grammar in llguidance's Lark dialect.
-        tool_calls: tool calls, alone or after free text.
+        tool_calls: tool calls, alone or after free text. With another field, the answer consists of calls or else has
+            that form.
 
     Raises:
-        UsageError: no field or several are given, a value is invalid or too large, or the schema has a keyword that
+        UsageError: no field or too many are given, a value is invalid or too large, or the schema has a keyword that
             would not be enforced.
     """
 
@@ -36,29 +38,37 @@ class StructuredOutput:
     tool_calls: ToolCalls | None = None
 
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
-        if len(given) != 1:
+        given = self._given
+        if len(given) != 1 and not (len(given) == 2 and self.tool_calls):
             names = ", ".join(field.name for field in fields(self))
-            raise UsageError(f"Structured output takes exactly one of {names}, not {len(given)} of them.")
-        value = getattr(self, given[0])
-        if given[0] == "json_schema":
-            value = checked_schema(value)
-        elif given[0] == "json_object":
-            if value is not True:
-                raise UsageError("json_object must be true or false.")
-        elif given[0] == "choice":
-            value = _checked_choice(value)
-        elif given[0] == "tool_calls":
-            if not isinstance(value, ToolCalls):
-                raise UsageError("tool_calls must be a ToolCalls.")
-        else:
-            check_text(given[0], value)
-        object.__setattr__(self, given[0], value)
+            raise UsageError(
+                f"Structured output takes exactly one of {names}, or tool_calls and another, not {len(given)} of them."
+            )
+        for name in given:
+            object.__setattr__(self, name, _checked(name, getattr(self, name)))
+        if len(given) == 2 and self.tool_calls and (self.tool_calls.forced or not self.tool_calls.tools):
+            raise UsageError("Tool calls that are required, or that there are no tools for, exclude another form.")
+
+    @property
+    def parts(self) -> "tuple[StructuredOutput, ...]":
+        """The forms that the answer may have, which are compiled one by one."""
+        if self.tool_calls is None or len(self._given) == 1:
+            return (self,)
+        return (replace(self, tool_calls=None), StructuredOutput(tool_calls=replace(self.tool_calls, forced=True)))
+
+    @property
+    def _given(self) -> list[str]:
+        return [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
 
     @property
     def is_json(self) -> bool:
         """Whether the answer is JSON or contains JSON."""
         return self.json_object or self.json_schema is not None or self.tool_calls is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer must have the structure; otherwise it is free text that calls may follow."""
+        return self.tool_calls is None or self.tool_calls.forced or len(self.parts) > 1
 
     def patterns(self) -> list[str]:
         """The regular expressions for the answer or for strings in it."""
@@ -68,6 +78,20 @@ class StructuredOutput:
         for tool in self.tool_calls.tools if self.tool_calls else ():
             found += patterns(tool.schema)
         return list(dict.fromkeys(found))
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name == "json_schema":
+        return checked_schema(value)
+    if name == "choice":
+        return _checked_choice(value)
+    if name == "json_object" and value is not True:
+        raise UsageError("json_object must be true or false.")
+    if name == "tool_calls" and not isinstance(value, ToolCalls):
+        raise UsageError("tool_calls must be a ToolCalls.")
+    if name in ("regex", "grammar"):
+        check_text(name, value)
+    return value
 
 
 def _checked_choice(value: object) -> tuple[str, ...]:
