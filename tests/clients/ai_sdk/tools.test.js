@@ -5,9 +5,11 @@ import { test } from "node:test";
 
 import { generateText, stepCountIs, streamText, ToolLoopAgent } from "ai";
 
-import { asked, FORECAST, LIMIT, models, report, weather } from "./weather.js";
+import { ask, asked, FORECAST, LIMIT, models, report, weather } from "./weather.js";
 
 const prepareStep = ({ stepNumber }) => ({ toolChoice: stepNumber ? "none" : "required" });
+
+const question = (await ask({ messages: [{ role: "user", content: FORECAST }], max_tokens: 1 })).usage.prompt_tokens;
 
 function check(steps) {
   assert.equal(steps.length, 2);
@@ -21,7 +23,8 @@ function check(steps) {
   );
   assert.equal(second.toolCalls.length, 0);
   assert.ok(second.text);
-  assert.ok(second.usage.inputTokens > first.usage.inputTokens + first.usage.outputTokens);
+  // The prompt has the calls and their results.
+  assert.ok(second.usage.inputTokens > question + first.usage.outputTokens);
   return first.toolCalls.map((call) => call.input);
 }
 
