@@ -18,7 +18,7 @@ read_alone = $(1) -std=c++17 -fsyntax-only -w -x c++ -Icsrc -include $(2) /dev/n
 PYTHON_DIRS = $(wildcard src tests benchmarks examples docs/*.py)
 
 .DEFAULT_GOAL := venv
-.PHONY: venv check format test coverage test-cuda test-vllm test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 docs wheel profile bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
+.PHONY: venv check format test coverage test-cuda test-vllm test-clients test-interop test-browser test-harness test-resume test-sanitizers test-aarch64 docs wheel profile bench bench-peers bench-serving bench-overhead bench-long soak server-soak demo clean help
 
 venv: $(VENV)/.installed ## Create .venv with faquant (editable) and all tools; rebuild the C++ if it changed
 
@@ -116,6 +116,37 @@ $(VLLM_VENV)/.installed: $(VENV)/.installed Makefile
 
 test-vllm: $(VLLM_VENV)/.installed ## The plugin for vLLM, in an environment of its own: against its interfaces, with one rank and two, as a server
 	$(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm_plugin
+
+# Clients of the server. LlamaIndex and instructor need version 2 of `openai`, the others version 3.
+CLIENTS_VENV = .venv-clients
+CLIENTS_OPENAI2_VENV = .venv-clients-openai2
+CLIENTS = tests/clients
+AI_SDK = $(CLIENTS)/ai_sdk/node_modules
+
+define make_clients_venv
+$(PYTHON) -m venv --clear --without-pip $(1)
+$(call use_packages_of_venv,$(1))
+$(BIN)/python -m pip --python $(1)/bin/python install uv
+$(1)/bin/uv pip install --python $(1)/bin/python -r $(2)
+touch $(1)/.installed
+endef
+
+$(CLIENTS_VENV)/.installed: $(VENV)/.installed $(CLIENTS)/requirements.txt
+	$(call make_clients_venv,$(CLIENTS_VENV),$(CLIENTS)/requirements.txt)
+
+$(CLIENTS_OPENAI2_VENV)/.installed: $(VENV)/.installed $(CLIENTS)/requirements-openai2.txt
+	$(call make_clients_venv,$(CLIENTS_OPENAI2_VENV),$(CLIENTS)/requirements-openai2.txt)
+
+$(AI_SDK)/.installed: $(CLIENTS_VENV)/.installed $(CLIENTS)/ai_sdk/package.json $(CLIENTS)/ai_sdk/package-lock.json
+	PATH="$(CURDIR)/$(CLIENTS_VENV)/bin:$$PATH" npm ci --prefix $(CLIENTS)/ai_sdk --no-audit --no-fund
+	touch $@
+
+test_clients_in = FAQUANT_COMMAND=$(CURDIR)/$(BIN)/faquant FAQUANT_SERVED=$(CURDIR)/smollm2-fa8 \
+	$(1)/bin/python -m pytest -q -m clients $(addprefix $(CLIENTS)/test_,$(addsuffix .py,$(2)))
+
+test-clients: $(AI_SDK)/.installed $(CLIENTS_OPENAI2_VENV)/.installed smollm2-fa8/config.json ## The server with OpenAI's client, LangChain, LlamaIndex, litellm, pydantic-ai, instructor and the AI SDK
+	$(call test_clients_in,$(CLIENTS_VENV),openai openai_responses langchain litellm pydantic_ai ai_sdk)
+	$(call test_clients_in,$(CLIENTS_OPENAI2_VENV),openai openai_responses llama_index instructor)
 
 SANITIZED = .venv-sanitizers
 SANITIZED_TESTS = tests/sampling $(addprefix tests/kernels/test_,append_cpu.py attend_cpu.py bfloat16_pages.py callers_memory.py \
@@ -233,7 +264,7 @@ demo: venv ## Quantize a small real model, show what that cost, and let it speak
 	$(BIN)/python examples/demo.py
 
 clean: ## Remove everything that make and the tools have made
-	rm -rf $(VENV) $(CUDA_VENV) $(INTEROP_VENV) $(PEERS_VENV) $(SANITIZED) $(PROFILED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CUDA_VENV) $(VLLM_VENV) $(CLIENTS_VENV) $(CLIENTS_OPENAI2_VENV) $(AI_SDK) $(INTEROP_VENV) $(PEERS_VENV) $(SANITIZED) $(PROFILED) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## Show this

@@ -36,18 +36,59 @@ int64_t draw(const KernelTable& table, const Scores& scores, const Sampling& sam
     return token->id;
 }
 
-// A row of floats with -infinity for masked tokens.
-std::vector<float> masked(const Scores& scores, const uint8_t* mask) {
-    std::vector<float> row(static_cast<size_t>(scores.count), -std::numeric_limits<float>::infinity());
-    for (int64_t first = 0; first < scores.count; first += 8) {
-        const int bits = mask[first / 8];
-        for (int64_t i = first; bits != 0 && i < std::min(first + 8, scores.count); ++i) {
-            if ((bits >> (i - first) & 1) != 0) {
-                row[static_cast<size_t>(i)] = scores.narrow[i];
+// The token of a mask that allows only one; otherwise -1.
+int64_t only_token(const uint8_t* mask, int64_t count) {
+    int64_t only = -1;
+    for (int64_t byte = 0; byte < (count + 7) / 8; ++byte) {
+        for (int bits = mask[byte], i = 0; bits != 0; bits >>= 1, ++i) {
+            if ((bits & 1) != 0 && 8 * byte + i < count) {
+                if (only >= 0) {
+                    return -1;
+                }
+                only = 8 * byte + i;
             }
         }
     }
-    return row;
+    return only;
+}
+
+// Writes a row of floats, with -infinity for masked tokens.
+void mask_row(const Scores& scores, const uint8_t* mask, float* row) {
+    constexpr float out = -std::numeric_limits<float>::infinity();
+    const auto copy = [&](int64_t first, int64_t count) {
+        const int bits = mask[first / 8];
+        for (int64_t i = 0; i < count; ++i) {
+            row[first + i] = (bits & 1 << i) != 0 ? scores.narrow[first + i] : out;
+        }
+    };
+    const int64_t whole = scores.count / 8 * 8;
+    for (int64_t first = 0; first < whole; first += 8) {
+        copy(first, 8);
+    }
+    if (whole < scores.count) {
+        copy(whole, scores.count - whole);
+    }
+}
+
+int64_t draw_masked(const KernelTable& table, const Draw& one) {
+    const int64_t only = only_token(one.mask, one.row.count);
+    if (only >= 0) {
+        return std::isfinite(one.row.narrow[only]) ? only : -1;
+    }
+    thread_local std::vector<float> row;  // kept: a new one of this size would be mapped and cleared by the system
+    row.resize(static_cast<size_t>(one.row.count));
+    mask_row(one.row, one.mask, row.data());
+    return draw(table, {one.row.count, row.data(), nullptr}, one.sampling);
+}
+
+int64_t draw_before_mask(const KernelTable& table, const Draw& one) {
+    ScoreRow row(table, one.row);
+    if (!std::isfinite(row.top())) {
+        return -1;
+    }
+    row.set_temperature(one.sampling.temperature);
+    const int64_t best = row.best();
+    return row.is_alone(best, one.sampling) ? best : -2;
 }
 
 Likeliest likeliest(const KernelTable& table, const Scores& scores, int64_t count) {
@@ -71,11 +112,12 @@ std::vector<int64_t> draw(const KernelTable& table, const std::vector<Draw>& dra
     parallel(static_cast<int64_t>(draws.size()), threads, [&](int64_t job) {
         const auto i = static_cast<size_t>(job);
         const Draw& one = draws[i];
-        if (one.mask == nullptr) {
-            tokens[i] = draw(table, one.row, one.sampling);
+        if (one.before_mask) {
+            tokens[i] = draw_before_mask(table, one);
+        } else if (one.mask != nullptr) {
+            tokens[i] = draw_masked(table, one);
         } else {
-            const std::vector<float> scores = masked(one.row, one.mask);
-            tokens[i] = draw(table, {one.row.count, scores.data(), nullptr}, one.sampling);
+            tokens[i] = draw(table, one.row, one.sampling);
         }
     });
     return tokens;

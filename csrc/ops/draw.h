@@ -22,14 +22,16 @@ struct Token {
 };
 
 // A row, and a mask of its tokens: token n is allowed if bit n % 8, from the lowest, of byte n // 8 is set; nullptr:
-// all are.
+// all are. `before_mask`: draw only a token that is the draw of every mask that allows it.
 struct Draw {
     Scores row;
     const uint8_t* mask;
     Sampling sampling;
+    bool before_mask;
 };
 
-// A token for each draw, or -1 if the greatest score is not finite. It depends only on that draw.
+// A token for each draw, -1 if the greatest score is not finite, or -2 if the draw needs the mask. It depends only on
+// that draw.
 std::vector<int64_t> draw(const KernelTable& table, const std::vector<Draw>& draws, int64_t threads);
 
 // The tokens that pass the filters, by id, for a row with a finite greatest score.

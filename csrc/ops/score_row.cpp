@@ -12,6 +12,8 @@ namespace {
 
 // log2(e) divided by it is finite; lower temperatures are as greedy as this one.
 constexpr double kColdest = 1e-300;
+// Below 1 by a margin for the rounding of sums.
+constexpr double kSurely = 1.0 - 1e-9;
 // Histogram of weights in [0, 1] by their leading bits: 32 bins per power of two, greatest weights first.
 constexpr int64_t kRanges = 1 << 10;
 
@@ -140,6 +142,40 @@ std::vector<Token> ScoreRow::kept(const Sampling& sampling) const {
     const auto is_light = [&](const Token& token) { return token.weight < sampling.min_p; };
     tokens.erase(std::remove_if(tokens.begin(), tokens.end(), is_light), tokens.end());
     return tokens;
+}
+
+bool ScoreRow::is_alone(int64_t best, const Sampling& sampling) const {
+    const std::vector<double> peaks = weights_of(maxima_);
+    const int64_t own = best / kBlock;
+    double weights[kBlock];
+    weigh(scores_, own, weights);
+    weights[best % kBlock] = 0.0;
+    double second = 0.0, others = 0.0, least = 0.0;  // the sum of the others' weights, and a lower bound
+    for (const double weight : weights) {
+        second = std::max(second, weight);
+        others += weight;
+    }
+    for (int64_t block = 0; block < blocks(); ++block) {
+        const double peak = block == own ? 0.0 : peaks[static_cast<size_t>(block)];
+        second = std::max(second, peak);
+        least += peak;
+    }
+    if (second < sampling.min_p || (sampling.top_k == 1 && second < 1.0)) {
+        return true;
+    }
+    // The best one, whose weight is 1, is the nucleus if it has the share top_p, which grows if others are ruled out.
+    const auto is_enough = [&](double rest) { return sampling.top_p * (1.0 + rest) < kSurely; };
+    // Lighter tokens have less than 1 - top_p in total.
+    const double light = (1.0 - sampling.top_p) / static_cast<double>(scores_.count);
+    bool is_nucleus = is_enough(others + least);
+    for (int64_t block = 0; is_nucleus && block < blocks(); ++block) {
+        const double peak = peaks[static_cast<size_t>(block)];
+        if (block != own) {
+            others += peak < light ? static_cast<double>(kBlock) * peak : weigh(scores_, block, weights);
+            is_nucleus = is_enough(others);
+        }
+    }
+    return is_nucleus;
 }
 
 int64_t ScoreRow::draw_of_all(double uniform) const {

@@ -34,6 +34,10 @@ class ScoreRow {
     // The tokens that pass the filters, by id.
     std::vector<Token> kept(const Sampling& sampling) const;
 
+    // Whether only `best` passes the filters, if it is the first token with the greatest score; also if some of the
+    // other tokens are ruled out. May miss it by a rounding.
+    bool is_alone(int64_t best, const Sampling& sampling) const;
+
     int64_t draw_of_all(double uniform) const;
 
   private:

@@ -34,15 +34,15 @@ inline std::vector<faquant::Scores> rows_of(uintptr_t scores, bool is_wide, int6
     return all;
 }
 
-// draws: (row, address of a mask of (vocab + 7) / 8 bytes, only for float32, or 0, sampling)
+// draws: (row, address of a mask of (vocab + 7) / 8 bytes, only for float32, or 0, sampling, before_mask)
 inline std::vector<int64_t> draw(uintptr_t scores, bool is_wide, int64_t vocab, int64_t rows,
-                                 const std::vector<std::tuple<int64_t, uintptr_t, SamplingTuple>>& draws,
+                                 const std::vector<std::tuple<int64_t, uintptr_t, SamplingTuple, bool>>& draws,
                                  int64_t threads, const std::optional<std::string>& isa) {
     const auto all_rows = rows_of(scores, is_wide, rows, vocab);
     std::vector<faquant::Draw> all;
-    for (const auto& [row, mask, sampling] : draws) {
-        all.push_back(
-            {all_rows.at(static_cast<size_t>(row)), reinterpret_cast<const uint8_t*>(mask), sampling_of(sampling)});
+    for (const auto& [row, mask, sampling, before_mask] : draws) {
+        all.push_back({all_rows.at(static_cast<size_t>(row)), reinterpret_cast<const uint8_t*>(mask),
+                       sampling_of(sampling), before_mask});
     }
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;

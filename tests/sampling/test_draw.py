@@ -17,9 +17,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from faquant.errors import FaquantError
 from faquant.kernels import isa as cpu
 from faquant.kernels import threads
-from faquant.sampling.draw import TokenLogprobs, distribution, draw, log_probabilities
+from faquant.sampling.draw import NEEDS_MASK, TokenLogprobs, distribution, draw, draw_masked, log_probabilities
 from faquant.sampling.sampler import Sampler, SamplingParams, uniform
 from oracles.sampling import PARAMS, plain_distribution
 from oracles.threads import set_threads
@@ -175,6 +176,58 @@ def test_a_token_ruled_out_is_never_drawn(point: float) -> None:
     assert token_at(logits, SamplingParams(), point) in (1, 4)
     assert token_at(logits, SamplingParams(temperature=1e-300), point) in (1, 4)
     assert token_at(logits, SamplingParams(temperature=5e-324), point) in (1, 4)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 2, 63, 64, 65, 300, 5000]),
+    scale=st.sampled_from([1.0, 3.0, 20.0]),
+    params=PARAMS,
+    share=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_token_drawn_before_the_mask_is_the_draw_of_every_mask_with_it(
+    seed: int, size: int, scale: float, params: SamplingParams, share: float
+) -> None:
+    generator = np.random.default_rng(seed)
+    row = (generator.standard_normal((1, size)) * scale).astype(np.float32)
+    point = float(generator.random())
+    (token,) = draw(row, [params], [point], before_mask={0})
+    assume(token != NEEDS_MASK)
+    flags = generator.random(size) < share
+    flags[token] = True
+    mask = np.packbits(flags, bitorder="little")
+    assert draw_masked(row, [0], [mask], [params], [point]) == draw(row, [params], [point]) == [token]
+
+
+def test_likely_tokens_need_no_mask() -> None:
+    row = np.full((1, 5000), -3.0, np.float32)
+    row[0, 70] = 12.0
+    for params in (SamplingParams(top_p=0.95), SamplingParams(min_p=0.1), SamplingParams(top_k=1)):
+        assert draw(row, [params], [0.9], before_mask={0}) == [70]
+    # Ten tokens that are likely enough to matter, in ten blocks.
+    row[0, 64:704:64] = 10.0
+    assert draw(row, [SamplingParams(top_p=0.95)], [0.9], before_mask={0}) == [NEEDS_MASK]
+    assert draw(row, [SamplingParams(top_p=0.4)], [0.9], before_mask={0}) == [70]
+    row[0, 71] = math.nan
+    with pytest.raises(FaquantError, match="unusable logits"):
+        draw(row, [SamplingParams(top_k=1)], [0.9], before_mask={0})
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 64, 1001])
+def test_a_masked_draw_equals_the_draw_of_a_row_without_the_masked_tokens(size: int) -> None:
+    generator = np.random.default_rng(size)
+    row = generator.standard_normal((1, size)).astype(np.float32)
+    for params in (SamplingParams(), SamplingParams(top_p=0.8), SamplingParams(top_k=3), SamplingParams(min_p=0.3)):
+        for count in {1, 2, size // 2, size}:
+            flags = np.zeros(size, bool)
+            flags[generator.permutation(size)[:count]] = True
+            mask = np.packbits(flags, bitorder="little")
+            mask[-1] |= np.uint8(0xFF << (size - 1) % 8 + 1 & 0xFF)  # bits beyond the last token
+            for point in (0.0, 0.3, 0.999):
+                masked = np.where(flags, row, np.float32(-math.inf))
+                wanted = draw(masked, [params], [point]) if flags.any() else [-1]
+                assert draw_masked(row, [0], [mask], [params], [point]) == wanted
 
 
 def log_probabilities_of(logits: torch.Tensor, token: int, count: int) -> TokenLogprobs:

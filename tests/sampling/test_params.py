@@ -19,7 +19,7 @@ from faquant.sampling.sampler import SamplingParams
         *(("min_p", value) for value in (-0.1, 1.1, math.nan)),
         *(("repetition_penalty", value) for value in (0.0, -1.0, math.nan, math.inf, 1000.0)),
         *(("top_k", value) for value in (-2, 1.5, True, 10**40)),
-        *(("max_tokens", value) for value in (0, -1, 1.0, None)),
+        *(("max_tokens", value) for value in (-1, 1.0, None)),
         *(("seed", value) for value in (1.5, "1", 2**64, -(2**63) - 1, True)),
         *(("logprobs", value) for value in (-1, 21, 1.0, True)),
         *(("stop", value) for value in ("", [""], [1], 5, None, {"a"}, b"x")),

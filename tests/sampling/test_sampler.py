@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faquant.errors import FaquantError, UsageError
+from faquant.sampling.draw import draw_masked
 from faquant.sampling.sampler import Sampler, SamplingParams, sample_rows, uniform
 from oracles.sampling import PARAMS, plain_distribution, plain_sample, plain_scores
 
@@ -236,6 +237,39 @@ def test_admitted_tokens_are_drawn_as_if_there_were_no_other_tokens(filters: dic
     outside = 1 - np.exp(logits[tokens]).sum() / np.exp(logits).sum()
     share = 1.0 if filters else outside  # a mask is made only for what was drawn outside of it
     assert some.masks / draws == pytest.approx(share, abs=0.03)
+
+
+class Refusing(Some):
+    """Admits only every third of its tokens, as if the others left too few tokens for an end."""
+
+    def admits(self, token: int, left: int) -> bool:
+        return token in self.tokens[::3]
+
+
+def always_masked(row: Any, sampler: Sampler, constraint: Some) -> int:
+    """The token that is drawn if the mask is computed first."""
+    mask = constraint.mask()
+    for attempt in range(4):
+        uniforms = [uniform(sampler.seed, sampler.step, sampler.index, attempt)]
+        (token,) = draw_masked(row[None], [0], [mask], [sampler.params], uniforms)
+        if token < 0 or constraint.admits(token, 0):
+            break
+        mask[token >> 3] &= 0xFF ^ 1 << (token & 7)
+    return token if token >= 0 and constraint.admits(token, 0) else constraint.fallback()
+
+
+@pytest.mark.parametrize("kind", [Some, Refusing])
+@pytest.mark.parametrize("filters", [{"top_p": 0.9}, {"top_k": 1}, {"min_p": 0.3}, {"top_p": 0.95, "top_k": 20}])
+def test_filtered_answers_are_those_of_masks_that_are_computed_first(kind: Any, filters: dict[str, Any]) -> None:
+    """Also where no mask is computed, because the likeliest token alone passes the filters."""
+    generator = np.random.default_rng(5)
+    rows = (generator.standard_normal((400, 300)) * np.linspace(0.5, 12, 400)[:, None]).astype(np.float32)
+    constraint, other = kind(list(range(0, 300, 2)), 300), kind(list(range(0, 300, 2)), 300)
+    sampler = Sampler(SamplingParams(seed=1, max_tokens=len(rows), **filters), constraint=constraint)
+    for row in rows:
+        wanted = always_masked(row, sampler, other)
+        assert sampler.sample(row) == wanted
+    assert 0 < constraint.masks < other.masks
 
 
 def test_no_end_before_min_tokens() -> None:

@@ -34,7 +34,7 @@ def check_error(response: httpx.Response, status: int) -> Any:
         ({"temperature": -1}, "temperature"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"n": 0}, "n"),
         ({"n": 1000}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -53,7 +53,10 @@ def check_error(response: httpx.Response, status: int) -> Any:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "endless"}, "reasoning_effort"),
+        ({"functions": [{"name": "f"}], "tools": [{"type": "function", "function": {"name": "f"}}]}, "functions"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call"),
+        ({"functions": [{"name": "f", "parameters": {"type": "string"}}]}, "functions"),
         ({"audio": {}}, "audio"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
@@ -67,13 +70,13 @@ def test_a_wrong_field_is_named(http: httpx.Client, more: Any, param: str | None
     assert error["type"] == "invalid_request_error"
     if param is not None:
         assert error["param"] == param
-        assert param in error["message"] or param == "chat_template_kwargs"
+        assert param in error["message"] or param in ("chat_template_kwargs", "functions")
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        {"echo": True},
+        {"echo": 1},
         {"suffix": "x"},
         {"best_of": 3},
         {"prompt": []},
@@ -124,6 +127,23 @@ def test_a_conversation_longer_than_the_context(client: openai.OpenAI, server: T
         client.completions.create(model=NAME, prompt="x" * (server.service.max_model_len + 1))
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "prompt"
+    # These words, and no code, tell litellm which error it is.
+    assert "This model's maximum context length is" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "x" * 6000}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * ((1 << 20) + 1)}]}, "messages.0.content"),
+        ({"messages": MESSAGES, "max_tokens": 10**6}, "max_tokens"),
+        ({"messages": MESSAGES, "max_completion_tokens": 10**6}, "max_completion_tokens"),
+    ],
+)
+def test_too_long_requests_have_a_code(http: httpx.Client, more: Any, param: str) -> None:
+    error = check_error(http.post("/v1/chat/completions", json=more), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert "maximum context length is" in error["message"] or "prompt is too long" in error["message"]
 
 
 def test_a_wrong_model_name(client: openai.OpenAI) -> None:
@@ -132,6 +152,30 @@ def test_a_wrong_model_name(client: openai.OpenAI) -> None:
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4o")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v1/embeddings", "no embeddings"),
+        ("/v1/moderations", "no moderation"),
+        ("/v1/images/generations", "no images"),
+        ("/v1/files", "no files"),
+        ("/v1/nothing", "does not exist"),
+        ("/chat/completions", "base URL must end with /v1, once"),
+        ("/v1/v1/chat/completions", "base URL must end with /v1, once"),
+    ],
+)
+def test_unknown_paths_say_what_is_missing(http: httpx.Client, path: str, said: str) -> None:
+    error = check_error(http.post(path, json={}), 404)
+    assert said in error["message"]
+    assert f"POST {path} " in error["message"]
+    assert error["code"] == "unknown_url"
+
+
+def test_openais_client_learns_that_there_are_no_embeddings(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="no embeddings"):
+        client.embeddings.create(model=NAME, input="x")
 
 
 def test_unknown_paths_and_methods(http: httpx.Client) -> None:

@@ -104,6 +104,24 @@ def test_the_table_shows_the_settings_in_use(start: Callable[..., Process]) -> N
         assert part in process.output
 
 
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ((), "temperature 0.6, top_k 20 by default (generation_config.json)"),
+        (("--generation-config", "none"), "temperature 1 and all tokens by default"),
+    ],
+)
+def test_the_table_shows_the_sampling_defaults(
+    directory: Path, tmp_path: Path, flags: tuple[str, ...], shown: str
+) -> None:
+    model = shutil.copytree(directory, tmp_path / "model")
+    (model / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "top_k": 20}')
+    process = Process(model, *flags)
+    process.process.kill()
+    process.end()
+    assert shown in re.sub(r"[│\s]+", " ", process.output)
+
+
 def test_the_table_explains_a_shortened_context(directory: Path, tmp_path: Path) -> None:
     longer = shutil.copytree(directory, tmp_path / "long")
     config = json.loads((longer / "config.json").read_text())
@@ -249,6 +267,8 @@ def test_a_host_of_another_machine_is_one_line(directory: Path, capsys: pytest.C
         ["--max-body", "0"],
         ["--port", "http"],
         ["--kv-cache-dtype", "int3"],
+        ["--generation-config", "here"],
+        ["--response-store", "lots"],
         ["--prot", "1"],
     ],
 )

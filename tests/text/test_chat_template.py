@@ -52,10 +52,19 @@ CASES = [
         "mistral": [[USER], TALK],
         "mistral_tools": [[USER], TALK, [SYSTEM, USER], MISTRAL_TALK],
         "pythonic": [[USER], TALK, [SYSTEM, USER], TOOL_TALK],
+        "nemotron": [[USER], TALK, [SYSTEM, USER], [*TOOL_TALK[:1], {**TOOL_TALK[1], "content": "Hm."}, TOOL_TALK[2]]],
+        "xlam": [[USER], TALK, [SYSTEM, USER], TOOL_TALK],
+        "qwen2_5_coder": [[USER], TALK, TOOL_TALK],
+        "qwen3_coder": [[USER], TALK, TOOL_TALK],
+        "qwen3": [[USER], TALK, [SYSTEM, USER]],
+        "smollm3": [[USER], TALK],
+        "deepseek_r1": [[USER], TALK, [SYSTEM, USER]],
+        "mistral_v11": [[USER], TALK, [SYSTEM, USER]],
+        "mistral_v13": [[USER], TALK, [SYSTEM, USER], MISTRAL_TALK],
         "qwen": [[USER], TALK, [SYSTEM, USER], TOOL_TALK, [*TOOL_TALK, TOOL_TALK[-1], {"role": "other"}, USER]],
     }.items()
     for messages in dialogues
-    for tools in ([None, TOOLS] if name in ("llama", "qwen", "mistral_tools", "pythonic") else [None])
+    for tools in ([None] if name in ("chatml", "mistral", "smollm3", "deepseek_r1") else [None, TOOLS])
 ]
 
 

@@ -1,9 +1,10 @@
 """faquant serve"""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +14,7 @@ from ..checkpoint.model_config import KvCacheDtype, load_config
 from ..engine.engine_config import EngineConfig
 from ..kernels.device import chosen
 from ..server.config import ServerConfig
+from ..structured.reasoning import PARSERS
 from ..structured.tools.formats import FORMATS
 from .interrupts import raise_on_signals
 from .options import DeviceOption
@@ -57,9 +59,22 @@ def serve(
         float, typer.Option(help="Maximum seconds per request; 0: no limit.")
     ] = ServerConfig.request_timeout,
     max_body: Annotated[str, typer.Option(help="Maximum size of a request's body.", metavar="SIZE")] = "8MiB",
+    response_store: Annotated[
+        str,
+        typer.Option(help="Maximum memory of stored responses of /v1/responses; 0: store none.", metavar="SIZE"),
+    ] = "64MiB",
     tool_call_parser: Annotated[
         str, typer.Option(help=f"Format of the model's tool calls: auto, {', '.join(FORMATS)}.")
     ] = ServerConfig.tool_call_parser,
+    reasoning_parser: Annotated[
+        str, typer.Option(help=f"Kind of the model's reasoning: auto, none, {', '.join(PARSERS)}.")
+    ] = ServerConfig.reasoning_parser,
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        typer.Option(
+            help="Sampling defaults: auto takes them from the model's generation_config.json, none from OpenAI's API."
+        ),
+    ] = "auto",
     device: DeviceOption = EngineConfig.device,
     max_model_len: Annotated[
         int | None,
@@ -105,6 +120,8 @@ def serve(
     # Checked before the model is loaded.
     engine_config.length(model_config.max_position, model_config.context_note)
     chosen(device)
+    from ..sampling.defaults import sampling_defaults
+
     config = ServerConfig(
         served_model_name=directory.resolve().name if served_model_name is None else served_model_name,
         api_key=api_key,
@@ -114,6 +131,9 @@ def serve(
         request_timeout=request_timeout,
         max_body=parse_size(max_body),
         tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
+        response_store=parse_size(response_store),
+        sampling_defaults=sampling_defaults(directory) if generation_config == "auto" else {},
     )
     from ..server.http.socket import bind, is_loopback
 
@@ -161,10 +181,17 @@ def _print_table(service: "Service", address: str) -> None:
         f"kv_cache_dtype {engine.config.kv_cache_dtype}",
         "context": f"{engine.max_model_len:,} tokens at most{f' ({note})' if note else ''}",
         "sequences": f"{engine.config.max_num_seqs} at a time, {config.max_queue} more may wait",
+        "sampling": _described(config.sampling_defaults),
         "tool calls": service.conversation.description,
+        "reasoning": "none" if service.reasoner is None else service.reasoner.kind,
         "address": f"{address}, {'with a key' if config.api_key else 'no key'}",
     }
     table = Table(show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
     Console(stderr=True, soft_wrap=True).print(table)
+
+
+def _described(defaults: Mapping[str, float]) -> str:
+    values = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
+    return f"{values} by default (generation_config.json)" if values else "temperature 1 and all tokens by default"

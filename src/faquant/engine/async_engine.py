@@ -73,8 +73,9 @@ class AsyncEngine:
             EngineStoppedError: the engine was shut down.
         """
         structure = params.structured_output
-        if structure is not None and (structure.tool_calls is None or structure.tool_calls.tools):
-            await self._compile(structure)
+        for part in () if structure is None else structure.parts:
+            if part.tool_calls is None or part.tool_calls.tools:
+                await self.compile(part)
         if structure is None and sum(len(prompt) + params.n * _ANSWER_COST for prompt in prompts) < _LONG_PROMPTS:
             return self._check(prompts, params)
         return await asyncio.to_thread(self._check, prompts, params)
@@ -82,8 +83,13 @@ class AsyncEngine:
     def _check(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[CheckedPrompt]:
         return [self.engine.check(prompt, params) for prompt in prompts]
 
-    async def _compile(self, structure: StructuredOutput) -> None:
-        """Wait until a structure is compiled. If every waiting task is cancelled first, compilation does not start."""
+    async def compile(self, structure: StructuredOutput) -> None:
+        """Wait until a structure is compiled. If every waiting task is cancelled first, compilation does not start.
+
+        Raises:
+            UsageError: the structure cannot be enforced.
+            EngineStoppedError: the engine was shut down.
+        """
         grammars = await asyncio.to_thread(lambda: self.engine.grammars)
         with self._wake:
             if self._draining:

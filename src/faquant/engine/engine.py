@@ -19,6 +19,7 @@ from ..structured.grammar import Grammars
 from ..text.tokenizer import Tokenizer
 from .engine_config import EngineConfig
 from .page_pool import PagePool, page_digest
+from .prompt_scores import score_prompt
 from .request import Output, Request
 from .scheduler import Scheduler, Work
 from .speculation import PromptLookup
@@ -216,7 +217,7 @@ class Engine:
         if params.structured_output is None:
             return lambda: None
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
-        return self.grammars.constraints(params.structured_output, params.max_tokens, ends)
+        return self.grammars.constraints(params.structured_output, params.max_tokens, ends, params.reasoning)
 
     def _run(self, work: Sequence[Work]) -> Array:
         """Logits [rows, vocab] for each sequence that decodes: of its last token and of its draft tokens."""
@@ -224,6 +225,7 @@ class Engine:
         wanted: list[int] = []
         end = 0
         for item in work:
+            score_prompt(item.request, hidden[end : end + item.count], self._decoder.logits)
             end += item.count + len(item.draft)
             if item.decodes:
                 wanted += range(end - len(item.draft) - 1, end)

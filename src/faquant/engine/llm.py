@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from operator import index
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +16,7 @@ from ..kernels.backend import backend_for
 from ..model.load import Model, load
 from ..progress import Update, progress_bar
 from ..sampling.params import SamplingParams
+from ..structured.reasoning import Reasoner, reasoner_of, split_reasoning
 from ..structured.structured_output import StructuredOutput
 from ..structured.tools.calls import Tool, ToolCalls
 from ..structured.tools.conversation import Conversation
@@ -123,7 +126,8 @@ class LLM:
             params, progress: as for `generate`.
             tools: tools that answers may call, in OpenAI's format: `{"type": "function", "function": {"name": …,
                 "parameters": …}}`. Calls always follow the schema. They are in Completion.tool_calls; the text before
-                them is in `text`.
+                them is in `text`, and the reasoning of models that reason in `reasoning`. An answer without calls has
+                the form of params.structured_output, which has no effect if calls are required.
             tool_choice: auto, none, required (at least one call and no text), or the name of the tool to call.
             chat_template_kwargs: additional variables for the template.
 
@@ -135,18 +139,19 @@ class LLM:
             UnsupportedError: there is no chat template, or the model's tool-call format is unknown.
             FaquantError: an answer could not be finished.
         """
-        model, tools = Conversation(self.tokenizer), tuple(tools or ())
+        model, tools = self._conversation, tuple(tools or ())
         calls = _calls(tools, tool_choice, model.format)
         shown = tools if tool_choice != "none" else ()
         several = _conversations(conversations)
         ids = [model.encode(messages, shown, chat_template_kwargs) for messages in several]
-        if calls is None:
-            return self.generate(ids, params, progress=progress)
         each = _for_each(params, len(ids))
-        if any(some.structured_output is not None for some in each):
-            raise UsageError("Tools and structured_output cannot be combined.")
-        wanted = [replace(some, structured_output=StructuredOutput(tool_calls=calls)) for some in each]
-        return [_with_calls(answer, calls) for answer in self.generate(ids, wanted, progress=progress)]
+        if self._reasoner is not None:
+            thoughts = map(self._reasoner.of_prompt, ids)
+            each = [replace(some, reasoning=thought) for some, thought in zip(each, thoughts, strict=True)]
+        if calls is not None:
+            each = [replace(some, structured_output=_with_form(calls, some.structured_output)) for some in each]
+        answers = iter(self.generate(ids, each, progress=progress))
+        return [_parts(answer, some) for some in each for answer in islice(answers, some.n)]
 
     def saturation(self) -> dict[str, float]:
         """The fraction of q, k and v values beyond their calibrated scales, over all requests so far.
@@ -163,6 +168,14 @@ class LLM:
     def state(self) -> State:
         """The sequences and pages that the engine holds now."""
         return self.engine.state()
+
+    @cached_property
+    def _conversation(self) -> Conversation:
+        return Conversation(self.tokenizer)
+
+    @cached_property
+    def _reasoner(self) -> Reasoner | None:
+        return reasoner_of(self.tokenizer)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -237,7 +250,22 @@ def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) 
     return replace(calls.only([choice]), forced=True, parallel=False)
 
 
-def _with_calls(answer: Completion, calls: ToolCalls) -> Completion:
-    text, found, are_whole = parse(calls, answer.text, answer.finish_reason == "length")
+def _with_form(calls: ToolCalls, form: StructuredOutput | None) -> StructuredOutput:
+    """Calls, or else an answer of this form, as far as the calls are free."""
+    if form is None or calls.forced:
+        return StructuredOutput(tool_calls=calls)
+    return replace(form, tool_calls=calls) if calls.tools else form
+
+
+def _parts(answer: Completion, params: SamplingParams) -> Completion:
+    """The answer with its reasoning and its calls apart from the text."""
+    if params.reasoning is not None:
+        reasoning, text = split_reasoning(params.reasoning, answer.text)
+        answer = replace(answer, text=text, reasoning=reasoning)
+    form = params.structured_output
+    if form is None or form.tool_calls is None:
+        return answer
+    is_formed, is_cut = len(form.parts) > 1, answer.finish_reason == "length"
+    text, found, are_whole = parse(form.tool_calls, answer.text, is_cut, is_formed)
     reason = "tool_calls" if are_whole else answer.finish_reason
     return replace(answer, text=text, tool_calls=found, finish_reason=reason)

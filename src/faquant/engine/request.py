@@ -12,6 +12,7 @@ from ..model.rope import Rope
 from ..sampling.draw import TokenLogprobs as TokenLogprobs
 from ..sampling.sampler import Sampler
 from ..structured.constraint import Constraint
+from ..structured.reasoning import shown_tokens, split_reasoning
 from ..structured.tools.parser import FunctionCall
 from ..text.detokenizer import IncrementalDecoder
 from ..text.stopping import StopChecker
@@ -28,8 +29,9 @@ class Completion:
     too few tokens for a tool call), `abort`, or `error`. `stop_reason` is the stop string or token; it is None for the
     model's own end token. `index` numbers the answers of a request with n > 1. `cached_tokens` is the number of prompt
     tokens found in the prefix cache. `logprobs`, if requested, has each token's log-probability and the (id,
-    log-probability) pairs of the likeliest tokens. `tool_calls` is filled by LLM.chat if the answer may call tools;
-    `finish_reason` is then `tool_calls`, unless a call is cut off.
+    log-probability) pairs of the likeliest tokens; `prompt_logprobs` has them for the prompt's tokens but the first.
+    `tool_calls` is filled by LLM.chat if the answer may call tools; `finish_reason` is then `tool_calls`, unless a call
+    is cut off. `reasoning` is what LLM.chat has split off the text.
     """
 
     text: str
@@ -37,10 +39,12 @@ class Completion:
     prompt_token_ids: tuple[int, ...]
     finish_reason: str
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     stop_reason: str | int | None = None
     index: int = 0
     cached_tokens: int = 0
     tool_calls: tuple[FunctionCall, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Request:
         pages: cache pages, in order; empty while the request waits.
         known_pages: number of pages registered in the prefix cache.
         cached_tokens: number of tokens found in the cache when the request first ran; None before.
+        prompt_logprobs: of the tokens of the prompt but the first, as far as computed, if params requests them.
         awaited: digest of the last page that will be in the cache when other prompts have been read.
         reached: number of tokens whose computation counts as prefill: the prompt, or all computed before a preemption.
         error: the reason if finish_reason is `error`.
@@ -94,6 +99,7 @@ class Request:
         self.known_pages = 0
         self.cached_tokens: int | None = None
         self.error: FaquantError | None = None
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self.awaited: bytes | None = None
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
         self.draws = 0
@@ -113,6 +119,8 @@ class Request:
         self.stop_reason: str | int | None = None
         self.lookup: PromptLookup | None = None
         shown = frozenset() if sampler.constraint is None else sampler.constraint.shown
+        if self.params.reasoning is not None:
+            shown |= shown_tokens(self._tokenizer)
         self._decoder = IncrementalDecoder(self._tokenizer, shown=shown)
         self._stop = StopChecker(self.params.stop) if self.params.stop else None
         self._text: list[str] = []
@@ -138,6 +146,11 @@ class Request:
     def remaining_tokens(self) -> int:
         """The number of tokens that the answer may still get."""
         return self.params.max_tokens - (len(self.ids) - self.prompt_length)
+
+    @property
+    def must_compute_all(self) -> bool:
+        """Whether its tokens must be computed even if their keys and values are in the prefix cache."""
+        return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_length - 1
 
     def digests(self, page_size: int, count: int) -> list[bytes]:
         """The digests of the first `count` pages, which are full."""
@@ -183,6 +196,9 @@ class Request:
         texts: list[str] = []
         accepted: list[int] = []
         logprobs: list[TokenLogprobs] = []
+        if self.remaining_tokens == 0:  # max_tokens is 0
+            self.finish("length")
+            tokens = ()
         for place, token in enumerate(tokens):
             if self.sampler.is_end(token):
                 self.finish("stop", token if token in self.params.stop_token_ids else None)
@@ -248,8 +264,10 @@ class Request:
     def problem(self) -> str | None:
         """Why the complete answer does not have the required form; None if it has, or a stop string has cut it."""
         structure = self.params.structured_output
-        is_cut = isinstance(self.stop_reason, str)
-        return None if structure is None or is_cut else structure.problem("".join(self._text))
+        if structure is None or isinstance(self.stop_reason, str):
+            return None
+        text, reasoning = "".join(self._text), self.params.reasoning
+        return structure.problem(text if reasoning is None else split_reasoning(reasoning, text)[1])
 
     def whole(self) -> Output:
         """All outputs of the finished answer in one."""
@@ -270,6 +288,7 @@ class Request:
             prompt_token_ids=tuple(self.ids[: self.prompt_length]),
             finish_reason=self.finish_reason or "abort",
             logprobs=None if self.params.logprobs is None else tuple(self._logprobs),
+            prompt_logprobs=None if self.params.prompt_logprobs is None else tuple(self.prompt_logprobs),
             stop_reason=self.stop_reason,
             index=self.index,
             cached_tokens=self.cached_tokens or 0,

@@ -30,7 +30,7 @@ def draw(
     is_wide: bool,
     vocab: int,
     rows: int,
-    draws: list[tuple[int, int, tuple[float, int, float, float, float]]],
+    draws: list[tuple[int, int, tuple[float, int, float, float, float], bool]],
     threads: int,
     isa: str | None,
 ) -> list[int]: ...

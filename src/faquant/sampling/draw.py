@@ -9,7 +9,7 @@ If top-p has to choose between equally likely tokens, it keeps the lower ids (tr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .params import SamplingParams
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
+NEEDS_MASK = -2
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
 """A token's log-probability, and (id, log-probability) pairs of the likeliest tokens, descending, then by id."""
 
@@ -37,20 +38,26 @@ def check_maximum(top: float) -> None:
 
 
 def draw(
-    scores: Floats, params: Sequence[SamplingParams | None], uniforms: Sequence[float], isa: str | None = None
+    scores: Floats,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+    isa: str | None = None,
+    before_mask: Collection[int] = (),
 ) -> list[int]:
     """Choose a token for each row.
 
     Args:
         scores: [rows, vocab], contiguous, float32 or float64; -inf rules a token out.
-        params: one for each row, of which temperature, top_k, top_p and min_p are used; None: greedy.
+        params: one for each row, of which temperature, top_k, top_p and min_p are used.
         uniforms: a number in [0, 1) for each row. It selects a token from the cumulative probabilities of the kept
             tokens, in ascending order of id.
+        before_mask: rows of which only a token is chosen that `draw_masked` chooses from every mask with it. It is the
+            only one that passes the filters. NEEDS_MASK if there is none.
 
     Raises:
         FaquantError: the maximum of a row is not finite.
     """
-    asked = [(row, 0, _asked(*one)) for row, one in enumerate(zip(params, uniforms, strict=True))]
+    asked = [(row, 0, _asked(*one), row in before_mask) for row, one in enumerate(zip(params, uniforms, strict=True))]
     tokens = _C.draw(*_row_addresses(scores, len(asked)), len(asked), asked, ALL_THREADS, isa)
     if -1 in tokens:
         check_maximum(float(scores[tokens.index(-1)].max(initial=-math.inf)))
@@ -73,7 +80,7 @@ def draw_masked(
     ):
         raise ValueError("Scores must be float32; masks must be contiguous, with a bit for each token.")
     asked = [
-        (row, mask.ctypes.data, _asked(*one))
+        (row, mask.ctypes.data, _asked(*one), False)
         for row, mask, one in zip(rows, masks, zip(params, uniforms, strict=True), strict=True)
     ]
     return _C.draw(*_row_addresses(scores, len(scores)), len(scores), asked, ALL_THREADS, None)
@@ -103,9 +110,7 @@ def log_probabilities(
     ]
 
 
-def _asked(params: SamplingParams | None, uniform: float) -> tuple[float, int, float, float, float]:
-    if params is None:
-        return (0.0, 0, 1.0, 0.0, uniform)
+def _asked(params: SamplingParams, uniform: float) -> tuple[float, int, float, float, float]:
     return (params.temperature, params.top_k, params.top_p, params.min_p, uniform)
 
 

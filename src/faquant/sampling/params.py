@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..structured.reasoning import Reasoning
 from ..structured.structured_output import StructuredOutput
 
 MAX_STOP_STRINGS = 64
@@ -30,13 +31,17 @@ class SamplingParams:
         logit_bias: added to the logits of some tokens, {id: bias}; stored as sorted pairs.
         seed: seed of the random draws; None: one from the operating system.
         n: number of answers, drawn independently.
-        max_tokens: maximum tokens of an answer.
+        max_tokens: maximum tokens of an answer; 0: only read the prompt.
         min_tokens: tokens of an answer before which no end token can be chosen.
         stop: one or more strings; the text ends before the first one that occurs.
         stop_token_ids: tokens that end the answer and are not part of its text.
         ignore_eos: continue up to max_tokens even after the model's end tokens.
         logprobs: report the log-probabilities of each token and of this many of the likeliest ones.
+        prompt_logprobs: the same for each token of the prompt but the first. The whole prompt is computed for that, so
+            nothing of it is taken from the prefix cache.
         structured_output: the required form of the answer.
+        reasoning: what may come before that form. An answer of which all has a form reasons only if the prompt has
+            opened the reasoning; otherwise this becomes None.
 
     Raises:
         UsageError: a value is outside its range.
@@ -58,7 +63,9 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     structured_output: StructuredOutput | None = None
+    reasoning: Reasoning | None = None
 
     def __post_init__(self) -> None:
         self._check_number("temperature", 0.0, sys.float_info.max, "a finite number of at least 0 (0 is greedy)")
@@ -69,16 +76,19 @@ class SamplingParams:
         self._check_number("frequency_penalty", -2.0, 2.0, "a number from -2 to 2")
         self._check_integer("top_k", -1, 2**31 - 1, "a whole number of at least 1, or 0 or -1 for all tokens")
         self._check_integer("n", 1, MAX_ANSWERS, f"a whole number from 1 to {MAX_ANSWERS}")
-        self._check_integer("max_tokens", 1, 2**31 - 1, "a whole number of at least 1")
+        self._check_integer("max_tokens", 0, 2**31 - 1, "a whole number of at least 0")
         self._check_integer(
             "min_tokens", 0, self.max_tokens, f"a whole number from 0 to max_tokens ({self.max_tokens})"
         )
         if self.seed is not None:
             self._check_integer("seed", -(2**63), 2**64 - 1, "a whole number from -2^63 to 2^64 - 1, or None")
-        if self.logprobs is not None:
-            self._check_integer("logprobs", 0, MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}, or None")
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                self._check_integer(name, 0, MAX_LOGPROBS, f"a whole number from 0 to {MAX_LOGPROBS}, or None")
         if not isinstance(self.ignore_eos, bool):
             raise self._wrong("ignore_eos", "true or false")
+        if self.reasoning is not None and not isinstance(self.reasoning, Reasoning):
+            raise self._wrong("reasoning", "a Reasoning or None")
         if self.structured_output is not None:
             if not isinstance(self.structured_output, StructuredOutput):
                 raise self._wrong("structured_output", "a StructuredOutput or None")
@@ -87,6 +97,8 @@ class SamplingParams:
                     "ignore_eos excludes structured output (a response format, or tools), which must end.",
                     "ignore_eos",
                 )
+            if self.reasoning is not None and self.structured_output.is_whole and not self.reasoning.opened:
+                object.__setattr__(self, "reasoning", None)
         object.__setattr__(self, "stop", self._checked_stop(self.stop))
         object.__setattr__(self, "stop_token_ids", self._checked_stop_tokens(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", self._checked_bias(self.logit_bias))

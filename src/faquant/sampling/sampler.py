@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import UsageError
 from ..kernels.arrays import Array
 from ..structured.constraint import Bits, Constraint
-from .draw import Floats, Integers, TokenLogprobs, check_maximum, draw, draw_masked, log_probabilities
+from .draw import NEEDS_MASK, Floats, Integers, TokenLogprobs, check_maximum, draw, draw_masked, log_probabilities
 from .params import SamplingParams as SamplingParams
 
 _TRIES = 4
@@ -231,9 +231,9 @@ def _sample_array(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
     edits: list[_Edit | None] = []
     try:
         edits += (sampler._edit(row) for sampler, row in zip(samplers, rows, strict=True))
-        # For rows whose draw is from a mask, this only checks the scores.
-        params = [sampler.params if sampler._draws_from_all else None for sampler in samplers]
-        tokens = draw(rows, params, [sampler._uniform() for sampler in samplers])
+        filtered = {place for place, sampler in enumerate(samplers) if not sampler._draws_from_all}
+        uniforms = [sampler._uniform() for sampler in samplers]
+        tokens = draw(rows, [sampler.params for sampler in samplers], uniforms, before_mask=filtered)
         _draw_admitted(rows, samplers, tokens)
     finally:
         for edit in edits:
@@ -249,35 +249,40 @@ def _sample_array(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
 
 
 def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int]) -> None:
-    """Draw again, from the mask, for the rows whose token their constraint does not admit, or which need the mask.
+    """Draw again, from the mask, for the rows that have no token yet, or one that their constraint does not admit.
 
     A token that is drawn from all tokens and then admitted has the same distribution as one drawn from the admitted
     tokens, and computing the mask takes longer.
     """
     constraints = {place: one.constraint for place, one in enumerate(samplers) if one.constraint is not None}
     masks: dict[int, Bits] = {}
+    begun: set[int] = set()  # rows whose first draw was one of the mask
     for place, constraint in constraints.items():
-        sampler = samplers[place]
-        if sampler._draws_from_all and constraint.admits(tokens[place], sampler._left):
+        sampler, token = samplers[place], tokens[place]
+        if token != NEEDS_MASK and constraint.admits(token, sampler._left):
             continue
         bits = constraint.mask()
-        masks[place] = np.full(-(-rows.shape[1] // 8), 0xFF, np.uint8) if bits is None else bits.copy()
+        mask = masks[place] = np.full(-(-rows.shape[1] // 8), 0xFF, np.uint8) if bits is None else bits.copy()
         if sampler._draws_from_all:
-            _rule_out(masks[place], tokens[place])
+            _rule_out(mask, token)
+        elif token != NEEDS_MASK and mask[token >> 3] >> (token & 7) & 1:
+            begun.add(place)
+            _rule_out(mask, token)
     for number in range(_TRIES):
-        if not masks:
-            return
-        places = list(masks)
+        places = [place for place in masks if number or place not in begun]
         asked = [samplers[place] for place in places]
         # The draw from all tokens has used the first uniform number.
         uniforms = [sampler._uniform(number + sampler._draws_from_all) for sampler in asked]
-        drawn = draw_masked(rows, places, list(masks.values()), [sampler.params for sampler in asked], uniforms)
+        some = [masks[place] for place in places]
+        drawn = draw_masked(rows, places, some, [sampler.params for sampler in asked], uniforms) if places else []
         for place, token in zip(places, drawn, strict=True):
             if token >= 0 and constraints[place].admits(token, samplers[place]._left):
                 tokens[place] = token
                 del masks[place]
             elif token >= 0:
                 _rule_out(masks[place], token)
+        if not masks:
+            return
     for place in masks:  # all tokens drawn would exceed the limit
         tokens[place] = constraints[place].fallback()
         constraints[place].admits(tokens[place], samplers[place]._left)

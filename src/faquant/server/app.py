@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from .api import chat, completions, endpoints
+from .api import chat, completions, endpoints, missing, responses
 from .errors import ErrorResponse, handle_errors
 from .http.hosts import Hosts
 from .http.middleware import Access, Supervisor
@@ -22,9 +22,10 @@ def make_app(service: Service) -> FastAPI:
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
     )
     app.state.service = service
-    for module in (chat, chat_page, completions, endpoints):
+    for module in (chat, chat_page, completions, endpoints, responses):
         app.include_router(module.router)
     handle_errors(app)
+    missing.handle_unknown_paths(app)
     app.add_middleware(Supervisor, timeout=service.config.request_timeout)
     hosts = service.config.allowed_hosts
     if hosts is not None and "*" not in hosts:
@@ -34,7 +35,7 @@ def make_app(service: Service) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=service.config.allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )

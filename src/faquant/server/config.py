@@ -1,9 +1,11 @@
 """The server's configuration, and its fixed limits."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..errors import UsageError
+from ..structured.reasoning import PARSERS
 from ..structured.tools.formats import FORMATS
 
 MAX_MESSAGES = 2048
@@ -15,6 +17,8 @@ MAX_CHOICES = 128
 MAX_TOOL_CALLS = 128
 """Maximum calls per message."""
 MAX_LOGPROBS = 20
+MAX_ECHOED_LOGPROBS = 1 << 18
+"""Maximum log-probabilities of prompts in a response, with those of the likeliest tokens."""
 MAX_LOGIT_BIAS = 1024
 """Maximum tokens in the logit_bias of a request."""
 
@@ -32,8 +36,13 @@ class ServerConfig:
         max_queue: maximum waiting sequences, in addition to the running ones; further requests get status 429.
         request_timeout: maximum seconds from a request to the end of its answer; 0: no limit.
         max_body: maximum bytes of a request's body.
-        tool_call_parser: the model's tool-call format, a key of tools.formats.FORMATS; auto: detect it from the
+        tool_call_parser: the model's tool-call format, a key of tools.formats.FORMATS; auto: recognize it from the
             template.
+        reasoning_parser: the kind of the model's reasoning, one of structured.reasoning.PARSERS; none: the reasoning
+            stays in the content; auto: recognize it from the template and the vocabulary.
+        sampling_defaults: values of temperature, top_k, top_p, min_p and repetition_penalty for requests that give
+            none; the others have OpenAI's.
+        response_store: maximum bytes of the responses of /v1/responses that later requests may refer to; 0: none.
 
     Raises:
         UsageError: a value is outside its range.
@@ -47,6 +56,9 @@ class ServerConfig:
     request_timeout: float = 600.0
     max_body: int = 8 << 20
     tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    response_store: int = 64 << 20
 
     def __post_init__(self) -> None:
         if not self.served_model_name or not self.served_model_name.isprintable():
@@ -59,8 +71,12 @@ class ServerConfig:
             raise UsageError(f"request_timeout must be from 0 to 1e9 seconds, not {self.request_timeout}.")
         if not 1024 <= self.max_body <= 1 << 30:
             raise UsageError(f"max_body must be from 1024 to {1 << 30}, not {self.max_body}.")
+        if not 0 <= self.response_store <= 1 << 40:
+            raise UsageError(f"response_store must be from 0 to {1 << 40}, not {self.response_store}.")
         if self.tool_call_parser not in ("auto", *FORMATS):
             raise UsageError(f"tool_call_parser must be auto or one of {', '.join(FORMATS)}.")
+        if self.reasoning_parser not in ("auto", "none", *PARSERS):
+            raise UsageError(f"reasoning_parser must be auto, none or one of {', '.join(PARSERS)}.")
         for origin in self.allowed_origins:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise UsageError(f"{origin!r} is not an origin; write one such as https://example.org, or * for all.")

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from ..engine.async_engine import EngineStoppedError
 from ..errors import AnswerError, FaquantError, UnsupportedError, UsageError
+from .config import MAX_TEXT
 from .schema.messages import Body
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -67,14 +68,18 @@ def errors_for(param: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def errors_renamed(field: str, given: str | None) -> Iterator[None]:
-    """Replace `field` in errors by `given`, if the request uses that field instead."""
+def errors_renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Replace fields in errors by those that the request has in their place, by name."""
     try:
         yield
     except ApiError as error:
-        if given is None or error.param != field:
+        given = names.get(error.param or "")
+        if given is None:
             raise
-        raise ApiError(error.status_code, str(error.detail).replace(field, given), given, error.code) from None
+        message = str(error.detail)
+        if error.param and "_" in error.param:  # otherwise it is a word
+            message = message.replace(error.param, given)
+        raise ApiError(error.status_code, message, given, error.code) from None
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -116,13 +121,20 @@ def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
         elif problem["type"] == "value_error":
             said = str(problem["msg"]).removeprefix("Value error, ")
             shown.append(f"{where}: {said}.")
+        elif _is_long_text(problem):
+            shown.append(f"The prompt is too long: {where} has more than {MAX_TEXT} characters.")
         elif not where:
             shown.append("The body must be a JSON object, sent with Content-Type: application/json.")
         else:
             shown.append(f"{where}: {problem['msg']}.")
     first = _place(problems[0]) or None
-    unknown = problems[0]["type"] == "extra_forbidden"
-    return ApiError(400, " ".join(dict.fromkeys(shown)), first, "unsupported_parameter" if unknown else None)
+    code = "unsupported_parameter" if problems[0]["type"] == "extra_forbidden" else None
+    code = "context_length_exceeded" if _is_long_text(problems[0]) else code
+    return ApiError(400, " ".join(dict.fromkeys(shown)), first, code)
+
+
+def _is_long_text(problem: Mapping[str, Any]) -> bool:
+    return problem["type"] == "string_too_long" and problem["ctx"]["max_length"] == MAX_TEXT
 
 
 def _is_from_other_branch(problem: Mapping[str, Any]) -> bool:

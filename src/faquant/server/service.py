@@ -1,6 +1,7 @@
 """The service that all endpoints use (engine, tokenizer, limits, metrics), and the current request."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -15,15 +16,20 @@ from ..engine.engine import CheckedPrompt
 from ..engine.request import Output
 from ..kernels import isa as cpu
 from ..sampling.sampler import SamplingParams
+from ..structured.reasoning import reasoner_of
+from ..structured.structured_output import StructuredOutput
 from ..structured.tools.conversation import Conversation
 from ..text.tokenizer import Tokenizer
 from .answer.logprobs import TokenTexts
+from .answer.stored import ResponseStore
 from .config import ServerConfig
 from .errors import ApiError, errors_for
 from .http.limits import Gate
 from .operate.metrics import Metrics
 from .operate.record import Record
-from .schema.messages import FunctionTool, Message
+from .schema.messages import FunctionTool
+
+log = logging.getLogger(__name__)
 
 VERSION = metadata.version("faquant")
 
@@ -37,10 +43,13 @@ class Service:
         self.created = int(time.time())
         self.texts = TokenTexts(engine.engine.tokenizer)
         self.conversation = Conversation(engine.engine.tokenizer, config.tool_call_parser)
+        self.reasoner = reasoner_of(engine.engine.tokenizer, config.reasoning_parser)
+        self.responses = ResponseStore(config.response_store)
         self.gate = Gate(engine.engine.config.max_num_seqs, config.max_queue)
         self.metrics = Metrics(engine.engine, config.served_model_name, VERSION)
         # Answers to the same seed are equal as long as the fingerprint is.
         self.fingerprint = f"faquant-{VERSION}-{cpu.selected_isa()}"
+        self._said_unused: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -64,13 +73,25 @@ class Service:
             message = f"The model {name[:200]!r} does not exist; this server has {self.name!r}."
             raise ApiError(404, message, "model", "model_not_found")
 
-    def context_left(self, prompts: Sequence[Sequence[int]], field: str) -> int:
-        """The number of tokens left for the answer to the longest prompt. Raises: ApiError: none is left."""
+    def context_left(self, prompts: Sequence[Sequence[int]], field: str, least: int = 1) -> int:
+        """The number of tokens left for the answer to the longest prompt. Raises: ApiError: fewer than `least`."""
         longest = max(map(len, prompts))
-        if longest >= self.max_model_len:
-            message = f"The prompt has {longest} tokens; the context for prompt and answer has {self.max_model_len}."
+        if longest + least > self.max_model_len:
+            # Clients recognize this error by OpenAI's words, too.
+            message = (
+                f"This model's maximum context length is {self.max_model_len} tokens for prompt and answer, but the "
+                f"prompt has {longest}. Shorten it."
+            )
             raise ApiError(400, message, field, "context_length_exceeded")
         return self.max_model_len - longest
+
+    def for_template(self, hints: Mapping[str, Any]) -> dict[str, Any]:
+        """The hints that the chat template reads. The others have no effect, which is logged once."""
+        used = {name: value for name, value in hints.items() if name in self.tokenizer.chat_variables}
+        for name in hints.keys() - used.keys() - self._said_unused:
+            self._said_unused.add(name)
+            log.info("Requests have the field %s, which has no effect on this model", name)
+        return used
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         # In a thread, because long texts take a while.
@@ -78,14 +99,14 @@ class Service:
 
     async def encode_chat(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Mapping[str, Any]],
         tools: Sequence[FunctionTool],
         variables: Mapping[str, Any] | None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
-        plain = [message.for_template() for message in messages]
+        """Token ids of messages that are as chat templates expect them."""
         shown = [tool.for_template() for tool in tools]
-        return await asyncio.to_thread(self.conversation.encode, plain, shown, variables, add_generation_prompt)
+        return await asyncio.to_thread(self.conversation.encode, messages, shown, variables, add_generation_prompt)
 
 
 @dataclass(frozen=True)
@@ -103,15 +124,19 @@ class Call:
 
     async def check(self, prompts: Sequence[Sequence[int]], params: SamplingParams, field: str) -> list[CheckedPrompt]:
         """Check prompts for `answers`. field: the request field of the prompts. Raises: ApiError: they are refused."""
-        context_left = self.service.context_left(prompts, field)
+        context_left = self.service.context_left(prompts, field, min(1, params.max_tokens))
         if params.max_tokens > context_left:
             message = (
-                f"max_tokens is {params.max_tokens}, but the context of {self.service.max_model_len} tokens leaves "
-                f"{context_left} after the prompt. Shorten the prompt or lower max_tokens."
+                f"This model's maximum context length is {self.service.max_model_len} tokens, of which the prompt "
+                f"leaves {context_left}, but max_tokens is {params.max_tokens}. Shorten the prompt or lower max_tokens."
             )
             raise ApiError(400, message, "max_tokens", "context_length_exceeded")
         structure = params.structured_output
-        with errors_for(field if structure is None else "tools" if structure.tool_calls else "response_format"):
+        if structure is not None and len(structure.parts) > 1:  # to name the field of the one that is refused
+            for part in structure.parts:
+                with errors_for(_field_of(part)):
+                    await self.service.engine.compile(part)
+        with errors_for(field if structure is None else _field_of(structure)):
             return await self.service.engine.check(prompts, params)
 
     async def answers(self, prompts: Sequence[CheckedPrompt]) -> AsyncGenerator[tuple[int, Output], None]:
@@ -120,6 +145,10 @@ class Call:
             async for place, output in outputs:
                 self.record.count(output)
                 yield place * prompts[place].params.n + output.request.index, output
+
+
+def _field_of(structure: StructuredOutput) -> str:
+    return "tools" if structure.tool_calls else "response_format"
 
 
 def _call(request: Request) -> Call:

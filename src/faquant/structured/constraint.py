@@ -14,13 +14,18 @@ class Constraint(Protocol):
 
     Attributes:
         shown: special tokens that are part of the answer's text.
-        unwatched_from: from this token of the answer on, counted from 0, stop strings are ignored; None: never.
-        is_cut: the answer ends before the last accepted token, which starts a call that could not end within the limit.
     """
 
     shown: frozenset[int]
-    unwatched_from: int | None
-    is_cut: bool
+
+    @property
+    def unwatched_from(self) -> int | None:
+        """From this token of the answer on, counted from 0, stop strings are ignored; None: never."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer ends before the last accepted token, which starts a call that could not end within the
+        limit."""
 
     @property
     def may_end(self) -> bool:

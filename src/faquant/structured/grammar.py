@@ -34,13 +34,16 @@ from llguidance import LLMatcher
 from ..errors import UsageError
 from ..text.tokenizer import Tokenizer
 from .constraint import Bits, Constraint
+from .either import EitherConstraint
 from .json_schema import OPTIONS
+from .reasoning import BEGIN, END, Reasoning, ReasoningConstraint, end_plan
 from .regex_example import example
 from .structured_output import StructuredOutput as StructuredOutput
 from .tools.calls import ToolCalls
 from .tools.constraint import CallConstraint
 from .tools.parser import opening_of
-from .vocabulary import Vocabulary, bits_of
+from .tools.xml_parameters import VALUE_END
+from .vocabulary import Hints, Vocabulary, bits_of
 
 # The maximum steps of a search, when a grammar is compiled and for each token.
 _COMPILING, _GENERATING = 8192, 256
@@ -68,11 +71,17 @@ class Grammars:
         self._lock = threading.Lock()
 
     def constraints(
-        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
+        self,
+        wanted: StructuredOutput,
+        max_tokens: int,
+        end_token_ids: Collection[int],
+        reasoning: Reasoning | None = None,
     ) -> Callable[[], Constraint]:
         """Return a function that creates the constraint of one answer of at most `max_tokens` tokens.
 
         The end token does not count. Compiling may take seconds; the returned function is fast.
+
+        reasoning: what may come before the structure.
 
         Raises:
             UsageError: the grammar or schema cannot be compiled, no answer within the limit was found, the model has
@@ -87,29 +96,71 @@ class Grammars:
                 f"{text[0]} is text.",
                 "stop_token_ids",
             )
+        if reasoning is not None:
+            return self._after_reasoning(wanted, max_tokens, end_token_ids, reasoning)
         calls = wanted.tool_calls
-        if calls is None or calls.forced:
-            return self._from_beginning(wanted, max_tokens, end_token_ids)
+        if calls is None or wanted.is_whole:
+            return self._whole(wanted, max_tokens, end_token_ids)[0]
         begin: Callable[[str, int], GrammarConstraint | None] = _refuse
         if calls.tools:
             # Compile now, so that no answer has to wait for it.
             begin = partial(self._from_calls, self.compiled(wanted).result(), end_token_ids)
-        shown = self._vocabulary.special(calls.style.tag)
+        shown = _shown(calls, self._vocabulary)
         return partial(CallConstraint, opening_of(calls), self._vocabulary, end_token_ids, shown, begin)
 
+    def _after_reasoning(
+        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int], reasoning: Reasoning
+    ) -> Callable[[], Constraint]:
+        begin: Callable[[], Constraint]
+        reserve = None
+        if wanted.is_whole:
+            begin, reserve = self._whole(wanted, max_tokens, end_token_ids, len(end_plan(self._vocabulary)))
+        else:
+            begin = self.constraints(wanted, max_tokens, end_token_ids)
+        shown = frozenset(token for tag in (BEGIN, END) for token in self._vocabulary.special(tag))
+        return partial(ReasoningConstraint, reasoning, self._vocabulary, end_token_ids, begin, reserve, shown)
+
+    def _whole(
+        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int], before: int = 0
+    ) -> tuple[Callable[[], Constraint], int]:
+        """The constraint of an answer that must have the structure, and the number of tokens that suffice for it.
+
+        If it may have one of two, a part for which `max_tokens` is too small is left out. before: as for
+        _from_beginning.
+        """
+        fitting: list[Callable[[], GrammarConstraint]] = []
+        refused = []
+        reserve = 0
+        for part in wanted.parts:
+            try:
+                fitting.append(self._from_beginning(part, max_tokens, end_token_ids, before))
+            except UsageError as error:
+                if error.field != "max_tokens":
+                    raise
+                refused.append(error)
+            else:
+                reserve = max(reserve, len(self.compiled(part).result().plan or ()))
+        if not fitting:
+            raise refused[0]
+        if len(fitting) == 1:
+            return fitting[0], reserve
+        answer, calls = fitting
+        return lambda: EitherConstraint(answer(), calls()), reserve
+
     def _from_beginning(
-        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int]
+        self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int], before: int = 0
     ) -> Callable[[], "GrammarConstraint"]:
+        """before: tokens that the answer needs before the structure."""
         compiled = self.compiled(wanted).result()
         if compiled.plan is None:
             raise UsageError(
                 "No complete answer of the requested structure was found. Either there is none, or the structure is "
                 "too large (an object may have about 600 optional properties); simplify it."
             )
-        if len(compiled.plan) > max_tokens:
+        if before + len(compiled.plan) > max_tokens:
             raise UsageError(
                 f"max_tokens ({max_tokens}) is too small for the requested structure: the shortest answer found has "
-                f"{len(compiled.plan)} tokens.",
+                f"{before + len(compiled.plan)} tokens.",
                 "max_tokens",
             )
         return partial(GrammarConstraint, self._vocabulary, compiled, end_token_ids)
@@ -177,7 +228,7 @@ class GrammarConstraint:
         self._text_bits = vocabulary.text_bits & ~self._end_bits
         self._tried: tuple[int, list[int]] | None = None  # the last admitted token, and the plan after it
         self._ended = False
-        self.shown: frozenset[int] = frozenset()
+        self.shown = compiled.shown
         self.unwatched_from = compiled.unwatched_from
         self.is_cut = False
 
@@ -234,7 +285,7 @@ class GrammarConstraint:
             if not self._matcher.consume_tokens(self._vocabulary.tokens(text)):
                 return False
             self._text = text
-            self._plan = self._vocabulary.find_plan(self._matcher, self._compiled.within, _COMPILING) or []
+            self._plan = self._vocabulary.find_plan(self._matcher, self._compiled.hints, _COMPILING) or []
         return len(self._plan) <= left and self._vocabulary.ends(self._matcher, self._plan)
 
     def _plan_after(self, token: int, left: int) -> list[int] | None:
@@ -303,9 +354,9 @@ class _Compiled:
         if failed or self.matcher.is_error():
             raise UsageError(f"The requested structure cannot be enforced: {self.matcher.get_error()[:500]}")
         self.unwatched_from = None if calls is None else 0
-        hints = [vocabulary.tokens(text.encode()) for text in _hints(wanted)]
-        self.within = [*vocabulary.quote, *hints] if wanted.is_json else [*hints, *vocabulary.quote]
-        self.plan = vocabulary.find_plan(self.matcher, self.within, _COMPILING)
+        self.shown = frozenset() if calls is None else _shown(calls, vocabulary)
+        self.hints = _hints(wanted, vocabulary)
+        self.plan = vocabulary.find_plan(self.matcher, self.hints, _COMPILING)
         if calls is not None:
             self._plan_each_call(calls, vocabulary)
         self._vocabulary = vocabulary
@@ -314,11 +365,11 @@ class _Compiled:
     def find_plan(self, text: bytes, matcher: LLMatcher) -> list[int] | None:
         """A plan for `text`, which `matcher` has read. Short texts are cached, because answers often begin alike."""
         if len(text) > _LONGEST_CACHED:
-            return self._vocabulary.find_plan(matcher, self.within, _GENERATING)
+            return self._vocabulary.find_plan(matcher, self.hints, _GENERATING)
         if text not in self._plans:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            self._plans[text] = self._vocabulary.find_plan(matcher, self.within, _GENERATING)
+            self._plans[text] = self._vocabulary.find_plan(matcher, self.hints, _GENERATING)
         return self._plans[text]
 
     def _plan_each_call(self, calls: ToolCalls, vocabulary: Vocabulary) -> None:
@@ -327,9 +378,14 @@ class _Compiled:
         for text in calls.beginnings():
             beginning, state = tag + vocabulary.tokens(text.encode()), self.matcher.deep_copy()
             if state.consume_tokens(beginning):
-                rest = vocabulary.find_plan(state, self.within, _COMPILING // len(calls.tools))
+                rest = vocabulary.find_plan(state, self.hints, _COMPILING // len(calls.tools))
                 if rest is not None and (self.plan is None or len(beginning) + len(rest) < len(self.plan)):
                     self.plan = beginning + rest
+
+
+def _shown(calls: ToolCalls, vocabulary: Vocabulary) -> frozenset[int]:
+    """The special tokens that are part of the text of calls."""
+    return frozenset(token for marker in calls.style.all_markers for token in vocabulary.special(marker))
 
 
 def _refuse(text: str, left: int) -> None:
@@ -345,13 +401,21 @@ def _raise_for_tool(calls: ToolCalls, vocabulary: Vocabulary) -> None:
             raise UsageError(f"The parameters of the tool {tool.name} cannot be enforced: {messages[0][:500]}")
 
 
-def _hints(wanted: StructuredOutput) -> list[str]:
-    """Texts that may complete a string of some pattern, longest first; shorter ones are for states further on in it."""
+def _hints(wanted: StructuredOutput, vocabulary: Vocabulary) -> Hints:
+    """Texts that may complete a string of some pattern, longest first, since shorter ones are for states further on in
+    it; and the markup of calls."""
     texts = [text for text in map(example, wanted.patterns()[:_MAX_PATTERNS]) if text]
     if wanted.is_json:
         texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts]
     ends = {text[place:] for text in texts for place in range(min(len(text), _LONGEST_HINT))}
-    return sorted(ends, key=lambda text: (-len(text), text))
+    strings = [vocabulary.tokens(text.encode()) for text in sorted(ends, key=lambda text: (-len(text), text))]
+    strings = [*vocabulary.quote, *strings] if wanted.is_json else [*strings, *vocabulary.quote]
+    if wanted.tool_calls is None:
+        return Hints(strings)
+    style = wanted.tool_calls.style
+    # The markers that end something come after those that begin it.
+    markup = [vocabulary.tokens(marker.encode()) for marker in reversed(style.all_markers)]
+    return Hints(strings, markup, [vocabulary.tokens(VALUE_END.encode())] if style.arguments == "xml" else ())
 
 
 def _common(one: bytes, other: bytes) -> int:
@@ -363,8 +427,7 @@ def _common(one: bytes, other: bytes) -> int:
 def _source(wanted: StructuredOutput, vocabulary: Vocabulary) -> str:
     calls = wanted.tool_calls
     if calls is not None:
-        tag = calls.style.tag
-        return LLMatcher.grammar_from_lark(calls.grammar(vocabulary.symbol(tag) if tag else ""))
+        return LLMatcher.grammar_from_lark(calls.grammar(vocabulary.symbol))
     if wanted.regex is not None:
         return LLMatcher.grammar_from_regex(wanted.regex)
     if wanted.choice is not None:

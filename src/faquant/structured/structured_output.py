@@ -1,20 +1,22 @@
-"""The required form of an answer: a JSON schema, any JSON object, a regex, a choice, a grammar or tool calls."""
+"""The required form of an answer: a JSON schema, any JSON object, a regex, a choice, a grammar, tool calls, or either
+tool calls or one of the others."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import UsageError
 from .json_schema import CompiledSchema, check_text, compile_schema, patterns
 from .tools.calls import ToolCalls
-from .tools.parser import parse
+from .tools.parser import FunctionCall, parse
 
 MAX_CHOICES = 1024
+_FORMS = ("json_schema", "json_object", "regex", "choice", "grammar", "tool_calls")
 
 
 @dataclass(frozen=True)
 class StructuredOutput:
-    """The form of an answer. Exactly one field besides `strict` must be given.
+    """The form of an answer. Besides `strict`, exactly one field must be given, or tool_calls and another.
 
     Attributes:
         json_schema: a JSON schema (draft 2020-12), as a mapping or as JSON text; stored as text.
@@ -22,14 +24,15 @@ class StructuredOutput:
         regex: a regular expression for the whole answer, in the syntax of Rust's regex crate.
         choice: one of these texts.
         grammar: a grammar in llguidance's Lark dialect.
-        tool_calls: tool calls, alone or after free text.
+        tool_calls: tool calls, alone or after free text. With another field, the answer consists of calls or else has
+            that form.
         strict: refuse a `json_schema` that the grammar cannot fully enforce. Otherwise `unenforced` lists what is left
             for `problem` to check in the finished answer.
         compiled: `json_schema`, compiled.
 
     Raises:
-        UsageError: no field or several are given, a value is invalid or too large, or strict is true and the schema has
-            a keyword that cannot be enforced.
+        UsageError: no field or too many are given, a value is invalid or too large, or strict is true and the schema
+            has a keyword that cannot be enforced.
     """
 
     json_schema: str | Mapping[str, Any] | None = None
@@ -42,27 +45,31 @@ class StructuredOutput:
     compiled: CompiledSchema | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        forms = [form.name for form in fields(self) if form.name not in ("strict", "compiled")]
-        given = [name for name in forms if getattr(self, name) not in (None, False)]
-        if len(given) != 1:
-            names = ", ".join(forms)
-            raise UsageError(f"Structured output takes exactly one of {names}, not {len(given)} of them.")
-        value = getattr(self, given[0])
-        if given[0] == "json_schema":
-            compiled = compile_schema(value, strict=self.strict)
+        given = self._given
+        if len(given) != 1 and not (len(given) == 2 and self.tool_calls):
+            names = ", ".join(_FORMS)
+            raise UsageError(
+                f"Structured output takes exactly one of {names}, or tool_calls and another, not {len(given)} of them."
+            )
+        if self.json_schema is not None:
+            compiled = compile_schema(self.json_schema, strict=self.strict)
             object.__setattr__(self, "compiled", compiled)
-            value = compiled.text
-        elif given[0] == "json_object":
-            if value is not True:
-                raise UsageError("json_object must be true or false.")
-        elif given[0] == "choice":
-            value = _checked_choice(value)
-        elif given[0] == "tool_calls":
-            if not isinstance(value, ToolCalls):
-                raise UsageError("tool_calls must be a ToolCalls.")
-        else:
-            check_text(given[0], value)
-        object.__setattr__(self, given[0], value)
+            object.__setattr__(self, "json_schema", compiled.text)
+        for name in given:
+            object.__setattr__(self, name, _checked(name, getattr(self, name)))
+        if len(given) == 2 and self.tool_calls and (self.tool_calls.forced or not self.tool_calls.tools):
+            raise UsageError("Tool calls that are required, or that there are no tools for, exclude another form.")
+
+    @property
+    def parts(self) -> "tuple[StructuredOutput, ...]":
+        """The forms that the answer may have, which are compiled one by one."""
+        if self.tool_calls is None or len(self._given) == 1:
+            return (self,)
+        return (replace(self, tool_calls=None), StructuredOutput(tool_calls=replace(self.tool_calls, forced=True)))
+
+    @property
+    def _given(self) -> list[str]:
+        return [name for name in _FORMS if getattr(self, name) not in (None, False)]
 
     @property
     def is_json(self) -> bool:
@@ -72,21 +79,27 @@ class StructuredOutput:
     @property
     def unenforced(self) -> tuple[str, ...]:
         """What the grammar does not enforce, with its places; empty if every answer follows the schemas."""
-        if self.compiled is not None:
-            return self.compiled.unenforced
+        of_schema = () if self.compiled is None else self.compiled.unenforced
         tools = self.tool_calls.tools if self.tool_calls else ()
-        return tuple(f"{part} of the tool {tool.name}" for tool in tools for part in tool.compiled.unenforced)
+        of_tools = (f"{part} of the tool {tool.name}" for tool in tools for part in tool.compiled.unenforced)
+        return (*of_schema, *of_tools)
 
     def problem(self, answer: str) -> str | None:
         """What is wrong with a finished answer to `json_schema`, or with calls in it, and where; None if nothing is."""
-        if self.tool_calls is None:
-            return None if self.compiled is None else self.compiled.problem(answer)
-        tools = {tool.name: tool.compiled for tool in self.tool_calls.tools}
-        for call in parse(self.tool_calls, answer, cut=False)[1]:
-            problem = tools[call.name].problem(call.arguments)
-            if problem is not None:
-                return f"{problem} (in the call of {call.name})"
-        return None
+        calls: Sequence[FunctionCall] = ()
+        if self.tool_calls is not None:
+            answer, calls, _ = parse(self.tool_calls, answer, cut=False, is_formed=len(self.parts) > 1)
+            tools = {tool.name: tool.compiled for tool in self.tool_calls.tools}
+            for call in calls:
+                problem = tools[call.name].problem(call.arguments)
+                if problem is not None:
+                    return f"{problem} (in the call of {call.name})"
+        return None if self.compiled is None or calls else self.compiled.problem(answer)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer must have the structure; otherwise it is free text that calls may follow."""
+        return self.tool_calls is None or self.tool_calls.forced or len(self.parts) > 1
 
     def patterns(self) -> list[str]:
         """The regular expressions for the answer or for strings in it."""
@@ -96,6 +109,18 @@ class StructuredOutput:
         for tool in self.tool_calls.tools if self.tool_calls else ():
             found += patterns(tool.schema)
         return list(dict.fromkeys(found))
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name == "choice":
+        return _checked_choice(value)
+    if name == "json_object" and value is not True:
+        raise UsageError("json_object must be true or false.")
+    if name == "tool_calls" and not isinstance(value, ToolCalls):
+        raise UsageError("tool_calls must be a ToolCalls.")
+    if name in ("regex", "grammar"):
+        check_text(name, value)
+    return value
 
 
 def _checked_choice(value: object) -> tuple[str, ...]:

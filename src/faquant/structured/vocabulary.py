@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,21 @@ _BETWEEN = b'})]",0ntf123456789-:[{'
 _WITHIN = b"a})]0ntf123456789-,:[{"
 _MAX_STATES = 16
 _MAX_ZEROS = 16
+
+
+@dataclass(frozen=True)
+class Hints:
+    """Tokens that a search for a plan tries first.
+
+    Attributes:
+        strings: within strings (where no line break may come), each once per string.
+        markup: where not any text may come.
+        always: everywhere, but not twice in a row.
+    """
+
+    strings: Sequence[list[int]] = ()
+    markup: Sequence[list[int]] = ()
+    always: Sequence[list[int]] = ()
 
 
 class Vocabulary:
@@ -53,6 +69,7 @@ class Vocabulary:
         self.quote = [single[byte] for byte in b'"' if byte in single]
         self._line_end = single.get(ord("\n"))
         self._between, self._within = ([single[byte] for byte in row if byte in single] for row in (_BETWEEN, _WITHIN))
+        self._plain = [single[byte] for byte in b"q~" if byte in single]
         self._zero = single.get(ord("0"))
         # A second order without zero: zeros alone never exceed 0. (The first has it: ones never make a multiple of 10.)
         self._within_without_zero = [token for token in self._within if token != self._zero]
@@ -89,13 +106,11 @@ class Vocabulary:
         """Whether a token is text in answers, not a special token."""
         return token not in self._special
 
-    def find_plan(self, matcher: LLMatcher, within: Sequence[list[int]], effort: int) -> list[int] | None:
+    def find_plan(self, matcher: LLMatcher, hints: Hints, effort: int) -> list[int] | None:
         """Tokens that complete the matcher's text, few but not always the fewest; None if none are found.
 
         The search is greedy. If it fails, it is repeated from the following states, breadth first, with one token for
         each first byte. States in which the same tokens may come next count as equal.
-
-        within: tokens to try first within strings (where no line break may come).
         """
         waiting: deque[tuple[LLMatcher, list[int]]] = deque([(matcher, [])])
         seen = set()
@@ -104,10 +119,10 @@ class Vocabulary:
             if not waiting:
                 break
             state, before = waiting.popleft()
-            after = self._greedy_plan(state.deep_copy(), within, self._within, steps)
+            after = self._greedy_plan(state.deep_copy(), hints, self._within, steps)
             if after is None:
                 steps = effort // _MAX_STATES
-                after = self._greedy_plan(state.deep_copy(), within, self._within_without_zero, steps)
+                after = self._greedy_plan(state.deep_copy(), hints, self._within_without_zero, steps)
             if after is not None:
                 plan = before + after
                 merged = self.tokens(self.text(plan))
@@ -122,19 +137,24 @@ class Vocabulary:
         return None
 
     def _greedy_plan(
-        self, matcher: LLMatcher, hints: Sequence[list[int]], within: Sequence[list[int]], steps: int
+        self, matcher: LLMatcher, hints: Hints, within: Sequence[list[int]], steps: int
     ) -> list[int] | None:
-        """Repeatedly take the first choice that is allowed. Within strings, hints come first, each once per string."""
+        """Repeatedly take the first choice that is allowed."""
         plan: list[int] = []
-        unused = list(hints)
+        unused = list(hints.strings)
         zeros = 0
         for _ in range(steps):
             if matcher.is_accepting():
                 return plan
             step = matcher.compute_ff_tokens()
             if not step:
-                between = self._line_end is not None and matcher.validate_tokens(self._line_end)
-                choices = self._between if between else (*unused, *within)
+                any_text = all(matcher.validate_tokens(some) for some in self._plain)
+                if self._line_end is None or not matcher.validate_tokens(self._line_end):
+                    choices: Sequence[list[int]] = (*unused, *within)
+                else:  # a quote ends no string that may have line breaks
+                    choices = [some for some in unused if some not in self.quote] if any_text else self._between
+                always = (some for some in hints.always if plan[-len(some) :] != some)  # it did not end the text
+                choices = (*always, *(() if any_text else hints.markup), *choices)
                 step = next((some for some in choices if matcher.validate_tokens(some) == len(some)), [])
             if not step:
                 step = np.flatnonzero(self._allowed(matcher))[:1].tolist()
@@ -145,7 +165,7 @@ class Vocabulary:
             if zeros > _MAX_ZEROS:
                 return None
             if step in self.quote:
-                unused = list(hints)
+                unused = list(hints.strings)
             elif step in unused:
                 unused.remove(step)  # a hint that may be repeated forever completes nothing
         return None

@@ -49,13 +49,13 @@ class ChatTemplate:
         )
 
     @cached_property
-    def takes_tools(self) -> bool:
-        """Whether the template uses the variable `tools`."""
+    def variables(self) -> frozenset[str]:
+        """The names of the variables that the template uses."""
         try:
             with Budget():
-                return "tools" in find_undeclared_variables(TemplateEnvironment().parse(self.source))
+                return frozenset(find_undeclared_variables(TemplateEnvironment().parse(self.source)))
         except Exception:  # as above; `render` reports the error
-            return False
+            return frozenset()
 
     def render(
         self,
@@ -63,14 +63,18 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        null_content: bool = False,
     ) -> str:
         """Render a conversation.
 
-        As in transformers, keys of a message whose value is None are left out. If a message's content is a list of text
-        parts, they are joined with line breaks. An empty list of tools counts as none.
+        As in transformers, keys of a message whose value is None are left out; but an assistant's message without
+        content has the content "", because templates treat it as text. If a message's content is a list of text parts,
+        they are joined with line breaks. An empty list of tools counts as none. Tools are also the variable xml_tools
+        if the template does not use `tools`, as SmolLM3's does not.
 
         Args:
             variables: additional variables for the template, such as bos_token or enable_thinking.
+            null_content: keep a content that is None, which some templates compare with none.
 
         Raises:
             UsageError: messages, tools or variables have the wrong shape, or the template refuses them.
@@ -82,8 +86,10 @@ class ChatTemplate:
                 message = f"The chat template's variable {name!r} has its own argument; pass it there."
                 raise UsageError(message, "chat_template_kwargs")
             names[str(name)] = _plain(value, f"variable {name!r}")
-        names["messages"] = _check_messages(messages)
+        names["messages"] = _check_messages(messages, null_content)
         names["tools"] = _check_tools(tools)
+        if "tools" not in self.variables and names["tools"]:
+            names.setdefault("xml_tools", names["tools"])
         names["documents"] = None
         names["add_generation_prompt"] = add_generation_prompt
         template = self._compiled
@@ -173,20 +179,24 @@ def _read_text(directory: Path, name: str) -> str | None:
         raise CheckpointError(f"{directory / name} cannot be read: {error}.") from None
 
 
-def _check_messages(messages: object) -> list[dict[str, Any]]:
+def _check_messages(messages: object, null_content: bool) -> list[dict[str, Any]]:
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise UsageError('Messages must be a list of objects such as {"role": "user", "content": "Hello"}.')
     if not messages:
         raise UsageError("There are no messages; at least one is required.")
-    return [_check_message(message, f"message {index}") for index, message in enumerate(messages)]
+    return [_check_message(message, f"message {index}", null_content) for index, message in enumerate(messages)]
 
 
-def _check_message(message: object, where: str) -> dict[str, Any]:
+def _check_message(message: object, where: str, null_content: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise UsageError(f"{where} must be an object with role and content, not a {type(message).__name__}.")
     plain: dict[str, Any] = {key: value for key, value in _plain(message, where).items() if value is not None}
     if not isinstance(plain.get("role"), str) or not plain["role"]:
         raise UsageError(f"{where} must have a role, such as system, user or assistant.")
+    if null_content and "content" in message and message["content"] is None:
+        return {**plain, "content": None}
+    if plain["role"] == "assistant":
+        plain.setdefault("content", "")
     content = plain.get("content", "")
     if isinstance(content, list):
         plain["content"] = "\n".join(_part_text(part, where) for part in content)

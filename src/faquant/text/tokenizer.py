@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,9 @@ class Tokenizer:
         return self._chat_templates.choose(with_tools=False).source if self._chat_templates else None
 
     @property
-    def tool_template(self) -> str | None:
-        """The source of the template for requests with tools; None if there is none or it does not use tools."""
-        template = self._chat_templates.choose(with_tools=True) if self._chat_templates else None
-        return template.source if template is not None and template.takes_tools else None
+    def chat_variables(self) -> frozenset[str]:
+        """The variables that the template for requests without tools uses; empty if there is none."""
+        return self._chat_templates.choose(with_tools=False).variables if self._chat_templates else frozenset()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, by default with the special tokens that the model expects, such as BOS.
@@ -111,18 +110,32 @@ class Tokenizer:
         Raises:
             UsageError: `text` is not a string, or has an unpaired surrogate, which UTF-8 cannot encode.
         """
+        # Unlike `encode`, encode_batch_fast releases the GIL.
+        ids: list[int] = self._encoded(self._backend.encode_batch_fast, text, add_special_tokens).ids
+        return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """As `encode`, with the place in `text` where each token begins: where the one before it ends, or at the
+        character that it shares with that one."""
+        encoded = self._encoded(self._backend.encode_batch, text, True)
+        offsets, end_before = [], 0
+        for begin, end in encoded.offsets:  # (0, 0) for tokens that are not in the text, such as BOS
+            shares = begin < end and begin < end_before
+            offsets.append(begin if shares else end_before)  # `begin` may leave out spaces
+            end_before = max(end_before, end)
+        return encoded.ids, offsets
+
+    def _encoded(self, encode: Callable[..., Any], text: str, add_special_tokens: bool) -> Any:
         if not isinstance(text, str):
             raise UsageError(f"Text to encode must be a string, not a {type(text).__name__}.")
         try:
-            # Unlike `encode`, this releases the GIL.
-            (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            (encoded,) = encode([text], add_special_tokens=add_special_tokens)
         except TypeError:
             half = next((place for place, mark in enumerate(text) if "\ud800" <= mark <= "\udfff"), None)
             raise UsageError(
                 f"The text is not valid Unicode: character {half} is an unpaired surrogate. Remove it."
             ) from None
-        ids: list[int] = encoded.ids
-        return ids
+        return encoded
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`. Ids without a token (the padding of a vocabulary) have no text.
@@ -183,8 +196,10 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        null_content: bool = False,
     ) -> str:
         """The prompt for a conversation. `variables`: additional variables for the template, such as enable_thinking.
+        `null_content`: as for ChatTemplate.render.
 
         Raises:
             UnsupportedError: there is no chat template, or it cannot be run.
@@ -194,7 +209,7 @@ class Tokenizer:
         if not isinstance(variables or {}, Mapping):
             raise UsageError("chat_template_kwargs must be a mapping from names to values.", "chat_template_kwargs")
         names = {**self.special_tokens, **(variables or {})}
-        return template.render(messages, add_generation_prompt, tools, names)
+        return template.render(messages, add_generation_prompt, tools, names, null_content)
 
     def encode_chat(
         self,
@@ -202,12 +217,13 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
+        null_content: bool = False,
     ) -> list[int]:
         """Token ids of `render_chat`. No BOS is added, because the template writes it if the model needs one.
 
         As in transformers, the text of a special token in a message becomes that token.
         """
-        return self.encode(self.render_chat(messages, add_generation_prompt, tools, variables), False)
+        return self.encode(self.render_chat(messages, add_generation_prompt, tools, variables, null_content), False)
 
 
 def _read_backend(directory: Path) -> tokenizers.Tokenizer:

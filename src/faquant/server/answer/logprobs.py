@@ -9,6 +9,7 @@ from tokenizers import pre_tokenizers
 from ...engine.request import TokenLogprobs
 from ...text.tokenizer import Tokenizer
 from ..schema.responses import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from .echo import Echo
 
 _LOWEST = -9999.0  # JSON has no infinity; vLLM writes this
 
@@ -51,21 +52,27 @@ class TokenTexts:
             content.append(TokenLogprob(**dict(self._entry(token_id, logprob)), top_logprobs=others))
         return ChatLogprobs(content=content, refusal=None)
 
-    def completion(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], offset: int) -> CompletionLogprobs:
-        """In the format of plain completions, for tokens that begin at character `offset`."""
-        tokens = [self.text_of(token_id) for token_id in ids]
+    def completion(
+        self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], offset: int, echo: Echo | None = None
+    ) -> CompletionLogprobs:
+        """In the format of plain completions, for tokens that begin at character `offset`.
+
+        echo: the prompt, which comes first; `logprobs` begins with those of its tokens but the first.
+        """
+        prompt = [] if echo is None else echo.ids
         offsets = [offset]
         for token_id in ids:
             offsets.append(offsets[-1] + self.width(token_id))
-        tops = []
+        scores: list[float | None] = [max(logprob, _LOWEST) for logprob, _ in logprobs]
+        tops: list[dict[str, float] | None] = []
         for _, top in logprobs:
             # If two tokens have the same text, the likelier one is reported.
             tops.append({self.text_of(other): max(value, _LOWEST) for other, value in reversed(top)})
         return CompletionLogprobs(
-            tokens=tokens,
-            token_logprobs=[max(logprob, _LOWEST) for logprob, _ in logprobs],
-            top_logprobs=tops,
-            text_offset=offsets[:-1],
+            tokens=[self.text_of(token_id) for token_id in (*prompt, *ids)],
+            token_logprobs=[None, *scores] if prompt else scores,
+            top_logprobs=[None, *tops] if prompt else tops,
+            text_offset=[*([] if echo is None else echo.offsets), *offsets[:-1]],
         )
 
     def width(self, token_id: int) -> int:

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions"""
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -9,16 +8,14 @@ from fastapi import APIRouter, Response
 
 from ...engine.engine import CheckedPrompt
 from ...engine.request import Output
-from ...sampling.sampler import SamplingParams
-from ...structured.tools.calls import ToolCalls
-from ..answer.asked import sampling_params, tool_calls
-from ..answer.reply import Reply
-from ..errors import errors_for, errors_renamed
+from ..errors import errors_renamed
 from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
+from ..schema.messages import for_template
 from ..schema.requests import ChatRequest
 from ..schema.responses import ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatLogprobs, Delta
 from ..service import Call, CurrentCall
+from .prepare import Prepared, prepare
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -30,31 +27,24 @@ router = APIRouter(route_class=StrictRoute)
 )
 async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Response:
     """Answer a conversation in the model's chat template."""
-    call.enter(body.model, body.n)
-    with errors_for("tools"):  # in a thread: schemas may be large
-        calls = await asyncio.to_thread(tool_calls, body, call.service.conversation.format)
-    shown = (body.tools or []) if body.tool_choice != "none" else []
-    prompts = [await call.service.encode_chat(body.messages, shown, body.chat_template_kwargs)]
-    max_tokens = body.max_completion_tokens or body.max_tokens or call.service.context_left(prompts, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = await asyncio.to_thread(sampling_params, body, max_tokens, logprobs, calls)
-    with errors_renamed("max_tokens", "max_completion_tokens" if body.max_completion_tokens else None):
-        checked = await call.check(prompts, params, "messages")
-    call.record.asks(prompts, body.stream)
-    chat = _Chat(call, params, calls)
+    max_tokens = body.max_completion_tokens or body.max_tokens
+    with errors_renamed(body.names):
+        prepared = await prepare(call, body, for_template(body.messages), max_tokens, logprobs)
+    chat = _Chat(call, prepared, wants_function=bool(body.functions))
     if body.stream:
-        return EventStream(chat.stream(checked, body.include_usage))
-    answer = await chat.complete(checked)
+        return EventStream(chat.stream(prepared.prompts, body.include_usage))
+    answer = await chat.complete(prepared.prompts)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
 class _Chat:
-    """Builds the answer to one request."""
+    """Builds the answer to one request. wants_function: it asked with `functions`, so a call is a function_call."""
 
-    def __init__(self, call: Call, params: SamplingParams, calls: ToolCalls | None) -> None:
+    def __init__(self, call: Call, prepared: Prepared, wants_function: bool) -> None:
         self._call = call
-        self._params = params
-        self._replies = [Reply(calls) for _ in range(params.n)]
+        self._params = prepared.params
+        self._replies = [prepared.reply(wants_function) for _ in range(prepared.params.n)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
 
     async def complete(self, prompts: Sequence[CheckedPrompt]) -> ChatCompletion:
@@ -96,8 +86,10 @@ class _Chat:
     def _push(self, index: int, output: Output) -> list[Delta]:
         reply = self._replies[index]
         deltas = reply.push(output)
-        if reply.finish_reason == "tool_calls":
+        if reply.has_called:
             self._call.record.calls_tools()
+        if reply.finish_reason is not None:
+            self._call.record.reasoning_tokens += reply.reasoning_tokens
         return deltas
 
     def _choice(self, index: int, outputs: Sequence[Output]) -> ChatChoice:

@@ -1,15 +1,21 @@
 """POST /v1/completions"""
 
+import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from fastapi import APIRouter, Response
 
 from ...engine.engine import CheckedPrompt
 from ...engine.request import Output
 from ...sampling.sampler import SamplingParams
+from ...text.tokenizer import Tokenizer
 from ..answer.asked import sampling_params
+from ..answer.echo import Echo, echo_of_ids, echo_of_text
+from ..config import MAX_ECHOED_LOGPROBS
+from ..errors import ApiError, errors_for
 from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
 from ..schema.requests import CompletionRequest
@@ -33,16 +39,41 @@ async def create_completion(body: CompletionRequest, call: CurrentCall) -> Respo
     """Continue one or several prompts, given as text or token ids."""
     wanted = _prompts(body)
     call.enter(body.model, len(wanted) * body.n)
-    prompts = await _encoded(wanted, call.service)
-    max_tokens = body.max_tokens or min(DEFAULT_MAX_TOKENS, call.service.context_left(prompts, "prompt"))
-    params = sampling_params(body, max_tokens, body.logprobs)
+    echoes = await asyncio.to_thread(_echoes, wanted, call.service.tokenizer) if body.echo else []
+    prompts = [list(echo.ids) for echo in echoes] or await _encoded(wanted, call.service)
+    max_tokens = body.max_tokens
+    if max_tokens is None:
+        max_tokens = min(DEFAULT_MAX_TOKENS, call.service.context_left(prompts, "prompt"))
+    params = sampling_params(body, max_tokens, body.logprobs, call.service.config.sampling_defaults)
+    if body.echo and body.logprobs is not None:
+        _check_size(prompts, body.n * (1 + body.logprobs))
+        params = replace(params, prompt_logprobs=body.logprobs)
     checked = await call.check(prompts, params, "prompt")
     call.record.asks(prompts, body.stream)
-    completions = _Completions(call, params)
+    completions = _Completions(call, params, echoes)
     if body.stream:
         return EventStream(completions.stream(checked, body.include_usage))
     answer = await completions.complete(checked)
     return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _echoes(prompts: Sequence[str | list[int]], tokenizer: Tokenizer) -> list[Echo]:
+    with errors_for("prompt"):
+        return [
+            echo_of_text(tokenizer, prompt) if isinstance(prompt, str) else echo_of_ids(tokenizer, prompt)
+            for prompt in prompts
+        ]
+
+
+def _check_size(prompts: Sequence[Sequence[int]], each: int) -> None:
+    count = each * sum(map(len, prompts))
+    if count > MAX_ECHOED_LOGPROBS:
+        raise ApiError(
+            400,
+            f"echo with logprobs would return {count} log-probabilities of prompts; this server allows "
+            f"{MAX_ECHOED_LOGPROBS} in a request. Send fewer prompts at once, or lower logprobs.",
+            "logprobs",
+        )
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:
@@ -59,9 +90,11 @@ async def _encoded(prompts: Sequence[str | list[int]], service: Service) -> list
 
 
 class _Completions:
-    """Builds the answer to one request, which may have several prompts."""
+    """Builds the answer to one request, which may have several prompts. echoes: the prompts, if answers begin with
+    them."""
 
-    def __init__(self, call: Call, params: SamplingParams) -> None:
+    def __init__(self, call: Call, params: SamplingParams, echoes: Sequence[Echo]) -> None:
+        self._echoes = echoes
         self._call = call
         self._params = params
         self._id = f"cmpl-{uuid.uuid4().hex}"
@@ -87,16 +120,22 @@ class _Completions:
 
     def _choice(self, index: int, outputs: Sequence[Output]) -> CompletionChoice:
         ids = [token for output in outputs for token in output.token_ids]
-        offset = self._offsets.setdefault(index, 0)
+        scores = [each for output in outputs for each in output.logprobs]
+        begins = index not in self._offsets
+        echo = self._echoes[index // self._params.n] if self._echoes and begins else None
+        offset = self._offsets.setdefault(index, 0 if echo is None else len(echo.text))
         logprobs = None
         if self._params.logprobs is not None:
             texts = self._call.service.texts
-            logprobs = texts.completion(ids, [each for output in outputs for each in output.logprobs], offset)
+            if echo is not None:
+                scores = outputs[0].request.prompt_logprobs + scores
+            logprobs = texts.completion(ids, scores, offset, echo)
             self._offsets[index] = offset + sum(map(texts.width, ids))
+        text = "".join(output.text for output in outputs)
         return CompletionChoice.model_validate(
             {
                 "index": index,
-                "text": "".join(output.text for output in outputs),
+                "text": text if echo is None else echo.text + text,
                 "logprobs": logprobs,
                 "finish_reason": outputs[-1].finish_reason,
             }

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 from ..answer.asked import all_calls
 from ..errors import ApiError, errors_for
 from ..http.limits import StrictRoute
+from ..schema.messages import for_template
 from ..schema.requests import DetokenizeRequest, TokenizeRequest
 from ..schema.responses import Detokenized, Health, ModelCard, ModelList, Tokenized, Version
 from ..service import VERSION, CurrentCall
@@ -44,7 +45,7 @@ async def tokenize(body: TokenizeRequest, call: CurrentCall) -> Tokenized:
             with errors_for("tools"):
                 await asyncio.to_thread(all_calls, body.tools, service.conversation.format)
         ids = await service.encode_chat(
-            body.messages, body.tools or (), body.chat_template_kwargs, body.add_generation_prompt
+            for_template(body.messages), body.tools, body.chat_template_kwargs, body.add_generation_prompt
         )
     return Tokenized(tokens=ids, count=len(ids), max_model_len=service.max_model_len)
 

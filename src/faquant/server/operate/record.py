@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...engine.request import Output
-from ..schema.responses import PromptTokensDetails, Usage
+from ..schema.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:/=+@-]{1,128}")
 
@@ -33,6 +33,7 @@ class Record:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     first_token: float | None = None
     finish_reasons: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -64,6 +65,7 @@ class Record:
             completion_tokens=self.completion_tokens,
             total_tokens=self.prompt_tokens + self.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self.cached_tokens),
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=self.reasoning_tokens),
         )
 
     def as_log(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """The bodies of responses, in OpenAI's formats. Fields that are not set are omitted."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class _Answer(BaseModel):
@@ -27,11 +27,11 @@ class ChatLogprobs(_Answer):
 
 
 class CompletionLogprobs(_Answer):
-    """`text_offset` counts characters from the beginning of the answer."""
+    """`text_offset` counts characters from the beginning of the text. The first token of a prompt has no logprobs."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -39,15 +39,31 @@ class PromptTokensDetails(_Answer):
     cached_tokens: int
 
 
+class CompletionTokensDetails(_Answer):
+    reasoning_tokens: int
+
+
 class Usage(_Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
-class ChatMessage(_Answer):
+class _Message(_Answer):
     role: Literal["assistant"]
+    reasoning_content: str | None
+
+    @model_serializer(mode="wrap")
+    def _without_missing_reasoning(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if self.reasoning_content is None:
+            del fields["reasoning_content"]
+        return fields
+
+
+class ChatMessage(_Message):
     content: str
     refusal: None
 
@@ -63,16 +79,21 @@ class ToolCall(_Answer):
     function: ToolCallFunction
 
 
-class CallsMessage(_Answer):
-    role: Literal["assistant"]
+class CallsMessage(_Message):
     content: str | None
     refusal: None
     tool_calls: list[ToolCall]
 
 
+class FunctionMessage(_Message):
+    content: str | None
+    refusal: None
+    function_call: ToolCallFunction
+
+
 class ChatChoice(_Answer):
     index: int
-    message: CallsMessage | ChatMessage
+    message: CallsMessage | FunctionMessage | ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
 
@@ -103,8 +124,10 @@ class ToolCallDelta(_Answer):
 
 class Delta(_Answer):
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    function_call: FunctionDelta | None = None
 
 
 class ChatChunkChoice(_Answer):

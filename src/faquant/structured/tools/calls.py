@@ -2,21 +2,21 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import UsageError
-from ..json_schema import MAX_BYTES, CompiledSchema, compile_schema, lark
+from ..json_schema import MAX_BYTES, CompiledSchema, compile_schema
+from .arguments import NO_ARGUMENTS, ArgumentsReader, arguments_rules, check_arguments, reader_of
 from .formats import FORMATS, CallFormat
-from .pythonic import check_parameters, python_arguments
 
 MAX_TOOLS = 128
 MAX_CALLS = 16
 """Maximum calls per answer: a weak model would repeat calls up to the token limit."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+_NOTHING = '""'
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tool:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise UsageError(f"A tool's name must be 1 to 64 letters, digits, _ or -, not {str(self.name)[:80]!r}.")
         where = f"parameters of the tool {self.name}"
-        value = _NO_ARGUMENTS if self.parameters is None else self.parameters
+        value = NO_ARGUMENTS if self.parameters is None else self.parameters
         compiled = compile_schema(value, where, self.strict)
         schema = json.loads(compiled.text)
         if schema.setdefault("type", "object") != "object":
@@ -88,9 +88,8 @@ class ToolCalls:
             raise UsageError(f"There are two tools named {twice[0]}.")
         if sum(len(tool.schema.encode()) for tool in self.tools) > MAX_BYTES:
             raise UsageError(f"The parameters of all tools together must have at most {MAX_BYTES} bytes.")
-        if self.style.arguments is None:
-            for tool in self.tools:
-                check_parameters(tool.name, json.loads(tool.schema))
+        for tool in self.tools:
+            check_arguments(self.format, self.style, tool.name, json.loads(tool.schema))
 
     def only(self, names: Iterable[str]) -> "ToolCalls":
         """Restrict the calls to the tools with these names. Raises: UsageError: there is no such tool."""
@@ -108,35 +107,65 @@ class ToolCalls:
     @property
     def tag(self) -> str | None:
         """The text that a forced answer begins with."""
-        return self.style.tag if self.forced and not self.style.has_bare else None
+        return self.style.tag if self.forced and self.style.tagged else None
 
     def beginnings(self) -> list[str]:
         """The possible beginnings of calls after the tag, one text per tool."""
-        return [self.style.before + self.style.head(tool.name) for tool in self.tools]
+        return [self.style.before + self.style.head_of(tool.name) for tool in self.tools]
 
-    def grammar(self, tag: str) -> str:
+    def reader(self, name: str) -> ArgumentsReader:
+        """What reads the arguments of a call of the tool with this name."""
+        tool = next((tool for tool in self.tools if tool.name == name), None)
+        return reader_of(self.style, {} if tool is None else json.loads(tool.schema))
+
+    def grammar(self, symbol: Callable[[str], str]) -> str:
         """The grammar of the calls in llguidance's Lark dialect; unless forced, of the text after the tag.
 
-        tag: the grammar symbol for the tag.
+        After each call, and after white space, the answer may end.
+
+        symbol: the grammar symbol for a marker of the format.
         """
-        style = self.style
-
-        def text(value: str) -> str:
-            parts = value.split(style.tag) if style.tag else [value]
-            return f" {tag} ".join(json.dumps(part) if part else "" for part in parts)
-
-        opening = tag if self.tag else ""
-        before = text(style.before.lstrip(" "))
-        if style.before.startswith(" "):  # Mistral Nemo writes none
-            before = f'" "? {before}'
-        more = f"({text(style.between)} call){{0,{MAX_CALLS - 1}}}" if self.parallel and style.between else ""
-        rules = [f"start: {opening} {before} call {more} {text(style.after)}"]
-        rules.append("call: " + " | ".join(f"call_{number}" for number in range(len(self.tools))))
+        style, text = self.style, _Text(self.style.all_markers, symbol)
+        # Mistral Nemo writes no space before its list.
+        before = (
+            text.exact(style.before.lstrip(" ")) if style.before[:1] != " " else f'" "? {text.exact(style.before[1:])}'
+        )
+        opening = symbol(self.tag) if self.tag else ""
+        several = self.parallel and style.between is not None
+        more = f"({text.loose(style.between or '')} call){{0,{MAX_CALLS - 1}}}" if several else ""
+        # The end may always come next, after white space too: what is missing then is only markup.
+        after = f"({text.loose(style.after)} | {text.space})" if style.after else text.space if several else ""
+        ends = [text.loose(end) for end in (style.end, *(() if self.forced else style.bare_ends)) if end]
+        tail = text.loose(style.tail) + (f" ({' | '.join([*ends, text.space])})" if ends else "")
+        rules = [
+            f"start: {opening} {before} call {more} {after}",
+            "call: " + " | ".join(f"call_{number}" for number in range(len(self.tools))),
+            f"tail: {tail or _NOTHING}",
+            r"SPACE: /[ \t\r\n]{1,8}/",
+        ]
         for number, tool in enumerate(self.tools):
-            name, schema = f"arguments_{number}", json.loads(tool.schema)
-            rules.append(f"call_{number}: {text(style.head(tool.name))} {name} {text(style.tail)}")
-            if style.arguments is None:
-                rules += python_arguments(name, schema)
-            else:
-                rules.append(f"{name}: " + ('"{}"' if schema == _NO_ARGUMENTS else lark(schema)))
+            name = f"arguments_{number}"
+            rules.append(f"call_{number}: {text.exact(style.head.replace('{name}', tool.name))} {name} tail")
+            rules += arguments_rules(style, name, tool.name, json.loads(tool.schema))
+        if "{id}" in style.head:
+            rules.append("ID: /[a-zA-Z0-9]{9}/")
         return "\n".join(rules)
+
+
+class _Text:
+    """Texts as expressions of a grammar, with symbols for the markers in them."""
+
+    space = "SPACE?"
+
+    def __init__(self, markers: Sequence[str], symbol: Callable[[str], str]) -> None:
+        self._symbols = {**{marker: symbol(marker) for marker in markers}, "{id}": "ID"}
+        self._parts = re.compile("(" + "|".join(map(re.escape, self._symbols)) + ")")
+
+    def exact(self, text: str) -> str:
+        parts = filter(None, self._parts.split(text))
+        return " ".join(self._symbols.get(part) or json.dumps(part, ensure_ascii=False) for part in parts)
+
+    def loose(self, text: str) -> str:
+        """With any white space, or none, before the text and where it has some."""
+        parts = [self.exact(part) for part in text.split()]
+        return f" {self.space} ".join(["", *parts]) if parts else ""

@@ -28,7 +28,7 @@ class CallConstraint:
     ) -> None:
         self.shown = frozenset(shown)
         self.unwatched_from: int | None = None
-        self._opening = opening
+        self._opening = opening.as_bytes()
         self._vocabulary = vocabulary
         self._ends = frozenset(end_token_ids)
         self._begin = begin
@@ -59,7 +59,6 @@ class CallConstraint:
         self._tried = (token, None, None)
         if token in self._ends:
             return True
-        # Tags are ASCII, so incomplete characters do not matter.
         text = self._held + self._vocabulary.shown_text(token, self.shown).decode("latin-1")
         split = self._opening.split(text, self._at_start)
         calls = None if split.calls is None else self._begin(split.calls, left)

@@ -1,67 +1,146 @@
-"""The tool-call formats of model families, named as in vLLM's `--tool-call-parser`."""
+"""The tool-call formats of model families, named as in vLLM's `--tool-call-parser` where it has a name for them."""
 
 import re
 from dataclasses import dataclass
+from typing import Literal
+
+_NAMED = ("{", '"name"', ":")
+_FENCED = (("```json", *_NAMED), _NAMED)
+_JSON = '{"name": "{name}", "arguments": '
 
 
 @dataclass(frozen=True)
 class CallFormat:
-    """The text around calls. A call consists of its head, the arguments and its tail.
+    """The text of calls: the tag, `before`, the calls with `between` between them, and `after`.
+
+    A call consists of its head, its arguments, its tail and its end. In `head`, `{name}` stands for the tool's name and
+    `{id}` for an id of nine letters and digits that the model chooses. White space in `end`, `between` and `after` is
+    what models usually write there; any other, or none, is accepted. An answer may also stop before an end or `after`.
 
     Attributes:
-        tag: text that starts calls anywhere in an answer.
-        has_bare: whether an answer may also begin with a call without the tag. Forced answers then do.
-        before, between, after: the text before, between and after the calls, following the tag. `between` is None if an
-            answer has at most one call.
-        arguments: the key of the arguments in a JSON call; None if calls are Python.
+        tag: text that begins calls anywhere in an answer.
+        between: None if an answer has at most one call.
+        arguments: the syntax of the arguments: a JSON object, Python's keyword arguments, or XML parameters.
+        tagged: whether an answer that must call begins with the tag.
+        markers: further texts that may be single tokens, those that end something last.
+        bare: how an answer may begin with a call without the tag: texts between which white space may be, followed by
+            the name of a tool.
+        bare_ends: the ends of such calls, besides `end`.
+        tags: further texts that begin calls anywhere; the grammar reads `before` and the same text instead.
+        short_ids: whether templates require ids of nine letters and digits in messages.
     """
 
     tag: str | None
-    has_bare: bool
     before: str
+    head: str
+    tail: str
+    end: str
     between: str | None
-    after: str
-    arguments: str | None
+    after: str = ""
+    arguments: Literal["json", "python", "xml"] = "json"
+    tagged: bool = True
+    markers: tuple[str, ...] = ()
+    bare: tuple[tuple[str, ...], ...] = ()
+    bare_ends: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    short_ids: bool = False
 
-    def head(self, name: str) -> str:
+    def head_of(self, name: str) -> str:
         """The text of a call before its arguments."""
-        return f"{name}(" if self.arguments is None else f'{{"name": "{name}", "{self.arguments}": '
+        return self.head.replace("{name}", name).replace("{id}", "000000000")
+
+    def bare_name(self, name: str) -> tuple[str, str]:
+        """A tool's name with the marks around it, as in a bare call; what the grammar reads for all up to its end."""
+        begun, _, rest = self.head.partition("{name}")
+        quote = '"' if begun.endswith('"') else ""
+        return quote + name + rest[:1], self.before + begun + name + rest[:1]
 
     @property
-    def tail(self) -> str:
-        return ")" if self.arguments is None else "}"
+    def all_markers(self) -> tuple[str, ...]:
+        """The texts that may be single tokens, the tag among them."""
+        return (*((self.tag,) if self.tag else ()), *self.markers)
 
-    def bare_beginning(self, name: str) -> str:
-        """The beginning of an answer that identifies it as a bare call: `before` and a part of the head."""
-        head = self.head(name)
-        return self.before + (head if self.arguments is None else head[: head.index(",")])
+    @property
+    def head_pattern(self) -> re.Pattern[str]:
+        """Matches a head; the group `name` is the tool's name."""
+        pattern = re.escape(self.head).replace(r"\{name\}", r"(?P<name>[a-zA-Z0-9_-]+)")
+        return re.compile(pattern.replace(r"\{id\}", "[a-zA-Z0-9]{9}"))
 
 
 FORMATS = {
+    # Qwen2.5-Coder has the template of Qwen2.5, and often answers with a bare or fenced object, or in <tools>.
     "hermes": CallFormat(
-        "<tool_call>", False, "\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", arguments="arguments"
+        "<tool_call>",
+        "\n",
+        _JSON,
+        "}",
+        "\n</tool_call>",
+        "\n<tool_call>\n",
+        markers=("</tool_call>",),
+        bare=(*_FENCED, ("<tools>", *_NAMED)),
+        bare_ends=("\n```", "\n</tools>"),
     ),
-    # Its templates refuse a message with two calls.
-    "llama3_json": CallFormat("<|python_tag|>", True, "", None, "", arguments="parameters"),
-    "mistral": CallFormat("[TOOL_CALLS]", False, " [", ", ", "]", arguments="arguments"),
-    "pythonic": CallFormat(None, True, "[", ", ", "]", arguments=None),
+    # Its templates refuse a message with two calls. Llama 3.1 often writes the type first, as in the tools it is shown.
+    "llama3_json": CallFormat(
+        "<|python_tag|>",
+        "",
+        '{"name": "{name}", "parameters": ',
+        "}",
+        "",
+        None,
+        tagged=False,
+        bare=(_NAMED, ("{", '"type"', ":", '"function"', ",", '"name"', ":")),
+    ),
+    # The numbers are those of mistral-common's tokenizers; `mistral` is version 3 to 7.
+    "mistral": CallFormat("[TOOL_CALLS]", " [", _JSON, "}", "", ", ", "]", short_ids=True),
+    "mistral_v11": CallFormat(
+        "[TOOL_CALLS]",
+        "",
+        "{name}[CALL_ID]{id}[ARGS]",
+        "",
+        "",
+        "[TOOL_CALLS]",
+        markers=("[CALL_ID]", "[ARGS]"),
+        short_ids=True,
+    ),
+    "mistral_v13": CallFormat(
+        "[TOOL_CALLS]", "", "{name}[ARGS]", "", "", "[TOOL_CALLS]", markers=("[ARGS]",), short_ids=True
+    ),
+    "llama_nemotron_json": CallFormat(
+        "<TOOLCALL>", "[", _JSON, "}", "", ", ", "]</TOOLCALL>", markers=("</TOOLCALL>",)
+    ),
+    "qwen2_5_coder": CallFormat(
+        "<tools>",
+        "\n",
+        _JSON,
+        "}",
+        "\n</tools>",
+        "\n<tools>\n",
+        markers=("</tools>",),
+        bare=_FENCED,
+        bare_ends=("\n```",),
+    ),
+    "qwen3_coder": CallFormat(
+        "<tool_call>",
+        "\n",
+        "<function={name}>\n",
+        "</function>",
+        "\n</tool_call>",
+        "\n<tool_call>\n",
+        arguments="xml",
+        markers=("</tool_call>",),
+        tags=("<function=",),
+    ),
+    "deepseek_r1": CallFormat(
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁call▁begin｜>",
+        "function<｜tool▁sep｜>{name}\n```json\n",
+        "",
+        "\n```<｜tool▁call▁end｜>",
+        "\n<｜tool▁call▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        markers=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
+    ),
+    "xlam": CallFormat(None, "[", _JSON, "}", "", ", ", "]", tagged=False, bare=(("[", *_NAMED),)),
+    "pythonic": CallFormat(None, "[", "{name}(", ")", "", ", ", "]", arguments="python", tagged=False, bare=(("[",),)),
 }
-
-
-# As the template describes or writes a call. In a tool's own schema, "parameters" is further away from "name".
-_LLAMA_CALL = re.compile(r"""{\\?["']name\\?["']:[^\n]{1,100}["'] *parameters\\?["'] *:""")
-
-
-def detect(template: str) -> str | None:
-    """The format that a chat template with a section for tools asks its model to write; None: an unknown format."""
-    if "<function=" in template or "[ARGS]" in template:
-        return None
-    if "<tool_call>" in template:
-        return None if "<arg_key>" in template else "hermes"
-    if "[TOOL_CALLS]" in template:
-        return "mistral"
-    if re.search(r"\[\w+\(\w+ ?=", template):
-        return "pythonic"
-    if "<|python_tag|>" in template or _LLAMA_CALL.search(template):
-        return "llama3_json"
-    return None

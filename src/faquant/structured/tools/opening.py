@@ -1,11 +1,9 @@
 """Detects where calls begin in an answer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _SPACE = " \t\r\n"
-# Llama 3.1 often writes the type first, as in the tools that it is shown.
-_JSON_BEGINNINGS = (("{", '"name"', ":"), ("{", '"type"', ":", '"function"', ",", '"name"', ":"))
 
 
 @dataclass(frozen=True)
@@ -25,47 +23,67 @@ class SplitText:
 
 
 class Opening:
-    """Looks for a tag anywhere in an answer, and for a bare call at its beginning.
+    """Looks for tags anywhere in an answer, and for a bare call at its beginning.
 
     Args:
-        beginnings: for each bare call, the last part of its beginning as the model may write it, such as `"weather"` or
-            `weather(`, and the normalized beginning.
+        tags: for each tag, the text that the grammar reads instead of it.
+        bare: the beginnings of bare calls before the name: texts between which white space may be.
+        names: for each tool, its name as a bare call writes it, such as `"weather"` or `weather(`, and what the grammar
+            reads for the beginning up to it.
     """
 
-    def __init__(self, tag: str | None, beginnings: Iterable[tuple[str, str]] = (), python: bool = False) -> None:
-        self._tag = tag
-        self._beginnings = dict(beginnings)
-        self._prefixes = (("[",),) if python else _JSON_BEGINNINGS
+    def __init__(
+        self,
+        tags: Mapping[str, str],
+        bare: Iterable[Sequence[str]] = (),
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        self._tags = dict(tags)
+        self._bare = tuple(bare)
+        self._names = dict(names or {})
+
+    def as_bytes(self) -> "Opening":
+        """The same for texts with a character per byte of UTF-8."""
+
+        def spelled(text: str) -> str:
+            return text.encode().decode("latin-1")
+
+        return Opening(
+            {spelled(tag): spelled(text) for tag, text in self._tags.items()},
+            [[spelled(part) for part in parts] for parts in self._bare],
+            {spelled(name): spelled(text) for name, text in self._names.items()},
+        )
 
     def split(self, text: str, at_start: bool) -> SplitText:
         """Split `text`, the held text followed by new text. at_start: whether it is at the beginning of the answer."""
-        if self._tag is not None:
-            before, found, after = text.partition(self._tag)
+        if at_start and self._names:
+            found = [calls for parts in self._bare if (calls := self._bare_call(text, parts)) is not None]
+            if any(found):
+                return SplitText("", "", next(filter(None, found)))
             if found:
-                return SplitText(before, "", after)
-        if at_start and self._beginnings:
-            for prefix in self._prefixes:
-                calls = self._bare(text, prefix)
-                if calls is not None:
-                    return SplitText("", "", calls) if calls else SplitText("", text)
-        length = self._beginning_of_tag(text)
+                return SplitText("", text)
+        places = {tag: place for tag in self._tags if (place := text.find(tag)) >= 0}
+        if places:
+            tag = min(places, key=lambda tag: places[tag])
+            return SplitText(text[: places[tag]], "", self._tags[tag] + text[places[tag] + len(tag) :])
+        length = max((_overlap(text, tag) for tag in self._tags), default=0)
         return SplitText(text[: len(text) - length], text[len(text) - length :])
 
-    def _bare(self, text: str, prefix: Sequence[str]) -> str | None:
+    def _bare_call(self, text: str, parts: Sequence[str]) -> str | None:
         """The calls; "" if the text may become a call, None if it cannot."""
-        for part in prefix:
+        for part in parts:
             text = text.lstrip(_SPACE)
             if not text.startswith(part):
                 return "" if part.startswith(text) else None
             text = text[len(part) :]
         text = text.lstrip(_SPACE)
-        for last, beginning in self._beginnings.items():
-            if text.startswith(last):
-                return beginning + text[len(last) :]
-        return "" if any(last.startswith(text) for last in self._beginnings) else None
+        for name, beginning in self._names.items():
+            if text.startswith(name):
+                return beginning + text[len(name) :]
+        return "" if any(name.startswith(text) for name in self._names) else None
 
-    def _beginning_of_tag(self, text: str) -> int:
-        """The length of the text's longest suffix that is a prefix of the tag."""
-        tag = self._tag or ""
-        longest = min(len(text), len(tag) - 1)
-        return next((length for length in range(longest, 0, -1) if tag.startswith(text[-length:])), 0)
+
+def _overlap(text: str, tag: str) -> int:
+    """The length of the text's longest end that is a beginning of the tag, but not all of it."""
+    longest = min(len(text), len(tag) - 1)
+    return next((length for length in range(longest, 0, -1) if tag.startswith(text[-length:])), 0)

@@ -1,14 +1,10 @@
 """Splits an answer's text into content and calls, piece by piece."""
 
-import re
 from dataclasses import dataclass
 
+from .arguments import ArgumentsReader
 from .calls import ToolCalls
-from .opening import Opening
-from .pythonic import PythonArguments
-
-_JSON_HEAD = re.compile(r'\{"name": "(?P<name>[^"]+)", "(?:arguments|parameters)": ')
-_PYTHON_HEAD = re.compile(r"(?P<name>[A-Za-z_]\w*)\(")
+from .opening import Opening, SplitText
 
 
 @dataclass(frozen=True)
@@ -45,12 +41,14 @@ class FunctionCall:
     arguments: str
 
 
-def parse(calls: ToolCalls, text: str, cut: bool) -> tuple[str, tuple[FunctionCall, ...], bool]:
+def parse(
+    calls: ToolCalls, text: str, cut: bool, is_formed: bool = False
+) -> tuple[str, tuple[FunctionCall, ...], bool]:
     """The content and the calls of an answer, and whether it has calls and none is cut off.
 
-    cut: whether the token limit has ended the answer.
+    cut: whether the token limit has ended the answer. is_formed: as for CallParser.
     """
-    parser = CallParser(calls)
+    parser = CallParser(calls, is_formed)
     content, names, arguments = "", [], []
     for piece in parser.push(text) + parser.flush(cut):
         if isinstance(piece, Content):
@@ -67,25 +65,26 @@ def opening_of(calls: ToolCalls) -> Opening:
     """The beginnings of calls in an answer that is not forced. If it must not call, half a tag counts as one."""
     style = calls.style
     if not calls.tools:
-        return Opening(style.tag and style.tag[: len(style.tag) // 2 + 1])
-    if not style.has_bare:
-        return Opening(style.tag)
-    written = (style.bare_beginning(tool.name) for tool in calls.tools)
-    if style.arguments is None:
-        return Opening(style.tag, ((text[len(style.before) :], text) for text in written), python=True)
-    return Opening(style.tag, ((f'"{tool.name}"', style.bare_beginning(tool.name)) for tool in calls.tools))
+        return Opening({style.tag[: len(style.tag) // 2 + 1]: ""} if style.tag else {})
+    tags = {**({style.tag: ""} if style.tag else {}), **{tag: style.before + tag for tag in style.tags}}
+    return Opening(tags, style.bare, dict(style.bare_name(tool.name) for tool in calls.tools) if style.bare else {})
 
 
 class CallParser:
-    """Reads one answer with the given `ToolCalls`. Text that may be markup is held back until that is certain."""
+    """Reads one answer with the given `ToolCalls`. Text that may be markup is held back until that is certain.
 
-    def __init__(self, calls: ToolCalls) -> None:
+    is_formed: whether the answer has a required form unless it begins with a call.
+    """
+
+    def __init__(self, calls: ToolCalls, is_formed: bool = False) -> None:
+        self._is_formed = is_formed
         self._opening = None if calls.forced else opening_of(calls)
-        self._is_json = calls.style.arguments is not None
+        self._tools = calls
+        self._head = calls.style.head_pattern
         self._at_start = True
         self._held = ""
         self._count = 0
-        self._arguments: JsonArguments | PythonArguments | None = None
+        self._arguments: ArgumentsReader | None = None
 
     @property
     def complete(self) -> bool:
@@ -96,7 +95,11 @@ class CallParser:
         """Read more of the answer."""
         if self._opening is None:
             return self._calls(text)
+        if self._is_formed and not self._at_start:
+            return [Content(text)] if text else []
         split = self._opening.split(self._held + text, self._at_start)
+        if self._is_formed and split.text:  # a later tag is text in a string
+            split = SplitText(self._held + text, "")
         self._held = split.held
         self._at_start = self._at_start and not split.text
         pieces: list[Piece] = [Content(split.text)] if split.text else []
@@ -120,13 +123,13 @@ class CallParser:
         text = self._held + text
         while text:
             if self._arguments is None:
-                head = (_JSON_HEAD if self._is_json else _PYTHON_HEAD).search(text)
+                head = self._head.search(text)
                 if head is None:
                     break
                 text = text[head.end() :]
                 pieces.append(CallStart(self._count, head["name"]))
                 self._count += 1
-                self._arguments = JsonArguments() if self._is_json else PythonArguments()
+                self._arguments = self._tools.reader(head["name"])
             written, text = self._arguments.push(text)
             if written:
                 pieces.append(Arguments(self._count - 1, written))
@@ -134,27 +137,3 @@ class CallParser:
                 self._arguments = None
         self._held = text
         return pieces
-
-
-class JsonArguments:
-    """Reads a JSON object piece by piece."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = self._escaped = False
-        self.ended = False
-
-    def push(self, text: str) -> tuple[str, str]:
-        """Split `text` into the part that belongs to the object and the part after its end."""
-        for place, mark in enumerate(text):
-            if self._in_string:
-                self._in_string = self._escaped or mark != '"'
-                self._escaped = mark == "\\" and not self._escaped
-            elif mark == '"':
-                self._in_string = True
-            else:
-                self._depth += (mark in "[{") - (mark in "]}")
-                if mark in "]}" and self._depth == 0:
-                    self.ended = True
-                    return text[: place + 1], text[place + 1 :]
-        return text, ""

@@ -1,52 +1,24 @@
 """Calls in Python syntax: `weather(city="Paris", days=3)`. Values are JSON, except for True and False."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...errors import UsageError
 from ..json_schema import lark
+from .schemas import with_definitions
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DEFINITIONS = ("$defs", "definitions")
-_WRITABLE = {"type", "properties", "required", "additionalProperties", "title", "description", "$schema", *_DEFINITIONS}
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORDS = {"True": "true", "False": "false"}
-
-
-def check_parameters(tool: str, schema: Mapping[str, Any]) -> None:
-    """Raises: UsageError: keyword arguments cannot express the parameters."""
-    properties = schema.get("properties", {})
-    unknown = [key for key in schema if key not in _WRITABLE and not key.startswith("x-")]
-    unknown += [name for name in (tool, *properties) if not _NAME.fullmatch(name)]
-    unknown += [name for name in schema.get("required", ()) if name not in properties]
-    unknown += [ref for ref in _references(schema) if not ref.startswith(("#/$defs/", "#/definitions/"))]
-    if unknown:
-        raise UsageError(
-            f"The tool {tool} cannot be called in the format pythonic because of {str(unknown[0])[:80]!r}: names must "
-            "be Python identifiers, parameters plain properties, and references to $defs or definitions."
-        )
-
-
-def _references(value: object) -> Iterator[str]:
-    """Yield each `$ref`, except for properties with this name."""
-    if isinstance(value, dict):
-        if isinstance(value.get("$ref"), str):
-            yield value["$ref"]
-        for item in value.values():
-            yield from _references(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _references(item)
 
 
 def python_arguments(rule: str, schema: Mapping[str, Any]) -> list[str]:
     """Lark rules for checked parameters, in the schema's order; the first is named `rule`."""
-    shared = {key: schema[key] for key in _DEFINITIONS if key in schema}
     properties = list(schema.get("properties", {}).items())
     required = schema.get("required", ())
     rules = []
     for number, (name, part) in enumerate(properties):
-        value = lark({**part, **shared} if isinstance(part, dict) else shared if part else {"enum": []})
+        value = lark(with_definitions(part, schema))
         words = ' | "True" | "False"' if isinstance(part, dict) and part.keys() >= {"type"} and _is_flag(part) else ""
         rules.append(f'{rule}_v{number}: "{name}=" {rule}_j{number}')
         rules.append(f"{rule}_j{number}: {rule}_k{number}{words}")
@@ -62,6 +34,14 @@ def python_arguments(rule: str, schema: Mapping[str, Any]) -> list[str]:
 
 def _is_flag(schema: Mapping[str, Any]) -> bool:
     return schema["type"] == "boolean" and not schema.keys() & {"enum", "const"}
+
+
+def write_python(arguments: Mapping[str, Any]) -> str:
+    """Arguments as Python's keyword arguments."""
+    return ", ".join(
+        f"{name}={value if isinstance(value, bool) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in arguments.items()
+    )
 
 
 class PythonArguments:
