@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import UsageError
-from .json_schema import CompiledSchema, check_text, compile_schema, patterns
+from .json_schema import CompiledSchema, check_text, compile_schema
+from .regex_example import example
 from .tools.calls import ToolCalls
 
 MAX_CHOICES = 1024
@@ -83,14 +84,22 @@ class StructuredOutput:
         """
         return None if self.compiled is None else self.compiled.problem(answer)
 
-    def patterns(self) -> list[str]:
-        """The regular expressions for the answer or for strings in it."""
-        found = [] if self.regex is None else [self.regex]
-        if isinstance(self.json_schema, str):
-            found += patterns(self.json_schema)
-        for tool in self.tool_calls.tools if self.tool_calls else ():
-            found += patterns(tool.schema)
-        return list(dict.fromkeys(found))
+    @property
+    def has_open_names(self) -> bool:
+        """Whether the grammar admits objects with the same name twice."""
+        if self.json_object:
+            return True
+        return any(schema.has_open_names for schema in self._schemas())
+
+    def examples(self) -> list[str]:
+        """Short texts for strings that have a pattern, or for the whole answer if it has."""
+        found = [example(self.regex)] if self.regex is not None else []
+        found += [text for schema in self._schemas() for text in schema.examples]
+        return [text for text in dict.fromkeys(found) if text]
+
+    def _schemas(self) -> list[CompiledSchema]:
+        tools = self.tool_calls.tools if self.tool_calls else ()
+        return [tool.compiled for tool in tools] if self.compiled is None else [self.compiled]
 
 
 def _checked_choice(value: object) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import UsageError
-from ..json_schema import MAX_BYTES, CompiledSchema, compile_schema, lark
+from ..json_schema import MAX_BYTES, CompiledSchema, compile_schema
 from .formats import FORMATS, CallFormat
 from .pythonic import check_parameters, python_arguments
 
@@ -46,10 +46,12 @@ class Tool:
         value = _NO_ARGUMENTS if self.parameters is None else self.parameters
         compiled = compile_schema(value, where, self.strict)
         schema = json.loads(compiled.text)
-        if schema.setdefault("type", "object") != "object":
+        if "type" not in schema:
+            compiled = compile_schema({**schema, "type": "object"}, where, self.strict)
+        elif schema["type"] != "object":
             raise UsageError(f"The {where} must be a schema of type object.")
-        object.__setattr__(self, "parameters", json.dumps(schema, ensure_ascii=False))
-        object.__setattr__(self, "compiled", replace(compiled, text=self.schema))
+        object.__setattr__(self, "parameters", compiled.text)
+        object.__setattr__(self, "compiled", compiled)
 
     @property
     def schema(self) -> str:
@@ -138,5 +140,5 @@ class ToolCalls:
             if style.arguments is None:
                 rules += python_arguments(name, schema)
             else:
-                rules.append(f"{name}: " + ('"{}"' if schema == _NO_ARGUMENTS else lark(schema)))
+                rules.append(f"{name}: " + ('"{}"' if schema == _NO_ARGUMENTS else tool.compiled.lark))
         return "\n".join(rules)
