@@ -112,8 +112,16 @@ LETTERS = st.sampled_from(['"', " \n\t", "[", "{", '{["', "0123456789", "\\", "a
 
 
 def check(text: str, schema: Any) -> None:
+    """Check that a text is JSON of a schema, and that no object in it has a name twice."""
     validator = jsonschema.Draft202012Validator
-    jsonschema.validate(json.loads(text), schema, validator, format_checker=validator.FORMAT_CHECKER)
+    value = json.loads(text, object_pairs_hook=_with_unique_names)
+    jsonschema.validate(value, schema, validator, format_checker=validator.FORMAT_CHECKER)
+
+
+def _with_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    assert len(found) == len(pairs), pairs
+    return found
 
 
 TOOL = {

@@ -374,8 +374,9 @@ class TestRefusals:
             ("x" * 65, None, "name must be"),
             ("ok", {"type": "string"}, "type object"),
             ("ok", {"type": ["object", "null"]}, "type object"),
-            ("ok", {"not": {}}, "parameters of the tool ok has 'not'"),
-            ("ok", {"properties": {"a": {"uniqueItems": True}}}, "'uniqueItems' at /properties/a"),
+            ("ok", {"not": {}}, "parameters of the tool ok admits no value"),
+            ("ok", {"properties": {"a": {"type": "nothing"}}}, "'type' at /properties/a, which must be"),
+            ("ok", {"properties": {"a": {"$ref": "#/$defs/b"}}}, "parameters of the tool ok refers to '#/.defs/b'"),
             ("ok", {"description": "x" * 300_000}, "at most 262144 bytes"),
             ("ok", [], "must be a JSON object"),
         ],
@@ -406,17 +407,11 @@ class TestRefusals:
         with pytest.raises(UsageError, match=message):
             ToolCalls(tools, **{"format": "hermes", **options})
 
-    @pytest.mark.parametrize(
-        ("parameters", "message"),
-        [
-            ({"properties": {"a": {"type": "nothing"}}}, "tool broken cannot be enforced: .*nothing"),
-            ({"properties": {"a": {"$ref": "#/$defs/b"}}, "required": ["a"]}, "tool broken cannot be enforced"),
-            ({"$ref": "#"}, "."),
-        ],
-    )
-    @pytest.mark.parametrize("forced", [True, False])
-    def test_broken_parameters(self, model: Model, parameters: Any, message: str, forced: bool) -> None:
-        calls = ToolCalls((Tool("good"), Tool("broken", parameters)), "hermes", forced=forced)
-        wanted = StructuredOutput(tool_calls=calls)
-        with pytest.raises(UsageError, match=message):
-            model.grammars.constraints(wanted, 100, model.tokenizer.eos_token_ids)
+    def test_what_cannot_be_enforced_is_refused_if_strict(self) -> None:
+        parameters = {"properties": {"a": {"type": "array", "items": {"type": "number"}, "uniqueItems": True}}}
+        with pytest.raises(UsageError, match=r"tool sum has 'uniqueItems' .*, which cannot be enforced"):
+            Tool("sum", parameters, strict=True)
+        calls = ToolCalls((Tool("ok"), Tool("sum", parameters)), "hermes")
+        (unenforced,) = StructuredOutput(tool_calls=calls).unenforced
+        assert unenforced.startswith("'uniqueItems'")
+        assert unenforced.endswith("of the tool sum")

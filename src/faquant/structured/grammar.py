@@ -35,9 +35,9 @@ from ..errors import UsageError
 from ..text.tokenizer import Tokenizer
 from .constraint import Bits, Constraint
 from .either import EitherConstraint
-from .json_schema import OPTIONS
+from .json_schema import compile_schema
+from .names import Names
 from .reasoning import BEGIN, END, Reasoning, ReasoningConstraint, end_plan
-from .regex_example import example
 from .structured_output import StructuredOutput as StructuredOutput
 from .tools.calls import ToolCalls
 from .tools.constraint import CallConstraint
@@ -223,10 +223,12 @@ class GrammarConstraint:
         self._found: list[list[int]] = []  # plans found by searches, the latest first
         self._compiled = compiled
         self._text = b""
+        self._names = Names() if compiled.has_open_names else None
         self._ends = frozenset(end_token_ids)
         self._end_bits = bits_of(self._ends, vocabulary.size)
         self._text_bits = vocabulary.text_bits & ~self._end_bits
-        self._tried: tuple[int, list[int]] | None = None  # the last admitted token, and the plan after it
+        # The last admitted token, and the plan and the names after it.
+        self._tried: tuple[int, list[int], Names | None] | None = None
         self._ended = False
         self.shown = compiled.shown
         self.unwatched_from = compiled.unwatched_from
@@ -259,10 +261,19 @@ class GrammarConstraint:
             return self.may_end
         if not self._text_bits[token >> 3] >> (token & 7) & 1:
             return False
-        plan = self._plan[1:] if self._plan[:1] == [token] else self._plan_after(token, left)
+        names = self._names
+        if names is not None:
+            names = names.after(self._vocabulary.text([token]))
+            if names is None:
+                return False
+        plan: list[int] | None = self._plan[1:]
+        if self._plan[:1] != [token]:
+            plan = self._plan_after(token, left)
+            if plan is not None and names is not None and names.name is not None:
+                plan = self._plan_for_new_name(token, plan, names, left)
         if plan is None:
             return False
-        self._tried = (token, plan)
+        self._tried = (token, plan, names)
         return True
 
     def fallback(self) -> int:
@@ -274,7 +285,7 @@ class GrammarConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        self._plan = self._tried[1]
+        _, self._plan, self._names = self._tried
         self._matcher.consume_token(token)  # may reach a limit of llguidance's; then the plan is followed
         self._text += self._vocabulary.text([token])
         self._tried = None
@@ -285,6 +296,7 @@ class GrammarConstraint:
             if not self._matcher.consume_tokens(self._vocabulary.tokens(text)):
                 return False
             self._text = text
+            self._names = self._names and self._names.after(text)
             self._plan = self._vocabulary.find_plan(self._matcher, self._compiled.hints, _COMPILING) or []
         return len(self._plan) <= left and self._vocabulary.ends(self._matcher, self._plan)
 
@@ -323,6 +335,17 @@ class GrammarConstraint:
         self._found = [found, *self._found[: _MAX_FOUND - 1]]
         return found if len(found) <= left else None
 
+    def _plan_for_new_name(self, token: int, plan: list[int], names: Names, left: int) -> list[int] | None:
+        """A plan that does not complete the name after `token` to one that the object has already; None if none is."""
+        if names.after(self._vocabulary.text(plan)) is not None:
+            return plan
+        for letter in self._vocabulary.letters:
+            longer = [*letter, *plan]
+            fits = len(longer) <= left and names.after(self._vocabulary.text(longer)) is not None
+            if fits and self._vocabulary.ends(self._matcher, [token, *longer]):
+                return longer
+        return None
+
     def _rest_of_plan(self, new: bytes) -> list[int] | None:
         """The plan after the text `new`, which must occur near its beginning or share a prefix with it; else None."""
         texts = [self._vocabulary.text([token]) for token in self._plan]
@@ -345,16 +368,18 @@ class _Compiled:
     def __init__(self, vocabulary: Vocabulary, wanted: StructuredOutput) -> None:
         calls = wanted.tool_calls
         source = _source(wanted, vocabulary)
-        failed, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
-        if messages:  # warnings are about parts that would not be enforced
+        if wanted.grammar is not None:
+            _, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
+            if messages:  # warnings are about parts that would not be enforced
+                raise UsageError(f"The requested structure cannot be enforced: {messages[0][:500]}")
+        self.matcher = LLMatcher(vocabulary.backend, source, log_level=0)
+        if self.matcher.is_error():
             if calls is not None:
                 _raise_for_tool(calls, vocabulary)
-            raise UsageError(f"The requested structure cannot be enforced: {messages[0][:500]}")
-        self.matcher = LLMatcher(vocabulary.backend, source, log_level=0)
-        if failed or self.matcher.is_error():
             raise UsageError(f"The requested structure cannot be enforced: {self.matcher.get_error()[:500]}")
         self.unwatched_from = None if calls is None else 0
         self.shown = frozenset() if calls is None else _shown(calls, vocabulary)
+        self.has_open_names = wanted.has_open_names
         self.hints = _hints(wanted, vocabulary)
         self.plan = vocabulary.find_plan(self.matcher, self.hints, _COMPILING)
         if calls is not None:
@@ -395,7 +420,7 @@ def _refuse(text: str, left: int) -> None:
 def _raise_for_tool(calls: ToolCalls, vocabulary: Vocabulary) -> None:
     """Raises: UsageError: the parameters of a tool cannot be enforced; the message names the tool."""
     for tool in calls.tools:
-        source = LLMatcher.grammar_from_json_schema(tool.schema, overrides=OPTIONS)
+        source = LLMatcher.grammar_from_lark(tool.compiled.grammar)
         _, messages = LLMatcher.validate_grammar_with_warnings(source, vocabulary.backend)
         if messages:
             raise UsageError(f"The parameters of the tool {tool.name} cannot be enforced: {messages[0][:500]}")
@@ -404,7 +429,7 @@ def _raise_for_tool(calls: ToolCalls, vocabulary: Vocabulary) -> None:
 def _hints(wanted: StructuredOutput, vocabulary: Vocabulary) -> Hints:
     """Texts that may complete a string of some pattern, longest first, since shorter ones are for states further on in
     it; and the markup of calls."""
-    texts = [text for text in map(example, wanted.patterns()[:_MAX_PATTERNS]) if text]
+    texts = wanted.examples()[:_MAX_PATTERNS]
     if wanted.is_json:
         texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts]
     ends = {text[place:] for text in texts for place in range(min(len(text), _LONGEST_HINT))}
@@ -434,6 +459,4 @@ def _source(wanted: StructuredOutput, vocabulary: Vocabulary) -> str:
         return LLMatcher.grammar_from_regex("|".join(f"({re.escape(text)})" for text in wanted.choice))
     if wanted.grammar is not None:
         return LLMatcher.grammar_from_lark(wanted.grammar)
-    schema = wanted.json_schema if wanted.json_schema is not None else {"type": "object"}
-    text = schema if isinstance(schema, str) else json.dumps(schema)
-    return LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
+    return LLMatcher.grammar_from_lark((wanted.compiled or compile_schema({"type": "object"})).grammar)

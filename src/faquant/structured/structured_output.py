@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import UsageError
-from .json_schema import CompiledSchema, check_text, compile_schema, patterns
+from .json_schema import CompiledSchema, check_text, compile_schema
+from .regex_example import example
 from .tools.calls import ToolCalls
 from .tools.parser import FunctionCall, parse
 
@@ -101,14 +102,24 @@ class StructuredOutput:
         """Whether the answer must have the structure; otherwise it is free text that calls may follow."""
         return self.tool_calls is None or self.tool_calls.forced or len(self.parts) > 1
 
-    def patterns(self) -> list[str]:
-        """The regular expressions for the answer or for strings in it."""
-        found = [] if self.regex is None else [self.regex]
-        if isinstance(self.json_schema, str):
-            found += patterns(self.json_schema)
-        for tool in self.tool_calls.tools if self.tool_calls else ():
-            found += patterns(tool.schema)
-        return list(dict.fromkeys(found))
+    @property
+    def has_open_names(self) -> bool:
+        """Whether the grammar admits objects with the same name twice, in a text whose strings are all JSON."""
+        if self.json_object:
+            return True
+        if self.tool_calls is not None and self.tool_calls.style.arguments == "xml":
+            return False
+        return any(schema.has_open_names for schema in self._schemas())
+
+    def examples(self) -> list[str]:
+        """Short texts for strings that have a pattern, or for the whole answer if it has."""
+        found = [example(self.regex)] if self.regex is not None else []
+        found += [text for schema in self._schemas() for text in schema.examples]
+        return [text for text in dict.fromkeys(found) if text]
+
+    def _schemas(self) -> list[CompiledSchema]:
+        tools = self.tool_calls.tools if self.tool_calls else ()
+        return [*([] if self.compiled is None else [self.compiled]), *(tool.compiled for tool in tools)]
 
 
 def _checked(name: str, value: Any) -> Any:

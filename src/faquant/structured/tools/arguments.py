@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ..json_schema import lark
+from ..json_schema import CompiledSchema
 from .formats import CallFormat
 from .pythonic import IDENTIFIER, PythonArguments, python_arguments, write_python
 from .schemas import check_properties
@@ -31,13 +31,14 @@ def check_arguments(format: str, style: CallFormat, tool: str, schema: Mapping[s
         xml_arguments("", tool, schema)
 
 
-def arguments_rules(style: CallFormat, rule: str, tool: str, schema: Mapping[str, Any]) -> list[str]:
+def arguments_rules(style: CallFormat, rule: str, tool: str, compiled: CompiledSchema) -> list[str]:
     """Lark rules for the arguments of a tool, which `check_arguments` has accepted; the first is named `rule`."""
+    schema = json.loads(compiled.text)
     if style.arguments == "python":
         return python_arguments(rule, schema)
     if style.arguments == "xml":
         return xml_arguments(rule, tool, schema)
-    return [f"{rule}: " + ('"{}"' if schema == NO_ARGUMENTS else lark(schema))]
+    return [f"{rule}: " + ('"{}"' if schema == NO_ARGUMENTS else compiled.lark)]
 
 
 def reader_of(style: CallFormat, schema: Mapping[str, Any]) -> ArgumentsReader:

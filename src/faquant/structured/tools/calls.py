@@ -46,10 +46,12 @@ class Tool:
         value = NO_ARGUMENTS if self.parameters is None else self.parameters
         compiled = compile_schema(value, where, self.strict)
         schema = json.loads(compiled.text)
-        if schema.setdefault("type", "object") != "object":
+        if "type" not in schema:
+            compiled = compile_schema({**schema, "type": "object"}, where, self.strict)
+        elif schema["type"] != "object":
             raise UsageError(f"The {where} must be a schema of type object.")
-        object.__setattr__(self, "parameters", json.dumps(schema, ensure_ascii=False))
-        object.__setattr__(self, "compiled", replace(compiled, text=self.schema))
+        object.__setattr__(self, "parameters", compiled.text)
+        object.__setattr__(self, "compiled", compiled)
 
     @property
     def schema(self) -> str:
@@ -146,7 +148,7 @@ class ToolCalls:
         for number, tool in enumerate(self.tools):
             name = f"arguments_{number}"
             rules.append(f"call_{number}: {text.exact(style.head.replace('{name}', tool.name))} {name} tail")
-            rules += arguments_rules(style, name, tool.name, json.loads(tool.schema))
+            rules += arguments_rules(style, name, tool.name, tool.compiled)
         if "{id}" in style.head:
             rules.append("ID: /[a-zA-Z0-9]{9}/")
         return "\n".join(rules)

@@ -1,0 +1,107 @@
+"""Compiling a JSON schema to a grammar, and checking answers for what the grammar does not enforce."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jsonschema_rs
+
+from ...errors import UsageError
+from .document import Document, is_unicode
+from .grammar import Grammar
+from .normalize import Normalizer
+
+
+@dataclass(frozen=True)
+class CompiledSchema:
+    """A JSON schema and the grammar of its values.
+
+    Attributes:
+        text: the schema as JSON text.
+        grammar: the grammar in llguidance's Lark dialect.
+        unenforced: the keywords that the grammar does not enforce, with their places, such as "'not' at /properties/a".
+            If there are any, an answer may violate the schema, so that `problem` has to check it.
+        has_open_names: whether the grammar admits objects with the same name twice, which the reader of the grammar
+            must exclude.
+        examples: short texts of strings that have a pattern.
+    """
+
+    text: str
+    grammar: str
+    unenforced: tuple[str, ...] = ()
+    has_open_names: bool = False
+    examples: tuple[str, ...] = ()
+
+    @property
+    def lark(self) -> str:
+        """An expression for the values in a larger grammar."""
+        return f"%lark {{\n{self.grammar}\n}}"
+
+    def problem(self, answer: str) -> str | None:
+        """What is wrong with an answer, and where in it; None if it is JSON of the schema with no name twice."""
+        try:
+            value = json.loads(answer, object_pairs_hook=_object_with_unique_names)
+        except ValueError as error:
+            return f"The answer is not valid JSON: {error}"
+        wrong = next(self._validator.iter_errors(value), None)
+        if wrong is None:
+            return None
+        return f"{wrong.message[:500]} (at /{'/'.join(map(str, wrong.instance_path))})"
+
+    def check_validator(self, name: str) -> None:
+        """Raises: UsageError: the schema cannot be used to check answers."""
+        try:
+            self._validator.is_valid(None)
+        except ValueError as error:
+            raise UsageError(f"{name} is not a valid JSON schema: {str(error)[:500]}") from None
+
+    @cached_property
+    def _validator(self) -> "jsonschema_rs.Validator":
+        return jsonschema_rs.validator_for(json.loads(self.text), validate_formats=False, retriever=_retrieve_nothing)
+
+
+def compile_schema(value: object, name: str = "json_schema", strict: bool = False) -> CompiledSchema:
+    """Compile a schema (draft 2020-12), given as a mapping or JSON text. Errors call it `name`.
+
+    strict: refuse what the grammar cannot enforce, instead of listing it in `unenforced`.
+
+    Raises:
+        UsageError: it is not a JSON schema, too large, too deep, or, if strict, has a keyword that cannot be enforced.
+    """
+    document = Document(value, name, strict)
+    normal = Normalizer(document, strict)
+    grammar = Grammar(normal)
+    try:
+        state = normal.state(document.root)
+        if normal.is_empty(state):
+            raise UsageError(
+                f"{name} admits no value, or none that can be described; see if its keywords exclude each other."
+            )
+        text = grammar.text(state)
+    except RecursionError:
+        raise UsageError(f"{name} is too complex: its references and alternatives are nested too deep.") from None
+    if not is_unicode(text):
+        raise UsageError(f"{name} must be valid Unicode; it has an unpaired surrogate.")
+    unenforced = tuple(normal.unenforced)
+    compiled = CompiledSchema(document.text, text, unenforced, grammar.has_open_names, tuple(grammar.examples))
+    if unenforced:
+        compiled.check_validator(name)
+    return compiled
+
+
+def lark(schema: Mapping[str, Any]) -> str:
+    """An expression of llguidance's Lark dialect for JSON of a schema."""
+    return compile_schema(schema).lark
+
+
+def _object_with_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice.")
+    return found
+
+
+def _retrieve_nothing(uri: str) -> None:
+    raise ValueError(f"{uri} is not part of the schema")

@@ -1,0 +1,119 @@
+"""The expressions for objects."""
+
+from .forms import ObjectForm, State, StringForm
+from .interfaces import Writer
+from .objects import Members, Names, members
+from .scalars import COMMA, repeated, string_terminal
+
+_MOST_RULES = 8192
+_BLOCK = 16  # members in one rule, because rules must not be nested too deep
+
+
+def options(grammar: Writer, form: ObjectForm) -> list[str]:
+    """The expressions for the objects of a form; none if there are none."""
+    return _Objects(grammar, form).options()
+
+
+class _Objects:
+    def __init__(self, grammar: Writer, form: ObjectForm) -> None:
+        self._grammar, self._form = grammar, form
+        found = members(grammar.normal, form)
+        required = frozenset(form.required)
+        self._fields = [
+            (f'{grammar.key(name)} ":" {grammar.rule(state)}', name in required)
+            for name, state in found.declared.items()
+            if name in required or not grammar.normal.is_empty(state)
+        ]
+        self._other = self._other_member(found)
+        self._least = form.least - len(required)
+        self._most = None if form.most is None else form.most - len(required)
+        self._is_counted = self._most is not None or self._least > 0
+
+    def options(self) -> list[str]:
+        if self._most is not None and self._most < 0:
+            return []
+        if self._form.least_others and not self._other:
+            return []
+        if self._is_counted:
+            if self._other and self._least - 1 > sum(not is_required for _, is_required in self._fields):
+                self._grammar.normal.leave_out(f"'minProperties' ({self._form.least}) with names that are not listed")
+                self._least = 1
+            if len(self._fields) * max(self._least, self._most or 0) > _MOST_RULES:
+                self._grammar.normal.leave_out("'minProperties' or 'maxProperties' with so many properties")
+                self._least, self._most, self._is_counted = 0, None, False
+        inner = self._counted() if self._is_counted else self._in_order()
+        return [] if inner is None else [f'"{{" {inner} "}}"']
+
+    def _in_order(self) -> str:
+        """The members, each after those before it."""
+        first = next((place for place, (_, is_required) in enumerate(self._fields) if is_required), len(self._fields))
+        parts = [f'"," {member}' if needed else f'("," {member})?' for member, needed in self._fields[first + 1 :]]
+        rest = " ".join([*parts, self._others(0, True) or ""])
+        if first < len(self._fields):
+            member = self._fields[first][0]
+            if not first:
+                return f"{member} {rest}"
+            rest = self._grammar.new_rule(f"{member} {rest}")
+            options, rest = [rest], f'"," {rest}'
+        else:
+            options = [self._others(0, False) or '""']
+        for place in range(first - 1, -1, -1):
+            member = self._grammar.new_rule(self._fields[place][0])
+            options.append(f"{member} {rest}")
+            rest = f"({COMMA}{member})? {rest}"
+            if place % _BLOCK == 0:
+                rest = self._grammar.new_rule(rest)
+        return self._grammar.new_rule(" | ".join(reversed(options)))
+
+    def _counted(self) -> str | None:
+        """The members by the number of optional ones so far; None if there are never enough."""
+        last = self._most if self._most is not None else self._least
+        after: dict[tuple[int, bool], str | None] = {
+            (count, is_begun): self._others(count, is_begun) for count in range(last + 1) for is_begun in (False, True)
+        }
+        for field, is_required in reversed(self._fields):
+            member, found = self._grammar.new_rule(field), {}
+            for count, is_begun in after:
+                options: list[str | None] = [] if is_required else [after[count, is_begun]]
+                taken = count if is_required else min(count + 1, last)
+                if (is_required or self._most is None or count < last) and after[taken, True] is not None:
+                    options.insert(0, f"{COMMA if is_begun else ''}{member} {after[taken, True]}")
+                texts = [text or '""' for text in options if text is not None]
+                found[count, is_begun] = self._grammar.new_rule(" | ".join(texts)) if texts else None
+            after = found
+        return after[0, False]
+
+    def _others(self, count: int, is_begun: bool) -> str | None:
+        least = max(self._least - count, self._form.least_others)
+        if least > 1:  # they might have the same name
+            return None
+        most = None if self._most is None else self._most - count
+        if not self._other or most == 0:
+            return None if least else ""
+        if is_begun:
+            return repeated(COMMA + self._other, least, most)
+        rest = repeated(COMMA + self._other, max(least - 1, 0), None if most is None else most - 1)
+        more = f"{self._other} {rest}"
+        return more if least else f"({more})?"
+
+    def _other_member(self, found: Members) -> str:
+        options = []
+        for names, state in found.others:
+            terminals = self._terminals(names, tuple(found.declared))
+            if terminals:
+                options.append(f'{self._grammar.terminal(" | ".join(terminals))} ":" {self._grammar.rule(state)}')
+        if not options:
+            return ""
+        self._grammar.has_open_names = True
+        return self._grammar.new_rule(" | ".join(options))
+
+    def _terminals(self, names: Names, declared: tuple[str, ...]) -> list[str]:
+        normal = self._grammar.normal
+        own: State = self._form.names
+        forms = [form for form in normal.forms(own) if "string" in form.kinds]
+        found = []
+        for form in forms:
+            met = form.string & StringForm(patterns=names.patterns, excluded=declared)
+            text = None if met is None else string_terminal(met, normal.document.name)
+            found += [] if text is None else [text]
+        return found

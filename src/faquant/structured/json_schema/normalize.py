@@ -1,0 +1,302 @@
+"""Schemas to normal forms: a conjunction of schemas becomes a list of alternatives without applicators.
+
+A part of a schema that has no normal form is left out and listed in `unenforced`, so the forms may then admit too much;
+if strict, it is an error instead. What is negated may become narrower without notice: it never admits too much.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...errors import UsageError
+from . import negative, objects, positive
+from .document import Document
+from .forms import ANY_FORM, ARRAY, OBJECT, ArrayForm, Form, ObjectForm, Option, Scope, State
+from .keywords import CONSTRAINING
+from .values import fits, holds
+
+NOTHING: State = frozenset({1})
+ANYTHING: State = frozenset()
+_MOST_FORMS, _STEPS = 512, 8
+_DEEPEST_CHECK = 16
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A literal that one of the options fulfills; `wider`: options to use instead if there are too many forms."""
+
+    options: tuple[State, ...]
+    cause: str
+    wider: tuple[State, ...] | None = None
+
+
+class Normalizer:
+    """Numbers the schemas of a document and finds the forms of their conjunctions.
+
+    Attributes:
+        unenforced: what the forms leave out, with its places.
+        strings: the state of all strings.
+    """
+
+    def __init__(self, document: Document, strict: bool) -> None:
+        self.document = document
+        self.unenforced: dict[str, None] = {}
+        self._strict = strict
+        self._literals: list[Any] = [None, False]
+        self._numbers: dict[Choice, int] = {}
+        self._states: dict[int, State] = {}
+        self._options: dict[int, list[Option]] = {1: []}
+        self._forms: dict[State, list[Form]] = {}
+        self._fitting_forms: dict[State, tuple[Form, ...]] = {}
+        self._checked: set[State] = set()
+        self.strings = self.of_form(Form(frozenset({"string"})))
+
+    def state(self, schema: Any) -> State:
+        """The state of a schema: empty if it admits everything, else one literal."""
+        if isinstance(schema, bool):
+            return ANYTHING if schema else NOTHING
+        visited = set()
+        while id(schema) not in self._states and schema.keys() & CONSTRAINING == {"$ref"} and id(schema) not in visited:
+            visited.add(id(schema))
+            schema = self.document.target(schema, schema["$ref"])
+            if isinstance(schema, bool):
+                return self.state(schema)
+        if id(schema) not in self._states:
+            # References in a circle admit everything.
+            is_free = id(schema) in visited or not schema.keys() & CONSTRAINING
+            self._states[id(schema)] = ANYTHING if is_free else frozenset({self._new(schema)})
+        return self._states[id(schema)]
+
+    def choice(self, options: Iterable[State], cause: str, wider: Iterable[State] | None = None) -> State:
+        """The state of values that fulfill one of the options."""
+        states = tuple(option for option in dict.fromkeys(options) if option != NOTHING)
+        if ANYTHING in states or len(states) < 2:
+            return NOTHING if not states else ANYTHING if ANYTHING in states else states[0]
+        choice = Choice(states, cause, None if wider is None else tuple(wider))
+        if choice not in self._numbers:
+            self._numbers[choice] = self._new(choice)
+        return frozenset({self._numbers[choice]})
+
+    def of_form(self, form: Form) -> State:
+        """The state of values of a form."""
+        return frozenset({self._new(form)})
+
+    def opposite(self, state: State, cause: str) -> State:
+        """The state of values that do not fulfill `state`; it may admit fewer."""
+        if state in (ANYTHING, NOTHING):
+            return ANYTHING if state == NOTHING else NOTHING
+        return self.choice((frozenset({-literal}) for literal in state), cause)
+
+    def leave_out(self, cause: str, why: str = "") -> None:
+        """Note that something is not enforced. Raises: UsageError: if strict."""
+        if self._strict:
+            reason = f" because {why}" if why else ""
+            raise UsageError(
+                f"{self.document.name} has {cause}, which cannot be enforced{reason}; change or remove it."
+            )
+        self.unenforced[cause] = None
+
+    def at(self, keyword: str, schema: Mapping[str, Any]) -> str:
+        """A keyword with its place, for messages."""
+        return f"{keyword!r} at {self.document.places.get(id(schema), '')[:200] or 'its top'}"
+
+    def forms(self, state: State) -> tuple[Form, ...]:
+        """The alternatives of a state; none if it admits nothing."""
+        found = self._fitting_forms.get(state)
+        if found is None:
+            fitting = map(self._fitting, self._all_forms(state))
+            found = self._fitting_forms[state] = tuple(form for form in fitting if form is not None)
+        return found
+
+    def _all_forms(self, state: State) -> list[Form]:
+        """The alternatives of a state, also those that admit nothing."""
+        if not state:
+            return [ANY_FORM]
+        found = self._forms.get(state)
+        if found is None:
+            found = [part for each in self._expanded(state) for part in self._spread(self._with_rest(*each))]
+            self._forms[state] = found
+        return found
+
+    def is_empty(self, state: State) -> bool:
+        """Whether it is certain that the state admits nothing."""
+        if not state or state in self._checked or len(self._checked) > _DEEPEST_CHECK:
+            return state == NOTHING
+        self._checked.add(state)
+        try:
+            return not self.forms(state)
+        finally:
+            self._checked.discard(state)
+
+    def admits(self, state: State, value: Any) -> bool:
+        """Whether a JSON value fulfills a state."""
+        return not state or any(holds(self, form, value) for form in self._all_forms(state))
+
+    def _new(self, literal: Any) -> int:
+        self._literals.append(literal)
+        return len(self._literals) - 1
+
+    def options(self, literal: int) -> list[Option]:
+        """The ways to fulfill a literal."""
+        found = self._options.get(literal)
+        if found is None:
+            about = self._literals[abs(literal)]
+            if isinstance(about, Choice):
+                found = [(ANY_FORM, ordered(option)) for option in about.options]
+            elif isinstance(about, Form):
+                found = [(about, ())]
+            else:
+                found = [positive.option(self, about)] if literal > 0 else negative.options(self, about)
+            self._options[literal] = found
+        return found
+
+    def _expanded(self, state: State) -> list[tuple[Form, State]]:
+        """The forms of a state, each with the literals that it fulfills."""
+        while True:
+            found: list[tuple[Form, State]] = []
+            work: list[tuple[Form, tuple[int, ...], State, tuple[int, ...]]] = [
+                (ANY_FORM, ordered(state), frozenset(), ())
+            ]
+            steps = blamed = 0
+            most = _MOST_FORMS
+            while work:
+                steps += 1
+                reached = self._closed(*work.pop())
+                if reached is None:
+                    continue
+                form, done, choices = reached
+                if not choices:
+                    found.append((form, done))
+                else:
+                    first, *_, blamed = sorted(choices * 2, key=lambda literal: len(self.options(literal)))
+                    most = max(most, 2 * len(self.options(blamed)))
+                    rest = tuple(literal for literal in choices if literal != first)
+                    for option, literals in reversed(self.options(first)):
+                        met = form & option
+                        if met is not None:
+                            work.append((met, literals, done, rest))
+                if len(found) > most or steps > most * _STEPS:
+                    break
+            else:
+                return found
+            self._widen(blamed)
+
+    def _closed(
+        self, form: Form, literals: tuple[int, ...], done: State, choices: tuple[int, ...]
+    ) -> tuple[Form, State, tuple[int, ...]] | None:
+        """The form with all literals that can be fulfilled in one way; None if they contradict each other."""
+        pending = list(reversed(literals))
+        while pending:
+            literal = pending.pop()
+            if literal in done:
+                continue
+            options = self.options(literal)
+            if -literal in done or not options:
+                return None
+            done |= {literal}
+            if len(options) > 1:
+                choices += (literal,)
+                continue
+            met = form & options[0][0]
+            if met is None:
+                return None
+            form = met
+            pending += reversed(options[0][1])
+        return form, done, choices
+
+    def _widen(self, literal: int) -> None:
+        """Leave out a literal because it leads to too many forms."""
+        about = self._literals[abs(literal)]
+        wider = None
+        if isinstance(about, Choice):
+            cause, wider = about.cause, about.wider
+        else:
+            cause = f"the opposite of the schema at {self.document.places.get(id(about), '')[:200] or 'its top'}"
+        self.leave_out(cause, "it has too many combinations")
+        self._options[literal] = [(ANY_FORM, ordered(option)) for option in wider or (ANYTHING,)]
+        if wider is not None:
+            self._literals[abs(literal)] = Choice(wider, cause)
+        self._forms.clear()
+        self._fitting_forms.clear()
+
+    def _with_rest(self, form: Form, done: State) -> Form:
+        """Apply unevaluatedProperties and unevaluatedItems, which depend on the schemas that are fulfilled."""
+        for literal in done:
+            about = self._literals[abs(literal)]
+            if literal > 0 and isinstance(about, dict):
+                if "unevaluatedProperties" in about and "object" in form.kinds:
+                    names, patterns, is_all = self._evaluated_names(about, done, about)
+                    if not is_all:
+                        scope = Scope(names, patterns, self.state(about["unevaluatedProperties"]))
+                        form = _met(form, Form(object=ObjectForm(scopes=(scope,))))
+                if "unevaluatedItems" in about and "array" in form.kinds:
+                    count = self._evaluated_items(about, done, about)
+                    if count is not None:
+                        items = self.state(about["unevaluatedItems"])
+                        form = _met(form, Form(array=ArrayForm((ANYTHING,) * count, items)))
+        return form
+
+    def _applied(self, schema: dict[str, Any], done: State) -> list[dict[str, Any]]:
+        """The schemas that are applied in the place of `schema` and fulfilled."""
+        parts = [part for key in ("allOf", "anyOf", "oneOf") for part in schema.get(key, ())]
+        parts += [schema[key] for key in ("if", "then", "else") if key in schema]
+        for key in ("dependentSchemas", "dependencies"):
+            parts += [part for part in schema.get(key, {}).values() if isinstance(part, dict)]
+        parts += [self.document.target(schema, schema["$ref"])] if "$ref" in schema else []
+        literals = {literal for part in parts for literal in self.state(part) if literal in done}
+        return [self._literals[literal] for literal in sorted(literals) if isinstance(self._literals[literal], dict)]
+
+    def _evaluated_names(
+        self, schema: dict[str, Any], done: State, top: dict[str, Any]
+    ) -> tuple[frozenset[str], tuple[Any, ...], bool]:
+        names, patterns = frozenset(schema.get("properties", ())), positive.name_patterns(self, schema)
+        is_all = "additionalProperties" in schema or (schema is not top and "unevaluatedProperties" in schema)
+        for part in self._applied(schema, done):
+            if part is not schema and part is not top and not is_all:
+                more, others, is_all = self._evaluated_names(part, done, top)
+                names, patterns = names | more, patterns + others
+        return names, patterns, is_all
+
+    def _evaluated_items(self, schema: dict[str, Any], done: State, top: dict[str, Any]) -> int | None:
+        """The number of items that are evaluated; None: all."""
+        form, is_all = positive.array_form(self, schema)
+        count: int | None = len(form.prefix)
+        if is_all or (schema is not top and "unevaluatedItems" in schema):
+            return None
+        for part in self._applied(schema, done):
+            if part is not schema and part is not top:
+                more = self._evaluated_items(part, done, top)
+                count = None if more is None or count is None else max(count, more)
+        return count
+
+    def _spread(self, form: Form) -> list[Form]:
+        """The forms of a form whose objects must have members with some name."""
+        if not form.object.wanted:
+            return [form]
+        rest = [replace(form, kinds=form.kinds - {"object"})] if form.kinds != {"object"} else []
+        objects_only = replace(form, kinds=form.kinds & {"object"})
+        return rest + [replace(objects_only, object=each) for each in objects.with_wanted(self, form.object)]
+
+    def _fitting(self, form: Form) -> Form | None:
+        """The form without kinds and values that are impossible; None if nothing is left."""
+        if form.values is not None:
+            values = tuple(value for value in form.values if fits(self, form, value.value))
+            kinds = form.kinds & {value.kind for value in values}
+            return Form(kinds, values=values) if values else None
+        kinds = form.kinds
+        if "array" in kinds and form.array is not ARRAY and not objects.is_possible_array(self, form.array):
+            kinds -= {"array"}
+        if "object" in kinds and form.object is not OBJECT and not objects.is_possible(self, form.object):
+            kinds -= {"object"}
+        if not kinds:
+            return None
+        return form if kinds == form.kinds else Form(kinds, form.number, form.string, form.array, form.object)
+
+
+def ordered(state: State) -> tuple[int, ...]:
+    """The literals: first those that hold, as in the document."""
+    return tuple(sorted(state, key=lambda literal: (literal < 0, abs(literal))))
+
+
+def _met(form: Form, other: Form) -> Form:
+    return (form & other) or Form(frozenset())

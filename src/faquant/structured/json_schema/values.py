@@ -1,0 +1,73 @@
+"""Whether a value fits a form."""
+
+from fractions import Fraction
+from typing import Any
+
+from . import objects
+from .forms import ArrayForm, Form, NumberForm, ObjectForm, StringForm, Value, kind_of
+from .interfaces import Normal
+
+
+def holds(normal: Normal, form: Form, value: Any) -> bool:
+    """Whether a JSON value is of the form."""
+    return (form.values is None or Value(value) in form.values) and fits(normal, form, value)
+
+
+def fits(normal: Normal, form: Form, value: Any) -> bool:
+    """Whether a JSON value is of the form, but for its list of values."""
+    kind = kind_of(value)
+    if kind not in form.kinds:
+        return False
+    if kind == "number":
+        return _holds_number(form.number, value)
+    if kind == "string":
+        return _holds_string(form.string, value)
+    if kind == "array":
+        return _holds_array(normal, form.array, value)
+    return kind != "object" or _holds_object(normal, form.object, value)
+
+
+def _holds_number(form: NumberForm, value: float) -> bool:
+    exact = Fraction(value)
+    if form.integral is not None and form.integral != (exact.denominator == 1):
+        return False
+    if form.low is not None and (exact < form.low[0] or (exact == form.low[0] and form.low[1])):
+        return False
+    if form.high is not None and (exact > form.high[0] or (exact == form.high[0] and form.high[1])):
+        return False
+    decimal = Fraction(repr(value))
+    return value not in form.excluded and all((decimal / step).denominator == 1 for step in form.multiples)
+
+
+def _holds_string(form: StringForm, value: str) -> bool:
+    return (
+        form.least <= len(value)
+        and (form.most is None or len(value) <= form.most)
+        and value not in form.excluded
+        and all(pattern.occurs(value) == wanted for pattern, wanted in form.patterns)
+    )
+
+
+def _holds_array(normal: Normal, form: ArrayForm, value: list[Any]) -> bool:
+    if len(value) < form.least or (form.most is not None and len(value) > form.most):
+        return False
+    if form.is_unique and len(set(map(Value, value))) < len(value):
+        return False
+    if not all(normal.admits(form.item(place), item) for place, item in enumerate(value)):
+        return False
+    for state, least, most in form.contains:
+        count = sum(normal.admits(state, item) for item in value)
+        if count < least or (most is not None and count > most):
+            return False
+    return True
+
+
+def _holds_object(normal: Normal, form: ObjectForm, value: dict[str, Any]) -> bool:
+    if len(value) < form.least or (form.most is not None and len(value) > form.most):
+        return False
+    if any(name not in value for name in form.required):
+        return False
+    others = sum(name not in form.properties and name not in form.required for name in value)
+    if others < form.least_others:
+        return False
+    return all(normal.admits(objects.property_state(normal, form, name), part) for name, part in value.items())

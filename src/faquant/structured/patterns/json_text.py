@@ -1,0 +1,215 @@
+"""Patterns as expressions of llguidance's Lark dialect for the JSON text of the strings in which they occur.
+
+Each character has one spelling: its own, or the shortest escape if JSON requires one. DEL is left out.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .matching import includes, is_nullable
+from .syntax import ANYTHING, Ahead, Chars, Choice, Edge, Node, PatternError, Repeat, Sequence
+
+_ESCAPES = {'"': '"', "\\": "\\\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
+_CONTROLS = [chr(point) for point in range(32) if chr(point) not in _ESCAPES]
+_NOT_PLAIN = ((0, 31), (34, 34), (92, 92), (127, 127))
+_MOST_COPIES = 4
+
+
+@dataclass(frozen=True)
+class Text:
+    """The JSON text of some strings, without the quotes.
+
+    Attributes:
+        source: a regular expression of Rust's crate, or, if `is_lark`, an expression of terminals.
+        is_nullable: whether the empty text is one of them.
+    """
+
+    source: str
+    is_nullable: bool
+    is_lark: bool = False
+
+    @property
+    def lark(self) -> str:
+        """The expression; it can be an operand of & and ~."""
+        return f"({self.source})" if self.is_lark else f"/{self.source}/" if self.source else '""'
+
+
+def text_of(node: Node) -> Text | None:
+    """The strings in which the pattern occurs; None if there are none.
+
+    Raises:
+        PatternError: a look-ahead is repeated without bounds.
+    """
+    anywhere = follow(node, ANY, False)
+    found = None if anywhere is None else _concatenated(ANY, anywhere)
+    if not _has_beginning(node):
+        return found
+    return _either([follow(node, ANY, True), found])
+
+
+def follow(node: Node, rest: Text, at_start: bool) -> Text | None:
+    """The texts that begin with a match and go on with `rest`, which reaches to the end of the string."""
+    if not _has_assertion(node):
+        return _concatenated(Text(regex(node), is_nullable(node)), rest)
+    if isinstance(node, Sequence):
+        return _follow_all(node.parts, rest, at_start)
+    if isinstance(node, Choice):
+        return _either([follow(option, rest, at_start) for option in node.options])
+    if isinstance(node, Edge):
+        if node.is_end:
+            return Text("", True) if rest.is_nullable else None
+        return rest if at_start else None
+    if isinstance(node, Ahead):
+        begun = follow(node.part, ANY, at_start)
+        if begun is None:
+            return rest if node.negated else None
+        fits = rest.is_nullable and begun.is_nullable != node.negated
+        return Text(f"{rest.lark} & {'~' if node.negated else ''}{begun.lark}", fits, True)
+    if isinstance(node, Repeat):
+        return _follow_repeated(node, rest, at_start)
+    raise PatternError("it has a part that is not supported")
+
+
+def both(one: Text, other: Text) -> Text:
+    """The texts that are in both."""
+    return Text(f"{one.lark} & {other.lark}", one.is_nullable and other.is_nullable, True)
+
+
+def without(one: Text, other: Text) -> Text:
+    """The texts of `one` that are not in `other`."""
+    return Text(f"{one.lark} & ~{other.lark}", one.is_nullable and not other.is_nullable, True)
+
+
+def regex(node: Node) -> str:
+    """A regular expression of Rust's crate for a node without assertions."""
+    if isinstance(node, Chars):
+        return _one_of(node)
+    if isinstance(node, Sequence):
+        return "".join(map(regex, node.parts))
+    if isinstance(node, Choice):
+        return f"(?:{'|'.join(map(regex, node.options))})"
+    if isinstance(node, Repeat):
+        if node.most == 0:
+            return ""
+        bounds = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((node.least, node.most))
+        if bounds is None:
+            bounds = f"{{{node.least},{'' if node.most is None else node.most}}}"
+        return f"(?:{regex(node.part)}){bounds}"
+    raise PatternError("it has a part that is not supported")
+
+
+@lru_cache(maxsize=1024)
+def _one_of(chars: Chars) -> str:
+    categories = "".join(f"\\p{{{name}}}" for name in chars.categories)
+    items = "".join(_range(*pair) for pair in chars.ranges)
+    specials = [mark for mark in _ESCAPES if includes(chars, mark)]
+    controls = [mark for mark in _CONTROLS if includes(chars, mark)]
+    if chars.negated:
+        plain = "[^" + items + categories + "".join(_range(*pair) for pair in _NOT_PLAIN) + "]"
+    elif not specials and not controls and not includes(chars, "\x7f"):
+        plain = f"[{items}{categories}]" if items or categories else r"[^\x00-\x{10ffff}]"
+    else:
+        plain = f"[[{items}{categories}]&&[^{''.join(_range(*pair) for pair in _NOT_PLAIN)}]]"
+    if not specials and not controls:
+        return plain
+    codes = [ord(mark) for mark in controls]
+    numbers = [
+        f"{high}[{''.join(f'{code % 16:x}' for code in codes if code // 16 == high)}]"
+        for high in (0, 1)
+        if any(code // 16 == high for code in codes)
+    ]
+    escapes = [f"[{''.join(map(_escape, specials))}]"] if specials else []
+    escapes += [f"u00(?:{'|'.join(numbers)})"] if numbers else []
+    return rf"(?:{plain}|\\(?:{'|'.join(escapes)}))"
+
+
+def _escape(mark: str) -> str:
+    return "\\\\" if mark == "\\" else _ESCAPES[mark]
+
+
+def _range(first: int, last: int) -> str:
+    # The range of surrogates, which are not characters, is left out.
+    if first < 0xD800 <= last or 0xD800 <= first < 0xE000:
+        low = _range(first, 0xD7FF) if first < 0xD800 else ""
+        return low + (_range(0xE000, last) if last >= 0xE000 else "")
+    return _point(first) if first == last else f"{_point(first)}-{_point(last)}"
+
+
+def _point(point: int) -> str:
+    mark = chr(point)
+    return mark if mark.isascii() and mark.isalnum() else f"\\x{{{point:x}}}"
+
+
+def _follow_all(parts: tuple[Node, ...], rest: Text, at_start: bool) -> Text | None:
+    if not parts:
+        return rest
+    count = next((place for place, part in enumerate(parts) if _has_assertion(part)), len(parts))
+    head, tail = (Sequence(parts[:count]), parts[count:]) if count else (parts[0], parts[1:])
+    is_empty = isinstance(head, Edge | Ahead)
+    after = _follow_all(tail, rest, at_start and is_empty)
+    found = None if after is None else follow(head, after, at_start)
+    if at_start and not is_empty and is_nullable(head) and any(map(_has_beginning, tail)):
+        # If nothing matches the head, the tail is still at the beginning.
+        return _either([found, _follow_all(tail, rest, True)])
+    return found
+
+
+def _follow_repeated(node: Repeat, rest: Text, at_start: bool) -> Text | None:
+    most = node.least if node.most is None else node.most
+    if most > _MOST_COPIES or (node.most is None and node.least):
+        raise PatternError("it repeats an anchor or a look-ahead")
+    if node.most is None:
+        if not _only_edges(node.part):
+            raise PatternError("it repeats an anchor or a look-ahead")
+        most = 1
+    found, texts = rest, [rest] if not node.least else []
+    for count in range(1, most + 1):
+        after = follow(node.part, found, at_start and count == most)
+        if after is None:
+            break
+        found = after
+        texts += [found] if count >= node.least else []
+    return _either(list(texts))
+
+
+def _only_edges(node: Node) -> bool:
+    return isinstance(node, Edge | Ahead) or (isinstance(node, Sequence) and all(map(_only_edges, node.parts)))
+
+
+def _has_assertion(node: Node) -> bool:
+    if isinstance(node, Sequence):
+        return any(map(_has_assertion, node.parts))
+    if isinstance(node, Choice):
+        return any(map(_has_assertion, node.options))
+    return _has_assertion(node.part) if isinstance(node, Repeat) else isinstance(node, Edge | Ahead)
+
+
+def _has_beginning(node: Node) -> bool:
+    if isinstance(node, Sequence):
+        return any(map(_has_beginning, node.parts))
+    if isinstance(node, Choice):
+        return any(map(_has_beginning, node.options))
+    if isinstance(node, Repeat | Ahead):
+        return _has_beginning(node.part)
+    return isinstance(node, Edge) and not node.is_end
+
+
+def _concatenated(one: Text, other: Text) -> Text:
+    nullable = one.is_nullable and other.is_nullable
+    if not one.is_lark and not other.is_lark:
+        return Text(one.source + other.source, nullable)
+    return Text(" ".join(part.lark for part in (one, other) if part.source), nullable, True)
+
+
+def _either(texts: list[Text | None]) -> Text | None:
+    found = list(dict.fromkeys(text for text in texts if text is not None))
+    if len(found) < 2:
+        return found[0] if found else None
+    nullable = any(text.is_nullable for text in found)
+    if any(text.is_lark for text in found):
+        return Text(" | ".join(text.lark for text in found), nullable, True)
+    return Text(f"(?:{'|'.join(text.source for text in found)})", nullable)
+
+
+ANY = Text(regex(Repeat(ANYTHING, 0, None)), True)
+"""All strings."""
