@@ -16,11 +16,13 @@ class Constraint(Protocol):
         shown: special tokens that are part of the answer's text.
         unwatched_from: from this token of the answer on, counted from 0, stop strings are ignored; None: never.
         is_cut: the answer ends before the last accepted token, which starts a call that could not end within the limit.
+        is_past_end: the answer was complete before the last accepted token, which does not belong to it.
     """
 
     shown: frozenset[int]
     unwatched_from: int | None
     is_cut: bool
+    is_past_end: bool
 
     @property
     def may_end(self) -> bool:
