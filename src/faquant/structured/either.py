@@ -29,8 +29,12 @@ class EitherConstraint:
         return False
 
     @property
+    def is_past_end(self) -> bool:
+        return any(one.is_past_end for one in self._possible)
+
+    @property
     def is_free(self) -> bool:
-        return False
+        return all(one.is_free for one in self._possible)
 
     @property
     def may_end(self) -> bool:
@@ -40,8 +44,9 @@ class EitherConstraint:
     def must_end(self) -> bool:
         return all(one.must_end for one in self._possible)
 
-    def mask(self) -> Bits:
-        return reduce(or_, (bits for one in self._possible if (bits := one.mask()) is not None))
+    def mask(self) -> Bits | None:
+        masks = [bits for one in self._possible if (bits := one.mask()) is not None]
+        return reduce(or_, masks) if len(masks) == len(self._possible) else None
 
     def admits(self, token: int, left: int) -> bool:
         self._admitted = [one for one in self._possible if one.admits(token, left)]

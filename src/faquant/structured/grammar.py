@@ -227,12 +227,12 @@ class GrammarConstraint:
         self._ends = frozenset(end_token_ids)
         self._end_bits = bits_of(self._ends, vocabulary.size)
         self._text_bits = vocabulary.text_bits & ~self._end_bits
-        # The last admitted token, and the plan and the names after it.
-        self._tried: tuple[int, list[int], Names | None] | None = None
+        # The last admitted token, and the plan and the names after it. No plan: the token is past the end.
+        self._tried: tuple[int, list[int] | None, Names | None] | None = None
         self._ended = False
         self.shown = compiled.shown
         self.unwatched_from = compiled.unwatched_from
-        self.is_cut = False
+        self.is_cut = self.is_past_end = False
 
     @property
     def may_end(self) -> bool:
@@ -244,11 +244,14 @@ class GrammarConstraint:
 
     @property
     def is_free(self) -> bool:
-        return False
+        """Whether calls may end here. Whatever else the model wants to write then, it wants no further call."""
+        return self._compiled.has_calls and self.may_end and not self.must_end
 
-    def mask(self) -> Bits:
+    def mask(self) -> Bits | None:
         if self.must_end:
             return self._end_bits
+        if self.is_free:
+            return None
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: self._end_bits.size]
         if self._matcher.is_error():  # llguidance has reached a limit of its own: follow the plan
             return bits_of(self._plan[:1], self._vocabulary.size) if self._plan else self._end_bits
@@ -259,19 +262,12 @@ class GrammarConstraint:
         self._tried = None
         if token in self._ends:
             return self.may_end
-        if not self._text_bits[token >> 3] >> (token & 7) & 1:
-            return False
-        names = self._names
-        if names is not None:
-            names = names.after(self._vocabulary.text([token]))
-            if names is None:
-                return False
-        plan: list[int] | None = self._plan[1:]
-        if self._plan[:1] != [token]:
-            plan = self._plan_after(token, left)
-            if plan is not None and names is not None and names.name is not None:
-                plan = self._plan_for_new_name(token, plan, names, left)
-        if plan is None:
+        plan, names = None, self._names
+        if self._text_bits[token >> 3] >> (token & 7) & 1:
+            names = names and names.after(self._vocabulary.text([token]))
+            if names is not None or self._names is None:
+                plan = self._plan[1:] if self._plan[:1] == [token] else self._plan_with(token, names, left)
+        if plan is None and not self.is_free:
             return False
         self._tried = (token, plan, names)
         return True
@@ -285,10 +281,14 @@ class GrammarConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        _, self._plan, self._names = self._tried
+        _, plan, names = self._tried
+        self._tried = None
+        if plan is None:
+            self._ended = self.is_past_end = True
+            return
+        self._plan, self._names = plan, names
         self._matcher.consume_token(token)  # may reach a limit of llguidance's; then the plan is followed
         self._text += self._vocabulary.text([token])
-        self._tried = None
 
     def start_after(self, text: bytes, left: int) -> bool:
         """Start after `text`; False if the text is invalid or `left` tokens do not suffice to complete it."""
@@ -299,6 +299,13 @@ class GrammarConstraint:
             self._names = self._names and self._names.after(text)
             self._plan = self._vocabulary.find_plan(self._matcher, self._compiled.hints, _COMPILING) or []
         return len(self._plan) <= left and self._vocabulary.ends(self._matcher, self._plan)
+
+    def _plan_with(self, token: int, names: Names | None, left: int) -> list[int] | None:
+        """As `_plan_after`; if the text then ends in a name, the plan completes it to a new one."""
+        plan = self._plan_after(token, left)
+        if plan is None or names is None or names.name is None:
+            return plan
+        return self._plan_for_new_name(token, plan, names, left)
 
     def _plan_after(self, token: int, left: int) -> list[int] | None:
         """At most `left` tokens that complete the text followed by `token`; None if no such plan is found."""
@@ -377,6 +384,7 @@ class _Compiled:
             if calls is not None:
                 _raise_for_tool(calls, vocabulary)
             raise UsageError(f"The requested structure cannot be enforced: {self.matcher.get_error()[:500]}")
+        self.has_calls = calls is not None
         self.unwatched_from = None if calls is None else 0
         self.shown = frozenset() if calls is None else _shown(calls, vocabulary)
         self.has_open_names = wanted.has_open_names
