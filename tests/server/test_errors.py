@@ -127,7 +127,8 @@ def test_a_conversation_longer_than_the_context(client: openai.OpenAI, server: T
         client.completions.create(model=NAME, prompt="x" * (server.service.max_model_len + 1))
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "prompt"
-    # These words, and no code, tell litellm which error it is.
+    # These words, and no code, tell litellm and LangChain which error it is.
+    assert "Input tokens exceed the configured limit" in caught.value.message
     assert "This model's maximum context length is" in caught.value.message
 
 

@@ -328,7 +328,7 @@ MESSAGE: Any = {"role": "user", "content": "x"}
             "ignore_eos",
             "end",
         ),
-        ({"input": "x" * 5000}, "input", "This model's maximum context length is"),
+        ({"input": "x" * 5000}, "input", "Input tokens exceed the configured limit"),
         ({"truncation": "auto"}, "truncation", "disabled"),
         ({"background": True}, "background", "False"),
         ({"conversation": "conv_1"}, "conversation", "not supported"),

@@ -77,10 +77,11 @@ class Service:
         """The number of tokens left for the answer to the longest prompt. Raises: ApiError: fewer than `least`."""
         longest = max(map(len, prompts))
         if longest + least > self.max_model_len:
-            # Clients recognize this error by OpenAI's words, too.
+            limit = self.max_model_len
+            # litellm and LangChain recognize this error by OpenAI's words, older and newer ones.
             message = (
-                f"This model's maximum context length is {self.max_model_len} tokens for prompt and answer, but the "
-                f"prompt has {longest}. Shorten it."
+                f"Input tokens exceed the configured limit of {limit} tokens: the prompt has {longest}. This model's "
+                f"maximum context length is {limit} tokens, for prompt and answer. Shorten the prompt."
             )
             raise ApiError(400, message, field, "context_length_exceeded")
         return self.max_model_len - longest
