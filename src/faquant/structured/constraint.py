@@ -10,19 +10,24 @@ Bits: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Constraint(Protocol):
-    """Restricts one answer, token by token.
+    """Restricts one answer, token by token."""
 
-    Attributes:
-        shown: special tokens that are part of the answer's text.
-        unwatched_from: from this token of the answer on, counted from 0, stop strings are ignored; None: never.
-        is_cut: the answer ends before the last accepted token, which starts a call that could not end within the limit.
-        is_past_end: the answer was complete before the last accepted token, which does not belong to it.
-    """
+    @property
+    def shown(self) -> frozenset[int]:
+        """Special tokens that are part of the answer's text."""
 
-    shown: frozenset[int]
-    unwatched_from: int | None
-    is_cut: bool
-    is_past_end: bool
+    @property
+    def unwatched_from(self) -> int | None:
+        """From this token of the answer on, counted from 0, stop strings are ignored; None: never."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer ends before the last accepted token, which starts a call that could not end within the
+        limit."""
+
+    @property
+    def is_past_end(self) -> bool:
+        """Whether the answer was complete before the last accepted token, which does not belong to it."""
 
     @property
     def may_end(self) -> bool:
