@@ -30,11 +30,11 @@ class EitherConstraint:
 
     @property
     def is_past_end(self) -> bool:
-        return any(one.is_past_end for one in self._possible)
+        return all(one.is_past_end for one in self._possible)
 
     @property
     def is_free(self) -> bool:
-        return all(one.is_free for one in self._possible)
+        return any(one.is_free for one in self._possible)
 
     @property
     def may_end(self) -> bool:
@@ -45,8 +45,9 @@ class EitherConstraint:
         return all(one.must_end for one in self._possible)
 
     def mask(self) -> Bits | None:
-        masks = [bits for one in self._possible if (bits := one.mask()) is not None]
-        return reduce(or_, masks) if len(masks) == len(self._possible) else None
+        masks = [one.mask() for one in self._possible]
+        bits = [mask for mask in masks if mask is not None]
+        return reduce(or_, bits) if len(bits) == len(masks) else None
 
     def admits(self, token: int, left: int) -> bool:
         self._admitted = [one for one in self._possible if one.admits(token, left)]
@@ -58,4 +59,5 @@ class EitherConstraint:
     def accept(self, token: int) -> None:
         for one in self._admitted:
             one.accept(token)
-        self._possible = self._admitted
+        # A token that ends one of them may continue the other.
+        self._possible = [one for one in self._admitted if not one.is_past_end] or self._admitted
