@@ -35,7 +35,7 @@ from ..errors import UsageError
 from ..text.tokenizer import Tokenizer
 from .constraint import Bits, Constraint
 from .json_schema import compile_schema
-from .names import Names
+from .repetitions import Repetitions
 from .structured_output import StructuredOutput as StructuredOutput
 from .tools.calls import ToolCalls
 from .tools.constraint import CallConstraint
@@ -48,6 +48,8 @@ _MAX_SKIPPED = 32
 _MAX_PATTERNS, _LONGEST_HINT = 8, 32
 _MAX_PLANS, _LONGEST_CACHED = 1024, 256
 _MAX_FOUND = 8
+# What may distinguish a name or an item from those before it, and how far from its plan's beginning.
+_LETTERS, _MOST_INSERTED = (b"a", b"1", b"b", b"2", b"c", b"3", b"_", b"0"), 2
 
 
 class Grammars:
@@ -172,12 +174,12 @@ class GrammarConstraint:
         self._found: list[list[int]] = []  # plans found by searches, the latest first
         self._compiled = compiled
         self._text = b""
-        self._names = Names() if compiled.has_open_names else None
+        self._repetitions = compiled.repetitions
         self._ends = frozenset(end_token_ids)
         self._end_bits = bits_of(self._ends, vocabulary.size)
         self._text_bits = vocabulary.text_bits & ~self._end_bits
-        # The last admitted token, and the plan and the names after it.
-        self._tried: tuple[int, list[int], Names | None] | None = None
+        # The last admitted token, and the plan and the repetitions after it.
+        self._tried: tuple[int, list[int], Repetitions | None] | None = None
         self._ended = False
         self.shown: frozenset[int] = frozenset()
         self.unwatched_from = compiled.unwatched_from
@@ -210,19 +212,19 @@ class GrammarConstraint:
             return self.may_end
         if not self._text_bits[token >> 3] >> (token & 7) & 1:
             return False
-        names = self._names
-        if names is not None:
-            names = names.after(self._vocabulary.text([token]))
-            if names is None:
+        state = self._repetitions
+        if state is not None:
+            state = state.after(self._vocabulary.text([token]))
+            if state is None:
                 return False
         plan: list[int] | None = self._plan[1:]
         if self._plan[:1] != [token]:
             plan = self._plan_after(token, left)
-            if plan is not None and names is not None and names.name is not None:
-                plan = self._plan_for_new_name(token, plan, names, left)
+            if plan is not None and state is not None and state.depends_on_rest:
+                plan = self._plan_without_repetition(token, plan, state, left)
         if plan is None:
             return False
-        self._tried = (token, plan, names)
+        self._tried = (token, plan, state)
         return True
 
     def fallback(self) -> int:
@@ -234,7 +236,7 @@ class GrammarConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        _, self._plan, self._names = self._tried
+        _, self._plan, self._repetitions = self._tried
         self._matcher.consume_token(token)  # may reach a limit of llguidance's; then the plan is followed
         self._text += self._vocabulary.text([token])
         self._tried = None
@@ -245,7 +247,7 @@ class GrammarConstraint:
             if not self._matcher.consume_tokens(self._vocabulary.tokens(text)):
                 return False
             self._text = text
-            self._names = self._names and self._names.after(text)
+            self._repetitions = self._repetitions and self._repetitions.after(text)
             self._plan = self._vocabulary.find_plan(self._matcher, self._compiled.within, _COMPILING) or []
         return len(self._plan) <= left and self._vocabulary.ends(self._matcher, self._plan)
 
@@ -284,15 +286,19 @@ class GrammarConstraint:
         self._found = [found, *self._found[: _MAX_FOUND - 1]]
         return found if len(found) <= left else None
 
-    def _plan_for_new_name(self, token: int, plan: list[int], names: Names, left: int) -> list[int] | None:
-        """A plan that does not complete the name after `token` to one that the object has already; None if none is."""
-        if names.after(self._vocabulary.text(plan)) is not None:
+    def _plan_without_repetition(self, token: int, plan: list[int], state: Repetitions, left: int) -> list[int] | None:
+        """The plan, or one with another letter, that repeats no name or item of the text with `token`; else None."""
+        text = self._vocabulary.text(plan)
+        if state.after(text) is not None:
             return plan
-        for letter in self._vocabulary.letters:
-            longer = [*letter, *plan]
-            fits = len(longer) <= left and names.after(self._vocabulary.text(longer)) is not None
-            if fits and self._vocabulary.ends(self._matcher, [token, *longer]):
-                return longer
+        for place in range(min(len(text), _MOST_INSERTED) + 1):
+            for letter in _LETTERS:
+                longer = text[:place] + letter + text[place:]
+                if state.after(longer) is None:
+                    continue
+                found = self._vocabulary.tokens(longer)
+                if len(found) <= left and self._vocabulary.ends(self._matcher, [token, *found]):
+                    return found
         return None
 
     def _rest_of_plan(self, new: bytes) -> list[int] | None:
@@ -327,12 +333,14 @@ class _Compiled:
                 _raise_for_tool(calls, vocabulary)
             raise UsageError(f"The requested structure cannot be enforced: {self.matcher.get_error()[:500]}")
         self.unwatched_from = None if calls is None else 0
-        self.has_open_names = wanted.has_open_names
+        self.repetitions = wanted.repetitions()
         hints = [vocabulary.tokens(text.encode()) for text in _hints(wanted)]
         self.within = [*vocabulary.quote, *hints] if wanted.is_json else [*hints, *vocabulary.quote]
         self.plan = vocabulary.find_plan(self.matcher, self.within, _COMPILING)
         if calls is not None:
             self._plan_each_call(calls, vocabulary)
+        if self.plan and self.repetitions and self.repetitions.after(vocabulary.text(self.plan)) is None:
+            self.plan = None
         self._vocabulary = vocabulary
         self._plans: dict[bytes, list[int] | None] = {}
 

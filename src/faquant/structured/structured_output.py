@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import UsageError
 from .json_schema import CompiledSchema, check_text, compile_schema
 from .regex_example import example
+from .repetitions import Repetitions, UniqueArrays
 from .tools.calls import ToolCalls
 
 MAX_CHOICES = 1024
@@ -84,12 +85,15 @@ class StructuredOutput:
         """
         return None if self.compiled is None else self.compiled.problem(answer)
 
-    @property
-    def has_open_names(self) -> bool:
-        """Whether the grammar admits objects with the same name twice."""
-        if self.json_object:
-            return True
-        return any(schema.has_open_names for schema in self._schemas())
+    def repetitions(self) -> Repetitions | None:
+        """The state before the answer, if the grammar admits repetitions that must be excluded."""
+        schemas = self._schemas()
+        paths = [path for schema in schemas for path in schema.unique_paths]
+        if not paths and not self.json_object and not any(schema.has_open_names for schema in schemas):
+            return None
+        if self.tool_calls and self.tool_calls.style.arguments is None:
+            paths = [path[1:] for path in paths]  # names of arguments are no JSON
+        return Repetitions(UniqueArrays(tuple(dict.fromkeys(paths)), self.tool_calls is None))
 
     def examples(self) -> list[str]:
         """Short texts for strings that have a pattern, or for the whole answer if it has."""
