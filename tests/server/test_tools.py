@@ -195,9 +195,9 @@ REFUSED: list[Any] = [
     + "{}"
     + "}" * 1002
     + "]}",
-    {"tools": [tool(name="a", parameters={"$ref": "#"})]},
+    {"tools": [tool(name="a", parameters={"$ref": "#/x"})]},
     {"tools": [tool(name="a", parameters={"type": "string"})]},
-    {"tools": [tool(name="a", parameters={"properties": {"b": {"not": {}}}})]},
+    {"tools": [tool(name="a", parameters={"properties": {"b": {"not": {}}}, "required": ["b"]})]},
     {"tools": [tool(name="a", parameters={"properties": {"b": {"format": ["x"]}}})]},
     {"tools": [tool(name="a", parameters={"properties": 5, "required": 7})]},
     {"tools": [tool(name="a", parameters=[])]},
@@ -234,13 +234,21 @@ STRUCTURE: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": 
     ("body", "param", "message"),
     [
         ({"tools": [PING, PING]}, "tools", "two tools named ping"),
-        ({"tools": [tool(name="a", parameters={"properties": {"b": {"not": {}}}})]}, "tools", "'not' at /properties/b"),
-        ({"tools": [tool(name="a", parameters={"properties": {"b": {"type": "c"}}})]}, "tools", "cannot be enforced"),
+        (
+            {"tools": [tool(name="a", parameters={"properties": {"b": {"not": {}}}, "required": ["b"]})]},
+            "tools",
+            "admits no value",
+        ),
+        (
+            {"tools": [tool(name="a", parameters={"properties": {"b": {"type": "c"}}})]},
+            "tools",
+            "'type' at /properties/b",
+        ),
         ({"tools": [PING], "ignore_eos": True}, "ignore_eos", "response format, or tools"),
         ({"tools": [PING], "tool_choice": "required", "stop_token_ids": [70]}, "stop_token_ids", "format, or tools"),
         ({"tools": [PING], "tool_choice": "required", "max_tokens": 3}, "max_tokens", "too small"),
         ({"tools": [PING], "logit_bias": {"999999": 1}}, "logit_bias", "999999"),
-        ({"response_format": STRUCTURE}, "response_format", "'not'"),
+        ({"response_format": STRUCTURE}, "response_format", "admits no value"),
         (
             {"tools": [PING], "tool_choice": {"type": "function", "function": {"nam": "a"}}},
             "tool_choice",

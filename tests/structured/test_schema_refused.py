@@ -53,8 +53,8 @@ def test_what_is_no_schema_is_refused(schema: Any, message: str, strict: bool) -
 
 UNENFORCED = [
     (
-        {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
-        "'uniqueItems' of items that are not from a short list of values",
+        {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "minItems": 2},
+        "'uniqueItems' with 'minItems' of items that are not from a short list of values",
     ),
     ({"type": "object", "minProperties": 2}, "'minProperties' \\(2\\) with names that are not listed"),
     ({"properties": {"a": {"type": "string", "pattern": "(a)\\1"}}}, "'pattern' at /properties/a"),

@@ -433,7 +433,7 @@ class TestRefusals:
             ToolCalls(tools, **{"format": "hermes", **options})
 
     def test_what_cannot_be_enforced_is_refused_if_strict(self) -> None:
-        parameters = {"properties": {"a": {"type": "array", "items": {"type": "number"}, "uniqueItems": True}}}
+        parameters = {"properties": {"a": {"type": "array", "minItems": 2, "uniqueItems": True}}}
         with pytest.raises(UsageError, match=r"tool sum has 'uniqueItems' .*, which cannot be enforced"):
             Tool("sum", parameters, strict=True)
         calls = ToolCalls((Tool("ok"), Tool("sum", parameters)), "hermes")

@@ -72,6 +72,7 @@ class Request:
         awaited: digest of the last page that will be in the cache when other prompts have been read.
         reached: number of tokens whose computation counts as prefill: the prompt, or all computed before a preemption.
         error: the reason if finish_reason is `error`.
+        is_withheld: whether the answer is returned as a whole, after its text has been checked.
         draws: how often the answer has been drawn, with this one.
 
     Args:
@@ -103,6 +104,8 @@ class Request:
         self.awaited: bytes | None = None
         self.arrived, self.first_token, self.finished = time.monotonic(), 0.0, 0.0
         self.draws = 0
+        structure = self.params.structured_output
+        self.is_withheld = structure is not None and bool(structure.unenforced)
         self._tokenizer = tokenizer
         self._new_constraint = new_constraint
         self._digests: list[bytes] = []
@@ -254,12 +257,6 @@ class Request:
         self.error = error
         self.finish("error")
         return Output(self, "", (), (), self.finish_reason)
-
-    @property
-    def is_withheld(self) -> bool:
-        """Whether the answer is returned as a whole, after its text has been checked."""
-        structure = self.params.structured_output
-        return structure is not None and bool(structure.unenforced)
 
     def problem(self) -> str | None:
         """Why the complete answer does not have the required form; None if it has, or a stop string has cut it."""

@@ -36,8 +36,8 @@ from ..text.tokenizer import Tokenizer
 from .constraint import Bits, Constraint
 from .either import EitherConstraint
 from .json_schema import compile_schema
-from .names import Names
 from .reasoning import BEGIN, END, Reasoning, ReasoningConstraint, end_plan
+from .repetitions import Repetitions
 from .structured_output import StructuredOutput as StructuredOutput
 from .tools.calls import ToolCalls
 from .tools.constraint import CallConstraint
@@ -51,6 +51,8 @@ _MAX_SKIPPED = 32
 _MAX_PATTERNS, _LONGEST_HINT = 8, 32
 _MAX_PLANS, _LONGEST_CACHED = 1024, 256
 _MAX_FOUND = 8
+# What may distinguish a name or an item from those before it, and how far from its plan's beginning.
+_LETTERS, _MOST_INSERTED = (b"a", b"1", b"b", b"2", b"c", b"3", b"_", b"0"), 2
 
 
 class Grammars:
@@ -223,12 +225,12 @@ class GrammarConstraint:
         self._found: list[list[int]] = []  # plans found by searches, the latest first
         self._compiled = compiled
         self._text = b""
-        self._names = Names() if compiled.has_open_names else None
+        self._repetitions = compiled.repetitions
         self._ends = frozenset(end_token_ids)
         self._end_bits = bits_of(self._ends, vocabulary.size)
         self._text_bits = vocabulary.text_bits & ~self._end_bits
-        # The last admitted token, and the plan and the names after it. No plan: the token is past the end.
-        self._tried: tuple[int, list[int] | None, Names | None] | None = None
+        # The last admitted token, and the plan and the repetitions after it. No plan: the token is past the end.
+        self._tried: tuple[int, list[int] | None, Repetitions | None] | None = None
         self._ended = False
         self.shown = compiled.shown
         self.unwatched_from = compiled.unwatched_from
@@ -262,14 +264,14 @@ class GrammarConstraint:
         self._tried = None
         if token in self._ends:
             return self.may_end
-        plan, names = None, self._names
+        plan, state = None, self._repetitions
         if self._text_bits[token >> 3] >> (token & 7) & 1:
-            names = names and names.after(self._vocabulary.text([token]))
-            if names is not None or self._names is None:
-                plan = self._plan[1:] if self._plan[:1] == [token] else self._plan_with(token, names, left)
+            state = state and state.after(self._vocabulary.text([token]))
+            if state is not None or self._repetitions is None:
+                plan = self._plan[1:] if self._plan[:1] == [token] else self._plan_with(token, state, left)
         if plan is None and not self.is_free:
             return False
-        self._tried = (token, plan, names)
+        self._tried = (token, plan, state)
         return True
 
     def fallback(self) -> int:
@@ -281,12 +283,12 @@ class GrammarConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        _, plan, names = self._tried
+        _, plan, state = self._tried
         self._tried = None
         if plan is None:
             self._ended = self.is_past_end = True
             return
-        self._plan, self._names = plan, names
+        self._plan, self._repetitions = plan, state
         self._matcher.consume_token(token)  # may reach a limit of llguidance's; then the plan is followed
         self._text += self._vocabulary.text([token])
 
@@ -296,16 +298,16 @@ class GrammarConstraint:
             if not self._matcher.consume_tokens(self._vocabulary.tokens(text)):
                 return False
             self._text = text
-            self._names = self._names and self._names.after(text)
+            self._repetitions = self._repetitions and self._repetitions.after(text)
             self._plan = self._vocabulary.find_plan(self._matcher, self._compiled.hints, _COMPILING) or []
         return len(self._plan) <= left and self._vocabulary.ends(self._matcher, self._plan)
 
-    def _plan_with(self, token: int, names: Names | None, left: int) -> list[int] | None:
-        """As `_plan_after`; if the text then ends in a name, the plan completes it to a new one."""
+    def _plan_with(self, token: int, state: Repetitions | None, left: int) -> list[int] | None:
+        """As `_plan_after`, but the plan repeats no name or item of the text."""
         plan = self._plan_after(token, left)
-        if plan is None or names is None or names.name is None:
+        if plan is None or state is None or not state.depends_on_rest:
             return plan
-        return self._plan_for_new_name(token, plan, names, left)
+        return self._plan_without_repetition(token, plan, state, left)
 
     def _plan_after(self, token: int, left: int) -> list[int] | None:
         """At most `left` tokens that complete the text followed by `token`; None if no such plan is found."""
@@ -342,15 +344,19 @@ class GrammarConstraint:
         self._found = [found, *self._found[: _MAX_FOUND - 1]]
         return found if len(found) <= left else None
 
-    def _plan_for_new_name(self, token: int, plan: list[int], names: Names, left: int) -> list[int] | None:
-        """A plan that does not complete the name after `token` to one that the object has already; None if none is."""
-        if names.after(self._vocabulary.text(plan)) is not None:
+    def _plan_without_repetition(self, token: int, plan: list[int], state: Repetitions, left: int) -> list[int] | None:
+        """The plan, or one with another letter, that repeats no name or item of the text with `token`; else None."""
+        text = self._vocabulary.text(plan)
+        if state.after(text) is not None:
             return plan
-        for letter in self._vocabulary.letters:
-            longer = [*letter, *plan]
-            fits = len(longer) <= left and names.after(self._vocabulary.text(longer)) is not None
-            if fits and self._vocabulary.ends(self._matcher, [token, *longer]):
-                return longer
+        for place in range(min(len(text), _MOST_INSERTED) + 1):
+            for letter in _LETTERS:
+                longer = text[:place] + letter + text[place:]
+                if state.after(longer) is None:
+                    continue
+                found = self._vocabulary.tokens(longer)
+                if len(found) <= left and self._vocabulary.ends(self._matcher, [token, *found]):
+                    return found
         return None
 
     def _rest_of_plan(self, new: bytes) -> list[int] | None:
@@ -387,11 +393,13 @@ class _Compiled:
         self.has_calls = calls is not None
         self.unwatched_from = None if calls is None else 0
         self.shown = frozenset() if calls is None else _shown(calls, vocabulary)
-        self.has_open_names = wanted.has_open_names
+        self.repetitions = wanted.repetitions()
         self.hints = _hints(wanted, vocabulary)
         self.plan = vocabulary.find_plan(self.matcher, self.hints, _COMPILING)
         if calls is not None:
             self._plan_each_call(calls, vocabulary)
+        if self.plan and self.repetitions and self.repetitions.after(vocabulary.text(self.plan)) is None:
+            self.plan = None
         self._vocabulary = vocabulary
         self._plans: dict[bytes, list[int] | None] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import UsageError
 from .json_schema import CompiledSchema, check_text, compile_schema
 from .regex_example import example
+from .repetitions import Repetitions, UniqueArrays
 from .tools.calls import ToolCalls
 from .tools.parser import FunctionCall, parse
 
@@ -81,9 +82,7 @@ class StructuredOutput:
     def unenforced(self) -> tuple[str, ...]:
         """What the grammar does not enforce, with its places; empty if every answer follows the schemas."""
         of_schema = () if self.compiled is None else self.compiled.unenforced
-        tools = self.tool_calls.tools if self.tool_calls else ()
-        of_tools = (f"{part} of the tool {tool.name}" for tool in tools for part in tool.compiled.unenforced)
-        return (*of_schema, *of_tools)
+        return (*of_schema, *(self.tool_calls.unenforced() if self.tool_calls else ()))
 
     def problem(self, answer: str) -> str | None:
         """What is wrong with a finished answer to `json_schema`, or with calls in it, and where; None if nothing is."""
@@ -102,14 +101,17 @@ class StructuredOutput:
         """Whether the answer must have the structure; otherwise it is free text that calls may follow."""
         return self.tool_calls is None or self.tool_calls.forced or len(self.parts) > 1
 
-    @property
-    def has_open_names(self) -> bool:
-        """Whether the grammar admits objects with the same name twice, in a text whose strings are all JSON."""
-        if self.json_object:
-            return True
-        if self.tool_calls is not None and self.tool_calls.style.arguments == "xml":
-            return False
-        return any(schema.has_open_names for schema in self._schemas())
+    def repetitions(self) -> Repetitions | None:
+        """The state before the answer, if the grammar admits repetitions that must be excluded while it is written."""
+        if self.tool_calls and self.tool_calls.style.arguments == "xml":
+            return None  # not all of its strings are JSON; `unenforced` has them
+        schemas = self._schemas()
+        paths = [path for schema in schemas for path in schema.unique_paths]
+        if not paths and not self.json_object and not any(schema.has_open_names for schema in schemas):
+            return None
+        if self.tool_calls and self.tool_calls.style.arguments == "python":
+            paths = [path[1:] for path in paths]  # names of arguments are no JSON
+        return Repetitions(UniqueArrays(tuple(dict.fromkeys(paths)), self.tool_calls is None))
 
     def examples(self) -> list[str]:
         """Short texts for strings that have a pattern, or for the whole answer if it has."""

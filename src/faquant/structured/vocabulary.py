@@ -66,7 +66,6 @@ class Vocabulary:
         for token, text in self._texts.items():
             first.setdefault(text, token)
         single = {text[0]: [token] for text, token in first.items() if len(text) == 1}
-        self.letters = [single[byte] for byte in b"abc0123_-. " if byte in single]
         self.quote = [single[byte] for byte in b'"' if byte in single]
         self._line_end = single.get(ord("\n"))
         self._between, self._within = ([single[byte] for byte in row if byte in single] for row in (_BETWEEN, _WITHIN))

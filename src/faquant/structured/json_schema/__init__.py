@@ -5,3 +5,4 @@ from .compiled import compile_schema as compile_schema
 from .compiled import lark as lark
 from .document import MAX_BYTES as MAX_BYTES
 from .document import check_text as check_text
+from .forms import Value as Value

@@ -12,6 +12,7 @@ from ...errors import UsageError
 from .document import Document, is_unicode
 from .grammar import Grammar
 from .normalize import Normalizer
+from .unique_items import Path, unique_paths
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class CompiledSchema:
             If there are any, an answer may violate the schema, so that `problem` has to check it.
         has_open_names: whether the grammar admits objects with the same name twice, which the reader of the grammar
             must exclude.
+        unique_paths: the paths to arrays in which the reader of the grammar must exclude that an item comes twice.
         examples: short texts of strings that have a pattern.
     """
 
@@ -32,6 +34,7 @@ class CompiledSchema:
     grammar: str
     unenforced: tuple[str, ...] = ()
     has_open_names: bool = False
+    unique_paths: tuple[Path, ...] = ()
     examples: tuple[str, ...] = ()
 
     @property
@@ -80,12 +83,14 @@ def compile_schema(value: object, name: str = "json_schema", strict: bool = Fals
                 f"{name} admits no value, or none that can be described; see if its keywords exclude each other."
             )
         text = grammar.text(state)
+        paths = unique_paths(normal, state, grammar.unique)
     except RecursionError:
         raise UsageError(f"{name} is too complex: its references and alternatives are nested too deep.") from None
     if not is_unicode(text):
         raise UsageError(f"{name} must be valid Unicode; it has an unpaired surrogate.")
     unenforced = tuple(normal.unenforced)
-    compiled = CompiledSchema(document.text, text, unenforced, grammar.has_open_names, tuple(grammar.examples))
+    examples = tuple(grammar.examples)
+    compiled = CompiledSchema(document.text, text, unenforced, grammar.has_open_names, paths, examples)
     if unenforced:
         compiled.check_validator(name)
     return compiled

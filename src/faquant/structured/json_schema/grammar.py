@@ -13,7 +13,7 @@ from ...errors import UsageError
 from . import grammar_arrays, grammar_objects
 from .forms import ARRAY, OBJECT, Form, NumberForm, State, Value
 from .interfaces import Normal
-from .numbers import NUMBER
+from .numbers import NUMBER, multiples_of_inverse
 from .scalars import COMMA, STRING, integer_bounds, literal, number_terminal, string_terminal, value_terminal
 
 # The whitespace that usual printers write, but no endless run of it.
@@ -35,12 +35,14 @@ class Grammar:
 
     Attributes:
         has_open_names: whether objects may have names that the grammar does not list, and so the same name twice.
+        unique: the states whose arrays may have the same item twice in the grammar, but must not.
         examples: texts of strings that have a pattern.
     """
 
     def __init__(self, normal: Normal) -> None:
         self.normal: Normal = normal
         self.has_open_names = False
+        self.unique: set[State] = set()
         self.examples: dict[str, None] = {}
         self._rules: list[str] = []
         self._terminals: dict[str, str] = {}
@@ -137,7 +139,7 @@ class Grammar:
         for form in self.normal.forms(state):
             if form.values is None:
                 for kind in sorted(form.kinds):
-                    self._add(form, kind, terminals, others)
+                    self._add(form, kind, state, terminals, others)
                 continue
             for value in (each.value for each in form.values):
                 if isinstance(value, list | dict):
@@ -148,12 +150,13 @@ class Grammar:
             others[self.terminal(" | ".join(terminals))] = None
         return " | ".join(others)
 
-    def _add(self, form: Form, kind: str, terminals: dict[str, None], others: dict[str, None]) -> None:
+    def _add(self, form: Form, kind: str, state: State, terminals: dict[str, None], others: dict[str, None]) -> None:
         if kind in _CONSTANTS:
             terminals[f'"{kind}"'] = None
         elif kind == "array":
             self._uses_any |= form.array is ARRAY
-            others |= dict.fromkeys(["any_array"] if form.array is ARRAY else grammar_arrays.options(self, form.array))
+            is_any = form.array is ARRAY
+            others |= dict.fromkeys(["any_array"] if is_any else grammar_arrays.options(self, form.array, state))
         elif kind == "object":
             self._uses_any |= form.object is OBJECT
             is_any = form.object is OBJECT
@@ -186,6 +189,10 @@ class Grammar:
             text = number_terminal(NumberForm(True if is_integer else form.integral, low, high, (), form.excluded))
             return [] if text is None else [self.terminal(text)]
         step = steps[0] if len(steps) == 1 else _common_multiple(steps)
+        inverse = multiples_of_inverse(step.denominator) if step.numerator == 1 else None
+        if inverse is not None and not form.integral:
+            bounded = number_terminal(NumberForm(None, low, high))
+            return [] if bounded is None else [self.terminal(f"({bounded}) & /{inverse}/")]
         schema: dict[str, Any] = {"type": "integer" if is_integer else "number", "multipleOf": _number(step)}
         if low is not None:
             schema["minimum"] = _number((low[0] // step + 1 if low[1] else -(-low[0] // step)) * step)

@@ -9,14 +9,17 @@ from .scalars import COMMA, repeated
 _MOST_VALUES = 64  # the bits of llguidance's parameters
 
 
-def options(grammar: Writer, form: ArrayForm) -> list[str]:
-    """The expressions for the arrays of a form; none if there are none."""
+def options(grammar: Writer, form: ArrayForm, state: State) -> list[str]:
+    """The expressions for the arrays of a form of a state; none if there are none."""
     normal = grammar.normal
     if form.is_unique and (form.most is None or form.most > 1):
         values = None if form.prefix or form.contains else grammar.values(form.items, _MOST_VALUES)
         if values is not None:
             return _unique(grammar, form, values)
-        normal.leave_out("'uniqueItems' of items that are not from a short list of values")
+        if form.least > 1:
+            normal.leave_out("'uniqueItems' with 'minItems' of items that are not from a short list of values")
+        else:
+            grammar.unique.add(state)
     if len(form.contains) == 1 and not form.prefix and form.most is None and form.least <= form.contains[0][1]:
         return _containing(grammar, form)
     for state, least, most in form.contains:

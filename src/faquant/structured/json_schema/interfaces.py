@@ -37,6 +37,7 @@ class Writer(Protocol):
 
     normal: Normal
     has_open_names: bool
+    unique: set[State]
 
     def rule(self, state: State) -> str: ...
 

@@ -13,18 +13,8 @@ _ONE = {
 }
 _LISTS = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
 _NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
-_ANNOTATIONS = {
-    "title",
-    "description",
-    "default",
-    "example",
-    "examples",
-    "options",
-    "name",
-    "$schema",
-    "$id",
-    "$anchor",
-}
+# Known annotations, some of which look like keywords.
+_ANNOTATIONS = {"title", "description", "default", "example", "examples", "options", "name", "multiple"}
 
 
 def _is_number(value: object) -> bool:

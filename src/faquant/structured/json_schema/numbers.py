@@ -12,6 +12,7 @@ from ..patterns.json_text import Text
 
 _DIGITS = 100
 _FRACTION_DIGITS = 40
+_MOST_INVERSES, _INVERSE_DIGITS = 1000, 9
 _FRACTION = r"(?:\.[0-9]+)?"
 _SCIENTIFIC = r"[1-9](?:\.[0-9]+)?[eE]"
 _EXPONENT = r"[+-]?0?(?:30[0-7]|[12][0-9]{2}|[1-9]?[0-9])"
@@ -63,6 +64,14 @@ def numbers(low: Bound | None, high: Bound | None) -> Text | None:
     if any(text.is_lark for text in found):
         return Text(" | ".join(text.lark for text in found), False, True)
     return Text(_either([text.source for text in found]), False)
+
+
+def multiples_of_inverse(divisor: int) -> str | None:
+    """Multiples of 1/divisor, without exponents; None if they are too many to list, or have no end as decimals."""
+    if divisor > _MOST_INVERSES or 10**_INVERSE_DIGITS % divisor:
+        return None
+    fractions = [format(Decimal(part) / divisor, "f").partition(".")[2].rstrip("0") for part in range(1, divisor)]
+    return rf"-?(?:0|[1-9][0-9]{{0,{_DIGITS - 1}}})(?:\.(?:{'|'.join(['0', *fractions])})0*)?"
 
 
 def equal_to(value: float) -> str:

@@ -43,10 +43,11 @@ def option(normal: Normal, schema: dict[str, Any]) -> Option:
             literals += normal.state(normal.document.target(schema, schema[key]))
         elif key == "allOf":
             literals += [literal for part in schema["allOf"] for literal in normal.state(part)]
-        elif key == "properties" and literals and form.object is not OBJECT:
-            # The properties come after those of the references before them.
-            literals += normal.of_form(Form(object=ObjectForm(form.object.properties)))
-            form = replace(form, object=replace(form.object, properties={}))
+        elif key == "properties" and form.object is not OBJECT:
+            before = _names_before(normal, schema, set())
+            if before:
+                named: dict[str, State] = {name: frozenset() for name in before}
+                form = replace(form, object=replace(form.object, properties=named | dict(form.object.properties)))
     if "anyOf" in schema:
         literals += normal.choice(map(normal.state, schema["anyOf"]), normal.at("anyOf", schema))
     if "oneOf" in schema:
@@ -57,6 +58,22 @@ def option(normal: Normal, schema: dict[str, Any]) -> Option:
         literals += _by_cases(normal, schema)
     literals += _dependencies(normal, schema)
     return form, tuple(literals)
+
+
+def _names_before(normal: Normal, schema: dict[str, Any], seen: set[int]) -> list[str]:
+    """The names that a keyword before `properties` declares in the same place; they come first."""
+    found: list[str] = []
+    seen.add(id(schema))
+    for key in schema:
+        if key == "properties":
+            break
+        parts = schema[key] if key in ("allOf", "anyOf", "oneOf") else ()
+        if key == "$ref":
+            parts = [normal.document.target(schema, schema[key])]
+        for part in parts:
+            if isinstance(part, dict) and id(part) not in seen:
+                found += [*_names_before(normal, part, seen), *part.get("properties", ())]
+    return found
 
 
 def kinds_of(schema: Mapping[str, Any]) -> tuple[frozenset[str], bool]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ..json_schema import CompiledSchema
+from ..json_schema import CompiledSchema, compile_schema
 from .formats import CallFormat
 from .pythonic import IDENTIFIER, PythonArguments, python_arguments, write_python
 from .schemas import check_properties
@@ -39,6 +39,16 @@ def arguments_rules(style: CallFormat, rule: str, tool: str, compiled: CompiledS
     if style.arguments == "xml":
         return xml_arguments(rule, tool, schema)
     return [f"{rule}: " + ('"{}"' if schema == NO_ARGUMENTS else compiled.lark)]
+
+
+def unenforced(style: CallFormat, compiled: CompiledSchema) -> tuple[str, ...]:
+    """What the grammar of the arguments does not enforce, with its places."""
+    if style.arguments != "xml":
+        return compiled.unenforced
+    # The parameters come once each. In their values, nothing reads along to exclude repetitions.
+    inner = compile_schema({**json.loads(compiled.text), "additionalProperties": False})
+    repeats = inner.has_open_names or inner.unique_paths
+    return (*compiled.unenforced, *(("names or items that come twice",) if repeats else ()))
 
 
 def reader_of(style: CallFormat, schema: Mapping[str, Any]) -> ArgumentsReader:

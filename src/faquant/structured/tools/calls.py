@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ..json_schema import MAX_BYTES, CompiledSchema, compile_schema
-from .arguments import NO_ARGUMENTS, ArgumentsReader, arguments_rules, check_arguments, reader_of
+from .arguments import NO_ARGUMENTS, ArgumentsReader, arguments_rules, check_arguments, reader_of, unenforced
 from .formats import FORMATS, CallFormat
 
 MAX_TOOLS = 128
@@ -110,6 +110,12 @@ class ToolCalls:
     def tag(self) -> str | None:
         """The text that a forced answer begins with."""
         return self.style.tag if self.forced and self.style.tagged else None
+
+    def unenforced(self) -> tuple[str, ...]:
+        """What the grammar of the calls does not enforce, with its places."""
+        return tuple(
+            f"{part} of the tool {tool.name}" for tool in self.tools for part in unenforced(self.style, tool.compiled)
+        )
 
     def beginnings(self) -> list[str]:
         """The possible beginnings of calls after the tag, one text per tool."""
