@@ -124,7 +124,7 @@ def answer(model: Model, sampler: Sampler, preference: Any) -> str:
     ids: list[int] = []
     while len(ids) < sampler.params.max_tokens and not sampler.must_end:
         token = sampler.sample(preference(len(ids)))
-        if sampler.is_end(token) or sampler.is_cut:
+        if sampler.is_end(token) or sampler.is_cut or sampler.is_past_end:
             break
         ids.append(token)
     hidden = model.tokenizer.special_token_ids - sampler.constraint.shown

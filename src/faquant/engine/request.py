@@ -184,8 +184,8 @@ class Request:
             if self.sampler.is_end(token):
                 self.finish("stop", token if token in self.params.stop_token_ids else None)
                 break
-            if self.sampler.is_cut and place == len(tokens) - 1:
-                self.finish("length")
+            if place == len(tokens) - 1 and (self.sampler.is_cut or self.sampler.is_past_end):
+                self.finish("length" if self.sampler.is_cut else "stop")
                 break
             self.ids.append(token)
             accepted.append(token)

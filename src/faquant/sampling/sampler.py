@@ -99,6 +99,11 @@ class Sampler:
         """Whether the answer ends before its last token, which starts a call that would exceed the limit."""
         return self.constraint is not None and self.constraint.is_cut
 
+    @property
+    def is_past_end(self) -> bool:
+        """Whether the answer was complete before its last token, which does not belong to it."""
+        return self.constraint is not None and self.constraint.is_past_end
+
     def sample(self, logits: Array) -> int:
         """Sample the next token from logits [vocab] and advance.
 

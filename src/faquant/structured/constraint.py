@@ -28,6 +28,10 @@ class Constraint(Protocol):
         limit."""
 
     @property
+    def is_past_end(self) -> bool:
+        """Whether the answer was complete before the last accepted token, which does not belong to it."""
+
+    @property
     def may_end(self) -> bool:
         """Whether the answer is complete."""
 

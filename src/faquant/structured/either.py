@@ -29,8 +29,12 @@ class EitherConstraint:
         return False
 
     @property
+    def is_past_end(self) -> bool:
+        return all(one.is_past_end for one in self._possible)
+
+    @property
     def is_free(self) -> bool:
-        return False
+        return any(one.is_free for one in self._possible)
 
     @property
     def may_end(self) -> bool:
@@ -40,8 +44,10 @@ class EitherConstraint:
     def must_end(self) -> bool:
         return all(one.must_end for one in self._possible)
 
-    def mask(self) -> Bits:
-        return reduce(or_, (bits for one in self._possible if (bits := one.mask()) is not None))
+    def mask(self) -> Bits | None:
+        masks = [one.mask() for one in self._possible]
+        bits = [mask for mask in masks if mask is not None]
+        return reduce(or_, bits) if len(bits) == len(masks) else None
 
     def admits(self, token: int, left: int) -> bool:
         self._admitted = [one for one in self._possible if one.admits(token, left)]
@@ -53,4 +59,5 @@ class EitherConstraint:
     def accept(self, token: int) -> None:
         for one in self._admitted:
             one.accept(token)
-        self._possible = self._admitted
+        # A token that ends one of them may continue the other.
+        self._possible = [one for one in self._admitted if not one.is_past_end] or self._admitted

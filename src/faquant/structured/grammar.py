@@ -226,11 +226,12 @@ class GrammarConstraint:
         self._ends = frozenset(end_token_ids)
         self._end_bits = bits_of(self._ends, vocabulary.size)
         self._text_bits = vocabulary.text_bits & ~self._end_bits
-        self._tried: tuple[int, list[int]] | None = None  # the last admitted token, and the plan after it
+        # The last admitted token, and the plan after it; None: the token is past the end.
+        self._tried: tuple[int, list[int] | None] | None = None
         self._ended = False
         self.shown = compiled.shown
         self.unwatched_from = compiled.unwatched_from
-        self.is_cut = False
+        self.is_cut = self.is_past_end = False
 
     @property
     def may_end(self) -> bool:
@@ -242,11 +243,14 @@ class GrammarConstraint:
 
     @property
     def is_free(self) -> bool:
-        return False
+        """Whether calls may end here. Whatever else the model wants to write then, it wants no further call."""
+        return self._compiled.has_calls and self.may_end and not self.must_end
 
-    def mask(self) -> Bits:
+    def mask(self) -> Bits | None:
         if self.must_end:
             return self._end_bits
+        if self.is_free:
+            return None
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: self._end_bits.size]
         if self._matcher.is_error():  # llguidance has reached a limit of its own: follow the plan
             return bits_of(self._plan[:1], self._vocabulary.size) if self._plan else self._end_bits
@@ -257,10 +261,10 @@ class GrammarConstraint:
         self._tried = None
         if token in self._ends:
             return self.may_end
-        if not self._text_bits[token >> 3] >> (token & 7) & 1:
-            return False
-        plan = self._plan[1:] if self._plan[:1] == [token] else self._plan_after(token, left)
-        if plan is None:
+        plan = None
+        if self._text_bits[token >> 3] >> (token & 7) & 1:
+            plan = self._plan[1:] if self._plan[:1] == [token] else self._plan_after(token, left)
+        if plan is None and not self.is_free:
             return False
         self._tried = (token, plan)
         return True
@@ -274,10 +278,14 @@ class GrammarConstraint:
             return
         if self._tried is None or self._tried[0] != token:
             raise UsageError(f"The token {token} was not admitted before it was accepted.")
-        self._plan = self._tried[1]
+        _, plan = self._tried
+        self._tried = None
+        if plan is None:
+            self._ended = self.is_past_end = True
+            return
+        self._plan = plan
         self._matcher.consume_token(token)  # may reach a limit of llguidance's; then the plan is followed
         self._text += self._vocabulary.text([token])
-        self._tried = None
 
     def start_after(self, text: bytes, left: int) -> bool:
         """Start after `text`; False if the text is invalid or `left` tokens do not suffice to complete it."""
@@ -353,6 +361,7 @@ class _Compiled:
         self.matcher = LLMatcher(vocabulary.backend, source, log_level=0)
         if failed or self.matcher.is_error():
             raise UsageError(f"The requested structure cannot be enforced: {self.matcher.get_error()[:500]}")
+        self.has_calls = calls is not None
         self.unwatched_from = None if calls is None else 0
         self.shown = frozenset() if calls is None else _shown(calls, vocabulary)
         self.hints = _hints(wanted, vocabulary)

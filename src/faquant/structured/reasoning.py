@@ -202,6 +202,10 @@ class ReasoningConstraint:
         return not self._is_reasoning and self._after.is_cut
 
     @property
+    def is_past_end(self) -> bool:
+        return not self._is_reasoning and self._after.is_past_end
+
+    @property
     def may_end(self) -> bool:
         return self._reserve is None if self._is_reasoning else self._after.may_end
 

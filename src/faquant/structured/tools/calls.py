@@ -161,4 +161,5 @@ class _Text:
     def loose(self, text: str) -> str:
         """With any white space, or none, before the text and where it has some."""
         parts = [self.exact(part) for part in text.split()]
-        return f" {self.space} ".join(["", *parts]) if parts else ""
+        last = f" {self.space}" if text[-1:].isspace() else ""
+        return f" {self.space} ".join(["", *parts]) + last if parts else ""

@@ -47,8 +47,12 @@ class CallConstraint:
         return self._ended or self.is_cut or (self._calls is not None and self._calls.must_end)
 
     @property
+    def is_past_end(self) -> bool:
+        return self._calls is not None and self._calls.is_past_end
+
+    @property
     def is_free(self) -> bool:
-        return self._calls is None
+        return self._calls is None or self._calls.is_free
 
     def mask(self) -> Bits | None:
         return None if self._calls is None else self._calls.mask()

@@ -66,7 +66,9 @@ class Opening:
         if places:
             tag = min(places, key=lambda tag: places[tag])
             return SplitText(text[: places[tag]], "", self._tags[tag] + text[places[tag] + len(tag) :])
-        length = max((_overlap(text, tag) for tag in self._tags), default=0)
+        whole = text.rstrip("\ufffd")  # a cut-off answer may end within a character of a tag
+        length = max((_overlap(whole, tag) for tag in self._tags), default=0)
+        length += len(text) - len(whole) if length else 0
         return SplitText(text[: len(text) - length], text[len(text) - length :])
 
     def _bare_call(self, text: str, parts: Sequence[str]) -> str | None:
