@@ -36,6 +36,7 @@ def chat(served: Served, request: pytest.FixtureRequest) -> ChatOpenAI:
         temperature=0,
         max_retries=0,
         max_tokens=LIMIT,
+        stream_usage=True,
         use_responses_api=request.param == "responses",
     )
 
@@ -46,7 +47,7 @@ def test_a_chat_and_its_stream(chat: ChatOpenAI, ask: Ask) -> None:
     assert answer.text == raw["choices"][0]["message"]["content"]
     assert answer.usage_metadata["input_tokens"] == raw["usage"]["prompt_tokens"]
     assert answer.usage_metadata["output_tokens"] == raw["usage"]["completion_tokens"]
-    chunks = list(chat.stream(QUESTION, max_tokens=TOKENS, stream_usage=True))
+    chunks = list(chat.stream(QUESTION, max_tokens=TOKENS))
     assert len(chunks) > 3
     whole = chunks[0]
     for chunk in chunks[1:]:
@@ -63,7 +64,7 @@ def test_calls_and_their_results(chat: ChatOpenAI, ask: Ask, stream: bool) -> No
         more = {}  # it has no min_tokens
     asked = [HumanMessage(FORECAST)]
     if stream:
-        chunks = list(bound.stream(asked, stream_usage=True, **more))
+        chunks = list(bound.stream(asked, **more))
         answer: AIMessage = chunks[0]
         for chunk in chunks[1:]:
             answer += chunk
