@@ -36,14 +36,15 @@ def counted(server: TinyServer) -> float:
     return float(next(line for line in lines if line.startswith("faquant_invalid_answers_total")).split()[1])
 
 
-def answer(client: openai.OpenAI, **asked: Any) -> Any:
+def answer(client: openai.OpenAI, problem: str = "The digit is too small.", **asked: Any) -> Any:
     """None if no draw was valid."""
     try:
         return client.chat.completions.create(**ASKED, **asked)
     except openai.InternalServerError as failure:
         error = failure
     assert error.code == "invalid_answer"
-    assert "None of 4 answers has the required form. The last one: The digit is too small." in str(error)
+    assert "None of 4 answers has the required form. The last one: " in str(error)
+    assert problem in str(error)
     return None
 
 
@@ -78,3 +79,20 @@ def test_calls_are_checked(client: openai.OpenAI) -> None:
             assert json.loads(call.function.arguments)["n"] in (7, 8, 9)
             right += 1
     assert right
+
+
+def test_a_pattern_that_no_grammar_has(client: openai.OpenAI) -> None:
+    """A back-reference: half of the answers are wrong, and none of them is sent."""
+    letters = {"anyOf": [{"enum": ["aa", "ab", "ba", "bb"]}], "pattern": r"^([ab])\1$"}
+    schema: dict[str, Any] = {"type": "object", "properties": {"w": letters}, "required": ["w"]}
+    schema["additionalProperties"] = False
+    wanted: Any = {"name": "letters", "schema": schema}
+    form = {"type": "json_schema", "json_schema": wanted}
+    replies = [answer(client, "does not match", response_format=form, seed=seed) for seed in range(12)]
+    found = [json.loads(reply.choices[0].message.content)["w"] for reply in replies if reply is not None]
+    assert set(found) == {"aa", "bb"}
+    assert len(found) > 8
+    with pytest.raises(openai.BadRequestError, match="'pattern' at /properties/w"):
+        client.chat.completions.create(
+            **ASKED, response_format={"type": "json_schema", "json_schema": {**wanted, "strict": True}}
+        )
