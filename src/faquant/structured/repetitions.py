@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -10,6 +11,8 @@ from .json_schema import Value
 Path: TypeAlias = tuple[bytes | None, ...]
 """The names that lead to a value, as they are written between quotes; None: any name or item."""
 
+# What may distinguish a name or an item from those before it, and how far from the beginning of a text.
+_LETTERS, _MOST_INSERTED = (b"a", b"1", b"b", b"2", b"c", b"3", b"_", b"0"), 2
 _MARKS = re.compile(rb'["\\{}\[\],:]')
 _STRING_MARKS = re.compile(rb'["\\]')
 
@@ -101,6 +104,17 @@ class Repetitions:
                 return None
             state, place = after, mark.end()
         return state
+
+    def without_repetition(self, text: bytes) -> Iterator[bytes]:
+        """The text, or else texts with another letter near its beginning, that repeat nothing."""
+        if self.after(text) is not None:
+            yield text
+            return
+        for place in range(min(len(text), _MOST_INSERTED) + 1):
+            for letter in _LETTERS:
+                longer = text[:place] + letter + text[place:]
+                if self.after(longer) is not None:
+                    yield longer
 
     def _string_end(self, text: bytes, place: int) -> "tuple[Repetitions, int] | None":
         """The state after the string, or as much of it as there is, and where that ends; None if it repeats a name."""

@@ -12,6 +12,7 @@ from ...errors import UsageError
 from .document import Document, is_unicode
 from .grammar import Grammar
 from .normalize import Normalizer
+from .shortest import Shortest
 from .unique_items import Path, unique_paths
 
 
@@ -28,6 +29,7 @@ class CompiledSchema:
             must exclude.
         unique_paths: the paths to arrays in which the reader of the grammar must exclude that an item comes twice.
         examples: short texts of strings that have a pattern.
+        shortest: a short text of the grammar; None if none was found. It may rarely be none of the grammar.
     """
 
     text: str
@@ -36,6 +38,7 @@ class CompiledSchema:
     has_open_names: bool = False
     unique_paths: tuple[Path, ...] = ()
     examples: tuple[str, ...] = ()
+    shortest: str | None = None
 
     @property
     def lark(self) -> str:
@@ -90,7 +93,9 @@ def compile_schema(value: object, name: str = "json_schema", strict: bool = Fals
         raise UsageError(f"{name} must be valid Unicode; it has an unpaired surrogate.")
     unenforced = tuple(normal.unenforced)
     examples = tuple(grammar.examples)
-    compiled = CompiledSchema(document.text, text, unenforced, grammar.has_open_names, paths, examples)
+    value = Shortest(normal).value(state)
+    shortest = None if value is None else json.dumps(value[0], ensure_ascii=False, separators=(",", ":"))
+    compiled = CompiledSchema(document.text, text, unenforced, grammar.has_open_names, paths, examples, shortest)
     if unenforced:
         compiled.check_validator(name)
     return compiled

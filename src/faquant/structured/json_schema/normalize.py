@@ -11,8 +11,9 @@ from typing import Any
 from ...errors import UsageError
 from . import negative, objects, positive
 from .document import Document
-from .forms import ANY_FORM, ARRAY, OBJECT, ArrayForm, Form, ObjectForm, Option, Scope, State
+from .forms import ANY_FORM, ARRAY, OBJECT, Form, Option, State
 from .keywords import CONSTRAINING
+from .unevaluated import with_unevaluated
 from .values import fits, holds
 
 NOTHING: State = frozenset({1})
@@ -114,7 +115,11 @@ class Normalizer:
             return [ANY_FORM]
         found = self._forms.get(state)
         if found is None:
-            found = [part for each in self._expanded(state) for part in self._spread(self._with_rest(*each))]
+            found = [
+                part
+                for each in self._expanded(state)
+                for part in self._spread(with_unevaluated(self, self._schemas(each[1]), each[0]))
+            ]
             self._forms[state] = found
         return found
 
@@ -219,55 +224,10 @@ class Normalizer:
         self._forms.clear()
         self._fitting_forms.clear()
 
-    def _with_rest(self, form: Form, done: State) -> Form:
-        """Apply unevaluatedProperties and unevaluatedItems, which depend on the schemas that are fulfilled."""
-        for literal in done:
-            about = self._literals[abs(literal)]
-            if literal > 0 and isinstance(about, dict):
-                if "unevaluatedProperties" in about and "object" in form.kinds:
-                    names, patterns, is_all = self._evaluated_names(about, done, about)
-                    if not is_all:
-                        scope = Scope(names, patterns, self.state(about["unevaluatedProperties"]))
-                        form = _met(form, Form(object=ObjectForm(scopes=(scope,))))
-                if "unevaluatedItems" in about and "array" in form.kinds:
-                    count = self._evaluated_items(about, done, about)
-                    if count is not None:
-                        items = self.state(about["unevaluatedItems"])
-                        form = _met(form, Form(array=ArrayForm((ANYTHING,) * count, items)))
-        return form
-
-    def _applied(self, schema: dict[str, Any], done: State) -> list[dict[str, Any]]:
-        """The schemas that are applied in the place of `schema` and fulfilled."""
-        parts = [part for key in ("allOf", "anyOf", "oneOf") for part in schema.get(key, ())]
-        parts += [schema[key] for key in ("if", "then", "else") if key in schema]
-        for key in ("dependentSchemas", "dependencies"):
-            parts += [part for part in schema.get(key, {}).values() if isinstance(part, dict)]
-        parts += [self.document.target(schema, schema["$ref"])] if "$ref" in schema else []
-        literals = {literal for part in parts for literal in self.state(part) if literal in done}
-        return [self._literals[literal] for literal in sorted(literals) if isinstance(self._literals[literal], dict)]
-
-    def _evaluated_names(
-        self, schema: dict[str, Any], done: State, top: dict[str, Any]
-    ) -> tuple[frozenset[str], tuple[Any, ...], bool]:
-        names, patterns = frozenset(schema.get("properties", ())), positive.name_patterns(self, schema)
-        is_all = "additionalProperties" in schema or (schema is not top and "unevaluatedProperties" in schema)
-        for part in self._applied(schema, done):
-            if part is not schema and part is not top and not is_all:
-                more, others, is_all = self._evaluated_names(part, done, top)
-                names, patterns = names | more, patterns + others
-        return names, patterns, is_all
-
-    def _evaluated_items(self, schema: dict[str, Any], done: State, top: dict[str, Any]) -> int | None:
-        """The number of items that are evaluated; None: all."""
-        form, is_all = positive.array_form(self, schema)
-        count: int | None = len(form.prefix)
-        if is_all or (schema is not top and "unevaluatedItems" in schema):
-            return None
-        for part in self._applied(schema, done):
-            if part is not schema and part is not top:
-                more = self._evaluated_items(part, done, top)
-                count = None if more is None or count is None else max(count, more)
-        return count
+    def _schemas(self, done: State) -> list[dict[str, Any]]:
+        """The schemas of the document that hold."""
+        found = [self._literals[literal] for literal in sorted(done) if literal > 0]
+        return [schema for schema in found if isinstance(schema, dict)]
 
     def _spread(self, form: Form) -> list[Form]:
         """The forms of a form whose objects must have members with some name."""
@@ -296,7 +256,3 @@ class Normalizer:
 def ordered(state: State) -> tuple[int, ...]:
     """The literals: first those that hold, as in the document."""
     return tuple(sorted(state, key=lambda literal: (literal < 0, abs(literal))))
-
-
-def _met(form: Form, other: Form) -> Form:
-    return (form & other) or Form(frozenset())

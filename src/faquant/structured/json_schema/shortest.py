@@ -1,0 +1,102 @@
+"""A short value of a form, from which the plan of an answer begins. It may be missing or, rarely, no value at all."""
+
+import json
+import math
+from typing import Any
+
+from .forms import ArrayForm, Form, NumberForm, ObjectForm, State, StringForm
+from .interfaces import Normal
+from .objects import Members, members
+from .values import fits
+
+_DEEPEST = 32
+_CONSTANTS = {"null": None, "true": True, "false": False}
+
+
+class Shortest:
+    """Finds short values of states."""
+
+    def __init__(self, normal: Normal) -> None:
+        self._normal = normal
+        self._found: dict[State, tuple[Any] | None] = {}
+        self._open: set[State] = set()
+
+    def value(self, state: State) -> tuple[Any] | None:
+        """A short value, in a tuple; None if none is found."""
+        if state in self._open or len(self._open) > _DEEPEST:
+            return None
+        if state not in self._found:
+            self._open.add(state)
+            values = [value for form in self._normal.forms(state) for value in self._values(form)]
+            self._open.discard(state)
+            self._found[state] = (min(values, key=_length),) if values else None
+        return self._found[state]
+
+    def _values(self, form: Form) -> list[Any]:
+        if form.values is not None:
+            return [value.value for value in form.values]
+        found: list[Any] = [_CONSTANTS[kind] for kind in form.kinds if kind in _CONSTANTS]
+        if "number" in form.kinds:
+            found += _numbers(form.number)
+        if "string" in form.kinds:
+            found += _strings(form.string)
+        if "array" in form.kinds:
+            found += self._arrays(form.array)
+        if "object" in form.kinds:
+            found += self._objects(form.object)
+        return [value for value in found if fits(self._normal, form, value)]
+
+    def _arrays(self, form: ArrayForm) -> list[Any]:
+        count = max([form.least, *(least for _, least, _ in form.contains)])
+        wanted = [state for state, least, _ in form.contains for _ in range(least)]
+        if count > _DEEPEST or len(wanted) > count:
+            return []
+        states = [form.item(place) | (wanted[place] if place < len(wanted) else frozenset()) for place in range(count)]
+        items = [self.value(state) for state in states]
+        return [] if None in items else [[item[0] for item in items if item is not None]]
+
+    def _objects(self, form: ObjectForm) -> list[Any]:
+        found = members(self._normal, form)
+        names = [name for name in found.declared if name in form.required]
+        optional = [name for name in found.declared if name not in form.required]
+        parts = {name: self.value(found.declared[name]) for name in names}
+        for name in optional:
+            if len(parts) >= form.least:
+                break
+            part = self.value(found.declared[name])
+            if part is not None:
+                parts[name] = part
+        if None in parts.values():
+            return []
+        value = {name: part[0] for name in found.declared if (part := parts.get(name)) is not None}
+        return [value | self._others(found, max(form.least - len(value), form.least_others))]
+
+    def _others(self, found: Members, count: int) -> dict[str, Any]:
+        if count != 1 or not found.others:
+            return {}
+        names, state = found.others[0]
+        part = self.value(state)
+        examples = [pattern.example() for pattern, wanted in names.patterns if wanted] or ["", "a"]
+        fresh = [name for name in examples if name is not None and name not in found.declared]
+        return {fresh[0]: part[0]} if part is not None and fresh else {}
+
+
+def _numbers(form: NumberForm) -> list[Any]:
+    candidates: list[Any] = [0, 1, 0.5]
+    if form.low is not None:
+        low = form.low[0]
+        candidates += [math.ceil(low), math.floor(low) + 1, *(-(-low // step) * step for step in form.multiples)]
+        candidates += [(low // step + 1) * step for step in form.multiples]
+    if form.high is not None:
+        candidates += [math.floor(form.high[0]), math.ceil(form.high[0]) - 1]
+    candidates += form.multiples
+    return [int(value) if value == int(value) else float(value) for value in candidates]
+
+
+def _strings(form: StringForm) -> list[Any]:
+    found = [pattern.example() for pattern, wanted in form.patterns if wanted]
+    return [text for text in found if text is not None] or ["a" * form.least, "a" * (form.least + 1)]
+
+
+def _length(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False))
