@@ -49,9 +49,9 @@ class StructuredOutput:
     def __post_init__(self) -> None:
         given = self._given
         if len(given) != 1 and not (len(given) == 2 and self.tool_calls):
-            names = ", ".join(_FORMS)
             raise UsageError(
-                f"Structured output takes exactly one of {names}, or tool_calls and another, not {len(given)} of them."
+                f"Structured output takes exactly one of {', '.join(_FORMS)}, or tool_calls and another, not "
+                f"{len(given)} of them."
             )
         if self.json_schema is not None:
             compiled = compile_schema(self.json_schema, strict=self.strict)
