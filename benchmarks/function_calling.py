@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -167,12 +167,11 @@ def read_calls(case: Case, message: Mapping[str, Any]) -> tuple[Calls, int]:
     valid = 0
     for call in message.get("tool_calls") or []:
         name = call["function"]["name"]
-        try:
+        arguments: dict[str, Any] = {}
+        with suppress(ValueError, KeyError, jsonschema.ValidationError):
             arguments = json.loads(call["function"]["arguments"])
             jsonschema.validate(arguments, schemas[name])
             valid += 1
-        except (ValueError, KeyError, jsonschema.ValidationError):
-            arguments = {}
         calls.append({name: arguments})
     return calls, valid
 
