@@ -8,7 +8,7 @@ llmcompressor_checkpoint.py --float-cache. Every system is a process of the envi
 with its engine inside, all cores, and a cache of equal size; they take turns, so only one computes at a time. A step is
 (the time of 33 tokens - the time of 1 token) / 32 after prompts that are in the prefix cache; medians. vLLM's own
 models are compiled, which is its default. For the plugin, `model` is the part of a step within its model, and the rest
-is vLLM's scheduler, sampler and bookkeeping.
+is vLLM's scheduler, sampler and bookkeeping. Its greedy tokens must be those of faquant's engine.
 """
 
 import argparse
@@ -37,10 +37,10 @@ class System:
         )
         self.tokens = self._call("start", directory=str(directory), engine=engine, **limits)
 
-    def generate(self, depth: int, sequences: int, count: int) -> tuple[float, float]:
-        """Seconds in all, and in the plugin's model."""
-        total, model = self._call("generate", depth=depth, sequences=sequences, count=count)
-        return total, model
+    def generate(self, depth: int, sequences: int, count: int) -> tuple[float, float, list[list[int]]]:
+        """Seconds in all, and in the plugin's model; greedy tokens of each sequence."""
+        total, model, tokens = self._call("generate", depth=depth, sequences=sequences, count=count)
+        return total, model, tokens
 
     def _call(self, command: str, **given: Any) -> Any:
         assert self._process.stdin is not None
@@ -59,9 +59,11 @@ class System:
 
 
 def steps(systems: dict[str, System], depth: int, sequences: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """For each system, seconds of a step, and of the plugin's model in it."""
-    for system in systems.values():
-        system.generate(depth, sequences, 2)
+    """For each system, seconds of a step, and of the plugin's model in it. Ends the run if the plugin's tokens are not
+    those of faquant's engine."""
+    tokens = {name: system.generate(depth, sequences, 1 + STEPS)[2] for name, system in systems.items()}
+    if tokens[PLUGIN] != tokens[OURS]:
+        raise SystemExit(f"The plugin's greedy tokens are not {OURS}'s: depth {depth}, {sequences} sequences.")
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in systems}
     for _ in range(rounds):
         for name, system in systems.items():

@@ -15,6 +15,9 @@ os.environ |= {
 }
 
 
+Timed = tuple[float, float, list[list[int]]]
+
+
 def prompts(depth: int, sequences: int) -> list[list[int]]:
     """Distinct ones, of ids that every vocabulary has."""
     return [[100 + (i * 7 + n * 1009) % 3000 for i in range(depth)] for n in range(sequences)]
@@ -56,17 +59,18 @@ class InVllm:
         config = self._llm.llm_engine.vllm_config.cache_config
         return int(config.num_gpu_blocks * config.block_size)
 
-    def generate(self, depth: int, sequences: int, count: int) -> tuple[float, float]:
+    def generate(self, depth: int, sequences: int, count: int) -> Timed:
         """Seconds for `count` tokens of each of the sequences after `depth` tokens, most of which are in the prefix
-        cache after the first call; and of these, seconds in the model, if it is the plugin's."""
+        cache after the first call; of these, seconds in the model, if it is the plugin's; and the tokens."""
         from vllm import SamplingParams
 
         given = [{"prompt_token_ids": ids} for ids in prompts(depth, sequences)]
         sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
         self._forward.clear()
         begin = time.perf_counter()
-        self._llm.generate(given, sampling, use_tqdm=False)
-        return time.perf_counter() - begin, sum(self._forward)
+        found = self._llm.generate(given, sampling, use_tqdm=False)
+        seconds = time.perf_counter() - begin
+        return seconds, sum(self._forward), [list(each.outputs[0].token_ids) for each in found]
 
 
 class Alone:
@@ -83,14 +87,14 @@ class Alone:
         state = self._llm.engine.state()
         return state.num_pages * state.page_size
 
-    def generate(self, depth: int, sequences: int, count: int) -> tuple[float, float]:
+    def generate(self, depth: int, sequences: int, count: int) -> Timed:
         """As InVllm's."""
         from faquant import SamplingParams
 
         sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
         begin = time.perf_counter()
-        self._llm.generate(prompts(depth, sequences), sampling)
-        return time.perf_counter() - begin, 0.0
+        found = self._llm.generate(prompts(depth, sequences), sampling)
+        return time.perf_counter() - begin, 0.0, [each.token_ids for each in found]
 
 
 def main() -> None:

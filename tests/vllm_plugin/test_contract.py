@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from faquant.vllm import VERSION
+from faquant.vllm.seeds import _sample_tokens
 
 pytestmark = pytest.mark.vllm
 
@@ -52,6 +53,8 @@ HOOKS: dict[str, list[str] | None] = {
     "vllm.v1.attention.backend:AttentionBackend.get_builder_cls": [],
     "vllm.v1.attention.backend:AttentionBackend.get_supported_kernel_block_sizes": ["kv_cache_spec"],
     "vllm.v1.attention.backend:AttentionBackend.supports_device_cpu_query_lens_mismatch": [],
+    "vllm.v1.attention.backend:AttentionBackend.supports_batch_invariance": [],
+    "vllm.v1.attention.backend:AttentionBackend.supports_kv_connector": [],
     "vllm.v1.attention.backend:AttentionCGSupport.NEVER": None,
     "vllm.v1.attention.backend:AttentionMetadataBuilder._cudagraph_support": None,
     "vllm.v1.attention.backend:AttentionMetadataBuilder.__init__": [
@@ -80,6 +83,8 @@ HOOKS: dict[str, list[str] | None] = {
     "vllm.distributed:get_world_group": [],
     "vllm.distributed.utils:get_pp_indices": ["num_hidden_layers", "pp_rank", "pp_size"],
     "vllm.sequence:IntermediateTensors": None,
+    # Seeds on CPUs.
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens": ["self", "grammar_output"],
     # faquant evaluate --engine vllm
     "vllm:LLM.apply_model": ["self", "func"],
 }
@@ -101,6 +106,18 @@ FIELDS = {
     },
     "vllm.forward_context:ForwardContext": {"attn_metadata"},
     "vllm.config:CompilationConfig": {"mode", "static_forward_context"},
+    "vllm.config:VllmConfig": {"additional_config", "kv_transfer_config", "lora_config", "speculative_config"},
+    "vllm.config:ModelConfig": {
+        "convert",
+        "dtype",
+        "enable_prompt_embeds",
+        "hf_config_path",
+        "hf_overrides",
+        "max_model_len",
+        "runner",
+    },
+    "vllm.config:CacheConfig": {"block_size", "user_specified_block_size"},
+    "vllm.config:SpeculativeConfig": {"method"},
 }
 
 
@@ -123,6 +140,18 @@ def test_a_hook_is_where_the_plugin_expects_it(name: str) -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields(name: str) -> None:
     assert FIELDS[name] <= {field.name for field in fields(found(name))}
+
+
+def test_vllm_rewinds_generators_by_offsets() -> None:
+    """Which those of CPUs do not have. Without this line, faquant.vllm.seeds is not needed; and it needs the names."""
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    source = inspect.getsource(GPUModelRunner)
+    assert "gen.set_offset(gen.get_offset() - 4)" in source
+    assert "self.discard_request_mask.np[:num_reqs]" in source
+    assert "self.input_batch.generators.get(int(i))" in source
+    assert vars(CPUModelRunner).get("sample_tokens", _sample_tokens) is _sample_tokens
 
 
 def test_version() -> None:

@@ -29,6 +29,27 @@ def test_cores_that_vllm_has_bound(name: str, value: str, monkeypatch: pytest.Mo
     assert bound_cores() == {2, 3, 12}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GOMP_CPU_AFFINITY", "0-3"),
+        ("GOMP_CPU_AFFINITY", "0 2-3"),
+        ("GOMP_CPU_AFFINITY", "0-8:2"),
+        ("GOMP_CPU_AFFINITY", "0,2"),
+        ("KMP_AFFINITY", "compact"),
+        ("KMP_AFFINITY", "granularity=fine,proclist=[0-3],explicit"),
+        ("OMP_PLACES", "{0},{1}"),
+        ("OMP_PLACES", "{0:4}"),
+        ("OMP_PLACES", "cores"),
+    ],
+)
+def test_a_user_s_own_binding_is_not_vllm_s(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in NAMES:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, value)
+    assert bound_cores() == set()
+
+
 def used(**variables: str) -> list[str]:
     """The cores of the main thread, and the numbers of threads of the kernels and of torch, in a process of its own in
     which OpenMP had bound the main thread to one core."""

@@ -103,6 +103,26 @@ def test_a_prefix_from_the_cache(engine: Any, model: Model, logits: list[torch.T
     assert rows(torch.cat(again).numpy()) == rows(whole[len(tokens) - 1 :])
 
 
+def test_a_request_that_is_cancelled(engine: Any, model: Model) -> None:
+    """Another one beside it goes on, and a third one takes its pages."""
+    from vllm import SamplingParams
+
+    core, sampling = engine.llm_engine, SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    for name in ("0", "1"):
+        core.add_request(name, f"{name}. " + TEXT * 30, sampling)
+    for _ in range(6):
+        core.step()
+    core.abort_request(["0"])
+    core.add_request("2", "2. " + TEXT * 25, sampling)
+    ended: dict[str, Any] = {}
+    while core.has_unfinished_requests():
+        ended |= {each.request_id: each for each in core.step() if each.finished}
+    assert ended.keys() == {"1", "2"}
+    for each in ended.values():
+        prompt, answer = list(each.prompt_token_ids), list(each.outputs[0].token_ids)
+        assert answer == alone(model, prompt + answer[:-1])[1][len(prompt) - 1 :].argmax(-1).tolist()
+
+
 def test_stored_pages(engine: Any, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bytes of K and V and their scales in vLLM's pages, by the block table that the scheduler gave."""
     from faquant.vllm.attention import StepBuilder

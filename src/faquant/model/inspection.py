@@ -112,15 +112,17 @@ def inspect(directory: Path) -> Inspection:
         kv_bytes_per_token_bf16=2 * values * config.num_layers,
         max_position=opened.max_position,
         ignored=opened.ignored,
-        notes=[*opened.notes, *_advice(opened)],
+        notes=notes_of(opened),
         values_checked=opened.check_values(),
     )
 
 
-def _advice(opened: Opened) -> list[str]:
+def notes_of(opened: Opened) -> list[str]:
+    """What a user should know about a checkpoint: how it is read, and what would improve it."""
     if opened.has_float_linears or any(opened.schemes):
-        return []
-    return [f"Attention is float, with a float cache; to make it 8-bit: faquant calibrate {opened.directory} -o OUT"]
+        return opened.notes
+    advice = f"Attention is float, with a float cache; to make it 8-bit: faquant calibrate {opened.directory} -o OUT"
+    return [*opened.notes, advice]
 
 
 def _bytes_by_module(files: TensorFiles) -> dict[str, int]:

@@ -18,6 +18,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheLayout
 
+from ..errors import UnsupportedError
 from ..kernels.pages import Spans
 from ..kernels.scheme import TILE
 
@@ -100,6 +101,15 @@ class FaquantAttention(AttentionBackend):
         return False
 
     @classmethod
+    def supports_batch_invariance(cls) -> bool:
+        return True
+
+    @classmethod
+    def supports_kv_connector(cls) -> bool:
+        """Connectors work layer by layer, and the layers are one call."""
+        return False
+
+    @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         """Those in which the bytes of a page are contiguous."""
         return KVCacheLayout.LBHNC, KVCacheLayout.BLHNC
@@ -134,11 +144,11 @@ class LayerCache(AttentionLayerBase):
         """The bound memory as uint8 [pages, bytes].
 
         Raises:
-            ValueError: the bytes of a page are not contiguous.
+            UnsupportedError: the bytes of a page are not contiguous.
         """
         first = self.kv_cache[0]
         if not first.is_contiguous():
-            raise ValueError(
+            raise UnsupportedError(
                 f"vLLM's cache pages have strides {first.stride()}: faquant needs contiguous pages. Unset "
                 "VLLM_KV_CACHE_LAYOUT."
             )

@@ -7,8 +7,13 @@ import torch
 
 from ..kernels import threads
 
-_BOUND = {"GOMP_CPU_AFFINITY": r"[\d ]+", "KMP_AFFINITY": r"proclist=\[([\d,]+)\]", "OMP_PLACES": r"\{([\d,]+)\}"}
-"""Where vLLM tells a worker's OpenMP which cores are its own (utils/ompmultiprocessing.py)."""
+_BOUND = {
+    "GOMP_CPU_AFFINITY": r"(\d+(?: \d+)*)",
+    "KMP_AFFINITY": r"granularity=fine,explicit,proclist=\[(\d+(?:,\d+)*)\]",
+    "OMP_PLACES": r"\{(\d+(?:,\d+)*)\}",
+}
+"""Where and how vLLM tells a worker's OpenMP which cores are its own (utils/ompmultiprocessing.py). A user's own value
+may list them otherwise, as ranges or as several places: it is left to OpenMP."""
 
 
 def use_cores(workers: int) -> None:
@@ -29,7 +34,7 @@ def use_cores(workers: int) -> None:
 def bound_cores() -> set[int]:
     """The cores that vLLM has chosen; empty if it has not."""
     for name, pattern in _BOUND.items():
-        found = re.search(pattern, os.environ.get(name, ""))
+        found = re.fullmatch(pattern, os.environ.get(name, ""))
         if found:
-            return {int(core) for core in re.findall(r"\d+", found.group())}
+            return {int(core) for core in re.split("[ ,]", found[1])}
     return set()

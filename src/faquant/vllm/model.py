@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from vllm.config import CompilationMode, VllmConfig
+from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tp_group, get_world_group
 from vllm.distributed.utils import get_pp_indices
 from vllm.forward_context import get_forward_context
@@ -19,18 +20,20 @@ from vllm.sequence import IntermediateTensors
 
 from ..errors import UnsupportedError
 from ..formats import open_checkpoint
-from ..formats.base import Opened
 from ..kernels.arrays import Array, contiguous
 from ..kernels.backend import Pages, backend_for
 from ..kernels.quantizers import tensor_of
 from ..kernels.scheme import TILE, AttentionScheme
 from ..model.decoder import build_layer, build_norm
+from ..model.inspection import notes_of
 from ..model.paged import PAGE_SIZE, Batch, Chunk, PagedLayers
 from ..model.ranks import Heads
 from ..model.rope import Rope
-from .agreement import check_equal, identity
+from .agreement import RankSettings, check_equal, identity
 from .attention import LayerCache, Step
 from .cores import use_cores
+from .seeds import keep_seeds_of_chunks
+from .settings import check, scales_of
 from .shards import Shard, with_heads
 
 logger = init_logger("vllm.faquant")
@@ -47,14 +50,20 @@ class FaquantModel(nn.Module):
     Raises:
         CheckpointError: the checkpoint is damaged.
         UnsupportedError: it cannot run on so many ranks, or with a setting of vLLM's; or ranks have different ones.
+        UsageError: a setting of the plugin's is invalid.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
+        if prefix:
+            raise UnsupportedError(
+                f"vLLM asks for faquant's model as {prefix!r:.80}, a part of another one, which it cannot be. Leave it "
+                "out of --speculative-config."
+            )
         opened = open_checkpoint(_directory(vllm_config))
         check(vllm_config, opened)
         scales = scales_of(vllm_config)
-        _check_ranks((identity(opened), scales))
+        _check_ranks(RankSettings(identity(opened), version("faquant"), scales))
         self.config = config = opened.config
         tensor_parallel, pipeline = get_tp_group(), get_pp_group()
         rank, ranks = tensor_parallel.rank_in_group, tensor_parallel.world_size
@@ -67,6 +76,8 @@ class FaquantModel(nn.Module):
 
         use_cores(vllm_config.parallel_config.local_world_size)
         self._on_gpu = current_platform.is_cuda()
+        if not self._on_gpu:
+            keep_seeds_of_chunks()
         self._backend = backend_for("cuda" if self._on_gpu else "cpu")
         sums = reduce if scales == "shard" else None
         shard = Shard(config, self._backend, Heads.of(config, rank, ranks), rank, ranks, gather, sums)
@@ -104,6 +115,8 @@ class FaquantModel(nn.Module):
             self._backend.description,
             sum(cache.bytes_per_token for cache in self._caches.values()),
         )
+        for note in notes_of(opened):
+            logger.info("faquant: %s", note)
 
     def _array(self, x: Tensor) -> Array:
         """A tensor of vLLM's as the backend takes it."""
@@ -218,18 +231,6 @@ class FaquantModel(nn.Module):
         raise UnsupportedError("faquant's models cannot be given other weights while they run. Start vLLM again.")
 
 
-def scales_of(vllm_config: VllmConfig) -> str:
-    """`row`: a row that is divided among ranks is rounded by one scale, as on one rank; `shard`: each rank has its own.
-
-    Raises:
-        UnsupportedError: the setting has another value.
-    """
-    chosen = vllm_config.additional_config.get("faquant_scales", "row")
-    if chosen not in ("row", "shard"):
-        raise UnsupportedError(f"faquant_scales in --additional-config must be row or shard, not {chosen!r:.80}.")
-    return str(chosen)
-
-
 def _directory(vllm_config: VllmConfig) -> Path:
     """The checkpoint's directory, downloaded if the model is a name on the hub."""
     model = vllm_config.model_config.model
@@ -245,34 +246,9 @@ def _directory(vllm_config: VllmConfig) -> Path:
     )
 
 
-def _check_ranks(own: tuple[str, str]) -> None:
+def _check_ranks(own: RankSettings) -> None:
     """Nodes may have copies of their own. Raises: UnsupportedError: they differ."""
     world = get_world_group()
     found = [own] * world.world_size
     torch.distributed.all_gather_object(found, own, group=world.cpu_group)
     check_equal(found)
-
-
-def check(vllm_config: VllmConfig, opened: Opened) -> None:
-    """Raises: UnsupportedError: the model cannot run with these settings."""
-    length = vllm_config.model_config.max_model_len
-    if length > opened.max_position:
-        raise UnsupportedError(
-            f"vLLM's context is {length:,} tokens, but {opened.directory} was calibrated for {opened.max_position:,}. "
-            f"Pass --max-model-len {opened.max_position}."
-        )
-    pipeline = vllm_config.parallel_config.pipeline_parallel_size
-    is_eager = vllm_config.compilation_config.mode == CompilationMode.NONE
-    if pipeline > 1 and is_eager and not current_platform.is_cuda():
-        # CPUModelRunner.warming_up_model returns early, and nothing else makes the buffer for the ranks' streams.
-        raise UnsupportedError(
-            "On CPUs, vLLM runs pipelines only without --enforce-eager: with it, the first request ends the service. "
-            "Leave the flag out; faquant's model is not compiled in any case."
-        )
-    if vllm_config.lora_config is not None:
-        raise UnsupportedError("faquant's linears take no LoRA adapters. Merge the adapter before quantizing.")
-    if opened.config.rope.rope_type == "dynamic":
-        raise UnsupportedError(
-            "RoPE of type dynamic depends on the length of each request, which vLLM does not tell. Serve this model "
-            "with `faquant serve`."
-        )

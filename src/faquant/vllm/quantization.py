@@ -11,6 +11,8 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
 
+from ..checkpoint.files import DESCRIPTION_NAMES
+from ..errors import UsageError
 from ..formats import open_checkpoint
 from ..formats.faquant.metadata import METADATA_KEY as METHOD
 
@@ -50,7 +52,7 @@ class FaquantConfig(QuantizationConfig):
             open_checkpoint(Path(model_name))
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        raise ValueError(
+        raise UsageError(
             "faquant loads its models itself. Leave --load-format at auto, and do not let vLLM build the model."
         )
 
@@ -59,12 +61,27 @@ class Loader(DefaultModelLoader):
     """vLLM's default loader, which leaves the models of quantization `faquant` to this plugin."""
 
     def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = "") -> nn.Module:
-        if not isinstance(vllm_config.quant_config, FaquantConfig):
+        """The model; `model_config` may also be that of a draft model.
+
+        Raises:
+            UsageError: vLLM would read a checkpoint of msModelSlim's format as a float one.
+        """
+        if vllm_config.quant_config is None:
+            _check_description(Path(model_config.model))
+        is_served = model_config is vllm_config.model_config
+        if not is_served or not isinstance(vllm_config.quant_config, FaquantConfig):
             return super().load_model(vllm_config, model_config, prefix)
         from .model import FaquantModel
 
         with set_current_vllm_config(vllm_config):
             return FaquantModel(vllm_config=vllm_config, prefix=prefix).eval()
+
+
+def _check_description(directory: Path) -> None:
+    """config.json of these checkpoints does not say that they are quantized."""
+    for name in DESCRIPTION_NAMES:
+        if (directory / name).is_file():
+            raise UsageError(f"{directory} is quantized, as {name} in it says. Pass --quantization faquant.")
 
 
 def register_loader() -> None:

@@ -1,0 +1,22 @@
+"""Requests with a seed on CPUs."""
+
+from typing import Any
+
+import numpy as np
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+
+def keep_seeds_of_chunks() -> None:
+    """Keep vLLM's sampler from the generators of requests whose token it will discard; may be called several times."""
+    CPUModelRunner.sample_tokens = _sample_tokens
+
+
+def _sample_tokens(runner: Any, *given: Any, **more: Any) -> Any:
+    """GPUModelRunner.sample_tokens without the generators of those whose token will be discarded."""
+    generators, discarded = runner.input_batch.generators, runner.discard_request_mask.np
+    waiting = np.flatnonzero(discarded[: runner.input_batch.num_reqs]).tolist()
+    kept = {request: generators.pop(request) for request in waiting if request in generators}
+    try:
+        return super(CPUModelRunner, runner).sample_tokens(*given, **more)
+    finally:
+        generators.update(kept)
