@@ -3,13 +3,19 @@
 Such an answer is checked as a text, because a parser would drop repeated names.
 """
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from faquant.errors import UsageError
 from faquant.structured.structured_output import StructuredOutput
 from faquant.structured.tools.calls import Tool, ToolCalls
+from oracles.constrained import LETTERS as LETTERS_OF_JSON
 from oracles.constrained import Model, check, least_tokens
+from oracles.schemas import ALL_SCHEMAS
 from oracles.tool_calls import read
 
 INTEGER, STRING = {"type": "integer", "minimum": -20, "maximum": 20}, {"type": "string", "maxLength": 3}
@@ -47,6 +53,26 @@ def test_nothing_is_repeated(model: Model, schema: Any, letters: str) -> None:
         limit = least_tokens(model, wanted) + spare
         sampler = model.sampler(wanted, max_tokens=limit, temperature=seed % 2, seed=seed)
         check(model.answer(sampler, model.fond_of(letters, seed)), schema)
+
+
+@given(schema=ALL_SCHEMAS, letters=LETTERS_OF_JSON, seed=st.integers(0, 999), spare=st.integers(0, 40))
+@settings(max_examples=80, deadline=None)
+def test_answers_follow_schemas_of_all_keywords(
+    byte_level_model: Model, schema: Any, letters: str, seed: int, spare: int
+) -> None:
+    try:
+        wanted = StructuredOutput(json_schema=schema)
+        limit = least_tokens(byte_level_model, wanted) + spare
+    except UsageError as error:
+        assume("admits no value" not in str(error))
+        raise
+    sampler = byte_level_model.sampler(wanted, max_tokens=max(1, limit), seed=seed)
+    answer = byte_level_model.answer(sampler, byte_level_model.fond_of(letters, seed))
+    if wanted.unenforced:
+        json.loads(answer)
+    else:
+        check(answer, schema)
+        assert wanted.problem(answer) is None
 
 
 @pytest.mark.parametrize("format", ["hermes", "llama3_json", "mistral", "pythonic"])

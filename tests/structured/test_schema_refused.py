@@ -216,6 +216,10 @@ def test_references_nested_too_deep_are_refused() -> None:
         {"allOf": [{"anyOf": [{"required": [f"a{n}"]}, {"required": [f"b{n}"]}]} for n in range(40)]},
         {"oneOf": [{"required": [f"a{n}"]} for n in range(40)]},
         {"dependentRequired": {f"a{n}": [f"b{n}"] for n in range(40)}},
+        {"$ref": "#", "allOf": [{"$ref": "#"}], "anyOf": [{"$ref": "#"}, {"type": "string"}]},
+        {"oneOf": [{"$ref": "#"}, {"not": {"type": "null"}}]},
+        {"propertyNames": {"$ref": "#"}, "unevaluatedItems": False, "dependentRequired": {"a": []}},
+        {"additionalProperties": False, "unevaluatedItems": {"$ref": "#"}, "enum": [[None], []]},
     ],
 )
 def test_a_compilation_ends_soon(schema: dict[str, Any]) -> None:

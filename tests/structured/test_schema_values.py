@@ -208,7 +208,9 @@ CASES_SPLIT: list[Case] = [
 
 @pytest.mark.parametrize(("schema", "admitted", "refused"), NEUTRAL + OBJECTS + ARRAYS + CASES_SPLIT, ids=str)
 def test_values(schema: Any, admitted: list[Any], refused: list[Any]) -> None:
-    values = Recognizer(compile_schema(schema, strict=True))
+    compiled = compile_schema(schema, strict=True)
+    values = Recognizer(compiled)
+    assert values.has_text(compiled.shortest or "")
     for value in admitted:
         assert value in values
     for value in refused:

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from .forms import ArrayForm, Form, NumberForm, ObjectForm, State, StringForm
+from .forms import ArrayForm, Form, NumberForm, ObjectForm, State, StringForm, Value
 from .interfaces import Normal
 from .objects import Members, members
 from .values import fits
@@ -51,6 +51,10 @@ class Shortest:
         wanted = [state for state, least, _ in form.contains for _ in range(least)]
         if count > _DEEPEST or len(wanted) > count:
             return []
+        if form.is_unique and count > 1:
+            values = {Value(value) for each in self._normal.forms(form.items) for value in self._values(each)}
+            shortest = sorted((value.value for value in values), key=_length)
+            return [shortest[:count]]
         states = [form.item(place) | (wanted[place] if place < len(wanted) else frozenset()) for place in range(count)]
         items = [self.value(state) for state in states]
         return [] if None in items else [[item[0] for item in items if item is not None]]
