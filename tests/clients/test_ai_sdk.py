@@ -11,7 +11,7 @@ from clients.weather import Served
 
 DIRECTORY = Path(__file__).parent / "ai_sdk"
 
-pytestmark = pytest.mark.clients
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(500)]
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in DIRECTORY.glob("*.test.js")))

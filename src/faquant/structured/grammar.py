@@ -352,18 +352,26 @@ class GrammarConstraint:
 
     def _rest_of_plan(self, new: bytes) -> list[int] | None:
         """The plan after the text `new`, which must occur near its beginning or share a prefix with it; else None."""
-        texts = [self._vocabulary.text([token]) for token in self._plan]
+        near = len(new) + 16
+        texts: list[bytes] = []
+        size = 0
+        for token in self._plan:
+            if size >= near:
+                break
+            texts.append(self._vocabulary.text([token]))
+            size += len(texts[-1])
         old = b"".join(texts)
-        place = old.find(new, 0, len(new) + 16)
+        place = old.find(new, 0, near)
         done = place + len(new) if place >= 0 else _common(old, new)
         if not done:
             return None
         for number, text in enumerate(texts):
             if done < len(text):
-                begun = self._vocabulary.tokens(text[done:]) if done else [self._plan[number]]
-                return begun + self._plan[number + 1 :]
+                token = self._plan[number]
+                begun = self._vocabulary.rest(token, done) if done else [token]
+                return [*begun, *self._plan[number + 1 :]]
             done -= len(text)
-        return []
+        return self._plan[len(texts) :]
 
 
 class _Compiled:
