@@ -7,6 +7,7 @@ import re
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
+from faquant.structured.patterns.json_text import DEFINITION
 from faquant.structured.patterns.pattern import Pattern, compile_pattern
 from faquant.structured.patterns.syntax import PatternError
 
@@ -78,7 +79,7 @@ class Strings:
 
     def __init__(self, pattern: Pattern) -> None:
         body = pattern.text.lark if pattern.text is not None else r"/[^\x00-\x{10ffff}]/"
-        source = f'start: TEXT\nTEXT: "\\"" {body} "\\""'
+        source = f'start: TEXT\nTEXT: "\\"" {body} "\\""\n{DEFINITION}'
         self._matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(source), log_level=0)
         assert not self._matcher.is_error(), self._matcher.get_error()
 

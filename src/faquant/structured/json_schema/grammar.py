@@ -13,18 +13,17 @@ from ...errors import UsageError
 from . import grammar_arrays, grammar_objects
 from .forms import ARRAY, OBJECT, Form, NumberForm, State, Value
 from .interfaces import Normal
-from .numbers import NUMBER, multiples_of_inverse
-from .scalars import COMMA, STRING, integer_bounds, literal, number_terminal, string_terminal, value_terminal
+from .numbers import multiples_of_inverse
+from .scalars import COMMA, TERMINALS, integer_bounds, literal, number_terminal, string_terminal, value_terminal
 
 # The whitespace that usual printers write, but no endless run of it.
 WHITESPACE = r"\n? {0,16}"
 _HEAD = f'%llguidance {{"ignore_once": true}}\n%ignore /{WHITESPACE}/'
-_ANY = f"""any: ANY | any_array | any_object
-ANY: "null" | "true" | "false" | /{NUMBER}/ | {STRING}
+_ANY = """any: ANY | any_array | any_object
+ANY: "null" | "true" | "false" | NUMBER | STRING
 any_array: "[" (any ("," any)*)? "]"
-any_object: "{{" (any_member ("," any_member)*)? "}}"
-any_member: STRING ":" any
-STRING: {STRING}"""
+any_object: "{" (any_member ("," any_member)*)? "}"
+any_member: STRING ":" any"""
 _EXACT = 2**53
 _DEEPEST = 1000
 _NAMES = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\]|\\.)+/|\b([rsp][0-9]+)\b')
@@ -63,7 +62,7 @@ class Grammar:
         if len(self._rules) > _DEEPEST and _depth(self._rules) > _DEEPEST:
             raise UsageError(f"{self.normal.document.name} is too complex: its references are nested too deep.")
         terminals = [f"{name}: {text}" for text, name in self._terminals.items()]
-        return "\n".join([_HEAD, f"start: {first}", *self._rules, *terminals])
+        return "\n".join([_HEAD, f"start: {first}", *self._rules, *terminals, TERMINALS])
 
     def rule(self, state: State) -> str:
         """The name of the rule for a state."""
@@ -98,6 +97,8 @@ class Grammar:
 
     def terminal(self, text: str) -> str:
         """The name of the terminal with this text."""
+        if text in ("STRING", "NUMBER"):
+            return text
         return self._terminals.setdefault(text, f"T{len(self._terminals)}")
 
     def values(self, state: State, most: int) -> list[Value] | None:

@@ -61,7 +61,7 @@ class _Objects:
             member = self._grammar.new_rule(self._fields[place][0])
             options.append(f"{member} {rest}")
             rest = f"({COMMA}{member})? {rest}"
-            if place % _BLOCK == 0:
+            if place and place % _BLOCK == 0:
                 rest = self._grammar.new_rule(rest)
         return self._grammar.new_rule(" | ".join(reversed(options)))
 

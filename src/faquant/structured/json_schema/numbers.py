@@ -158,12 +158,16 @@ def _naturals(low: int, high: int | None) -> str:
 
     Bounds beyond 100 digits are moved inwards to a power of ten, because expressions must not be nested too deeply.
     """
+    if high is None and low <= 1:
+        return f"[1-9][0-9]{{0,{_DIGITS - 1}}}" if low else f"(?:0|[1-9][0-9]{{0,{_DIGITS - 1}}})"
     first = str(low) if low < 10**_DIGITS else "1" + "0" * len(str(low))
     last = "9" * max(_DIGITS, len(first)) if high is None else str(high)
     if len(last) > _DIGITS:
         last = "9" * (len(last) - (high is not None))
     if int(first) > int(last):
         return NOTHING
+    if high is None and len(first) < len(last):
+        return _either([_digits(first, "9" * len(first)), f"[1-9][0-9]{{{len(first)},{len(last) - 1}}}"])
     if len(first) == len(last):
         return _digits(first, last)
     parts = [_digits(first, "9" * len(first))]

@@ -6,16 +6,20 @@ from fractions import Fraction
 from typing import Any
 
 from ...errors import UsageError
-from ..patterns.json_text import ANY, Text, both, without
+from ..patterns.json_text import ANY, DEFINITION, Text, both, without
 from .forms import NumberForm, StringForm
-from .numbers import equal_to, integers, numbers
+from .numbers import NUMBER, equal_to, integers, numbers
 
 MAX_COMBINED = 4
 """Patterns that one string must match at once. The size of their intersection grows with their product."""
 _PLAIN = Text(r"-?[0-9.]+", False)
+_ANY_NUMBER = Text(NUMBER, False, name="NUMBER")
 _NOT_INTEGRAL = Text(r"-?[0-9]+\.[0-9]*[1-9][0-9]*", False)
 COMMA = '"," '
-STRING = '"\\"" ' + ANY.lark + ' "\\""'
+TERMINALS = f"""{DEFINITION}
+STRING: "\\"" CHARS "\\""
+NUMBER: /{NUMBER}/"""
+"""The terminals to which others refer."""
 
 
 def literal(text: str) -> str:
@@ -63,6 +67,8 @@ def string_terminal(form: StringForm, name: str) -> str | None:
     body = string_body(form, name)
     if body is None:
         return None
+    if body is ANY:
+        return "STRING"
     return f'"\\"" {body.lark} "\\""' if body.is_lark else f'/"{body.source}"/'
 
 
@@ -74,7 +80,7 @@ def number_terminal(form: NumberForm) -> str | None:
         excluded = [value for value in form.excluded if Fraction(value).denominator == 1]
         texts = [str(int(value)) for value in excluded]
     else:
-        found = numbers(form.low, form.high)
+        found = _ANY_NUMBER if form.low is None and form.high is None else numbers(form.low, form.high)
         texts = [equal_to(value) for value in form.excluded]
         found = both(found, _PLAIN) if found is not None and texts else found
     if found is None:

@@ -22,15 +22,19 @@ class Text:
     Attributes:
         source: a regular expression of Rust's crate, or, if `is_lark`, an expression of terminals.
         is_nullable: whether the empty text is one of them.
+        name: the terminal of DEFINITION that it is, if it is one.
     """
 
     source: str
     is_nullable: bool
     is_lark: bool = False
+    name: str = ""
 
     @property
     def lark(self) -> str:
         """The expression; it can be an operand of & and ~."""
+        if self.name:
+            return self.name
         return f"({self.source})" if self.is_lark else f"/{self.source}/" if self.source else '""'
 
 
@@ -113,11 +117,9 @@ def _one_of(chars: Chars) -> str:
     if not specials and not controls:
         return plain
     codes = [ord(mark) for mark in controls]
-    numbers = [
-        f"{high}[{''.join(f'{code % 16:x}' for code in codes if code // 16 == high)}]"
-        for high in (0, 1)
-        if any(code // 16 == high for code in codes)
-    ]
+    digits = {high: "".join(f"{code % 16:x}" for code in codes if code // 16 == high) for high in (0, 1)}
+    digits = {high: low.replace("01234567", "0-7").replace("0-789", "0-9") for high, low in digits.items() if low}
+    numbers = [f"{high}[{low.replace('abcdef', 'a-f')}]" for high, low in digits.items()]
     escapes = [f"[{''.join(map(_escape, specials))}]"] if specials else []
     escapes += [f"u00(?:{'|'.join(numbers)})"] if numbers else []
     return rf"(?:{plain}|\\(?:{'|'.join(escapes)}))"
@@ -137,7 +139,9 @@ def _range(first: int, last: int) -> str:
 
 def _point(point: int) -> str:
     mark = chr(point)
-    return mark if mark.isascii() and mark.isalnum() else f"\\x{{{point:x}}}"
+    if mark.isascii():
+        return mark if mark.isalnum() else f"\\x{point:02x}"
+    return f"\\x{{{point:x}}}"
 
 
 def _follow_all(parts: tuple[Node, ...], rest: Text, at_start: bool) -> Text | None:
@@ -211,5 +215,7 @@ def _either(texts: list[Text | None]) -> Text | None:
     return Text(f"(?:{'|'.join(text.source for text in found)})", nullable)
 
 
-ANY = Text(regex(Repeat(ANYTHING, 0, None)), True)
+ANY = Text(regex(Repeat(ANYTHING, 0, None)), True, name="CHARS")
 """All strings."""
+DEFINITION = f"CHARS: /{ANY.source}/"
+"""A grammar that uses texts must have this line."""
