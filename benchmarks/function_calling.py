@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -33,7 +33,7 @@ from timing import finish, start
 CATEGORIES = ("simple_python", "multiple", "parallel", "irrelevance")
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "list": "array", "bool": "boolean", "any": "string"}
 KEPT = {"type", "description", "properties", "required", "items", "enum", "default"}
-START_SECONDS, ANSWER_SECONDS, TOKENS = 120, 600, 512
+START_SECONDS, ANSWER_SECONDS, TOKENS = 120, 3600, 512
 Calls = list[dict[str, dict[str, Any]]]
 
 
@@ -167,12 +167,11 @@ def read_calls(case: Case, message: Mapping[str, Any]) -> tuple[Calls, int]:
     valid = 0
     for call in message.get("tool_calls") or []:
         name = call["function"]["name"]
-        try:
+        arguments: dict[str, Any] = {}
+        with suppress(ValueError, KeyError, jsonschema.ValidationError):
             arguments = json.loads(call["function"]["arguments"])
             jsonschema.validate(arguments, schemas[name])
             valid += 1
-        except (ValueError, KeyError, jsonschema.ValidationError):
-            arguments = {}
         calls.append({name: arguments})
     return calls, valid
 
@@ -202,12 +201,12 @@ def main() -> None:
     parser.add_argument("float", type=Path)
     parser.add_argument("--bfcl", type=Path, default=Path("build/bfcl"))
     parser.add_argument("--cases", type=int, default=50, help="per category")
-    parser.add_argument("--parallel", type=int, default=8, help="requests at a time")
+    parser.add_argument("--parallel", type=int, default=32, help="requests at a time")
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--llama-server", type=Path, default=Path(".venv-peers/bin/llama-server"))
     arguments = start(parser)
     matches = checker_of(arguments.bfcl)
-    faquant = [sys.executable, "-m", "faquant", "serve"]
+    faquant = [sys.executable, "-m", "faquant", "serve", "--request-timeout", "0"]
     systems = {"quantized": [*faquant, str(arguments.quantized)], "float": [*faquant, str(arguments.float)]}
     if arguments.gguf is not None:
         flags = {

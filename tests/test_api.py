@@ -1,6 +1,7 @@
 """The API of `import faquant`, as shown in the README."""
 
 import json
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import faquant
 from faquant.errors import OutputError, UsageError
+from faquant.structured.structured_output import StructuredOutput
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 
@@ -56,6 +58,26 @@ def test_quantize_evaluate_and_generate(source: Path, tmp_path: Path) -> None:
     (one,) = llm.chat(hi, params)
     assert one.prompt_token_ids == tuple(llm.tokenizer.encode_chat(hi))
     assert [answer.token_ids for answer in llm.chat([ho, hi], params)][1] == one.token_ids
+
+
+def test_chat_splits_off_the_reasoning(source: Path, tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    shutil.copytree(source, opened)
+    (opened / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}"
+    )
+    hi = [{"role": "user", "content": "Hi"}]
+    llm = faquant.LLM(opened)
+    for answer in llm.chat([hi, hi], faquant.SamplingParams(max_tokens=9, n=2, ignore_eos=True)):
+        assert answer.text == ""
+        assert llm.tokenizer.decode(answer.token_ids).startswith(answer.reasoning)
+        assert answer.reasoning
+    form = StructuredOutput(json_schema={"enum": ["yes", "no"]})
+    for answer in llm.chat(hi, faquant.SamplingParams(max_tokens=30, n=3, structured_output=form)):
+        assert json.loads(answer.text) in ("yes", "no")
+        assert answer.reasoning
+    (plain,) = faquant.LLM(source).chat(hi, faquant.SamplingParams(max_tokens=9, ignore_eos=True))
+    assert plain.reasoning == ""
 
 
 def test_chat_calls_tools(source: Path) -> None:

@@ -1,6 +1,7 @@
 """The benchmarks are run by hand; these tests check that they still work with the current code."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -106,3 +107,44 @@ def test_share_of_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert end == cpu_share.CpuTimes(total=310, busy=80, own=41)
     assert cpu_share.share_of_others(begin, end) == (70 - 22) / 200
     assert np.isnan(cpu_share.share_of_others(None, end))
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_cases_and_figures_of_function_calling(tmp_path: Path) -> None:
+    import function_calling
+
+    data = tmp_path / "bfcl_eval" / "data"
+    (data / "possible_answer").mkdir(parents=True)
+    parameters = {
+        "type": "dict",
+        "properties": {
+            "size": {"type": "float"},
+            "tags": {"type": "array", "items": {"type": "any"}, "optional": True},
+        },
+        "required": ["size"],
+    }
+    function = {"name": "area.of", "description": "It.", "parameters": parameters}
+    rows = [{"question": [[{"role": "user", "content": str(n)}]], "function": [function]} for n in range(9)]
+    (data / "BFCL_v4_multiple.json").write_text("\n".join(map(json.dumps, rows)))
+    answers = [{"ground_truth": [{"area.of": {"size": [n]}}]} for n in range(9)]
+    (data / "possible_answer" / "BFCL_v4_multiple.json").write_text("\n".join(map(json.dumps, answers)))
+    cases = function_calling.read_cases(tmp_path, "multiple", 3)
+    assert [case.messages[0]["content"] for case in cases] == ["0", "3", "6"]
+    assert cases[1].right == [{"area.of": {"size": [3]}}]
+    assert cases[0].tools[0]["function"] == {
+        "name": "area_of",
+        "description": "It.",
+        "parameters": {
+            "type": "object",
+            "properties": {"size": {"type": "number"}, "tags": {"type": "array", "items": {"type": "string"}}},
+            "required": ["size"],
+            "additionalProperties": False,
+        },
+    }
+    texts = ['{"size": 3}', '{"size": "3"}', '{"size": 3']
+    calls = [{"function": {"name": "area_of", "arguments": text}} for text in texts]
+    assert function_calling.read_calls(cases[1], {"tool_calls": calls}) == (
+        [{"area_of": {"size": 3}}, {"area_of": {"size": "3"}}, {"area_of": {}}],
+        1,
+    )
+    assert function_calling.read_calls(cases[1], {"content": "No."}) == ([], 0)

@@ -50,6 +50,17 @@ def assistant(content: str) -> Any:
     return {"role": "assistant", "content": content}
 
 
+def test_reasoning_is_shown_apart_and_not_sent_back(page: ChatPage, server: ScriptedServer) -> None:
+    thought = [{"delta": {"reasoning_content": part}} for part in ("Hm, <b>", "two.")]
+    server.scripts = [Script([*thought, text("Fine."), finish("stop")]), PLAIN]
+    page.ask("How are you?")
+    details = page.one("article.assistant details.reasoning")
+    assert details.get_property("textContent") == "ReasoningHm, <b>two."
+    assert not details.get_property("open")
+    page.ask("Really?")
+    assert server.asked[1]["messages"] == [user("How are you?"), assistant("Fine."), user("Really?")]
+
+
 def test_the_settings_reach_the_request(page: ChatPage, server: ScriptedServer) -> None:
     server.scripts = [PLAIN, PLAIN]
     page.ask("How are you?")

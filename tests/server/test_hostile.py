@@ -42,12 +42,34 @@ MESSAGES = st.one_of(
     st.lists(st.one_of(st.fixed_dictionaries({"role": ROLES, "content": CONTENTS}), ANYTHING), max_size=4), ANYTHING
 )
 PROMPTS = st.one_of(TEXTS, st.lists(st.integers(-2, 400), max_size=9), st.lists(TEXTS, max_size=3), ANYTHING)
+ITEMS = st.one_of(
+    TEXTS,
+    MESSAGES,
+    st.lists(
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning", "x"])},
+            optional={
+                "role": ROLES,
+                "content": CONTENTS,
+                "call_id": TEXTS,
+                "name": TEXTS,
+                "arguments": TEXTS,
+                "output": CONTENTS,
+                "summary": CONTENTS,
+            },
+        ),
+        max_size=4,
+    ),
+)
 FIELDS = (
     *("model", "max_tokens", "max_completion_tokens", "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logprobs", "top_logprobs"),
     *("stream", "stream_options", "response_format", "tools", "tool_choice", "echo", "suffix", "best_of", "user"),
     *("min_tokens", "stop_token_ids", "ignore_eos", "chat_template_kwargs", "metadata", "modalities"),
+    *("functions", "function_call", "reasoning_effort", "verbosity", "prediction", "parallel_tool_calls"),
+    *("instructions", "previous_response_id", "text", "reasoning", "include", "truncation", "background"),
 )
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize")
 SENSIBLE: dict[str, Any] = {
     "model": st.just(NAME),
     "max_tokens": st.integers(1, 8),
@@ -64,9 +86,9 @@ SENSIBLE: dict[str, Any] = {
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
     """A request with some valid fields and some arbitrary ones."""
-    body: dict[str, Any] = {"max_tokens": 4, "messages": draw(MESSAGES)}
-    if draw(st.booleans()):
-        body = {"max_tokens": 4, "prompt": draw(PROMPTS)}
+    kinds: dict[str, st.SearchStrategy[Any]] = {"messages": MESSAGES, "prompt": PROMPTS, "input": ITEMS}
+    kind = draw(st.sampled_from(list(kinds)))
+    body = {"max_output_tokens" if kind == "input" else "max_tokens": 4, kind: draw(kinds[kind])}
     for name in draw(st.lists(st.sampled_from(FIELDS), max_size=4, unique=True)):
         body[name] = draw(SENSIBLE[name] if name in SENSIBLE and draw(st.booleans()) else ANYTHING)
     return json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
@@ -92,7 +114,7 @@ def small() -> Any:
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(body=bodies(), path=st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"]))
+@given(body=bodies(), path=st.sampled_from(PATHS))
 def test_any_body_is_answered(small: TinyServer, body: bytes, path: str) -> None:
     with httpx.Client(base_url=small.url, timeout=30) as http:
         check(http.post(path, content=body, headers={"Content-Type": "application/json"}))
@@ -138,7 +160,7 @@ def test_malformed_http(small: TinyServer, data: bytes) -> None:
 def test_the_openapi_document_is_kept(small: TinyServer, mode: GenerationMode) -> None:
     document = schemathesis.openapi.from_url(f"{small.url}/openapi.json")
     operations = [result.ok() for result in document.get_all_operations()]
-    assert {operation.path for operation in operations} >= {"/v1/chat/completions", "/v1/completions", "/metrics"}
+    assert {operation.path for operation in operations} >= {*PATHS, "/metrics"}
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and operation.method in ("get", "delete"):
             continue  # nothing of it can be wrong

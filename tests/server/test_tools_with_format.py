@@ -142,7 +142,9 @@ def test_a_refusal_names_the_one_at_fault(client: openai.OpenAI, more: Any, para
 @pytest.mark.parametrize("form", sorted(FORMATS))
 def test_answers_are_read_in_pieces_of_any_size(form: str, size: int) -> None:
     calls = ToolCalls((Tool("weather", SCHEMA),), form)
+    like_a_call = ['{"name": "weather", "arguments": {"city": "x", "days": 1}}'] if calls.style.tagged else []
     for text in (
+        *like_a_call,
         '{"text": "<tool_call>[TOOL_CALLS]<|python_tag|>[weather("}',
         '{"name": "Bob"}',
         "{}",

@@ -425,6 +425,16 @@ class TestRefusals:
                 "because of '#'",
             ),
             (tuple(Tool(f"t{n}", {"title": "x" * 200_000}) for n in range(2)), {}, "together must have at most"),
+            *(
+                ((Tool("a", {"properties": {"b": part}}),), {"format": "qwen3_coder"}, f"'b' of the tool a .*{message}")
+                for part, message in (
+                    ({"type": "string", "format": "hostname"}, "format 'hostname'"),
+                    ({"type": "string", "pattern": "^a|b$"}, "pattern"),
+                    ({"type": "string", "pattern": "a(?=b)"}, "pattern"),
+                    ({"oneOf": [{"type": "string"}, {"pattern": "a"}]}, "'oneOf'"),
+                )
+            ),
+            ((Tool("a", {"properties": {"b>c": {}}}),), {"format": "qwen3_coder"}, "because of 'b>c'"),
         ],
     )
     def test_several(self, tools: Any, options: Any, message: str) -> None:

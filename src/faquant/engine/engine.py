@@ -220,7 +220,8 @@ class Engine:
         wanted: list[int] = []
         end = 0
         for item in work:
-            score_prompt(item.request, hidden[end : end + item.count], self._decoder.logits)
+            if item.request.must_compute_all:
+                score_prompt(item.request, hidden[end : end + item.count], self._decoder.logits)
             end += item.count + len(item.draft)
             if item.decodes:
                 wanted += range(end - len(item.draft) - 1, end)

@@ -10,13 +10,11 @@ Bits: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Constraint(Protocol):
-    """Restricts one answer, token by token.
+    """Restricts one answer, token by token."""
 
-    Attributes:
-        shown: special tokens that are part of the answer's text.
-    """
-
-    shown: frozenset[int]
+    @property
+    def shown(self) -> frozenset[int]:
+        """Special tokens that are part of the answer's text."""
 
     @property
     def unwatched_from(self) -> int | None:

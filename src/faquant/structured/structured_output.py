@@ -2,7 +2,7 @@
 tool calls or one of the others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
@@ -10,6 +10,7 @@ from .json_schema import check_text, checked_schema, patterns
 from .tools.calls import ToolCalls
 
 MAX_CHOICES = 1024
+_FORMS = ("json_schema", "json_object", "regex", "choice", "grammar", "tool_calls")
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class StructuredOutput:
     def __post_init__(self) -> None:
         given = self._given
         if len(given) != 1 and not (len(given) == 2 and self.tool_calls):
-            names = ", ".join(field.name for field in fields(self))
             raise UsageError(
-                f"Structured output takes exactly one of {names}, or tool_calls and another, not {len(given)} of them."
+                f"Structured output takes exactly one of {', '.join(_FORMS)}, or tool_calls and another, not "
+                f"{len(given)} of them."
             )
         for name in given:
             object.__setattr__(self, name, _checked(name, getattr(self, name)))
@@ -58,7 +59,7 @@ class StructuredOutput:
 
     @property
     def _given(self) -> list[str]:
-        return [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
+        return [name for name in _FORMS if getattr(self, name) not in (None, False)]
 
     @property
     def is_json(self) -> bool:

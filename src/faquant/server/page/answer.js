@@ -4,6 +4,8 @@ import { ask, events, Problem } from "./server.js";
 
 export class Answer {
   text = "";
+  /** The reasoning before the text. */
+  reasoning = "";
   /** {id, name, arguments}; the arguments are JSON text. */
   calls = [];
   finishReason = null;
@@ -54,7 +56,7 @@ export class Answer {
 
   #take({ delta = {}, finish_reason: reason }) {
     if (reason) this.finishReason = reason;
-    if (!delta.content && !delta.tool_calls) return "";
+    if (!delta.content && !delta.reasoning_content && !delta.tool_calls) return "";
     this.pieces += 1;
     this.#last = performance.now();
     this.#first ??= this.#last;
@@ -64,6 +66,7 @@ export class Answer {
       call.name += part.function?.name ?? "";
       call.arguments += part.function?.arguments ?? "";
     }
+    this.reasoning += delta.reasoning_content ?? "";
     this.text += delta.content ?? "";
     return delta.content ?? "";
   }

@@ -31,6 +31,7 @@ export class AnswerView {
   element;
   #answer;
   #text;
+  #reasoning = document.createTextNode("");
   #waiting = [];
   #calls = [];
   #stats = make("p", { className: "stats soft" });
@@ -89,6 +90,11 @@ export class AnswerView {
   }
 
   #draw() {
+    if (this.#answer.reasoning && !this.#reasoning.isConnected) {
+      const details = make("details", { className: "soft reasoning" }, make("summary", {}, "Reasoning"), make("pre", {}, this.#reasoning));
+      this.element.querySelector(".body").before(details);
+    }
+    if (this.#reasoning.length < this.#answer.reasoning.length) this.#reasoning.data = this.#answer.reasoning;
     if (this.#waiting.length > 0) this.#text.append(this.#waiting.splice(0).join(""));
     for (const [index, call] of this.#answer.calls.entries()) {
       if (!this.#calls[index]) this.#stats.before((this.#calls[index] = new CallView()).element);

@@ -9,7 +9,7 @@ _FENCED = (("```json", *_NAMED), _NAMED)
 _JSON = '{"name": "{name}", "arguments": '
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CallFormat:
     """The text of calls: the tag, `before`, the calls with `between` between them, and `after`.
 
@@ -18,7 +18,7 @@ class CallFormat:
     what models usually write there; any other, or none, is accepted. An answer may also stop before an end or `after`.
 
     Attributes:
-        tag: text that begins calls anywhere in an answer.
+        tag: text that begins calls anywhere in an answer; None: there is none.
         between: None if an answer has at most one call.
         arguments: the syntax of the arguments: a JSON object, Python's keyword arguments, or XML parameters.
         tagged: whether an answer that must call begins with the tag.
@@ -30,12 +30,12 @@ class CallFormat:
         short_ids: whether templates require ids of nine letters and digits in messages.
     """
 
-    tag: str | None
-    before: str
+    tag: str | None = None
+    before: str = ""
     head: str
-    tail: str
-    end: str
-    between: str | None
+    tail: str = ""
+    end: str = ""
+    between: str | None = None
     after: str = ""
     arguments: Literal["json", "python", "xml"] = "json"
     tagged: bool = True
@@ -70,77 +70,87 @@ class CallFormat:
 FORMATS = {
     # Qwen2.5-Coder has the template of Qwen2.5, and often answers with a bare or fenced object, or in <tools>.
     "hermes": CallFormat(
-        "<tool_call>",
-        "\n",
-        _JSON,
-        "}",
-        "\n</tool_call>",
-        "\n<tool_call>\n",
+        tag="<tool_call>",
+        before="\n",
+        head=_JSON,
+        tail="}",
+        end="\n</tool_call>",
+        between="\n<tool_call>\n",
         markers=("</tool_call>",),
         bare=(*_FENCED, ("<tools>", *_NAMED)),
         bare_ends=("\n```", "\n</tools>"),
     ),
     # Its templates refuse a message with two calls. Llama 3.1 often writes the type first, as in the tools it is shown.
     "llama3_json": CallFormat(
-        "<|python_tag|>",
-        "",
-        '{"name": "{name}", "parameters": ',
-        "}",
-        "",
-        None,
+        tag="<|python_tag|>",
+        head='{"name": "{name}", "parameters": ',
+        tail="}",
         tagged=False,
         bare=(_NAMED, ("{", '"type"', ":", '"function"', ",", '"name"', ":")),
     ),
     # The numbers are those of mistral-common's tokenizers; `mistral` is version 3 to 7.
-    "mistral": CallFormat("[TOOL_CALLS]", " [", _JSON, "}", "", ", ", "]", short_ids=True),
+    "mistral": CallFormat(
+        tag="[TOOL_CALLS]", before=" [", head=_JSON, tail="}", between=", ", after="]", short_ids=True
+    ),
     "mistral_v11": CallFormat(
-        "[TOOL_CALLS]",
-        "",
-        "{name}[CALL_ID]{id}[ARGS]",
-        "",
-        "",
-        "[TOOL_CALLS]",
+        tag="[TOOL_CALLS]",
+        head="{name}[CALL_ID]{id}[ARGS]",
+        between="[TOOL_CALLS]",
         markers=("[CALL_ID]", "[ARGS]"),
         short_ids=True,
     ),
     "mistral_v13": CallFormat(
-        "[TOOL_CALLS]", "", "{name}[ARGS]", "", "", "[TOOL_CALLS]", markers=("[ARGS]",), short_ids=True
+        tag="[TOOL_CALLS]", head="{name}[ARGS]", between="[TOOL_CALLS]", markers=("[ARGS]",), short_ids=True
     ),
     "llama_nemotron_json": CallFormat(
-        "<TOOLCALL>", "[", _JSON, "}", "", ", ", "]</TOOLCALL>", markers=("</TOOLCALL>",)
+        tag="<TOOLCALL>",
+        before="[",
+        head=_JSON,
+        tail="}",
+        between=", ",
+        after="]</TOOLCALL>",
+        markers=("</TOOLCALL>",),
     ),
     "qwen2_5_coder": CallFormat(
-        "<tools>",
-        "\n",
-        _JSON,
-        "}",
-        "\n</tools>",
-        "\n<tools>\n",
+        tag="<tools>",
+        before="\n",
+        head=_JSON,
+        tail="}",
+        end="\n</tools>",
+        between="\n<tools>\n",
         markers=("</tools>",),
         bare=_FENCED,
         bare_ends=("\n```",),
     ),
     "qwen3_coder": CallFormat(
-        "<tool_call>",
-        "\n",
-        "<function={name}>\n",
-        "</function>",
-        "\n</tool_call>",
-        "\n<tool_call>\n",
+        tag="<tool_call>",
+        before="\n",
+        head="<function={name}>\n",
+        tail="</function>",
+        end="\n</tool_call>",
+        between="\n<tool_call>\n",
         arguments="xml",
         markers=("</tool_call>",),
         tags=("<function=",),
     ),
     "deepseek_r1": CallFormat(
-        "<｜tool▁calls▁begin｜>",
-        "<｜tool▁call▁begin｜>",
-        "function<｜tool▁sep｜>{name}\n```json\n",
-        "",
-        "\n```<｜tool▁call▁end｜>",
-        "\n<｜tool▁call▁begin｜>",
-        "<｜tool▁calls▁end｜>",
+        tag="<｜tool▁calls▁begin｜>",
+        before="<｜tool▁call▁begin｜>",
+        head="function<｜tool▁sep｜>{name}\n```json\n",
+        end="\n```<｜tool▁call▁end｜>",
+        between="\n<｜tool▁call▁begin｜>",
+        after="<｜tool▁calls▁end｜>",
         markers=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"),
     ),
-    "xlam": CallFormat(None, "[", _JSON, "}", "", ", ", "]", tagged=False, bare=(("[", *_NAMED),)),
-    "pythonic": CallFormat(None, "[", "{name}(", ")", "", ", ", "]", arguments="python", tagged=False, bare=(("[",),)),
+    "xlam": CallFormat(before="[", head=_JSON, tail="}", between=", ", after="]", tagged=False, bare=(("[", *_NAMED),)),
+    "pythonic": CallFormat(
+        before="[",
+        head="{name}(",
+        tail=")",
+        between=", ",
+        after="]",
+        arguments="python",
+        tagged=False,
+        bare=(("[",),),
+    ),
 }

@@ -61,9 +61,14 @@ def parse(
     return content, tuple(map(FunctionCall, names, arguments)), parser.complete
 
 
-def opening_of(calls: ToolCalls) -> Opening:
-    """The beginnings of calls in an answer that is not forced. If it must not call, half a tag counts as one."""
+def opening_of(calls: ToolCalls, is_formed: bool = False) -> Opening:
+    """The beginnings of calls in an answer that is not forced. If it must not call, half a tag counts as one.
+
+    is_formed: as for CallParser. Calls then begin as forced ones do.
+    """
     style = calls.style
+    if is_formed and style.tagged and style.tag:
+        return Opening({style.tag: ""})
     if not calls.tools:
         return Opening({style.tag[: len(style.tag) // 2 + 1]: ""} if style.tag else {})
     tags = {**({style.tag: ""} if style.tag else {}), **{tag: style.before + tag for tag in style.tags}}
@@ -78,7 +83,7 @@ class CallParser:
 
     def __init__(self, calls: ToolCalls, is_formed: bool = False) -> None:
         self._is_formed = is_formed
-        self._opening = None if calls.forced else opening_of(calls)
+        self._opening = None if calls.forced else opening_of(calls, is_formed)
         self._tools = calls
         self._head = calls.style.head_pattern
         self._at_start = True

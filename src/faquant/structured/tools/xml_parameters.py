@@ -49,7 +49,7 @@ def xml_arguments(rule: str, tool: str, schema: Mapping[str, Any]) -> list[str]:
         here = f"{rule}_v{number}"
         written.append(here if name in required else f"{here}?")
         try:
-            values = _values(here, with_definitions(part, schema))
+            values = list(_values(here, with_definitions(part, schema)))
         except ValueError as error:
             raise UsageError(
                 f"The parameter {name[:80]!r} of the tool {tool} cannot be enforced in the format of this model's "
