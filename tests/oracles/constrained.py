@@ -42,7 +42,7 @@ class Model:
         ids: list[int] = []
         while len(ids) < sampler.params.max_tokens and not sampler.must_end:
             token = sampler.sample(preference(len(ids)))
-            if sampler.is_end(token):
+            if sampler.is_end(token) or sampler.is_past_end:
                 break
             ids.append(token)
         assert not set(ids) & self.tokenizer.special_token_ids

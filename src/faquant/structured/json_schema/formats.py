@@ -2,7 +2,7 @@
 
 Sources: RFC 3339 (dates, times, durations), 5321 (email), 1123 (hostname), 4291 (ipv6), 4122 (uuid), 3986 and 3987
 (uri, iri), 6570 (uri-template), 6901 (json-pointer), 4648 (base64). Values are ones that usual clients parse: years
-from 1, no leap seconds, durations that a Python timedelta holds, base64 with padding.
+from 1, no leap seconds, durations that a Python timedelta holds, base64 with padding, email at a domain with a dot.
 """
 
 from functools import cache
@@ -82,13 +82,13 @@ def _sources() -> dict[str, str]:
     hostname, idn_hostname = rf"{_LABEL}(?:\.{_LABEL})*", rf"{_IDN_LABEL}(?:\.{_IDN_LABEL}){{0,6}}"
     name = r"(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})+(?:\.(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})+)*(?::[1-9][0-9]{0,3}|\*)?"
     base64 = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
-    hosts = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[{_IPV4}\])"
+    domain = rf"{_LABEL}(?:\.{_LABEL})+"
     return {
         "date": _DATE,
         "time": _CLOCK + _ZONE,
         "date-time": f"{_DATE}[Tt]{_CLOCK}{_ZONE}",
         "duration": rf"P(?:{_DATE_PART}(?:{_TIME_PART})?|{_TIME_PART}|{_NUMBER}W)",
-        "email": rf"{_ATOM}+(?:\.{_ATOM}+)*@{hosts}",
+        "email": rf"{_ATOM}+(?:\.{_ATOM}+)*@{domain}",
         "idn-email": rf"{_IDN_ATOM}+(?:\.{_IDN_ATOM}+)*@{idn_hostname}",
         "hostname": rf"(?=.{{1,253}}$){hostname}",
         "idn-hostname": idn_hostname,
