@@ -70,6 +70,15 @@ def ask(served: Served) -> Callable[..., dict[str, Any]]:
     return answer
 
 
+@pytest.fixture(scope="session")
+def call_on(served: Served) -> dict[str, Any]:
+    """Fields of a request for which the model begins another call after each call, as long as there are tokens."""
+    body = {"prompt": "<tool_call>", "add_special_tokens": False}
+    url, headers = served.url.removesuffix("/v1"), {"Authorization": f"Bearer {KEY}"}
+    first = httpx.post(f"{url}/tokenize", json=body, headers=headers).raise_for_status().json()["tokens"][0]
+    return {"logit_bias": {str(first): 100}}
+
+
 def _address(process: subprocess.Popen[str], log: list[str]) -> str:
     assert process.stderr is not None
     for line in process.stderr:

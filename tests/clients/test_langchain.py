@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
-from clients.weather import FORECAST, LIMIT, QUESTION, TOKENS, TOO_LONG, TWO_CALLS, Asked, Forecast, Served, report
+from clients.weather import FORECAST, LIMIT, QUESTION, TOKENS, TOO_LONG, Asked, Forecast, Served, report
 
 pytestmark = pytest.mark.clients
 
@@ -57,11 +57,11 @@ def test_a_chat_and_its_stream(chat: ChatOpenAI, ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_calls_and_their_results(chat: ChatOpenAI, ask: Ask, stream: bool) -> None:
+def test_calls_and_their_results(chat: ChatOpenAI, ask: Ask, call_on: dict[str, Any], stream: bool) -> None:
     bound = chat.bind_tools([weather], tool_choice="required")
-    more: dict[str, Any] = {"extra_body": {"min_tokens": TWO_CALLS}, "max_tokens": 2 * LIMIT}
+    more: dict[str, Any] = {"extra_body": call_on}
     if chat.use_responses_api:
-        more = {}  # it has no min_tokens
+        more = {}  # it has no logit_bias
     asked = [HumanMessage(FORECAST)]
     if stream:
         chunks = list(bound.stream(asked, **more))

@@ -13,7 +13,6 @@ from clients.weather import (
     QUESTION,
     TOKENS,
     TOO_LONG,
-    TWO_CALLS,
     WEATHER,
     Asked,
     Forecast,
@@ -56,10 +55,10 @@ def test_a_chat_and_its_stream(options: dict[str, Any], ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_agent_loop(options: dict[str, Any], stream: bool) -> None:
+def test_an_agent_loop(options: dict[str, Any], call_on: dict[str, Any], stream: bool) -> None:
     talk: list[Any] = user(FORECAST)
-    asked = {**options, "messages": talk, "tools": [WEATHER], "max_tokens": 2 * LIMIT}
-    reply = litellm.completion(**asked, tool_choice="required", stream=stream, extra_body={"min_tokens": TWO_CALLS})
+    asked = {**options, "messages": talk, "tools": [WEATHER], "max_tokens": LIMIT}
+    reply = litellm.completion(**asked, tool_choice="required", stream=stream, extra_body=call_on)
     first = litellm.stream_chunk_builder(list(reply)) if stream else reply
     assert first.choices[0].finish_reason == "tool_calls"
     calls = first.choices[0].message.tool_calls

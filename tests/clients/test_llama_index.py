@@ -12,7 +12,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 
-from clients.weather import FORECAST, LIMIT, QUESTION, TOKENS, TOO_LONG, TWO_CALLS, Asked, Forecast, Served, report
+from clients.weather import FORECAST, LIMIT, QUESTION, TOKENS, TOO_LONG, Asked, Forecast, Served, report
 
 pytestmark = pytest.mark.clients
 
@@ -58,7 +58,7 @@ def test_a_completion(served: Served) -> None:
     assert last.text == llm.complete("The capital of France is").text
 
 
-def test_calls(llm: OpenAILike) -> None:
+def test_calls(llm: OpenAILike, call_on: dict[str, Any]) -> None:
     seen: list[Asked] = []
     tool = weather_tool(seen)
     asked: dict[str, Any] = {
@@ -66,8 +66,8 @@ def test_calls(llm: OpenAILike) -> None:
         "user_msg": FORECAST,
         "tool_required": True,
         "allow_parallel_tool_calls": True,
-        "max_tokens": 2 * LIMIT,
-        "extra_body": {"min_tokens": TWO_CALLS},
+        "max_tokens": LIMIT,
+        "extra_body": call_on,
     }
     answer = llm.chat_with_tools(**asked)
     calls = llm.get_tool_calls_from_response(answer)

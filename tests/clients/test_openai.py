@@ -14,7 +14,6 @@ from clients.weather import (
     QUESTION,
     TOKENS,
     TOO_LONG,
-    TWO_CALLS,
     WEATHER,
     Asked,
     Forecast,
@@ -92,16 +91,15 @@ def test_calls_are_parsed(client: OpenAI, served: Served) -> None:
     assert call.function.parsed_arguments == Asked.model_validate_json(call.function.arguments)
 
 
-def test_parallel_calls(client: OpenAI, served: Served) -> None:
-    """min_tokens keeps the model from ending after the first one."""
+def test_parallel_calls(client: OpenAI, served: Served, call_on: dict[str, Any]) -> None:
     asked: dict[str, Any] = {
         "model": served.model,
         "messages": user(FORECAST),
         "tools": [WEATHER],
         "tool_choice": "required",
-        "max_tokens": 2 * LIMIT,
+        "max_tokens": LIMIT,
         "temperature": 0,
-        "extra_body": {"min_tokens": TWO_CALLS},
+        "extra_body": call_on,
     }
     calls = client.chat.completions.create(**asked).choices[0].message.tool_calls
     assert len(calls) >= 2
@@ -118,17 +116,17 @@ def test_parallel_calls(client: OpenAI, served: Served) -> None:
     assert only.function.arguments == calls[0].function.arguments
 
 
-def test_an_agent_loop(client: OpenAI, served: Served, ask: Ask) -> None:
-    """Two calls, both results, and an answer in text; the objects of the client go back as they are."""
+def test_an_agent_loop(client: OpenAI, served: Served, ask: Ask, call_on: dict[str, Any]) -> None:
+    """Several calls, their results, and an answer in text; the objects of the client go back as they are."""
     talk: list[Any] = user(FORECAST)
     first = client.chat.completions.create(
         model=served.model,
         messages=talk,
         tools=[WEATHER],
         tool_choice="required",
-        max_tokens=2 * LIMIT,
+        max_tokens=LIMIT,
         temperature=0,
-        extra_body={"min_tokens": TWO_CALLS},
+        extra_body=call_on,
     )
     talk.append(first.choices[0].message)
     for call in first.choices[0].message.tool_calls:

@@ -21,7 +21,6 @@ from clients.weather import (
     QUESTION,
     TOKENS,
     TOO_LONG,
-    TWO_CALLS,
     Anything,
     Asked,
     Forecast,
@@ -119,13 +118,13 @@ def test_an_agent_with_a_structure(model: Model, output: str) -> None:
 
 
 class CallThenAnswer(AbstractCapability[None]):
-    """Requires two calls at least in the first step, and forbids them after their results."""
+    """Requires calls in the first step, and forbids them after their results."""
 
     def get_model_settings(self) -> Callable[[RunContext[None]], ModelSettings]:
         def settings(ctx: RunContext[None]) -> ModelSettings:
             if ctx.run_step > 1:
                 return ModelSettings(tool_choice="none", max_tokens=TOKENS)
-            return ModelSettings(tool_choice="required", max_tokens=2 * LIMIT, extra_body=self.body)
+            return ModelSettings(tool_choice="required", max_tokens=LIMIT, extra_body=self.body)
 
         return settings
 
@@ -133,9 +132,9 @@ class CallThenAnswer(AbstractCapability[None]):
         self.body = body
 
 
-def test_an_agent_with_text(model: Model, ask: Ask) -> None:
-    is_chat = isinstance(model, OpenAIChatModel)  # the Responses API has no min_tokens
-    agent = Agent(model, capabilities=[CallThenAnswer({"min_tokens": TWO_CALLS} if is_chat else {})])
+def test_an_agent_with_text(model: Model, ask: Ask, call_on: dict[str, Any]) -> None:
+    is_chat = isinstance(model, OpenAIChatModel)  # the Responses API has no logit_bias
+    agent = Agent(model, capabilities=[CallThenAnswer(call_on if is_chat else {})])
     seen = []
 
     @agent.tool_plain

@@ -15,8 +15,6 @@ LIMIT = 120
 """max_tokens of structured answers; the longest has fewer."""
 TOO_LONG = "word " * 9000
 """More tokens than the model's context has."""
-TWO_CALLS = 64
-"""min_tokens that two calls at least have, so that one call does not end an answer."""
 
 
 @dataclass(frozen=True)
