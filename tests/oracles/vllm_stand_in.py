@@ -123,12 +123,22 @@ class StandIn:
     def config(directory: Path, max_model_len: int) -> Any:
         """A VllmConfig for this checkpoint."""
         return SimpleNamespace(
-            model_config=SimpleNamespace(model=str(directory), max_model_len=max_model_len),
-            cache_config=SimpleNamespace(block_size=128),
+            model_config=SimpleNamespace(
+                model=str(directory),
+                max_model_len=max_model_len,
+                runner_type="generate",
+                convert_type="none",
+                hf_overrides={},
+                hf_config_path=None,
+                enable_prompt_embeds=False,
+                dtype=torch.bfloat16,
+            ),
+            cache_config=SimpleNamespace(block_size=128, user_specified_block_size=False),
             compilation_config=SimpleNamespace(static_forward_context={}, mode=CompilationMode.NONE),
             parallel_config=SimpleNamespace(local_world_size=1, pipeline_parallel_size=1),
             lora_config=None,
             speculative_config=None,
+            kv_transfer_config=None,
             additional_config={},
         )
 

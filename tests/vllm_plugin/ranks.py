@@ -1,6 +1,6 @@
 """Runs one prompt through vLLM, and prints the answer's tokens and, for each rank, the sha256 of all hidden states.
 
-python ranks.py DIRECTORY TENSOR_PARALLEL PIPELINE_PARALLEL DTYPE IDS COUNT
+python ranks.py DIRECTORY TENSOR_PARALLEL PIPELINE_PARALLEL DTYPE IDS COUNT [SCALES]
 """
 
 import json
@@ -10,7 +10,15 @@ import sys
 from recording import record, taken
 
 
-def main(directory: str, tensor_parallel: str, pipeline_parallel: str, dtype: str, ids: str, count: str) -> None:
+def main(
+    directory: str,
+    tensor_parallel: str,
+    pipeline_parallel: str,
+    dtype: str,
+    ids: str,
+    count: str,
+    scales: str = "row",
+) -> None:
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # to send functions
     from vllm import LLM, SamplingParams
 
@@ -22,6 +30,7 @@ def main(directory: str, tensor_parallel: str, pipeline_parallel: str, dtype: st
         pipeline_parallel_size=int(pipeline_parallel),
         skip_tokenizer_init=True,
         enforce_eager=pipeline_parallel == "1",  # with it, pipelines on CPUs fail in vLLM 0.32
+        additional_config={"faquant_scales": scales},
         max_num_seqs=2,
         max_num_batched_tokens=128,  # cuts the prompt
     )

@@ -1,7 +1,6 @@
 """Any number of ranks gives the bits of one. The ranks are threads here; vLLM is not needed."""
 
 import json
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,21 +13,15 @@ import torch
 from faquant import api
 from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.errors import UnsupportedError
-from faquant.formats import open_checkpoint
 from faquant.kernels.arrays import Floats
-from faquant.kernels.cpu import CpuBackend
-from faquant.kernels.pages import Int8Pages
 from faquant.kernels.scheme import AttentionScheme
 from faquant.kernels.tables import DynamicTable, FloatTable, LinearTable, StaticTable
 from faquant.model.decoder import Decoder, build_decoder
-from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.ranks import Heads, part
-from faquant.model.rope import Rope
-from faquant.vllm.shards import Gather, Shard, gathered, with_heads, with_inputs
-from oracles.pages import poison
+from faquant.vllm.shards import Shard, gathered, with_inputs
+from oracles.rank_threads import BACKEND, Exchange, Stored, results
 from oracles.tiny_models import tiny_model
 
-BACKEND = CpuBackend()
 INTEROP = Path(__file__).parents[1] / "data" / "interop"
 HEADS, KV_HEADS, DIM, LAYERS = 8, 2, 16, 2
 
@@ -105,67 +98,6 @@ class Random:
             return shard.linear(name, self.table(name))
 
         return build_decoder(self.config, BACKEND, self.tensor, linear, lambda name: False)
-
-
-class Exchange:
-    """all_gather among threads."""
-
-    def __init__(self, ranks: int) -> None:
-        self._parts: list[Any] = [None] * ranks
-        self._barrier = threading.Barrier(ranks, timeout=60)
-
-    def of(self, rank: int) -> Gather:
-        def gather(x: Floats) -> Floats:
-            self._parts[rank] = x
-            self._barrier.wait()
-            whole = np.concatenate(self._parts, axis=1)
-            self._barrier.wait()
-            return whole
-
-        return gather
-
-
-class Stored:
-    """Tables of a checkpoint."""
-
-    def __init__(self, directory: Path) -> None:
-        self._opened = open_checkpoint(directory)
-        self.config, self.schemes = self._opened.config, self._opened.schemes
-
-    def decoder(self, shard: Shard) -> Decoder:
-        def linear(name: str) -> Any:
-            return shard.linear(name, self._opened.linear(name))
-
-        return build_decoder(self.config, BACKEND, self._opened.tensor, linear, self._opened.checked.__contains__)
-
-
-def results(made: Random | Stored, ranks: int, sums: bool = False) -> list[tuple[Floats, list[Any]]]:
-    """For each rank, the logits of a prompt and of two tokens after it, and the stored bytes of each layer."""
-    config, exchange = made.config, Exchange(ranks)
-
-    def run(rank: int) -> tuple[Floats, list[Any]]:
-        heads = Heads.of(config, rank, ranks)
-        gather = exchange.of(rank)
-        reduce = (lambda x: gather(x[None].reshape(1, -1)).reshape(ranks, *x.shape).sum(0)) if sums else None
-        decoder = made.decoder(Shard(config, BACKEND, heads, rank, ranks, gather, reduce))
-        pages = [pages_of(config, scheme, heads) for scheme in made.schemes]
-        for each in pages:
-            poison(each)
-        paged, rope, table = PagedDecoder(decoder, pages, BACKEND), Rope(config), np.array([2, 0])
-        ids = np.random.default_rng(1).integers(0, config.vocab_size, 132)
-        found = [paged.run([Chunk(ids[:130], 0, table, rope)]), paged.run([Chunk(ids[130:], 130, table, rope)])]
-        logits = decoder.logits(np.concatenate(found))
-        stored = [each.read_bytes(table, 132) for each in pages if isinstance(each, Int8Pages)]
-        return logits, stored
-
-    with ThreadPoolExecutor(ranks) as pool:
-        return list(pool.map(run, range(ranks)))
-
-
-def pages_of(config: ModelConfig, scheme: AttentionScheme | None, heads: Heads) -> Any:
-    if scheme is None:
-        return BACKEND.float_pages(len(heads.q), len(heads.kv), config.head_dim, 3, 128)
-    return BACKEND.int8_pages(with_heads(scheme, heads), 3, 128)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static", "float"])

@@ -32,7 +32,6 @@ from ..model.rope import Rope
 from .agreement import RankSettings, check_equal, identity
 from .attention import LayerCache, Step
 from .cores import use_cores
-from .seeds import keep_seeds_of_chunks
 from .settings import check, scales_of
 from .shards import Shard, with_heads
 
@@ -77,6 +76,8 @@ class FaquantModel(nn.Module):
         use_cores(vllm_config.parallel_config.local_world_size)
         self._on_gpu = current_platform.is_cuda()
         if not self._on_gpu:
+            from .seeds import keep_seeds_of_chunks  # which imports vLLM's runner for CPUs
+
             keep_seeds_of_chunks()
         self._backend = backend_for("cuda" if self._on_gpu else "cpu")
         sums = reduce if scales == "shard" else None
