@@ -258,14 +258,14 @@ class TestStructures:
         """The structures whose compilation has started; the slow ones continue at the end of the test."""
         begun: list[StructuredOutput] = []
         go_on = threading.Event()
-        plain = grammar._Compiled
+        plain = grammar.CompiledGrammar
 
         def compiled(vocabulary: Vocabulary, wanted: StructuredOutput) -> object:
             begun.append(wanted)
             assert wanted == self.QUICK or go_on.wait(30)
             return plain(vocabulary, wanted)
 
-        monkeypatch.setattr(grammar, "_Compiled", compiled)
+        monkeypatch.setattr(grammar, "CompiledGrammar", compiled)
         yield begun
         go_on.set()
 

@@ -319,7 +319,11 @@ MESSAGE: Any = {"role": "user", "content": "x"}
         ({"tools": [{**WEATHER, "parameters": {"not": {}}}]}, "tools", "admits no value"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "pong"}}, "tool_choice", "pong"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
-        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"not": {}}}}}, "text.format", "admits no value"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"not": {}}}}},
+            "text.format",
+            "admits no value",
+        ),
         ({"text": {"format": {"type": "xml"}}}, "text.format", "json_schema"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater"),
         ({"max_output_tokens": 10**6}, "max_output_tokens", "max_output_tokens is 1000000"),

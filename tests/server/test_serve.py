@@ -179,7 +179,7 @@ from faquant.server import run
 from faquant.structured import grammar
 
 run.LAST_SECONDS = 1
-grammar._Compiled = lambda *_: time.sleep(1000)
+grammar.CompiledGrammar = lambda *_: time.sleep(1000)
 sys.argv[1:] = ["serve", sys.argv[1], "--port", sys.argv[2], "--request-timeout", "1"]
 main()
 """

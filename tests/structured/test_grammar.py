@@ -10,8 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from faquant.structured import grammar
-from faquant.structured.grammar import GrammarConstraint, StructuredOutput
+from faquant.structured import grammar_constraint
+from faquant.structured.grammar_constraint import GrammarConstraint
+from faquant.structured.structured_output import StructuredOutput
 from oracles.constrained import LETTERS, SCHEMAS, TOOL, Model, check, least_tokens
 from oracles.tiny_tokenizer import write_tokenizer
 
@@ -32,8 +33,8 @@ TREE = {
 
 
 def test_the_example_of_the_docstring(tmp_path: Path) -> None:
-    """The steps in the docstring of structured/grammar.py."""
-    rows = re.findall(r"^    (\S*) +(\d) {5}(\S*)  ", str(grammar.__doc__), re.MULTILINE)
+    """The steps in the docstring of structured/grammar_constraint.py."""
+    rows = re.findall(r"^    (\S*) +(\d) {5}(\S*)  ", str(grammar_constraint.__doc__), re.MULTILINE)
     assert rows[0] == ("", "6", "[]")
     assert rows[-1] == ('["aa"]', "0", "")
     write_tokenizer(tmp_path)

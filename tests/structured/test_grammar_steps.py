@@ -112,13 +112,13 @@ def test_a_grammar_is_compiled_once_for_concurrent_requests(
 ) -> None:
     begun, go_on = [], threading.Event()
 
-    class Slow(grammar._Compiled):
+    class Slow(grammar.CompiledGrammar):
         def __init__(self, vocabulary: Any, wanted: StructuredOutput) -> None:
             begun.append(wanted)
             assert go_on.wait(30)
             super().__init__(vocabulary, wanted)
 
-    monkeypatch.setattr(grammar, "_Compiled", Slow)
+    monkeypatch.setattr(grammar, "CompiledGrammar", Slow)
     grammars = Grammars(byte_level_model.tokenizer, byte_level_model.vocab_size)
     good, bad = StructuredOutput(choice=("a",)), StructuredOutput(regex="(")
     with ThreadPoolExecutor(6) as pool:
