@@ -3,12 +3,14 @@
 import inspect
 from dataclasses import fields
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from faquant.vllm import VERSION
-from faquant.vllm.seeds import _sample_tokens
+from faquant.vllm.generators import _sample_tokens
 
 pytestmark = pytest.mark.vllm
 
@@ -142,16 +144,27 @@ def test_fields(name: str) -> None:
     assert FIELDS[name] <= {field.name for field in fields(found(name))}
 
 
-def test_vllm_rewinds_generators_by_offsets() -> None:
-    """Which those of CPUs do not have. Without this line, faquant.vllm.seeds is not needed; and it needs the names."""
+def test_generators_of_discarded_tokens_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampler does not see them, and they are back afterwards."""
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    # Without these names, the guard would do nothing.
     source = inspect.getsource(GPUModelRunner)
-    assert "gen.set_offset(gen.get_offset() - 4)" in source
     assert "self.discard_request_mask.np[:num_reqs]" in source
     assert "self.input_batch.generators.get(int(i))" in source
     assert vars(CPUModelRunner).get("sample_tokens", _sample_tokens) is _sample_tokens
+
+    runner = object.__new__(CPUModelRunner)
+    runner.input_batch = SimpleNamespace(num_reqs=3, generators={0: "first", 2: "third"})
+    runner.discard_request_mask = SimpleNamespace(np=np.array([False, True, True, True]))
+    seen = []
+    monkeypatch.setattr(
+        GPUModelRunner, "sample_tokens", lambda self, given: seen.append(dict(self.input_batch.generators))
+    )
+    _sample_tokens(runner, None)
+    assert seen == [{0: "first"}]
+    assert runner.input_batch.generators == {0: "first", 2: "third"}
 
 
 def test_version() -> None:

@@ -76,9 +76,9 @@ class FaquantModel(nn.Module):
         use_cores(vllm_config.parallel_config.local_world_size)
         self._on_gpu = current_platform.is_cuda()
         if not self._on_gpu:
-            from .seeds import keep_seeds_of_chunks  # which imports vLLM's runner for CPUs
+            from .generators import guard_generators  # which imports vLLM's runner for CPUs
 
-            keep_seeds_of_chunks()
+            guard_generators()
         self._backend = backend_for("cuda" if self._on_gpu else "cpu")
         sums = reduce if scales == "shard" else None
         shard = Shard(config, self._backend, Heads.of(config, rank, ranks), rank, ranks, gather, sums)

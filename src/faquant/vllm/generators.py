@@ -1,4 +1,4 @@
-"""Requests with a seed on CPUs."""
+"""Random generators of requests on CPUs."""
 
 from typing import Any
 
@@ -6,13 +6,17 @@ import numpy as np
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 
-def keep_seeds_of_chunks() -> None:
-    """Keep vLLM's sampler from the generators of requests whose token it will discard; may be called several times."""
+def guard_generators() -> None:
+    """Keep vLLM's sampler from the generators of requests whose token it will discard, which can end the service on
+    CPUs (0.32). So an answer does not depend on chunks either.
+
+    Changes vLLM's class in this process, because vLLM has no hook for it; may be called several times.
+    """
     CPUModelRunner.sample_tokens = _sample_tokens
 
 
 def _sample_tokens(runner: Any, *given: Any, **more: Any) -> Any:
-    """GPUModelRunner.sample_tokens without the generators of those whose token will be discarded."""
+    """GPUModelRunner.sample_tokens without these generators."""
     generators, discarded = runner.input_batch.generators, runner.discard_request_mask.np
     waiting = np.flatnonzero(discarded[: runner.input_batch.num_reqs]).tolist()
     kept = {request: generators.pop(request) for request in waiting if request in generators}
