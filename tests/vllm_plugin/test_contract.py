@@ -158,10 +158,12 @@ def test_generators_of_discarded_tokens_are_kept(monkeypatch: pytest.MonkeyPatch
     runner = object.__new__(CPUModelRunner)
     runner.input_batch = SimpleNamespace(num_reqs=3, generators={0: "first", 2: "third"})
     runner.discard_request_mask = SimpleNamespace(np=np.array([False, True, True, True]))
-    seen = []
-    monkeypatch.setattr(
-        GPUModelRunner, "sample_tokens", lambda self, given: seen.append(dict(self.input_batch.generators))
-    )
+    seen: list[dict[int, str]] = []
+
+    def sample(self: Any, _: None) -> None:
+        seen.append(dict(self.input_batch.generators))
+
+    monkeypatch.setattr(GPUModelRunner, "sample_tokens", sample)
     _sample_tokens(runner, None)
     assert seen == [{0: "first"}]
     assert runner.input_batch.generators == {0: "first", 2: "third"}
