@@ -110,6 +110,12 @@ def test_a_stream_waits_for_the_right_answer(check: Check) -> None:
     model.engine = BytesEngine(pages=20)
     model.tokenizer = model.engine.tokenizer
     assert list(model.stream(PROMPT, replace(DRAWN, seed=1))) == check.seen[:1]
+    check.ending = "nothing"
+    pieces: list[str] = []
+    stream = model.stream(PROMPT, replace(DRAWN, seed=1))
+    with pytest.raises(AnswerError):
+        pieces += stream
+    assert not pieces
 
 
 def test_a_stop_string_cuts_as_without_a_check(check: Check) -> None:

@@ -273,7 +273,7 @@ class Request:
 
     def new_text(self) -> str:
         """The text that became final since the last call."""
-        if self.is_withheld and self.finish_reason is None:
+        if self.is_withheld and self.finish_reason in (None, "error"):
             return ""
         returned, self._returned = self._returned, len(self._text)
         return "".join(self._text[returned:])

@@ -171,5 +171,5 @@ class Repetitions:
 def _value(text: bytes) -> Value:
     try:
         return Value(json.loads(text))
-    except ValueError:  # a part of a call in Python's syntax
+    except (ValueError, RecursionError):  # a part of a call in Python's syntax, or nested too deep
         return Value({"": text.decode("utf-8", "replace")})

@@ -44,7 +44,9 @@ async def create_completion(body: CompletionRequest, call: CurrentCall) -> Respo
     max_tokens = body.max_tokens
     if max_tokens is None:
         max_tokens = min(DEFAULT_MAX_TOKENS, call.service.context_left(prompts, "prompt"))
-    params = sampling_params(body, max_tokens, body.logprobs, call.service.config.sampling_defaults)
+    defaults = call.service.config.sampling_defaults
+    # In a thread, because compiling a schema may take a while.
+    params = await asyncio.to_thread(sampling_params, body, max_tokens, body.logprobs, defaults)
     if body.echo and body.logprobs is not None:
         _check_size(prompts, body.n * (1 + body.logprobs))
         params = replace(params, prompt_logprobs=body.logprobs)

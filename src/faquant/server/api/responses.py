@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from ...errors import FaquantError
 from ..answer.output_items import OutputItems
 from ..answer.stored import ResponseStore
+from ..config import MAX_TEXT
 from ..errors import ApiError, as_api_error, errors_renamed
 from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
@@ -78,6 +79,7 @@ def _conversation(body: ResponseRequest, store: ResponseStore) -> list[KnownItem
         items += stored.conversation
     if isinstance(body.input, str):
         return [*items, MessageItem(role="user", content=body.input)]
+    size = 0
     for number, item in enumerate(body.input):
         if not isinstance(item, ReferenceItem):
             items.append(item)
@@ -85,6 +87,9 @@ def _conversation(body: ResponseRequest, store: ResponseStore) -> list[KnownItem
         known = store.item(item.id)
         if known is None:
             raise _gone(item.id, 400, f"input.{number}.id", "item_not_found")
+        size += len(known.model_dump_json())
+        if size > MAX_TEXT:
+            raise ApiError(400, f"The items that input refers to have more than {MAX_TEXT} characters.", "input")
         items.append(known)
     return items
 

@@ -44,7 +44,7 @@ class Record:
 
     def count(self, output: Output) -> None:
         """Count the output of a step."""
-        if self.first_token is None:
+        if self.first_token is None and (output.token_ids or output.finish_reason is not None):
             self.first_token = time.monotonic() - self.begin
         self.completion_tokens += len(output.token_ids)
         if output.finish_reason is not None:

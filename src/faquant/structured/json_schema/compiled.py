@@ -3,12 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
-import jsonschema_rs
-
 from ...errors import UsageError
+from .checker import Checker
 from .document import Document, is_unicode
 from .grammar import Grammar
 from .normalize import Normalizer
@@ -47,25 +46,11 @@ class CompiledSchema:
 
     def problem(self, answer: str) -> str | None:
         """What is wrong with an answer, and where in it; None if it is JSON of the schema with no name twice."""
-        try:
-            value = json.loads(answer, object_pairs_hook=_object_with_unique_names)
-        except ValueError as error:
-            return f"The answer is not valid JSON: {error}"
-        wrong = next(self._validator.iter_errors(value), None)
-        if wrong is None:
-            return None
-        return f"{wrong.message[:500]} (at /{'/'.join(map(str, wrong.instance_path))})"
-
-    def check_validator(self, name: str) -> None:
-        """Raises: UsageError: the schema cannot be used to check answers."""
-        try:
-            self._validator.is_valid(None)
-        except ValueError as error:
-            raise UsageError(f"{name} is not a valid JSON schema: {str(error)[:500]}") from None
+        return self._checker.problem(answer)
 
     @cached_property
-    def _validator(self) -> "jsonschema_rs.Validator":
-        return jsonschema_rs.validator_for(json.loads(self.text), validate_formats=False, retriever=_retrieve_nothing)
+    def _checker(self) -> Checker:
+        return Checker(Document(self.text, "The schema", strict=False))
 
 
 def compile_schema(value: object, name: str = "json_schema", strict: bool = False) -> CompiledSchema:
@@ -74,8 +59,14 @@ def compile_schema(value: object, name: str = "json_schema", strict: bool = Fals
     strict: refuse what the grammar cannot enforce, instead of listing it in `unenforced`.
 
     Raises:
-        UsageError: it is not a JSON schema, too large, too deep, or, if strict, has a keyword that cannot be enforced.
+        UsageError: it is not a JSON schema, too large, too deep or too complex, or, if strict, has a keyword that
+            cannot be enforced.
     """
+    return _compiled(Document(value, name, strict).text, name, strict)
+
+
+@lru_cache(maxsize=64)
+def _compiled(value: str, name: str, strict: bool) -> CompiledSchema:
     document = Document(value, name, strict)
     normal = Normalizer(document, strict)
     grammar = Grammar(normal)
@@ -93,25 +84,14 @@ def compile_schema(value: object, name: str = "json_schema", strict: bool = Fals
         raise UsageError(f"{name} must be valid Unicode; it has an unpaired surrogate.")
     unenforced = tuple(normal.unenforced)
     examples = tuple(grammar.examples)
-    value = Shortest(normal).value(state)
-    shortest = None if value is None else json.dumps(value[0], ensure_ascii=False, separators=(",", ":"))
+    short = Shortest(normal).value(state)
+    shortest = None if short is None else json.dumps(short[0], ensure_ascii=False, separators=(",", ":"))
     compiled = CompiledSchema(document.text, text, unenforced, grammar.has_open_names, paths, examples, shortest)
     if unenforced:
-        compiled.check_validator(name)
+        Checker(document)
     return compiled
 
 
 def lark(schema: Mapping[str, Any]) -> str:
     """An expression of llguidance's Lark dialect for JSON of a schema."""
     return compile_schema(schema).lark
-
-
-def _object_with_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has a name twice.")
-    return found
-
-
-def _retrieve_nothing(uri: str) -> None:
-    raise ValueError(f"{uri} is not part of the schema")

@@ -7,12 +7,12 @@ from typing import Any
 from ...errors import UsageError
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-_ONE = {
+ONE = {
     *("items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"),
     *("unevaluatedItems", "unevaluatedProperties"),
 }
-_LISTS = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
-_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
+LISTS = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
+NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
 # Known annotations, some of which look like keywords.
 _ANNOTATIONS = {"title", "description", "default", "example", "examples", "options", "name", "multiple"}
 
@@ -65,14 +65,14 @@ _CHECKS: dict[str, _Check] = {
     "multipleOf": (_is_positive, "a number greater than 0"),
     "required": (_is_names, "a list of names"),
     "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
-    **dict.fromkeys(_ONE, _SCHEMA),
-    **dict.fromkeys(_LISTS - {"prefixItems"}, _SCHEMAS),
+    **dict.fromkeys(ONE, _SCHEMA),
+    **dict.fromkeys(LISTS - {"prefixItems"}, _SCHEMAS),
     "prefixItems": (lambda value: isinstance(value, list) and all(map(_is_schema, value)), "a list of schemas"),
     "items": (
         lambda value: _is_schema(value) or (isinstance(value, list) and all(map(_is_schema, value))),
         "a schema or a list of schemas",
     ),
-    **dict.fromkeys(_NAMED, _MAP),
+    **dict.fromkeys(NAMED, _MAP),
     "dependencies": (
         lambda value: isinstance(value, dict) and all(_is_schema(one) or _is_names(one) for one in value.values()),
         "an object of schemas or lists of names",
@@ -95,14 +95,14 @@ CONSTRAINING = _CHECKS.keys() - {"$defs", "definitions", "then", "else", "minCon
 def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The schemas directly within a schema, with the ends of their places."""
     for key, value in schema.items():
-        if key in _NAMED and isinstance(value, dict):
+        if key in NAMED and isinstance(value, dict):
             for name, part in value.items():
                 if _is_schema(part):
                     yield f"/{key}/{name}", part
-        elif key in _LISTS and isinstance(value, list):
+        elif key in LISTS and isinstance(value, list):
             for number, part in enumerate(value):
                 yield f"/{key}/{number}", part
-        elif key in _ONE:
+        elif key in ONE:
             yield f"/{key}", value
 
 

@@ -20,6 +20,8 @@ NOTHING: State = frozenset({1})
 ANYTHING: State = frozenset()
 _MOST_FORMS, _STEPS = 512, 8
 _DEEPEST_CHECK = 16
+_ALL_STEPS = 12_000
+"""Steps for a whole schema. Few real ones need more than a hundred; the dearest take half a millisecond each."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Normalizer:
         self._forms: dict[State, list[Form]] = {}
         self._fitting_forms: dict[State, tuple[Form, ...]] = {}
         self._checked: set[State] = set()
+        self._steps = 0
         self.strings = self.of_form(Form(frozenset({"string"})))
 
     def state(self, schema: Any) -> State:
@@ -166,6 +169,7 @@ class Normalizer:
             most = _MOST_FORMS
             while work:
                 steps += 1
+                self._count_step()
                 reached = self._closed(*work.pop())
                 if reached is None:
                     continue
@@ -185,6 +189,11 @@ class Normalizer:
             else:
                 return found
             self._widen(blamed)
+
+    def _count_step(self) -> None:
+        self._steps += 1
+        if self._steps > _ALL_STEPS:
+            raise UsageError(f"{self.document.name} has too many combinations of its keywords; simplify it.")
 
     def _closed(
         self, form: Form, literals: tuple[int, ...], done: State, choices: tuple[int, ...]

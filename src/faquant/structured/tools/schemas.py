@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...errors import UsageError
+from ..json_schema.keywords import CONSTRAINING
 
 DEFINITIONS = ("$defs", "definitions")
-_WRITABLE = {"type", "properties", "required", "additionalProperties", "title", "description", "$schema", *DEFINITIONS}
+_WRITABLE = {"type", "properties", "required", "additionalProperties"}
 
 
 def check_properties(
@@ -21,7 +22,7 @@ def check_properties(
         UsageError: it does not.
     """
     properties = schema.get("properties", {})
-    unknown = [key for key in schema if key not in _WRITABLE and not key.startswith("x-")]
+    unknown = [key for key in schema if key in CONSTRAINING and key not in _WRITABLE]
     unknown += [name for name in (tool, *properties) if not name_pattern.fullmatch(name)]
     unknown += [name for name in schema.get("required", ()) if name not in properties]
     unknown += [ref for ref in _references(schema) if not ref.startswith(("#/$defs/", "#/definitions/"))]

@@ -4,13 +4,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..json_schema.formats import format_pattern
+
 TYPES = frozenset({"string", "null", "boolean", "number", "object", "array"})
 _DEPTH = 16
 _OTHERS = [*sorted(TYPES - {"string"})]
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-_DATE = (
-    r"[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
-)
+_YEAR = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_MONTHS = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8])"
+_DATE = f"{_YEAR}-({_MONTHS})"
 _BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _FORMATS = {
     "date": _DATE,
@@ -105,15 +107,15 @@ def _regexes(schema: Mapping[str, Any]) -> list[str]:
     listed = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(listed, list):
         found.append("|".join(_literal(value) for value in listed if isinstance(value, str)))
-    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-    if least or most != "":
-        found.append(f"(?s:.{{{least},{most}}})")
+    least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
+    if least or most is not None:
+        found.append(f"(?s:.{{{least},{'' if most is None else int(most)}}})")
     if "pattern" in schema:
         found.append(_anchored(schema["pattern"]))
-    if "format" in schema:
-        if schema["format"] not in _FORMATS:
-            raise ValueError(f"the format {str(schema['format'])[:80]!r} is not supported")
+    if schema.get("format") in _FORMATS:
         found.append(_FORMATS[schema["format"]])
+    elif format_pattern(schema.get("format", "")) is not None:
+        raise ValueError(f"the format {schema['format']!r} is not supported")
     return found
 
 
@@ -130,7 +132,8 @@ def _anchored(pattern: str) -> str:
     outermost = plain
     while (shorter := re.sub(r"\([^()]*\)", "", outermost)) != outermost:
         outermost = shorter
-    if re.search(r"[\^$]|\(\?[=!<]|\\b", plain) or ((begin or end) and "|" in outermost):
+    refers_back = re.search(r"\\[1-9]|\\k<", body)
+    if refers_back or re.search(r"[\^$]|\(\?[=!<]|\\b", plain) or ((begin or end) and "|" in outermost):
         raise ValueError(f"the pattern {pattern[:80]!r} is not supported")
     return ("" if begin else "(?s:.*)") + f"({body})" + ("" if end else "(?s:.*)")
 
