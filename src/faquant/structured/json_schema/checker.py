@@ -20,16 +20,12 @@ class Checker:
     """Says what is wrong with answers.
 
     Raises:
-        UsageError: checking could take too long, or the schema has a pattern that is none.
+        UsageError: the schema has a pattern that is none.
     """
 
     def __init__(self, document: Document) -> None:
-        schema = _Translation(document).schema
-        if not _is_bounded(schema):
-            raise UsageError(
-                f"{document.name} has parts that cannot be enforced while an answer is written, and too many "
-                "references and alternatives to check them afterwards; simplify it."
-            )
+        self._name = document.name
+        self._schema = schema = _Translation(document).schema
         options = jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS)
         try:
             self._validator = jsonschema_rs.Draft202012Validator(
@@ -37,6 +33,14 @@ class Checker:
             )
         except ValueError as error:
             raise UsageError(f"{document.name} is not a valid JSON schema: {str(error)[:500]}") from None
+
+    def check_cost(self) -> None:
+        """Raises: UsageError: checking an answer could take too long."""
+        if not _is_bounded(self._schema):
+            raise UsageError(
+                f"{self._name} has parts that cannot be enforced while an answer is written, and too many references "
+                "and alternatives to check them afterwards; simplify it."
+            )
 
     def problem(self, answer: str) -> str | None:
         """What is wrong with an answer, and where in it; None if it is JSON of the schema with no name twice."""

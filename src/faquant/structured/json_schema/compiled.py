@@ -88,7 +88,7 @@ def _compiled(value: str, name: str, strict: bool) -> CompiledSchema:
     shortest = None if short is None else json.dumps(short[0], ensure_ascii=False, separators=(",", ":"))
     compiled = CompiledSchema(document.text, text, unenforced, grammar.has_open_names, paths, examples, shortest)
     if unenforced:
-        Checker(document)
+        Checker(document).check_cost()
     return compiled
 
 

@@ -20,8 +20,8 @@ NOTHING: State = frozenset({1})
 ANYTHING: State = frozenset()
 _MOST_FORMS, _STEPS = 512, 8
 _DEEPEST_CHECK = 16
-_ALL_STEPS = 12_000
-"""Steps for a whole schema. Few real ones need more than a hundred; the dearest take half a millisecond each."""
+_ALL_STEPS, _FEW_FORMS = 8_000, 8
+"""After so many steps for a schema, of which few real ones need more than a hundred, few forms are too many."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,10 @@ class Normalizer:
                 (ANY_FORM, ordered(state), frozenset(), ())
             ]
             steps = blamed = 0
-            most = _MOST_FORMS
+            most = _MOST_FORMS if self._steps < _ALL_STEPS else _FEW_FORMS
             while work:
                 steps += 1
-                self._count_step()
+                self._steps += 1
                 reached = self._closed(*work.pop())
                 if reached is None:
                     continue
@@ -189,11 +189,6 @@ class Normalizer:
             else:
                 return found
             self._widen(blamed)
-
-    def _count_step(self) -> None:
-        self._steps += 1
-        if self._steps > _ALL_STEPS:
-            raise UsageError(f"{self.document.name} has too many combinations of its keywords; simplify it.")
 
     def _closed(
         self, form: Form, literals: tuple[int, ...], done: State, choices: tuple[int, ...]
