@@ -24,6 +24,7 @@ from .params import SamplingParams
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 NEEDS_MASK = -2
+"""What `draw` returns for a row whose token depends on the mask."""
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
 """A token's log-probability, and (id, log-probability) pairs of the likeliest tokens, descending, then by id."""
 

@@ -16,8 +16,9 @@ import numpy as np
 from ..errors import UsageError
 from ..kernels.arrays import Array
 from ..structured.constraint import Bits, Constraint
-from .draw import NEEDS_MASK, Floats, Integers, TokenLogprobs, check_maximum, draw, draw_masked, log_probabilities
+from .draw import NEEDS_MASK, Floats, Integers, TokenLogprobs, draw, draw_masked, log_probabilities
 from .params import SamplingParams as SamplingParams
+from .penalties import Edit, History
 
 _TRIES = 4
 _MOST_LIKELIEST = 64
@@ -74,11 +75,11 @@ class Sampler:
         self._end_ids = np.array([i for i in self._ends if vocab_size is None or i < vocab_size], dtype=np.int64)
         self._bias_ids = np.array(list(bias), dtype=np.int64)
         self._biases = np.array(list(bias.values()))
-        self._history: _History | None = None
+        self._history: History | None = None
         if params.repetition_penalty != 1.0:
-            self._history = _History(prompt_ids)
+            self._history = History(prompt_ids)
         elif params.presence_penalty or params.frequency_penalty:
-            self._history = _History(())
+            self._history = History(())
 
     def for_answer(self, index: int, constraint: Constraint | None = None) -> "Sampler":
         """The sampler of answer `index` to the same request, before its first token; it shares memory with this one."""
@@ -87,7 +88,7 @@ class Sampler:
         other._history = None if self._history is None else self._history.beginning()
         return other
 
-    def for_another_draw(self, constraint: Constraint | None = None) -> "Sampler":
+    def for_another_draw(self, constraint: Constraint | None) -> "Sampler":
         """The sampler of the next draw of the same answer, with other random numbers. A greedy answer would come out
         the same again, so temperature 0 becomes 1."""
         other = self.for_answer(self.index, constraint)
@@ -154,7 +155,7 @@ class Sampler:
         """The number of tokens that the answer may have after the next one."""
         return self.params.max_tokens - self.step - 1
 
-    def _edit(self, row: Floats) -> "_Edit | None":
+    def _edit(self, row: Floats) -> "Edit | None":
         """Apply the bias, min_tokens and the penalties to a row in place; None if there are none."""
         parts: list[Integers] = [self._bias_ids] if self._bias_ids.size else []
         if self._ends_are_out:
@@ -163,7 +164,7 @@ class Sampler:
             parts.append(self._history.ids)
         if not parts:
             return None
-        edit = _Edit(row, np.concatenate(parts))
+        edit = Edit(row, np.concatenate(parts))
         row[self._bias_ids] += self._biases
         if self._ends_are_out:
             row[self._end_ids] = -math.inf
@@ -233,7 +234,7 @@ def _sample_array(logits: Array, samplers: Sequence[Sampler]) -> list[int]:
     rows = _floats(logits, len(samplers))
     if not samplers:
         return []
-    edits: list[_Edit | None] = []
+    edits: list[Edit | None] = []
     try:
         edits += (sampler._edit(row) for sampler, row in zip(samplers, rows, strict=True))
         filtered = {place for place, sampler in enumerate(samplers) if not sampler._draws_from_all}
@@ -261,7 +262,7 @@ def _draw_admitted(rows: Floats, samplers: Sequence[Sampler], tokens: list[int])
     """
     constraints = {place: one.constraint for place, one in enumerate(samplers) if one.constraint is not None}
     masks: dict[int, Bits] = {}
-    begun: set[int] = set()  # rows whose first draw was one of the mask
+    begun: set[int] = set()  # rows whose draw before the mask was the first draw from it, too
     for place, constraint in constraints.items():
         sampler, token = samplers[place], tokens[place]
         if token != NEEDS_MASK and constraint.admits(token, sampler._left):
@@ -303,69 +304,6 @@ def uniform(seed: int, step: int, index: int = 0, attempt: int = 0) -> float:
         message += attempt.to_bytes(8, "little")
     digest = hashlib.blake2b(message, digest_size=8, person=b"faquant-draw").digest()
     return float((int.from_bytes(digest, "little") >> (64 - _UNIFORM_BITS)) / 2**_UNIFORM_BITS)
-
-
-class _Edit:
-    """Saves the scores at some positions of a row, to restore them later.
-
-    Raises: FaquantError: a score is NaN or +inf.
-    """
-
-    def __init__(self, row: Floats, ids: Integers) -> None:
-        self._row, self._ids, self._scores = row, ids, row[ids]
-        top = self._scores.max(initial=-math.inf)
-        if not top < math.inf:
-            check_maximum(float(top))
-
-    def undo(self) -> None:
-        self._row[self._ids] = self._scores
-
-
-class _History:
-    """The distinct tokens that are penalized, and how often each is in the answer."""
-
-    def __init__(self, prompt_ids: Iterable[int]) -> None:
-        self._prompt_ids = np.array(list(dict.fromkeys(prompt_ids)), dtype=np.int64)
-        self._prompt_places = {token: place for place, token in enumerate(self._prompt_ids.tolist())}
-        self._begin()
-
-    def beginning(self) -> "_History":
-        """A history with the same prompt and an empty answer."""
-        other = copy.copy(self)
-        other._begin()
-        return other
-
-    def _begin(self) -> None:
-        self._places: dict[int, int] = {}  # of tokens that are not in the prompt
-        self._ids = self._prompt_ids  # shared: replaced by a copy before anything is appended
-        self._counts = np.zeros(self._ids.size)
-
-    @property
-    def _size(self) -> int:
-        return len(self._prompt_places) + len(self._places)
-
-    @property
-    def ids(self) -> Integers:
-        return self._ids[: self._size]
-
-    def add(self, token: int) -> None:
-        place = self._prompt_places.get(token)
-        if place is None:
-            place = self._places.setdefault(token, self._size)
-        if place >= self._ids.size:
-            spare = np.zeros(64 + place, dtype=np.int64)  # doubles the arrays, so that copies are rare
-            self._ids, self._counts = np.concatenate((self._ids, spare)), np.concatenate((self._counts, spare))
-        self._ids[place] = token
-        self._counts[place] += 1
-
-    def penalize(self, scores: Floats, params: SamplingParams) -> None:
-        """Apply the penalties to scores [vocab] in place."""
-        ids, counts = self.ids, self._counts[: self._size]
-        old = scores[ids].astype(np.float64)  # avoids overflow
-        old = np.where(old < 0, old * params.repetition_penalty, old / params.repetition_penalty)
-        old -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-        largest = np.finfo(scores.dtype).max
-        scores[ids] = np.where(np.isinf(old), old, np.clip(old, -largest, largest))
 
 
 def _rule_out(mask: Bits, token: int) -> None:
