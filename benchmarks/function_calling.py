@@ -4,10 +4,10 @@ python benchmarks/function_calling.py QUANTIZED FLOAT [--bfcl DIR] [--cases 50] 
                                       [--json FILE]
 
 `pip install --no-deps --target build/bfcl bfcl-eval==2026.3.23` fetches the cases; the package's own checker judges the
-calls (AST match). Each category contributes its first cases, evenly spread. simple_python, multiple and parallel must
-call (tool_choice required); irrelevance may call (auto), and the right answer is not to. Answers are greedy. "valid" is
-the share of calls whose arguments follow the schema, "first" the AST match of the first call alone, in the categories
-with one right call.
+calls (AST match). Each category contributes --cases cases, spread evenly over it. In simple_python, multiple and
+parallel the answer must call (tool_choice required); in irrelevance it may call (auto), but no call is right. Answers
+are greedy. "valid" is the share of calls whose arguments follow the schema, "first" the AST match of the first call
+alone, in the categories with one right call.
 """
 
 import argparse
