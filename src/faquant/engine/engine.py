@@ -102,8 +102,8 @@ class Engine:
                 f"The prompt's {len(prompt)} tokens and max_tokens ({params.max_tokens}) together exceed the context "
                 f"of {self.max_model_len} tokens{f' ({note})' if note else ''}. Shorten the prompt or lower max_tokens."
             )
-        constraint = self._constraints(params)
-        return CheckedPrompt(prompt, params, self._samplers(prompt, params, constraint), constraint)
+        new_constraint = self._constraint_factory(params)
+        return CheckedPrompt(prompt, params, self._samplers(prompt, params, new_constraint), new_constraint)
 
     def add(self, prompt: Sequence[int], params: SamplingParams) -> list[Request]:
         """Check a prompt of token ids and admit it. Raises: UsageError: as `check`."""
@@ -202,18 +202,18 @@ class Engine:
         return Grammars(self.tokenizer, self.model.config.vocab_size)
 
     def _samplers(
-        self, prompt: Sequence[int], params: SamplingParams, constraint: Callable[[], Constraint | None]
+        self, prompt: Sequence[int], params: SamplingParams, new_constraint: Callable[[], Constraint | None]
     ) -> list[Sampler]:
         first = Sampler(
             params,
             prompt,
             vocab_size=self.model.config.vocab_size,
             end_token_ids=self.tokenizer.eos_token_ids,
-            constraint=constraint(),
+            constraint=new_constraint(),
         )
-        return [first, *(first.for_answer(index, constraint()) for index in range(1, params.n))]
+        return [first, *(first.for_answer(index, new_constraint()) for index in range(1, params.n))]
 
-    def _constraints(self, params: SamplingParams) -> Callable[[], Constraint | None]:
+    def _constraint_factory(self, params: SamplingParams) -> Callable[[], Constraint | None]:
         if params.structured_output is None:
             return lambda: None
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}

@@ -265,7 +265,7 @@ def _parts(answer: Completion, params: SamplingParams) -> Completion:
     form = params.structured_output
     if form is None or form.tool_calls is None:
         return answer
-    is_formed, is_cut = len(form.parts) > 1, answer.finish_reason == "length"
+    is_formed, is_cut = form.is_either, answer.finish_reason == "length"
     text, found, are_whole = parse(form.tool_calls, answer.text, is_cut, is_formed)
     reason = "tool_calls" if are_whole else answer.finish_reason
     return replace(answer, text=text, tool_calls=found, finish_reason=reason)

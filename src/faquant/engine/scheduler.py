@@ -165,16 +165,18 @@ class Scheduler:
             if source is not None:
                 self._copy_page(source, request.pages[known])
 
+    def _may_reuse(self, request: Request) -> bool:
+        return self._reuse_pages and not request.must_compute_all
+
     def _known_digests(self, request: Request) -> list[bytes]:
         """Digests of the pages it may reuse. The last token always runs, because its logits are needed."""
-        if not self._reuse_pages or request.must_compute_all:
+        if not self._may_reuse(request):
             return []
         return request.digests(self._page_size, (len(request.ids) - 1) // self._page_size)
 
     def _partial_digest(self, request: Request, known: int) -> bytes | None:
         """The digest of the prompt's last, partly filled page, if it follows the `known` pages directly."""
-        may_reuse = self._reuse_pages and not request.must_compute_all
-        is_next = may_reuse and known == (request.prompt_length - 1) // self._page_size
+        is_next = self._may_reuse(request) and known == (request.prompt_length - 1) // self._page_size
         return request.prompt_digest(self._page_size) if is_next else None
 
     def _find_partial_page(self, request: Request, known: int, partial: bytes) -> int | None:

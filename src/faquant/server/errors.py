@@ -129,7 +129,8 @@ def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
             shown.append(f"{where}: {problem['msg']}.")
     first = _place(problems[0]) or None
     code = "unsupported_parameter" if problems[0]["type"] == "extra_forbidden" else None
-    code = "context_length_exceeded" if _is_long_text(problems[0]) else code
+    if _is_long_text(problems[0]):
+        code = "context_length_exceeded"
     return ApiError(400, " ".join(dict.fromkeys(shown)), first, code)
 
 

@@ -133,7 +133,7 @@ class Call:
             )
             raise ApiError(400, message, "max_tokens", "context_length_exceeded")
         structure = params.structured_output
-        if structure is not None and len(structure.parts) > 1:  # to name the field of the one that is refused
+        if structure is not None and structure.is_either:  # to name the field of the one that is refused
             for part in structure.parts:
                 with errors_for(_field_of(part)):
                     await self.service.engine.compile(part)

@@ -115,7 +115,7 @@ class Grammars:
 
     def _from_beginning(
         self, wanted: StructuredOutput, max_tokens: int, end_token_ids: Collection[int], before: int = 0
-    ) -> Callable[[], "GrammarConstraint"]:
+    ) -> Callable[[], GrammarConstraint]:
         """before: tokens that the answer needs before the structure."""
         compiled = self.compiled(wanted).result()
         if compiled.plan is None:
@@ -132,15 +132,15 @@ class Grammars:
         return partial(GrammarConstraint, self._vocabulary, compiled, end_token_ids)
 
     def _from_calls(
-        self, compiled: "CompiledGrammar", end_token_ids: Collection[int], text: str, left: int
-    ) -> "GrammarConstraint | None":
+        self, compiled: CompiledGrammar, end_token_ids: Collection[int], text: str, left: int
+    ) -> GrammarConstraint | None:
         """The constraint for calls that begin with `text`; None if `text` is invalid or `left` tokens are too few."""
         constraint = GrammarConstraint(self._vocabulary, compiled, end_token_ids)
         return constraint if constraint.start_after(text.encode("latin-1"), left) else None
 
     def compiled(
         self, wanted: StructuredOutput, submit: Callable[..., object] | None = None
-    ) -> "Future[CompiledGrammar]":
+    ) -> Future[CompiledGrammar]:
         """The future of the compiled grammar, shared by all requests for the same structure.
 
         submit: the method of an executor that compiles it; None: compile it in this call. The last caller that waits
@@ -158,7 +158,7 @@ class Grammars:
             submit(self._compile, wanted, compiled)
         return compiled
 
-    def _compile(self, wanted: StructuredOutput, compiled: "Future[CompiledGrammar]") -> None:
+    def _compile(self, wanted: StructuredOutput, compiled: Future[CompiledGrammar]) -> None:
         if not compiled.set_running_or_notify_cancel():
             self._forget(wanted, compiled)
             return
@@ -175,7 +175,7 @@ class Grammars:
                 for key in done[: max(0, len(done) - self._capacity)]:
                     del self._compiled[key]
 
-    def _forget(self, wanted: StructuredOutput, compiled: "Future[CompiledGrammar]") -> None:
+    def _forget(self, wanted: StructuredOutput, compiled: Future[CompiledGrammar]) -> None:
         with self._lock:
             if self._compiled.get(wanted) is compiled:
                 del self._compiled[wanted]

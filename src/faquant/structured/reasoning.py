@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..errors import FaquantError, UsageError
 from ..text.tokenizer import Tokenizer
 from .constraint import Bits, Constraint
+from .tools.opening import overlap
 from .vocabulary import Vocabulary
 
 BEGIN, END = "<think>", "</think>"
@@ -257,7 +258,7 @@ class ReasoningConstraint:
             self._ended = True
         elif END in text:
             self._state, self._start = "rest", self._count
-        self._text = text[len(text) - _overlap(text) :]
+        self._text = text[len(text) - overlap(text, END) :]
 
     def _begin_with(self, text: str) -> None:
         """Decide whether the answer begins with reasoning. Until then, the other constraint reads it too."""
@@ -276,15 +277,9 @@ class ReasoningConstraint:
         """Tokens that end the reasoning after `token`."""
         if self._plan[:1] == [token]:
             return self._plan[1:]
-        return list(self._vocabulary.tokens(END[_overlap(text) :].encode()))
+        return list(self._vocabulary.tokens(END[overlap(text, END) :].encode()))
 
 
 def end_plan(vocabulary: Vocabulary) -> list[int]:
     """Tokens that end the reasoning."""
     return list(vocabulary.tokens(END.encode()))
-
-
-def _overlap(text: str) -> int:
-    """The length of the text's longest end that is a beginning of the closing tag, but not all of it."""
-    longest = min(len(text), len(END) - 1)
-    return next((length for length in range(longest, 0, -1) if END.startswith(text[-length:])), 0)

@@ -2,6 +2,8 @@
 
 import re
 
+from .patterns.scanner import Scanner
+
 _CLASSES = {"d": "0", "D": "a", "w": "a", "W": "-", "s": " ", "S": "a", "p": "a", "P": "0", "h": "0"}
 _CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 _NOTHING = "bBAzZG"
@@ -23,11 +25,7 @@ def example(pattern: str) -> str | None:
     return text if parser.place == len(pattern) else None
 
 
-class _RegexParser:
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
-        self.place = 0
-
+class _RegexParser(Scanner):
     def alternatives(self) -> str:
         found = [self._sequence()]
         while self._take("|"):
@@ -85,17 +83,6 @@ class _RegexParser:
         # Python has the same syntax for classes.
         others = re.compile("[^" + self.pattern[start : self.place])
         return next(mark for mark in _ANY if others.match(mark))
-
-    def _match(self, expected: str) -> re.Match[str] | None:
-        found = re.compile(expected).match(self.pattern, self.place)
-        if found is not None:
-            self.place = found.end()
-        return found
-
-    def _take(self, mark: str) -> bool:
-        taken = self.pattern.startswith(mark, self.place)
-        self.place += len(mark) if taken else 0
-        return taken
 
     def _next(self) -> str:
         self.place += 1

@@ -4,12 +4,8 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
-from .json_schema import Value
-
-Path: TypeAlias = tuple[bytes | None, ...]
-"""The names that lead to a value, as they are written between quotes; None: any name or item."""
+from .json_schema import Path, Value
 
 # What may distinguish a name or an item from those before it, and how far from the beginning of a text.
 _LETTERS, _MOST_INSERTED = (b"a", b"1", b"b", b"2", b"c", b"3", b"_", b"0"), 2
@@ -45,7 +41,9 @@ NO_ARRAYS = UniqueArrays()
 
 @dataclass(frozen=True, slots=True)
 class Repetitions:
-    """What of a text matters to repetitions. The text may be within other text, such as that around a call.
+    """The state of a text, as far as it matters to repetitions.
+
+    The text may be within other text, such as that around a call.
 
     Attributes:
         arrays: the arrays whose items must be unique.

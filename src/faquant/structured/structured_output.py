@@ -21,7 +21,7 @@ class StructuredOutput:
     """The form of an answer. Besides `strict`, exactly one field must be given, or tool_calls and another.
 
     Attributes:
-        json_schema: a JSON schema (draft 2020-12), as a mapping or as JSON text; stored as text.
+        json_schema: a JSON schema (drafts 4 to 2020-12), as a mapping or as JSON text; stored as text.
         json_object: any JSON object.
         regex: a regular expression for the whole answer, in the syntax of Rust's regex crate.
         choice: one of these texts.
@@ -63,9 +63,14 @@ class StructuredOutput:
             raise UsageError("Tool calls that are required, or that there are no tools for, exclude another form.")
 
     @property
+    def is_either(self) -> bool:
+        """Whether the answer consists of calls or else has another form."""
+        return self.tool_calls is not None and len(self._given) > 1
+
+    @property
     def parts(self) -> "tuple[StructuredOutput, ...]":
         """The forms that the answer may have, which are compiled one by one."""
-        if self.tool_calls is None or len(self._given) == 1:
+        if self.tool_calls is None or not self.is_either:
             return (self,)
         return (replace(self, tool_calls=None), StructuredOutput(tool_calls=replace(self.tool_calls, forced=True)))
 
@@ -88,7 +93,7 @@ class StructuredOutput:
         """What is wrong with a finished answer to `json_schema`, or with calls in it, and where; None if nothing is."""
         calls: Sequence[FunctionCall] = ()
         if self.tool_calls is not None:
-            answer, calls, _ = parse(self.tool_calls, answer, cut=False, is_formed=len(self.parts) > 1)
+            answer, calls, _ = parse(self.tool_calls, answer, cut=False, is_formed=self.is_either)
             tools = {tool.name: tool.compiled for tool in self.tool_calls.tools}
             for call in calls:
                 problem = tools[call.name].problem(call.arguments)
@@ -99,7 +104,7 @@ class StructuredOutput:
     @property
     def is_whole(self) -> bool:
         """Whether the answer must have the structure; otherwise it is free text that calls may follow."""
-        return self.tool_calls is None or self.tool_calls.forced or len(self.parts) > 1
+        return self.tool_calls is None or self.tool_calls.forced or self.is_either
 
     def repetitions(self) -> Repetitions | None:
         """The state before the answer, if the grammar admits repetitions that must be excluded while it is written."""
@@ -110,7 +115,7 @@ class StructuredOutput:
         if not paths and not self.json_object and not any(schema.has_open_names for schema in schemas):
             return None
         if self.tool_calls and self.tool_calls.style.arguments == "python":
-            paths = [path[1:] for path in paths]  # names of arguments are no JSON
+            paths = [path[1:] for path in paths]  # names of arguments are not JSON strings
         return Repetitions(UniqueArrays(tuple(dict.fromkeys(paths)), self.tool_calls is None))
 
     def examples(self) -> list[str]:

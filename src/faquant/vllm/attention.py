@@ -84,8 +84,8 @@ class FaquantAttention(AttentionBackend):
 
     @staticmethod
     def get_impl_cls() -> Any:
-        """vLLM asks for it to learn what it supports, and takes this error for an answer: context parallelism is
-        not."""
+        """vLLM asks for this class to learn what it supports, and takes this error to mean that it does not support
+        context parallelism."""
         raise NotImplementedError("faquant's model calls its kernels itself")
 
     @staticmethod

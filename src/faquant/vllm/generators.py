@@ -7,8 +7,8 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 
 def guard_generators() -> None:
-    """Keep vLLM's sampler from the generators of requests whose token it will discard, which can end the service on
-    CPUs (0.32). So an answer does not depend on chunks either.
+    """Hide the generators of requests whose token vLLM will discard from its sampler. Using them can end the service on
+    CPUs (vLLM 0.32), and would make an answer depend on its chunks.
 
     Changes vLLM's class in this process, because vLLM has no hook for it; may be called several times.
     """

@@ -12,7 +12,7 @@ MAX_RESPONSES = 4096
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """A response and its conversation: the input, preceded by earlier responses and theirs, and the output."""
+    """A response and its conversation: what it continues, its own input, and its output."""
 
     response: ResponseObject
     conversation: Sequence[KnownItem]

@@ -24,9 +24,9 @@ class Prepared:
     calls: ToolCalls | None
 
     def reply(self, wants_function: bool = False) -> Reply:
-        """What reads one of the answers. wants_function: as for Reply."""
+        """A Reply that collects one of the answers. wants_function: as for Reply."""
         structure = self.params.structured_output
-        is_formed = structure is not None and len(structure.parts) > 1
+        is_formed = structure is not None and structure.is_either
         return Reply(self.calls, self.params.reasoning, is_formed, wants_function)
 
 

@@ -1,5 +1,6 @@
 """The bodies of requests. Unknown fields are refused; fields of OpenAI's API without effect on answers are accepted."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -107,14 +108,14 @@ class Conversing(Sampling):
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
+    @abstractmethod
     def offered(self) -> Sequence[FunctionTool]:
         """The tools."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def choice(self) -> ToolChoice | None:
         """Which tools may or must be called."""
-        raise NotImplementedError
 
     @property
     def is_parallel(self) -> bool:

@@ -6,3 +6,4 @@ from .compiled import lark as lark
 from .document import MAX_BYTES as MAX_BYTES
 from .document import check_text as check_text
 from .forms import Value as Value
+from .unique_items import Path as Path

@@ -8,19 +8,18 @@ import jsonschema_rs
 
 from ...errors import UsageError
 from .document import Document
-from .keywords import CONSTRAINING, LISTS, NAMED, ONE
+from .keywords import CONSTRAINING, LISTS, NAMED, ONE, REFERENCES
 
 _MOST_STEPS = 4096
 """Schemas that one value may have to be compared with. A check takes its time in the engine's thread."""
 _BACKTRACKS = 10_000
-_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
 class Checker:
     """Says what is wrong with answers.
 
     Raises:
-        UsageError: the schema has a pattern that is none.
+        UsageError: the schema has an invalid pattern.
     """
 
     def __init__(self, document: Document) -> None:
@@ -76,7 +75,7 @@ class _Translation:
             return schema
         found: dict[str, Any] = {}
         for key, value in schema.items():
-            if key in _REFERENCES:
+            if key in REFERENCES:
                 found.setdefault("allOf", []).append({"$ref": self._reference(schema, value)})
             elif key == "items" and isinstance(value, list):
                 found["prefixItems"] = [self._translated(part) for part in value]
@@ -88,7 +87,7 @@ class _Translation:
                     kind = "dependentRequired" if isinstance(part, list) else "dependentSchemas"
                     found.setdefault(kind, {})[name] = part if isinstance(part, list) else self._translated(part)
             elif key in ("exclusiveMinimum", "exclusiveMaximum") and isinstance(value, bool):
-                bound = key[9:].lower()
+                bound = key.removeprefix("exclusive").lower()
                 if value and bound in schema:
                     found[key] = schema[bound]
             elif key == "allOf":
@@ -131,7 +130,8 @@ def _is_bounded(root: dict[str, Any]) -> bool:
                     return False
                 circles.add(circle)
             else:
-                work.append((root["$defs"][reference[8:]], path, {**entered, reference: len(path)}))
+                target = root["$defs"][reference.removeprefix("#/$defs/")]
+                work.append((target, path, {**entered, reference: len(path)}))
         work += ((part, (*path, *steps_in), entered) for steps_in, part in _parts(schema))
     return True
 

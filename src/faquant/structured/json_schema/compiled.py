@@ -28,7 +28,8 @@ class CompiledSchema:
             must exclude.
         unique_paths: the paths to arrays in which the reader of the grammar must exclude that an item comes twice.
         examples: short texts of strings that have a pattern.
-        shortest: a short text of the grammar; None if none was found. It may rarely be none of the grammar.
+        shortest: a short text of the grammar; None if none was found. In rare cases the grammar does not admit
+            it.
     """
 
     text: str

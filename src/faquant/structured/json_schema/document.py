@@ -21,7 +21,8 @@ class Document:
         places: the place of each schema in it ("/properties/a"), by the schema's `id()`.
 
     Raises:
-        UsageError: it is not a JSON schema, too large or too deep, or, if strict, has a keyword that is none.
+        UsageError: it is not a JSON schema, too large or too deep, or, if strict, has a key that is probably a
+            misspelled keyword.
     """
 
     def __init__(self, value: object, name: str, strict: bool) -> None:
@@ -56,9 +57,13 @@ class Document:
                     self._enter(f"/{fragment.lstrip('/')}", found, base or self.root)
                 return found
         raise UsageError(
-            f"{self.name} refers to {reference[:200]!r} at {self.places[id(schema)][:200] or 'its top'}, which is not "
+            f"{self.name} refers to {reference[:200]!r} at {self.where(schema)}, which is not "
             "part of the schema; copy it into $defs."
         )
+
+    def where(self, schema: object) -> str:
+        """The place of a schema, for messages."""
+        return self.places.get(id(schema), "")[:200] or "its top"
 
     def _part(self, base: dict[str, Any], uri: str, fragment: str) -> Any:
         if fragment and not fragment.startswith("/"):

@@ -11,6 +11,7 @@ from .numbers import Bound
 State: TypeAlias = frozenset[int]
 """A conjunction of schemas by number: n holds, -n does not. The empty one admits every value."""
 
+CONSTANTS = {"null": None, "true": True, "false": False}
 KINDS = frozenset({"null", "true", "false", "number", "string", "array", "object"})
 
 

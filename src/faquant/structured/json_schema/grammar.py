@@ -4,6 +4,7 @@ Objects have their properties in the order of the schema, and other names after 
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from fractions import Fraction
@@ -11,7 +12,7 @@ from typing import Any
 
 from ...errors import UsageError
 from . import grammar_arrays, grammar_objects
-from .forms import ARRAY, OBJECT, Form, NumberForm, State, Value
+from .forms import ARRAY, CONSTANTS, OBJECT, Form, NumberForm, State, Value
 from .interfaces import Normal
 from .numbers import multiples_of_inverse
 from .scalars import COMMA, TERMINALS, integer_bounds, literal, number_terminal, string_terminal, value_terminal
@@ -39,7 +40,7 @@ class Grammar:
     """
 
     def __init__(self, normal: Normal) -> None:
-        self.normal: Normal = normal
+        self.normal = normal
         self.has_open_names = False
         self.unique: set[State] = set()
         self.examples: dict[str, None] = {}
@@ -115,8 +116,8 @@ class Grammar:
                         return None
                     integers = (value for value in range(low, high + 1) if value not in form.number.excluded)
                     found |= dict.fromkeys(map(Value, integers))
-                elif kind in _CONSTANTS:
-                    found[Value(_CONSTANTS[kind])] = None
+                elif kind in CONSTANTS:
+                    found[Value(CONSTANTS[kind])] = None
                 else:
                     return None
         return list(found) if len(found) <= most else None
@@ -152,7 +153,7 @@ class Grammar:
         return " | ".join(others)
 
     def _add(self, form: Form, kind: str, state: State, terminals: dict[str, None], others: dict[str, None]) -> None:
-        if kind in _CONSTANTS:
+        if kind in CONSTANTS:
             terminals[f'"{kind}"'] = None
         elif kind == "array":
             self._uses_any |= form.array is ARRAY
@@ -222,19 +223,11 @@ def _depth(rules: list[str]) -> int:
 
 
 def _common_multiple(steps: list[Fraction]) -> Fraction:
-    found = steps[0]
-    for step in steps[1:]:
-        scale = found.denominator * step.denominator
-        one, other = int(found * scale), int(step * scale)
-        while other:
-            one, other = other, one % other
-        found = found * step / Fraction(one, scale)
-    return found
+    return Fraction(math.lcm(*(step.numerator for step in steps)), math.gcd(*(step.denominator for step in steps)))
 
 
 def _number(value: Fraction) -> float:
     return int(value) if value.denominator == 1 else float(value)
 
 
-_CONSTANTS = {"null": None, "true": True, "false": False}
 _NOTHING = r"/[^\x00-\x{10ffff}]/"

@@ -7,6 +7,7 @@ from typing import Any
 from ...errors import UsageError
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 ONE = {
     *("items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"),
     *("unevaluatedItems", "unevaluatedProperties"),
@@ -57,7 +58,7 @@ _CHECKS: dict[str, _Check] = {
     "type": (_is_type, f"one or more of {', '.join(TYPES)}"),
     "enum": (lambda value: isinstance(value, list), "a list"),
     "const": (lambda value: True, "a value"),
-    **dict.fromkeys(("$ref", "$dynamicRef", "$recursiveRef", "pattern", "format"), _TEXT),
+    **dict.fromkeys((*REFERENCES, "pattern", "format"), _TEXT),
     **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), _COUNT),
     **dict.fromkeys(("minContains", "maxContains"), _COUNT),
     **dict.fromkeys(("minimum", "maximum"), _BOUND),

@@ -5,11 +5,13 @@ narrower: values that violate only these are not admitted.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 from .forms import ANY_FORM, KINDS, ArrayForm, Form, NumberForm, ObjectForm, Option, State, StringForm, Wanted
 from .interfaces import Normal
+from .keywords import REFERENCES
 from .positive import absent, bounds_of, kinds_of, name_patterns, pattern_of, requiring, values_of
 
 _MOST_PAIRS = 4
@@ -23,7 +25,7 @@ def options(normal: Normal, schema: dict[str, Any]) -> list[Option]:
     found += _parts(normal, schema)
     ways = [(form, tuple(sorted(state, key=abs))) for form, state in found if form.kinds and 1 not in state]
     if not ways and schema.keys() & _WITHOUT_OPPOSITE:
-        normal.leave_out(f"the opposite of the schema at {normal.document.places[id(schema)][:200] or 'its top'}")
+        normal.leave_out(f"the opposite of the schema at {normal.document.where(schema)}")
         return [(ANY_FORM, ())]
     return ways
 
@@ -91,11 +93,13 @@ def _other_values(values: list[Any]) -> Form:
     )
 
 
-def _states(normal: Normal, schema: dict[str, Any]) -> Iterator[State]:
-    def opposite(part: Any) -> State:
-        return normal.opposite(normal.state(part), normal.at("not", schema))
+def _opposite(normal: Normal, schema: dict[str, Any], part: Any) -> State:
+    return normal.opposite(normal.state(part), normal.at("not", schema))
 
-    for reference in ("$ref", "$dynamicRef", "$recursiveRef"):
+
+def _states(normal: Normal, schema: dict[str, Any]) -> Iterator[State]:
+    opposite = partial(_opposite, normal, schema)
+    for reference in REFERENCES:
         if reference in schema:
             yield opposite(normal.document.target(schema, schema[reference]))
     yield from map(opposite, schema.get("allOf", ()))
@@ -116,9 +120,7 @@ def _states(normal: Normal, schema: dict[str, Any]) -> Iterator[State]:
 
 
 def _parts(normal: Normal, schema: dict[str, Any]) -> Iterator[tuple[Form, State]]:
-    def opposite(part: Any) -> State:
-        return normal.opposite(normal.state(part), normal.at("not", schema))
-
+    opposite = partial(_opposite, normal, schema)
     for name, part in schema.get("properties", {}).items():
         state = opposite(part)
         if not normal.is_empty(state):

@@ -102,7 +102,7 @@ class Normalizer:
 
     def at(self, keyword: str, schema: Mapping[str, Any]) -> str:
         """A keyword with its place, for messages."""
-        return f"{keyword!r} at {self.document.places.get(id(schema), '')[:200] or 'its top'}"
+        return f"{keyword!r} at {self.document.where(schema)}"
 
     def forms(self, state: State) -> tuple[Form, ...]:
         """The alternatives of a state; none if it admits nothing."""
@@ -220,7 +220,7 @@ class Normalizer:
         if isinstance(about, Choice):
             cause, wider = about.cause, about.wider
         else:
-            cause = f"the opposite of the schema at {self.document.places.get(id(about), '')[:200] or 'its top'}"
+            cause = f"the opposite of the schema at {self.document.where(about)}"
         self.leave_out(cause, "it has too many combinations")
         self._options[literal] = [(ANY_FORM, ordered(option)) for option in wider or (ANYTHING,)]
         if wider is not None:

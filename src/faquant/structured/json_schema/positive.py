@@ -25,6 +25,7 @@ from .forms import (
     Value,
 )
 from .interfaces import Normal
+from .keywords import REFERENCES
 from .numbers import Bound
 
 _OF_TYPE = {"boolean": frozenset({"true", "false"}), "integer": frozenset({"number"})}
@@ -39,7 +40,7 @@ def option(normal: Normal, schema: dict[str, Any]) -> Option:
     literals: list[int] = []
     form = _form(normal, schema)
     for key in schema:
-        if key in ("$ref", "$dynamicRef", "$recursiveRef"):
+        if key in REFERENCES:
             literals += normal.state(normal.document.target(schema, schema[key]))
         elif key == "allOf":
             literals += [literal for part in schema["allOf"] for literal in normal.state(part)]

@@ -1,16 +1,15 @@
-"""A short value of a form, from which the plan of an answer begins. It may be missing or, rarely, no value at all."""
+"""A short value of a form, from which the plan of an answer begins. It may be missing or, in rare cases, not fit."""
 
 import json
 import math
 from typing import Any
 
-from .forms import ArrayForm, Form, NumberForm, ObjectForm, State, StringForm, Value
+from .forms import CONSTANTS, ArrayForm, Form, NumberForm, ObjectForm, State, StringForm, Value
 from .interfaces import Normal
 from .objects import Members, members
 from .values import fits
 
 _DEEPEST = 32
-_CONSTANTS = {"null": None, "true": True, "false": False}
 
 
 class Shortest:
@@ -35,7 +34,7 @@ class Shortest:
     def _values(self, form: Form) -> list[Any]:
         if form.values is not None:
             return [value.value for value in form.values]
-        found: list[Any] = [_CONSTANTS[kind] for kind in form.kinds if kind in _CONSTANTS]
+        found: list[Any] = [CONSTANTS[kind] for kind in form.kinds if kind in CONSTANTS]
         if "number" in form.kinds:
             found += _numbers(form.number)
         if "string" in form.kinds:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from .forms import State
 from .interfaces import Normal
@@ -9,7 +10,8 @@ from .objects import members
 
 _MOST_PATHS = 64
 _MOST_STEPS = 4096
-Path = tuple[bytes | None, ...]
+Path: TypeAlias = tuple[bytes | None, ...]
+"""The names that lead to a value, as they are written between quotes; None: any name or item."""
 
 
 def unique_paths(normal: Normal, root: State, unique: Iterable[State]) -> tuple[Path, ...]:

@@ -42,7 +42,7 @@ def text_of(node: Node) -> Text | None:
     """The strings in which the pattern occurs; None if there are none.
 
     Raises:
-        PatternError: a look-ahead is repeated without bounds.
+        PatternError: an anchor or a look-ahead is repeated without bounds or too often.
     """
     anywhere = follow(node, ANY, False)
     found = None if anywhere is None else _concatenated(ANY, anywhere)
@@ -159,13 +159,10 @@ def _follow_all(parts: tuple[Node, ...], rest: Text, at_start: bool) -> Text | N
 
 
 def _follow_repeated(node: Repeat, rest: Text, at_start: bool) -> Text | None:
-    most = node.least if node.most is None else node.most
-    if most > _MOST_COPIES or (node.most is None and node.least):
+    most = 1 if node.most is None else node.most
+    is_endless = node.most is None and (node.least > 0 or not _only_edges(node.part))
+    if most > _MOST_COPIES or is_endless:
         raise PatternError("it repeats an anchor or a look-ahead")
-    if node.most is None:
-        if not _only_edges(node.part):
-            raise PatternError("it repeats an anchor or a look-ahead")
-        most = 1
     found, texts = rest, [rest] if not node.least else []
     for count in range(1, most + 1):
         after = follow(node.part, found, at_start and count == most)

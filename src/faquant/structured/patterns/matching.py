@@ -23,7 +23,7 @@ def includes(chars: Chars, mark: str) -> bool:
 
 
 def is_nullable(node: Node) -> bool:
-    """Whether the node matches no characters, if what surrounds them allows it."""
+    """Whether the node can match the empty text, if what surrounds it allows that."""
     if isinstance(node, Sequence):
         return all(map(is_nullable, node.parts))
     if isinstance(node, Choice):

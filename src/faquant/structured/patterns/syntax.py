@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from .scanner import Scanner
+
 LAST = 0x10FFFF
 _LONGEST = 16_384
 _DEEPEST = 64
@@ -94,9 +96,9 @@ def ranges_without(ranges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int]
     return (*found, (begin, LAST)) if begin <= LAST else tuple(found)
 
 
-class _Parser:
+class _Parser(Scanner):
     def __init__(self, pattern: str) -> None:
-        self.pattern, self.place = pattern, 0
+        super().__init__(pattern)
         self.ignores_case, self.depth = False, 0
 
     def choice(self) -> Node:
@@ -247,17 +249,6 @@ class _Parser:
                 if max(first, low) <= min(last, high):
                     more.append((max(first, low) + shift, min(last, high) + shift))
         return Chars((*ranges, *more))
-
-    def _match(self, expected: str) -> re.Match[str] | None:
-        found = re.compile(expected).match(self.pattern, self.place)
-        if found is not None:
-            self.place = found.end()
-        return found
-
-    def _take(self, mark: str) -> bool:
-        taken = self.pattern.startswith(mark, self.place)
-        self.place += len(mark) if taken else 0
-        return taken
 
     def _next(self) -> str:
         if self.place >= len(self.pattern):

@@ -67,7 +67,7 @@ class Opening:
             tag = min(places, key=lambda tag: places[tag])
             return SplitText(text[: places[tag]], "", self._tags[tag] + text[places[tag] + len(tag) :])
         whole = text.rstrip("\ufffd")  # a cut-off answer may end within a character of a tag
-        length = max((_overlap(whole, tag) for tag in self._tags), default=0)
+        length = max((overlap(whole, tag) for tag in self._tags), default=0)
         length += len(text) - len(whole) if length else 0
         return SplitText(text[: len(text) - length], text[len(text) - length :])
 
@@ -85,7 +85,7 @@ class Opening:
         return "" if any(name.startswith(text) for name in self._names) else None
 
 
-def _overlap(text: str, tag: str) -> int:
+def overlap(text: str, tag: str) -> int:
     """The length of the text's longest end that is a beginning of the tag, but not all of it."""
     longest = min(len(text), len(tag) - 1)
     return next((length for length in range(longest, 0, -1) if tag.startswith(text[-length:])), 0)
