@@ -15,6 +15,7 @@ from .checkpoint.write import prepared
 from .errors import CheckpointError, UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
+from .evaluation.tasks.compare import Tasks, compare_tasks
 from .evaluation.through_vllm import evaluate_through_vllm
 from .kernels.device import Device
 from .quantization import calibration as calibrating
@@ -257,6 +258,8 @@ def evaluate(
     quick: bool = False,
     device: Device = "auto",
     engine: Literal["faquant", "vllm"] = "faquant",
+    tasks: Tasks | None = None,
+    task_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Measure the loss of the quantized model in `directory` against its float source.
 
@@ -268,9 +271,12 @@ def evaluate(
         device: `cpu`, `cuda`, or `auto`: which cache and kernels to measure.
         engine: `vllm`: what vLLM computes with faquant's plugin, for the texts and the long context only. vLLM chooses
             the device, and runs once in a process.
+        tasks: to run with both models first; each model is then in memory as a whole.
+        task_progress: called with (models that have finished the tasks, 2).
 
     Raises:
-        UsageError: the directories do not belong together, there is nothing to measure, or vLLM is not there.
+        UsageError: the directories do not belong together, there is nothing to measure, a task cannot be run, or vLLM
+            is not there.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
     chosen = texts.builtin_texts() if text is None else text
@@ -278,5 +284,11 @@ def evaluate(
     if max_tokens is not None:
         effort = replace(effort, text=max_tokens)
     if engine == "vllm":
+        if tasks is not None:
+            raise UsageError("Tasks run through faquant's engine only.")
         return evaluate_through_vllm(Path(directory), Path(against), chosen, effort, progress)
-    return measure.evaluate(Path(directory), Path(against), chosen, effort, progress, device)
+    results = (
+        [] if tasks is None else compare_tasks(Path(directory), Path(against), tasks, chosen, device, task_progress)
+    )
+    report = measure.evaluate(Path(directory), Path(against), chosen, effort, progress, device)
+    return replace(report, tasks=results)

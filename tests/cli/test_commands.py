@@ -69,6 +69,41 @@ def test_evaluate_prints_a_table_and_writes_json(
     assert "texts" in json.loads(capsys.readouterr().out)
 
 
+def test_evaluate_compares_tasks(
+    quantized: Path,
+    source: Path,
+    text: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("faquant.evaluation.tasks.calls.MAX_TOKENS", 128)
+    command = ["evaluate", str(quantized), "--against", str(source), "--text", str(text), "--quick"]
+    assert run([*command, "--tasks", "calls", "--task-limit", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("Tasks", "calls", "right", "24", "difference"))
+    rows = json.loads((quantized / "faquant_report.json").read_text())["tasks"]
+    assert [row["part"] for row in rows] == ["", "one function", "4 functions", "no function fits"]
+    page = (quantized / "faquant_report.html").read_text()
+    assert "<h2>Tasks</h2>" in page
+    assert "no function fits" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task-limit", "3"], "need --tasks"),
+        (["--tasks", "calls,calls"], "Name each task once"),
+        (["--tasks", ","], "Name each task once"),
+        (["--tasks", "calls", "--engine", "vllm"], "faquant's engine"),
+    ],
+)
+def test_evaluate_refuses_wrong_tasks(
+    quantized: Path, source: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run(["evaluate", str(quantized), "--against", str(source), *options]) != 0
+    assert message in capsys.readouterr().err
+
+
 def test_a_report_that_cannot_be_written_is_reported(
     quantized: Path, source: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

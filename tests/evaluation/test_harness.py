@@ -22,6 +22,7 @@ from faquant.errors import CheckpointError, UsageError
 from faquant.evaluation import harness
 from faquant.evaluation.divergence import window_logits
 from faquant.evaluation.harness import FaquantLM
+from faquant.evaluation.tasks.compare import Tasks, compare_tasks
 from faquant.model.load import load
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
@@ -338,6 +339,41 @@ def test_tasks_of_every_kind(directories: Path, reference: HFLM, tasks: Path) ->
     perplexities = [found["results"]["local_rolling"]["word_perplexity,none"] for found in (ours, quantized)]
     assert perplexities[0] != perplexities[1]
     assert perplexities[0] == pytest.approx(perplexities[1], rel=0.2)
+
+
+def test_tasks_beside_the_report(directories: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+    wanted = Tasks(("local_choice", "local_answer"), include=tasks, limit=3)
+    results = compare_tasks(directories / "default", directories / "float", wanted, {})
+    assert {(result.task, result.metric) for result in results} >= {
+        ("local_choice", "acc"),
+        ("local_answer", "exact_match"),
+    }
+    assert all(result.cases == 3 and result.difference_error is not None for result in results)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    direct = simple_evaluate(
+        "faquant",
+        f"pretrained={directories / 'default'}",
+        tasks=["local_choice"],
+        task_manager=manager,
+        limit=3,
+        bootstrap_iters=0,
+    )
+    assert direct is not None
+    (accuracy,) = (one.score for one in results if (one.task, one.metric) == ("local_choice", "acc"))
+    assert accuracy == direct["results"]["local_choice"]["acc,none"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("no_such_task", "has no task 'no_such_task'"), ("local_rolling", "no score for each document")],
+)
+def test_tasks_that_cannot_be_compared_are_refused(
+    directories: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+    with pytest.raises(UsageError, match=message):
+        compare_tasks(directories / "default", directories / "float", Tasks((name,), include=tasks), {})
 
 
 def test_the_command_line(directories: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

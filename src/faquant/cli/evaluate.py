@@ -42,6 +42,21 @@ def evaluate(
             help="What runs OUT; vllm: vLLM with faquant's plugin, for the texts and a long context, without a report."
         ),
     ] = "faquant",
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Also compare the answers to tasks: needle, calls, and tasks of lm-evaluation-harness whose data you "
+            "have.",
+            metavar="NAME,…",
+        ),
+    ] = None,
+    tasks_from: Annotated[
+        Path | None, typer.Option(help="A folder with tasks of your own for the harness.", metavar="FOLDER")
+    ] = None,
+    task_limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Documents of a task; for needle and calls, cases of each kind.", metavar="N"),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures as JSON, to stdout if '-'.", metavar="FILE")
     ] = None,
@@ -51,15 +66,33 @@ def evaluate(
         raise UsageError(f"{json_file} cannot be written: {json_file.parent} is not a directory.")
     if engine == "vllm" and device != "auto":
         raise UsageError(f"--device {device} cannot be combined with --engine vllm, which chooses the device itself.")
+    if engine == "vllm" and tasks is not None:
+        raise UsageError("--tasks cannot be combined with --engine vllm: tasks run through faquant's engine.")
+    if tasks is None and (tasks_from is not None or task_limit is not None):
+        raise UsageError("--tasks-from and --task-limit need --tasks.")
     texts = read_texts(text) if text else None
     chosen(device)
     check_checkpoints(directory, against)
     from .. import api  # loads torch, so check the directories and options first
+    from ..evaluation.tasks.compare import Tasks
 
     raise_on_signals()
+    wanted = None
+    if tasks is not None:
+        wanted = Tasks(tuple(name.strip() for name in tasks.split(",") if name.strip()), tasks_from, task_limit)
+        wanted.check()
     with progress_bar("evaluating") as progress:
         report = api.evaluate(
-            directory, against, texts, max_tokens, progress, quick=quick, device=device, engine=engine
+            directory,
+            against,
+            texts,
+            max_tokens,
+            progress,
+            quick=quick,
+            device=device,
+            engine=engine,
+            tasks=wanted,
+            task_progress=lambda done, total: progress(done, total, "running tasks"),
         )
     if str(json_file) != "-":
         print_report(report)
@@ -100,8 +133,29 @@ def print_report(report: "Report") -> None:
             )
         table.add_section()
     Console().print(table)
+    if report.tasks:
+        Console().print(_task_table(report))
     for line in _lines(report):
         print(line)
+
+
+def _task_table(report: "Report") -> Table:
+    table = Table(title="Tasks", caption="mean scores; the report has them by part")
+    table.add_column("task", overflow="fold", min_width=7)
+    table.add_column("score")
+    for heading in ("cases", "float", "quantized", "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in report.tasks:
+        if not result.part:
+            table.add_row(
+                result.task,
+                result.metric,
+                f"{result.cases:,}",
+                f"{result.score_float:.3f}",
+                f"{result.score:.3f}",
+                f"{result.difference:+.3f}{_error(result.difference_error, 1)}",
+            )
+    return table
 
 
 def _error(error: float | None, factor: float) -> str:

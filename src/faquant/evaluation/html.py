@@ -47,6 +47,7 @@ def render(report: Mapping[str, Any]) -> str:
         outliers=outliers[:OUTLIERS_SHOWN],
         outliers_hidden=len(outliers[OUTLIERS_SHOWN:]),
         needles=_rows(_mapping(report.get("needle")).get("rows")),
+        tasks=_rows(report.get("tasks")),
         search=search,
         candidates=candidates,
         search_top=max(

@@ -61,15 +61,23 @@ def needle_windows(
     length = SHORTEST
     while length <= longest and filler and trials:
         for trial in range(trials):
-            number = str(random.Random(_TRIALS_SEED * length + trial).randint(10_000, 99_999))
-            needle, question, answer = (encode(text) for text in (_NEEDLE.format(number), _QUESTION, f" {number}"))
-            space = length - len(needle) - len(question) - len(answer)
-            haystack = [filler[i % len(filler)] for i in range(space)]
-            depth = space * (2 * trial + 1) // (2 * trials)
-            ids = [*haystack[:depth], *needle, *haystack[depth:], *question, *answer]
-            windows.append(Window(torch.tensor(ids), last=len(answer) + 1, models=models))
+            number = random.Random(_TRIALS_SEED * length + trial).randint(10_000, 99_999)
+            prompt, answer = haystack(encode, filler, length, (2 * trial + 1) / (2 * trials), number)
+            windows.append(Window(torch.tensor(prompt + answer), last=len(answer) + 1, models=models))
         length *= 2
     return windows
+
+
+def haystack(
+    encode: Callable[[str], list[int]], filler: Sequence[int], length: int, depth: float, number: int
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt that asks for the number, which occurs after the share `depth` of it, and of the answer;
+    `length` together."""
+    needle, question, answer = (encode(text) for text in (_NEEDLE.format(number), _QUESTION, f" {number}"))
+    space = length - len(needle) - len(question) - len(answer)
+    before = int(space * depth)
+    hay = [filler[i % len(filler)] for i in range(space)]
+    return [*hay[:before], *needle, *hay[before:], *question], answer
 
 
 def needle_result(

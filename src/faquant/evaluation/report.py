@@ -16,6 +16,7 @@ from .needle import Needle
 from .noise import LayerNoise
 from .outliers import Outlier
 from .positions import Long, Offsets
+from .tasks.compare import TaskResult
 
 NAME = "faquant_report"
 
@@ -39,6 +40,7 @@ class Report:
     outliers: list[Outlier] = field(default_factory=list)
     needle: Needle | None = None
     search: dict[str, Any] | None = None
+    tasks: list[TaskResult] = field(default_factory=list)
 
     @property
     def recipe(self) -> str:
@@ -103,6 +105,7 @@ class Report:
             "outliers": [outlier.to_json() for outlier in self.outliers],
             "needle": self.needle.to_json() if self.needle else None,
             "search": self.search,
+            "tasks": [result.to_json() for result in self.tasks],
         }
 
     def write(self, directory: Path) -> Path:

@@ -1,0 +1,135 @@
+"""Runs tasks with the float and the quantized model, and compares the scores case by case."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ...engine.llm import LLM
+from ...errors import UsageError
+from ...kernels.device import Device
+from .calls import call_scores
+from .case_score import CaseScore
+from .lm_eval_tasks import check_tasks, harness_scores
+from .needles import needle_scores
+
+BUILT_IN = ("needle", "calls")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The mean scores of the float and the quantized model for the same cases; `part` is empty for all of a task.
+
+    difference_error: the standard error of the difference of the means, over the pairs of scores of a case; None for
+    one case.
+    """
+
+    task: str
+    part: str
+    metric: str
+    cases: int
+    score_float: float
+    score: float
+    difference_error: float | None
+
+    @property
+    def difference(self) -> float:
+        """Of the quantized model's score from the float model's."""
+        return self.score - self.score_float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "difference": self.difference}
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks to run.
+
+    Attributes:
+        names: `needle`, `calls`, or tasks of lm-evaluation-harness.
+        include: a folder with further tasks for the harness.
+        limit: the number of documents of a task of the harness, of questions about each function, and of needles of
+            each length and depth; None: all.
+    """
+
+    names: tuple[str, ...]
+    include: Path | None = None
+    limit: int | None = None
+
+    def check(self) -> None:
+        """Before long work. Raises: UsageError: a task does not exist, or is named twice."""
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise UsageError(f"Name each task once, not {', '.join(self.names) or 'none'}.")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"The limit of cases must be at least 1, not {self.limit}.")
+        if self.of_harness:
+            check_tasks(self.of_harness, self.include)
+
+    @property
+    def of_harness(self) -> tuple[str, ...]:
+        """Those that are not built in."""
+        return tuple(name for name in self.names if name not in BUILT_IN)
+
+
+def compare_tasks(
+    directory: Path,
+    against: Path,
+    tasks: Tasks,
+    texts: Mapping[str, str],
+    device: Device = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[TaskResult]:
+    """Run the tasks with the float model `against` and with `directory`, one after the other.
+
+    Args:
+        texts: what needles are hidden in.
+        progress: called with (models done, 2).
+
+    Raises:
+        UsageError, CheckpointError, UnsupportedError: a task or a model cannot be used.
+    """
+    tasks.check()
+    found = []
+    for done, each in enumerate((against, directory)):
+        progress(done, 2)
+        found.append(_scores(each, tasks, texts, device))
+    progress(2, 2)
+    before, after = found
+    return [result for name in before for result in results_of(name, before[name], after[name])]
+
+
+def _scores(directory: Path, tasks: Tasks, texts: Mapping[str, str], device: Device) -> dict[str, list[CaseScore]]:
+    scores = {}
+    built_in = [name for name in tasks.names if name in BUILT_IN]
+    if built_in:
+        llm = LLM(directory, device=device)
+        for name in built_in:
+            scores[name] = call_scores(llm, tasks.limit) if name == "calls" else needle_scores(llm, texts, tasks.limit)
+        del llm
+    if tasks.of_harness:
+        scores |= harness_scores(directory, tasks.of_harness, tasks.include, tasks.limit)
+    return scores
+
+
+def results_of(task: str, before: Sequence[CaseScore], after: Sequence[CaseScore]) -> list[TaskResult]:
+    """The results of a task for all cases and for each part, from the float and the quantized model's scores."""
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for one, other in zip(before, after, strict=True):
+        if (one.part, one.metric) != (other.part, other.metric):
+            raise ValueError(f"the models have scores for different cases: {one}, {other}")
+        pairs.setdefault(("", one.metric), []).append((one.value, other.value))
+        if one.part:
+            pairs.setdefault((one.part, one.metric), []).append((one.value, other.value))
+    order = sorted(pairs, key=lambda key: key[0] != "")
+    return [_result(task, *key, pairs[key]) for key in order]
+
+
+def _result(task: str, part: str, metric: str, pairs: Sequence[tuple[float, float]]) -> TaskResult:
+    differences = [after - before for before, after in pairs]
+    error = stdev(differences) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
+    return TaskResult(
+        task, part, metric, len(pairs), fmean(one for one, _ in pairs), fmean(other for _, other in pairs), error
+    )

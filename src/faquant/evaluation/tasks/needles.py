@@ -1,0 +1,60 @@
+"""The task `needle`: a number that occurs once, at some depth of a long text, must be repeated at its end."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from random import Random
+
+from ...engine.llm import LLM
+from ...sampling.params import SamplingParams
+from ..needle import SHORTEST, haystack
+from .case_score import CaseScore
+
+DEPTHS = (0, 25, 50, 75, 100)
+"""In percent of the text before the number."""
+LONGEST = 8192
+TRIALS = 4
+_SEED = 31
+
+
+def needle_scores(llm: LLM, texts: Mapping[str, str], limit: int | None) -> list[CaseScore]:
+    """Whether each needle is found, by length and depth.
+
+    Args:
+        texts: what the needles are hidden in.
+        limit: the number of needles of each length and depth; None: TRIALS.
+
+    Raises:
+        FaquantError: the model cannot answer.
+    """
+    encode = partial(llm.tokenizer.encode, add_special_tokens=False)
+    filler = [token for text in texts.values() for token in encode(text)]
+    parts, prompts, params, answers = [], [], [], []
+    for length in lengths(llm.model.max_position):
+        for depth in DEPTHS:
+            for trial in range(min(limit or TRIALS, TRIALS)):
+                random = Random(f"{_SEED} {length} {depth} {trial}")
+                start = random.randrange(len(filler))
+                prompt, answer = haystack(
+                    encode,
+                    filler[start:] + filler[:start],
+                    length,
+                    depth / 100,
+                    random.randint(10_000, 99_999),
+                )
+                parts.append(f"{length:,} tokens, depth {depth} %")
+                prompts.append(prompt)
+                params.append(SamplingParams(temperature=0.0, max_tokens=len(answer)))
+                answers.append(tuple(answer))
+    found = llm.generate(prompts, params)
+    return [
+        CaseScore(part, "found", float(one.token_ids == answer))
+        for part, one, answer in zip(parts, found, answers, strict=True)
+    ]
+
+
+def lengths(context: int) -> Iterator[int]:
+    """The lengths in tokens: 512, 2,048, … up to LONGEST or the context."""
+    length = SHORTEST
+    while length <= min(LONGEST, context):
+        yield length
+        length *= 4
