@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from faquant.structured.structured_output import StructuredOutput
-from oracles.tiny_server import NAME, TinyServer
+from oracles.tiny_server import GREEDY, NAME, TinyServer
 
 DIGIT = {"type": "object", "properties": {"n": {"enum": list(range(10))}}, "required": ["n"]}
 SCHEMA: dict[str, Any] = {**DIGIT, "additionalProperties": False}
@@ -31,9 +31,9 @@ def _checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StructuredOutput, "problem", lambda _, text: is_wrong(text))
 
 
-def counted(server: TinyServer) -> float:
+def counted(server: TinyServer, name: str = "invalid_answers_total") -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return float(next(line for line in lines if line.startswith("faquant_invalid_answers_total")).split()[1])
+    return float(next(line for line in lines if line.startswith(f"faquant_{name} ")).split()[1])
 
 
 def answer(client: openai.OpenAI, problem: str = "The digit is too small.", **asked: Any) -> Any:
@@ -67,6 +67,26 @@ def test_only_valid_answers_are_sent(server: TinyServer, client: openai.OpenAI) 
         assert failed == ("invalid_answer" if whole is None else None)
     assert kinds == {True, False}
     assert counted(server) > before
+
+
+@pytest.mark.usefixtures("_checked")
+def test_metrics_count_what_was_sent_apart_from_what_was_drawn() -> None:
+    with TinyServer() as server, server.client() as client:
+        sent = failed = 0
+        for seed in range(8):
+            reply = answer(client, seed=seed, response_format=FORMAT)
+            sent += 0 if reply is None else reply.usage.completion_tokens
+            failed += reply is None
+        assert 0 < failed < 8
+        assert counted(server, "generated_tokens_total") == sent
+        draws = counted(server)
+        assert draws >= 4 * failed
+        assert counted(server, "discarded_tokens_total") >= draws * len('{"n":0}')
+        # These tokens come all at once, so that they have no time between them.
+        assert counted(server, "per_token_seconds_count") == 0
+        assert counted(server, "first_token_seconds_count") == 8 - failed
+        client.completions.create(model=NAME, prompt="One day", max_tokens=4, **GREEDY)
+        assert counted(server, "per_token_seconds_count") == 1
 
 
 @pytest.mark.usefixtures("_checked")
