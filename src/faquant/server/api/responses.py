@@ -48,7 +48,8 @@ async def create_response(body: ResponseRequest, call: CurrentCall) -> Response:
         prepared = await prepare(call, body, messages, body.max_output_tokens, body.logprobs)
     answer = _Answer(call, body, prepared, items)
     if body.stream:
-        return EventStream(answer.stream(), are_named=True)
+        keep_alive = call.service.config.sse_keep_alive_interval
+        return EventStream(answer.stream(), keep_alive, are_named=True)
     return Response((await answer.complete()).model_dump_json(), media_type="application/json")
 
 
