@@ -38,11 +38,17 @@ class _Objects:
             if self._other and self._least - 1 > sum(not is_required for _, is_required in self._fields):
                 self._grammar.normal.leave_out(f"'minProperties' ({self._form.least}) with names that are not listed")
                 self._least = 1
-            if len(self._fields) * max(self._least, self._most or 0) > _MOST_RULES:
+            if len(self._fields) * self._last > _MOST_RULES:
                 self._grammar.normal.leave_out("'minProperties' or 'maxProperties' with so many properties")
                 self._least, self._most, self._is_counted = 0, None, False
         inner = self._counted() if self._is_counted else self._in_order()
         return [] if inner is None else [f'"{{" {inner} "}}"']
+
+    @property
+    def _last(self) -> int:
+        """The number of optional members up to which they are counted."""
+        bound = self._least if self._most is None else self._most
+        return min(bound, sum(not is_required for _, is_required in self._fields))
 
     def _in_order(self) -> str:
         """The members, each after those before it."""
@@ -67,7 +73,7 @@ class _Objects:
 
     def _counted(self) -> str | None:
         """The members by the number of optional ones so far; None if there are never enough."""
-        last = self._most if self._most is not None else self._least
+        last = self._last
         after: dict[tuple[int, bool], str | None] = {
             (count, is_begun): self._others(count, is_begun) for count in range(last + 1) for is_begun in (False, True)
         }

@@ -10,6 +10,8 @@ from .objects import Members, members
 from .values import fits
 
 _DEEPEST = 32
+_LONGEST = 1 << 16
+"""Characters of a string; longer ones are not tried, because they would take memory."""
 
 
 class Shortest:
@@ -47,9 +49,9 @@ class Shortest:
 
     def _arrays(self, form: ArrayForm) -> list[Any]:
         count = max([form.least, *(least for _, least, _ in form.contains)])
-        wanted = [state for state, least, _ in form.contains for _ in range(least)]
-        if count > _DEEPEST or len(wanted) > count:
+        if count > _DEEPEST or sum(least for _, least, _ in form.contains) > count:
             return []
+        wanted = [state for state, least, _ in form.contains for _ in range(least)]
         if form.is_unique and count > 1:
             values = {Value(value) for each in self._normal.forms(form.items) for value in self._values(each)}
             shortest = sorted((value.value for value in values), key=_length)
@@ -97,6 +99,8 @@ def _numbers(form: NumberForm) -> list[Any]:
 
 
 def _strings(form: StringForm) -> list[Any]:
+    if form.least > _LONGEST:
+        return []
     found = [pattern.example() for pattern, wanted in form.patterns if wanted]
     return [text for text in found if text is not None] or ["a" * form.least, "a" * (form.least + 1)]
 
