@@ -1,6 +1,6 @@
 """Objects and arrays of a form: the states of their properties, and whether there are any."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 from ..patterns.pattern import Pattern
@@ -9,7 +9,6 @@ from .interfaces import Normal
 
 _NOTHING: State = frozenset({1})
 _MOST_OVERLAPPING = 3
-_MOST_FORMS = 128
 
 
 @dataclass(frozen=True)
@@ -50,28 +49,6 @@ def members(normal: Normal, form: ObjectForm) -> Members:
             if not normal.is_empty(state):
                 others.append((Names(tuple(marks.items())), state))
     return Members(declared, tuple(others))
-
-
-def with_wanted(normal: Normal, form: ObjectForm) -> list[ObjectForm]:
-    """The forms of objects that have the wanted members: each is one of the properties, or one with another name."""
-    if not form.wanted:
-        return [form]
-    wanted, *rest = form.wanted
-    form = replace(form, wanted=())
-    found = []
-    possible = members(normal, form)
-    for name, state in possible.declared.items():
-        if wanted.has_name(name) and not normal.is_empty(state | wanted.state):
-            own = form.properties.get(name, frozenset()) | wanted.state
-            required = (*form.required, *([] if name in form.required else [name]))
-            found.append(replace(form, properties={**form.properties, name: own}, required=required))
-    if possible.others and not wanted.state and not wanted.patterns and wanted.matching is None:
-        declared = {**form.properties}
-        for name in sorted(wanted.names):
-            declared.setdefault(name, frozenset())
-        found.append(replace(form, properties=declared, least_others=1))
-    forms = [each for one in found for each in with_wanted(normal, replace(one, wanted=tuple(rest)))]
-    return forms[:_MOST_FORMS]
 
 
 def property_state(normal: Normal, form: ObjectForm, name: str) -> State:

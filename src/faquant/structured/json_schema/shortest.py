@@ -10,6 +10,7 @@ from .objects import Members, members
 from .values import fits
 
 _DEEPEST = 32
+_MOST_ADDED = 4
 
 
 class Shortest:
@@ -98,7 +99,9 @@ def _numbers(form: NumberForm) -> list[Any]:
 
 def _strings(form: StringForm) -> list[Any]:
     found = [pattern.example() for pattern, wanted in form.patterns if wanted]
-    return [text for text in found if text is not None] or ["a" * form.least, "a" * (form.least + 1)]
+    texts = [text for text in found if text is not None] or [""]
+    longer = {max(form.least - len(text), 0) + more for text in texts for more in range(_MOST_ADDED)}
+    return texts + [each for text in texts for count in longer for each in (text + "a" * count, "a" * count + text)]
 
 
 def _length(value: Any) -> int:
