@@ -247,20 +247,6 @@ def test_drafts_before_6_have_exclusive_bounds_as_flags() -> None:
     assert 4 in values
 
 
-def test_properties_come_in_the_order_of_the_schema_and_others_last() -> None:
-    schema = {"type": "object", "properties": {"b": {}, "a": {}}, "required": ["a"]}
-    values = Recognizer(compile_schema(schema))
-    assert values.has_text('{"b": 1, "a": 1, "c": 1}')
-    assert values.has_text('{"a": 1}')
-    assert not values.has_text('{"a": 1, "b": 1}')
-    assert not values.has_text('{"c": 1, "a": 1}')
-    base = {"$defs": {"base": {"properties": {"id": {}}}}}
-    after = Recognizer(compile_schema({**base, "allOf": [{"$ref": "#/$defs/base"}], "properties": {"x": {}}}))
-    assert after.has_text('{"id": 1, "x": 1}')
-    before = Recognizer(compile_schema({**base, "properties": {"x": {}}, "allOf": [{"$ref": "#/$defs/base"}]}))
-    assert before.has_text('{"x": 1, "id": 1}')
-
-
 @pytest.mark.parametrize(
     "schema",
     [

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote, urljoin
 
@@ -64,6 +65,27 @@ class Document:
     def where(self, schema: object) -> str:
         """The place of a schema, for messages."""
         return self.places.get(id(schema), "")[:200] or "its top"
+
+    @cached_property
+    def has_sorted_keys(self) -> bool:
+        """Whether a program has sorted all keys: names are listed by `required` in another order than in `properties`.
+
+        The order of properties is then not the author's.
+        """
+        is_listed_otherwise = False
+        work = [self.root]
+        while work:
+            part = work.pop()
+            if isinstance(part, dict):
+                names = [name for name in part if not name.startswith("_")]  # extensions, which others may have renamed
+                if names != sorted(names):
+                    return False
+                required, properties = part.get("required"), part.get("properties")
+                if isinstance(required, list) and isinstance(properties, dict):
+                    listed = [name for name in required if isinstance(name, str) and name in properties]
+                    is_listed_otherwise |= listed != sorted(listed)
+            work += _children(part)
+        return is_listed_otherwise
 
     def _part(self, base: dict[str, Any], uri: str, fragment: str) -> Any:
         if fragment and not fragment.startswith("/"):

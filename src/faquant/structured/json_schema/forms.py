@@ -120,10 +120,13 @@ class Wanted:
 class ObjectForm:
     """Objects. `names` is of each name; `required` is in the order of the schema.
 
-    `least_others`: how many members must have names that are neither in `properties` nor required.
+    Attributes:
+        chains: the names of each `properties`, in its order.
+        least_others: how many members must have names that are neither in `properties` nor required.
     """
 
     properties: Mapping[str, State] = field(default_factory=dict)
+    chains: tuple[tuple[str, ...], ...] = ()
     patterns: tuple[tuple[Pattern, State], ...] = ()
     scopes: tuple[Scope, ...] = ()
     required: tuple[str, ...] = ()
@@ -143,6 +146,7 @@ class ObjectForm:
         names = [*self.properties, *(name for name in other.properties if name not in self.properties)]
         return ObjectForm(
             {name: self.properties.get(name, empty) | other.properties.get(name, empty) for name in names},
+            _union(self.chains, other.chains),
             _union(self.patterns, other.patterns),
             _union(self.scopes, other.scopes),
             _union(self.required, other.required),

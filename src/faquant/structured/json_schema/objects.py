@@ -1,11 +1,13 @@
 """Objects and arrays of a form: the states of their properties, and whether there are any."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
 from ..patterns.pattern import Pattern
 from .forms import ArrayForm, ObjectForm, State
 from .interfaces import Normal
+from .member_order import order_of
 
 _NOTHING: State = frozenset({1})
 _MOST_OVERLAPPING = 3
@@ -23,7 +25,7 @@ class Members:
     """What an object may have.
 
     Attributes:
-        declared: the states of properties by name, the ones with order first; NOTHING if one must not occur.
+        declared: the states of properties by name, in an order that is right; NOTHING if one must not occur.
         others: the states of further properties by their names, which are disjoint.
     """
 
@@ -34,7 +36,9 @@ class Members:
 def members(normal: Normal, form: ObjectForm) -> Members:
     """The properties that objects of a form may have."""
     listed = _listed_names(normal, form)
-    names = dict.fromkeys([*form.properties, *form.required, *(listed or ())])
+    names: Iterable[str] = dict.fromkeys([*form.properties, *form.required, *(listed or ())])
+    if len(form.chains) > 1:
+        names = order_of(names, form.chains).names
     declared = {name: property_state(normal, form, name) for name in names}
     others: list[tuple[Names, State]] = []
     if listed is None:
