@@ -26,13 +26,12 @@ class Document:
             misspelled keyword.
     """
 
-    def __init__(self, value: object, name: str, strict: bool) -> None:
-        self.name, self._strict = name, strict
+    def __init__(self, text: str, name: str, strict: bool) -> None:
+        self.text, self.name, self._strict = text, name, strict
+        check_text(name, text)
         try:
-            self.text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
-            check_text(name, self.text)
-            self.root = json.loads(self.text, parse_float=_finite, parse_constant=_finite)
-        except (ValueError, TypeError, RecursionError) as error:
+            self.root = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{name} is not valid JSON: {str(error)[:200]}.") from None
         if not isinstance(self.root, dict):
             raise UsageError(f"{name} must be a JSON object.")
@@ -115,6 +114,14 @@ class Document:
         self._resources[id(schema)] = resource
         for end, part in subschemas(schema):
             self._enter(place + end, part, resource)
+
+
+def text_of(value: object, name: str) -> str:
+    """A schema as JSON text, if it is not text already. Raises: UsageError: it is not JSON."""
+    try:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{name} is not valid JSON: {str(error)[:200]}.") from None
 
 
 def _finite(text: str) -> float:

@@ -15,7 +15,16 @@ from . import grammar_arrays, grammar_objects
 from .forms import ARRAY, CONSTANTS, OBJECT, Form, NumberForm, State, Value
 from .interfaces import Normal
 from .numbers import multiples_of_inverse
-from .scalars import COMMA, TERMINALS, integer_bounds, literal, number_terminal, string_terminal, value_terminal
+from .scalars import (
+    COMMA,
+    TERMINALS,
+    integer_bounds,
+    json_text,
+    literal,
+    number_terminal,
+    string_terminal,
+    value_terminal,
+)
 
 # The whitespace that usual printers write, but no endless run of it.
 WHITESPACE = r"\n? {0,16}"
@@ -134,7 +143,7 @@ class Grammar:
 
     def key(self, name: str) -> str:
         """The expression for a name."""
-        return literal(json.dumps(name, ensure_ascii=False))
+        return literal(json_text(name))
 
     def _alternatives(self, state: State) -> str:
         terminals: dict[str, None] = {}

@@ -9,7 +9,7 @@ from .objects import Members, Names, members
 from .scalars import COMMA, repeated, string_terminal
 
 _MOST_RULES = 8192
-_BLOCK = 16  # members in one rule, because rules must not be nested too deep
+_BLOCK = 8  # members in one rule, because rules must not be nested too deep
 
 
 def options(grammar: Writer, form: ObjectForm) -> list[str]:

@@ -15,6 +15,8 @@ MAX_COMBINED = 4
 _PLAIN = Text(r"-?[0-9.]+", False)
 _ANY_NUMBER = Text(NUMBER, False, name="NUMBER")
 _NOT_INTEGRAL = Text(r"-?[0-9]+\.[0-9]*[1-9][0-9]*", False)
+json_text = json.JSONEncoder(ensure_ascii=False).encode
+"""json.dumps, which would create an encoder for each value."""
 COMMA = '"," '
 TERMINALS = f"""{DEFINITION}
 STRING: "\\"" CHARS "\\""
@@ -24,7 +26,7 @@ NUMBER: /{NUMBER}/"""
 
 def literal(text: str) -> str:
     """The terminal for a text."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json_text(text).replace("\x7f", "\\u007f")
 
 
 def value_terminal(value: Any) -> str:
@@ -32,7 +34,7 @@ def value_terminal(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         is_short = isinstance(value, float) or abs(value) < 2**53
         return f"/{equal_to(value)}/" if is_short else literal(str(value))
-    return literal(json.dumps(value, ensure_ascii=False))
+    return literal(json_text(value))
 
 
 def string_body(form: StringForm, name: str, is_plain: bool = False) -> Text | None:
@@ -63,7 +65,7 @@ def string_body(form: StringForm, name: str, is_plain: bool = False) -> Text | N
         if not wanted and part is not None:
             found = without(found, part)
     if form.excluded:
-        values = form.excluded if is_plain else [json.dumps(each, ensure_ascii=False)[1:-1] for each in form.excluded]
+        values = form.excluded if is_plain else [json_text(each)[1:-1] for each in form.excluded]
         bodies = [literal(value) for value in values]
         found = without(found, Text(" | ".join(bodies), "" in form.excluded, True))
     return found

@@ -1,12 +1,12 @@
 """A short value of a form, from which the plan of an answer begins. It may be missing or, in rare cases, not fit."""
 
-import json
 import math
 from typing import Any
 
 from .forms import CONSTANTS, ArrayForm, Form, NumberForm, ObjectForm, State, StringForm, Value
 from .interfaces import Normal
 from .objects import Members, members
+from .scalars import json_text
 from .values import fits
 
 _DEEPEST = 32
@@ -105,4 +105,4 @@ def _strings(form: StringForm) -> list[Any]:
 
 
 def _length(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False))
+    return len(json_text(value))
