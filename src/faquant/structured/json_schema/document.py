@@ -76,8 +76,7 @@ class Document:
         while work:
             part = work.pop()
             if isinstance(part, dict):
-                names = [name for name in part if not name.startswith("_")]  # extensions, which others may have renamed
-                if names != sorted(names):
+                if list(part) != sorted(part):
                     return False
                 required, properties = part.get("required"), part.get("properties")
                 if isinstance(required, list) and isinstance(properties, dict):
