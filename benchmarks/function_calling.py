@@ -1,7 +1,7 @@
 """Function calling: a quantized directory beside its float model and llama.cpp's server, on cases of bfcl-eval.
 
 python benchmarks/function_calling.py QUANTIZED FLOAT [--bfcl DIR] [--cases 50] [--gguf FILE --llama-server PROGRAM]
-                                      [--json FILE]
+                                      [--threads N] [--json FILE]
 
 `pip install --no-deps --target build/bfcl bfcl-eval==2026.3.23` fetches the cases; the package's own checker judges the
 calls (AST match). Each category contributes --cases cases, spread evenly over it. In simple_python, multiple and
@@ -13,6 +13,7 @@ alone, in the categories with one right call.
 import argparse
 import importlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -118,13 +119,18 @@ def checker_of(directory: Path) -> Callable[[Case, Calls], bool]:
 
 
 @contextmanager
-def served(arguments: Sequence[str]) -> Iterator[str]:
+def served(arguments: Sequence[str], threads: int) -> Iterator[str]:
     """The URL of a server that runs within the block. arguments: the command, to which a free --port is added."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen([*arguments, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*arguments, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )
     try:
         deadline = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
@@ -225,7 +231,7 @@ def main() -> None:
     print(f"{'':14}{'':15}{'answers':>8}{'failed':>8}{'valid':>8}{'AST match':>11}{'first':>8}{'calls':>8}")
     for name, command in systems.items():
         total = Score()
-        with served(command) as url:
+        with served(command, arguments.threads) as url:
             for category, some in cases.items():
                 score = score_of(url, some, matches, arguments.parallel)
                 rows.append(print_row(name, category, score))
@@ -240,14 +246,15 @@ def print_row(system: str, category: str, score: Score) -> dict[str, object]:
     figures: dict[str, object] = {
         "answers": score.answers,
         "failed": score.failed,
-        "valid": score.valid / max(1, score.calls),
+        "valid": score.valid / score.calls if score.calls else None,
         "match": score.matched / max(1, score.answers),
         "first": score.first_matched / max(1, score.answers),
         "calls": score.calls / max(1, score.answers),
     }
     first = f"{figures['first']:8.1%}" if category in ("simple_python", "multiple") else f"{'':8}"
+    valid = f"{figures['valid']:8.1%}" if score.calls else f"{'–':>8}"
     print(
-        f"{system:14}{category:15}{score.answers:8}{score.failed:8}{figures['valid']:8.1%}{figures['match']:11.1%}"
+        f"{system:14}{category:15}{score.answers:8}{score.failed:8}{valid}{figures['match']:11.1%}"
         f"{first}{figures['calls']:8.2f}",
         flush=True,
     )

@@ -32,10 +32,10 @@ collect_ignore = [file for file, package in PACKAGES.items() if find_spec(packag
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
-    """`faquant serve` of the demo model."""
+    """`faquant serve` of the demo model, which sends a comment in every pause of a stream."""
     command = [os.environ["FAQUANT_COMMAND"], "serve", os.environ["FAQUANT_SERVED"], "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--served-model-name", NAME, "--kv-cache-memory", "1GiB"],
+        [*command, "--served-model-name", NAME, "--kv-cache-memory", "1GiB", "--sse-keep-alive-interval", "0.002"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "FAQUANT_API_KEY": KEY},

@@ -80,16 +80,34 @@ def test_calls(llm: OpenAILike, call_on: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("by_format", [False, True])
-def test_structures(served: Served, by_format: bool) -> None:
+def test_structures_and_their_streams(served: Served, by_format: bool) -> None:
     """As the arguments of a call, or by a response format."""
     llm = make(served, should_use_structured_outputs=by_format)
     template = PromptTemplate("What will the weather be in {city}?")
+    question = [ChatMessage(role="user", content=FORECAST)]
     found = llm.structured_predict(Forecast, template, city="Paris")
     assert isinstance(found, Forecast)
     assert llm.as_structured_llm(Forecast).complete(FORECAST).raw == found
-    if by_format:  # otherwise it streams with tool_choice auto, and a weak model answers in text
-        *_, last = llm.stream_structured_predict(Forecast, template, city="Paris")
-        assert last == found
+    if not by_format:  # the client streams with tool_choice auto, and a weak model would answer in text
+        required = {"extra_body": {"tool_choice": "required"}}
+        llm = make(served, should_use_structured_outputs=False, additional_kwargs=required)
+    structured = llm.as_structured_llm(Forecast)
+
+    async def streams() -> list[list[Any]]:
+        predicted = await llm.astream_structured_predict(Forecast, template, city="Paris")
+        answers = await structured.astream_chat(question)
+        return [[piece async for piece in predicted], [answer.raw async for answer in answers]]
+
+    pieces = [
+        list(llm.stream_structured_predict(Forecast, template, city="Paris")),
+        [answer.raw for answer in structured.stream_chat(question)],
+        *asyncio.run(streams()),
+    ]
+    for each in pieces:
+        assert len(each) > 3
+        assert each[0] != found
+        assert each[-1] == found
+    assert asyncio.run(llm.astructured_predict(Forecast, template, city="Paris")) == found
 
 
 def test_an_agent(llm: OpenAILike) -> None:

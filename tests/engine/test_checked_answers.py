@@ -48,7 +48,7 @@ def test_drawn_again_until_the_form_is_right(check: Check) -> None:
         first = request.completion().text
         check.ending = "f"
         checked = check.seen = []
-        before = engine.stats().invalid_answers
+        before = engine.stats()
         (request,) = engine.add(PROMPT, replace(DRAWN, seed=seed, logprobs=0))
         outputs = []
         while engine.has_work:
@@ -57,7 +57,14 @@ def test_drawn_again_until_the_form_is_right(check: Check) -> None:
         assert len(checked) <= MAX_DRAWS
         counts.add(len(checked))
         right = [text for text in checked if text.endswith(check.ending)]
-        assert engine.stats().invalid_answers - before == len(checked) - len(right)
+        after = engine.stats()
+        assert after.invalid_answers - before.invalid_answers == len(checked) - len(right)
+        assert after.generated_tokens - before.generated_tokens == sum(len(output.token_ids) for output in outputs)
+        # A letter is a token, but for the end of an answer.
+        drawn = sum(map(len, checked))
+        assert (
+            after.generated_tokens + after.discarded_tokens - before.generated_tokens - before.discarded_tokens == drawn
+        )
         assert not any(output.text or output.token_ids or output.logprobs for output in outputs[:-1])
         if right:
             answer = request.completion()
@@ -72,6 +79,16 @@ def test_drawn_again_until_the_form_is_right(check: Check) -> None:
             assert outputs[-1].finish_reason == "error"
         assert engine.state().used_pages == 0
     assert len(counts) > 2
+
+
+def test_an_answer_that_is_ended_before_its_check_counts_as_discarded(check: Check) -> None:
+    engine = BytesEngine(pages=20)
+    (request,) = engine.add(PROMPT, replace(DRAWN, seed=1))
+    while not request.answer_ids:
+        engine.step()
+    engine.abort(request)
+    assert (engine.stats().generated_tokens, engine.stats().discarded_tokens) == (0, 1)
+    assert not check.seen
 
 
 def test_the_draws_do_not_depend_on_other_requests(check: Check) -> None:

@@ -1,6 +1,7 @@
 """Answers that the grammar does not fully constrain: the client gets one that follows the schema, or an error."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -8,7 +9,7 @@ import openai
 import pytest
 
 from faquant.structured.structured_output import StructuredOutput
-from oracles.tiny_server import NAME, TinyServer
+from oracles.tiny_server import GREEDY, NAME, BytesEngine, TinyServer
 
 DIGIT = {"type": "object", "properties": {"n": {"enum": list(range(10))}}, "required": ["n"]}
 SCHEMA: dict[str, Any] = {**DIGIT, "additionalProperties": False}
@@ -31,9 +32,9 @@ def _checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StructuredOutput, "problem", lambda _, text: is_wrong(text))
 
 
-def counted(server: TinyServer) -> float:
+def counted(server: TinyServer, name: str = "invalid_answers_total") -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return float(next(line for line in lines if line.startswith("faquant_invalid_answers_total")).split()[1])
+    return float(next(line for line in lines if line.startswith(f"faquant_{name} ")).split()[1])
 
 
 def answer(client: openai.OpenAI, problem: str = "The digit is too small.", **asked: Any) -> Any:
@@ -67,6 +68,70 @@ def test_only_valid_answers_are_sent(server: TinyServer, client: openai.OpenAI) 
         assert failed == ("invalid_answer" if whole is None else None)
     assert kinds == {True, False}
     assert counted(server) > before
+
+
+@pytest.mark.usefixtures("_checked")
+def test_metrics_count_what_was_sent_apart_from_what_was_drawn() -> None:
+    with TinyServer() as server, server.client() as client:
+        sent = failed = 0
+        for seed in range(8):
+            reply = answer(client, seed=seed, response_format=FORMAT)
+            sent += 0 if reply is None else reply.usage.completion_tokens
+            failed += reply is None
+        assert 0 < failed < 8
+        assert counted(server, "generated_tokens_total") == sent
+        draws = counted(server)
+        assert draws >= 4 * failed
+        assert counted(server, "discarded_tokens_total") >= draws * len('{"n":0}')
+        # These tokens come all at once, so that they have no time between them.
+        assert counted(server, "per_token_seconds_count") == 0
+        assert counted(server, "first_token_seconds_count") == 8 - failed
+        client.completions.create(model=NAME, prompt="One day", max_tokens=4, **GREEDY)
+        assert counted(server, "per_token_seconds_count") == 1
+
+
+@pytest.mark.usefixtures("_checked")
+def test_responses_and_their_streams_have_the_same_answers(server: TinyServer) -> None:
+    """Of several requests at once, whose draws take turns; failures are the same too."""
+    form = {"format": {"type": "json_schema", "name": "digit", "schema": SCHEMA}}
+    tool = {"type": "function", **TOOL["function"]}
+    kinds: list[Any] = [{"text": form}, {"tools": [tool], "tool_choice": "required"}, {"text": form, "tools": [tool]}]
+    asked: list[Any] = [
+        {"input": "A digit?", "max_output_tokens": 120, "seed": seed, **kind} for seed in range(4) for kind in kinds
+    ]
+
+    def ask(body: Any) -> Any:
+        """What is in the items, or the error."""
+        reply = httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
+        if body.get("stream"):
+            data = [line.removeprefix("data: ") for line in reply.text.split("\n") if line.startswith("data: ")]
+            last = json.loads(data[-1])["response"]
+        else:
+            last = reply.json()
+        if last.get("error"):
+            return last["error"]["message"]
+        return [(item["type"], item.get("content"), item.get("arguments")) for item in last["output"]]
+
+    alone = [ask(body) for body in asked]
+    assert {type(found) for found in alone} == {str, list}
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(ask, asked)) == alone
+        assert list(threads.map(ask, [{**body, "stream": True} for body in asked])) == alone
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_a_client_that_leaves_while_its_answer_is_withheld(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StructuredOutput, "unenforced", ("anything",))
+    body = {
+        "/v1/chat/completions": {"messages": [USER], "n": 2, "response_format": FORMAT},
+        "/v1/responses": {"input": "A digit?", "text": {"format": {"type": "json_schema", **FORMAT["json_schema"]}}},
+    }[path]
+    with TinyServer(BytesEngine(slow=0.05, pages=40), sse_keep_alive_interval=0.01) as server:
+        with httpx.stream("POST", server.url + path, json={**body, "stream": True}) as stream:
+            assert next(line for line in stream.iter_lines() if line == ": keep-alive")
+        server.wait_until_nothing_is_held()
+        assert counted(server, "generated_tokens_total") == 0
+        assert set(server.engine.stats().finished) == {"abort"}
 
 
 @pytest.mark.usefixtures("_checked")

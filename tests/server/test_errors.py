@@ -11,6 +11,7 @@ import pytest
 from oracles.tiny_server import NAME, TinyServer
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
+DEEP: Any = json.loads('{"a":' * 100 + "1" + "}" * 100)
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def check_error(response: httpx.Response, status: int) -> Any:
         ({"max_tokens": 10**6}, "max_tokens"),
         ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": DEEP}, "chat_template_kwargs"),
         ({"seed": 2**63}, "seed"),
         ({"stop": [""]}, "stop.0"),
         ({"stop": ["a"] * 65}, "stop"),

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 
 from faquant.errors import FaquantError
 from faquant.sampling.sampler import SamplingParams
-from faquant.server.answer.stored import MAX_RESPONSES, ResponseStore
 from faquant.server.schema.response_items import ITEM, messages_of
 from oracles.tiny_server import NAME, BytesEngine, TinyServer, alone, tokenizer
 
@@ -245,64 +244,6 @@ def test_items_as_messages() -> None:
     assert seen({"role": "system", "content": "b"}, instructions="a") == [{"role": "system", "content": "a\n\nb"}]
     summary = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Oh."}], "encrypted_content": "x"}
     assert seen(summary, call)[0]["reasoning"] == "Oh."
-
-
-def test_stored_responses(client: openai.OpenAI) -> None:
-    first = client.responses.create(**ASKED)
-    assert client.responses.retrieve(first.id) == first
-    second = client.responses.create(**{**ASKED, "input": "And?"}, previous_response_id=first.id)
-    third = client.responses.create(**{**ASKED, "input": "Then?"}, previous_response_id=second.id)
-    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": first.output_text}]
-    talk += [{"role": "user", "content": "And?"}, {"role": "assistant", "content": second.output_text}]
-    assert third.output_text == own([*talk, {"role": "user", "content": "Then?"}])
-    items: Any = [{"role": "user", "content": "Hello"}, {"type": "item_reference", "id": first.output[0].id}]
-    assert client.responses.create(**{**ASKED, "input": [*items, {"role": "user", "content": "And?"}]}).output_text == (
-        second.output_text
-    )
-    client.responses.delete(first.id)
-    with pytest.raises(openai.NotFoundError, match="is not stored"):
-        client.responses.retrieve(first.id)
-    with pytest.raises(openai.NotFoundError):
-        client.responses.delete(first.id)
-    client.responses.retrieve(second.id)
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.responses.create(**{**ASKED, "input": "And?"}, previous_response_id=first.id)
-    assert caught.value.code == "previous_response_not_found"
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.responses.create(**{**ASKED, "input": items})
-    assert (caught.value.code, caught.value.param) == ("item_not_found", "input.1.id")
-    kept = client.responses.create(**ASKED, store=False)
-    with pytest.raises(openai.NotFoundError):
-        client.responses.retrieve(kept.id)
-
-
-def test_the_store_is_bounded() -> None:
-    with TinyServer(response_store=4500) as server, server.client() as client:
-        ids = [client.responses.create(**ASKED).id for _ in range(12)]
-        held = [one for one in ids if server.service.responses.get(one)]
-        assert 1 < len(held) < 12
-        assert held == ids[-len(held) :]
-        huge = client.responses.create(**{**ASKED, "input": "x" * 1500}, instructions="y" * 2000)
-        assert server.service.responses.get(huge.id) is None
-        assert server.service.responses.get(ids[-1]) is not None
-    with TinyServer(response_store=0) as server, server.client() as client:
-        one = client.responses.create(**ASKED)
-        with pytest.raises(openai.BadRequestError, match="--response-store"):
-            client.responses.create(**ASKED, previous_response_id=one.id)
-
-
-def test_the_number_of_stored_responses_is_bounded(server: TinyServer, client: openai.OpenAI) -> None:
-    client.responses.create(**ASKED)
-    stored = server.service.responses.get(client.responses.create(**ASKED).id)
-    assert stored is not None
-    store = ResponseStore(1 << 30)
-    for number in range(MAX_RESPONSES + 2):
-        output = [stored.response.output[0].model_copy(update={"id": f"msg_{number}"})]
-        store.put(stored.response.model_copy(update={"id": f"resp_{number}", "output": output}), [])
-    assert store.get("resp_1") is None
-    assert store.item("msg_1") is None
-    assert store.get("resp_2") is not None
-    assert store.item(f"msg_{MAX_RESPONSES + 1}") is not None
 
 
 MESSAGE: Any = {"role": "user", "content": "x"}

@@ -7,9 +7,9 @@ import re
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from faquant.structured.patterns.json_text import DEFINITION
 from faquant.structured.patterns.pattern import Pattern, compile_pattern
 from faquant.structured.patterns.syntax import PatternError
+from faquant.structured.patterns.text import DEFINITION
 
 BYTES = LLTokenizer("byte")
 TEXTS = ["".join(letters) for count in range(5) for letters in itertools.product("abc", repeat=count)]
@@ -75,29 +75,38 @@ PATTERNS = [
 
 
 class Strings:
-    """The strings whose JSON text a terminal matches."""
+    """The strings whose text a terminal matches, in JSON or as they are."""
 
-    def __init__(self, pattern: Pattern) -> None:
-        body = pattern.text.lark if pattern.text is not None else r"/[^\x00-\x{10ffff}]/"
-        source = f'start: TEXT\nTEXT: "\\"" {body} "\\""\n{DEFINITION}'
+    def __init__(self, pattern: Pattern, is_plain: bool) -> None:
+        self._is_plain = is_plain
+        text = pattern.plain_text if is_plain else pattern.text
+        body = text.lark if text is not None else r"/[^\x00-\x{10ffff}]/"
+        quote = '""' if is_plain else '"\\""'
+        source = f"start: TEXT\nTEXT: {quote} {body} {quote}\n{DEFINITION}"
         self._matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(source), log_level=0)
         assert not self._matcher.is_error(), self._matcher.get_error()
 
     def __contains__(self, text: str) -> bool:
-        data = json.dumps(text, ensure_ascii=False).encode()
+        data = (text if self._is_plain else json.dumps(text, ensure_ascii=False)).encode()
         return self._matcher.deep_copy().validate_tokens([*data, BYTES.eos_token]) == len(data) + 1
 
 
+@pytest.mark.parametrize("is_plain", [False, True])
 @pytest.mark.parametrize("source", PATTERNS)
-def test_patterns(source: str) -> None:
+def test_patterns(source: str, is_plain: bool) -> None:
     pattern = compile_pattern(source)
     expected = re.compile(source.replace("$", r"\Z").replace("(?<o", "(?P<o"), re.ASCII)
-    strings = Strings(pattern)
+    strings = Strings(pattern, is_plain)
     for text in TEXTS:
         assert pattern.occurs(text) == (expected.search(text) is not None), text
         assert (text in strings) == pattern.occurs(text), text
     example = pattern.example()
     assert example is None or pattern.occurs(example)
+
+
+@pytest.mark.parametrize(("source", "example"), [("a(?=b)", "ab"), ("^(?!a)b", "b"), ("^(?=b)a", None)])
+def test_examples(source: str, example: str | None) -> None:
+    assert compile_pattern(source).example() == example
 
 
 @pytest.mark.parametrize(
@@ -114,9 +123,10 @@ def test_patterns(source: str) -> None:
         ("^.$", "é😀", "\n\u2028"),
     ],
 )
-def test_unicode(source: str, inside: str, outside: str) -> None:
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_unicode(source: str, inside: str, outside: str, is_plain: bool) -> None:
     pattern = compile_pattern(source)
-    strings = Strings(pattern)
+    strings = Strings(pattern, is_plain)
     for mark in inside + outside:
         assert pattern.occurs(mark) == (mark in inside)
         assert (mark in strings) == (mark in inside)

@@ -108,3 +108,18 @@ def test_multiples_and_values(schema: Any, admitted: list[float], refused: list[
         assert value in values
     for value in refused:
         assert value not in values
+
+
+@pytest.mark.parametrize("step", ["0.25", "0.75", "0.3", "1.5", "2.5", "0.1", "0.01", "0.125", "3", "3.75"])
+@pytest.mark.parametrize("bounds", [{}, {"minimum": -3, "exclusiveMaximum": 9}, {"exclusiveMinimum": 0.75}], ids=str)
+def test_multiples_are_admitted_as_they_are_usually_written(step: str, bounds: dict[str, float]) -> None:
+    """Without zeros at the end, and, if they are whole, with and without `.0`."""
+    values = Recognizer(compile_schema({"type": "number", "multipleOf": float(step), **bounds}, strict=True))
+    low = bounds.get("minimum", bounds.get("exclusiveMinimum", -100))
+    for hundredths in range(-400, 1300, 5):
+        value = Fraction(hundredths, 100)
+        within = low < value < bounds.get("exclusiveMaximum", 100) or value == bounds.get("minimum")
+        is_right = within and (value / Fraction(step)).denominator == 1
+        assert values.has_text(repr(float(value)).removesuffix(".0")) == is_right, value
+        if value.denominator == 1 and Fraction(step).denominator > 1:
+            assert values.has_text(f"{int(value)}.0") == is_right, value

@@ -17,7 +17,7 @@ def test_no_invalid_value_is_admitted(schema: Any, values: list[Any]) -> None:
     try:
         compiled = compile_schema(schema)
     except UsageError as error:
-        assume("admits no value" not in str(error))
+        assume("admits no value" not in str(error) and "to check them afterwards" not in str(error))
         raise
     admitted = Recognizer(compiled)
     for value in values:

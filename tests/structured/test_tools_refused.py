@@ -45,21 +45,24 @@ def test_one_tool(name: str, parameters: Any, message: str) -> None:
             "because of '#'",
         ),
         (tuple(Tool(f"t{n}", {"title": "x" * 200_000}) for n in range(2)), {}, "together must have at most"),
-        *(
-            ((Tool("a", {"properties": {"b": part}}),), {"format": "qwen3_coder"}, f"'b' of the tool a .*{message}")
-            for part, message in (
-                ({"type": "string", "format": "hostname"}, "format 'hostname'"),
-                ({"type": "string", "pattern": "^a|b$"}, "pattern"),
-                ({"type": "string", "pattern": "a(?=b)"}, "pattern"),
-                ({"oneOf": [{"type": "string"}, {"pattern": "a"}]}, "'oneOf'"),
-            )
-        ),
         ((Tool("a", {"properties": {"b>c": {}}}),), {"format": "qwen3_coder"}, "because of 'b>c'"),
     ],
 )
 def test_tools_together(tools: Any, options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ToolCalls(tools, **{"format": "hermes", **options})
+
+
+def test_strings_without_a_grammar_are_checked_or_refused_in_every_format() -> None:
+    parameters = {"properties": {"a": {"type": "string", "pattern": r"(?<=b)a"}}}
+    with pytest.raises(UsageError, match=r"tool t has 'pattern' at /properties/a, which cannot be enforced"):
+        Tool("t", parameters, strict=True)
+    for format in ("hermes", "qwen3_coder"):
+        answers = StructuredOutput(tool_calls=ToolCalls((Tool("t", parameters),), format, forced=True))
+        assert answers.unenforced == ("'pattern' at /properties/a of the tool t",)
+    call = "<tool_call>\n<function=t>\n<parameter=a>\n{}\n</parameter>\n</function>\n</tool_call>"
+    assert answers.problem(call.format("ba")) is None
+    assert "does not match" in (answers.problem(call.format("a")) or "")
 
 
 def test_what_cannot_be_enforced_is_refused_if_strict() -> None:

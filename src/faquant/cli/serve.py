@@ -58,6 +58,9 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option(help="Maximum seconds per request; 0: no limit.")
     ] = ServerConfig.request_timeout,
+    sse_keep_alive_interval: Annotated[
+        float, typer.Option(help="Seconds without an event after which a stream gets a comment; 0: never.")
+    ] = ServerConfig.sse_keep_alive_interval,
     max_body: Annotated[str, typer.Option(help="Maximum size of a request's body.", metavar="SIZE")] = "8MiB",
     response_store: Annotated[
         str,
@@ -129,6 +132,7 @@ def serve(
         allowed_hosts=None if allowed_hosts is None else tuple(allowed_hosts),
         max_queue=max_queue,
         request_timeout=request_timeout,
+        sse_keep_alive_interval=sse_keep_alive_interval,
         max_body=parse_size(max_body),
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,

@@ -268,9 +268,9 @@ class Engine:
             accepted = min(len(tokens) - 1, len(output.token_ids))
             self._scheduler.computed(item, accepted)
             self._stats.accepted_tokens += accepted
-            self._stats.generated_tokens += len(output.token_ids)
             if request.is_withheld:
                 output = self._withhold(request)
+            self._stats.generated_tokens += len(output.token_ids)
         if request.finish_reason is not None:
             self._end(request)
         return output
@@ -288,6 +288,7 @@ class Engine:
         if request.draws == MAX_DRAWS:
             message = f"None of {MAX_DRAWS} answers has the required form. The last one: {problem}"
             return request.fail(AnswerError(message))
+        self._stats.discarded_tokens += len(request.answer_ids)
         self._scheduler.requeue(request)
         request.draw_again()
         return nothing
@@ -295,6 +296,8 @@ class Engine:
     def _end(self, request: Request) -> None:
         self._scheduler.remove(request)
         reason = request.finish_reason or ""
+        if request.is_withheld and reason in ("abort", "error"):
+            self._stats.discarded_tokens += len(request.answer_ids)
         self._stats.finished[reason] = self._stats.finished.get(reason, 0) + 1
 
     def _count(self, item: Work) -> None:

@@ -14,9 +14,11 @@ class Stats:
         prompt_tokens: tokens of prompts, counted once per prompt even with several answers.
         cached_tokens: those of them found in the prefix cache.
         prefilled_tokens: tokens computed for prompts, or again after a preemption.
-        generated_tokens: tokens of answers.
+        generated_tokens: tokens of answers, counted when they are returned.
+        discarded_tokens: tokens that were drawn but not returned, because the answer did not have the required form, or
+            was not finished before it could be checked.
         draft_tokens: tokens proposed by speculation.
-        accepted_tokens: those of them that became part of an answer.
+        accepted_tokens: those of them that were drawn.
         preemptions: how often a sequence lost its pages to an older one.
         invalid_answers: answers that did not have the required form, and were drawn again or failed.
         finished: number of requests by finish_reason.
@@ -29,6 +31,7 @@ class Stats:
     cached_tokens: int = 0
     prefilled_tokens: int = 0
     generated_tokens: int = 0
+    discarded_tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
     preemptions: int = 0

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from .api import chat, completions, endpoints, missing, responses
+from .api import chat, completions, endpoints, missing, responses, stored
 from .errors import ErrorResponse, handle_errors
 from .http.hosts import Hosts
 from .http.middleware import Access, Supervisor
@@ -22,7 +22,7 @@ def make_app(service: Service) -> FastAPI:
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
     )
     app.state.service = service
-    for module in (chat, chat_page, completions, endpoints, responses):
+    for module in (chat, chat_page, completions, endpoints, responses, stored):
         app.include_router(module.router)
     handle_errors(app)
     missing.handle_unknown_paths(app)

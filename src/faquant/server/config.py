@@ -35,6 +35,7 @@ class ServerConfig:
             any.
         max_queue: maximum waiting sequences, in addition to the running ones; further requests get status 429.
         request_timeout: maximum seconds from a request to the end of its answer; 0: no limit.
+        sse_keep_alive_interval: seconds without an event after which a stream gets a comment; 0: never.
         max_body: maximum bytes of a request's body.
         tool_call_parser: the model's tool-call format, a key of tools.formats.FORMATS; auto: recognize it from the
             template.
@@ -54,6 +55,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] | None = None
     max_queue: int = 256
     request_timeout: float = 600.0
+    sse_keep_alive_interval: float = 15.0
     max_body: int = 8 << 20
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
@@ -69,6 +71,9 @@ class ServerConfig:
             raise UsageError(f"max_queue must be from 0 to {2**20}, not {self.max_queue}.")
         if not 0 <= self.request_timeout <= 1e9:
             raise UsageError(f"request_timeout must be from 0 to 1e9 seconds, not {self.request_timeout}.")
+        if not (self.sse_keep_alive_interval == 0 or 0.001 <= self.sse_keep_alive_interval <= 1e9):
+            given = self.sse_keep_alive_interval
+            raise UsageError(f"sse_keep_alive_interval must be from 0.001 to 1e9 seconds, or 0, not {given}.")
         if not 1024 <= self.max_body <= 1 << 30:
             raise UsageError(f"max_body must be from 1024 to {1 << 30}, not {self.max_body}.")
         if not 0 <= self.response_store <= 1 << 40:

@@ -89,8 +89,10 @@ def _hints(wanted: StructuredOutput, vocabulary: Vocabulary) -> Hints:
     """Texts that may complete a string of some pattern, longest first, since shorter ones are for states further on in
     it; and the markup of calls."""
     texts = wanted.examples()[:_MAX_PATTERNS]
+    has_plain_strings = wanted.tool_calls is not None and wanted.tool_calls.style.arguments == "xml"
     if wanted.is_json:
-        texts = [json.dumps(text, ensure_ascii=False)[1:-1] for text in texts]
+        plain = texts if has_plain_strings else []
+        texts = [*plain, *(json.dumps(text, ensure_ascii=False)[1:-1] for text in texts)]
     ends = {text[place:] for text in texts for place in range(min(len(text), _LONGEST_HINT))}
     strings = [vocabulary.tokens(text.encode()) for text in sorted(ends, key=lambda text: (-len(text), text))]
     strings = [*vocabulary.quote, *strings] if wanted.is_json else [*strings, *vocabulary.quote]
@@ -99,7 +101,7 @@ def _hints(wanted: StructuredOutput, vocabulary: Vocabulary) -> Hints:
     style = wanted.tool_calls.style
     # The markers that end something come after those that begin it.
     markup = [vocabulary.tokens(marker.encode()) for marker in reversed(style.all_markers)]
-    return Hints(strings, markup, [vocabulary.tokens(VALUE_END.encode())] if style.arguments == "xml" else ())
+    return Hints(strings, markup, [vocabulary.tokens(VALUE_END.encode())] if has_plain_strings else ())
 
 
 def _source(wanted: StructuredOutput, vocabulary: Vocabulary) -> str:

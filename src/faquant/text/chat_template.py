@@ -85,7 +85,7 @@ class ChatTemplate:
             if name in _OWN_VARIABLES:
                 message = f"The chat template's variable {name!r} has its own argument; pass it there."
                 raise UsageError(message, "chat_template_kwargs")
-            names[str(name)] = _plain(value, f"variable {name!r}")
+            names[str(name)] = _plain(value, f"variable {name!r}", "chat_template_kwargs")
         names["messages"] = _check_messages(messages, null_content)
         names["tools"] = _check_tools(tools)
         if "tools" not in self.variables and names["tools"]:
@@ -190,7 +190,9 @@ def _check_messages(messages: object, null_content: bool) -> list[dict[str, Any]
 def _check_message(message: object, where: str, null_content: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise UsageError(f"{where} must be an object with role and content, not a {type(message).__name__}.")
-    plain: dict[str, Any] = {key: value for key, value in _plain(message, where).items() if value is not None}
+    plain: dict[str, Any] = {
+        key: value for key, value in _plain(message, where, "messages").items() if value is not None
+    }
     if not isinstance(plain.get("role"), str) or not plain["role"]:
         raise UsageError(f"{where} must have a role, such as system, user or assistant.")
     if null_content and "content" in message and message["content"] is None:
@@ -222,24 +224,24 @@ def _check_tools(tools: object) -> list[dict[str, Any]] | None:
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
             raise UsageError(f"tool {index} must be an object, not a {type(tool).__name__}.")
-    return [_plain(tool, f"tool {index}") for index, tool in enumerate(tools)] or None
+    return [_plain(tool, f"tool {index}", "tools") for index, tool in enumerate(tools)] or None
 
 
-def _plain(value: object, where: str, depth: int = 0) -> Any:
+def _plain(value: object, where: str, field: str, depth: int = 0) -> Any:
     # Only JSON types are passed to a template, because it could call the methods of other objects.
     if depth > MAX_DEPTH:
-        raise UsageError(f"{where} is nested more than {MAX_DEPTH} levels deep.")
+        raise UsageError(f"{where} is nested more than {MAX_DEPTH} levels deep.", field)
     if value is None or type(value) in (str, bool, int, float):
         return value
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise UsageError(f"{where} has a key that is not a string.")
-        return {str.__str__(key): _plain(item, where, depth + 1) for key, item in value.items()}
+            raise UsageError(f"{where} has a key that is not a string.", field)
+        return {str.__str__(key): _plain(item, where, field, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, where, depth + 1) for item in value]
-    raise UsageError(f"{where} holds a {type(value).__name__}; only JSON values are allowed.")
+        return [_plain(item, where, field, depth + 1) for item in value]
+    raise UsageError(f"{where} holds a {type(value).__name__}; only JSON values are allowed.", field)
 
 
 def _short(value: object) -> str:

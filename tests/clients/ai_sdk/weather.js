@@ -14,7 +14,7 @@ const openai = createOpenAI(settings);
 export const models = {
   "openai-compatible": compatible(MODEL),
   "openai, chat": openai.chat(MODEL),
-  "openai, responses": openai.responses(MODEL),
+  "openai, responses": openai(MODEL), // its default
 };
 export const completion = compatible.completionModel(MODEL);
 export const embedding = compatible.textEmbeddingModel(MODEL);

@@ -18,6 +18,12 @@ _SAME_NAMES = (
 )
 
 
+def sampling_fields(request: Sampling, defaults: Mapping[str, float]) -> dict[str, Any]:
+    """The request's values for SamplingParams. defaults: values of fields that the request does not have."""
+    given: dict[str, Any] = {name: getattr(request, name) for name in _SAME_NAMES}
+    return given | {name: value for name, value in defaults.items() if name not in request.model_fields_set}
+
+
 def sampling_params(
     request: Sampling,
     max_tokens: int,
@@ -26,14 +32,13 @@ def sampling_params(
     calls: ToolCalls | None = None,
     reasoning: Reasoning | None = None,
 ) -> SamplingParams:
-    """The sampling parameters of a request. defaults: values for fields that the request does not have.
+    """The sampling parameters of a request. defaults: as for `sampling_fields`.
 
     Raises:
         UsageError: a value is outside its range.
         ApiError: the response format cannot be enforced.
     """
-    wanted: dict[str, Any] = {name: getattr(request, name) for name in _SAME_NAMES}
-    wanted |= {name: value for name, value in defaults.items() if name not in request.model_fields_set}
+    wanted = sampling_fields(request, defaults)
     if wanted["top_p"] == 0:  # only the likeliest token is left
         wanted |= {"temperature": 0.0, "top_p": 1.0}
     wanted["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)

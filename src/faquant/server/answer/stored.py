@@ -12,10 +12,15 @@ MAX_RESPONSES = 4096
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """A response and its conversation: what it continues, its own input, and its output."""
+    """A response; its input, with what it continues; and the items of its output."""
 
     response: ResponseObject
-    conversation: Sequence[KnownItem]
+    input: Sequence[KnownItem]
+    output: Sequence[KnownItem]
+
+    @property
+    def conversation(self) -> list[KnownItem]:
+        return [*self.input, *self.output]
 
 
 class ResponseStore:
@@ -34,13 +39,13 @@ class ResponseStore:
 
     def put(self, response: ResponseObject, before: Sequence[KnownItem]) -> None:
         """Store a response to the conversation `before`, unless it is larger than the whole store."""
-        items = [ITEM.validate_python(item.model_dump()) for item in response.output]
-        stored = StoredResponse(response, [*before, *items])
+        items = [ITEM.validate_python(item.model_dump()).model_copy(update={"id": item.id}) for item in response.output]
+        stored = StoredResponse(response, before, items)
         size = len(response.model_dump_json()) + sum(len(item.model_dump_json()) for item in stored.conversation)
         if size > self.max_bytes:
             return
         self._stored[response.id] = stored, size
-        self._items |= {item.id: known for item, known in zip(response.output, items, strict=True)}
+        self._items |= {item.id: item for item in items}
         self._size += size
         while self._size > self.max_bytes or len(self._stored) > MAX_RESPONSES:
             self.delete(next(iter(self._stored)))
@@ -53,7 +58,7 @@ class ResponseStore:
         return self._stored[response_id][0]
 
     def item(self, item_id: str) -> KnownItem | None:
-        """The item of a stored response with this id; None if it is not stored."""
+        """The item of a stored response's output with this id; None if it is not stored."""
         return self._items.get(item_id)
 
     def delete(self, response_id: str) -> bool:
@@ -62,6 +67,6 @@ class ResponseStore:
             return False
         stored, size = self._stored.pop(response_id)
         self._size -= size
-        for item in stored.response.output:
+        for item in stored.output:
             del self._items[item.id]
         return True

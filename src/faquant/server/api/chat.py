@@ -33,7 +33,8 @@ async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Respon
         prepared = await prepare(call, body, for_template(body.messages), max_tokens, logprobs)
     chat = _Chat(call, prepared, wants_function=bool(body.functions))
     if body.stream:
-        return EventStream(chat.stream(prepared.prompts, body.include_usage))
+        keep_alive = call.service.config.sse_keep_alive_interval
+        return EventStream(chat.stream(prepared.prompts, body.include_usage), keep_alive)
     answer = await chat.complete(prepared.prompts)
     return Response(answer.model_dump_json(), media_type="application/json")
 

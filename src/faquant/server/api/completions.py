@@ -54,7 +54,8 @@ async def create_completion(body: CompletionRequest, call: CurrentCall) -> Respo
     call.record.asks(prompts, body.stream)
     completions = _Completions(call, params, echoes)
     if body.stream:
-        return EventStream(completions.stream(checked, body.include_usage))
+        keep_alive = call.service.config.sse_keep_alive_interval
+        return EventStream(completions.stream(checked, body.include_usage), keep_alive)
     answer = await completions.complete(checked)
     return Response(answer.model_dump_json(), media_type="application/json")
 

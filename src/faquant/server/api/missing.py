@@ -52,4 +52,9 @@ def handle_unknown_paths(app: FastAPI) -> None:
         is_unknown = not isinstance(error, ApiError)
         return (unknown_path(request.method, request.url.path) if is_unknown else as_api_error(error)).response()
 
+    async def answer_other_method(request: Request, error: Exception) -> Response:
+        message = f"{request.method} {request.url.path[:200]} is not supported; see /openapi.json."
+        return ApiError(405, message, code="unknown_url", headers=as_api_error(error).headers).response()
+
     app.add_exception_handler(404, answer)
+    app.add_exception_handler(405, answer_other_method)

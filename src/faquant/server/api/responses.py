@@ -1,4 +1,4 @@
-"""/v1/responses"""
+"""POST /v1/responses"""
 
 import time
 import uuid
@@ -9,15 +9,13 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from ...errors import FaquantError
+from ..answer.asked import sampling_fields
 from ..answer.output_items import OutputItems
-from ..answer.stored import ResponseStore
-from ..config import MAX_TEXT
 from ..errors import ApiError, as_api_error, errors_renamed
 from ..http.limits import StrictRoute
 from ..http.streaming import EventStream
-from ..schema.response_items import KnownItem, MessageItem, ReferenceItem, messages_of
+from ..schema.response_items import KnownItem, messages_of
 from ..schema.response_object import (
-    DeletedResponse,
     IncompleteDetails,
     InputTokensDetails,
     OutputTokensDetails,
@@ -26,9 +24,10 @@ from ..schema.response_object import (
     ResponseObject,
     ResponseUsage,
 )
-from ..schema.response_request import ResponseRequest
+from ..schema.response_request import Reasoning, ResponseRequest
 from ..service import Call, CurrentCall
 from .prepare import Prepared, prepare
+from .stored import conversation_of
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -40,7 +39,7 @@ router = APIRouter(route_class=StrictRoute)
 )
 async def create_response(body: ResponseRequest, call: CurrentCall) -> Response:
     """Answer a conversation of items, or continue that of a stored response."""
-    items = _conversation(body, call.service.responses)
+    items = conversation_of(body, call.service.responses)
     messages = messages_of(body.instructions, items)
     if not messages:
         raise ApiError(400, "input has no items.", "input")
@@ -48,58 +47,9 @@ async def create_response(body: ResponseRequest, call: CurrentCall) -> Response:
         prepared = await prepare(call, body, messages, body.max_output_tokens, body.logprobs)
     answer = _Answer(call, body, prepared, items)
     if body.stream:
-        return EventStream(answer.stream(), are_named=True)
+        keep_alive = call.service.config.sse_keep_alive_interval
+        return EventStream(answer.stream(), keep_alive, are_named=True)
     return Response((await answer.complete()).model_dump_json(), media_type="application/json")
-
-
-@router.get("/v1/responses/{response_id}")
-async def get_response(response_id: str, call: CurrentCall) -> ResponseObject:
-    """A stored response."""
-    stored = call.service.responses.get(response_id)
-    if stored is None:
-        raise _gone(response_id, 404, "response_id", "response_not_found")
-    return stored.response
-
-
-@router.delete("/v1/responses/{response_id}")
-async def delete_response(response_id: str, call: CurrentCall) -> DeletedResponse:
-    """Forget a stored response."""
-    if not call.service.responses.delete(response_id):
-        raise _gone(response_id, 404, "response_id", "response_not_found")
-    return DeletedResponse(id=response_id, object="response", deleted=True)
-
-
-def _conversation(body: ResponseRequest, store: ResponseStore) -> list[KnownItem]:
-    """The items of the request, after those of the response that it continues."""
-    items: list[KnownItem] = []
-    if body.previous_response_id is not None:
-        stored = store.get(body.previous_response_id)
-        if stored is None:
-            raise _gone(body.previous_response_id, 400, "previous_response_id", "previous_response_not_found")
-        items += stored.conversation
-    if isinstance(body.input, str):
-        return [*items, MessageItem(role="user", content=body.input)]
-    size = 0
-    for number, item in enumerate(body.input):
-        if not isinstance(item, ReferenceItem):
-            items.append(item)
-            continue
-        known = store.item(item.id)
-        if known is None:
-            raise _gone(item.id, 400, f"input.{number}.id", "item_not_found")
-        size += len(known.model_dump_json())
-        if size > MAX_TEXT:
-            raise ApiError(400, f"The items that input refers to have more than {MAX_TEXT} characters.", "input")
-        items.append(known)
-    return items
-
-
-def _gone(name: str, status: int, param: str, code: str) -> ApiError:
-    message = (
-        f"{name[:80]!r} is not stored. This server keeps the latest responses in memory until it ends, as far as "
-        "--response-store allows, except those with store: false. Send the whole conversation as input instead."
-    )
-    return ApiError(status, message, param, code)
 
 
 class _Answer:
@@ -175,10 +125,10 @@ class _Answer:
         )
 
     def _response(self, status: str, **fields: Any) -> ResponseObject:
-        body, params = self._body, self._prepared.params
-        said = body.model_dump(
-            mode="json", by_alias=True, exclude_none=True, include={"tools", "tool_choice", "text", "reasoning"}
-        )
+        body, config = self._body, self._call.service.config
+        sampling = sampling_fields(body, config.sampling_defaults)
+        said = body.model_dump(mode="json", by_alias=True, include={"tools", "tool_choice", "text"})
+        reasoning = body.reasoning or Reasoning()
         return ResponseObject.model_validate(
             {
                 "id": self._id,
@@ -198,15 +148,15 @@ class _Answer:
                 "metadata": body.metadata or {},
                 "parallel_tool_calls": body.parallel_tool_calls,
                 "previous_response_id": body.previous_response_id,
-                "reasoning": said.get("reasoning", {}),
-                "service_tier": body.service_tier,
-                "store": body.store is not False,
-                "temperature": params.temperature,
-                "text": said["text"],
-                "tool_choice": said["tool_choice"],
-                "tools": said["tools"],
+                "prompt_cache_key": body.prompt_cache_key,
+                "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary},
+                "safety_identifier": body.safety_identifier,
+                "service_tier": "default",
+                "store": body.store is not False and config.response_store > 0,
+                "temperature": sampling["temperature"],
+                **said,
                 "top_logprobs": body.top_logprobs or 0,
-                "top_p": params.top_p,
+                "top_p": sampling["top_p"],
                 "truncation": "disabled",
                 "user": body.user,
                 **fields,

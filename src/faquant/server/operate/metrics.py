@@ -20,7 +20,8 @@ _COUNTERS = {
     "prompt_tokens": "Tokens of prompts, counted once per prompt",
     "cached_tokens": "Tokens of prompts found in the prefix cache, counted once per prompt",
     "prefilled_tokens": "Tokens computed for prompts, including recomputation",
-    "generated_tokens": "Tokens of answers",
+    "generated_tokens": "Tokens of answers, counted when they are sent",
+    "discarded_tokens": "Tokens that were drawn but not sent, because the answer lacked the required form or was ended",
     "draft_tokens": "Draft tokens proposed by speculation",
     "accepted_tokens": "Draft tokens accepted",
     "invalid_answers": "Answers without the required form, drawn again or failed",
@@ -84,6 +85,8 @@ class Metrics:
         if record.status != 200:
             return
         self._seconds.observe(record.seconds)
+        if record.is_withheld:
+            return
         steps = record.completion_tokens / max(1, len(record.finish_reasons)) - 1
         if steps > 0:
             self._per_token.observe((record.seconds - record.first_token) / steps)

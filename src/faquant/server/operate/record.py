@@ -19,7 +19,8 @@ class Record:
 
     Attributes:
         sequences: number of admitted sequences.
-        first_token: seconds from arrival to the first token.
+        first_token: seconds from arrival to the first token that was sent.
+        is_withheld: whether an answer was sent as a whole, so that its tokens have no times.
         status: HTTP status; 499 if the client disconnected before the response was complete.
     """
 
@@ -35,6 +36,7 @@ class Record:
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     first_token: float | None = None
+    is_withheld: bool = False
     finish_reasons: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -47,6 +49,7 @@ class Record:
         if self.first_token is None and (output.token_ids or output.finish_reason is not None):
             self.first_token = time.monotonic() - self.begin
         self.completion_tokens += len(output.token_ids)
+        self.is_withheld |= output.request.is_withheld
         if output.finish_reason is not None:
             self.finish_reasons.append(output.finish_reason)
             if output.request.index == 0:  # the other answers reuse this one's pages

@@ -1,5 +1,6 @@
 """The items of a conversation in /v1/responses, and the messages that they are for chat templates."""
 
+import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -35,10 +36,16 @@ class ItemPart(Body):
 Parts = Annotated[list[ItemPart], Field(max_length=MAX_MESSAGES)]
 
 
+def _new_id(prefix: str) -> Any:
+    """Each item gets an id, because the ids that clients send need not differ."""
+    return Field(default_factory=lambda: f"{prefix}_{uuid.uuid4().hex}")
+
+
 class MessageItem(Body):
     """A message; its type may be missing."""
 
     ignored = frozenset({"id", "status", "phase"})
+    id: str = _new_id("msg")
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Text | Parts
@@ -48,6 +55,7 @@ class CallItem(Body):
     """A call of a function, as in an earlier answer."""
 
     ignored = frozenset({"id", "status", "namespace", "caller"})
+    id: str = _new_id("fc")
     type: Literal["function_call"]
     call_id: CallId
     name: CalledName
@@ -58,6 +66,7 @@ class ResultItem(Body):
     """What a called function has returned."""
 
     ignored = frozenset({"id", "status", "name", "namespace", "caller"})
+    id: str = _new_id("fco")
     type: Literal["function_call_output"]
     call_id: CallId
     output: Text | Parts
@@ -67,6 +76,7 @@ class ReasoningItem(Body):
     """What the assistant thought before its next item. `encrypted_content` is another server's."""
 
     ignored = frozenset({"id", "status", "encrypted_content"})
+    id: str = _new_id("rs")
     type: Literal["reasoning"]
     summary: Parts = Field([])
     content: Parts = Field([])
@@ -107,6 +117,23 @@ Item = Annotated[
 ]
 ITEM: TypeAdapter[Any] = TypeAdapter(Item)
 KnownItem = MessageItem | CallItem | ResultItem | ReasoningItem
+
+
+def listed(item: KnownItem) -> dict[str, Any]:
+    """An item as /v1/responses returns it."""
+    fields = {**item.model_dump(exclude_none=True), "status": "completed"}
+    if isinstance(item, MessageItem):
+        parts = [ItemPart(type="text", text=item.content)] if isinstance(item.content, str) else item.content
+        fields["content"] = [_listed_part(part, item.role) for part in parts]
+    return fields
+
+
+def _listed_part(part: ItemPart, role: str) -> dict[str, Any]:
+    if part.type == "refusal":
+        return {"type": "refusal", "refusal": part.content}
+    if role == "assistant":
+        return {"type": "output_text", "text": part.content, "annotations": [], "logprobs": []}
+    return {"type": "input_text", "text": part.content}
 
 
 def messages_of(instructions: str | None, items: Sequence[KnownItem]) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ class IncompleteDetails(_Part):
 
 
 class ResponseObject(_Part):
-    """A response. What the request said comes back as it was."""
+    """A response. What the request said comes back as it was, and where it said nothing, the value that took effect."""
 
     id: str
     object: Literal["response"]
@@ -102,8 +102,10 @@ class ResponseObject(_Part):
     metadata: dict[str, Any]
     parallel_tool_calls: bool
     previous_response_id: str | None
+    prompt_cache_key: str | None
     reasoning: dict[str, Any]
-    service_tier: str | None
+    safety_identifier: str | None
+    service_tier: Literal["default"]
     store: bool
     temperature: float
     text: dict[str, Any]
@@ -131,6 +133,16 @@ class ResponseEvent(_Part):
     logprobs: list[TokenLogprob] | None = None
     name: str | None = None
     arguments: str | None = None
+
+
+class ItemList(_Part):
+    """A page of the input of a response."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class DeletedResponse(_Part):

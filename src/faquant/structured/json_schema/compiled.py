@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import UsageError
 from .checker import Checker
-from .document import Document, is_unicode
+from .document import Document, is_unicode, text_of
 from .grammar import Grammar
 from .normalize import Normalizer
 from .shortest import Shortest
@@ -63,12 +63,12 @@ def compile_schema(value: object, name: str = "json_schema", strict: bool = Fals
         UsageError: it is not a JSON schema, too large, too deep or too complex, or, if strict, has a keyword that
             cannot be enforced.
     """
-    return _compiled(Document(value, name, strict).text, name, strict)
+    return _compiled(text_of(value, name), name, strict)
 
 
 @lru_cache(maxsize=64)
-def _compiled(value: str, name: str, strict: bool) -> CompiledSchema:
-    document = Document(value, name, strict)
+def _compiled(text: str, name: str, strict: bool) -> CompiledSchema:
+    document = Document(text, name, strict)
     normal = Normalizer(document, strict)
     grammar = Grammar(normal)
     try:
@@ -77,17 +77,17 @@ def _compiled(value: str, name: str, strict: bool) -> CompiledSchema:
             raise UsageError(
                 f"{name} admits no value, or none that can be described; see if its keywords exclude each other."
             )
-        text = grammar.text(state)
+        rules = grammar.text(state)
         paths = unique_paths(normal, state, grammar.unique)
     except RecursionError:
         raise UsageError(f"{name} is too complex: its references and alternatives are nested too deep.") from None
-    if not is_unicode(text):
+    if not is_unicode(rules):
         raise UsageError(f"{name} must be valid Unicode; it has an unpaired surrogate.")
     unenforced = tuple(normal.unenforced)
     examples = tuple(grammar.examples)
     short = Shortest(normal).value(state)
     shortest = None if short is None else json.dumps(short[0], ensure_ascii=False, separators=(",", ":"))
-    compiled = CompiledSchema(document.text, text, unenforced, grammar.has_open_names, paths, examples, shortest)
+    compiled = CompiledSchema(text, rules, unenforced, grammar.has_open_names, paths, examples, shortest)
     if unenforced:
         Checker(document).check_cost()
     return compiled

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote, urljoin
 
@@ -25,13 +26,12 @@ class Document:
             misspelled keyword.
     """
 
-    def __init__(self, value: object, name: str, strict: bool) -> None:
-        self.name, self._strict = name, strict
+    def __init__(self, text: str, name: str, strict: bool) -> None:
+        self.text, self.name, self._strict = text, name, strict
+        check_text(name, text)
         try:
-            self.text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
-            check_text(name, self.text)
-            self.root = json.loads(self.text, parse_float=_finite, parse_constant=_finite)
-        except (ValueError, TypeError, RecursionError) as error:
+            self.root = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{name} is not valid JSON: {str(error)[:200]}.") from None
         if not isinstance(self.root, dict):
             raise UsageError(f"{name} must be a JSON object.")
@@ -65,6 +65,26 @@ class Document:
         """The place of a schema, for messages."""
         return self.places.get(id(schema), "")[:200] or "its top"
 
+    @cached_property
+    def has_sorted_keys(self) -> bool:
+        """Whether a program has sorted all keys: names are listed by `required` in another order than in `properties`.
+
+        The order of properties is then not the author's.
+        """
+        is_listed_otherwise = False
+        work = [self.root]
+        while work:
+            part = work.pop()
+            if isinstance(part, dict):
+                if list(part) != sorted(part):
+                    return False
+                required, properties = part.get("required"), part.get("properties")
+                if isinstance(required, list) and isinstance(properties, dict):
+                    listed = [name for name in required if isinstance(name, str) and name in properties]
+                    is_listed_otherwise |= listed != sorted(listed)
+            work += _children(part)
+        return is_listed_otherwise
+
     def _part(self, base: dict[str, Any], uri: str, fragment: str) -> Any:
         if fragment and not fragment.startswith("/"):
             return self._named.get(f"{uri}#{fragment}")
@@ -93,6 +113,14 @@ class Document:
         self._resources[id(schema)] = resource
         for end, part in subschemas(schema):
             self._enter(place + end, part, resource)
+
+
+def text_of(value: object, name: str) -> str:
+    """A schema as JSON text, if it is not text already. Raises: UsageError: it is not JSON."""
+    try:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"{name} is not valid JSON: {str(error)[:200]}.") from None
 
 
 def _finite(text: str) -> float:

@@ -102,32 +102,31 @@ class Scope:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A member that an object must have: its name is none of `names`, and these patterns do not occur in it.
+    """A member that an object must have.
 
     Attributes:
-        matching: a pattern that occurs in the name; None: any name.
-        state: of the member's value.
+        name, state: of the member's name, and of its value.
+        names: names that it must not have.
+        patterns: of the name, which has all of them, or, if False, must not have them.
     """
 
-    names: frozenset[str]
-    patterns: tuple[Pattern, ...]
-    matching: Pattern | None
-    state: State
-
-    def has_name(self, name: str) -> bool:
-        if name in self.names or (self.matching is not None and not self.matching.occurs(name)):
-            return False
-        return not any(pattern.occurs(name) for pattern in self.patterns)
+    name: State = frozenset()
+    state: State = frozenset()
+    names: frozenset[str] = frozenset()
+    patterns: tuple[tuple[Pattern, bool], ...] = ()
 
 
 @dataclass(frozen=True)
 class ObjectForm:
     """Objects. `names` is of each name; `required` is in the order of the schema.
 
-    `least_others`: how many members must have names that are neither in `properties` nor required.
+    Attributes:
+        chains: the names of each `properties`, in its order.
+        least_others: how many members must have names that are neither in `properties` nor required.
     """
 
     properties: Mapping[str, State] = field(default_factory=dict)
+    chains: tuple[tuple[str, ...], ...] = ()
     patterns: tuple[tuple[Pattern, State], ...] = ()
     scopes: tuple[Scope, ...] = ()
     required: tuple[str, ...] = ()
@@ -147,6 +146,7 @@ class ObjectForm:
         names = [*self.properties, *(name for name in other.properties if name not in self.properties)]
         return ObjectForm(
             {name: self.properties.get(name, empty) | other.properties.get(name, empty) for name in names},
+            _union(self.chains, other.chains),
             _union(self.patterns, other.patterns),
             _union(self.scopes, other.scopes),
             _union(self.required, other.required),
@@ -163,7 +163,12 @@ NUMBER, STRING, ARRAY, OBJECT = NumberForm(), StringForm(), ArrayForm(), ObjectF
 
 @dataclass(frozen=True)
 class Form:
-    """Values of some kinds, each with its own restrictions; `values`: one of these, which fit all of that."""
+    """Values of some kinds, each with its own restrictions.
+
+    Attributes:
+        values: one of these, which fit all of that.
+        excluded: arrays and objects that are not admitted.
+    """
 
     kinds: frozenset[str] = KINDS
     number: NumberForm = NUMBER
@@ -171,6 +176,7 @@ class Form:
     array: ArrayForm = ARRAY
     object: ObjectForm = OBJECT
     values: "tuple[Value, ...] | None" = None
+    excluded: "tuple[Value, ...]" = ()
 
     def __and__(self, other: "Form") -> "Form | None":
         if self is ANY_FORM or other is ANY_FORM:
@@ -191,7 +197,7 @@ class Form:
         if values is not None:
             values = tuple(value for value in values if value.kind in kinds)
             kinds &= {value.kind for value in values}
-        return Form(kinds, **parts, values=values) if kinds else None
+        return Form(kinds, **parts, values=values, excluded=_union(self.excluded, other.excluded)) if kinds else None
 
 
 ANY_FORM = Form()

@@ -15,7 +15,16 @@ from . import grammar_arrays, grammar_objects
 from .forms import ARRAY, CONSTANTS, OBJECT, Form, NumberForm, State, Value
 from .interfaces import Normal
 from .numbers import multiples_of_inverse
-from .scalars import COMMA, TERMINALS, integer_bounds, literal, number_terminal, string_terminal, value_terminal
+from .scalars import (
+    COMMA,
+    TERMINALS,
+    integer_bounds,
+    json_text,
+    literal,
+    number_terminal,
+    string_terminal,
+    value_terminal,
+)
 
 # The whitespace that usual printers write, but no endless run of it.
 WHITESPACE = r"\n? {0,16}"
@@ -26,6 +35,7 @@ any_array: "[" (any ("," any)*)? "]"
 any_object: "{" (any_member ("," any_member)*)? "}"
 any_member: STRING ":" any"""
 _EXACT = 2**53
+_MOST_STEPS = 6
 _DEEPEST = 1000
 _NAMES = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\]|\\.)+/|\b([rsp][0-9]+)\b')
 
@@ -133,7 +143,7 @@ class Grammar:
 
     def key(self, name: str) -> str:
         """The expression for a name."""
-        return literal(json.dumps(name, ensure_ascii=False))
+        return literal(json_text(name))
 
     def _alternatives(self, state: State) -> str:
         terminals: dict[str, None] = {}
@@ -195,14 +205,17 @@ class Grammar:
         if inverse is not None and not form.integral:
             bounded = number_terminal(NumberForm(None, low, high))
             return [] if bounded is None else [self.terminal(f"({bounded}) & /{inverse}/")]
-        schema: dict[str, Any] = {"type": "integer" if is_integer else "number", "multipleOf": _number(step)}
-        if low is not None:
-            schema["minimum"] = _number((low[0] // step + 1 if low[1] else -(-low[0] // step)) * step)
-        if high is not None:
-            schema["maximum"] = _number((-(-high[0] // step) - 1 if high[1] else high[0] // step) * step)
-        if low is not None and high is not None and schema["minimum"] > schema["maximum"]:
-            return []
-        return ["%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": False}})]
+        found = []
+        for each in [step] if is_integer else _steps(step):
+            schema: dict[str, Any] = {"type": "integer" if is_integer else "number", "multipleOf": _number(each)}
+            if low is not None:
+                schema["minimum"] = _number((low[0] // each + 1 if low[1] else -(-low[0] // each)) * each)
+            if high is not None:
+                schema["maximum"] = _number((-(-high[0] // each) - 1 if high[1] else high[0] // each) * each)
+            if low is None or high is None or schema["minimum"] <= schema["maximum"]:
+                options = {"x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": False}}
+                found.append("%json " + json.dumps(schema | options))
+        return found
 
 
 def _depth(rules: list[str]) -> int:
@@ -224,6 +237,18 @@ def _depth(rules: list[str]) -> int:
 
 def _common_multiple(steps: list[Fraction]) -> Fraction:
     return Fraction(math.lcm(*(step.numerator for step in steps)), math.gcd(*(step.denominator for step in steps)))
+
+
+def _steps(step: Fraction) -> list[Fraction]:
+    """The steps between multiples with as many decimals as the step, and with fewer.
+
+    llguidance writes multiples with none or all decimals of the step: of 0.75, 1.50 but not 1.5.
+    """
+    found = [step]
+    places = next(count for count in range(step.denominator.bit_length() + 1) if (step * 10**count).denominator == 1)
+    for count in range(places - 1, max(places - _MOST_STEPS, 0), -1):
+        found.append(_common_multiple([step, Fraction(1, 10**count)]))
+    return found
 
 
 def _number(value: Fraction) -> float:

@@ -7,6 +7,7 @@ from .interfaces import Writer
 from .scalars import COMMA, repeated
 
 _MOST_VALUES = 64  # the bits of llguidance's parameters
+_MOST_FIRST = 1024
 
 
 def options(grammar: Writer, form: ArrayForm, state: State) -> list[str]:
@@ -22,6 +23,9 @@ def options(grammar: Writer, form: ArrayForm, state: State) -> list[str]:
             grammar.unique.add(state)
     if len(form.contains) == 1 and not form.prefix and form.most is None and form.least <= form.contains[0][1]:
         return _containing(grammar, form)
+    if sum(least for _, least, _ in form.contains) > _MOST_FIRST:
+        normal.leave_out("'minContains' of so many items")
+        return _plain(grammar, form)
     for state, least, most in form.contains:
         form = _beginning(grammar, form, state, least, most)
     return _plain(grammar, form)

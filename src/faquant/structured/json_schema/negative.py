@@ -9,7 +9,20 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from .forms import ANY_FORM, KINDS, ArrayForm, Form, NumberForm, ObjectForm, Option, State, StringForm, Wanted
+from .forms import (
+    ANY_FORM,
+    KINDS,
+    ArrayForm,
+    Form,
+    NumberForm,
+    ObjectForm,
+    Option,
+    State,
+    StringForm,
+    Value,
+    Wanted,
+    kind_of,
+)
 from .interfaces import Normal
 from .keywords import REFERENCES
 from .positive import absent, bounds_of, kinds_of, name_patterns, pattern_of, requiring, values_of
@@ -74,22 +87,14 @@ def _forms(normal: Normal, schema: dict[str, Any]) -> Iterator[Form]:
 
 
 def _other_values(values: list[Any]) -> Form:
-    kinds = set(KINDS)
-    for value, kind in ((None, "null"), (True, "true"), (False, "false")):
-        kinds -= {kind} if any(value is other for other in values) else set()
-    arrays = [value for value in values if isinstance(value, list)]
-    objects = [value for value in values if isinstance(value, dict)]
-    # Arrays and objects that differ from others than empty ones are no form.
-    kinds -= {"array"} if any(arrays) else set()
-    kinds -= {"object"} if any(objects) else set()
+    kinds = KINDS - {kind_of(value) for value in values if value is None or isinstance(value, bool)}
     numbers = tuple(value for value in values if isinstance(value, int | float) and not isinstance(value, bool))
     texts = tuple(value for value in values if isinstance(value, str))
     return Form(
-        frozenset(kinds),
+        kinds,
         NumberForm(excluded=numbers),
         StringForm(excluded=texts),
-        ArrayForm(least=1 if arrays else 0),
-        ObjectForm(least=1 if objects else 0),
+        excluded=tuple(Value(value) for value in values if isinstance(value, list | dict)),
     )
 
 
@@ -127,10 +132,14 @@ def _parts(normal: Normal, schema: dict[str, Any]) -> Iterator[tuple[Form, State
             yield _objects(ObjectForm({name: state}, required=(name,))), _ANYTHING
     names = frozenset(schema.get("properties", ()))
     if schema.get("additionalProperties", True) is not True:
-        wanted = Wanted(names, name_patterns(normal, schema), None, opposite(schema["additionalProperties"]))
+        patterns = tuple((pattern, False) for pattern in name_patterns(normal, schema))
+        wanted = Wanted(state=opposite(schema["additionalProperties"]), names=names, patterns=patterns)
         yield _objects(ObjectForm(wanted=(wanted,))), _ANYTHING
     for pattern in name_patterns(normal, schema):
-        wanted = Wanted(frozenset(), (), pattern, opposite(schema["patternProperties"][pattern.source]))
+        wanted = Wanted(state=opposite(schema["patternProperties"][pattern.source]), patterns=((pattern, True),))
+        yield _objects(ObjectForm(wanted=(wanted,))), _ANYTHING
+    if "propertyNames" in schema:
+        wanted = Wanted(opposite(schema["propertyNames"]) | normal.strings)
         yield _objects(ObjectForm(wanted=(wanted,))), _ANYTHING
     for name, part in (schema.get("dependentSchemas", {}) | schema.get("dependencies", {})).items():
         if not isinstance(part, list):

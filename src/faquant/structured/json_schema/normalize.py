@@ -14,7 +14,8 @@ from .document import Document
 from .forms import ANY_FORM, ARRAY, OBJECT, Form, Option, State
 from .keywords import CONSTRAINING
 from .unevaluated import with_unevaluated
-from .values import fits, holds
+from .values import fits, holds, without_excluded
+from .wanted import with_wanted
 
 NOTHING: State = frozenset({1})
 ANYTHING: State = frozenset()
@@ -108,8 +109,8 @@ class Normalizer:
         """The alternatives of a state; none if it admits nothing."""
         found = self._fitting_forms.get(state)
         if found is None:
-            fitting = map(self._fitting, self._all_forms(state))
-            found = self._fitting_forms[state] = tuple(form for form in fitting if form is not None)
+            fitting = [each for form in self._all_forms(state) for each in self._fitting(form)]
+            found = self._fitting_forms[state] = tuple(fitting)
         return found
 
     def _all_forms(self, state: State) -> list[Form]:
@@ -235,26 +236,27 @@ class Normalizer:
 
     def _spread(self, form: Form) -> list[Form]:
         """The forms of a form whose objects must have members with some name."""
-        if not form.object.wanted:
+        if not form.object.wanted or form.values is not None:
             return [form]
         rest = [replace(form, kinds=form.kinds - {"object"})] if form.kinds != {"object"} else []
         objects_only = replace(form, kinds=form.kinds & {"object"})
-        return rest + [replace(objects_only, object=each) for each in objects.with_wanted(self, form.object)]
+        return rest + [replace(objects_only, object=each) for each in with_wanted(self, form.object)]
 
-    def _fitting(self, form: Form) -> Form | None:
-        """The form without kinds and values that are impossible; None if nothing is left."""
+    def _fitting(self, form: Form) -> list[Form]:
+        """The form without kinds and values that are impossible, in parts if it excludes arrays or objects."""
         if form.values is not None:
             values = tuple(value for value in form.values if fits(self, form, value.value))
-            kinds = form.kinds & {value.kind for value in values}
-            return Form(kinds, values=values) if values else None
+            return [Form(form.kinds & {value.kind for value in values}, values=values)] if values else []
+        if form.excluded:
+            return [each for part in without_excluded(self, form) for each in self._fitting(part)]
         kinds = form.kinds
         if "array" in kinds and form.array is not ARRAY and not objects.is_possible_array(self, form.array):
             kinds -= {"array"}
         if "object" in kinds and form.object is not OBJECT and not objects.is_possible(self, form.object):
             kinds -= {"object"}
         if not kinds:
-            return None
-        return form if kinds == form.kinds else Form(kinds, form.number, form.string, form.array, form.object)
+            return []
+        return [form if kinds == form.kinds else replace(form, kinds=kinds)]
 
 
 def ordered(state: State) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 
-from ..patterns.json_text import Text
+from ..patterns.text import Text
 
 _DIGITS = 100
 _FRACTION_DIGITS = 40

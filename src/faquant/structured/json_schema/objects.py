@@ -1,15 +1,16 @@
 """Objects and arrays of a form: the states of their properties, and whether there are any."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import product
 
 from ..patterns.pattern import Pattern
 from .forms import ArrayForm, ObjectForm, State
 from .interfaces import Normal
+from .member_order import order_of
 
 _NOTHING: State = frozenset({1})
 _MOST_OVERLAPPING = 3
-_MOST_FORMS = 128
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Members:
     """What an object may have.
 
     Attributes:
-        declared: the states of properties by name, the ones with order first; NOTHING if one must not occur.
+        declared: the states of properties by name, in an order that is right; NOTHING if one must not occur.
         others: the states of further properties by their names, which are disjoint.
     """
 
@@ -35,7 +36,9 @@ class Members:
 def members(normal: Normal, form: ObjectForm) -> Members:
     """The properties that objects of a form may have."""
     listed = _listed_names(normal, form)
-    names = dict.fromkeys([*form.properties, *form.required, *(listed or ())])
+    names: Iterable[str] = dict.fromkeys([*form.properties, *form.required, *(listed or ())])
+    if len(form.chains) > 1:
+        names = order_of(names, form.chains).names
     declared = {name: property_state(normal, form, name) for name in names}
     others: list[tuple[Names, State]] = []
     if listed is None:
@@ -50,28 +53,6 @@ def members(normal: Normal, form: ObjectForm) -> Members:
             if not normal.is_empty(state):
                 others.append((Names(tuple(marks.items())), state))
     return Members(declared, tuple(others))
-
-
-def with_wanted(normal: Normal, form: ObjectForm) -> list[ObjectForm]:
-    """The forms of objects that have the wanted members: each is one of the properties, or one with another name."""
-    if not form.wanted:
-        return [form]
-    wanted, *rest = form.wanted
-    form = replace(form, wanted=())
-    found = []
-    possible = members(normal, form)
-    for name, state in possible.declared.items():
-        if wanted.has_name(name) and not normal.is_empty(state | wanted.state):
-            own = form.properties.get(name, frozenset()) | wanted.state
-            required = (*form.required, *([] if name in form.required else [name]))
-            found.append(replace(form, properties={**form.properties, name: own}, required=required))
-    if possible.others and not wanted.state and not wanted.patterns and wanted.matching is None:
-        declared = {**form.properties}
-        for name in sorted(wanted.names):
-            declared.setdefault(name, frozenset())
-        found.append(replace(form, properties=declared, least_others=1))
-    forms = [each for one in found for each in with_wanted(normal, replace(one, wanted=tuple(rest)))]
-    return forms[:_MOST_FORMS]
 
 
 def property_state(normal: Normal, form: ObjectForm, name: str) -> State:

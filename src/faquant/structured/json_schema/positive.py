@@ -1,7 +1,6 @@
 """What a schema demands that holds."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -44,11 +43,6 @@ def option(normal: Normal, schema: dict[str, Any]) -> Option:
             literals += normal.state(normal.document.target(schema, schema[key]))
         elif key == "allOf":
             literals += [literal for part in schema["allOf"] for literal in normal.state(part)]
-        elif key == "properties" and form.object is not OBJECT:
-            before = _names_before(normal, schema, set())
-            if before:
-                named: dict[str, State] = {name: frozenset() for name in before}
-                form = replace(form, object=replace(form.object, properties=named | dict(form.object.properties)))
     if "anyOf" in schema:
         literals += normal.choice(map(normal.state, schema["anyOf"]), normal.at("anyOf", schema))
     if "oneOf" in schema:
@@ -59,22 +53,6 @@ def option(normal: Normal, schema: dict[str, Any]) -> Option:
         literals += _by_cases(normal, schema)
     literals += _dependencies(normal, schema)
     return form, tuple(literals)
-
-
-def _names_before(normal: Normal, schema: dict[str, Any], seen: set[int]) -> list[str]:
-    """The names that a keyword before `properties` declares in the same place; they come first."""
-    found: list[str] = []
-    seen.add(id(schema))
-    for key in schema:
-        if key == "properties":
-            break
-        parts = schema[key] if key in ("allOf", "anyOf", "oneOf") else ()
-        if key == "$ref":
-            parts = [normal.document.target(schema, schema[key])]
-        for part in parts:
-            if isinstance(part, dict) and id(part) not in seen:
-                found += [*_names_before(normal, part, seen), *part.get("properties", ())]
-    return found
 
 
 def kinds_of(schema: Mapping[str, Any]) -> tuple[frozenset[str], bool]:
@@ -182,7 +160,8 @@ def _object_form(normal: Normal, schema: Mapping[str, Any]) -> ObjectForm:
     if names:
         names |= normal.strings
     required = tuple(dict.fromkeys(schema.get("required", ())))
-    return ObjectForm(properties, tuple(patterns), scopes, required, least, most, names)
+    chains = tuple((name,) for name in properties) if normal.document.has_sorted_keys else (tuple(properties),)
+    return ObjectForm(properties, chains if properties else (), tuple(patterns), scopes, required, least, most, names)
 
 
 def _one_of(normal: Normal, schema: Mapping[str, Any]) -> State:

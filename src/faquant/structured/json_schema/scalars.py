@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from ...errors import UsageError
-from ..patterns.json_text import ANY, DEFINITION, Text, both, without
+from ..patterns.text import DEFINITION, IN_JSON, PLAIN, Text, both, without
 from .forms import NumberForm, StringForm
 from .numbers import NUMBER, equal_to, integers, numbers
 
@@ -15,6 +15,8 @@ MAX_COMBINED = 4
 _PLAIN = Text(r"-?[0-9.]+", False)
 _ANY_NUMBER = Text(NUMBER, False, name="NUMBER")
 _NOT_INTEGRAL = Text(r"-?[0-9]+\.[0-9]*[1-9][0-9]*", False)
+json_text = json.JSONEncoder(ensure_ascii=False).encode
+"""json.dumps, which would create an encoder for each value."""
 COMMA = '"," '
 TERMINALS = f"""{DEFINITION}
 STRING: "\\"" CHARS "\\""
@@ -24,7 +26,7 @@ NUMBER: /{NUMBER}/"""
 
 def literal(text: str) -> str:
     """The terminal for a text."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json_text(text).replace("\x7f", "\\u007f")
 
 
 def value_terminal(value: Any) -> str:
@@ -32,32 +34,39 @@ def value_terminal(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         is_short = isinstance(value, float) or abs(value) < 2**53
         return f"/{equal_to(value)}/" if is_short else literal(str(value))
-    return literal(json.dumps(value, ensure_ascii=False))
+    return literal(json_text(value))
 
 
-def string_body(form: StringForm, name: str) -> Text | None:
-    """The JSON text of strings, without the quotes; None if there are none. Errors call the schema `name`."""
+def string_body(form: StringForm, name: str, is_plain: bool = False) -> Text | None:
+    """The JSON text of strings, without the quotes, or, if plain, the strings; None if there are none.
+
+    name: what errors call the schema.
+    """
     if len(form.patterns) > MAX_COMBINED:
         shown = ", ".join(repr(pattern.source[:40]) for pattern, _ in form.patterns[:2])
         raise UsageError(
             f"{name} combines more than {MAX_COMBINED} patterns or formats for one string ({shown}, …), which would "
             "take too long; merge them into one."
         )
+    any_text = PLAIN.any if is_plain else IN_JSON.any
     text: Text | None = None
     if form.least or form.most is not None:
         bounds = f"{{{form.least},{'' if form.most is None else form.most}}}"
-        text = Text(ANY.source.removesuffix("*") + bounds, not form.least)
+        text = Text(any_text.source.removesuffix("*") + bounds, not form.least)
     for pattern, wanted in form.patterns:
-        if wanted and pattern.text is None:
+        part = pattern.plain_text if is_plain else pattern.text
+        if wanted and part is None:
             return None
-        if wanted and pattern.text is not None:
-            text = pattern.text if text is None else both(text, pattern.text)
-    found = text or ANY
+        if wanted and part is not None:
+            text = part if text is None else both(text, part)
+    found = text or any_text
     for pattern, wanted in form.patterns:
-        if not wanted and pattern.text is not None:
-            found = without(found, pattern.text)
+        part = pattern.plain_text if is_plain else pattern.text
+        if not wanted and part is not None:
+            found = without(found, part)
     if form.excluded:
-        bodies = [literal(json.dumps(value, ensure_ascii=False)[1:-1]) for value in form.excluded]
+        values = form.excluded if is_plain else [json_text(each)[1:-1] for each in form.excluded]
+        bodies = [literal(value) for value in values]
         found = without(found, Text(" | ".join(bodies), "" in form.excluded, True))
     return found
 
@@ -67,7 +76,7 @@ def string_terminal(form: StringForm, name: str) -> str | None:
     body = string_body(form, name)
     if body is None:
         return None
-    if body is ANY:
+    if body is IN_JSON.any:
         return "STRING"
     return f'"\\"" {body.lark} "\\""' if body.is_lark else f'/"{body.source}"/'
 

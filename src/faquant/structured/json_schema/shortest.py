@@ -1,15 +1,18 @@
 """A short value of a form, from which the plan of an answer begins. It may be missing or, in rare cases, not fit."""
 
-import json
 import math
 from typing import Any
 
 from .forms import CONSTANTS, ArrayForm, Form, NumberForm, ObjectForm, State, StringForm, Value
 from .interfaces import Normal
 from .objects import Members, members
+from .scalars import json_text
 from .values import fits
 
 _DEEPEST = 32
+_LONGEST = 1 << 16
+"""Characters of a string; longer ones are not tried, because they would take memory."""
+_MOST_ADDED = 4
 
 
 class Shortest:
@@ -47,9 +50,9 @@ class Shortest:
 
     def _arrays(self, form: ArrayForm) -> list[Any]:
         count = max([form.least, *(least for _, least, _ in form.contains)])
-        wanted = [state for state, least, _ in form.contains for _ in range(least)]
-        if count > _DEEPEST or len(wanted) > count:
+        if count > _DEEPEST or sum(least for _, least, _ in form.contains) > count:
             return []
+        wanted = [state for state, least, _ in form.contains for _ in range(least)]
         if form.is_unique and count > 1:
             values = {Value(value) for each in self._normal.forms(form.items) for value in self._values(each)}
             shortest = sorted((value.value for value in values), key=_length)
@@ -97,9 +100,13 @@ def _numbers(form: NumberForm) -> list[Any]:
 
 
 def _strings(form: StringForm) -> list[Any]:
+    if form.least > _LONGEST:
+        return []
     found = [pattern.example() for pattern, wanted in form.patterns if wanted]
-    return [text for text in found if text is not None] or ["a" * form.least, "a" * (form.least + 1)]
+    texts = [text for text in found if text is not None] or [""]
+    longer = {max(form.least - len(text), 0) + more for text in texts for more in range(_MOST_ADDED)}
+    return texts + [each for text in texts for count in longer for each in (text + "a" * count, "a" * count + text)]
 
 
 def _length(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False))
+    return len(json_text(value))

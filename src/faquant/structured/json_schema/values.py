@@ -1,10 +1,11 @@
 """Whether a value fits a form."""
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from . import objects
-from .forms import ArrayForm, Form, NumberForm, ObjectForm, StringForm, Value, kind_of
+from .forms import ArrayForm, Form, NumberForm, ObjectForm, StringForm, Value, Wanted, kind_of
 from .interfaces import Normal
 
 
@@ -16,7 +17,7 @@ def holds(normal: Normal, form: Form, value: Any) -> bool:
 def fits(normal: Normal, form: Form, value: Any) -> bool:
     """Whether a JSON value is of the form, but for its list of values."""
     kind = kind_of(value)
-    if kind not in form.kinds:
+    if kind not in form.kinds or (form.excluded and Value(value) in form.excluded):
         return False
     if kind == "number":
         return _holds_number(form.number, value)
@@ -25,6 +26,30 @@ def fits(normal: Normal, form: Form, value: Any) -> bool:
     if kind == "array":
         return _holds_array(normal, form.array, value)
     return kind != "object" or _holds_object(normal, form.object, value)
+
+
+def without_excluded(normal: Normal, form: Form) -> list[Form]:
+    """The values of a form that it does not exclude: arrays and objects of other sizes, and objects of other names."""
+    plain = replace(form, excluded=())
+    excluded = [each for each in form.excluded if fits(normal, plain, each.value)]
+    found = [replace(plain, kinds=form.kinds - {each.kind for each in excluded})]
+    arrays = [len(each.value) for each in excluded if each.kind == "array"]
+    objects = [each.value for each in excluded if each.kind == "object"]
+    if arrays:
+        sizes = [ArrayForm(least=max(arrays) + 1)] + ([ArrayForm(most=min(arrays) - 1)] if min(arrays) else [])
+        others = [form.array & size for size in sizes]
+        found += [replace(plain, kinds=frozenset({"array"}), array=each) for each in others if each is not None]
+    if objects:
+        least = min(map(len, objects))
+        sizes_of_objects = [ObjectForm(most=least - 1)] if least else []
+        if not any(objects):
+            sizes_of_objects.append(ObjectForm(least=1))
+        elif len(objects) == 1:
+            absent = normal.state(False)
+            sizes_of_objects += [ObjectForm({name: absent}) for name in objects[0] if name not in form.object.required]
+        kept = [form.object & each for each in sizes_of_objects]
+        found += [replace(plain, kinds=frozenset({"object"}), object=each) for each in kept if each is not None]
+    return found
 
 
 def _holds_number(form: NumberForm, value: float) -> bool:
@@ -67,7 +92,21 @@ def _holds_object(normal: Normal, form: ObjectForm, value: dict[str, Any]) -> bo
         return False
     if any(name not in value for name in form.required):
         return False
+    if not all(_has_wanted(normal, wanted, value) for wanted in form.wanted):
+        return False
     others = sum(name not in form.properties and name not in form.required for name in value)
     if others < form.least_others:
         return False
     return all(normal.admits(objects.property_state(normal, form, name), part) for name, part in value.items())
+
+
+def has_name(normal: Normal, wanted: Wanted, name: str) -> bool:
+    """Whether a wanted member may have this name."""
+    if name in wanted.names or any(pattern.occurs(name) != occurs for pattern, occurs in wanted.patterns):
+        return False
+    return normal.admits(wanted.name, name)
+
+
+def _has_wanted(normal: Normal, wanted: Wanted, value: dict[str, Any]) -> bool:
+    """Whether an object has a wanted member."""
+    return any(has_name(normal, wanted, name) and normal.admits(wanted.state, part) for name, part in value.items())

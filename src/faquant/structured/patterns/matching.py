@@ -35,8 +35,11 @@ def is_nullable(node: Node) -> bool:
 
 def example(node: Node) -> str | None:
     """A short text in which the pattern occurs; None if none is found."""
-    text = _shortest(node)
-    return text if text is not None and len(text) < 1000 and occurs(node, text) else None
+    for follows in (False, True):
+        text = _shortest(node, follows)
+        if text is not None and len(text) < 1000 and occurs(node, text):
+            return text
+    return None
 
 
 def _ends(node: Node, text: str, begins: Collection[int]) -> set[int]:
@@ -73,17 +76,21 @@ def _repeated_ends(node: Repeat, text: str, begins: Collection[int]) -> set[int]
     return found
 
 
-def _shortest(node: Node) -> str | None:
+def _shortest(node: Node, follows: bool) -> str | None:
+    """A text that may match. follows: with what look-aheads demand, as if nothing else came there."""
     if isinstance(node, Chars):
         return _one(node)
     if isinstance(node, Sequence):
-        parts = [_shortest(part) for part in node.parts]
+        parts = [_shortest(part, follows) for part in node.parts]
         return None if None in parts else "".join(part for part in parts if part)
     if isinstance(node, Choice):
-        return min((text for text in map(_shortest, node.options) if text is not None), key=len, default=None)
+        texts = [_shortest(option, follows) for option in node.options]
+        return min((text for text in texts if text is not None), key=len, default=None)
     if isinstance(node, Repeat):
-        text = _shortest(node.part) if node.least else ""
+        text = _shortest(node.part, follows) if node.least else ""
         return None if text is None or len(text) * node.least > 1000 else text * node.least
+    if isinstance(node, Ahead) and follows and not node.negated:
+        return _shortest(node.part, follows)
     return ""
 
 

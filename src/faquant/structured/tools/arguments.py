@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from ..json_schema import CompiledSchema, compile_schema
 from .formats import CallFormat
 from .pythonic import IDENTIFIER, PythonArguments, python_arguments, write_python
-from .schemas import check_properties
+from .schemas import check_properties, check_references
 from .xml_parameters import PARAMETER_NAME, XmlArguments, write_xml, xml_arguments
 
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -22,23 +22,23 @@ class ArgumentsReader(Protocol):
         """The next part of the JSON object, and the part of `text` after the end of the arguments."""
 
 
-def check_arguments(format: str, style: CallFormat, tool: str, schema: Mapping[str, Any]) -> None:
-    """Raises: UsageError: the syntax of the format cannot express the arguments of the tool."""
+def check_arguments(format: str, style: CallFormat, tool: str, schema: str) -> None:
+    """Raises: UsageError: the syntax of the format cannot express the arguments of the tool, of this schema."""
     if style.arguments == "python":
-        check_properties(format, tool, schema, IDENTIFIER, "Python identifiers")
+        check_properties(format, tool, json.loads(schema), IDENTIFIER, "Python identifiers")
+        check_references(format, tool, json.loads(schema))
     elif style.arguments == "xml":
-        check_properties(format, tool, schema, PARAMETER_NAME, "without > and line breaks")
+        check_properties(format, tool, json.loads(schema), PARAMETER_NAME, "without > and line breaks")
         xml_arguments("", tool, schema)
 
 
 def arguments_rules(style: CallFormat, rule: str, tool: str, compiled: CompiledSchema) -> list[str]:
     """Lark rules for the arguments of a tool, which `check_arguments` has accepted; the first is named `rule`."""
-    schema = json.loads(compiled.text)
     if style.arguments == "python":
-        return python_arguments(rule, schema)
+        return python_arguments(rule, json.loads(compiled.text))
     if style.arguments == "xml":
-        return xml_arguments(rule, tool, schema)
-    return [f"{rule}: " + ('"{}"' if schema == NO_ARGUMENTS else compiled.lark)]
+        return xml_arguments(rule, tool, compiled.text)
+    return [f"{rule}: " + ('"{}"' if json.loads(compiled.text) == NO_ARGUMENTS else compiled.lark)]
 
 
 def unenforced(style: CallFormat, compiled: CompiledSchema) -> tuple[str, ...]:
@@ -51,11 +51,11 @@ def unenforced(style: CallFormat, compiled: CompiledSchema) -> tuple[str, ...]:
     return (*compiled.unenforced, *(("names or items that come twice",) if repeats else ()))
 
 
-def reader_of(style: CallFormat, schema: Mapping[str, Any]) -> ArgumentsReader:
-    """A reader of the arguments of one call. schema: that of the arguments."""
+def reader_of(style: CallFormat, tool: str, schema: str) -> ArgumentsReader:
+    """A reader of the arguments of one call. schema: that of the arguments, as JSON text."""
     if style.arguments == "python":
         return PythonArguments()
-    return XmlArguments(schema) if style.arguments == "xml" else JsonArguments()
+    return XmlArguments(tool, schema) if style.arguments == "xml" else JsonArguments()
 
 
 def write_calls(style: CallFormat, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

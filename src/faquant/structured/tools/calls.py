@@ -91,7 +91,7 @@ class ToolCalls:
         if sum(len(tool.schema.encode()) for tool in self.tools) > MAX_BYTES:
             raise UsageError(f"The parameters of all tools together must have at most {MAX_BYTES} bytes.")
         for tool in self.tools:
-            check_arguments(self.format, self.style, tool.name, json.loads(tool.schema))
+            check_arguments(self.format, self.style, tool.name, tool.schema)
 
     def only(self, names: Iterable[str]) -> "ToolCalls":
         """Restrict the calls to the tools with these names. Raises: UsageError: there is no such tool."""
@@ -124,7 +124,7 @@ class ToolCalls:
     def reader(self, name: str) -> ArgumentsReader:
         """What reads the arguments of a call of the tool with this name."""
         tool = next((tool for tool in self.tools if tool.name == name), None)
-        return reader_of(self.style, {} if tool is None else json.loads(tool.schema))
+        return reader_of(self.style, name, "{}" if tool is None else tool.schema)
 
     def grammar(self, symbol: Callable[[str], str]) -> str:
         """The grammar of the calls in llguidance's Lark dialect; unless forced, of the text after the tag.

@@ -136,7 +136,7 @@ def _written(text: str, begin: int, header: str) -> str | None:
             is_bare = style.tag is None or not found[0].startswith(style.tag)
             if is_bare and not _THOUGHT.sub("", text[: found.start()]).rstrip().endswith(header):
                 continue
-            reader = reader_of(style, _PARAMETERS)
+            reader = reader_of(style, _NAME, json.dumps(_PARAMETERS))
             arguments, rest = reader.push(text[found.end() :])
             if reader.ended and _is_probe(arguments) and _end_pattern(style).match(rest):
                 return name

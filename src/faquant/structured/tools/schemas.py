@@ -25,11 +25,20 @@ def check_properties(
     unknown = [key for key in schema if key in CONSTRAINING and key not in _WRITABLE]
     unknown += [name for name in (tool, *properties) if not name_pattern.fullmatch(name)]
     unknown += [name for name in schema.get("required", ()) if name not in properties]
-    unknown += [ref for ref in _references(schema) if not ref.startswith(("#/$defs/", "#/definitions/"))]
     if unknown:
         raise UsageError(
             f"The tool {tool} cannot be called in the format {format} because of {str(unknown[0])[:80]!r}: names must "
-            f"be {names}, parameters plain properties, and references to $defs or definitions."
+            f"be {names}, and parameters plain properties."
+        )
+
+
+def check_references(format: str, tool: str, schema: Mapping[str, Any]) -> None:
+    """Raises: UsageError: a reference in the schema is to something else than definitions."""
+    other = [ref for ref in _references(schema) if not ref.startswith(("#/$defs/", "#/definitions/"))]
+    if other:
+        raise UsageError(
+            f"The tool {tool} cannot be called in the format {format} because of {other[0][:80]!r}: references must "
+            "be to $defs or definitions."
         )
 
 
