@@ -97,7 +97,14 @@ def test_the_settings_reach_the_request(page: ChatPage, server: ScriptedServer) 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", "3"), ("top_p", "1.5"), ("max_tokens", "1.5"), ("seed", "1e300"), ("tools", "[{"), ("tools", "{}")],
+    [
+        ("temperature", "3"),
+        ("top_p", "1.5"),
+        ("max_tokens", "1.5"),
+        ("seed", "1e300"),
+        ("tools", "[{"),
+        ("tools", "{}"),
+    ],
 )
 @pytest.mark.parametrize("width", [375, 1440])
 def test_a_wrong_setting_is_not_sent(

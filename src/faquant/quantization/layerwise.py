@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.pieces import Keep, Tensors, keep_nothing
-from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
+from ..formats.faquant.metadata import Metadata, dynamic_type
 from ..kernels import parallel
 from ..kernels.arrays import Floats
 from ..kernels.backend import Backend, Linear
@@ -227,6 +227,10 @@ class LayerQuantizer:
     def _is_quantized(self, name: str) -> bool:
         return name in self._quantized
 
+    def _is_wide(self, name: str) -> bool:
+        """Whether the inputs have 16 bits."""
+        return self.recipe.linear is not None and self.recipe.linear.is_wide(name)
+
     def _linear_tensors(
         self,
         name: str,
@@ -288,7 +292,7 @@ class LayerQuantizer:
             if bias is not None:
                 yield f"{name}.bias", "FLOAT", bias.to(dtype)
             return
-        kind = ROTATED_TYPE if block else "W8A8_DYNAMIC"
+        kind = dynamic_type(bool(block), self._is_wide(name))
         scale = torch.cat(scales)
         yield f"{name}.weight", kind, torch.cat(weights)
         yield f"{name}.weight_scale", kind, scale
