@@ -29,8 +29,7 @@ class CudaLayers:
         self._pages = pages
         self._layers = [_Layer(*parts) for parts in zip(layers, pages, windows, strict=True)]
         shapes = {linear.weight.shape for layer in self._layers for linear in layer.linears}
-        parts = max(linear.rounding.rows_of_bytes for layer in self._layers for linear in layer.linears)
-        self._sums = SplitSums.empty(sorted(shapes), FEW_TOKENS * parts, device)
+        self._sums = SplitSums.empty(sorted(shapes), FEW_TOKENS, device)
         self._page_size = pages[0].page_size
         # Not a method: two objects that refer to each other would keep the GPU's memory until Python looks for such.
         self._step = partial(_run, self._layers, self._sums)

@@ -40,9 +40,14 @@ class SplitSums:
     arrived: Tensor
 
     @classmethod
-    def empty(cls, shapes: Iterable[Sequence[int]], rows: int, device: torch.device) -> "SplitSums":
-        """Memory for linears of these (outputs, inputs), with up to this many rows of bytes."""
-        tilings = [tiling_of(some, n, k) for n, k in shapes for some in range(1, rows + 1)]
+    def empty(cls, shapes: Iterable[Sequence[int]], tokens: int, device: torch.device) -> "SplitSums":
+        """Memory for linears of these (outputs, inputs), with up to this many tokens, of 8 or 16 bits."""
+        tilings = [
+            tiling_of(some * (2 if wide else 1), n, k, wide)
+            for n, k in shapes
+            for some in range(1, tokens + 1)
+            for wide in (False, True)
+        ]
         return cls._for_sizes(
             max((t.partial_sums for t in tilings), default=0), max((t.tiles for t in tilings), default=0), device
         )
@@ -76,8 +81,9 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 16)
-def tiling_of(tokens: int, outputs: int, inputs: int) -> Tiling:
-    """The tiling for x [tokens, inputs] and a weight [outputs, inputs]; with 16 bits, a token is two rows of x."""
+def tiling_of(tokens: int, outputs: int, inputs: int, wide: bool = False) -> Tiling:
+    """The tiling for x [tokens, inputs] and a weight [outputs, inputs]; if `wide`, a token is two rows of x, and each
+    counts as one."""
     programs = _PROGRAMS
     if tokens <= FEW_TOKENS:
         steps = (256, 128, 64) if tokens <= 8 else (128, 64)
@@ -88,7 +94,8 @@ def tiling_of(tokens: int, outputs: int, inputs: int) -> Tiling:
         # One program of 8 warps on a multiprocessor: split sums of large tiles are many bytes.
         programs //= 2
         tile, warps, stages = (128, 256, 64), 8, 4
-        if triton.cdiv(outputs, 128) * triton.cdiv(tokens, 256) < programs:
+        # The sums of 64 bits of the larger tile do not fit into registers.
+        if wide or triton.cdiv(outputs, 128) * triton.cdiv(tokens, 256) < programs:
             tile, stages = (128, 128, 128 if inputs % 128 == 0 else 64), 3
     tiles = triton.cdiv(outputs, tile[0]) * triton.cdiv(tokens, tile[1])
     steps_of_k = triton.cdiv(inputs, tile[2])
@@ -138,7 +145,7 @@ def int8_linear(
         out = torch.empty(tokens, n, device=weight.device)
     if not tokens:
         return out
-    tiling = tiling_of(rows, n, k)
+    tiling = tiling_of(rows, n, k, inputs.is_wide)
     if tiling.splits > 1 and sums is None:
         sums = SplitSums._for_sizes(tiling.partial_sums, tiling.tiles, weight.device)
     elif tiling.splits > 1 and sums is not None and not sums.holds(tiling):
