@@ -11,10 +11,27 @@
 #include "generic/multiply_rows-inl.h"
 #include "generic/quantize_rows-inl.h"
 
+// x / scale to the nearest integer of 16 bits, as two rows of bytes + 128.
+void round_wide_row(const float* x, float scale, int64_t count, uint8_t* __restrict high, uint8_t* __restrict low) {
+    for (int64_t i = 0; i < count; ++i) {
+        const float rounded = greater(lesser(x[i] / scale, kWideSteps), -kWideSteps) + kRounder;
+        // The bytes of a number of two signed bytes + 128 are those bytes + 128.
+        const uint32_t bytes = bits_of(rounded) - kRounderBits + (128 * 256 + 128);
+        high[i] = static_cast<uint8_t>(bytes >> 8);
+        low[i] = static_cast<uint8_t>(bytes);
+    }
+}
+
 void quantize_inputs(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
-    const int64_t k = linear.inputs, padded = padded_inputs(k);
+    const int64_t k = linear.inputs, padded = padded_inputs(k), parts = rows_of_bytes(linear);
     for (int64_t r = 0; r < rows.count; ++r) {
-        auto* out = reinterpret_cast<int8_t*>(rows.bytes + r * padded);
+        uint8_t* bytes = rows.bytes + r * parts * padded;
+        for (int64_t part = 0; part < parts; ++part) {
+            for (int64_t i = k; i < padded; ++i) {
+                bytes[part * padded + i] = 0;
+            }
+        }
+        auto* out = reinterpret_cast<int8_t*>(bytes);
         const float* row = x + r * k;
         if (linear.input_multiplier != nullptr) {
             for (int64_t i = 0; i < k; ++i) {
@@ -39,30 +56,33 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
                 row = scratch;
             }
             rows.scales[r] = step_of(absolute_peak(row, k), linear.input_steps);
+            if (parts == 2) {
+                round_wide_row(row, rows.scales[r], k, bytes, bytes + padded);
+                continue;
+            }
             // With 127 steps no value is below -127, so all 256 bytes may be used.
             round_row(row, rows.scales[r], k, out, -128.0f);
         }
         for (int64_t i = 0; i < k; ++i) {
             out[i] = static_cast<int8_t>(out[i] ^ -128);
         }
-        for (int64_t i = k; i < padded; ++i) {
-            out[i] = 0;
-        }
     }
 }
 
-// Rows that share each read of a panel.
+// Rows of bytes that share each read of a panel.
 constexpr int64_t kLinearRows = 32;
 
 // One panel of a packed weight.
 struct Panel {
     const Linear& linear;
+    int64_t parts;         // rows of bytes of a row of inputs
     int64_t first, count;  // outputs
     int64_t depth, width;  // of the packed matrix
     const uint8_t* weight;
 
     Panel(const Linear& l, int64_t number)
         : linear(l),
+          parts(rows_of_bytes(l)),
           first(number * kPanel),
           count(smaller(kPanel, l.outputs - first)),
           depth(padded_inputs(l.inputs)),
@@ -75,14 +95,15 @@ struct Panel {
         return {reinterpret_cast<const char*>(weight + width * depth), columns * depth / kCacheLine};
     }
 
-    // The products of up to kLinearRows rows with the panel, [rows, width].
-    void multiply_rows(const Rounded& rows, int64_t row, int32_t* products, Prefetch next) const {
-        multiply_panel<false>(rows.bytes + row * depth, depth, smaller(kLinearRows, rows.count - row), weight,
-                              depth / 4, width, products, width, next);
+    // The products of some rows of inputs with the panel, [rows, parts, width].
+    void multiply_rows(const Rounded& rows, int64_t row, int64_t some, int32_t* products, Prefetch next) const {
+        multiply_panel<false>(rows.bytes + row * parts * depth, depth, some * parts, weight, depth / 4, width, products,
+                              width, next);
     }
 
-    // The outputs of one row from its products.
-    void scale(const int32_t* sums, const Rounded& rows, int64_t row, float* y) const {
+    // The outputs of row `row` from the products of rows from `start` on.
+    void scale(const int32_t* products, int64_t start, const Rounded& rows, int64_t row, float* y) const {
+        const int32_t* sums = products + (row - start) * parts * width;
         const int32_t* excess = linear.excess + first;
         const float* unit = linear.scale + first;
         if (linear.input_scale != nullptr) {
@@ -95,8 +116,17 @@ struct Panel {
             return;
         }
         const float step = rows.scales[row];
-        for (int64_t c = 0; c < count; ++c) {
-            y[c] = static_cast<float>(sums[c] - excess[c]) * unit[c] * step;
+        if (parts == 2) {
+            const int32_t* low = sums + width;
+            for (int64_t c = 0; c < count; ++c) {
+                // Below 2^39, exact.
+                const double sum = 256.0 * (sums[c] - excess[c]) + (low[c] - excess[c]);
+                y[c] = static_cast<float>(sum) * unit[c] * step;
+            }
+        } else {
+            for (int64_t c = 0; c < count; ++c) {
+                y[c] = static_cast<float>(sums[c] - excess[c]) * unit[c] * step;
+            }
         }
         if (linear.bias != nullptr) {
             for (int64_t c = 0; c < count; ++c) {
@@ -107,18 +137,20 @@ struct Panel {
 };
 
 void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
-    const Multiplying<uint8_t> multiplying(smaller(kLinearRows, rows.count));
+    const int64_t parts = rows_of_bytes(linear), at_once = smaller(kLinearRows / parts, rows.count);
+    const Multiplying<uint8_t> multiplying(at_once * parts);
     alignas(64) int32_t products[kLinearRows * kPanel];
     float sums[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel panel(linear, number);
         Prefetch next = panel.next();
-        for (int64_t r = 0; r < rows.count; r += kLinearRows) {
-            panel.multiply_rows(rows, r, products, next);
+        for (int64_t r = 0; r < rows.count; r += at_once) {
+            const int64_t count = smaller(at_once, rows.count - r);
+            panel.multiply_rows(rows, r, count, products, next);
             next.lines = 0;
-            for (int64_t i = 0; i < smaller(kLinearRows, rows.count - r); ++i) {
-                float* __restrict y = out + (r + i) * linear.outputs + panel.first;
-                panel.scale(products + i * panel.width, rows, r + i, add ? sums : y);
+            for (int64_t row = r; row < r + count; ++row) {
+                float* __restrict y = out + row * linear.outputs + panel.first;
+                panel.scale(products, r, rows, row, add ? sums : y);
                 if (add) {
                     for (int64_t c = 0; c < panel.count; ++c) {
                         y[c] += sums[c];
@@ -131,23 +163,25 @@ void linear_panels(const Linear& linear, const Rounded& rows, int64_t first, int
 
 void gated_panels(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows, int64_t first,
                   int64_t last, float* out) {
-    const Multiplying<uint8_t> multiplying(smaller(kLinearRows, gate_rows.count));
+    const int64_t parts = larger(rows_of_bytes(gate), rows_of_bytes(up));
+    const int64_t at_once = smaller(kLinearRows / parts, gate_rows.count);
+    const Multiplying<uint8_t> multiplying(at_once * parts);
     alignas(64) int32_t products[kLinearRows * kPanel];
     float gates[kLinearRows][kPanel], ups[kPanel];
     for (int64_t number = first; number < last; ++number) {
         const Panel gate_panel(gate, number), up_panel(up, number);
         Prefetch next_gate = gate_panel.next(), next_up = up_panel.next();
-        for (int64_t r = 0; r < gate_rows.count; r += kLinearRows) {
-            const int64_t count = smaller(kLinearRows, gate_rows.count - r);
-            gate_panel.multiply_rows(gate_rows, r, products, next_gate);
-            for (int64_t i = 0; i < count; ++i) {
-                gate_panel.scale(products + i * gate_panel.width, gate_rows, r + i, gates[i]);
+        for (int64_t r = 0; r < gate_rows.count; r += at_once) {
+            const int64_t count = smaller(at_once, gate_rows.count - r);
+            gate_panel.multiply_rows(gate_rows, r, count, products, next_gate);
+            for (int64_t row = r; row < r + count; ++row) {
+                gate_panel.scale(products, r, gate_rows, row, gates[row - r]);
             }
-            up_panel.multiply_rows(up_rows, r, products, next_up);
+            up_panel.multiply_rows(up_rows, r, count, products, next_up);
             next_gate.lines = next_up.lines = 0;
-            for (int64_t i = 0; i < count; ++i) {
-                up_panel.scale(products + i * up_panel.width, up_rows, r + i, ups);
-                silu_times(gates[i], ups, up_panel.count, out + (r + i) * up.outputs + up_panel.first);
+            for (int64_t row = r; row < r + count; ++row) {
+                up_panel.scale(products, r, up_rows, row, ups);
+                silu_times(gates[row - r], ups, up_panel.count, out + row * up.outputs + up_panel.first);
             }
         }
     }

@@ -4,11 +4,14 @@
 
 namespace faquant {
 
-// A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are quantized with a scale per row, or with a given
-// one.
+// Steps of a row's greatest input in 16 bits: 127 · 256 + 127, the greatest number of two signed bytes.
+constexpr float kWideSteps = 32639.0f;
+
+// A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are quantized with a scale per row, to 8 or 16 bits,
+// or to 8 bits with a given scale.
 struct Linear {
     int64_t inputs, outputs;
-    float input_steps;              // of the greatest input of a row, unless the scale is given: 127 or 127.5
+    float input_steps;              // of a row's greatest input, unless the scale is given: 127, 127.5 or kWideSteps
     const float* input_multiplier;  // [inputs], by which the inputs are multiplied before all else, or null
     int64_t hadamard_block;         // of the inputs, before they are rounded; 0: none
     const int8_t* weight;           // packed (padded_inputs, padded_outputs), padded with zeros
@@ -30,7 +33,13 @@ struct FloatLinear {
     const float* bias;                // [outputs], or null
 };
 
-// Quantized rows of inputs: bytes + 128 [count, padded_inputs], and the scale of each row.
+// The rows of bytes that a row of this linear's inputs becomes: with 16 bits one of high and one of low bytes, both
+// signed, so that an input is 256 · high + low.
+static constexpr int64_t rows_of_bytes(const Linear& linear) {
+    return linear.input_scale == nullptr && linear.input_steps == kWideSteps ? 2 : 1;
+}
+
+// Quantized rows of inputs: bytes + 128 [count, rows_of_bytes, padded_inputs], and the scale of each row.
 struct Rounded {
     int64_t count;
     uint8_t* bytes;

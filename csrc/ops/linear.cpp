@@ -69,12 +69,18 @@ class RoundedInputs {
             }
         }
         const auto count = static_cast<int64_t>(kinds.size());
+        int64_t all_parts = 0;
+        for (const Linear* kind : kinds) {
+            parts_.push_back(rows_of_bytes(*kind));
+            all_parts += parts_.back();
+        }
         // On a cache line, because AMX reads 64 bytes of a row at a time.
-        bytes_.reset(new uint8_t[static_cast<size_t>(count * inputs.rows * depth + kCacheLine)]);
+        bytes_.reset(new uint8_t[static_cast<size_t>(all_parts * inputs.rows * depth + kCacheLine)]);
         uint8_t* bytes = next_line(bytes_.get());
         scales_.reset(new float[static_cast<size_t>(count * inputs.rows)]);
         for (int64_t kind = 0; kind < count; ++kind) {
-            rounded_.push_back({inputs.rows, bytes + kind * inputs.rows * depth, scales_.get() + kind * inputs.rows});
+            rounded_.push_back({inputs.rows, bytes, scales_.get() + kind * inputs.rows});
+            bytes += parts_[static_cast<size_t>(kind)] * inputs.rows * depth;
         }
         parallel((inputs.rows + kRowsPerJob - 1) / kRowsPerJob, threads, [&](int64_t job) {
             const int64_t first = job * kRowsPerJob, rows = std::min(kRowsPerJob, inputs.rows - first);
@@ -86,23 +92,26 @@ class RoundedInputs {
                 x = scratch.get() + size;
             }
             for (int64_t kind = 0; kind < count; ++kind) {
-                const Rounded& all = rounded_[static_cast<size_t>(kind)];
-                table.quantize_inputs(*kinds[static_cast<size_t>(kind)], x, scratch.get(),
-                                      {rows, all.bytes + first * depth, all.scales + first});
+                table.quantize_inputs(*kinds[static_cast<size_t>(kind)], x, scratch.get(), some(kind, first, rows));
             }
         });
     }
 
     // Some rows, quantized for this linear.
     Rounded of(int64_t linear, int64_t first, int64_t rows) const {
-        const Rounded& all = rounded_[static_cast<size_t>(kind_[static_cast<size_t>(linear)])];
-        return {rows, all.bytes + first * depth_, all.scales + first};
+        return some(kind_[static_cast<size_t>(linear)], first, rows);
     }
 
   private:
+    Rounded some(int64_t kind, int64_t first, int64_t rows) const {
+        const Rounded& all = rounded_[static_cast<size_t>(kind)];
+        return {rows, all.bytes + first * parts_[static_cast<size_t>(kind)] * depth_, all.scales + first};
+    }
+
     int64_t depth_;
-    std::vector<int64_t> kind_;  // of each linear
-    std::vector<Rounded> rounded_;
+    std::vector<int64_t> kind_;     // of each linear
+    std::vector<int64_t> parts_;    // of each kind: rows of bytes of a row
+    std::vector<Rounded> rounded_;  // of each kind
     std::unique_ptr<uint8_t[]> bytes_;
     std::unique_ptr<float[]> scales_;
 };

@@ -41,7 +41,7 @@ class AttentionRecipe(_Frozen):
 
 
 class LinearRecipe(_Frozen):
-    """How the linears are quantized to int8. Weights have one scale per output channel.
+    """How the linears are quantized: weights to int8 with one scale per output channel, inputs to 8 or 16 bits.
 
     Attributes:
         activation: one dynamic scale per token (`token`), or a calibrated scale and zero point (`tensor`).
@@ -51,6 +51,7 @@ class LinearRecipe(_Frozen):
             inputs and weights, folded into norms, up_proj and weights; with `folded`, only down_proj's.
         rounding: of weights, to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).
         float_layers: patterns of module names that stay float, such as `*.mlp.down_proj` or `lm_head`.
+        wide_inputs: patterns of module names whose inputs have 16 bits instead of 8, such as `*`.
     """
 
     activation: Literal["token", "tensor"] = "token"
@@ -58,10 +59,15 @@ class LinearRecipe(_Frozen):
     equalize: bool = True
     rounding: Literal["nearest", "gptq"] = "gptq"
     float_layers: tuple[str, ...] = ()
+    wide_inputs: tuple[str, ...] = ()
 
     def is_float(self, name: str) -> bool:
         """Whether the module `name` (as in the checkpoint, without `.weight`) stays float."""
         return any(fnmatchcase(name, pattern) for pattern in self.float_layers)
+
+    def is_wide(self, name: str) -> bool:
+        """Whether the inputs of the module `name` have 16 bits, unless it is float."""
+        return any(fnmatchcase(name, pattern) for pattern in self.wide_inputs)
 
 
 class Recipe(_Frozen):
@@ -90,9 +96,9 @@ class Recipe(_Frozen):
             if attention is None or linear is None or not _fits_msmodelslim(attention, linear):
                 raise ValueError(
                     "the format 'msmodelslim' requires attention {kv_scale: head, q_scale: head, p: int8, and center, "
-                    "equalize and rotate false} and linear {activation: tensor, rotate: none}; with outlier "
-                    "suppression, attention.rotate_v and linear.equalize are true; without it, both are false and "
-                    "rounding is nearest"
+                    "equalize and rotate false} and linear {activation: tensor, rotate: none, wide_inputs: []}; with "
+                    "outlier suppression, attention.rotate_v and linear.equalize are true; without it, both are false "
+                    "and rounding is nearest"
                 )
             return self
         for only, there in (
@@ -111,6 +117,7 @@ def _fits_msmodelslim(attention: AttentionRecipe, linear: LinearRecipe) -> bool:
         attention == _MINDIE_ATTENTION.model_copy(update={"rotate_v": smooth})
         and linear.activation == "tensor"
         and linear.rotate == "none"
+        and not linear.wide_inputs
         and (smooth or linear.rounding == "nearest")
     )
 
@@ -131,6 +138,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="default"),
+        Recipe(name="precise", linear=LinearRecipe(wide_inputs=("*",))),
         Recipe(name="static", attention=AttentionRecipe(kv_scale="channel")),
         Recipe(name="attention-only", linear=None),
         Recipe(

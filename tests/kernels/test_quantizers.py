@@ -52,13 +52,27 @@ def test_fp16_scales_are_rounded_up_by_one_step_at_most(values: list[float], siz
 
 @settings(max_examples=100, derandomize=True)
 @given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=8))
-def test_quantize_rows_reaches_127_and_loses_half_a_step(values: list[float]) -> None:
+def test_quantize_rows_reaches_the_last_step_and_loses_half_a_step(values: list[float]) -> None:
     x = torch.tensor(values, dtype=torch.float32)
-    x8, scale = quantizers.quantize_rows(x[None])
-    assert scale.isfinite().all()
-    assert float((x8 * scale.double() - x.double()).abs().max()) <= float(scale) * 0.5001
-    if float(x.abs().max()) > 1e-29:
-        assert int(x8.abs().max()) == 127
+    for steps, dtype in ((127.0, torch.int8), (32639.0, torch.int16)):
+        integers, scale = quantizers.quantize_rows(x[None], steps)
+        assert integers.dtype == dtype
+        assert scale.isfinite().all()
+        # The division rounds to 24 bits, of which 15 are the integer's.
+        assert float((integers * scale.double() - x.double()).abs().max()) <= float(scale) * 0.504
+        if float(x.abs().max()) > 1e-29:
+            assert int(integers.abs().max()) == int(steps)
+
+
+def test_products_of_16_bits_are_exact() -> None:
+    """Up to the largest sums of the longest rows."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(-32639, 32640, (3, 65536), np.int16), rng.integers(-128, 128, (5, 65536), np.int8)
+    x[0], weight[0], weight[1] = -32639, -128, 127
+    expected = x.astype(np.int64) @ weight.astype(np.int64).T
+    out = quantizers.int16_matmul(torch.from_numpy(x), torch.from_numpy(weight))
+    assert out.dtype == torch.float64
+    np.testing.assert_array_equal(out.numpy(), expected)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17])

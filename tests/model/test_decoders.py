@@ -32,7 +32,7 @@ def float_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return directory
 
 
-@pytest.fixture(scope="module", params=["default", "static", "attention-only", "mindie"])
+@pytest.fixture(scope="module", params=["default", "precise", "static", "attention-only", "mindie"])
 def model(request: pytest.FixtureRequest, float_model: Path) -> Model:
     out = float_model.parent / str(request.param)
     quantize(float_model, out, RECIPES[request.param], [tokens(60, seed=5).tolist()])
@@ -82,7 +82,7 @@ def test_arrays_in_one_call_as_tensors_step_by_step(model: Model, threads: int) 
 def test_the_layers_do_run_in_one_call_where_all_of_them_is_int8(model: Model) -> None:
     runs = PagedDecoder(model.decoder, ThreeSequences(model).pages, model.backend)._layers._runs
     recipe = model.metadata.recipe.name if model.metadata else "mindie"
-    fused = recipe in ("default", "static")
+    fused = recipe in ("default", "precise", "static")
     assert [(len(numbers), call is not None) for numbers, call in runs] == [(3, fused)]
 
 

@@ -17,7 +17,7 @@ from faquant.kernels.arrays import Array
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from faquant.kernels.packing import PackedWeight
-from faquant.kernels.tables import DynamicTable, StaticTable
+from faquant.kernels.tables import INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 from faquant.kernels.torch_backend import TorchBackend
 from oracles.packing import pack
 from oracles.threads import set_threads
@@ -68,6 +68,10 @@ def check(
     tables = torch.tensor([0.02]), torch.tensor([-3.0]), (bias * 1000).to(torch.int32), scale
     halves = DynamicLinear(weight8, scales, None, block, multipliers, 127.5)
     assert torch.equal(halves(x), reference.dynamic_linear(x, weight, scale, None, block, multiplier, 127.5))
+    wide = DynamicLinear(weight8, scales, biases if biased else None, block, multipliers, WIDE_INPUT_STEPS)
+    expected = reference.dynamic_linear(x, weight, scale, bias if biased else None, block, multiplier, WIDE_INPUT_STEPS)
+    assert torch.equal(wide(x), expected)
+    assert torch.equal(wide(x[-1:]), expected[-1:])
     static = StaticLinear(weight8, *arrays(*tables), multipliers)
     assert torch.equal(static(x), reference.static_linear(x, weight, *tables, multiplier))
 
@@ -151,14 +155,40 @@ def test_threads_change_no_bit(isa: str, threads: int) -> None:
 
 @pytest.mark.parametrize("value", [-128, 127])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-@pytest.mark.parametrize("inputs", [2, 28672])
-def test_extreme_integers_are_summed_exactly(isa: str, value: int, sign: float, inputs: int) -> None:
-    """All inputs become ±127, and all weights the least or the greatest: the sums are as far from zero as possible."""
+@pytest.mark.parametrize("inputs", [2, 28672, cpu.MAX_DOT_LENGTH])
+@pytest.mark.parametrize("steps", [INPUT_STEPS, WIDE_INPUT_STEPS])
+def test_extreme_integers_are_summed_exactly(isa: str, value: int, sign: float, inputs: int, steps: float) -> None:
+    """All inputs become ±127 or ±32,639, and all weights the least or the greatest: the sums are as far from zero as
+    possible."""
     weight = torch.full((17, inputs), value, dtype=torch.int8)
     x, scale = torch.full((2, inputs), sign), torch.ones(17)
-    expected = reference.dynamic_linear(x, weight, scale)
-    assert torch.equal(DynamicLinear(*arrays(weight, scale))(x), expected)
+    expected = reference.dynamic_linear(x, weight, scale, input_steps=steps)
+    assert torch.equal(DynamicLinear(*arrays(weight, scale), input_steps=steps)(x), expected)
     assert expected[0, 0] == pytest.approx(sign * value * inputs, rel=1e-6)
+
+
+def test_every_integer_of_16_bits(isa: str) -> None:
+    """An identity as weight returns the integers: those of a reference in whole numbers, and their halves to even."""
+    whole = torch.arange(-32639, 32640).float()
+    values = torch.cat((whole, whole[:-1] + 0.5)).view(-1, 1)
+    # Two inputs: the value, and the peak, by which a step is 1.
+    x = torch.cat((values, torch.full_like(values, WIDE_INPUT_STEPS)), dim=1)
+    weight, scale = torch.tensor([[1, 0], [0, 1], [-128, 127]], dtype=torch.int8), torch.ones(3)
+    y = DynamicLinear(*arrays(weight, scale), input_steps=WIDE_INPUT_STEPS)(x)
+    integers = np.rint(values[:, 0].double().numpy())
+    assert np.array_equal(y[:, 0], integers)
+    assert (y[:, 1] == 32639).all()
+    assert np.array_equal(y[:, 2], (-128 * integers + 127 * 32639).astype(np.float32))
+
+
+def test_both_products_are_rounded_together(isa: str) -> None:
+    """The high bytes' sum is 2^24 + 1, so 256 times it is a tie in float32. The low bytes' sum, 1, decides it."""
+    factors = [(64 * 256, 127)] * 2064 + [(8 * 256, 127), (9 * 256, 1), (1, 1), (32639, 0)]
+    x, weight = (torch.tensor([numbers]) for numbers in zip(*factors, strict=True))
+    linear = DynamicLinear(*arrays(weight.to(torch.int8), torch.ones(1)), input_steps=WIDE_INPUT_STEPS)
+    assert linear(x.float()).item() == 2**32 + 512
+    x[0, -2] = 0
+    assert linear(x.float()).item() == 2**32
 
 
 @pytest.mark.parametrize("special", [0.0, 1e-38, 1e-30, 3e38])
@@ -169,10 +199,11 @@ def test_rows_of_any_size(isa: str, special: float) -> None:
 
 
 @pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, special: float) -> None:
+@pytest.mark.parametrize("steps", [INPUT_STEPS, WIDE_INPUT_STEPS])
+def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, special: float, steps: float) -> None:
     weight, scale, bias = parts(20, 64)
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(4))
-    linear = DynamicLinear(*arrays(weight, scale, bias))
+    linear = DynamicLinear(*arrays(weight, scale, bias), input_steps=steps)
     expected = linear(x)
     x[2, 5] = special
     y = linear(x)
@@ -257,7 +288,7 @@ GOOD: dict[str, Any] = {
         ({"bias": np.ones(2, np.float32)}, "bias must be"),
         ({"input_multiplier": np.ones(7, np.float32)}, r"input_multiplier must be .* float32 \[8\]"),
         ({"input_multiplier": np.ones(8)}, "input_multiplier must be"),
-        ({"input_steps": 128.0}, "input_steps must be 127 or 127.5"),
+        ({"input_steps": 128.0}, "input_steps must be 127 or 127.5, or 32639"),
         ({"hadamard_block": 3}, "power of two"),
         ({"hadamard_block": 16}, "divides"),
         ({"inputs": 0}, "impossible"),

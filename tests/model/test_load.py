@@ -253,7 +253,11 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "type that is no linear's": (_with(f"{PROJ}weight", "C8"), "C8"),
     "type that is unknown": (_with(f"{PROJ}weight", "W4A16"), "W4A16"),
     "described but missing": (_with("model.layers.9.x.weight", "FLOAT"), "missing"),
-    "rotated type without metadata": (_with(f"{PROJ}weight", "FAQUANT_W8A8_DYNAMIC_ROTATED"), "rotation"),
+    "rotated type without metadata": (
+        _with(f"{PROJ}weight", "FAQUANT_W8A8_DYNAMIC_ROTATED"),
+        "without metadata.faquant",
+    ),
+    "inputs of 16 bits without metadata": (_with(f"{PROJ}weight", "FAQUANT_W8A16_DYNAMIC"), "without metadata.faquant"),
     "metadata that is no recipe": (_with("metadata", {"faquant": {"format": 1}}), "metadata"),
     "metadata of a later format": (_with("metadata", {"faquant": {"format": 2}}), "metadata"),
     "fa_quant_type unknown": (_with("fa_quant_type", "FAQuant2"), "fa_quant_type"),

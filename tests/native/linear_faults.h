@@ -38,6 +38,16 @@ void quantize_inputs_with(const Linear& linear, const float* x, float* scratch, 
     right.quantize_inputs(changed, x, scratch, rows);
 }
 
+void quantize_inputs_without_low_bytes(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
+    right.quantize_inputs(linear, x, scratch, rows);
+    const int64_t depth = padded_inputs(linear.inputs), parts = rows_of_bytes(linear);
+    for (int64_t r = 1; r < rows.count * parts; r += parts) {
+        if (parts == 2) {
+            std::fill_n(rows.bytes + r * depth, linear.inputs, uint8_t{128});
+        }
+    }
+}
+
 void panels_without_bias(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
     Linear changed = linear;
     changed.bias = nullptr;
@@ -57,6 +67,22 @@ void panels_nudged_in_row_21(const Linear& linear, const Rounded& rows, int64_t 
     right.linear_panels(linear, rows, first, last, add, out);
     if (rows.count > 21) {
         nudge(out[21 * linear.outputs]);
+    }
+}
+
+void panels_nudged_with_wide_inputs(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add,
+                                    float* out) {
+    right.linear_panels(linear, rows, first, last, add, out);
+    if (rows_of_bytes(linear) == 2) {
+        nudge(out[0]);
+    }
+}
+
+void gated_panels_nudged_with_wide_inputs(const Linear& gate, const Rounded& gate_rows, const Linear& up,
+                                          const Rounded& up_rows, int64_t first, int64_t last, float* out) {
+    right.gated_panels(gate, gate_rows, up, up_rows, first, last, out);
+    if (rows_of_bytes(up) == 2) {
+        nudge(out[0]);
     }
 }
 

@@ -44,8 +44,8 @@ std::string shape(const char* what, int64_t rows, int64_t depth, int64_t columns
            std::to_string(columns) + " columns";
 }
 
-// Unsigned rows and a signed packed weight.
-std::string wrong_linear(const KernelTable& table, int64_t inputs, int64_t outputs, int64_t most_rows) {
+// Unsigned rows and a signed packed weight; a row of inputs has one or two rows of bytes.
+std::string wrong_linear(const KernelTable& table, int64_t inputs, int64_t outputs, int64_t most_rows, int64_t parts) {
     Random random;
     const int64_t depth = padded_inputs(inputs);
     std::vector<uint8_t> weight(static_cast<size_t>(inputs * outputs));
@@ -61,25 +61,34 @@ std::string wrong_linear(const KernelTable& table, int64_t inputs, int64_t outpu
     linear.weight = packed.data();
     linear.excess = linear.quant_bias = zeros.data();
     linear.scale = linear.input_scale = linear.input_offset = ones.data();
+    if (parts == 2) {
+        linear.input_scale = nullptr;
+        linear.input_steps = kWideSteps;
+    }
 
-    std::vector<uint8_t> all(static_cast<size_t>(most_rows * inputs));
-    fill(random, all.data(), most_rows, inputs);
+    std::vector<uint8_t> all(static_cast<size_t>(most_rows * parts * inputs));
+    fill(random, all.data(), most_rows * parts, inputs);
     std::vector<float> exact;
     for (int64_t i = 0; i < most_rows * outputs; ++i) {
-        const uint8_t* row = all.data() + i / outputs * inputs;
         const int8_t* column = signed_weight + i % outputs * inputs;
-        exact.push_back(static_cast<float>(std::inner_product(row, row + inputs, column, int32_t{0})));
+        int64_t sum = 0;
+        for (int64_t part = 0; part < parts; ++part) {
+            const uint8_t* row = all.data() + (i / outputs * parts + part) * inputs;
+            sum = 256 * sum + std::inner_product(row, row + inputs, column, int32_t{0});
+        }
+        exact.push_back(static_cast<float>(sum));
     }
+    std::vector<float> scales(static_cast<size_t>(most_rows), 1.0f);
     for (int64_t rows = 1; rows <= most_rows; rows = more_rows(rows)) {
-        const Guarded<uint8_t> bytes(static_cast<size_t>(rows * depth));
-        for (int64_t r = 0; r < rows; ++r) {
+        const Guarded<uint8_t> bytes(static_cast<size_t>(rows * parts * depth));
+        for (int64_t r = 0; r < rows * parts; ++r) {
             std::copy_n(all.data() + r * inputs, inputs, bytes.data() + r * depth);
         }
         std::vector<float> out(static_cast<size_t>(rows * outputs));
         const int64_t panels = (outputs + kPanel - 1) / kPanel;
-        table.linear_panels(linear, {rows, bytes.data(), nullptr}, 0, panels, false, out.data());
+        table.linear_panels(linear, {rows, bytes.data(), scales.data()}, 0, panels, false, out.data());
         if (!std::equal(out.begin(), out.end(), exact.begin())) {
-            return shape("int8 linear", rows, inputs, outputs);
+            return shape(parts == 2 ? "int8 linear of 16-bit inputs" : "int8 linear", rows, inputs, outputs);
         }
     }
     return "";
@@ -247,8 +256,10 @@ std::string first_wrong_shape(const KernelTable& table) {
     std::iota(lengths.begin(), lengths.end(), 1);
     lengths.insert(lengths.end(), {63, 64, 65, 127, 128, 129, 500});
     for (const auto& found :
-         {wrong_linear(table, kMaxDotLength, kPadding, kStrip + 1), wrong_linear(table, 515, 80, kMostRows),
-          wrong_linear(table, 1024, 47, kMostRows), wrong_linear(table, 1100, 80, kMostRows)}) {
+         {wrong_linear(table, kMaxDotLength, kPadding, kStrip + 1, 1),
+          wrong_linear(table, kMaxDotLength, kPadding, kStrip / 2 + 1, 2), wrong_linear(table, 515, 80, kMostRows, 1),
+          wrong_linear(table, 515, 80, kMostRows, 2), wrong_linear(table, 1024, 47, kMostRows, 1),
+          wrong_linear(table, 1100, 80, kMostRows, 1), wrong_linear(table, 1100, 80, kMostRows, 2)}) {
         if (!found.empty()) {
             return found;
         }
@@ -256,7 +267,8 @@ std::string first_wrong_shape(const KernelTable& table) {
     for (const int64_t outputs : {1, 16, 32, 47, 64, 80}) {
         for (const int64_t inputs : lengths) {
             for (const auto& found :
-                 {wrong_linear(table, inputs, outputs, kMostRows), wrong_float_linear(table, inputs, outputs, false),
+                 {wrong_linear(table, inputs, outputs, kMostRows, 1),
+                  wrong_linear(table, inputs, outputs, kMostRows, 2), wrong_float_linear(table, inputs, outputs, false),
                   wrong_float_linear(table, inputs, outputs, true)}) {
                 if (!found.empty()) {
                     return found;

@@ -20,6 +20,7 @@ from oracles.tiny_models import tiny_model
 PROMPTS = [torch.randint(0, 100, (60,), generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
 LINEARS = {
     "int8": LinearRecipe(),
+    "wide": LinearRecipe(wide_inputs=("*.down_proj", "*.0.self_attn.*", "lm_head")),
     "float-head": LinearRecipe(float_layers=("lm_head",)),
     "folded": LinearRecipe(rotate="folded", float_layers=("lm_head",)),
 }
@@ -44,4 +45,5 @@ def test_a_candidate_has_the_bits_of_the_checkpoint(kind: str, linear: str, tmp_
     written, made = (heads.logits(name, streams[name][0]) for name in models)
     assert torch.equal(made, written)
     assert type(candidate.model.decoder.norm) is type(models["written"].decoder.norm) is RMSNorm
-    assert models["written"].decoder.lm_head.is_int8 == candidate.model.decoder.lm_head.is_int8 == (linear == "int8")
+    assert models["written"].decoder.lm_head.is_int8 == candidate.model.decoder.lm_head.is_int8
+    assert candidate.model.decoder.lm_head.is_int8 == (linear in ("int8", "wide"))

@@ -17,7 +17,7 @@ from faquant.kernels.tables import FloatTable
 from faquant.quantization.convert import convert_to_faquant
 from faquant.quantization.mindie.convert import convert_to_mindie
 from faquant.quantization.pipeline import quantize
-from faquant.recipe import RECIPES
+from faquant.recipe import RECIPES, AttentionRecipe, LinearRecipe, Recipe
 from oracles.interop import DATA, Tensors, divergence, edited, linears_of, logits
 from oracles.tiny_models import tiny_model
 
@@ -227,6 +227,17 @@ def test_a_multiplier_that_is_missing_is_noticed(tmp_path: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="pre_quant_scale"):
         open_checkpoint(tmp_path / "out")
+
+
+def test_inputs_of_16_bits_are_refused_by_name(tmp_path: Path) -> None:
+    linear = LinearRecipe(rotate="none", wide_inputs=("*.o_proj",))
+    recipe = Recipe(
+        name="wide", attention=AttentionRecipe(kv_scale="head", center=False, equalize=False), linear=linear
+    )
+    quantize(DATA / "float", tmp_path / "out", recipe, [[1, 2, 3, 4]])
+    for manual in (False, True):
+        with pytest.raises(UnsupportedError, match="its linears' inputs have 16 bits, and MindIE's have 8"):
+            convert_to_mindie(tmp_path / "out", tmp_path / "mindie", manual=manual)
 
 
 def test_norms_biases_survive_both_conversions(tmp_path: Path) -> None:

@@ -2,21 +2,27 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from faquant.checkpoint.model_config import load_config
 from faquant.checkpoint.tensors import TensorFiles
 from faquant.errors import CheckpointError, FaquantError, OutputError, UsageError
 from faquant.evaluation.divergence import window_logits
-from faquant.formats.faquant.metadata import ROTATED_TYPE
+from faquant.formats import open_checkpoint
+from faquant.formats.faquant.metadata import ROTATED_TYPE, WIDE_ROTATED_TYPE, WIDE_TYPE
 from faquant.formats.msmodelslim.description import read_description
+from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.pages import Int8Pages
+from faquant.kernels.quantizers import hadamard
 from faquant.kernels.scheme import MAP_BLOCK
+from faquant.kernels.tables import DynamicTable
 from faquant.model.load import Model, load
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
@@ -26,11 +32,15 @@ from oracles.tiny_models import tiny_model
 
 KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3")
 
-OURS = [RECIPES[name] for name in ("default", "static", "attention-only")]
+OURS = [RECIPES[name] for name in ("default", "precise", "static", "attention-only")]
 VARIATIONS = [
     Recipe(name="folded", linear=LinearRecipe(rotate="folded")),
     Recipe(name="smoothed", linear=LinearRecipe(rotate="none", rounding="nearest")),
     Recipe(name="mixed", linear=LinearRecipe(float_layers=("*.v_proj", "*.up_proj", "model.layers.0.mlp.down_proj"))),
+    Recipe(
+        name="mixed-inputs",
+        linear=LinearRecipe(float_layers=("*.v_proj",), wide_inputs=("*.q_proj", "*.up_proj", "*.1.mlp.down_proj")),
+    ),
 ]
 
 
@@ -103,6 +113,61 @@ def test_default_writes_the_tensors_and_types_of_the_format(source: Path, tmp_pa
     assert not any("fa_k.scale" in name or "fa_v.scale" in name for name in files.names())
     assert files.dtype("model.norm.weight") == "float32"
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_inputs_of_16_bits_have_types_of_their_own(source: Path, tmp_path: Path) -> None:
+    layer = "model.layers.0."
+    for recipe, wide in ((RECIPES["precise"], True), (VARIATIONS[-1], False)):
+        out = _quantize(source, tmp_path / recipe.name, recipe)
+        description = read_description(out)
+        assert description is not None
+        assert description.model_quant_type == "FAQUANT_W8A16_DYNAMIC"
+        types = description.tensor_types
+        assert (
+            types[f"{layer}mlp.up_proj.weight_scale"] == types[f"{layer}self_attn.q_proj.weight"] == WIDE_ROTATED_TYPE
+        )
+        assert (
+            types[f"{layer}mlp.down_proj.weight"]
+            == types["lm_head.weight"]
+            == (WIDE_ROTATED_TYPE if wide else ROTATED_TYPE)
+        )
+        assert types[f"{layer}self_attn.o_proj.weight"] == (WIDE_TYPE if wide else "W8A8_DYNAMIC")
+        linears = load(out).decoder.layers[0]
+        assert [linears.up_proj.input_steps, linears.o_proj.input_steps] == [32639, 32639 if wide else 127]
+
+
+def test_inputs_of_16_bits_lose_nothing(source: Path, tmp_path: Path) -> None:
+    """What is left is the loss of the weights: the same with inputs in float."""
+    recipe = RECIPES["precise"].model_copy(update={"attention": None})
+    opened = open_checkpoint(_quantize(source, tmp_path / "out", recipe))
+    for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"):
+        table = opened.linear(name)
+        assert isinstance(table, DynamicTable)
+        x = torch.randn(50, table.weight.shape[1], generator=torch.Generator().manual_seed(4))
+        weight = torch.from_numpy(table.weight * table.scale[:, None]).double()
+        rotated = hadamard(x.double(), table.hadamard_block) if table.hadamard_block else x.double()
+        exact = rotated @ weight.T
+        error = {
+            steps: float((CpuBackend().linear(replace(table, input_steps=steps))(x).double() - exact).norm())
+            for steps in (127.0, table.input_steps)
+        }
+        assert error[table.input_steps] < 2e-4 * float(exact.norm())
+        assert error[table.input_steps] < error[127.0] / 100
+
+
+@pytest.mark.parametrize("field", ["float_layers", "wide_inputs"])
+def test_a_pattern_that_matches_no_linear_is_refused(field: str, source: Path, tmp_path: Path) -> None:
+    recipe = Recipe(name="typo", linear=LinearRecipe.model_validate({field: ["*.q_prj"]}))
+    with pytest.raises(UsageError, match=rf"linear\.{field} has '\*\.q_prj', which matches no linear"):
+        _quantize(source, tmp_path / "out", recipe)
+
+
+def test_msmodelslims_format_has_no_inputs_of_16_bits() -> None:
+    mindie = RECIPES["mindie"].model_dump()
+    Recipe.model_validate(mindie)
+    mindie["linear"]["wide_inputs"] = ["*.o_proj"]
+    with pytest.raises(ValidationError, match=r"wide_inputs: \[\]"):
+        Recipe.model_validate(mindie)
 
 
 def test_static_keeps_exactly_eight_bits_a_value(source: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from oracles.tiny_models import tiny_model
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(500)]
 
 INTEROP = Path(__file__).parents[1] / "data" / "interop"
-RECIPES = ["static", "attention-only", "mindie", "mindie-plain"]
+RECIPES = ["precise", "static", "attention-only", "mindie", "mindie-plain"]
 TOOLS = ["msms-w8a8-fa3-int8", "llmc-w8a8-kv-attn_head-asym", "quark-kv-tensor-asym"]
 WINDOW = "mistral-window"
 VOCABULARY = 128  # the smallest of these

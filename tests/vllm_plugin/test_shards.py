@@ -116,7 +116,7 @@ def test_any_number_of_ranks_gives_the_bits_of_one(kind: str, ranks: int) -> Non
                 assert mine is None or np.array_equal(mine, whole[:, kv.start : kv.stop])
 
 
-@pytest.mark.parametrize("recipe", ["default", "static", "attention-only", "mindie", "mindie-plain"])
+@pytest.mark.parametrize("recipe", ["default", "precise", "static", "attention-only", "mindie", "mindie-plain"])
 def test_checkpoints_of_every_recipe(recipe: str, tmp_path: Path) -> None:
     """Through their files, with two ranks and four."""
     tiny_model("llama3", tmp_path / "float")

@@ -22,7 +22,9 @@ def quantize(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="OUT")],
     recipe: Annotated[
         str,
-        typer.Option(help="default, static, mindie[-plain], attention-only, auto, or a JSON file.", metavar="RECIPE"),
+        typer.Option(
+            help="default, precise, static, mindie[-plain], attention-only, auto, or a JSON file.", metavar="RECIPE"
+        ),
     ] = "default",
     calibration: Annotated[
         str, typer.Option(help="builtin, or a .txt or .jsonl file.", metavar="FILE|builtin")

@@ -134,7 +134,8 @@ class Opened(ABC):
 
     @property
     def quant_type(self) -> str:
-        """The type of the linears, as `model_quant_type` of a description: FLOAT, W8A8 or W8A8_DYNAMIC."""
+        """The type of the linears, as `model_quant_type` of a description: FLOAT, W8A8 or W8A8_DYNAMIC, or of those of
+        faquant's own recipes FAQUANT_W8A16_DYNAMIC."""
         kinds = {self.linear_type(name) for name in self.config.linears} - {"FLOAT"}
         return "FLOAT" if not kinds else "W8A8" if any("DYNAMIC" not in kind for kind in kinds) else "W8A8_DYNAMIC"
 

@@ -39,11 +39,11 @@ class FloatLinear:
 
 
 class DynamicLinear:
-    """int8 weight [n, k] with a float32 scale [n]; each token's input is quantized with its own scale.
+    """int8 weight [n, k] with a float32 scale [n]; each token's input is quantized with its own scale, to 8 or 16 bits.
 
     `hadamard_block` > 0: the input is first transformed in blocks of that size (the weight already is).
     `input_multiplier` float32 [k]: the input is multiplied by it before all else.
-    `input_steps`: a token's scale is its greatest input divided by this, 127 or 127.5.
+    `input_steps`: a token's scale is its greatest input divided by this, 127 or 127.5, or 32,639 for 16 bits.
     The oracle is reference.dynamic_linear.
     """
 

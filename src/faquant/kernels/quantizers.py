@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arrays import Stored
 from .scheme import AttentionScheme
-from .tables import INPUT_STEPS
+from .tables import INPUT_STEPS, WIDE_INPUT_STEPS
 
 _TABLES = (
     "k_center",
@@ -69,13 +69,15 @@ def hadamard(x: Tensor, block: int) -> Tensor:
 
 
 def quantize_rows(x: Tensor, steps: float = INPUT_STEPS) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with one scale per row of the last dimension, the greatest value divided by `steps`, 127 or 127.5:
-    x ≈ int8 · scale.
+    """Symmetric integers with one scale per row of the last dimension, the greatest value divided by `steps`, 127,
+    127.5 or 32,639: x ≈ integers · scale.
 
-    Returns int8 [..., n] in [-127, 127], or [-128, 127] for 127.5 steps, and float32 scales [...].
+    Returns int8 [..., n] in [-127, 127], or [-128, 127] for 127.5 steps, or int16 in [-32639, 32639]; and float32
+    scales [...].
     """
     scale = x.abs().amax(-1).clamp_min(1e-30) / steps
-    return (x / scale[..., None]).round_().clamp_(-math.ceil(steps), 127).to(torch.int8), scale
+    integers = (x / scale[..., None]).round_().clamp_(-math.ceil(steps), math.floor(steps))
+    return integers.to(torch.int16 if steps == WIDE_INPUT_STEPS else torch.int8), scale
 
 
 def quantize_rows_fp16(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +96,12 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     for k in range(0, x.shape[1], 1024):
         total += (x[:, k : k + 1024].float() @ weight[:, k : k + 1024].float().T).to(torch.int32)
     return total
+
+
+def int16_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Exact integer product x · weightᵀ: int16 [m, k], int8 [n, k] → float64 [m, n], whole numbers."""
+    # 65,536 products of 16 and 8 bits are below 2^39.
+    return x.double() @ weight.double().T
 
 
 def map_k(k: Tensor, scheme: AttentionScheme) -> Tensor:

@@ -14,6 +14,9 @@ from .arrays import Floats, Stored
 INPUT_STEPS = 127.0
 """Steps of a token's greatest input, with a scale per token."""
 
+WIDE_INPUT_STEPS = 32639.0
+"""The same for inputs of 16 bits: 127 · 256 + 127, the greatest number of two signed bytes."""
+
 
 @dataclass(frozen=True)
 class FloatTable:
@@ -25,11 +28,12 @@ class FloatTable:
 
 @dataclass(frozen=True)
 class DynamicTable:
-    """W8A8 with a scale per token: int8 weight [n, k], float32 scale [n] and bias [n].
+    """int8 weight [n, k], float32 scale [n] and bias [n]; inputs of 8 or 16 bits with a scale per token.
 
     hadamard_block: size of the Hadamard blocks on the input before quantization; 0: none.
     input_multiplier: float32 [k], by which the input is multiplied before all else (ModelOpt's pre_quant_scale).
-    input_steps: a token's scale is its greatest input divided by this: 127, or 127.5 (compressed-tensors).
+    input_steps: a token's scale is its greatest input divided by this: 127, or 127.5 (compressed-tensors), or 32,639
+        for inputs of 16 bits.
     """
 
     weight: npt.NDArray[np.int8]
@@ -38,6 +42,11 @@ class DynamicTable:
     hadamard_block: int = 0
     input_multiplier: Floats | None = None
     input_steps: float = INPUT_STEPS
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether inputs have 16 bits."""
+        return self.input_steps == WIDE_INPUT_STEPS
 
 
 @dataclass(frozen=True)

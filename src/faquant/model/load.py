@@ -20,7 +20,7 @@ class Model:
 
     Attributes:
         max_position: the maximum context in tokens.
-        quant_type: the type of the linears: FLOAT, W8A8 or W8A8_DYNAMIC.
+        quant_type: the type of the linears, as `model_quant_type` of a description.
         recipe_name: the recipe's name, or where the checkpoint comes from.
         metadata: None unless faquant wrote the checkpoint.
     """

@@ -9,7 +9,6 @@ from ..checkpoint.tensors import TensorDict
 from ..formats.base import float_table
 from ..formats.checked import Checked
 from ..formats.faquant.attention import read_scheme
-from ..formats.faquant.metadata import ROTATED_TYPE
 from ..formats.msmodelslim.linears import dynamic_table
 from ..kernels.backend import Linear
 from ..kernels.cpu import CpuBackend
@@ -112,7 +111,6 @@ class Candidate:
             kind = types[f"{name}.weight"]
             if kind == "FLOAT":
                 return _BACKEND.linear(float_table(checked, config, name))
-            block = metadata.input_block(name) if kind == ROTATED_TYPE else 0
-            return _BACKEND.linear(dynamic_table(checked, config, name, block))
+            return _BACKEND.linear(dynamic_table(checked, config, name, kind, metadata.input_block(name)))
 
         return checked, linear

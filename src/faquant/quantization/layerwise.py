@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.pieces import Keep, Tensors, keep_nothing
-from ..formats.faquant.metadata import ROTATED_TYPE, Metadata
+from ..formats.faquant.metadata import Metadata, dynamic_type
 from ..kernels import parallel
 from ..kernels.arrays import Floats
 from ..kernels.backend import Backend, Linear
@@ -196,7 +196,10 @@ class LayerQuantizer:
         parts = [part for name in names for part in torch.split(self._stored(name), 256)]
         if self._input_block(names[0]):
             squares = sum(parallel.map_in_order(lambda part: part.double().square().sum(0), parts))
-            return balance(gram.square_sums() / gram.tokens, torch.as_tensor(squares)).sqrt()
+            inputs = gram.square_sums() / gram.tokens
+            if recipe.rounding == "gptq" and all(map(self._is_wide, names)):
+                inputs = inputs.sqrt()  # only weights lose, and their compensation knows the inputs' sizes
+            return balance(inputs, torch.as_tensor(squares)).sqrt()
         peaks = torch.stack(parallel.map_in_order(lambda part: part.abs().amax(0), parts)).amax(0)
         return balance(gram.peaks.double(), peaks.double())
 
@@ -226,6 +229,10 @@ class LayerQuantizer:
 
     def _is_quantized(self, name: str) -> bool:
         return name in self._quantized
+
+    def _is_wide(self, name: str) -> bool:
+        """Whether the inputs have 16 bits."""
+        return self.recipe.linear is not None and self.recipe.linear.is_wide(name)
 
     def _linear_tensors(
         self,
@@ -288,7 +295,7 @@ class LayerQuantizer:
             if bias is not None:
                 yield f"{name}.bias", "FLOAT", bias.to(dtype)
             return
-        kind = ROTATED_TYPE if block else "W8A8_DYNAMIC"
+        kind = dynamic_type(bool(block), self._is_wide(name))
         scale = torch.cat(scales)
         yield f"{name}.weight", kind, torch.cat(weights)
         yield f"{name}.weight_scale", kind, scale

@@ -22,7 +22,7 @@ from ..checkpoint.unfinished import Unfinished, unfinished_directory
 from ..checkpoint.write import add_all
 from ..errors import UnsupportedError, UsageError
 from ..formats import open_checkpoint
-from ..formats.faquant.metadata import METADATA_KEY, Metadata
+from ..formats.faquant.metadata import METADATA_KEY, WIDE_TYPE, WIDE_TYPES, Metadata
 from ..formats.msmodelslim.description import Description
 from ..kernels.backend import backend_for
 from ..kernels.device import Device
@@ -131,7 +131,7 @@ def quantize(
         types = _run(quantizer, config.num_layers, prompts, work, stem, progress)
         description = Description(
             version="1.0.0",
-            model_quant_type=_model_quant_type(recipe),
+            model_quant_type=_model_quant_type(recipe, types),
             fa_quant_type="FAQuant" if recipe.attention or keep_kv_tables else None,
             kv_cache_type=None,
             metadata={} if recipe.format == "msmodelslim" else {METADATA_KEY: metadata.model_dump()},
@@ -215,9 +215,11 @@ def metadata_of(config: ModelConfig, recipe: Recipe, model: str, calibration: st
     )
 
 
-def _model_quant_type(recipe: Recipe) -> str:
+def _model_quant_type(recipe: Recipe, types: Mapping[str, str]) -> str:
     if recipe.linear is None:
         return "FLOAT"
+    if any(kind in WIDE_TYPES for kind in types.values()):
+        return WIDE_TYPE
     return "W8A8" if recipe.format == "msmodelslim" else "W8A8_DYNAMIC"
 
 
@@ -225,8 +227,9 @@ def _check_recipe(recipe: Recipe, config: ModelConfig) -> None:
     if recipe.linear is None:
         return
     names = (*config.layer_linears, "lm_head")
-    for pattern in recipe.linear.float_layers:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"The recipe's linear.float_layers has {pattern!r}, which matches no linear.")
+    for field in ("float_layers", "wide_inputs"):
+        for pattern in getattr(recipe.linear, field):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(f"The recipe's linear.{field} has {pattern!r}, which matches no linear.")
     if recipe.format == "msmodelslim" and config.head_dim > 256:
         raise UnsupportedError(f"MindIE supports a head_dim of up to 256; this model has {config.head_dim}.")

@@ -98,7 +98,28 @@ def test_rounding_divided_rows(architecture: int) -> None:
 )
 def test_int8_linear(architecture: int, tokens: int, n: int, k: int, registers: int, length: int) -> None:
     """Matrix instructions on bytes, copies of 16 bytes, no spills, and tiles that fit into shared memory."""
-    tiling = tiling_of(tokens, n, k)
+    check_int8_linear(architecture, tokens, n, k, registers, length, wide=False)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("rows", "n", "k", "registers", "length"),
+    [
+        (2, 4096, 4096, 56, 92),
+        (64, 4096, 14336, 112, 118),  # 96, 96, 90; 110, 110, 85
+        (128, 4096, 4096, 176, 160),  # 172, 172, 126; 152, 152, 83
+        (4096, 6144, 14336, 208, 160),  # 166, 166, 206; 142, 142, 79
+    ],
+)
+def test_int8_linear_of_16_bits(architecture: int, rows: int, n: int, k: int, registers: int, length: int) -> None:
+    """The same loop over twice as many rows; only what follows it differs."""
+    check_int8_linear(architecture, rows, n, k, registers, length, wide=True)
+
+
+def check_int8_linear(
+    architecture: int, tokens: int, n: int, k: int, registers: int, length: int, *, wide: bool
+) -> None:
+    tiling = tiling_of(tokens, n, k, wide)
     types = {"x": "*i8", "weight": "*i8", "tokens": "i32", "partial": "*i32", "arrived": "*i32"}
     types |= dict.fromkeys(("x_scale", "scale", "residual", "out"), "*fp32")
     constants = {
@@ -110,6 +131,7 @@ def test_int8_linear(architecture: int, tokens: int, n: int, k: int, registers: 
         "TILE_TOKENS": tiling.tokens,
         "STEP": tiling.inputs,
         "SPLITS": tiling.splits,
+        "WIDE": wide,
     }
     kernel = compiled(multiply, types, constants, architecture, warps=tiling.warps, stages=tiling.stages)
     # 64 inputs of 8 tokens are 512 bytes, 4 for each thread.
@@ -137,6 +159,7 @@ def test_the_last_program_of_a_tile_sees_the_sums_of_the_others() -> None:
         "TILE_TOKENS": tiling.tokens,
         "STEP": tiling.inputs,
         "SPLITS": tiling.splits,
+        "WIDE": False,
     }
     ptx = compiled(multiply, types, constants, 90, warps=tiling.warps, stages=tiling.stages).ptx
     steps = re.findall(r"st\.global\.v4|bar\.sync|atom\.global\.gpu\.acq_rel\.add|ld\.global\.cg", ptx)

@@ -23,6 +23,7 @@ MODELS = {
     ("qwen2-window", "static"): {},
     ("qwen3", "attention-only"): {},
     ("qwen2-window", "mindie"): {},
+    ("llama3", "precise"): {},
 }
 
 

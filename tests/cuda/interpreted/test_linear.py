@@ -12,7 +12,7 @@ from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.cuda import linear
 from faquant.kernels.cuda.linear import SplitSums, int8_linear, tiling_of
 from faquant.kernels.cuda.rounding import InputRounding, RoundedInputs, round_inputs
-from faquant.kernels.tables import DynamicTable, StaticTable
+from faquant.kernels.tables import WIDE_INPUT_STEPS, DynamicTable, StaticTable
 
 pytestmark = pytest.mark.cuda
 
@@ -54,6 +54,28 @@ def test_scale_per_token(tokens: int, n: int, k: int) -> None:
     assert same_bits(int8_linear(rounded, weight, scale, bias), expected)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "n", "k"), [(1, 64, 256), (1, 80, 1536), (3, 16, 80), (33, 96, 576), (65, 160, 640), (100, 144, 592)]
+)
+def test_inputs_of_16_bits(tokens: int, n: int, k: int) -> None:
+    x, weight, scale, bias = inputs_of(tokens, k), weight_of(n, k), torch.rand(n) / 100, torch.randn(n)
+    rounded = round_inputs(x, InputRounding(math.gcd(k, 512), WIDE_INPUT_STEPS))
+    residual = torch.randn(tokens, n)
+    expected = residual + reference.dynamic_linear(
+        x, weight, scale, bias, math.gcd(k, 512), input_steps=WIDE_INPUT_STEPS
+    )
+    assert same_bits(int8_linear(rounded, weight, scale, bias, residual=residual), expected)
+
+
+def test_extreme_sums_of_16_bits() -> None:
+    """The greatest sums of the longest rows, and the largest tiles."""
+    weight, x = torch.tensor([[-128], [127]], dtype=torch.int8).expand(2, 65536).contiguous(), torch.ones(2, 65536)
+    x[1] = -1
+    rounded = round_inputs(x, InputRounding(0, WIDE_INPUT_STEPS))
+    expected = reference.dynamic_linear(x, weight, torch.ones(2), input_steps=WIDE_INPUT_STEPS)
+    assert same_bits(int8_linear(rounded, weight, torch.ones(2)), expected)
+
+
 @pytest.mark.parametrize(("tokens", "n", "k"), [(1, 80, 1536), (17, 48, 80), (65, 144, 576)])
 def test_static_scale(tokens: int, n: int, k: int) -> None:
     x, weight = torch.randn(tokens, k), weight_of(n, k)
@@ -64,7 +86,7 @@ def test_static_scale(tokens: int, n: int, k: int) -> None:
     assert same_bits(int8_linear(rounded, weight, deq_scale, quant_bias=quant_bias), expected)
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", ["dynamic", "wide", "static"])
 def test_bits_of_the_cpu(kind: str) -> None:
     """From a checkpoint's table, as the C++ kernels."""
     n, k = 112, 640
@@ -73,12 +95,14 @@ def test_bits_of_the_cpu(kind: str) -> None:
     table: DynamicTable | StaticTable
     if kind == "dynamic":
         table = DynamicTable(weight, scale, bias, 128, multiplier, 127.5)
+    elif kind == "wide":
+        table = DynamicTable(weight, scale, bias, 128, multiplier, WIDE_INPUT_STEPS)
     else:
         quant_bias = np.arange(n, dtype=np.int32)
         table = StaticTable(weight, np.float32([0.05]), np.float32([5]), quant_bias, scale, multiplier)
     expected = torch.from_numpy(np.array(CpuBackend().linear(table)(x.numpy())))
     rounded = round_inputs(x, InputRounding.of(table, x.device))
-    tables = {"bias": torch.from_numpy(bias)} if kind == "dynamic" else {"quant_bias": torch.from_numpy(quant_bias)}
+    tables = {"quant_bias": torch.from_numpy(quant_bias)} if kind == "static" else {"bias": torch.from_numpy(bias)}
     found = int8_linear(rounded, torch.from_numpy(weight), torch.from_numpy(scale), **tables)
     assert same_bits(found, expected)
 

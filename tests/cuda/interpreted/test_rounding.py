@@ -1,6 +1,7 @@
 """Rounding the inputs of int8 linears has the bits of the reference and of the C++ kernels."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from faquant.kernels import modules, quantizers
 from faquant.kernels.cuda import rounding
 from faquant.kernels.cuda.rounding import DeviceNorm, InputRounding, RoundedInputs, round_gated, round_inputs
+from faquant.kernels.tables import INPUT_STEPS, WIDE_INPUT_STEPS
 
 pytestmark = pytest.mark.cuda
 
@@ -22,7 +24,13 @@ def rounded_by_reference(x: Tensor, how: InputRounding) -> RoundedInputs:
         return RoundedInputs(((x / how.scale).round() + how.offset).clamp(-128, 127).to(torch.int8), None)
     if how.hadamard_block:
         x = quantizers.hadamard(x, how.hadamard_block)
-    return RoundedInputs(*quantizers.quantize_rows(x, how.steps))
+    values, scale = quantizers.quantize_rows(x, how.steps)
+    if how.steps == WIDE_INPUT_STEPS:
+        # Python's own division into bytes.
+        low = [[(value + 128) % 256 - 128 for value in row] for row in values.tolist()]
+        high = [[(a - b) // 256 for a, b in zip(*rows, strict=True)] for rows in zip(values.tolist(), low, strict=True)]
+        values = torch.tensor([high, low], dtype=torch.int8).transpose(0, 1).flatten(0, 1)
+    return RoundedInputs(values, scale)
 
 
 def check(found: RoundedInputs, expected: RoundedInputs) -> None:
@@ -60,6 +68,10 @@ def static(size: int) -> InputRounding:
         (4096, static(4096)),
         (4688, static(4688)),
         (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=127.5)),
+        (576, InputRounding(hadamard_block=64, steps=WIDE_INPUT_STEPS)),
+        (80, InputRounding(steps=WIDE_INPUT_STEPS)),
+        (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=WIDE_INPUT_STEPS)),
+        (11008, InputRounding(hadamard_block=256, steps=WIDE_INPUT_STEPS)),
     ],
 )
 def test_rounds_as_the_reference(size: int, how: InputRounding) -> None:
@@ -106,23 +118,28 @@ def test_silu_comes_first(size: int, block: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_rows_that_do_not_fit_registers_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate_up, how = torch.randn(2, 2 * 1408), InputRounding(hadamard_block=128)
-    kept = round_gated(gate_up, how)
+    gate_up = torch.randn(2, 2 * 1408)
+    hows = [InputRounding(hadamard_block=128, steps=steps) for steps in (INPUT_STEPS, WIDE_INPUT_STEPS)]
+    kept = [round_gated(gate_up, how) for how in hows]
     monkeypatch.setattr(rounding, "_KEPT_PER_THREAD", 1)
-    check(round_gated(gate_up, how), kept)
+    for how, expected in zip(hows, kept, strict=True):
+        check(round_gated(gate_up, how), expected)
 
 
 def test_nothing_outside_is_read_or_written() -> None:
     size = 592
-    how = InputRounding(multiplier=torch.full((1024,), math.nan)[:size].fill_(1.5))
+    narrow = InputRounding(multiplier=torch.full((1024,), math.nan)[:size].fill_(1.5))
     padded = torch.full((4 * size,), math.nan)
     x = padded[size : 3 * size].view(2, size)
     x.copy_(torch.randn(2, size))
-    values, scale = torch.full((4, size), 77, dtype=torch.int8), torch.full((4,), 5.0)
-    round_inputs(x, how, out=RoundedInputs(values[1:3], scale[1:3]))
-    check(RoundedInputs(values[1:3], scale[1:3]), rounded_by_reference(x, how))
-    assert values[[0, 3]].eq(77).all()
-    assert scale[[0, 3]].eq(5).all()
+    for how in (narrow, replace(narrow, steps=WIDE_INPUT_STEPS)):
+        values, scale = torch.full((6, size), 77, dtype=torch.int8), torch.full((4,), 5.0)
+        inner = slice(1, 1 + 2 * how.rows_of_bytes)
+        round_inputs(x, how, out=RoundedInputs(values[inner], scale[1:3]))
+        check(RoundedInputs(values[inner], scale[1:3]), rounded_by_reference(x, how))
+        assert values[0].eq(77).all()
+        assert values[inner.stop :].eq(77).all()
+        assert scale[[0, 3]].eq(5).all()
 
 
 def test_a_row_has_its_bits_in_any_batch() -> None:

@@ -5,7 +5,7 @@ from ...kernels.scheme import AttentionScheme
 from ..base import Opened, Source
 from ..msmodelslim.format import OpenedMsModelSlim
 from .attention import read_scheme
-from .metadata import METADATA_KEY, ROTATED_TYPE, Metadata, parse_metadata
+from .metadata import METADATA_KEY, ROTATED_TYPES, Metadata, parse_metadata
 
 
 class FaquantFormat:
@@ -39,11 +39,11 @@ class OpenedFaquant(OpenedMsModelSlim):
         return read_scheme(self.checked, self.config, layer, self.metadata)
 
     def _hadamard_block(self, name: str) -> int:
-        return self.metadata.input_block(name) if self.linear_type(name) == ROTATED_TYPE else 0
+        return self.metadata.input_block(name)
 
     def _check_rotation(self, name: str) -> None:
         kind, rotated = self.linear_type(name), self.metadata.input_block(name) > 0
-        if kind == ROTATED_TYPE and not rotated:
-            raise CheckpointError(f"{name}.weight has type {ROTATED_TYPE}, but the metadata has no rotation for it.")
-        if kind != ROTATED_TYPE and rotated:
+        if kind in ROTATED_TYPES and not rotated:
+            raise CheckpointError(f"{name}.weight has type {kind}, but the metadata has no rotation for it.")
+        if kind not in ROTATED_TYPES and rotated:
             raise CheckpointError(f"{name}.weight has type {kind}, but the metadata says that its input is rotated.")

@@ -14,8 +14,28 @@ from ...recipe import AttentionRecipe, LinearRecipe, Recipe
 ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
 """Type of a dynamic linear whose input is rotated at run time. Other loaders must not mistake it for W8A8_DYNAMIC."""
 
+WIDE_TYPE = "FAQUANT_W8A16_DYNAMIC"
+"""Type of a dynamic linear whose input has 16 bits."""
+
+WIDE_ROTATED_TYPE = "FAQUANT_W8A16_DYNAMIC_ROTATED"
+"""Both."""
+
+ROTATED_TYPES = (ROTATED_TYPE, WIDE_ROTATED_TYPE)
+WIDE_TYPES = (WIDE_TYPE, WIDE_ROTATED_TYPE)
+
 SCALED_TYPE = "FAQUANT_W8A8_SCALED"
 """Type of a static linear whose input is multiplied by `pre_quant_scale` at run time."""
+
+
+def dynamic_type(rotated: bool, wide: bool) -> str:
+    """The type of a dynamic linear."""
+    if wide:
+        return WIDE_ROTATED_TYPE if rotated else WIDE_TYPE
+    return ROTATED_TYPE if rotated else "W8A8_DYNAMIC"
+
+
+OWN_TYPES = (*ROTATED_TYPES, WIDE_TYPE, SCALED_TYPE)
+"""Types of linears that only faquant's format has."""
 
 METADATA_KEY = "faquant"
 """The key of faquant's metadata in the description's metadata."""

@@ -8,10 +8,10 @@ from typing import Any
 from ...checkpoint.files import DESCRIPTION_NAMES, FLOAT_STEM, find_stems, list_names, read_object
 from ...checkpoint.tensors import TensorFiles
 from ...errors import CheckpointError, UnsupportedError
-from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
+from ..faquant.metadata import OWN_TYPES, WIDE_TYPE
 
-TENSOR_TYPES = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "FAQuant", "C8", ROTATED_TYPE, SCALED_TYPE)
-MODEL_TYPES = ("W8A8", "W8A8_DYNAMIC", "FLOAT")
+TENSOR_TYPES = ("FLOAT", "W8A8", "W8A8_DYNAMIC", "FAQuant", "C8", *OWN_TYPES)
+MODEL_TYPES = ("W8A8", "W8A8_DYNAMIC", "FLOAT", WIDE_TYPE)
 FA_TYPE = "FAQuant"
 C8_TYPE = "C8"
 FA_TYPES = (FA_TYPE, "FAKQuant")
@@ -21,7 +21,7 @@ _FA_KIND = ".self_attn.quant_type"  # not a tensor: how the newer writer declare
 NORM_COPY = ".module"
 """End of the names under which outlier suppression stores each norm a second time."""
 _HEAD = ("version", "model_quant_type", "fa_quant_type", "kv_cache_type", "metadata")
-_LINEAR_TYPES = ("W8A8", "W8A8_DYNAMIC", ROTATED_TYPE, SCALED_TYPE)
+_LINEAR_TYPES = ("W8A8", "W8A8_DYNAMIC", *OWN_TYPES)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ...errors import CheckpointError
 from ...kernels.scheme import AttentionScheme
 from ...kernels.tables import LinearTable
 from ..base import Opened, Source, check_tensors, float_table, names_of_causal_lm, norm_names
-from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
+from ..faquant.metadata import OWN_TYPES, SCALED_TYPE
 from .attention import c8_names, fa_names, read_c8_scheme, read_scheme
 from .description import C8_TYPE, FA_TYPE, NORM_COPY, Description, effective_fa_quant_type
 from .linears import PARTS, check_attention_types, check_linear, dynamic_table, static_table
@@ -82,8 +82,8 @@ class OpenedMsModelSlim(Opened):
             return float_table(self.checked, self.config, name)
         if kind in ("W8A8", SCALED_TYPE):
             return static_table(self.checked, self.config, name, self._signed, kind == SCALED_TYPE)
-        table = dynamic_table(self.checked, self.config, name, self._hadamard_block(name), self._signed)
-        return replace(table, input_steps=self.input_steps)
+        block = self._hadamard_block(name)
+        return dynamic_table(self.checked, self.config, name, kind, block, self._signed, self.input_steps)
 
     def _names(self) -> Iterator[str]:
         """The names of all tensors of the format beside the float model's."""
@@ -144,8 +144,8 @@ class OpenedMsModelSlim(Opened):
         return 0
 
     def _check_rotation(self, name: str) -> None:
-        if self.linear_type(name) in (ROTATED_TYPE, SCALED_TYPE):
+        if self.linear_type(name) in OWN_TYPES:
             raise CheckpointError(
                 f"{name}.weight has type {self.linear_type(name)}, but without metadata.faquant in the description "
-                "its rotation is unknown."
+                "its arithmetic is unknown."
             )

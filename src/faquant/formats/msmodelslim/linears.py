@@ -6,9 +6,9 @@ from ...checkpoint.model_config import ModelConfig
 from ...errors import CheckpointError, UnsupportedError
 from ...kernels.arrays import Floats, Stored
 from ...kernels.isa import MAX_DOT_LENGTH
-from ...kernels.tables import DynamicTable, StaticTable
+from ...kernels.tables import INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 from ..checked import Checked
-from ..faquant.metadata import ROTATED_TYPE, SCALED_TYPE
+from ..faquant.metadata import ROTATED_TYPES, SCALED_TYPE, WIDE_TYPE, WIDE_TYPES
 from .description import Description
 
 
@@ -33,14 +33,32 @@ def static_table(
 
 
 def dynamic_table(
-    checked: Checked, config: ModelConfig, name: str, hadamard_block: int = 0, signed: bool = False
+    checked: Checked,
+    config: ModelConfig,
+    name: str,
+    kind: str,
+    hadamard_block: int = 0,
+    signed: bool = False,
+    input_steps: float = INPUT_STEPS,
 ) -> DynamicTable:
-    """The table of a W8A8_DYNAMIC linear, whose input may be rotated in blocks; `signed`: scales may be negative."""
+    """The table of a linear of a type with a scale per token.
+
+    Args:
+        hadamard_block: of the input, if the type is a rotated one.
+        signed: whether scales may be negative.
+        input_steps: of types with inputs of 8 bits.
+    """
     n, _ = config.linear_shape(name)
     # Outlier suppression adds biases that config.json does not know.
     bias = checked.floats(f"{name}.bias", (n,)) if config.has_bias(name) or f"{name}.bias" in checked else None
     scale = checked.scales(f"{name}.weight_scale", (n, 1), signed)[:, 0]
-    return DynamicTable(checked.get(f"{name}.weight", dtype="int8"), np.ascontiguousarray(scale), bias, hadamard_block)
+    return DynamicTable(
+        checked.get(f"{name}.weight", dtype="int8"),
+        np.ascontiguousarray(scale),
+        bias,
+        hadamard_block if kind in ROTATED_TYPES else 0,
+        input_steps=WIDE_INPUT_STEPS if kind in WIDE_TYPES else input_steps,
+    )
 
 
 _WEIGHT = ("weight", "weight_scale", "weight_offset")
@@ -49,8 +67,7 @@ PARTS = {
     "W8A8": _STATIC,
     SCALED_TYPE: (*_STATIC, "pre_quant_scale"),
     # A bias may come from outlier suppression; a static linear has it in quant_bias.
-    "W8A8_DYNAMIC": (*_WEIGHT, "bias"),
-    ROTATED_TYPE: (*_WEIGHT, "bias"),
+    **dict.fromkeys(("W8A8_DYNAMIC", WIDE_TYPE, *ROTATED_TYPES), (*_WEIGHT, "bias")),
 }
 """The tensors of a quantized linear by its type."""
 

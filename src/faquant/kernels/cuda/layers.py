@@ -28,7 +28,7 @@ class CudaLayers:
         self._device = device
         self._pages = pages
         self._layers = [_Layer(*parts) for parts in zip(layers, pages, windows, strict=True)]
-        shapes = {shape for layer in self._layers for shape in layer.shapes}
+        shapes = {linear.weight.shape for layer in self._layers for linear in layer.linears}
         self._sums = SplitSums.empty(sorted(shapes), FEW_TOKENS, device)
         self._page_size = pages[0].page_size
         # Not a method: two objects that refer to each other would keep the GPU's memory until Python looks for such.
@@ -69,10 +69,9 @@ class _Layer:
         self._gate_up = _Products([layer.gate_proj, layer.up_proj])
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of its products."""
-        linears = [*self._qkv.linears, self._o, *self._gate_up.linears, self._down]
-        return [(linear.weight.shape[0], linear.weight.shape[1]) for linear in linears]
+    def linears(self) -> list[Int8Linear]:
+        """Those of its products."""
+        return [*self._qkv.linears, self._o, *self._gate_up.linears, self._down]
 
     def run(self, x: Tensor, batch: DeviceBatch, sums: SplitSums | None) -> None:
         """The residual stream x [tokens, hidden] after this layer, in place."""

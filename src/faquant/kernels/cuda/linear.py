@@ -4,6 +4,7 @@ and a row has the same bits in every batch.
 The weight is the M side of the products, yᵀ = W · xᵀ: a few tokens are then 8 or 16 columns, not a padded M of 64.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -39,9 +40,14 @@ class SplitSums:
     arrived: Tensor
 
     @classmethod
-    def empty(cls, shapes: list[tuple[int, int]], tokens: int, device: torch.device) -> "SplitSums":
-        """Memory for linears of these (outputs, inputs), with up to this many tokens."""
-        tilings = [tiling_of(some, *shape) for shape in shapes for some in range(1, tokens + 1)]
+    def empty(cls, shapes: Iterable[Sequence[int]], tokens: int, device: torch.device) -> "SplitSums":
+        """Memory for linears of these (outputs, inputs), with up to this many tokens, of 8 or 16 bits."""
+        tilings = [
+            tiling_of(some * (2 if wide else 1), n, k, wide)
+            for n, k in shapes
+            for some in range(1, tokens + 1)
+            for wide in (False, True)
+        ]
         return cls._for_sizes(
             max((t.partial_sums for t in tilings), default=0), max((t.tiles for t in tilings), default=0), device
         )
@@ -75,8 +81,9 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 16)
-def tiling_of(tokens: int, outputs: int, inputs: int) -> Tiling:
-    """The tiling for x [tokens, inputs] and a weight [outputs, inputs]."""
+def tiling_of(tokens: int, outputs: int, inputs: int, wide: bool = False) -> Tiling:
+    """The tiling for x [tokens, inputs] and a weight [outputs, inputs]; if `wide`, a token is two rows of x, and each
+    counts as one."""
     programs = _PROGRAMS
     if tokens <= FEW_TOKENS:
         steps = (256, 128, 64) if tokens <= 8 else (128, 64)
@@ -87,7 +94,8 @@ def tiling_of(tokens: int, outputs: int, inputs: int) -> Tiling:
         # One program of 8 warps on a multiprocessor: split sums of large tiles are many bytes.
         programs //= 2
         tile, warps, stages = (128, 256, 64), 8, 4
-        if triton.cdiv(outputs, 128) * triton.cdiv(tokens, 256) < programs:
+        # The sums of 64 bits of the larger tile do not fit into registers.
+        if wide or triton.cdiv(outputs, 128) * triton.cdiv(tokens, 256) < programs:
             tile, stages = (128, 128, 128 if inputs % 128 == 0 else 64), 3
     tiles = triton.cdiv(outputs, tile[0]) * triton.cdiv(tokens, tile[1])
     steps_of_k = triton.cdiv(inputs, tile[2])
@@ -108,10 +116,11 @@ def int8_linear(
     sums: SplitSums | None = None,
 ) -> Tensor:
     """y = float32(x8 · w8ᵀ) · scale · x_scale (+ bias), or (x8 · w8ᵀ + quant_bias) · scale if the inputs' scale is
-    static; + residual.
+    static; + residual. Inputs of 16 bits are multiplied as two rows of bytes; the sums 256 · high + low are rounded to
+    float32 once.
 
     Args:
-        inputs: int8 [tokens, k] with scales [tokens] or None.
+        inputs: [tokens, k].
         weight: contiguous int8 [n, k]; k is a multiple of 16.
         scale: float32 [n]; of a static linear, deq_scale.
         bias: float32 [n], only if the inputs have scales; quant_bias: int32 [n], only if they have none.
@@ -125,7 +134,8 @@ def int8_linear(
     Raises:
         ValueError: shapes do not fit, a bias is of the other kind, or `sums` is too small.
     """
-    tokens, k = inputs.values.shape
+    rows, k = inputs.values.shape
+    tokens = rows // 2 if inputs.is_wide else rows
     n = weight.shape[0]
     if weight.shape[1] != k or k % 16:
         raise ValueError(f"a weight {list(weight.shape)} needs its width in inputs, a multiple of 16, not {k}")
@@ -135,7 +145,7 @@ def int8_linear(
         out = torch.empty(tokens, n, device=weight.device)
     if not tokens:
         return out
-    tiling = tiling_of(tokens, n, k)
+    tiling = tiling_of(rows, n, k, inputs.is_wide)
     if tiling.splits > 1 and sums is None:
         sums = SplitSums._for_sizes(tiling.partial_sums, tiling.tiles, weight.device)
     elif tiling.splits > 1 and sums is not None and not sums.holds(tiling):
@@ -151,13 +161,14 @@ def int8_linear(
         out,
         None if sums is None else sums.partial,
         None if sums is None else sums.arrived,
-        tokens,
+        rows,
         OUTPUTS=n,
         INPUTS=k,
         TILE_OUTPUTS=tiling.outputs,
         TILE_TOKENS=tiling.tokens,
         STEP=tiling.inputs,
         SPLITS=tiling.splits,
+        WIDE=inputs.is_wide,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
         **ROUNDED,
@@ -184,9 +195,11 @@ def multiply(
     TILE_TOKENS: tl.constexpr,
     STEP: tl.constexpr,
     SPLITS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """A tile of y = x · weightᵀ, or its sums over a part of the inputs. Grid (tiles, SPLITS).
 
+    WIDE: two rows of x, high and low bytes, are one token; here, each of them counts as one.
     The last of the SPLITS programs of a tile adds their sums and stores y.
     """
     tile = tl.program_id(0)
@@ -244,6 +257,7 @@ def multiply(
             OUTPUTS,
             TILE_OUTPUTS // HALVES,
             TILE_TOKENS,
+            WIDE,
         )
 
 
@@ -274,11 +288,17 @@ def _finish(
     OUTPUTS: tl.constexpr,
     TILE_OUTPUTS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """From the sums of a tile to its outputs."""
+    PARTS: tl.constexpr = 2 if WIDE else 1
     n = first_output + tl.arange(0, TILE_OUTPUTS)
-    token = first_token + tl.arange(0, TILE_TOKENS)
+    token = first_token // PARTS + tl.arange(0, TILE_TOKENS // PARTS)
+    tokens = tokens // PARTS
     is_output = n < OUTPUTS
+    if WIDE:
+        high, low = tl.split(tl.reshape(products, (TILE_OUTPUTS, TILE_TOKENS // 2, 2)))
+        products = high.to(tl.int64) * 256 + low
     if quant_bias is not None:
         products += tl.load(quant_bias + n, mask=is_output, other=0)[:, None]
     y = products.to(tl.float32) * tl.load(scale + n, mask=is_output, other=0.0)[:, None]

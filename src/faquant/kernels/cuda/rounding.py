@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..tables import INPUT_STEPS, DynamicTable, StaticTable
+from ..tables import INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 from .arithmetic import ROUNDED, hadamard_factor
 from .rounding_kernels import prepare_chunks, round_chunks, round_long_rows, round_rows
 
@@ -31,11 +31,12 @@ _DIVIDED_CHUNK = 1024
 
 @dataclass(frozen=True)
 class InputRounding:
-    """How the inputs of a linear become int8: a scale per token, or a static scale and zero point. On the device.
+    """How the inputs of a linear become integers of 8 or 16 bits: a scale per token, or a static scale and zero point.
+    On the device.
 
     Attributes:
         hadamard_block: size of the Hadamard blocks, a power of two up to 512; 0: none.
-        steps: a token's scale is its greatest input divided by this, 127 or 127.5.
+        steps: a token's scale is its greatest input divided by this, 127 or 127.5, or 32,639 for 16 bits.
         multiplier: float32 [k], by which inputs are multiplied before all else, or None.
         scale, offset: float32 [1], static; None: a scale per token.
     """
@@ -45,6 +46,11 @@ class InputRounding:
     multiplier: Tensor | None = None
     scale: Tensor | None = None
     offset: Tensor | None = None
+
+    @property
+    def rows_of_bytes(self) -> int:
+        """Rows of bytes that a row of inputs becomes."""
+        return 2 if self.steps == WIDE_INPUT_STEPS else 1
 
     @classmethod
     def of(cls, table: DynamicTable | StaticTable, device: torch.device) -> "InputRounding":
@@ -67,15 +73,21 @@ class DeviceNorm:
 
 @dataclass(frozen=True)
 class RoundedInputs:
-    """int8 [tokens, k], and float32 scales [tokens], or None if the scale is static."""
+    """int8 [tokens, k], and float32 scales [tokens], or None if the scale is static. Inputs of 16 bits are int8
+    [2 · tokens, k], for each token a row of high and a row of low bytes, which are 256 · high + low."""
 
     values: Tensor
     scale: Tensor | None
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether the inputs have 16 bits."""
+        return self.scale is not None and len(self.values) > len(self.scale)
+
     @classmethod
     def empty(cls, tokens: int, inputs: int, rounding: InputRounding, device: torch.device) -> "RoundedInputs":
         """Inputs with garbage in them."""
-        values = torch.empty(tokens, inputs, dtype=torch.int8, device=device)
+        values = torch.empty(tokens * rounding.rows_of_bytes, inputs, dtype=torch.int8, device=device)
         return cls(values, torch.empty(tokens, device=device) if rounding.scale is None else None)
 
 

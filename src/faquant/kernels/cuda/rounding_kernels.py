@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ..tables import WIDE_INPUT_STEPS
 from .arithmetic import hadamard, integer_of, magnitude_bits, rounded, scale_of
 from .elementwise import rms_factor, silu
 
@@ -31,7 +32,7 @@ def round_rows(
     columns = tl.arange(0, CHUNK)
     row = tl.program_id(0).to(tl.int64)
     x += row * (2 * SIZE if GATED else SIZE)
-    values += row * SIZE
+    values += row * SIZE * _rows_of_bytes(STEPS)
     # All loads of a row are under way before the first number is needed, and RMSNorm's sum finds the row in L1.
     first, ups, inputs = tl.tuple([]), tl.tuple([]), tl.tuple([])
     for i in tl.static_range(CHUNKS):
@@ -62,7 +63,7 @@ def round_rows(
         offset = None
         tl.store(scales + row, scale)
     for i in tl.static_range(CHUNKS):
-        _store(values, i * CHUNK + columns, _steps(inputs[i], scale, offset), SIZE, MASKED and i == CHUNKS - 1)
+        _round(values, i * CHUNK + columns, inputs[i], scale, offset, SIZE, MASKED and i == CHUNKS - 1, STEPS)
 
 
 @triton.jit
@@ -91,7 +92,7 @@ def round_long_rows(
     columns = tl.arange(0, CHUNK)
     row = tl.program_id(0).to(tl.int64)
     x += row * (2 * SIZE if GATED else SIZE)
-    values += row * SIZE
+    values += row * SIZE * _rows_of_bytes(STEPS)
     rms = 1.0
     if norm_weight is not None:
         rms = rms_factor(x + tl.arange(0, 1), eps, 1, SIZE)
@@ -112,7 +113,7 @@ def round_long_rows(
         at = i * CHUNK + columns
         y = _first(x, at, SIZE, MASKED, GATED)
         y = _transformed(y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
-        _store(values, at, _steps(y, scale, offset), SIZE, MASKED)
+        _round(values, at, y, scale, offset, SIZE, MASKED, STEPS)
 
 
 @triton.jit
@@ -141,7 +142,7 @@ def prepare_chunks(
     y = _first(x + row * (2 * SIZE if GATED else SIZE), at, SIZE, MASKED, GATED)
     y = _transformed(y, at, 1.0, None, None, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
     if input_scale is not None:
-        _store(values + row * SIZE, at, _steps(y, tl.load(input_scale), tl.load(input_offset)), SIZE, MASKED)
+        _round(values + row * SIZE, at, y, tl.load(input_scale), tl.load(input_offset), SIZE, MASKED, 127.0)
     else:
         tl.store(prepared + row * SIZE + at, y, mask=at < SIZE if MASKED else None)
         tl.store(peaks + row * CHUNKS + chunk, tl.max(magnitude_bits(y), axis=0))
@@ -172,7 +173,7 @@ def round_chunks(
     scale = _scale_of_all(tl.load(peaks + row * CHUNKS + numbers, mask=numbers < CHUNKS, other=0), STEPS)
     if chunk == 0:
         tl.store(scales + row, scale)
-    _store(values + row * SIZE, at, _steps(y, scale, None), SIZE, MASKED)
+    _round(values + row * SIZE * _rows_of_bytes(STEPS), at, y, scale, None, SIZE, MASKED, STEPS)
 
 
 @triton.jit
@@ -216,21 +217,31 @@ def _scale_of_all(bits, STEPS: tl.constexpr):
     return scale_of(tl.max(bits, axis=0).to(tl.float32, bitcast=True), STEPS)
 
 
+@triton.constexpr_function
+def _rows_of_bytes(steps):
+    """As RoundedInputs has them for a row of inputs with this many steps."""
+    return 2 if steps == WIDE_INPUT_STEPS else 1
+
+
 @triton.jit
-def _steps(y, scale, offset):
-    """y in steps of its scale, within int8; a static offset is added to rounded steps, as in MindIE."""
+def _round(values, at, y, scale, offset, SIZE: tl.constexpr, MASKED: tl.constexpr, STEPS: tl.constexpr):
+    """Store y in steps of its scale at these places of a row; a static offset is added to rounded steps, as in MindIE.
+    With 16 bits, the low bytes follow the row of high bytes.
+    """
     steps = tl.div_rn(y, scale)
     if offset is not None:
         # Beyond 2^22 `rounded` is inexact, but such steps are clamped anyway.
         steps = rounded(steps) + offset
-    return tl.minimum(tl.maximum(steps, -128.0), 127.0)
+    mask = at < SIZE if MASKED else None
+    if _rows_of_bytes(STEPS) == 1:
+        integers = integer_of(tl.minimum(tl.maximum(steps, -128.0), 127.0))
+        tl.store(values + at, integers.to(tl.int8), mask=mask)
+    else:
+        integers = integer_of(tl.minimum(tl.maximum(steps, -STEPS), STEPS)) + 128
+        tl.store(values + at, (integers >> 8).to(tl.int8), mask=mask)
+        tl.store(values + SIZE + at, ((integers & 255) - 128).to(tl.int8), mask=mask)
 
 
 @triton.jit
 def _load(pointer, at, SIZE: tl.constexpr, MASKED: tl.constexpr):
     return tl.load(pointer + at, mask=at < SIZE if MASKED else None, other=0.0 if MASKED else None)
-
-
-@triton.jit
-def _store(pointer, at, steps, SIZE: tl.constexpr, MASKED: tl.constexpr):
-    tl.store(pointer + at, integer_of(steps).to(tl.int8), mask=at < SIZE if MASKED else None)

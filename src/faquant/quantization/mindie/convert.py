@@ -13,7 +13,7 @@ from ...checkpoint.shards import ShardWriter
 from ...checkpoint.write import add_all, output_directory
 from ...errors import UnsupportedError
 from ...formats.base import LAYER_NORMS, Opened
-from ...formats.faquant.metadata import ROTATED_TYPE
+from ...formats.faquant.metadata import ROTATED_TYPES, WIDE_TYPES
 from ...formats.msmodelslim.description import C8_TYPE, FA_TYPE, Description
 from ...formats.msmodelslim.format import OpenedMsModelSlim
 from ...formats.msmodelslim.linears import unpack_deq_scale
@@ -78,7 +78,9 @@ def _obstacles(opened: Opened, manual: bool) -> list[str]:
     static_q = bool(present) and all(scheme.q_scale is not None for scheme in present)
     if not static_q and any(scheme.q_scale is not None for scheme in present):
         reasons.append("q has calibrated scales in some layers only, and MindIE's cache has one kind")
-    if ROTATED_TYPE in kinds:
+    if kinds.intersection(WIDE_TYPES):
+        reasons.append("its linears' inputs have 16 bits, and MindIE's have 8")
+    if kinds.intersection(ROTATED_TYPES):
         reasons.append("its linears' inputs are rotated at run time, which MindIE does not support")
     elif "W8A8_DYNAMIC" in kinds and static_q:
         reasons.append("its linears have a scale per token (W8A8_DYNAMIC), and MindIE supports FAQuant only with W8A8")
