@@ -1,6 +1,6 @@
 """The Python API: functions that do the work of the commands."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,7 @@ def quantize(
     overwrite: bool = False,
     restart: bool = False,
     max_kl: float | None = None,
+    for_batch: Sequence[int] = search.BATCHES,
     progress: Callable[[int, int], None] = lambda done, total: None,
     search_progress: search.Progress = lambda what, done, total: None,
     to_be_measured: bool = False,
@@ -54,6 +55,8 @@ def quantize(
         restart: discard the work of an interrupted run instead of resuming it.
         max_kl: for `auto`: the cheapest recipe with a mean KL, in nats, within this bound; None: the most accurate
             recipe at full speed.
+        for_batch: for `auto`: numbers of rows (sequences decoded together, or tokens of a prompt) at which linears are
+            timed if some must be better than int8.
         progress: called with (steps done, total steps).
         search_progress: called with (what is tried, steps done, total steps).
         to_be_measured: write a note next to `output` by which `is_quantized` recognizes it, until provenance.forget
@@ -70,7 +73,7 @@ def quantize(
         CheckpointError, UnsupportedError: the model cannot be read, or the recipe does not support it.
         OutputError: `output` exists or cannot be written, or contains the work of another interrupted run.
     """
-    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl, keep_kv_tables)
+    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl, for_batch, keep_kv_tables)
     source, chosen, ids = arguments.source, arguments.recipe, arguments.calibration
     notes, journal = {}, None
     if arguments.automatic:
@@ -86,7 +89,7 @@ def quantize(
         journal = arguments.journal
         if restart:
             journal.unlink(missing_ok=True)
-        found = search.find(source, ids, held_out, max_kl, search_progress, journal)
+        found = search.find(source, ids, held_out, max_kl, search_progress, journal, for_batch)
         chosen, notes = found.recipe, {search.SEARCH_FILE: found.to_json()}
     pipeline.quantize(
         source,
@@ -114,6 +117,7 @@ def is_quantized(
     *,
     overwrite: bool = False,
     max_kl: float | None = None,
+    for_batch: Sequence[int] = search.BATCHES,
     keep_kv_tables: bool = False,
 ) -> bool:
     """Whether `output` is already what `quantize` would write, so that only the measurement remains. If so, the
@@ -126,7 +130,7 @@ def is_quantized(
     Raises:
         As quantize, for invalid models, recipes and calibrations.
     """
-    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl, keep_kv_tables)
+    arguments = _QuantizeArguments.of(model, output, recipe, calibration, max_kl, for_batch, keep_kv_tables)
     if not (arguments.output / "config.json").is_file():
         return False
     ids = calibrating.fingerprint(arguments.calibration)
@@ -198,6 +202,7 @@ class _QuantizeArguments:
     recipe: Recipe
     automatic: bool
     max_kl: float | None
+    for_batch: tuple[int, ...]
     tokenizer: Tokenizer | None
     calibration: list[list[int]]
     keep_kv_tables: bool
@@ -210,6 +215,7 @@ class _QuantizeArguments:
         recipe: str | Recipe,
         calibration: str | Path,
         max_kl: float | None,
+        for_batch: Sequence[int],
         keep_kv_tables: bool = False,
     ) -> "_QuantizeArguments":
         source = Path(model)
@@ -224,13 +230,16 @@ class _QuantizeArguments:
                 )
             chosen = chosen.model_copy(update={"attention": None})
         tokenizer, ids = _calibration_of(source, calibration)
-        return cls(source, Path(output), chosen, automatic, max_kl, tokenizer, ids, keep_kv_tables)
+        batches = tuple(for_batch)
+        return cls(source, Path(output), chosen, automatic, max_kl, batches, tokenizer, ids, keep_kv_tables)
 
     @property
     def recipe_words(self) -> str:
         """The recipe, or how to find it."""
         kept = ", with the tables of MODEL" if self.keep_kv_tables else ""
-        return f"auto, max_kl {self.max_kl}" if self.automatic else self.recipe.model_dump_json() + kept
+        if self.automatic:
+            return f"auto, max_kl {self.max_kl}, for batches {self.for_batch}"
+        return self.recipe.model_dump_json() + kept
 
     @property
     def journal(self) -> Path:
@@ -243,7 +252,8 @@ class _QuantizeArguments:
         if not self.automatic:
             return recipe == self.recipe
         try:
-            return bool(read_object(self.output, search.SEARCH_FILE)["max_kl"] == self.max_kl)
+            found = read_object(self.output, search.SEARCH_FILE)
+            return bool(found["max_kl"] == self.max_kl and found["batches"] == list(self.for_batch))
         except (CheckpointError, KeyError):
             return False
 

@@ -69,6 +69,22 @@ def test_evaluate_prints_a_table_and_writes_json(
     assert "texts" in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--for-batch", "8"], "--for-batch needs --max-kl"),
+        (["--max-kl", "0.1", "--for-batch", "0,8"], "numbers from 1 on"),
+        (["--max-kl", "0.1", "--for-batch", "many"], "not 'many'"),
+    ],
+)
+def test_quantize_refuses_wrong_batches(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run(["quantize", str(source), "-o", str(tmp_path / "out"), *options]) != 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_evaluate_compares_tasks(
     quantized: Path,
     source: Path,

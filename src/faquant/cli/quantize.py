@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import FaquantError
+from ..errors import FaquantError, UsageError
 from ..kernels.device import Device, chosen
 from ..progress import progress_bar
 from .evaluate import print_report, write_report
@@ -33,6 +33,13 @@ def quantize(
         float | None,
         typer.Option(help="Search for the cheapest recipe whose mean KL is at most X nats.", metavar="X"),
     ] = None,
+    for_batch: Annotated[
+        str | None,
+        typer.Option(
+            help="With --max-kl: numbers of sequences (or of a prompt's tokens) whose speed counts; 1,32 by default.",
+            metavar="N,…",
+        ),
+    ] = None,
     measure: Annotated[
         bool,
         typer.Option("--evaluate/--no-evaluate", help="Evaluate OUT at the end, and write a report into it."),
@@ -49,6 +56,9 @@ def quantize(
 ) -> None:
     """Quantize a Hugging Face checkpoint to 8-bit attention and 8-bit linears."""
     started = time.monotonic()
+    if for_batch is not None and max_kl is None:
+        raise UsageError("--for-batch needs --max-kl.")
+    batches = _numbers(for_batch or "1,32")
     chosen(device)
     (opened,) = check_checkpoints(model)
     from .. import api  # loads torch, so check the directory and options first
@@ -68,7 +78,14 @@ def quantize(
         and not restart
         and _lacks_report(output)
         and api.is_quantized(
-            model, output, recipe, calibration, overwrite=overwrite, max_kl=max_kl, keep_kv_tables=keep_kv_tables
+            model,
+            output,
+            recipe,
+            calibration,
+            overwrite=overwrite,
+            max_kl=max_kl,
+            for_batch=batches,
+            keep_kv_tables=keep_kv_tables,
         )
     ):
         print(f"{output} is complete; only the evaluation is missing.", file=sys.stderr)
@@ -87,6 +104,7 @@ def quantize(
             overwrite=overwrite,
             restart=restart,
             max_kl=max_kl,
+            for_batch=batches,
             progress=progress,
             search_progress=show,
             to_be_measured=measure,
@@ -103,6 +121,16 @@ def quantize(
         return
     print(took, file=sys.stderr)
     _measure(model, output, again, device)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise UsageError(f"--for-batch takes numbers from 1 on, such as 1,32, not {text!r:.40}.")
+    return found
 
 
 def _lacks_report(output: Path) -> bool:

@@ -2,14 +2,13 @@
 
 Attention and linears are measured separately. Candidates quantize the layers as they run, and are never written. The KL
 of the whole is nearly the sum of the parts, and is measured before a recipe is chosen. If no recipe with int8 linears
-stays within the bound, the linears with the greatest loss per byte are left float.
+stays within the bound, linears get 16-bit inputs or are left float, those first that lose most for the time that costs.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +28,36 @@ from ..quantization.layerwise import GROUPS, LayerQuantizer
 from ..quantization.pipeline import metadata_of
 from ..quantization.tensors import SourceTensors
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
+from .costs import BATCHES, Costs, Kind, Seconds, timed
 from .journal import Journal, Part
 from .space import ATTENTION, LINEAR, Measured
+from .upgrades import Group, upgrades
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is measured, steps done, total steps)."""
 
 CALIBRATION_TOKENS = 4096
+_TIMED = "model.layers.0.mlp.up_proj.weight"
+"""The weight whose dtype float linears are timed with."""
 _FLOAT = "float"
+_WORDS: dict[Kind, str] = {"wide": "16-bit inputs", "float": "float"}
 _HEAD = ("lm_head",)
-_Group = tuple[str, ...]
-"""Linears with the same input, by their checkpoint names."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The chosen recipe, and the table of measurements on `tokens` tokens."""
+    """The chosen recipe, and the table of measurements on `tokens` tokens; `batches` as for `find`."""
 
     recipe: Recipe
     max_kl: float | None
+    batches: tuple[int, ...]
     tokens: int
     candidates: list[Measured]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         rows = [asdict(row) for row in self.candidates]
-        return {"max_kl": self.max_kl, "tokens": self.tokens, "candidates": rows}
+        return {"max_kl": self.max_kl, "batches": list(self.batches), "tokens": self.tokens, "candidates": rows}
 
 
 def find(
@@ -64,8 +67,13 @@ def find(
     max_kl: float | None = None,
     progress: Progress = lambda what, done, total: None,
     journal: Path | None = None,
+    batches: Sequence[int] = BATCHES,
+    seconds: Seconds | None = None,
 ) -> SearchResult:
-    """Choose a recipe for the float directory `source`. The choice does not depend on the number of threads.
+    """Choose a recipe for the float directory `source`.
+
+    The choice does not depend on the number of threads, unless linears must be better than int8: then it depends on
+    timings.
 
     Args:
         calibration: token ids of each prompt; about CALIBRATION_TOKENS of them are used.
@@ -73,12 +81,15 @@ def find(
         max_kl: bound on the mean KL of the whole in nats; None: the most accurate recipe at full speed.
         journal: a file for the measurements, with which an interrupted search resumes; it is replaced if it is from
             another model, calibration, text or version.
+        batches: numbers of rows (sequences that are decoded together, or tokens of a prompt) at which linears are timed
+            if some must be better than int8.
+        seconds: the times; None: of this machine's kernels.
 
     Raises:
         UsageError: no recipe stays within the bound, or there is nothing to measure.
         OutputError: the journal cannot be written.
     """
-    return _RecipeSearch(source, calibration, texts, max_kl, progress, journal).find()
+    return _RecipeSearch(source, calibration, texts, max_kl, progress, journal, batches, seconds).find()
 
 
 class _RecipeSearch:
@@ -90,7 +101,11 @@ class _RecipeSearch:
         max_kl: float | None,
         progress: Progress,
         journal: Path | None,
+        batches: Sequence[int],
+        seconds: Seconds | None,
     ) -> None:
+        if not batches or min(batches) < 1:
+            raise UsageError(f"Batches must be numbers from 1 on, not {', '.join(map(str, batches)) or 'none'}.")
         if max_kl is not None and not max_kl > 0:
             raise UsageError(f"The bound on KL must be above 0, not {max_kl}.")
         opened = open_checkpoint(source)
@@ -103,6 +118,8 @@ class _RecipeSearch:
         every = max(1, sum(map(len, calibration)) // CALIBRATION_TOKENS)
         self._prompts = [torch.tensor(ids) for ids in calibration[::every] if ids]
         self._max_kl, self._progress = max_kl, progress
+        self._batches = tuple(batches)
+        self._seconds = seconds or timed(float_bytes=2 if opened.files.dtype(_TIMED) == "bfloat16" else 4)
         self._rows: list[Measured] = []
         identity = [
             opened.files.fingerprint(),
@@ -134,7 +151,7 @@ class _RecipeSearch:
             if bound is None or row.kl <= bound:
                 return self._found(recipe)
             excess = max(excess, row.kl / max(expected, 1e-12))
-        return self._with_float_linears(*min(attentions, key=lambda pair: pair[1].kl), bound or 0.0)
+        return self._with_better_linears(*min(attentions, key=lambda pair: pair[1].kl), bound or 0.0)
 
     def _attention(self) -> list[tuple[AttentionRecipe, Measured]]:
         recipes = {name: recipe for name, (_, recipe) in ATTENTION.items()}
@@ -183,20 +200,29 @@ class _RecipeSearch:
 
         return self._measured("both", {name: recipe}, measure)[0]
 
-    def _with_float_linears(self, attention: AttentionRecipe, alone: Measured, bound: float) -> SearchResult:
-        """Leave the groups of linears with the greatest loss per byte float, as few as possible."""
-        linear = LinearRecipe()
-        losses = self._by_group(attention, linear)
-        order = sorted(losses, key=lambda group: losses[group] / self._parameters(group), reverse=True)
+    def _with_better_linears(self, attention: AttentionRecipe, alone: Measured, bound: float) -> SearchResult:
+        """Give linears 16-bit inputs or leave them float, as few as possible for the time that it costs."""
+        narrow, wide = LinearRecipe(), LinearRecipe(wide_inputs=("*",))
+        losses, left_wide = self._by_group(attention, narrow), self._by_group(attention, wide)
+        costs = Costs(self._config, self._batches, self._seconds)
+        kinds: tuple[Kind, ...] = ("wide", "float")
+        added = {group: {kind: costs.added(group, kind) for kind in kinds} for group in losses}
+        chosen: dict[Group, Kind] = {}
         left, excess = alone.kl + sum(losses.values()), 1.0
-        for count, group in enumerate(order[:-1], 1):
-            left -= losses[group]
-            if left * excess > bound:
+        for upgrade in upgrades(losses, left_wide, added):
+            chosen[upgrade.group] = upgrade.kind
+            left -= upgrade.gain
+            if left * excess > bound or all(chosen.get(group) == "float" for group in losses):
                 continue
-            names = tuple(name for group in sorted(order[:count], key=_place) for name in group)
-            recipe = Recipe(name="auto", attention=attention, linear=linear.model_copy(update={"float_layers": names}))
-            change = f"float: {'; '.join(map(_group_name, sorted(order[:count], key=_place)))}"
-            measured = self._whole(recipe, f"{alone.name}; {count} of {len(order)} groups float", change)
+            by_kind = {
+                kind: sorted((group for group, found in chosen.items() if found == kind), key=_place) for kind in kinds
+            }
+            patterns = {kind: tuple(name for group in groups for name in group) for kind, groups in by_kind.items()}
+            linear = LinearRecipe(wide_inputs=patterns["wide"], float_layers=patterns["float"])
+            recipe = Recipe(name="auto", attention=attention, linear=linear)
+            shown = {kind: "; ".join(map(_group_name, groups)) for kind, groups in by_kind.items() if groups}
+            change = ". ".join(f"{_WORDS[kind]}: {groups}" for kind, groups in shown.items())
+            measured = self._whole(recipe, f"{alone.name}; {_counted(by_kind, len(losses))}", change)
             if measured.kl <= bound:
                 return self._found(recipe)
             excess = max(excess, measured.kl / max(left, 1e-12))
@@ -205,9 +231,9 @@ class _RecipeSearch:
             "keep the float model."
         )
 
-    def _by_group(self, attention: AttentionRecipe, linear: LinearRecipe) -> dict[_Group, float]:
+    def _by_group(self, attention: AttentionRecipe, linear: LinearRecipe) -> dict[Group, float]:
         """KL of each group of linears, and of the head, quantized alone."""
-        losses: dict[_Group, float] = {}
+        losses: dict[Group, float] = {}
         for kind in (*GROUPS, _HEAD):
             others = [module for group in (*GROUPS, _HEAD) if group != kind for module in group]
             patterns = tuple(module if module == "lm_head" else f"*.{module}" for module in others)
@@ -219,13 +245,13 @@ class _RecipeSearch:
             losses |= {group: row.kl for group, row in zip(groups, rows, strict=True)}
         return losses
 
-    def _groups(self, kind: _Group) -> list[_Group]:
+    def _groups(self, kind: Group) -> list[Group]:
         """The groups of this kind, one per layer, or one for the head."""
         if kind == _HEAD:
             return [kind]
         return [tuple(f"model.layers.{n}.{module}" for module in kind) for n in range(self._config.num_layers)]
 
-    def _alone(self, recipe: Recipe, groups: Sequence[_Group]) -> list[Measured]:
+    def _alone(self, recipe: Recipe, groups: Sequence[Group]) -> list[Measured]:
         """Measure each group on its own in the float model; the recipe quantizes nothing else."""
         quantizer = self._quantizer(recipe)
         candidate = Candidate(quantizer, Calibration(quantizer, self._prompts), attention=False)
@@ -248,10 +274,9 @@ class _RecipeSearch:
             models = {_group_name(group): alone(number) for number, group in enumerate(groups)}
         heads = [candidate] if groups == [_HEAD] else []
         results = self._divergences(f"linears by layer: {_kind_name(groups[0])}", models, heads)
-        return [Measured.of("group", name, "quantized alone", result, 0, 0) for name, result in results.items()]
-
-    def _parameters(self, group: _Group) -> int:
-        return sum(prod(self._config.linear_shape(name)) for name in group)
+        is_wide = recipe.linear is not None and bool(recipe.linear.wide_inputs)
+        change = f"quantized alone, inputs of {16 if is_wide else 8} bits"
+        return [Measured.of("group", name, change, result, 0, 0) for name, result in results.items()]
 
     def _measured(
         self, what: str, recipes: Mapping[str, Part], measure: Callable[[], list[Measured]]
@@ -282,24 +307,30 @@ class _RecipeSearch:
 
     def _found(self, recipe: Recipe) -> SearchResult:
         rows = [*self._rows[:-1], replace(self._rows[-1], chosen=True)]
-        return SearchResult(recipe, self._max_kl, sum(len(window.tokens) for window in self._windows), rows)
+        tokens = sum(len(window.tokens) for window in self._windows)
+        return SearchResult(recipe, self._max_kl, self._batches, tokens, rows)
 
 
 def _bytes_per_token(model: Model) -> int:
     return sum(scheme.bytes_per_token for scheme in model.schemes if scheme is not None)
 
 
-def _kind_name(group: _Group) -> str:
+def _counted(by_kind: Mapping[Kind, Sequence[Group]], total: int) -> str:
+    """Such as `3 of 121 groups with 16-bit inputs, 1 float`."""
+    return f"{len(by_kind['wide'])} of {total} groups with 16-bit inputs, {len(by_kind['float'])} float"
+
+
+def _kind_name(group: Group) -> str:
     """Such as `q_proj, k_proj, v_proj`."""
     return ", ".join(name.rpartition(".")[2] for name in group)
 
 
-def _group_name(group: _Group) -> str:
+def _group_name(group: Group) -> str:
     """Such as `layer 3: q_proj, k_proj, v_proj`."""
     return _kind_name(group) if group == _HEAD else f"layer {_place(group)[0]}: {_kind_name(group)}"
 
 
-def _place(group: _Group) -> tuple[int, int]:
+def _place(group: Group) -> tuple[int, int]:
     """Sort key: layer and position in it; the head is last."""
     if group == _HEAD:
         return 1 << 30, 0
