@@ -26,7 +26,10 @@ from faquant.kernels.tables import DynamicTable
 from faquant.model.load import Model, load
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
-from faquant.quantization.pipeline import quantize
+from faquant.quantization.layerwise import LayerQuantizer
+from faquant.quantization.pipeline import metadata_of, quantize
+from faquant.quantization.rounding import Gram
+from faquant.quantization.tensors import SourceTensors
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
 from oracles.tiny_models import tiny_model
 
@@ -153,6 +156,29 @@ def test_inputs_of_16_bits_lose_nothing(source: Path, tmp_path: Path) -> None:
         }
         assert error[table.input_steps] < 2e-4 * float(exact.norm())
         assert error[table.input_steps] < error[127.0] / 100
+
+
+@pytest.mark.parametrize(
+    ("linear", "exponent"),
+    [
+        (LinearRecipe(), 0.25),
+        (LinearRecipe(wide_inputs=("*",)), 0.125),
+        (LinearRecipe(wide_inputs=("*.gate_proj",)), 0.25),
+        (LinearRecipe(wide_inputs=("*",), rounding="nearest"), 0.25),
+    ],
+)
+def test_balancing_counts_the_sizes_of_16_bit_inputs_half(linear: LinearRecipe, exponent: float, source: Path) -> None:
+    """If all linears with these inputs have 16 bits, and their weights are compensated."""
+    opened, recipe = open_checkpoint(source), Recipe(name="any", linear=linear)
+    checked = SourceTensors(opened.files)
+    quantizer = LayerQuantizer(opened.config, checked, recipe, metadata_of(opened.config, recipe, "", ""))
+    names = tuple(f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up"))
+    gram = Gram(opened.config.hidden_size)
+    x = torch.randn(30, gram.size, generator=torch.Generator().manual_seed(6)) * torch.linspace(0.1, 5, gram.size)
+    gram.add(x)
+    weights = sum(checked.finite(f"{name}.weight").double().square().sum(0) for name in names)
+    expected = x.double().square().mean(0) ** exponent / torch.as_tensor(weights) ** 0.25
+    torch.testing.assert_close(quantizer._equalizer(names, gram), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("field", ["float_layers", "wide_inputs"])

@@ -18,7 +18,7 @@ WIDE_TYPE = "FAQUANT_W8A16_DYNAMIC"
 """Type of a dynamic linear whose input has 16 bits."""
 
 WIDE_ROTATED_TYPE = "FAQUANT_W8A16_DYNAMIC_ROTATED"
-"""Both."""
+"""Type of a dynamic linear whose input is rotated at run time and has 16 bits."""
 
 ROTATED_TYPES = (ROTATED_TYPE, WIDE_ROTATED_TYPE)
 WIDE_TYPES = (WIDE_TYPE, WIDE_ROTATED_TYPE)
@@ -26,19 +26,18 @@ WIDE_TYPES = (WIDE_TYPE, WIDE_ROTATED_TYPE)
 SCALED_TYPE = "FAQUANT_W8A8_SCALED"
 """Type of a static linear whose input is multiplied by `pre_quant_scale` at run time."""
 
+OWN_TYPES = (*ROTATED_TYPES, WIDE_TYPE, SCALED_TYPE)
+"""Types of linears that only faquant's format has."""
+
+METADATA_KEY = "faquant"
+"""The key of faquant's metadata in the description's metadata."""
+
 
 def dynamic_type(rotated: bool, wide: bool) -> str:
     """The type of a dynamic linear."""
     if wide:
         return WIDE_ROTATED_TYPE if rotated else WIDE_TYPE
     return ROTATED_TYPE if rotated else "W8A8_DYNAMIC"
-
-
-OWN_TYPES = (*ROTATED_TYPES, WIDE_TYPE, SCALED_TYPE)
-"""Types of linears that only faquant's format has."""
-
-METADATA_KEY = "faquant"
-"""The key of faquant's metadata in the description's metadata."""
 
 
 class Imported(BaseModel):
