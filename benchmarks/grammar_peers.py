@@ -72,7 +72,7 @@ def main() -> None:
     for name, command in commands.items():
         with ExitStack() as stack:
             url = stack.enter_context(served(command, arguments.threads))
-            step(url, CLIENTS, FORMAT)
+            step(url, CLIENTS, {"response_format": FORMAT})
             times: dict[str, list[float]] = {"free": [], "schema": []}
             for _ in range(arguments.rounds):
                 times["free"].append(step(url, arguments.requests, {"ignore_eos": True}))
