@@ -110,10 +110,10 @@ def float_weight(table: DynamicTable) -> Floats:
 
 
 def recipe_of(kind: str | None) -> Recipe:
-    """`default`'s linears of one kind, or all, and nothing else."""
+    """`default` with the linears of one kind, or all. Its attention folds V's rotation, and is float in a Part."""
     others = [name for other, group in KINDS.items() if kind not in (None, other) for name in group]
     patterns = tuple(name if name == "lm_head" else f"*.{name}" for name in others)
-    return Recipe(name="default", attention=None, linear=LinearRecipe(float_layers=patterns))
+    return Recipe(name="default", linear=LinearRecipe(float_layers=patterns))
 
 
 @one_torch_thread()
