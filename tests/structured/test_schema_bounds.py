@@ -1,6 +1,8 @@
 """Bounds far beyond any answer: compiling takes no time or memory for them, and the bounds of counted members."""
 
+import time
 import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -60,3 +62,43 @@ def test_members_are_counted(least: int, most: int, is_closed: bool) -> None:
         assert least > most or not most or (is_closed and least > 3)
         return
     assert [value for value in values if value in recognizer] == [value for value in values if is_valid(schema, value)]
+
+
+def seconds(schema: Any) -> float:
+    begin = time.process_time()
+    with suppress(UsageError):
+        compile_schema(schema)
+    return time.process_time() - begin
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        pytest.param(
+            {
+                "type": "object",
+                "properties": {f"n{number}": {} for number in range(12)},
+                "allOf": [{"not": {"additionalProperties": {"const": f"x{number}"}}} for number in range(8)],
+            },
+            id="members that are wanted",
+        ),
+        pytest.param(
+            {
+                "properties": {f"n{number:04}": {"type": "string"} for number in range(3000)},
+                "required": ["n0002", "n0001"],
+                "type": "object",
+            },
+            id="sorted names",
+        ),
+        pytest.param(
+            {
+                "type": "object",
+                "allOf": [{"properties": {f"{letter}{number}": {} for number in range(1500)}} for letter in ("a", "b")],
+            },
+            id="merged names",
+        ),
+        pytest.param({"type": "string", "pattern": "^(a|b)*$", "minLength": 60000}, id="a long string with a pattern"),
+    ],
+)
+def test_large_schemas_are_compiled_soon(schema: Any) -> None:
+    assert seconds(schema) < 3

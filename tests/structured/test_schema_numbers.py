@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from faquant.errors import UsageError
 from faquant.structured.json_schema import compile_schema
 from oracles.schemas import Recognizer
 
@@ -123,3 +124,30 @@ def test_multiples_are_admitted_as_they_are_usually_written(step: str, bounds: d
         assert values.has_text(repr(float(value)).removesuffix(".0")) == is_right, value
         if value.denominator == 1 and Fraction(step).denominator > 1:
             assert values.has_text(f"{int(value)}.0") == is_right, value
+
+
+@pytest.mark.parametrize("places", range(11))
+@pytest.mark.parametrize("digits", [2, 3, 5, 7, 11, 15, 25, 123, 123456])
+@pytest.mark.parametrize("kind", ["number", "integer"])
+def test_steps_are_exact_or_left_out(kind: str, digits: int, places: int) -> None:
+    """llguidance misreads some steps; of these, no multiple is promised, and `strict` refuses them by name."""
+    step = Fraction(digits, 10**places)
+    schema = {"type": kind, "multipleOf": float(step)}
+    compiled = compile_schema(schema)
+    admitted = Recognizer(compiled)
+    for count in (0, 1, 3, 17, 101):
+        value = step * count
+        if kind == "number" or value.denominator == 1:
+            text = str(value.numerator) if value.denominator == 1 else f"{float(value):.{places}f}"
+            assert admitted.has_text(text), text
+    others = [text for text in ("1", "7", "8", "10.01", "24.68", "0.3") if Fraction(text) % step]
+    if compiled.unenforced:
+        with pytest.raises(UsageError, match="multipleOf"):
+            compile_schema(schema, strict=True)
+    else:
+        assert not any(map(admitted.has_text, others))
+
+
+def test_usual_steps_are_enforced() -> None:
+    for step in (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.5, 2, 5, 0.001, 0.0011, 1.5e-5):
+        assert not compile_schema({"type": "number", "multipleOf": step}, strict=True).unenforced

@@ -29,6 +29,16 @@ NEUTRAL: list[Case] = [
     ({"definitions": {"a": {"pattern": "("}}, "type": "null"}, [None], [1]),
 ]
 OBJECTS: list[Case] = [
+    (
+        {"type": "object", "required": ["a"], "not": {"const": {"a": 1}}},
+        [{"a": 2}, {"a": None}],
+        [{"a": 1}, {"b": 1}],
+    ),
+    (
+        {**closed(type=STRING), "not": {"enum": [{"type": "a"}, {"type": "b"}]}},
+        [{"type": "c"}],
+        [{"type": "a"}, {"type": "b"}],
+    ),
     ({"propertyNames": {"enum": ["a", "b"]}, "type": "object"}, [{}, {"a": 1, "b": []}], [{"c": 1}]),
     (
         {"propertyNames": {"pattern": "^x"}, "properties": {"a": {}}, "type": "object"},

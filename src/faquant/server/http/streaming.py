@@ -77,8 +77,8 @@ class _Writer:
     async def write(self, body: bytes, more: bool = True) -> None:
         async with self._lock:
             if not self.has_begun:
-                await self._send(self._start)
                 self.has_begun = True
+                await self._send(self._start)
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
             self._last = self._time()
 
@@ -93,6 +93,8 @@ class _Writer:
         finally:
             task.cancel()
             await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
 
     async def _comment(self, seconds: float) -> None:
         while seconds:

@@ -20,7 +20,7 @@ _COUNTERS = {
     "prompt_tokens": "Tokens of prompts, counted once per prompt",
     "cached_tokens": "Tokens of prompts found in the prefix cache, counted once per prompt",
     "prefilled_tokens": "Tokens computed for prompts, including recomputation",
-    "generated_tokens": "Tokens of answers, counted when they are sent",
+    "generated_tokens": "Tokens of answers, counted when the engine returns them",
     "discarded_tokens": "Tokens that were drawn but not sent, because the answer lacked the required form or was ended",
     "draft_tokens": "Draft tokens proposed by speculation",
     "accepted_tokens": "Draft tokens accepted",

@@ -36,6 +36,7 @@ any_object: "{" (any_member ("," any_member)*)? "}"
 any_member: STRING ":" any"""
 _EXACT = 2**53
 _MOST_STEPS = 6
+_MOST_STEP, _MOST_PLACES = 1 << 32, 8
 _DEEPEST = 1000
 _NAMES = re.compile(r'"(?:[^"\\]|\\.)*"|/(?:[^/\\]|\\.)+/|\b([rsp][0-9]+)\b')
 
@@ -201,6 +202,10 @@ class Grammar:
             text = number_terminal(NumberForm(True if is_integer else form.integral, low, high, (), form.excluded))
             return [] if text is None else [self.terminal(text)]
         step = steps[0] if len(steps) == 1 else _common_multiple(steps)
+        if not _is_read(step):
+            self.normal.leave_out(f"'multipleOf' {float(step):g}", "its multiples have no grammar")
+            text = number_terminal(NumberForm(True if is_integer else form.integral, low, high))
+            return [] if text is None else [self.terminal(text)]
         inverse = multiples_of_inverse(step.denominator) if step.numerator == 1 else None
         if inverse is not None and not form.integral:
             bounded = number_terminal(NumberForm(None, low, high))
@@ -248,7 +253,16 @@ def _steps(step: Fraction) -> list[Fraction]:
     places = next(count for count in range(step.denominator.bit_length() + 1) if (step * 10**count).denominator == 1)
     for count in range(places - 1, max(places - _MOST_STEPS, 0), -1):
         found.append(_common_multiple([step, Fraction(1, 10**count)]))
-    return found
+    return [each for each in found if _is_read(each)]
+
+
+def _is_read(step: Fraction) -> bool:
+    """Whether llguidance reads a step as it is: it multiplies a double by 10 until nothing is left behind the point,
+    and counts in 32 bits."""
+    value, places = float(step), 0
+    while value % 1:
+        value, places = value * 10, places + 1
+    return value < _MOST_STEP and places <= _MOST_PLACES and value == step * 10**places
 
 
 def _number(value: Fraction) -> float:

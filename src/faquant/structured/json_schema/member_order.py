@@ -9,7 +9,8 @@ MOST_MEMBERS = 64  # the bits of llguidance's parameters
 
 @dataclass(frozen=True)
 class Order:
-    """The names in an order that is right, and the bits (by place) of those that must not come after each."""
+    """The names in an order that is right, and the bits (by place) of those that must not come after each; without
+    bits, no other order is right."""
 
     names: tuple[str, ...]
     before: tuple[int, ...]
@@ -17,7 +18,7 @@ class Order:
     @property
     def is_total(self) -> bool:
         """Whether no other order is right."""
-        return all(self.before[place + 1] >> place & 1 for place in range(len(self.names) - 1))
+        return not self.before or all(self.before[place + 1] >> place & 1 for place in range(len(self.names) - 1))
 
 
 def order_of(names: Iterable[str], chains: Iterable[tuple[str, ...]]) -> Order:
@@ -26,10 +27,10 @@ def order_of(names: Iterable[str], chains: Iterable[tuple[str, ...]]) -> Order:
     Names without a chain come last. More than MOST_MEMBERS names are in their order.
     """
     given = list(dict.fromkeys(names))
+    if len(given) > MOST_MEMBERS:
+        return Order(tuple(given), ())
     before: dict[str, int] = dict.fromkeys(given, 0)  # bits by place in `given`
     places = {name: place for place, name in enumerate(given)}
-    if len(given) > MOST_MEMBERS:
-        return _sorted(given, {name: (1 << place) - 1 for name, place in places.items()})
     chained: dict[str, None] = {}
     for chain in chains:
         known = [name for name in chain if name in places]

@@ -19,13 +19,12 @@ from .forms import (
     Option,
     State,
     StringForm,
-    Value,
     Wanted,
-    kind_of,
 )
 from .interfaces import Normal
 from .keywords import REFERENCES
 from .positive import absent, bounds_of, kinds_of, name_patterns, pattern_of, requiring, values_of
+from .values import other_values
 
 _MOST_PAIRS = 4
 _ANYTHING: State = frozenset()
@@ -56,7 +55,7 @@ def _forms(normal: Normal, schema: dict[str, Any]) -> Iterator[Form]:
         yield Form(frozenset({"number"}), number=NumberForm(integral=False))
     values = values_of(schema)
     if values is not None:
-        yield _other_values([value.value for value in values])
+        yield other_values([value.value for value in values])
     low, high = bounds_of(schema)
     if low is not None:
         yield _numbers(NumberForm(high=(low[0], not low[1])))
@@ -84,18 +83,6 @@ def _forms(normal: Normal, schema: dict[str, Any]) -> Iterator[Form]:
     for name, names in wanted.items():
         for other in names if isinstance(names, list) else ():
             yield _objects((requiring(name).object & absent(normal, other).object) or ObjectForm())
-
-
-def _other_values(values: list[Any]) -> Form:
-    kinds = KINDS - {kind_of(value) for value in values if value is None or isinstance(value, bool)}
-    numbers = tuple(value for value in values if isinstance(value, int | float) and not isinstance(value, bool))
-    texts = tuple(value for value in values if isinstance(value, str))
-    return Form(
-        kinds,
-        NumberForm(excluded=numbers),
-        StringForm(excluded=texts),
-        excluded=tuple(Value(value) for value in values if isinstance(value, list | dict)),
-    )
 
 
 def _opposite(normal: Normal, schema: dict[str, Any], part: Any) -> State:

@@ -12,6 +12,8 @@ from .values import fits
 _DEEPEST = 32
 _LONGEST = 1 << 16
 """Characters of a string; longer ones are not tried, because they would take memory."""
+_LONGEST_MATCHED = 1 << 10
+"""The same for strings with patterns, because matching them would take time."""
 _MOST_ADDED = 4
 
 
@@ -100,7 +102,7 @@ def _numbers(form: NumberForm) -> list[Any]:
 
 
 def _strings(form: StringForm) -> list[Any]:
-    if form.least > _LONGEST:
+    if form.least > (_LONGEST_MATCHED if form.patterns else _LONGEST):
         return []
     found = [pattern.example() for pattern, wanted in form.patterns if wanted]
     texts = [text for text in found if text is not None] or [""]

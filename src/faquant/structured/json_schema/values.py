@@ -5,8 +5,10 @@ from fractions import Fraction
 from typing import Any
 
 from . import objects
-from .forms import ArrayForm, Form, NumberForm, ObjectForm, StringForm, Value, Wanted, kind_of
+from .forms import KINDS, ArrayForm, Form, NumberForm, ObjectForm, StringForm, Value, Wanted, kind_of
 from .interfaces import Normal
+
+_MOST_NAMES = 16
 
 
 def holds(normal: Normal, form: Form, value: Any) -> bool:
@@ -28,8 +30,22 @@ def fits(normal: Normal, form: Form, value: Any) -> bool:
     return kind != "object" or _holds_object(normal, form.object, value)
 
 
+def other_values(values: list[Any]) -> Form:
+    """All values but these."""
+    kinds = KINDS - {kind_of(value) for value in values if value is None or isinstance(value, bool)}
+    numbers = tuple(value for value in values if isinstance(value, int | float) and not isinstance(value, bool))
+    texts = tuple(value for value in values if isinstance(value, str))
+    return Form(
+        kinds,
+        NumberForm(excluded=numbers),
+        StringForm(excluded=texts),
+        excluded=tuple(Value(value) for value in values if isinstance(value, list | dict)),
+    )
+
+
 def without_excluded(normal: Normal, form: Form) -> list[Form]:
-    """The values of a form that it does not exclude: arrays and objects of other sizes, and objects of other names."""
+    """The values of a form that it does not exclude: arrays and objects of other sizes, and objects of other names, or
+    with another value under one of them."""
     plain = replace(form, excluded=())
     excluded = [each for each in form.excluded if fits(normal, plain, each.value)]
     found = [replace(plain, kinds=form.kinds - {each.kind for each in excluded})]
@@ -47,6 +63,9 @@ def without_excluded(normal: Normal, form: Form) -> list[Form]:
         elif len(objects) == 1:
             absent = normal.state(False)
             sizes_of_objects += [ObjectForm({name: absent}) for name in objects[0] if name not in form.object.required]
+        for name in list(dict.fromkeys(name for each in objects for name in each))[:_MOST_NAMES]:
+            other = normal.of_form(other_values([each[name] for each in objects if name in each]))
+            sizes_of_objects.append(ObjectForm({name: other}, required=(name,)))
         kept = [form.object & each for each in sizes_of_objects]
         found += [replace(plain, kinds=frozenset({"object"}), object=each) for each in kept if each is not None]
     return found

@@ -13,10 +13,13 @@ _MOST_FORMS, _MOST_NAMES = 128, 8
 
 def with_wanted(normal: Normal, form: ObjectForm) -> list[ObjectForm]:
     """The forms of objects that have the wanted members: each is one of the properties, or one with another name."""
-    if not form.wanted:
-        return [form]
-    wanted, *rest = form.wanted
-    form = replace(form, wanted=())
+    forms = [replace(form, wanted=())]
+    for wanted in form.wanted:
+        forms = [having for each in forms for having in _having(normal, each, wanted)][:_MOST_FORMS]
+    return forms
+
+
+def _having(normal: Normal, form: ObjectForm, wanted: Wanted) -> list[ObjectForm]:
     possible = members(normal, form)
     found = [
         _requiring(form, name, wanted.state)
@@ -30,8 +33,7 @@ def with_wanted(normal: Normal, form: ObjectForm) -> list[ObjectForm]:
         found.append(replace(form, properties=declared, least_others=1))
     elif not found:
         found = [_requiring(form, name, wanted.state) for name in _other_names(normal, form, wanted, possible)]
-    forms = [each for one in found for each in with_wanted(normal, replace(one, wanted=tuple(rest)))]
-    return forms[:_MOST_FORMS]
+    return found
 
 
 def _requiring(form: ObjectForm, name: str, state: State) -> ObjectForm:

@@ -23,15 +23,16 @@ VALUE_END = "\n</parameter>\n"
 """The end of each parameter."""
 _HEAD = re.compile(r"<parameter=(?P<name>[^>\n]+)>\n")
 _FUNCTION_END = "</function>"
+_SPACE = r"[ \t\n\r]*"  # what JSON admits; not \s, which differs between Python and Rust
 _NUMBER = r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _WORDS = {"True": "true", "False": "false", "None": "null"}
 # What a text looks like, by the kinds that it is read as.
 _LOOKS = (
-    ({"null"}, "null|None"),
-    ({"true", "false"}, "true|false|True|False"),
-    ({"number"}, _NUMBER),
-    ({"object"}, r"\s*\{(?s:.*)"),
-    ({"array"}, r"\s*\[(?s:.*)"),
+    ({"null"}, f"{_SPACE}(null|None)"),
+    ({"true", "false"}, f"{_SPACE}(true|false|True|False)"),
+    ({"number"}, _SPACE + _NUMBER),
+    ({"object"}, rf"{_SPACE}\{{(?s:.*)"),
+    ({"array"}, rf"{_SPACE}\[(?s:.*)"),
 )
 _ANY, _STRING = Property(), frozenset({"string"})
 
@@ -153,4 +154,4 @@ def _as_json(text: str, kinds: frozenset[str]) -> str:
     """The JSON for the text of a value of one of these kinds, among them others than string."""
     if not any(found & kinds and re.fullmatch(look, text) for found, look in _LOOKS):
         return json.dumps(text, ensure_ascii=False)
-    return _WORDS.get(text, text)
+    return _WORDS.get(text.strip(), text)
