@@ -18,6 +18,7 @@ from .evaluation.report import Report
 from .evaluation.tasks.compare import Tasks, compare_tasks
 from .evaluation.through_vllm import evaluate_through_vllm
 from .kernels.device import Device
+from .model.load import load, load_float
 from .quantization import calibration as calibrating
 from .quantization import pipeline, provenance
 from .quantization.recalibrate import recalibrate
@@ -230,7 +231,7 @@ class _QuantizeArguments:
                 )
             chosen = chosen.model_copy(update={"attention": None})
         tokenizer, ids = _calibration_of(source, calibration)
-        batches = tuple(for_batch)
+        batches = tuple(sorted(set(for_batch)))
         return cls(source, Path(output), chosen, automatic, max_kl, batches, tokenizer, ids, keep_kv_tables)
 
     @property
@@ -297,6 +298,10 @@ def evaluate(
         if tasks is not None:
             raise UsageError("Tasks run through faquant's engine only.")
         return evaluate_through_vllm(Path(directory), Path(against), chosen, effort, progress)
+    if tasks is not None:  # before the tasks, which take long
+        measure.check_pair(
+            Path(directory), Path(against), load(Path(directory), lazy=True), load_float(Path(against), lazy=True)
+        )
     results = (
         [] if tasks is None else compare_tasks(Path(directory), Path(against), tasks, chosen, device, task_progress)
     )

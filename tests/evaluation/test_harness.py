@@ -308,6 +308,11 @@ def tasks(tmp_path: Path) -> Path:
     kinds: dict[str, dict[str, Any]] = {
         "local_choice": {"output_type": "multiple_choice", "doc_to_choice": "{{options}}", "doc_to_target": "gold"},
         "local_rolling": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}"},
+        "local_likelihood": {
+            "output_type": "loglikelihood",
+            "doc_to_target": " {{gold}}",
+            "metric_list": [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
+        },
         "local_answer": {
             "output_type": "generate_until",
             "doc_to_target": "{{gold}}",
@@ -366,7 +371,12 @@ def test_tasks_beside_the_report(directories: Path, tasks: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("no_such_task", "has no task 'no_such_task'"), ("local_rolling", "no score for each document")],
+    [
+        ("no_such_task", "has no task 'no_such_task'"),
+        ("local_*", "without patterns"),
+        ("local_rolling", "no score for each document"),
+        ("local_likelihood", "lm-evaluation-harness cannot run local_likelihood|no score for each document"),
+    ],
 )
 def test_tasks_that_cannot_be_compared_are_refused(
     directories: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
@@ -388,8 +398,11 @@ def test_the_command_line(directories: Path, tasks: Path, monkeypatch: pytest.Mo
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_nothing_else_in_faquant_imports_the_harness() -> None:
+def test_the_harness_is_imported_only_where_its_tasks_run() -> None:
     folder = Path(harness.__file__).parents[1]
     files = [path for path in folder.rglob("*.py") if path.name != "harness.py"]
     assert len(files) > 50
-    assert not [path for path in files if "lm_eval" in path.read_text() or "harness import" in path.read_text()]
+    users = [path for path in files if "import lm_eval" in path.read_text() or "from lm_eval" in path.read_text()]
+    assert [path.name for path in users] == ["lm_eval_tasks.py"]
+    lines = users[0].read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("import lm_eval", "from lm_eval", "from .. import harness"))]

@@ -58,7 +58,7 @@ def quantize(
     started = time.monotonic()
     if for_batch is not None and max_kl is None:
         raise UsageError("--for-batch needs --max-kl.")
-    batches = _numbers(for_batch or "1,32")
+    batches = _numbers("1,32" if for_batch is None else for_batch)
     chosen(device)
     (opened,) = check_checkpoints(model)
     from .. import api  # loads torch, so check the directory and options first

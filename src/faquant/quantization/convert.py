@@ -12,7 +12,7 @@ from ..checkpoint.write import add_all, output_directory
 from ..errors import UsageError
 from ..formats import open_checkpoint
 from ..formats.base import QK_NORMS, QUANTIZATION_KEYS, Opened, norm_names
-from ..formats.faquant.metadata import METADATA_KEY, SCALED_TYPE, Imported, Metadata
+from ..formats.faquant.metadata import METADATA_KEY, SCALED_TYPE, Imported, Metadata, dynamic_type
 from ..formats.msmodelslim.description import C8_TYPE, FA_TYPE, NORM_COPY, Description
 from ..formats.msmodelslim.format import OpenedMsModelSlim
 from ..kernels.quantizers import tensor_of
@@ -123,9 +123,10 @@ def linear_tensors(table: LinearTable, name: str) -> Iterator[NamedTensor]:
         if multiplier is not None:
             raise TypeError(f"{name}: no type of linears has a scale per token and an input multiplier")
         scale = tensor_of(table.scale)[:, None]
-        yield f"{name}.weight", "W8A8_DYNAMIC", tensor_of(table.weight)
-        yield f"{name}.weight_scale", "W8A8_DYNAMIC", scale
-        yield f"{name}.weight_offset", "W8A8_DYNAMIC", torch.zeros_like(scale)
+        kind = dynamic_type(rotated=False, wide=table.is_wide)
+        yield f"{name}.weight", kind, tensor_of(table.weight)
+        yield f"{name}.weight_scale", kind, scale
+        yield f"{name}.weight_offset", kind, torch.zeros_like(scale)
         if table.bias is not None:
             yield f"{name}.bias", "FLOAT", tensor_of(table.bias)
         return

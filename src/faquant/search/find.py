@@ -6,7 +6,7 @@ stays within the bound, linears get 16-bit inputs or are left float, those first
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,8 @@ from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
 from ..evaluation.streaming import Window, run
 from ..formats import open_checkpoint
+from ..kernels import threads
+from ..kernels.isa import cpu_name, selected_isa
 from ..kernels.parallel import one_torch_thread
 from ..model.lazy import LazySequence
 from ..model.load import Model, load_float
@@ -28,7 +30,7 @@ from ..quantization.layerwise import GROUPS, LayerQuantizer
 from ..quantization.pipeline import metadata_of
 from ..quantization.tensors import SourceTensors
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
-from .costs import BATCHES, Costs, Kind, Seconds, timed
+from .costs import BATCHES, Costs, Kind, Seconds, Timing, timed, timings
 from .journal import Journal, Part
 from .space import ATTENTION, LINEAR, Measured
 from .upgrades import Group, upgrades
@@ -46,18 +48,26 @@ _HEAD = ("lm_head",)
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The chosen recipe, and the table of measurements on `tokens` tokens; `batches` as for `find`."""
+    """The chosen recipe, and the table of measurements on `tokens` tokens; `batches` as for `find`. `timings` of
+    linears, if some are better than int8."""
 
     recipe: Recipe
     max_kl: float | None
     batches: tuple[int, ...]
     tokens: int
     candidates: list[Measured]
+    timings: list[Timing] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         rows = [asdict(row) for row in self.candidates]
-        return {"max_kl": self.max_kl, "batches": list(self.batches), "tokens": self.tokens, "candidates": rows}
+        return {
+            "max_kl": self.max_kl,
+            "batches": list(self.batches),
+            "tokens": self.tokens,
+            "timings": [asdict(timing) for timing in self.timings],
+            "candidates": rows,
+        }
 
 
 def find(
@@ -118,7 +128,8 @@ class _RecipeSearch:
         every = max(1, sum(map(len, calibration)) // CALIBRATION_TOKENS)
         self._prompts = [torch.tensor(ids) for ids in calibration[::every] if ids]
         self._max_kl, self._progress = max_kl, progress
-        self._batches = tuple(batches)
+        self._batches = tuple(sorted(set(batches)))
+        self._timings: list[Timing] = []
         self._seconds = seconds or timed(float_bytes=2 if opened.files.dtype(_TIMED) == "bfloat16" else 4)
         self._rows: list[Measured] = []
         identity = [
@@ -201,10 +212,12 @@ class _RecipeSearch:
         return self._measured("both", {name: recipe}, measure)[0]
 
     def _with_better_linears(self, attention: AttentionRecipe, alone: Measured, bound: float) -> SearchResult:
-        """Give linears 16-bit inputs or leave them float, as few as possible for the time that it costs."""
+        """Give linears 16-bit inputs or leave them float, the best rates of loss to time first, as far as needed."""
         narrow, wide = LinearRecipe(), LinearRecipe(wide_inputs=("*",))
         losses, left_wide = self._by_group(attention, narrow), self._by_group(attention, wide)
-        costs = Costs(self._config, self._batches, self._seconds)
+        machine = [cpu_name(), selected_isa(), threads.count(), *self._batches]
+        self._timings = self._journal.timings(machine, lambda: timings(self._config, self._batches, self._seconds))
+        costs = Costs(self._config, self._batches, self._timings)
         kinds: tuple[Kind, ...] = ("wide", "float")
         added = {group: {kind: costs.added(group, kind) for kind in kinds} for group in losses}
         chosen: dict[Group, Kind] = {}
@@ -308,7 +321,7 @@ class _RecipeSearch:
     def _found(self, recipe: Recipe) -> SearchResult:
         rows = [*self._rows[:-1], replace(self._rows[-1], chosen=True)]
         tokens = sum(len(window.tokens) for window in self._windows)
-        return SearchResult(recipe, self._max_kl, self._batches, tokens, rows)
+        return SearchResult(recipe, self._max_kl, self._batches, tokens, rows, self._timings)
 
 
 def _bytes_per_token(model: Model) -> int:

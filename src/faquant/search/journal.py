@@ -12,6 +12,7 @@ from ..checkpoint.files import read_object
 from ..checkpoint.shards import write_json
 from ..errors import CheckpointError, OutputError
 from ..recipe import AttentionRecipe, LinearRecipe, Recipe
+from .costs import Timing
 from .space import Measured
 
 Part = AttentionRecipe | LinearRecipe | Recipe
@@ -37,10 +38,18 @@ class Journal:
         """The rows of these recipes: saved ones, or else the results of `measure`."""
         described = json.dumps([what, {name: recipe.model_dump() for name, recipe in recipes.items()}])
         key = hashlib.sha256(described.encode()).hexdigest()
+        return [Measured(**row) for row in self._kept(key, measure)]
+
+    def timings(self, what: Sequence[object], measure: Callable[[], list[Timing]]) -> list[Timing]:
+        """The timings described by `what`: saved ones, or else the results of `measure`. So a search that resumes
+        chooses as before."""
+        return [Timing(**row) for row in self._kept(f"timings {json.dumps(what)}", measure)]
+
+    def _kept(self, key: str, measure: Callable[[], Sequence[Measured | Timing]]) -> list[dict[str, Any]]:
         if key not in self._rows:
             self._rows[key] = [asdict(row) for row in measure()]
             self._write()
-        return [Measured(**row) for row in self._rows[key]]
+        return self._rows[key]
 
     def _write(self) -> None:
         if self._path is None:

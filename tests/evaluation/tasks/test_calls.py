@@ -82,3 +82,4 @@ def test_one_call_of_the_right_function_is_right() -> None:
 def test_no_call_is_right_where_no_function_fits() -> None:
     assert is_right(Case("?", None), [])
     assert not is_right(Case("?", None), [call()])
+    assert not is_right(Case("?", None), [], is_complete=False)

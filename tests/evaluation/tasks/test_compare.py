@@ -10,14 +10,15 @@ from faquant.errors import UsageError
 from faquant.evaluation.tasks.case_score import CaseScore
 from faquant.evaluation.tasks.compare import Tasks, compare_tasks, results_of
 from faquant.evaluation.tasks.needles import DEPTHS
+from faquant.kernels.device import Device
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 
 
-def scores(part: str, *values: float) -> list[CaseScore]:
-    return [CaseScore(part, "right", value) for value in values]
+def scores(part: str, *values: float, clusters: str = "abcd") -> list[CaseScore]:
+    return [CaseScore(part, "right", value, cluster) for value, cluster in zip(values, clusters, strict=False)]
 
 
 def test_the_error_is_that_of_the_paired_differences() -> None:
@@ -27,29 +28,59 @@ def test_the_error_is_that_of_the_paired_differences() -> None:
     assert result.difference_error == pytest.approx(math.sqrt((2 * 0.25 + 2 * 0.25) / 3 / 4))
 
 
+def test_cases_that_are_alike_count_as_one() -> None:
+    """Twice the same cases have the error of the cases themselves."""
+    (once,) = results_of("calls", scores("", 1, 1, 0, 1), scores("", 1, 0, 0, 0))
+    twice_before, twice_after = scores("", 1, 1, 0, 1) * 2, scores("", 1, 0, 0, 0) * 2
+    (twice,) = results_of("calls", twice_before, twice_after)
+    assert twice.cases == 8
+    assert twice.difference_error == pytest.approx(once.difference_error)
+
+
 def test_equal_scores_have_a_difference_without_error() -> None:
     (result,) = results_of("calls", scores("", 1, 0), scores("", 1, 0))
     assert (result.difference, result.difference_error) == (0, 0)
 
 
-def test_one_case_has_no_error() -> None:
-    (result,) = results_of("calls", scores("", 1), scores("", 0))
+def test_one_cluster_has_no_error() -> None:
+    (result,) = results_of("calls", scores("", 1, 0, clusters="aa"), scores("", 0, 0, clusters="aa"))
     assert result.difference_error is None
 
 
 def test_parts_follow_the_whole() -> None:
     both = scores("a", 1, 1) + scores("b", 0)
     results = results_of("calls", both, both)
-    assert [(result.part, result.cases, result.score) for result in results] == [
-        ("", 3, 2 / 3),
-        ("a", 2, 1),
-        ("b", 1, 0),
-    ]
+    found = [(result.part, result.cases, result.score) for result in results]
+    assert found == [("", 3, 2 / 3), ("a", 2, 1), ("b", 1, 0)]
 
 
 def test_scores_of_different_cases_are_not_compared() -> None:
     with pytest.raises(ValueError, match="different cases"):
         results_of("calls", scores("a", 1), scores("b", 1))
+
+
+def test_what_cannot_be_asked_is_refused_before_a_model_works(tmp_path: Path) -> None:
+    tiny_model("smollm", tmp_path / "model", vocab_size=VOCAB_SIZE, max_position_embeddings=256)
+    write_tokenizer(tmp_path / "model")
+    seen: list[tuple[int, int]] = []
+
+    def run(*names: str, device: Device = "cpu") -> None:
+        compare_tasks(
+            tmp_path / "model",
+            tmp_path / "model",
+            Tasks(names),
+            {"text": "Grain."},
+            device,
+            lambda *step: seen.append(step),
+        )
+
+    with pytest.raises(UsageError, match="calls needs a context of"):
+        run("calls")
+    with pytest.raises(UsageError, match="needle needs a context of 512 tokens; this model has 256"):
+        run("needle")
+    with pytest.raises(UsageError, match="run on the CPU only"):
+        run("gsm8k", device="cuda")
+    assert seen == []
 
 
 @pytest.mark.parametrize(
@@ -85,5 +116,12 @@ def test_both_models_work_on_the_same_cases(tmp_path: Path, monkeypatch: pytest.
     assert whole["needle"].cases == len(DEPTHS)
     parts = {result.part for result in results if result.task == "needle"}
     assert parts == {"", *(f"512 tokens, depth {depth} %" for depth in DEPTHS)}
-    assert whole["calls"].cases == 3 * 8
+    calls = {(result.part, result.metric): result.cases for result in results if result.task == "calls"}
+    assert calls == {
+        ("", "right call"): 16,
+        ("", "no call"): 8,
+        ("one function", "right call"): 8,
+        ("4 functions", "right call"): 8,
+        ("no function fits", "no call"): 8,
+    }
     assert all(0 <= result.score <= 1 and 0 <= result.score_float <= 1 for result in results)

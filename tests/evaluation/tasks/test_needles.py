@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from faquant.errors import UsageError
 from faquant.evaluation.needle import haystack
-from faquant.evaluation.tasks.needles import lengths, needle_scores
+from faquant.evaluation.tasks.needles import check_needles, lengths, needle_scores
 
 FILLER = "Grain, sacks and scales. " * 400
 
@@ -59,3 +60,10 @@ def test_lengths_end_at_the_context() -> None:
     assert list(lengths(511)) == []
     assert list(lengths(8191)) == [512, 2048]
     assert list(lengths(1 << 20)) == [512, 2048, 8192]
+
+
+def test_what_cannot_hide_a_needle_is_refused() -> None:
+    with pytest.raises(UsageError, match="512 tokens; this model has 256"):
+        check_needles(256, {"text": FILLER})
+    with pytest.raises(UsageError, match="no text"):
+        check_needles(2048, {"text": " "})

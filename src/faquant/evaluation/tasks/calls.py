@@ -1,19 +1,24 @@
 """The task `calls`: questions made from templates must be answered by the right call of a function.
 
 A case is right if the answer has exactly one call, of the right function, with the right arguments. These are compared
-as values, not as text: 5 and 5.0 are alike, and so are "Berlin" and "berlin.". Where no function fits, it is right not
-to call.
+as values, not as text: 5 and 5.0 are alike, and so are "Berlin" and "berlin.". Where no function fits, an answer
+without calls is right if it ends; a model that says nothing useful can do that, so this is a metric of its own.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
+from ...checkpoint.model_config import load_config
 from ...engine.llm import LLM
+from ...errors import UsageError
 from ...sampling.params import SamplingParams
+from ...structured.tools.conversation import Conversation
 from ...structured.tools.parser import FunctionCall
+from ...text.tokenizer import Tokenizer
 from .case_score import CaseScore
 from .functions import FUNCTIONS, Function
 
@@ -42,6 +47,11 @@ class Group:
     offered: Sequence[Function]
     cases: Sequence[Case]
 
+    @property
+    def metric(self) -> str:
+        """What is counted."""
+        return "no call" if self.part == _NONE else "right call"
+
 
 def call_scores(llm: LLM, limit: int | None) -> list[CaseScore]:
     """Whether each answer is right, by part.
@@ -63,7 +73,8 @@ def call_scores(llm: LLM, limit: int | None) -> list[CaseScore]:
             tool_choice="auto" if group.part == _NONE else "required",
         )
         for case, answer in zip(group.cases, answers, strict=True):
-            scores.append(CaseScore(group.part, "right", float(is_right(case, answer.tool_calls))))
+            right = is_right(case, answer.tool_calls, answer.finish_reason != "length")
+            scores.append(CaseScore(group.part, group.metric, float(right), case.question))
     return scores
 
 
@@ -80,10 +91,27 @@ def groups(questions: int) -> Iterator[Group]:
         yield Group(_NONE, others, [Case(case.question, None) for case in cases])
 
 
-def is_right(case: Case, calls: Sequence[FunctionCall]) -> bool:
-    """Whether these are the right calls."""
-    if case.right is None or len(calls) != 1:
-        return case.right is None and not calls
+def check_calls(directory: Path) -> None:
+    """Raises: UsageError, UnsupportedError: the model cannot be asked."""
+    conversation, longest = Conversation(Tokenizer.from_directory(directory)), 0
+    for group in groups(QUESTIONS):
+        tools = [function.tool for function in group.offered]
+        for case in group.cases:
+            longest = max(longest, len(conversation.encode([{"role": "user", "content": case.question}], tools)))
+    context = load_config(directory).max_position
+    if longest + MAX_TOKENS > context:
+        raise UsageError(
+            f"The task calls needs a context of {longest + MAX_TOKENS} tokens with this model's chat template; its "
+            f"context is {context}."
+        )
+
+
+def is_right(case: Case, calls: Sequence[FunctionCall], is_complete: bool = True) -> bool:
+    """Whether these are the right calls, in an answer that the limit on tokens has not cut off."""
+    if case.right is None:
+        return is_complete and not calls
+    if len(calls) != 1:
+        return False
     name, values = case.right
     try:
         arguments = json.loads(calls[0].arguments)

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CaseScore:
-    """A score between 0 and 1 by some metric, for a case of a part of the task."""
+    """A score by some metric, for a case of a part of the task.
+
+    Attributes:
+        cluster: what makes cases alike, such as their question; errors are computed over clusters.
+        higher_is_better: whether a higher score is a better one.
+    """
 
     part: str
     metric: str
     value: float
+    cluster: str
+    higher_is_better: bool = True

@@ -1,19 +1,21 @@
 """Runs tasks with the float and the quantized model, and compares the scores case by case."""
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from ...checkpoint.model_config import load_config
 from ...engine.llm import LLM
 from ...errors import UsageError
 from ...kernels.device import Device
-from .calls import call_scores
+from .calls import call_scores, check_calls
 from .case_score import CaseScore
 from .lm_eval_tasks import check_tasks, harness_scores
-from .needles import needle_scores
+from .needles import check_needles, needle_scores
 
 BUILT_IN = ("needle", "calls")
 
@@ -22,8 +24,8 @@ BUILT_IN = ("needle", "calls")
 class TaskResult:
     """The mean scores of the float and the quantized model for the same cases; `part` is empty for all of a task.
 
-    difference_error: the standard error of the difference of the means, over the pairs of scores of a case; None for
-    one case.
+    difference_error: the standard error of the difference of the means, over clusters of cases that are alike; None for
+    one cluster.
     """
 
     task: str
@@ -33,6 +35,7 @@ class TaskResult:
     score_float: float
     score: float
     difference_error: float | None
+    higher_is_better: bool = True
 
     @property
     def difference(self) -> float:
@@ -91,7 +94,13 @@ def compare_tasks(
     Raises:
         UsageError, CheckpointError, UnsupportedError: a task or a model cannot be used.
     """
+    if tasks.of_harness and device == "cuda":
+        raise UsageError(f"The tasks {', '.join(tasks.of_harness)} run on the CPU only. Use --device cpu.")
     tasks.check()
+    if "needle" in tasks.names:
+        check_needles(load_config(against).max_position, texts)
+    if "calls" in tasks.names:
+        check_calls(against)
     found = []
     for done, each in enumerate((against, directory)):
         progress(done, 2)
@@ -109,27 +118,33 @@ def _scores(directory: Path, tasks: Tasks, texts: Mapping[str, str], device: Dev
         for name in built_in:
             scores[name] = call_scores(llm, tasks.limit) if name == "calls" else needle_scores(llm, texts, tasks.limit)
         del llm
+        gc.collect()  # its parts refer to one another, and the next model needs the memory
     if tasks.of_harness:
         scores |= harness_scores(directory, tasks.of_harness, tasks.include, tasks.limit)
+        gc.collect()
     return scores
 
 
 def results_of(task: str, before: Sequence[CaseScore], after: Sequence[CaseScore]) -> list[TaskResult]:
     """The results of a task for all cases and for each part, from the float and the quantized model's scores."""
-    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    pairs: dict[tuple[str, str], list[tuple[CaseScore, CaseScore]]] = {}
     for one, other in zip(before, after, strict=True):
-        if (one.part, one.metric) != (other.part, other.metric):
+        if (one.part, one.metric, one.cluster) != (other.part, other.metric, other.cluster):
             raise ValueError(f"the models have scores for different cases: {one}, {other}")
-        pairs.setdefault(("", one.metric), []).append((one.value, other.value))
-        if one.part:
-            pairs.setdefault((one.part, one.metric), []).append((one.value, other.value))
+        for part in dict.fromkeys(("", one.part)):
+            pairs.setdefault((part, one.metric), []).append((one, other))
     order = sorted(pairs, key=lambda key: key[0] != "")
     return [_result(task, *key, pairs[key]) for key in order]
 
 
-def _result(task: str, part: str, metric: str, pairs: Sequence[tuple[float, float]]) -> TaskResult:
-    differences = [after - before for before, after in pairs]
-    error = stdev(differences) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
-    return TaskResult(
-        task, part, metric, len(pairs), fmean(one for one, _ in pairs), fmean(other for _, other in pairs), error
-    )
+def _result(task: str, part: str, metric: str, pairs: Sequence[tuple[CaseScore, CaseScore]]) -> TaskResult:
+    score_float, score = (fmean(pair[place].value for pair in pairs) for place in (0, 1))
+    deviations: dict[str, float] = {}
+    for one, other in pairs:
+        deviation = other.value - one.value - (score - score_float)
+        deviations[one.cluster] = deviations.get(one.cluster, 0.0) + deviation
+    clusters, error = len(deviations), None
+    if clusters > 1:
+        scatter = sum(deviation**2 for deviation in deviations.values())
+        error = math.sqrt(scatter * clusters / (clusters - 1)) / len(pairs)
+    return TaskResult(task, part, metric, len(pairs), score_float, score, error, pairs[0][0].higher_is_better)

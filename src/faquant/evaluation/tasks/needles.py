@@ -5,6 +5,7 @@ from functools import partial
 from random import Random
 
 from ...engine.llm import LLM
+from ...errors import UsageError
 from ...sampling.params import SamplingParams
 from ..needle import SHORTEST, haystack
 from .case_score import CaseScore
@@ -28,7 +29,7 @@ def needle_scores(llm: LLM, texts: Mapping[str, str], limit: int | None) -> list
     """
     encode = partial(llm.tokenizer.encode, add_special_tokens=False)
     filler = [token for text in texts.values() for token in encode(text)]
-    parts, prompts, params, answers = [], [], [], []
+    parts, hays, prompts, params, answers = [], [], [], [], []
     for length in lengths(llm.model.max_position):
         for depth in DEPTHS:
             for trial in range(min(limit or TRIALS, TRIALS)):
@@ -37,15 +38,24 @@ def needle_scores(llm: LLM, texts: Mapping[str, str], limit: int | None) -> list
                 number = Random(f"{_SEED} {length} {depth} {trial}").randint(10_000, 99_999)
                 hay = filler[start:] + filler[:start]
                 prompt, answer = haystack(encode, hay, length, depth / 100, number)
+                hays.append(f"{length} {trial}")
                 parts.append(f"{length:,} tokens, depth {depth} %")
                 prompts.append(prompt)
                 params.append(SamplingParams(temperature=0.0, max_tokens=len(answer)))
                 answers.append(tuple(answer))
     found = llm.generate(prompts, params)
     return [
-        CaseScore(part, "found", float(one.token_ids == answer))
-        for part, one, answer in zip(parts, found, answers, strict=True)
+        CaseScore(part, "found", float(one.token_ids == answer), hay)
+        for part, hay, one, answer in zip(parts, hays, found, answers, strict=True)
     ]
+
+
+def check_needles(context: int, texts: Mapping[str, str]) -> None:
+    """Raises: UsageError: there is nothing to hide needles in, or the context is too short."""
+    if context < SHORTEST:
+        raise UsageError(f"The task needle needs a context of {SHORTEST} tokens; this model has {context}.")
+    if not any(text.strip() for text in texts.values()):
+        raise UsageError("There is no text to hide needles in.")
 
 
 def lengths(context: int) -> Iterator[int]:
