@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from faquant.api import _calibration_of
+from faquant.api import MAX_PROMPT_TOKENS
 from faquant.checkpoint.tensors import TensorDict
 from faquant.evaluation.divergence import WINDOW, Divergence, cut
 from faquant.evaluation.scores import Heads, score
@@ -28,6 +28,7 @@ from faquant.kernels.parallel import one_torch_thread
 from faquant.kernels.quantizers import hadamard, quantize_rows
 from faquant.kernels.tables import DynamicTable, FloatTable
 from faquant.model.load import load_float
+from faquant.quantization.calibration import builtin_records, tokenize_records
 from faquant.quantization.candidate import Calibration, Candidate
 from faquant.quantization.layerwise import GROUPS, LayerQuantizer
 from faquant.quantization.pipeline import metadata_of
@@ -126,9 +127,11 @@ def main() -> None:
     arguments = parser.parse_args()
     opened, source = open_checkpoint(arguments.model), load_float(arguments.model, lazy=True)
     config, checked = opened.config, SourceTensors(opened.files)
-    _, calibration = _calibration_of(arguments.model, "builtin")
+    tokenizer = Tokenizer.from_directory(arguments.model)
+    limit = min(MAX_PROMPT_TOKENS, config.max_position)
+    calibration = tokenize_records(builtin_records(), tokenizer, config.vocab_size, limit)
     prompts = [torch.tensor(ids) for ids in calibration]
-    ids = Tokenizer.from_directory(arguments.model).encode(arguments.text.read_text(), add_special_tokens=False)
+    ids = tokenizer.encode(arguments.text.read_text(), add_special_tokens=False)
     windows = cut(ids[: arguments.max_tokens], WINDOW, config.max_position)
     print(f"{'KL in 10⁻³ nats':28}" + "".join(f"{part:>10}" for part in PARTS))
     for kind in (None, *KINDS):

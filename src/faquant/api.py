@@ -15,10 +15,9 @@ from .checkpoint.write import prepared
 from .errors import CheckpointError, UsageError
 from .evaluation import measure, texts
 from .evaluation.report import Report
-from .evaluation.tasks.compare import Tasks, compare_tasks
+from .evaluation.tasks.compare import Tasks
 from .evaluation.through_vllm import evaluate_through_vllm
 from .kernels.device import Device
-from .model.load import load, load_float
 from .quantization import calibration as calibrating
 from .quantization import pipeline, provenance
 from .quantization.recalibrate import recalibrate
@@ -298,12 +297,4 @@ def evaluate(
         if tasks is not None:
             raise UsageError("Tasks run through faquant's engine only.")
         return evaluate_through_vllm(Path(directory), Path(against), chosen, effort, progress)
-    if tasks is not None:  # before the tasks, which take long
-        measure.check_pair(
-            Path(directory), Path(against), load(Path(directory), lazy=True), load_float(Path(against), lazy=True)
-        )
-    results = (
-        [] if tasks is None else compare_tasks(Path(directory), Path(against), tasks, chosen, device, task_progress)
-    )
-    report = measure.evaluate(Path(directory), Path(against), chosen, effort, progress, device)
-    return replace(report, tasks=results)
+    return measure.evaluate(Path(directory), Path(against), chosen, effort, progress, device, tasks, task_progress)

@@ -22,10 +22,7 @@ from faquant.errors import CheckpointError, UsageError
 from faquant.evaluation import harness
 from faquant.evaluation.divergence import window_logits
 from faquant.evaluation.harness import FaquantLM
-from faquant.evaluation.tasks.compare import Tasks, compare_tasks
 from faquant.model.load import load
-from faquant.quantization.pipeline import quantize
-from faquant.recipe import RECIPES
 from faquant.sampling.params import SamplingParams
 from oracles.tiny_models import tiny_model
 from oracles.tiny_tokenizer import END, START, STOP, TEMPLATE, VOCAB_SIZE, write_tokenizer
@@ -45,17 +42,6 @@ PAIRS = [
     (LONG, " So it was."),
     ("The sky is", " blue"),
 ]
-
-
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    tiny_model("smollm", folder / "float", vocab_size=VOCAB_SIZE, max_position_embeddings=CONTEXT)
-    write_tokenizer(folder / "float")
-    ids = torch.randint(0, 256, (100,), generator=torch.Generator().manual_seed(1)).tolist()
-    for recipe in ("default", "static"):
-        quantize(folder / "float", folder / recipe, RECIPES[recipe], [ids])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -289,42 +275,6 @@ def test_requests_that_cannot_be_scored(quantized: FaquantLM) -> None:
         quantized.generate_until(requests(("x", {"max_gen_toks": CONTEXT})))
 
 
-@pytest.fixture
-def tasks(tmp_path: Path) -> Path:
-    """Three local tasks, one of each kind of request."""
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    rows = [{"question": f"What is {n} + 1?", "options": ["1", "22", "x"], "gold": n % 3} for n in range(4)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shared = {
-        "dataset_path": "json",
-        "dataset_kwargs": {
-            "data_files": {"test": str(folder / "rows.jsonl")},
-            "cache_dir": str(tmp_path / "datasets"),
-        },
-        "test_split": "test",
-        "doc_to_text": "{{question}}",
-    }
-    kinds: dict[str, dict[str, Any]] = {
-        "local_choice": {"output_type": "multiple_choice", "doc_to_choice": "{{options}}", "doc_to_target": "gold"},
-        "local_rolling": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{question}}"},
-        "local_likelihood": {
-            "output_type": "loglikelihood",
-            "doc_to_target": " {{gold}}",
-            "metric_list": [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
-        },
-        "local_answer": {
-            "output_type": "generate_until",
-            "doc_to_target": "{{gold}}",
-            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
-        },
-    }
-    for name, kind in kinds.items():
-        # JSON is YAML.
-        (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **shared, **kind}))
-    return folder
-
-
 def test_tasks_of_every_kind(directories: Path, reference: HFLM, tasks: Path) -> None:
     names = ["local_choice", "local_rolling", "local_answer"]
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
@@ -344,46 +294,6 @@ def test_tasks_of_every_kind(directories: Path, reference: HFLM, tasks: Path) ->
     perplexities = [found["results"]["local_rolling"]["word_perplexity,none"] for found in (ours, quantized)]
     assert perplexities[0] != perplexities[1]
     assert perplexities[0] == pytest.approx(perplexities[1], rel=0.2)
-
-
-def test_tasks_beside_the_report(directories: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
-    wanted = Tasks(("local_choice", "local_answer"), include=tasks, limit=3)
-    results = compare_tasks(directories / "default", directories / "float", wanted, {})
-    assert {(result.task, result.metric) for result in results} >= {
-        ("local_choice", "acc"),
-        ("local_answer", "exact_match"),
-    }
-    assert all(result.cases == 3 and result.difference_error is not None for result in results)
-    manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    direct = simple_evaluate(
-        "faquant",
-        f"pretrained={directories / 'default'}",
-        tasks=["local_choice"],
-        task_manager=manager,
-        limit=3,
-        bootstrap_iters=0,
-    )
-    assert direct is not None
-    (accuracy,) = (one.score for one in results if (one.task, one.metric) == ("local_choice", "acc"))
-    assert accuracy == direct["results"]["local_choice"]["acc,none"]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no_such_task", "has no task 'no_such_task'"),
-        ("local_*", "without patterns"),
-        ("local_rolling", "no score for each document"),
-        ("local_likelihood", "lm-evaluation-harness cannot run local_likelihood|no score for each document"),
-    ],
-)
-def test_tasks_that_cannot_be_compared_are_refused(
-    directories: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
-) -> None:
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
-    with pytest.raises(UsageError, match=message):
-        compare_tasks(directories / "default", directories / "float", Tasks((name,), include=tasks), {})
 
 
 def test_the_command_line(directories: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

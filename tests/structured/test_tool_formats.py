@@ -14,6 +14,7 @@ from faquant.structured.tools.conversation import Conversation
 from faquant.structured.tools.formats import FORMATS
 from faquant.structured.tools.parser import CallParser, Content, opening_of
 from faquant.structured.tools.probe import Render, recognize
+from faquant.structured.tools.xml_parameters import XmlArguments
 from faquant.text.chat_template import ChatTemplate
 from faquant.text.tokenizer import Tokenizer
 from oracles.chat_templates import TEMPLATES
@@ -318,3 +319,21 @@ def rendering(source: str) -> Render:
 
 def tokenizer_of(path: Path, config: Any = None) -> Tokenizer:
     return Tokenizer.from_directory(write_model(path, byte_level(), config))
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "integer", "multipleOf": 3}, " 3", 3),
+        ({"type": ["string", "integer"]}, "\n3", 3),
+        ({"type": ["string", "boolean"]}, " True", True),
+        ({"type": ["string", "null"]}, "\tnull", None),
+        ({}, '\n {"x": 1}', {"x": 1}),
+        ({}, "\x1c{", "\x1c{"),  # white space in Python, and not in JSON
+        ({"type": ["string", "array"]}, "\x1f[1]", "\x1f[1]"),
+    ],
+)
+def test_white_space_before_xml_values_is_that_of_json(schema: Any, text: str, value: Any) -> None:
+    reader = XmlArguments("tool", json.dumps({"type": "object", "properties": {"a": schema}}))
+    written, _ = reader.push(f"<parameter=a>\n{text}\n</parameter>\n</function>")
+    assert json.loads(written) == {"a": value}

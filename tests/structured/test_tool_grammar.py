@@ -1,6 +1,5 @@
 """Tool calls, forced or free, are valid whatever the model prefers."""
 
-import json
 import re
 from typing import Any
 
@@ -16,7 +15,6 @@ from faquant.structured.tools.arguments import write_calls
 from faquant.structured.tools.calls import MAX_CALLS, Tool, ToolCalls
 from faquant.structured.tools.formats import FORMATS
 from faquant.structured.tools.parser import parse
-from faquant.structured.tools.xml_parameters import XmlArguments
 from oracles.constrained import LETTERS, SCHEMAS, Model, check
 from oracles.tokenizer_kinds import byte_fallback, byte_level, write_model
 from oracles.tool_calls import TOOLS, WEATHER, read
@@ -399,21 +397,3 @@ class TestFree:
                 assert bound.sample(row) == token
                 if free.is_end(token):
                     break
-
-
-@pytest.mark.parametrize(
-    ("schema", "text", "value"),
-    [
-        ({"type": "integer", "multipleOf": 3}, " 3", 3),
-        ({"type": ["string", "integer"]}, "\n3", 3),
-        ({"type": ["string", "boolean"]}, " True", True),
-        ({"type": ["string", "null"]}, "\tnull", None),
-        ({}, '\n {"x": 1}', {"x": 1}),
-        ({}, "\x1c{", "\x1c{"),  # white space in Python, and not in JSON
-        ({"type": ["string", "array"]}, "\x1f[1]", "\x1f[1]"),
-    ],
-)
-def test_white_space_before_xml_values_is_that_of_json(schema: Any, text: str, value: Any) -> None:
-    reader = XmlArguments("tool", json.dumps({"type": "object", "properties": {"a": schema}}))
-    written, _ = reader.push(f"<parameter=a>\n{text}\n</parameter>\n</function>")
-    assert json.loads(written) == {"a": value}

@@ -84,7 +84,7 @@ def read_side_file(directory: Path, name: str, limit: int = MAX_SIDE_FILE_BYTES)
 
 
 def read_side_object(directory: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a side file; empty if there is no such file.
+    """The JSON object in a side file; empty if the file is missing.
 
     Raises:
         CheckpointError: as read_side_file; or it is not a JSON object.

@@ -117,7 +117,7 @@ class TensorFiles:
         return sum(entry.end - entry.begin for entry in self._entries.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Raises CheckpointError if there is no such tensor."""
+        """Raises CheckpointError if the tensor is missing."""
         return self._entry(name).shape
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -140,7 +140,7 @@ class TensorFiles:
         """Such as "bfloat16".
 
         Raises:
-            CheckpointError: there is no such tensor.
+            CheckpointError: the tensor is missing.
             UnsupportedError: its dtype is not supported.
         """
         return self._kind(self._entry(name), name)[0]

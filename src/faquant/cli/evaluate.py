@@ -77,10 +77,7 @@ def evaluate(
     from ..evaluation.tasks.compare import Tasks
 
     raise_on_signals()
-    wanted = None
-    if tasks is not None:
-        wanted = Tasks(tuple(name.strip() for name in tasks.split(",") if name.strip()), tasks_from, task_limit)
-        wanted.check()
+    names = () if tasks is None else tuple(name.strip() for name in tasks.split(",") if name.strip())
     with progress_bar("evaluating") as progress:
         report = api.evaluate(
             directory,
@@ -91,7 +88,7 @@ def evaluate(
             quick=quick,
             device=device,
             engine=engine,
-            tasks=wanted,
+            tasks=None if tasks is None else Tasks(names, tasks_from, task_limit),
             task_progress=lambda done, total: progress(done, total, "running tasks"),
         )
     if str(json_file) != "-":

@@ -30,6 +30,7 @@ from .positions import float_drift, long_result, long_windows, offset_windows, o
 from .report import Report
 from .scores import Heads, Scores, score
 from .streaming import Progress, Streams, Window, run
+from .tasks.compare import Tasks, check_tasks, compare_tasks
 
 MAY_DIFFER = ("tie_word_embeddings", "dtype", "eos_token_ids", "bos_token_id")
 SEARCH_FILE = "faquant_search.json"
@@ -71,6 +72,8 @@ def evaluate(
     effort: Effort = FULL,
     progress: Progress = lambda done, total: None,
     device: Device = "cpu",
+    tasks: Tasks | None = None,
+    task_progress: Progress = lambda done, total: None,
 ) -> Report:
     """Measure the quantized `directory` against the float directory `against`.
 
@@ -81,11 +84,15 @@ def evaluate(
         texts: name → text; each is split into windows.
         progress: called with (steps done, total steps); steps are layers, and windows that the head scores.
         device: which cache and kernels to measure. The figures differ by the rounding of float attention only.
+        tasks: to run with both models first; each is then in memory as a whole. They are not saved.
+        task_progress: called with (models that have finished the tasks, 2).
 
     Raises:
-        UsageError: the directories do not belong together, or there is nothing to measure.
+        UsageError: the directories do not belong together, there is nothing to measure, or a task cannot be run.
         CheckpointError, UnsupportedError: one of them cannot be loaded.
     """
+    if tasks is not None:
+        check_tasks(against, tasks, texts, device)
     tokenizer = Tokenizer.from_directory(against)  # before the weights, which take long
     backend = backend_for(device)
     on_cpu = load(directory, lazy=True), load_float(against, lazy=True)
@@ -98,6 +105,7 @@ def evaluate(
     models = {FLOAT: source, **variants(model, source, on_cpu)}
     if len(models) == 1:
         raise UsageError(f"Nothing in {directory} is quantized, so there is nothing to measure.")
+    of_tasks = [] if tasks is None else compare_tasks(directory, against, tasks, texts, device, task_progress)
     whole = "both" if "both" in models else list(models)[-1]
     moved = frozenset({FLOAT, whole} | (models.keys() & {"attention"}))
     context = min(model.max_position, source.max_position)
@@ -140,6 +148,7 @@ def evaluate(
         outliers=meter.channels.largest(),
         needle=needle_result(windows[needles], scores[needles], effort.trials, whole),
         search=read_object(directory, SEARCH_FILE) if (directory / SEARCH_FILE).is_file() else None,
+        tasks=of_tasks,
     )
 
 

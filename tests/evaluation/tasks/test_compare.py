@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from faquant.errors import UsageError
+from faquant.evaluation.measure import evaluate
 from faquant.evaluation.tasks.case_score import CaseScore
-from faquant.evaluation.tasks.compare import Tasks, compare_tasks, results_of
+from faquant.evaluation.tasks.compare import Tasks, check_tasks, compare_tasks, results_of
 from faquant.evaluation.tasks.needles import DEPTHS
-from faquant.kernels.device import Device
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.tiny_models import tiny_model
@@ -59,27 +59,31 @@ def test_scores_of_different_cases_are_not_compared() -> None:
         results_of("calls", scores("a", 1), scores("b", 1))
 
 
-def test_what_cannot_be_asked_is_refused_before_a_model_works(tmp_path: Path) -> None:
-    tiny_model("smollm", tmp_path / "model", vocab_size=VOCAB_SIZE, max_position_embeddings=256)
-    write_tokenizer(tmp_path / "model")
-    seen: list[tuple[int, int]] = []
-
-    def run(*names: str, device: Device = "cpu") -> None:
-        compare_tasks(
-            tmp_path / "model",
-            tmp_path / "model",
-            Tasks(names),
-            {"text": "Grain."},
-            device,
-            lambda *step: seen.append(step),
-        )
-
+def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+    tiny_model("smollm", tmp_path, vocab_size=VOCAB_SIZE, max_position_embeddings=256)
+    write_tokenizer(tmp_path)
     with pytest.raises(UsageError, match="calls needs a context of"):
-        run("calls")
+        check_tasks(tmp_path, Tasks(("calls",)), {"text": "Grain."})
     with pytest.raises(UsageError, match="needle needs a context of 512 tokens; this model has 256"):
-        run("needle")
+        check_tasks(tmp_path, Tasks(("needle",)), {"text": "Grain."})
     with pytest.raises(UsageError, match="run on the CPU only"):
-        run("gsm8k", device="cuda")
+        check_tasks(tmp_path, Tasks(("gsm8k",)), {}, "cuda")
+
+
+def test_a_wrong_float_model_is_refused_before_the_tasks(tmp_path: Path) -> None:
+    for name, seed in (("float", 0), ("other", 1)):
+        tiny_model("smollm", tmp_path / name, vocab_size=VOCAB_SIZE, max_position_embeddings=4096, seed=seed)
+        write_tokenizer(tmp_path / name)
+    quantize(tmp_path / "float", tmp_path / "int8", RECIPES["default"], [[1, 2, 3]])
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(UsageError, match="was not made from"):
+        evaluate(
+            tmp_path / "int8",
+            tmp_path / "other",
+            {"text": "Grain, sacks and scales."},
+            tasks=Tasks(("needle",)),
+            task_progress=lambda *step: seen.append(step),
+        )
     assert seen == []
 
 
@@ -93,7 +97,7 @@ def test_what_cannot_be_asked_is_refused_before_a_model_works(tmp_path: Path) ->
 )
 def test_wrong_tasks_are_refused(tasks: Tasks, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        tasks.check()
+        check_tasks(Path("model"), tasks, {})
 
 
 def test_both_models_work_on_the_same_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from ...errors import UsageError
 from ...kernels.device import Device
 from .calls import call_scores, check_calls
 from .case_score import CaseScore
-from .lm_eval_tasks import check_tasks, harness_scores
+from .lm_eval_tasks import check_harness_tasks, harness_scores
 from .needles import check_needles, needle_scores
 
 BUILT_IN = ("needle", "calls")
@@ -62,19 +62,31 @@ class Tasks:
     include: Path | None = None
     limit: int | None = None
 
-    def check(self) -> None:
-        """Before long work. Raises: UsageError: a task does not exist, or is named twice."""
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise UsageError(f"Name each task once, not {', '.join(self.names) or 'none'}.")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"The limit of cases must be at least 1, not {self.limit}.")
-        if self.of_harness:
-            check_tasks(self.of_harness, self.include)
-
     @property
     def of_harness(self) -> tuple[str, ...]:
         """Those that are not built in."""
         return tuple(name for name in self.names if name not in BUILT_IN)
+
+
+def check_tasks(against: Path, tasks: Tasks, texts: Mapping[str, str], device: Device = "cpu") -> None:
+    """Check before the long work that the tasks can be run with the float model `against`.
+
+    Raises:
+        UsageError: a task does not exist, is named twice, or does not fit the model, the texts or the device.
+        UnsupportedError: the model has no chat template, or an unknown format of calls.
+    """
+    if not tasks.names or len(set(tasks.names)) != len(tasks.names):
+        raise UsageError(f"Name each task once, not {', '.join(tasks.names) or 'none'}.")
+    if tasks.limit is not None and tasks.limit < 1:
+        raise UsageError(f"The limit of cases must be at least 1, not {tasks.limit}.")
+    if tasks.of_harness:
+        if device == "cuda":
+            raise UsageError(f"The tasks {', '.join(tasks.of_harness)} run on the CPU only. Use --device cpu.")
+        check_harness_tasks(tasks.of_harness, tasks.include)
+    if "needle" in tasks.names:
+        check_needles(load_config(against).max_position, texts)
+    if "calls" in tasks.names:
+        check_calls(against)
 
 
 def compare_tasks(
@@ -88,19 +100,13 @@ def compare_tasks(
     """Run the tasks with the float model `against` and with `directory`, one after the other.
 
     Args:
+        tasks: those that check_tasks has accepted.
         texts: what needles are hidden in.
         progress: called with (models done, 2).
 
     Raises:
         UsageError, CheckpointError, UnsupportedError: a task or a model cannot be used.
     """
-    if tasks.of_harness and device == "cuda":
-        raise UsageError(f"The tasks {', '.join(tasks.of_harness)} run on the CPU only. Use --device cpu.")
-    tasks.check()
-    if "needle" in tasks.names:
-        check_needles(load_config(against).max_position, texts)
-    if "calls" in tasks.names:
-        check_calls(against)
     found = []
     for done, each in enumerate((against, directory)):
         progress(done, 2)

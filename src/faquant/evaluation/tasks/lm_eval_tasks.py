@@ -10,7 +10,7 @@ from ...errors import UsageError
 from .case_score import CaseScore
 
 
-def check_tasks(names: Sequence[str], include: Path | None) -> None:
+def check_harness_tasks(names: Sequence[str], include: Path | None) -> None:
     """Check that the harness is there and knows these tasks.
 
     Raises:
