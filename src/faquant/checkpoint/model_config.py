@@ -256,7 +256,7 @@ def _head_dim(reader: JsonObject, model_type: str, hidden: int, heads: int) -> i
     else:
         raise CheckpointError(
             f"{reader.source}: hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads}), "
-            "and head_dim is missing."
+            "and the file has no head_dim."
         )
     if head_dim % 2:
         raise CheckpointError(
