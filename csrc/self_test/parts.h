@@ -44,7 +44,7 @@ double exact_silu(double x);
 // of it; the bias is in units.
 struct RandomLinear {
     std::vector<int8_t> weight, packed;  // [outputs, inputs], and packed for the kernels
-    std::vector<int32_t> excess, quant_bias;
+    std::vector<int32_t> totals, quant_bias;
     std::vector<float> scale, bias, input, multiplier;
     Linear linear{};
 

@@ -257,6 +257,10 @@ WRONG: dict[str, tuple[Edit, str]] = {
         _with(f"{PROJ}weight", "FAQUANT_W8A8_DYNAMIC_ROTATED"),
         "without metadata.faquant",
     ),
+    "zero points without metadata": (
+        _with(f"{PROJ}weight", "FAQUANT_W8A8_ASYMMETRIC_DYNAMIC"),
+        "without metadata.faquant",
+    ),
     "inputs of 16 bits without metadata": (_with(f"{PROJ}weight", "FAQUANT_W8A16_DYNAMIC"), "without metadata.faquant"),
     "metadata that is no recipe": (_with("metadata", {"faquant": {"format": 1}}), "metadata"),
     "metadata of a later format": (_with("metadata", {"faquant": {"format": 2}}), "metadata"),

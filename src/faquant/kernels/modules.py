@@ -188,7 +188,7 @@ def _kernel(
         inputs=inputs,
         outputs=outputs,
         weight=packed.values,
-        excess=packed.excess,
+        totals=packed.totals,
         scale=scale,
         bias=bias,
         hadamard_block=hadamard_block,

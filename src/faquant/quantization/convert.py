@@ -123,7 +123,7 @@ def linear_tensors(table: LinearTable, name: str) -> Iterator[NamedTensor]:
         if multiplier is not None:
             raise TypeError(f"{name}: no type of linears has a scale per token and an input multiplier")
         scale = tensor_of(table.scale)[:, None]
-        kind = dynamic_type(rotated=False, wide=table.is_wide)
+        kind = dynamic_type(rotated=False, input_steps=table.input_steps)
         yield f"{name}.weight", kind, tensor_of(table.weight)
         yield f"{name}.weight_scale", kind, scale
         yield f"{name}.weight_offset", kind, torch.zeros_like(scale)

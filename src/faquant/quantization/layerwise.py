@@ -15,6 +15,7 @@ from ..kernels.arrays import Floats
 from ..kernels.backend import Backend, Linear
 from ..kernels.cpu import CpuBackend
 from ..kernels.scheme import AttentionScheme
+from ..kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
 from ..model.decoder import build_layer
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
@@ -197,7 +198,7 @@ class LayerQuantizer:
         if self._input_block(names[0]):
             squares = sum(parallel.map_in_order(lambda part: part.double().square().sum(0), parts))
             inputs = gram.square_sums() / gram.tokens
-            if recipe.rounding == "gptq" and all(map(self._is_wide, names)):
+            if recipe.rounding == "gptq" and all(map(recipe.is_wide, names)):
                 inputs = inputs.sqrt()  # only weights lose, and their compensation knows the inputs' sizes
             return balance(inputs, torch.as_tensor(squares)).sqrt()
         peaks = torch.stack(parallel.map_in_order(lambda part: part.abs().amax(0), parts)).amax(0)
@@ -230,9 +231,12 @@ class LayerQuantizer:
     def _is_quantized(self, name: str) -> bool:
         return name in self._quantized
 
-    def _is_wide(self, name: str) -> bool:
-        """Whether the inputs have 16 bits."""
-        return self.recipe.linear is not None and self.recipe.linear.is_wide(name)
+    def _input_steps(self, name: str) -> float:
+        """DynamicTable.input_steps of this linear."""
+        recipe = self.recipe.linear or LinearRecipe()
+        if recipe.is_wide(name):
+            return WIDE_INPUT_STEPS
+        return RANGE_INPUT_STEPS if recipe.activation == "token_asymmetric" else INPUT_STEPS
 
     def _linear_tensors(
         self,
@@ -295,7 +299,7 @@ class LayerQuantizer:
             if bias is not None:
                 yield f"{name}.bias", "FLOAT", bias.to(dtype)
             return
-        kind = dynamic_type(bool(block), self._is_wide(name))
+        kind = dynamic_type(bool(block), self._input_steps(name))
         scale = torch.cat(scales)
         yield f"{name}.weight", kind, torch.cat(weights)
         yield f"{name}.weight_scale", kind, scale

@@ -13,7 +13,7 @@ from ...checkpoint.shards import ShardWriter
 from ...checkpoint.write import add_all, output_directory
 from ...errors import UnsupportedError
 from ...formats.base import LAYER_NORMS, Opened
-from ...formats.faquant.metadata import ROTATED_TYPES, WIDE_TYPES
+from ...formats.faquant.metadata import RANGE_TYPES, ROTATED_TYPES, WIDE_TYPES
 from ...formats.msmodelslim.description import C8_TYPE, FA_TYPE, Description
 from ...formats.msmodelslim.format import OpenedMsModelSlim
 from ...formats.msmodelslim.linears import unpack_deq_scale
@@ -80,6 +80,10 @@ def _obstacles(opened: Opened, manual: bool) -> list[str]:
         reasons.append("q has calibrated scales in some layers only, and MindIE's cache has one kind")
     if kinds.intersection(WIDE_TYPES):
         reasons.append("its linears' inputs have 16 bits, and MindIE's have 8")
+    if kinds.intersection(RANGE_TYPES):
+        reasons.append(
+            "its linears' inputs have zero points per token (but not with the recipe's linear.activation 'token')"
+        )
     if kinds.intersection(ROTATED_TYPES):
         reasons.append("its linears' inputs are rotated at run time, which MindIE does not support")
     elif "W8A8_DYNAMIC" in kinds and static_q:
