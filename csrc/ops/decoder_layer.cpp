@@ -42,7 +42,8 @@ Saturated rope_and_append(const KernelTable& table, const CachedLayer& cached, c
     std::atomic<int64_t> k_beyond{0}, v_beyond{0};
     parallel((batch.tokens + kTokensPerJob - 1) / kTokensPerJob, threads, [&](int64_t job) {
         const int64_t first = job * kTokensPerJob, tokens = std::min(kTokensPerJob, batch.tokens - first);
-        const float *cos = batch.cos + first * s.dim, *sin = batch.sin + first * s.dim;
+        const int64_t row = cached.layer.rope * batch.tokens + first;
+        const float *cos = batch.cos + row * s.dim, *sin = batch.sin + row * s.dim;
         float *q = a.q.get() + first * s.heads * s.dim, *k = a.k.get() + first * s.kv_heads * s.dim;
         if (q_norm.weight != nullptr) {
             table.rms_norm(q_norm, q, tokens * s.heads, s.dim, q);

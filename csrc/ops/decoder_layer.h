@@ -8,12 +8,13 @@ namespace faquant {
 struct DecoderLayer {
     Norm input_layernorm, q_norm, k_norm, post_attention_layernorm;
     const Linear *q_proj, *k_proj, *v_proj, *o_proj, *gate_proj, *up_proj, *down_proj;
+    int64_t rope = 0;  // the kind of its tables
 };
 
 // The next tokens of some sequences, and the slots of their keys and values.
 struct Batch {
     int64_t tokens;
-    const float* cos;  // [tokens, dim] of their positions
+    const float* cos;  // [kinds, tokens, dim] of their positions
     const float* sin;
     const int64_t* slots;      // [tokens] in the cache
     const int64_t* positions;  // [tokens] in their sequences

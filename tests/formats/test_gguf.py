@@ -3,7 +3,15 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from faquant.checkpoint.model_config import load_config
 from faquant.formats.gguf.convert import convert_gguf
@@ -19,6 +27,19 @@ from oracles.gguf_files import (
     write,
 )
 
+MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.4,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 3.0,
+}
+GRANITE_KEYS = (
+    "granite.embedding_scale",
+    "granite.attention.scale",
+    "granite.residual_scale",
+    "granite.logit_scale",
+)
+
 
 @pytest.mark.parametrize(
     ("kind", "arch", "changes"),
@@ -30,11 +51,17 @@ from oracles.gguf_files import (
         (Qwen2Config, "qwen2", {}),
         (Qwen2Config, "qwen2", {"tie_word_embeddings": True}),
         (Qwen3Config, "qwen3", {"tie_word_embeddings": True}),
+        (SmolLM3Config, "smollm3", {"tie_word_embeddings": True, "num_hidden_layers": 4, "pad_token_id": 2}),
+        (SmolLM3Config, "smollm3", {"attention_bias": True, "tie_word_embeddings": False, "pad_token_id": 2}),
+        (GraniteConfig, "granite", MULTIPLIERS),
+        (GraniteConfig, "granite", {**MULTIPLIERS, "attention_bias": True, "mlp_bias": True}),
     ],
 )
 def test_converted_model_is_the_original(tmp_path, tokens, kind, arch, changes):
     original = tiny_model(kind, **changes)
     metadata = model_metadata(original.config, arch) | tokens
+    if arch == "granite":
+        metadata |= dict(zip(GRANITE_KEYS, MULTIPLIERS.values(), strict=True))
     if "sliding_window" in changes:
         metadata["llama.attention.sliding_window"] = changes["sliding_window"]
     path = write(tmp_path / "model.gguf", arch, metadata, gguf_tensors(original))
@@ -47,11 +74,12 @@ def test_converted_model_is_the_original(tmp_path, tokens, kind, arch, changes):
         assert torch.equal(converted.state_dict()[name], value), name
     assert torch.equal(logits(converted), logits(original))
     config = load_config(tmp_path / "out")
-    assert (config.rope.theta, config.rms_norm_eps, config.max_position) == (5000.0, 1e-5, 128)
+    assert (config.rope.theta, config.max_position) == (5000.0, 128)
+    assert config.rms_norm_eps == pytest.approx(1e-5 / changes.get("residual_multiplier", 1.0) ** 2)
     assert (config.bos_token_id, config.eos_token_ids, config.dtype) == (1, (2,), "float32")
     assert config.head_dim == 32
     assert config.tie_word_embeddings == changes.get("tie_word_embeddings", False)
-    assert config.sliding_windows == (changes.get("sliding_window"),) * 2
+    assert config.sliding_windows == (changes.get("sliding_window"),) * original.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("stored", [F16, BF16])

@@ -112,7 +112,7 @@ def gguf_tensors(model):
         array = value.float().numpy().copy()
         if stem == "lm_head" and config.tie_word_embeddings:
             continue
-        if config.model_type in ("llama", "mistral") and stem.endswith(("q_proj", "k_proj")):
+        if config.model_type in ("llama", "mistral", "smollm3", "granite") and stem.endswith(("q_proj", "k_proj")):
             array = permute(array, getattr(config, f"num_{'attention' if 'q_proj' in stem else 'key_value'}_heads"))
         top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
         if stem in top:

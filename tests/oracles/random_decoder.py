@@ -42,6 +42,7 @@ MODELS = {
         "sliding_window": 70,
         "max_window_layers": 1,
     },
+    "odd-smollm3": {**ODD, "model_type": "smollm3", "no_rope_layers": [0, 1], "attention_bias": True},
     "odd-qwen3": {
         **ODD,
         "model_type": "qwen3",

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    GraniteConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 COMMON = {
@@ -49,6 +52,48 @@ KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "qwen2-window": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
     "qwen3": (Qwen3Config, {"head_dim": 24, "tie_word_embeddings": True}),
     "qwen3-bias": (Qwen3Config, {"head_dim": 24, "attention_bias": True}),
+    "smollm3": (SmolLM3Config, {"num_hidden_layers": 4, "pad_token_id": 0}),
+    "smollm3-window": (
+        SmolLM3Config,
+        {
+            "no_rope_layers": [0, 1, 1],
+            "use_sliding_window": True,
+            "sliding_window": 24,
+            "pad_token_id": 0,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "granite": (
+        GraniteConfig,
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.125,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 4.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite-bias": (
+        GraniteConfig,
+        {
+            "embedding_multiplier": 6.0,
+            "attention_multiplier": 0.5,
+            "residual_multiplier": 0.3,
+            "logits_scaling": 0.5,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "ministral": (
+        MinistralConfig,
+        {
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 24,
+            "head_dim": 24,
+        },
+    ),
 }
 """smollm has 9 query and 3 key/value heads and a tied head. Overrides may change anything in these."""
 

@@ -77,7 +77,8 @@ class FusedLayers(Protocol):
     """Consecutive layers that run in one call."""
 
     def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:
-        """Append the spans' tokens to the layers' caches and run x [tokens, hidden] through the layers, in place."""
+        """Append the spans' tokens to the layers' caches and run x [tokens, hidden] through the layers, in place. The
+        tables are [tokens, kinds of RoPE, D]."""
 
 
 class Backend(Protocol):

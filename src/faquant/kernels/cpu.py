@@ -120,6 +120,7 @@ class CpuLayers:
                 norms=[None if norm is None else norm.kernel for norm in norms],
                 cache=cache.cache,
                 window=window,
+                rope=layer.rope_kind,
             )
 
     def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:

@@ -1,4 +1,4 @@
-"""The decoder of Llama, Mistral, Qwen2 and Qwen3: norms, projections, RoPE, gated MLP.
+"""The decoder of all families: norms, projections, RoPE, gated MLP.
 
 A backend makes its parts and chooses the array library. The caller supplies the attention: cache pages when serving,
 observers when calibrating.
@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from ..checkpoint.model_config import LINEARS, ModelConfig
-from ..kernels.arrays import Array, Integers
+from ..kernels.arrays import Array, Integers, widen
 from ..kernels.backend import Backend, Embedding, Linear, Norm
 from .lazy import LazyEmbedding, LazyLinear, LazySequence
 
@@ -17,15 +19,20 @@ Attention = Callable[[int, Array, Array, Array], Array]
 """(layer, q [tokens, Hq, D], k, v [tokens, Hkv, D]) → [tokens, Hq, D]; q and k after RoPE."""
 
 Tables = tuple[Array, Array]
-"""Cosine and sine of the tokens' positions, float32 [tokens, 1, D] each."""
+"""Cosine and sine of the tokens' positions, float32 [tokens, kinds of RoPE, D] each."""
 
 
 @dataclass
 class DecoderLayer:
-    """One transformer block. Attributes have the names of the checkpoint's modules."""
+    """One transformer block. Attributes have the names of the checkpoint's modules.
+
+    Attributes:
+        rope_kind: the number of its RoPE among the tables of all kinds.
+    """
 
     index: int
     head_dim: int
+    rope_kind: int
     input_layernorm: Norm
     q_proj: Linear
     k_proj: Linear
@@ -47,7 +54,8 @@ class DecoderLayer:
         q, k, v = self.q_proj(h).reshape(shape), self.k_proj(h).reshape(shape), self.v_proj(h).reshape(shape)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.rope(q, *tables), self.rope(k, *tables)
+        cos, sin = (table[:, self.rope_kind : self.rope_kind + 1] for table in tables)
+        q, k = self.rope(q, cos, sin), self.rope(k, cos, sin)
         x = x + self.o_proj(attention(self.index, q, k, v).reshape(x.shape[0], -1))
         h = self.post_attention_layernorm(x)
         return x + self.down_proj(self.silu_times(self.gate_proj(h), self.up_proj(h)))
@@ -106,6 +114,7 @@ def build_layer(
     return DecoderLayer(
         index=index,
         head_dim=config.head_dim,
+        rope_kind=config.rope_kind(index),
         input_layernorm=norm("input_layernorm"),
         q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
         k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
@@ -119,9 +128,30 @@ def build_layer(
 def build_norm(
     name: str, config: ModelConfig, backend: Backend, tensor: Callable[[str], Array], has: Callable[[str], bool]
 ) -> Norm:
-    """Build the norm with this checkpoint name."""
+    """Build the norm with this checkpoint name. The last one also divides for the logits."""
+    weight = tensor(f"{name}.weight")
     bias = tensor(f"{name}.bias") if has(f"{name}.bias") else None
-    return backend.norm(tensor(f"{name}.weight"), config.rms_norm_eps, bias)
+    if name == "model.norm" and config.logits_scaling != 1.0:
+        weight, bias = (
+            None if part is None else widen(part) / np.float32(config.logits_scaling) for part in (weight, bias)
+        )
+    return backend.norm(weight, config.rms_norm_eps, bias)
+
+
+class ScaledEmbedding:
+    """An embedding whose rows are multiplied by a factor in float32."""
+
+    def __init__(self, rows: Embedding, factor: float) -> None:
+        self.rows, self.factor = rows, factor
+
+    def __getitem__(self, tokens: Integers) -> Array:
+        return self.rows[tokens] * self.factor
+
+
+def build_embedding(config: ModelConfig, backend: Backend, tensor: Callable[[str], Array]) -> Embedding:
+    """Build the embedding that enters the first layer."""
+    rows = backend.embedding(tensor("model.embed_tokens.weight"))
+    return rows if config.embedding_multiplier == 1.0 else ScaledEmbedding(rows, config.embedding_multiplier)
 
 
 def build_decoder(
@@ -145,7 +175,7 @@ def build_decoder(
         return build_layer(config, index, backend, tensor, linear, has)
 
     def embedding() -> Embedding:
-        return backend.embedding(tensor("model.embed_tokens.weight"))
+        return build_embedding(config, backend, tensor)
 
     head: Linear
     if lazy:

@@ -15,7 +15,7 @@ from ..kernels.arrays import Floats
 from ..kernels.backend import Backend, Linear
 from ..kernels.cpu import CpuBackend
 from ..kernels.scheme import AttentionScheme
-from ..model.decoder import build_layer
+from ..model.decoder import build_layer, build_norm
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
 from .observe import states_through, together
@@ -99,7 +99,7 @@ class LayerQuantizer:
     def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
         """The embedding as stored, and the streams into the first layer, for prompts of int64 ids [tokens]."""
         embedding = self._tensor("model.embed_tokens.weight")
-        streams = [embedding[prompt].float() for prompt in prompts]
+        streams = [embedding[prompt].float() * self.config.embedding_multiplier for prompt in prompts]
         if self.metadata.residual_rotation:
             embedding = rotate.rotate_residual(embedding.double()).to(embedding.dtype)
         return [("model.embed_tokens.weight", "FLOAT", embedding)], streams
@@ -134,7 +134,11 @@ class LayerQuantizer:
 
     def _head_inputs(self, streams: list[Tensor]) -> Tensors:
         """The Gram matrix of the head's inputs, and the equalizer if there is one."""
-        norm = self._backend.norm(self._float_tensor("model.norm.weight").numpy(), self.config.rms_norm_eps)
+
+        def tensor(name: str) -> Floats:
+            return self._float_tensor(name).numpy()
+
+        norm = build_norm("model.norm", self.config, self._backend, tensor, self.checked.__contains__)
         gram = Gram(self.config.hidden_size)
         for some in together(streams):
             gram.add(self._folded_input("lm_head", norm(torch.cat(some))))
@@ -165,7 +169,7 @@ class LayerQuantizer:
         prefix, grams = f"model.layers.{index}.", observed.grams
         if self.recipe.attention is not None:
             states = observed.q, observed.k, observed.v
-            scheme = attention.calibrate(self.config, self.recipe.attention, *states, self.metadata.v_folded)
+            scheme = attention.calibrate(self.config, self.recipe.attention, *states, self.metadata.v_folded, index)
             yield from scheme_tensors(index, scheme)
         elif self._schemes is not None:
             yield from scheme_tensors(index, self._schemes[index])

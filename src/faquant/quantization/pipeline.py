@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..checkpoint.families import PLAIN
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.pieces import Keep, Pieces
 from ..checkpoint.shards import ShardWriter, write_json
@@ -224,6 +225,11 @@ def _model_quant_type(recipe: Recipe, types: Mapping[str, str]) -> str:
 
 
 def _check_recipe(recipe: Recipe, config: ModelConfig) -> None:
+    if recipe.format == "msmodelslim" and config.model_type not in PLAIN:
+        raise UnsupportedError(
+            f"The recipe {recipe.name} has msModelSlim's format, which faquant writes for {', '.join(PLAIN)}, not for "
+            f"{config.model_type}. Use the recipe default or static."
+        )
     if recipe.linear is None:
         return
     names = (*config.layer_linears, "lm_head")

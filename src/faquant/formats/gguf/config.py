@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...checkpoint.model_config import MODEL_TYPES
+from ...checkpoint.families import FAMILIES
 from ...errors import CheckpointError, UnsupportedError
 from .reader import GgufFile
 from .tensors import ROPE_FREQS, float_chunks
 from .tokenizer import end_ids, token_id
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite")
 
 # Keys of the architecture that are read, or that do not affect the computation.
 _KNOWN_KEYS = {
@@ -25,6 +25,14 @@ _KNOWN_KEYS = {
     *("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"),
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 }
+# Keys of single architectures, and what Hugging Face calls them; a file that lacks one means 1, or 1/√head_dim.
+_GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+_OWN_KEYS = {"granite": tuple(_GRANITE)}
 
 
 class _Keys:
@@ -72,7 +80,7 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
     keys = _Keys(gguf, arch)
     for key, value in gguf.metadata.items():
         name = key.removeprefix(f"{arch}.")
-        if name != key and name not in _KNOWN_KEYS and value not in (0, False, "none"):
+        if name != key and name not in (*_KNOWN_KEYS, *_OWN_KEYS.get(arch, ())) and value not in (0, False, "none"):
             raise UnsupportedError(f"{gguf.source} sets {key} to {value!r}, which is not supported.")
     if keys.get("attention.causal") is False:
         raise UnsupportedError(f"{gguf.source}: non-causal attention is not supported.")
@@ -93,7 +101,7 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         raise CheckpointError(f"{gguf.source} has no embedding token_embd.weight; is the file truncated?")
     rope = _rope_parameters(gguf, keys, head_dim)
     config: dict[str, Any] = {
-        "architectures": [MODEL_TYPES[model_type]],
+        "architectures": [FAMILIES[model_type].causal_lm],
         "model_type": model_type,
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
@@ -115,11 +123,15 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     if model_type == "mistral":
         config["sliding_window"] = window if window < context else None
-    elif model_type == "llama":
-        config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
-        config["mlp_bias"] = "blk.0.ffn_down.bias" in gguf.tensors
-    elif model_type == "qwen3":
-        config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
+    for key, part in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_down")):
+        if key in FAMILIES[model_type].biases:
+            config[key] = f"blk.0.{part}.bias" in gguf.tensors
+    if arch == "granite":
+        if keys.get("rope.scaling.finetuned") is False:
+            raise UnsupportedError(f"{gguf.source}: Granite without RoPE (rope.scaling.finetuned) is not supported.")
+        for key, name in _GRANITE.items():
+            found = keys.number(key, head_dim**-0.5 if key == "attention.scale" else 1.0)
+            config[name] = float(str(np.float32(found)))
     ends = end_ids(gguf.metadata, gguf.source)
     ids = {
         "bos_token_id": token_id(gguf.metadata, "bos", gguf.source),
@@ -136,7 +148,9 @@ def unrecorded(gguf: GgufFile, config: Mapping[str, Any]) -> list[str]:
     `config` is the result of `build_config`, which takes them to be absent.
     """
     rope, names = config["rope_parameters"], []
-    if gguf.metadata["general.architecture"] != "llama":
+    if gguf.metadata["general.architecture"] == "smollm3":
+        names += ["no_rope_layers", "use_sliding_window"]  # llama.cpp's own rule is every fourth layer
+    elif gguf.metadata["general.architecture"] in ("qwen2", "qwen3"):
         names += ["use_sliding_window", "dual_chunk_attention_config"]
     elif config["model_type"] == "llama" and rope["rope_type"] != "llama3":  # else it is known to be Mistral or Llama
         names += ["sliding_window (of Mistral)", "no_rope_layers"]

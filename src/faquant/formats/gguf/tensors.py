@@ -32,6 +32,8 @@ _LAYER_NAMES = {
 _ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 ROPE_FREQS = "rope_freqs.weight"
+NEIGHBORS = ("llama", "smollm3", "granite")
+"""In these architectures RoPE rotates neighboring channels; in Hugging Face's, the two halves of a head."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,8 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
             raise CheckpointError(f"{gguf.source}: tensor {name!r} has shape {tensor.shape}, not {shape}.")
         left_over.remove(name)
         next(float_chunks(gguf, tensor, elements=1))  # refuses unknown quantizations before anything is written
-        # In ggml's llama architecture, RoPE rotates neighboring channels; in Hugging Face's, the two halves of a head.
-        rotated = config["model_type"] in ("llama", "mistral") and name.split(".")[-2] in ("attn_q", "attn_k")
         rows = None
-        if rotated and gguf.metadata["general.architecture"] == "llama":
+        if gguf.metadata["general.architecture"] in NEIGHBORS and name.split(".")[-2] in ("attn_q", "attn_k"):
             pairs = np.arange(shape[0]).reshape(-1, config["head_dim"] // 2, 2)
             rows = pairs.swapaxes(1, 2).ravel()
         plan.append(PlannedTensor(hf_name, tensor, rows))

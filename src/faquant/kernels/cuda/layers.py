@@ -48,7 +48,7 @@ class CudaLayers:
 
     def _batch(self, tables: tuple[Array, Array], spans: Spans) -> DeviceBatch:
         on_device = DeviceSpans.of(spans, self._device)
-        cos, sin = (sent(table, self._device).flatten(1) for table in tables)
+        cos, sin = (sent(table, self._device).transpose(0, 1).contiguous() for table in tables)
         return DeviceBatch(on_device, cos, sin, on_device.slots(self._page_size))
 
 
@@ -61,7 +61,7 @@ class _Layer:
     """One layer: norm, q, k, v in one product, attention, o and the gated MLP."""
 
     def __init__(self, layer: Any, pages: Int8Pages, window: int | None) -> None:
-        self._pages, self._window = pages, window
+        self._pages, self._window, self._rope = pages, window, layer.rope_kind
         self._input_norm, self._mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self._q_norm, self._k_norm = layer.q_norm, layer.k_norm
         self._qkv = _Products([layer.q_proj, layer.k_proj, layer.v_proj])
@@ -95,9 +95,10 @@ class _Layer:
         self._down.product(round_gated(gate_up, self._down.rounding), x, x, sums)
 
     def _rotation(self, batch: DeviceBatch) -> Rotation:
+        cos, sin = batch.cos[self._rope], batch.sin[self._rope]
         if self._q_norm is None:
-            return Rotation(batch.cos, batch.sin)
-        return Rotation(batch.cos, batch.sin, self._q_norm.weight, self._k_norm.weight, self._q_norm.eps)
+            return Rotation(cos, sin)
+        return Rotation(cos, sin, self._q_norm.weight, self._k_norm.weight, self._q_norm.eps)
 
 
 class _Products:

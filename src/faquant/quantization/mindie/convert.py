@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...checkpoint.families import PLAIN
 from ...checkpoint.model_config import LINEARS
 from ...checkpoint.shards import ShardWriter
 from ...checkpoint.write import add_all, output_directory
@@ -104,6 +105,8 @@ def _obstacles(opened: Opened, manual: bool) -> list[str]:
             reasons.append("q, K or V has a scale per channel, and MindIE's tables are [heads, 1]")
         if any(scheme.k_offset is not None or scheme.v_offset is not None for scheme in present):
             reasons.append("K or V has zero points")
+    if config.model_type not in PLAIN:
+        reasons.append(f"faquant writes MindIE's format for {', '.join(PLAIN)}, not for {config.model_type}")
     if config.head_dim > MAX_HEAD_DIM:
         reasons.append(f"head_dim is {config.head_dim}, and MindIE's limit is {MAX_HEAD_DIM}")
     return reasons

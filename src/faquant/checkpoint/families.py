@@ -1,0 +1,80 @@
+"""What the supported model families compute differently, as plain data: one entry for each model_type.
+
+transformers' classes are the definition. A missing key gets their default.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of decoders.
+
+    Attributes:
+        causal_lm: transformers' class.
+        biases: the keys among attention_bias and mlp_bias that it reads.
+        qkv_bias: whether q, k and v always have biases.
+        qk_norm: RMSNorm of q and k before RoPE: of each head, or of all heads together.
+        names_head_dim, names_kv_heads: whether config.json must have head_dim and num_key_value_heads.
+        windows: which layers have the window: none; all, unless layer_types says otherwise; or, with
+            use_sliding_window, those that layer_types or max_window_layers choose (`switched`).
+        window: the default of sliding_window.
+        fused: whether q, k and v are stored as one weight, and gate and up as another.
+        partial_rotary: whether RoPE may rotate only the first channels of each head.
+        rope_aliases: other names for types of RoPE.
+        no_rope: whether no_rope_layers lists layers without RoPE.
+        computes: the keys that change the arithmetic, and that its own code reads (model_config.py).
+        theta, eps, tied: defaults of rope_theta, rms_norm_eps and tie_word_embeddings.
+    """
+
+    causal_lm: str
+    biases: tuple[str, ...] = ()
+    qkv_bias: bool = False
+    qk_norm: Literal["head", "all"] | None = None
+    names_head_dim: bool = False
+    names_kv_heads: bool = False
+    windows: Literal["none", "all", "switched"] = "none"
+    window: int | None = 4096
+    fused: bool = False
+    partial_rotary: bool = False
+    rope_aliases: tuple[tuple[str, str], ...] = ()
+    no_rope: bool = False
+    computes: tuple[str, ...] = ()
+    theta: float = 10000.0
+    eps: float = 1e-6
+    tied: bool = False
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", biases=("attention_bias", "mlp_bias")),
+    "mistral": Family("MistralForCausalLM", names_kv_heads=True, windows="all"),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, names_kv_heads=True, windows="switched"),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        biases=("attention_bias",),
+        qk_norm="head",
+        names_head_dim=True,
+        names_kv_heads=True,
+        windows="switched",
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        biases=("attention_bias", "mlp_bias"),
+        names_kv_heads=True,
+        windows="switched",
+        window=None,
+        no_rope=True,
+        theta=2000000.0,
+        tied=True,
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        biases=("attention_bias", "mlp_bias"),
+        computes=("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+    ),
+    "ministral": Family("MinistralForCausalLM", names_kv_heads=True, windows="all"),
+}
+
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+"""The families that msModelSlim's formats and MindIE know."""
