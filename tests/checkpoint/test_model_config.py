@@ -8,7 +8,7 @@ from faquant.checkpoint.families import FAMILIES
 from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.checkpoint.rope_config import RopeConfig
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
-from oracles.configs import GRANITE, LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3, SMOLLM3, WINDOWED, YARN, error_of
+from oracles.configs import GRANITE, LLAMA, LLAMA3, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3, WINDOWED, YARN, error_of
 
 MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 
@@ -106,6 +106,8 @@ def test_end_tokens_are_one_or_several_or_none(value: Any, expected: tuple[int, 
         ({**MISTRAL, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}, (None, 8) * 2),
         ({**MISTRAL, "model_type": "ministral", "architectures": None, "sliding_window": 128}, (128,) * 4),
         ({**SMOLLM3, **WINDOWED}, (None, None, None, 128)),
+        (PHI3, (None,) * 4),
+        ({**PHI3, "sliding_window": 128}, (128,) * 4),
         ({**SMOLLM3, **WINDOWED, "no_rope_layers": [0, 1, 1, 0, 1]}, (128, None, None, 128)),
         ({**SMOLLM3, "sliding_window": 128}, (None,) * 4),
         ({**SMOLLM3, "use_sliding_window": True}, (None,) * 4),

@@ -1,5 +1,8 @@
 """Converted GGUF files have the tensors of the original model."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,6 +11,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
@@ -80,6 +84,45 @@ def test_converted_model_is_the_original(tmp_path, tokens, kind, arch, changes):
     assert config.head_dim == 32
     assert config.tie_word_embeddings == changes.get("tie_word_embeddings", False)
     assert config.sliding_windows == (changes.get("sliding_window"),) * original.config.num_hidden_layers
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 5000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+    "long_factor": [1.0, 1.5, 3.0, 6.0, 7.0, 8.0],
+    "original_max_position_embeddings": 16,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, {"sliding_window": 8}, {"rope_parameters": LONGROPE}], ids=str)
+@pytest.mark.parametrize("attention_factor", [None, 1.25])
+def test_phi3_is_the_original(tmp_path, tokens, changes, attention_factor):
+    """With fused weights, and the divisors of RoPE's frequencies as tensors."""
+    fields = {"original_max_position_embeddings": 16, "pad_token_id": 2, "head_dim": 16, **changes}
+    if "rope_parameters" in changes:
+        fields["rope_parameters"] = {**LONGROPE, "attention_factor": attention_factor}
+    original = tiny_model(Phi3Config, **fields)
+    config = original.config
+    own = math.sqrt(1 + math.log(128 / 16) / math.log(16))
+    metadata = model_metadata(config, "phi3") | tokens
+    for length in ("attention.key_length", "attention.value_length"):
+        del metadata[f"phi3.{length}"]
+    metadata |= {
+        "phi3.attention.sliding_window": changes.get("sliding_window", 0),
+        "phi3.rope.dimension_count": 12 if "rope_parameters" in changes else 16,
+        "phi3.rope.scaling.original_context_length": 16,
+    }
+    extra = {}
+    if "rope_parameters" in changes:
+        metadata["phi3.rope.scaling.attn_factor"] = own if attention_factor is None else attention_factor
+        extra = {f"rope_factors_{kind}.weight": np.array(LONGROPE[f"{kind}_factor"]) for kind in ("short", "long")}
+    convert_gguf(write(tmp_path / "model.gguf", "phi3", metadata, gguf_tensors(original) | extra), tmp_path / "out")
+    converted, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(logits(converted), logits(original))
+    assert load_config(tmp_path / "out").sliding_windows == (changes.get("sliding_window"),) * 2
 
 
 @pytest.mark.parametrize("stored", [F16, BF16])

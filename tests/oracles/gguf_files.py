@@ -37,6 +37,8 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
 }
 SIZES = {
     "hidden_size": 64,
@@ -131,9 +133,9 @@ def model_metadata(config, arch):
         f"{arch}.feed_forward_length": config.intermediate_size,
         f"{arch}.attention.head_count": config.num_attention_heads,
         f"{arch}.attention.head_count_kv": config.num_key_value_heads,
-        f"{arch}.attention.key_length": config.head_dim,
-        f"{arch}.attention.value_length": config.head_dim,
-        f"{arch}.rope.dimension_count": config.head_dim,
+        f"{arch}.attention.key_length": getattr(config, "head_dim", 0),
+        f"{arch}.attention.value_length": getattr(config, "head_dim", 0),
+        f"{arch}.rope.dimension_count": getattr(config, "head_dim", 0),
         f"{arch}.rope.freq_base": 5000.0,
         f"{arch}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         f"{arch}.vocab_size": config.vocab_size,

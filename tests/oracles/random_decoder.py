@@ -35,6 +35,15 @@ MODELS = {
         "max_position_embeddings": 256,
         "rope_scaling": {"rope_type": "dynamic", "factor": 16.0},
     },
+    "odd-longrope": {
+        **ODD,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 10,
+            "long_factor": [float(factor) for factor in range(1, 11)],
+            "original_max_position_embeddings": 256,
+        },
+    },
     "odd-qwen2-window": {
         **ODD,
         "model_type": "qwen2",

@@ -12,6 +12,7 @@ from transformers import (
     LlamaConfig,
     MinistralConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -36,6 +37,14 @@ LLAMA3_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+    "long_factor": [1.0, 1.5, 3.0, 6.0, 7.0, 8.0],
     "original_max_position_embeddings": 64,
 }
 KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
@@ -84,6 +93,16 @@ KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
             "logits_scaling": 0.5,
             "attention_bias": True,
             "mlp_bias": True,
+        },
+    ),
+    "phi3": (Phi3Config, {"num_key_value_heads": 4, "sliding_window": 24, "pad_token_id": 0}),
+    "phi4-mini": (
+        Phi3Config,
+        {
+            "rope_parameters": LONGROPE,
+            "original_max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
         },
     ),
     "ministral": (

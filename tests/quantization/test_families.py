@@ -19,7 +19,7 @@ from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.tiny_models import COMMON, KINDS, tiny_model
 
-FAMILIES = ("smollm3-window", "granite-bias", "ministral")
+FAMILIES = ("smollm3-window", "granite-bias", "ministral", "phi3", "phi4-mini")
 TOKENS = 150
 
 

@@ -33,7 +33,7 @@ from faquant.quantization.tensors import SourceTensors
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
 from oracles.tiny_models import tiny_model
 
-KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3", "smollm3", "granite-bias", "ministral")
+KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3", "smollm3", "granite-bias", "ministral", "phi4-mini")
 
 OURS = [RECIPES[name] for name in ("default", "precise", "static", "attention-only")]
 VARIATIONS = [

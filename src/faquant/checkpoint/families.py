@@ -73,6 +73,15 @@ FAMILIES = {
         biases=("attention_bias", "mlp_bias"),
         computes=("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
     ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        windows="all",
+        window=None,
+        fused=True,
+        partial_rotary=True,
+        rope_aliases=(("su", "longrope"), ("yarn", "longrope")),
+        eps=1e-5,
+    ),
     "ministral": Family("MinistralForCausalLM", names_kv_heads=True, windows="all"),
 }
 

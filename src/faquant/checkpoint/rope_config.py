@@ -67,10 +67,14 @@ class RopeConfig:
         """The number of channels of a head that are rotated."""
         return 0 if self.rope_type == "none" else int(head_dim * self.rotated)
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """The lengths of requests up to which the frequencies are the same, if they depend on the length."""
-        return (self.original_max_position,) if self.rope_type == "longrope" else ()
+    def length_used(self, length: int | None) -> int | None:
+        """The least maximum length of a request, in tokens, that gives the same frequencies as `length`; None: they do
+        not depend on it."""
+        if self.rope_type == "dynamic":
+            return max(length or 0, self.original_max_position)
+        if self.rope_type == "longrope":  # its two sets of factors
+            return 1 + self.original_max_position * (length is not None and length > self.original_max_position)
+        return None
 
 
 NO_ROPE = RopeConfig("none", 1.0)
@@ -172,6 +176,8 @@ def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int, fam
             truncate=table.flag("truncate", "truncate" not in table.raw),
         )
     if rope_type == "longrope":
+        if rope.original_max_position < 2:
+            raise CheckpointError(f"{table.source}: longrope needs an {_ORIGINAL} of at least 2.")
         return replace(
             rope,
             attention_factor=table.optional_number("attention_factor"),

@@ -18,7 +18,8 @@ from ..kernels.arrays import Stored
 from ..kernels.scheme import AttentionScheme
 from ..kernels.tables import INPUT_STEPS, FloatTable, LinearTable
 from .checked import Checked
-from .faquant.metadata import Metadata
+from .faquant.metadata import METADATA_KEY, Metadata
+from .fused import divided
 from .msmodelslim.description import Description, read_description
 
 MAX_CHECKED_BYTES = 4 << 30
@@ -57,7 +58,14 @@ class Source:
     def open_files(self) -> TensorFiles:
         """The tensors, by the names of a causal language model. Raises: as TensorFiles.open."""
         files = TensorFiles.open(self.directory)
-        return files.renamed(names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
+        files = files.renamed(names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
+        # faquant's own checkpoints have the parts.
+        return divided(files, self.config, self.directory) if self.config.family.fused and not self.is_ours else files
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether faquant wrote the checkpoint."""
+        return self.description is not None and METADATA_KEY in self.description.metadata
 
 
 def names_of_causal_lm(names: Collection[str], tied: bool) -> dict[str, str]:

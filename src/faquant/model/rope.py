@@ -36,7 +36,7 @@ class Rope:
 
     def __init__(self, config: ModelConfig, length: int | None = None) -> None:
         self._dim, self._root = config.head_dim, math.sqrt(config.score_factor)
-        self._kinds = [_frequencies(rope, config.head_dim, _length_of(rope, length)) for rope in config.ropes]
+        self._kinds = [_frequencies(rope, config.head_dim, rope.length_used(length)) for rope in config.ropes]
         self.frequencies, self.scaling = self._kinds[0]
 
     def tables(self, positions: Integers) -> tuple[Floats, Floats]:
@@ -66,11 +66,6 @@ class Rope:
         return wide[0].reshape(tokens, 1, 2 * half), wide[1].reshape(tokens, 1, 2 * half)
 
 
-def _length_of(rope: RopeConfig, length: int | None) -> int | None:
-    """What of a request's maximum length its frequencies depend on."""
-    return length if rope.rope_type in ("dynamic", "longrope") else None
-
-
 @lru_cache
 def _frequencies(rope: RopeConfig, head_dim: int, length: int | None) -> tuple[Floats, float]:
     """Frequencies [rotated channels / 2] in radians per token, and the factor on cosine and sine. Kept, because decimal
@@ -82,7 +77,7 @@ def _frequencies(rope: RopeConfig, head_dim: int, length: int | None) -> tuple[F
     exponents = np.arange(0, dim, 2).astype(np.float32) / np.float32(dim)
     theta, factor, original = rope.theta, rope.factor, rope.original_max_position
     if rope.rope_type == "dynamic":
-        length = max(length or 0, original)
+        length = length or original
         theta *= _power(factor * length / original - (factor - 1), dim / (dim - 2))
     base = float(np.float32(theta))
     wavelengths = np.array([_power(base, float(exponent)) for exponent in exponents], np.float32)

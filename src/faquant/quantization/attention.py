@@ -118,12 +118,14 @@ class _Rotations:
         self._config, self._kind = config, config.rope_kind(layer)
         kind = config.ropes[self._kind]
         self.rotates = kind.rope_type != "none"
-        limits = [limit for limit in kind.lengths if limit < config.max_position]
-        self._ropes = [(limit, Rope(config, limit)) for limit in (*limits, config.max_position)]
+        lengths = [config.max_position]
+        if kind.rope_type == "longrope" and kind.original_max_position < config.max_position:
+            lengths = [kind.original_max_position, config.max_position]
+        self._ropes = [(length, Rope(config, length)) for length in lengths]
 
     def to(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine [rotations, 1, D] of all rotations from position 0 to these positions."""
-        tables = [rope.rotation(positions[positions < limit].numpy(), self._kind) for limit, rope in self._ropes]
+        tables = [rope.rotation(positions[positions < length].numpy(), self._kind) for length, rope in self._ropes]
         cos, sin = (torch.cat([torch.from_numpy(table) for table in part]) for part in zip(*tables, strict=True))
         return cos, sin
 

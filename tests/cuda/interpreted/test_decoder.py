@@ -27,6 +27,7 @@ MODELS = {
     ("llama3", "precise"): {},
     ("smollm3-window", "static"): {},
     ("granite", "default"): {},
+    ("phi4-mini", "default"): {},
 }
 
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 from ...checkpoint.families import FAMILIES
 from ...errors import CheckpointError, UnsupportedError
 from .reader import GgufFile
-from .tensors import ROPE_FREQS, float_chunks
+from .tensors import ROPE_FACTORS, ROPE_FREQS, float_chunks
 from .tokenizer import end_ids, token_id
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite", "phi3")
 
 # Keys of the architecture that are read, or that do not affect the computation.
 _KNOWN_KEYS = {
@@ -88,18 +88,21 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
     head_dim = keys.integer("attention.key_length", hidden // heads)
     if keys.integer("attention.value_length", head_dim) != head_dim:
         raise UnsupportedError(f"{gguf.source}: keys and values of different lengths are not supported.")
-    if keys.integer("rope.dimension_count", head_dim) != head_dim or head_dim % 2:
+    rotary = keys.integer("rope.dimension_count", head_dim)
+    if head_dim % 2 or (rotary != head_dim and arch != "phi3"):
         raise UnsupportedError(f"{gguf.source}: RoPE must rotate all {head_dim} channels of a head, in pairs.")
     context = keys.integer("context_length")
     window = context if keys.get("attention.sliding_window") == 0 else keys.integer("attention.sliding_window", context)
     # llama.cpp uses "llama" for Mistral too; only Mistral has a window.
     model_type = "mistral" if window < context and arch == "llama" else arch
-    if window < context and model_type != "mistral":
+    if window < context and model_type not in ("mistral", "phi3"):
         raise UnsupportedError(f"{gguf.source}: GGUF does not specify which layers of {arch} use the sliding window.")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{gguf.source} has no embedding token_embd.weight; is the file truncated?")
     rope = _rope_parameters(gguf, keys, head_dim)
+    if rotary != head_dim:
+        rope["partial_rotary_factor"] = rotary / head_dim
     config: dict[str, Any] = {
         "architectures": [FAMILIES[model_type].causal_lm],
         "model_type": model_type,
@@ -119,9 +122,14 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+    if rotary != head_dim:
+        config["partial_rotary_factor"] = rope["partial_rotary_factor"]
     if rope["rope_type"] != "default":
-        config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    if model_type == "mistral":
+        outside = ("rope_theta", "partial_rotary_factor")
+        config["rope_scaling"] = {key: value for key, value in rope.items() if key not in outside}
+    if "original_max_position_embeddings" in rope and model_type == "phi3":
+        config["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+    if model_type in ("mistral", "phi3"):
         config["sliding_window"] = window if window < context else None
     for key, part in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_down")):
         if key in FAMILIES[model_type].biases:
@@ -131,7 +139,7 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
             raise UnsupportedError(f"{gguf.source}: Granite without RoPE (rope.scaling.finetuned) is not supported.")
         for key, name in _GRANITE.items():
             found = keys.number(key, head_dim**-0.5 if key == "attention.scale" else 1.0)
-            config[name] = float(str(np.float32(found)))
+            config[name] = _shortest(found)
     ends = end_ids(gguf.metadata, gguf.source)
     ids = {
         "bos_token_id": token_id(gguf.metadata, "bos", gguf.source),
@@ -166,6 +174,8 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
     kind = keys.get("rope.scaling.type") or ("none" if keys.get("rope.scale_linear") is None else "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if keys.arch == "phi3" and ROPE_FACTORS[0] in gguf.tensors:
+        return rope | _longrope_parameters(gguf, keys)
     freqs = gguf.tensors.get(ROPE_FREQS)
     if freqs is not None:
         if kind != "none" and factor != 1.0:
@@ -200,6 +210,27 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
     if magnitude is not None:
         rope["attention_factor"] = magnitude
     return rope
+
+
+def _longrope_parameters(gguf: GgufFile, keys: _Keys) -> dict[str, Any]:
+    """Of Phi-3, whose files have the divisors of the frequencies as tensors."""
+    found = {}
+    for name, key in zip(ROPE_FACTORS, ("short_factor", "long_factor"), strict=True):
+        tensor = gguf.tensors.get(name)
+        if tensor is None or len(tensor.shape) != 1:
+            raise CheckpointError(f"{gguf.source} must have both of {' and '.join(ROPE_FACTORS)}, or neither.")
+        values = np.concatenate([chunk.numpy().ravel() for chunk in float_chunks(gguf, tensor)])
+        found[key] = [_shortest(value) for value in values]
+    context, original = keys.integer("context_length"), keys.integer("rope.scaling.original_context_length")
+    rope = {"rope_type": "longrope", **found, "original_max_position_embeddings": original}
+    magnitude = keys.number("rope.scaling.attn_factor", 1.0)
+    own = math.sqrt(1 + math.log(context / original) / math.log(original)) if context > original > 1 else 1.0
+    return rope if np.float32(magnitude) == np.float32(own) else rope | {"attention_factor": _shortest(magnitude)}
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal number that is this float32."""
+    return float(str(np.float32(value)))
 
 
 def _magnitude(multiplier: float | None, replacement: float | None, factor: float) -> float | None:

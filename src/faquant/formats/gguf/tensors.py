@@ -28,10 +28,13 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "attn_qkv": "self_attn.qkv_proj",
 }
+_FUSED_NAMES = {"ffn_up": "mlp.gate_up_proj"}  # of Phi-3
 _ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 NEIGHBORS = ("llama", "smollm3", "granite")
 """In these architectures RoPE rotates neighboring channels; in Hugging Face's, the two halves of a head."""
 
@@ -54,6 +57,8 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
     """
     plan = []
     left_over = set(gguf.tensors) - {ROPE_FREQS}
+    if config["model_type"] == "phi3":
+        left_over -= set(ROPE_FACTORS)
     for name, hf_name, shape in _expected_tensors(config):
         tensor = gguf.tensors.get(name)
         if tensor is None and name.endswith("attn_output.bias"):
@@ -96,6 +101,12 @@ def _expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tup
         "ffn_up": (middle, hidden),
         "ffn_down": (hidden, middle),
     }
+    names = _LAYER_NAMES
+    if config["model_type"] == "phi3":
+        names = _LAYER_NAMES | _FUSED_NAMES
+        weights |= {"attn_qkv": (q + 2 * kv, hidden), "ffn_up": (2 * middle, hidden)}
+        for part in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+            del weights[part]
     if config["model_type"] == "qwen3":
         weights |= {"attn_q_norm": (head_dim,), "attn_k_norm": (head_dim,)}
     biased = set(_ATTENTION[:3] if config["model_type"] == "qwen2" else ())
@@ -103,7 +114,7 @@ def _expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tup
     biased |= set(_MLP if config.get("mlp_bias") else ())
     for layer in range(config["num_hidden_layers"]):
         for name, shape in weights.items():
-            hf_name = f"model.layers.{layer}.{_LAYER_NAMES[name]}"
+            hf_name = f"model.layers.{layer}.{names[name]}"
             yield f"blk.{layer}.{name}.weight", f"{hf_name}.weight", shape
             if name in biased:
                 yield f"blk.{layer}.{name}.bias", f"{hf_name}.bias", shape[:1]

@@ -20,7 +20,13 @@ _TEKKEN = (  # Mistral's since Nemo: a capital letter starts a new word
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (  # OpenAI's since GPT-4o, and Phi-4-mini's
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPLITS = {
+    "gpt-4o": _O200K,
     "llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}"),
     "dbrx": _WORDS.format(digits=r"\p{N}{1,3}"),
     "qwen2": _WORDS.format(digits=r"\p{N}"),
