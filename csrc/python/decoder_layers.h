@@ -20,11 +20,11 @@
 // Consecutive layers of a model, with the caches that they append to.
 class DecoderLayers {
   public:
-    // For each layer: linears [q, k, v, o, gate, up, down], norms [input, post_attention, q, k], of which the latter
-    // two may be None, cache, window, and the kind of its RoPE.
+    // For each layer: linears [q, k, v, o, gate, up, down], norms [attention, mlp, q, k, attention's output, mlp's
+    // output], of which any may be None, cache, window, and the kind of its RoPE.
     void add(const std::vector<nb::object>& linears, const std::vector<nb::object>& norms, const nb::object& cache,
              const std::optional<int64_t>& window, int64_t rope) {
-        require(linears.size() == 7 && norms.size() == 4, "A layer has seven linears and four norms.");
+        require(linears.size() == 7 && norms.size() == 6, "A layer has seven linears and six norms.");
         std::vector<const faquant::Linear*> l;
         for (const nb::object& linear : linears) {
             require(nb::isinstance<Int8Linear>(linear), "linears must be Int8Linears.");
@@ -41,15 +41,21 @@ class DecoderLayers {
         }
         require(s.dim % 2 == 0, "RoPE needs an even number of channels.");
         require(norms[2].is_none() == norms[3].is_none(), "Either both q and k have norms, or neither.");
-        faquant::Norm n[4] = {};
+        faquant::Norm n[6] = {};
+        bool all_heads = false;
         for (size_t i = 0; i < norms.size(); ++i) {
-            if (i < 2 || !norms[i].is_none()) {
-                require(nb::isinstance<RmsNorm>(norms[i]),
-                        "norms must be RmsNorms; only those of q and k may be None.");
-                const auto& norm = nb::cast<const RmsNorm&>(norms[i]);
-                require(norm.size() == (i < 2 ? hidden : s.dim), "A norm has another size than what it is for.");
-                n[i] = norm.norm();
+            if (norms[i].is_none()) {
+                continue;
             }
+            require(nb::isinstance<RmsNorm>(norms[i]), "norms must be RmsNorms or None.");
+            const auto& norm = nb::cast<const RmsNorm&>(norms[i]);
+            const bool of_heads = i == 2 || i == 3;
+            if (of_heads && norm.size() != s.dim) {
+                all_heads = true;
+            }
+            const int64_t size = !of_heads ? hidden : !all_heads ? s.dim : i == 2 ? q : kv;
+            require(norm.size() == size, "A norm has another size than what it is for.");
+            n[i] = norm.norm();
         }
         require(layers_.empty() || (layers_[0].layer.q_proj->inputs == hidden && layers_[0].scheme->dim == s.dim &&
                                     layers_[0].cache->page_size == of_layer.cache().page_size),
@@ -59,10 +65,11 @@ class DecoderLayers {
         kept_.insert(kept_.end(), linears.begin(), linears.end());
         kept_.insert(kept_.end(), norms.begin(), norms.end());
         kept_.push_back(cache);
-        layers_.push_back({{n[0], n[2], n[3], n[1], l[0], l[1], l[2], l[3], l[4], l[5], l[6], rope},
-                           &s,
-                           &of_layer.cache(),
-                           checked_window(window)});
+        layers_.push_back(
+            {{n[0], n[2], n[3], n[1], l[0], l[1], l[2], l[3], l[4], l[5], l[6], rope, n[4], n[5], all_heads},
+             &s,
+             &of_layer.cache(),
+             checked_window(window)});
     }
 
     // x [tokens, hidden], in place; cos and sin [tokens, kinds, dim], spans and block_tables as for LayerCache.attend.

@@ -8,7 +8,20 @@ from faquant.checkpoint.families import FAMILIES
 from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.checkpoint.rope_config import RopeConfig
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
-from oracles.configs import GRANITE, LLAMA, LLAMA3, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3, WINDOWED, YARN, error_of
+from oracles.configs import (
+    GRANITE,
+    LLAMA,
+    LLAMA3,
+    MISTRAL,
+    OLMO3,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+    WINDOWED,
+    YARN,
+    error_of,
+)
 
 MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 
@@ -106,6 +119,8 @@ def test_end_tokens_are_one_or_several_or_none(value: Any, expected: tuple[int, 
         ({**MISTRAL, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}, (None, 8) * 2),
         ({**MISTRAL, "model_type": "ministral", "architectures": None, "sliding_window": 128}, (128,) * 4),
         ({**SMOLLM3, **WINDOWED}, (None, None, None, 128)),
+        ({**OLMO3, "sliding_window": 128}, (128, 128, 128, None)),
+        ({**OLMO3, "model_type": "olmo2", "architectures": None, "sliding_window": 128}, (None,) * 4),
         (PHI3, (None,) * 4),
         ({**PHI3, "sliding_window": 128}, (128,) * 4),
         ({**SMOLLM3, **WINDOWED, "no_rope_layers": [0, 1, 1, 0, 1]}, (128, None, None, 128)),
@@ -248,6 +263,7 @@ def test_a_contradiction_is_explained(keys: dict[str, Any], words: str) -> None:
         ({**QWEN2, **WINDOWED, "layer_types": "full"}, UnsupportedError),
         ({**QWEN3, "layer_types": ["linear_attention"] * 4}, UnsupportedError),
         ({**LLAMA, "layer_types": ["chunked_attention"] * 4}, UnsupportedError),
+        ({**OLMO3, "sliding_window": None}, CheckpointError),
     ],
 )
 def test_impossible_windows_are_refused(raw: dict[str, Any], kind: type[FaquantError]) -> None:
@@ -350,6 +366,15 @@ def test_defaults_are_those_of_the_family() -> None:
     bare = {key: value for key, value in SMOLLM3.items() if key not in ("tie_word_embeddings", "rope_theta")}
     assert parse_config(bare).tie_word_embeddings
     assert parse_config(bare).rope.theta == 2e6
+
+
+def test_norms_of_olmo_are_over_outputs_and_over_all_heads() -> None:
+    config = parse_config(OLMO3)
+    norms = config.family.norms
+    assert (norms.attention, norms.mlp) == (None, None)
+    assert (norms.attention_output, norms.mlp_output) == ("post_attention_layernorm", "post_feedforward_layernorm")
+    assert (config.qk_norm_size("q_norm"), config.qk_norm_size("k_norm")) == (256, 64)
+    assert parse_config(QWEN3).qk_norm_size("k_norm") == 64
 
 
 def test_qwen3_has_a_qk_norm() -> None:

@@ -7,7 +7,7 @@ import pytest
 from faquant.checkpoint.model_config import parse_config
 from faquant.checkpoint.rope_config import RopeConfig
 from faquant.errors import UnsupportedError
-from oracles.configs import LLAMA, LLAMA3, PHI3, QWEN2, YARN, error_of
+from oracles.configs import LLAMA, LLAMA3, OLMO3, PHI3, QWEN2, YARN, error_of
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,39 @@ def test_a_part_of_the_channels_is_rotated() -> None:
 )
 def test_wrong_factors_are_named(keys: dict[str, Any], words: str) -> None:
     assert words in error_of({**PHI3, **keys})
+
+
+def test_layers_with_a_window_may_have_a_rope_of_their_own() -> None:
+    theta = {key: value for key, value in OLMO3.items() if key != "rope_theta"}
+    for raw in (
+        {**OLMO3, "rope_theta": 5e5, "rope_scaling": YARN},
+        {**theta, "rope_parameters": {"full_attention": YARN}},
+        {**theta, "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}}},
+    ):
+        config = parse_config(raw)
+        plain = RopeConfig("default", 5e5, original_max_position=2048)
+        assert config.ropes == (RopeConfig("yarn", 5e5, 4.0, 2048), plain)
+        assert [config.rope_kind(layer) for layer in range(4)] == [1, 1, 1, 0]
+        assert config.max_position == 8192
+    assert parse_config(OLMO3).ropes == (RopeConfig("default", 1e4, original_max_position=2048),)
+    apart = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    assert [rope.theta for rope in parse_config({**theta, "rope_parameters": apart}).ropes] == [1e6, 1e4]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rope_parameters": {"full_attention": {}, "chunked_attention": {}}}, "'chunked_attention' is not a kind"),
+        ({"rope_parameters": {"full_attention": {}, "rope_theta": 1e4}}, "'rope_theta' is not a kind"),
+        ({"rope_parameters": {"full_attention": {"type": "dynamic", "factor": 2.0}}}, "not supported by kinds"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "not supported by kinds"),
+        ({"rope_parameters": {"full_attention": {**YARN, "alpha": 2}}}, "full_attention: 'alpha' (2)"),
+    ],
+)
+def test_unknown_kinds_and_types_are_refused(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**OLMO3, **keys}, UnsupportedError)
+    both = {"rope_parameters": {"full_attention": {}}, "rope_scaling": YARN}
+    assert "both rope_parameters and rope_scaling" in error_of({**OLMO3, **both})
 
 
 DUAL_CHUNKS = {"chunk_size": 512, "local_size": 64, "original_max_position_embeddings": 1024}

@@ -11,6 +11,8 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from faquant.checkpoint.model_config import load_config
+from faquant.errors import UnsupportedError
 from faquant.formats.gguf.convert import convert_gguf
 from oracles.gguf_files import (
     BF16,
@@ -57,6 +60,7 @@ GRANITE_KEYS = (
         (Qwen3Config, "qwen3", {"tie_word_embeddings": True}),
         (SmolLM3Config, "smollm3", {"tie_word_embeddings": True, "num_hidden_layers": 4, "pad_token_id": 2}),
         (SmolLM3Config, "smollm3", {"attention_bias": True, "tie_word_embeddings": False, "pad_token_id": 2}),
+        (Olmo2Config, "olmo2", {"pad_token_id": 2, "attention_bias": True}),
         (GraniteConfig, "granite", MULTIPLIERS),
         (GraniteConfig, "granite", {**MULTIPLIERS, "attention_bias": True, "mlp_bias": True}),
     ],
@@ -84,6 +88,38 @@ def test_converted_model_is_the_original(tmp_path, tokens, kind, arch, changes):
     assert config.head_dim == 32
     assert config.tie_word_embeddings == changes.get("tie_word_embeddings", False)
     assert config.sliding_windows == (changes.get("sliding_window"),) * original.config.num_hidden_layers
+
+
+def test_olmo3_is_the_original(tmp_path, tokens):
+    """Its converter writes the windows of layers as a pattern, and YaRN's attention_factor as attn_factor."""
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "attention_factor": 1.2079441}
+    plain = {"rope_type": "default", "rope_theta": 5000.0}
+    original = tiny_model(
+        Olmo3Config,
+        num_hidden_layers=4,
+        sliding_window=8,
+        pad_token_id=2,
+        rope_parameters={"full_attention": {**yarn, "rope_theta": 5000.0}, "sliding_attention": plain},
+    )
+    metadata = model_metadata(original.config, "olmo2") | tokens
+    metadata |= {
+        "olmo2.attention.sliding_window": 8,
+        "olmo2.attention.sliding_window_pattern": [True, True, True, False],
+        "olmo2.rope.scaling.type": "yarn",
+        "olmo2.rope.scaling.factor": 8.0,
+        "olmo2.rope.scaling.original_context_length": 16,
+        "olmo2.rope.scaling.attn_factor": 1.2079441,
+    }
+    convert_gguf(write(tmp_path / "model.gguf", "olmo2", metadata, gguf_tensors(original)), tmp_path / "out")
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(converted) is type(original)
+    assert torch.equal(logits(converted), logits(original))
+    config = load_config(tmp_path / "out")
+    assert config.sliding_windows == (8, 8, 8, None)
+    assert [rope.rope_type for rope in config.ropes] == ["yarn", "default"]
+    metadata["olmo2.attention.sliding_window_pattern"] = [True, False]
+    with pytest.raises(UnsupportedError, match="sliding_window_pattern must say for each of the 4 layers"):
+        convert_gguf(write(tmp_path / "bad.gguf", "olmo2", metadata, gguf_tensors(original)), tmp_path / "bad")
 
 
 LONGROPE = {

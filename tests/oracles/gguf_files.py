@@ -40,6 +40,7 @@ NAMES = {
     "self_attn.qkv_proj": "attn_qkv",
     "mlp.gate_up_proj": "ffn_up",
 }
+OUTPUT_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -121,7 +122,8 @@ def gguf_tensors(model):
             tensors[f"{top[stem]}.{kind}"] = array
         else:
             _, _, layer, part = stem.split(".", 3)
-            tensors[f"blk.{layer}.{NAMES[part]}.{kind}"] = array
+            names = NAMES | OUTPUT_NORMS if "post_feedforward_layernorm" in str(model) else NAMES
+            tensors[f"blk.{layer}.{names[part]}.{kind}"] = array
     return tensors
 
 

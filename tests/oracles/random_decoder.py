@@ -52,6 +52,7 @@ MODELS = {
         "max_window_layers": 1,
     },
     "odd-smollm3": {**ODD, "model_type": "smollm3", "no_rope_layers": [0, 1], "attention_bias": True},
+    "odd-olmo3": {**ODD, "model_type": "olmo3", "sliding_window": 70, "num_hidden_layers": 2, "rope_theta": 1e4},
     "odd-qwen3": {
         **ODD,
         "model_type": "qwen3",
@@ -78,7 +79,8 @@ class Random:
     def tensor(self, name: str) -> Floats:
         if name.endswith("embed_tokens.weight"):
             return self.normal(self.config.vocab_size, self.config.hidden_size)
-        size = self.config.head_dim if name.endswith(("q_norm.weight", "k_norm.weight")) else self.config.hidden_size
+        norm = name.split(".")[-2]
+        size = self.config.qk_norm_size(norm) if norm in ("q_norm", "k_norm") else self.config.hidden_size
         return 1 + 0.3 * self.normal(size)
 
     def linear(self, name: str) -> Linear:

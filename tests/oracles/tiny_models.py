@@ -12,6 +12,8 @@ from transformers import (
     LlamaConfig,
     MinistralConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -105,6 +107,25 @@ KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
             "pad_token_id": 0,
         },
     ),
+    "olmo2": (Olmo2Config, {"attention_bias": True, "pad_token_id": 0}),
+    "olmo3": (
+        Olmo3Config,
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "pad_token_id": 0,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 20000.0,
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 64,
+                    "attention_factor": 1.2,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+            },
+        },
+    ),
     "ministral": (
         MinistralConfig,
         {
@@ -151,6 +172,8 @@ def spell_as_before_v5(directory: Path, key: str = "rope_type") -> None:
     path = directory / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     rope = config.pop("rope_parameters")
+    if "full_attention" in rope:  # layers with a window had plain RoPE
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     rope_type = rope.pop("rope_type")
     config["rope_scaling"] = None if rope_type == "default" else {key: rope_type, **rope}

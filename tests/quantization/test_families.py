@@ -9,6 +9,7 @@ import torch
 
 from faquant.checkpoint.model_config import load_config
 from faquant.errors import UnsupportedError
+from faquant.evaluation.divergence import window_logits
 from faquant.kernels.arrays import Floats, Integers
 from faquant.model.inspection import inspect
 from faquant.model.load import Model, load
@@ -16,10 +17,11 @@ from faquant.model.paged import Batch, Chunk, PagedDecoder
 from faquant.model.plan import plan
 from faquant.model.rope import Rope
 from faquant.quantization.pipeline import quantize
-from faquant.recipe import RECIPES
+from faquant.recipe import RECIPES, LinearRecipe, Recipe
 from oracles.tiny_models import COMMON, KINDS, tiny_model
 
-FAMILIES = ("smollm3-window", "granite-bias", "ministral", "phi3", "phi4-mini")
+FAMILIES = ("smollm3-window", "granite-bias", "ministral", "phi3", "phi4-mini", "olmo2", "olmo3")
+FOLDED = ("smollm3", "granite-bias", "ministral", "phi4-mini", "olmo2", "olmo3")
 TOKENS = 150
 
 
@@ -80,3 +82,44 @@ def test_msmodelslims_recipes_are_refused_by_name(kind: str, tmp_path: Path) -> 
         with pytest.raises(UnsupportedError, match=f"not for {family}"):
             quantize(tmp_path / "float", tmp_path / "out", RECIPES[recipe], [[1, 2, 3]])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "olmo3"])
+def test_a_rotation_of_the_residual_stream_is_refused_where_outputs_have_norms(kind: str, tmp_path: Path) -> None:
+    tiny_model(kind, tmp_path / "float")
+    recipe = Recipe(name="folded", linear=LinearRecipe(rotate="folded"))
+    with pytest.raises(UnsupportedError, match=f"norms of {kind} do not allow"):
+        quantize(tmp_path / "float", tmp_path / "out", recipe, [[1, 2, 3]])
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_a_rotation_of_v_that_is_folded_into_float_weights_changes_nothing(kind: str, tmp_path: Path) -> None:
+    tiny_model(kind, tmp_path / "float")
+    linear = LinearRecipe(rotate="none", float_layers=("*",))
+    quantize(tmp_path / "float", tmp_path / "out", Recipe(name="float", linear=linear), [ids(60, 1).tolist()])
+    folded, original = load(tmp_path / "out"), load(tmp_path / "float")
+    assert folded.metadata is not None
+    assert folded.metadata.v_folded
+    folded.schemes = [None] * folded.config.num_layers
+    prompt = torch.from_numpy(ids(100))
+    torch.testing.assert_close(window_logits(folded, prompt), window_logits(original, prompt), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_equalizers_cancel_in_the_norms_and_weights(kind: str, tmp_path: Path) -> None:
+    """Seen by linears that stay float, beside others with the same inputs that do not."""
+    tiny_model(kind, tmp_path / "float")
+    linear = LinearRecipe(rotate="none", float_layers=("*.v_proj", "*.gate_proj"))
+    recipe = Recipe(name="some", attention=None, linear=linear)
+    quantize(tmp_path / "float", tmp_path / "out", recipe, [ids(60, 1).tolist()])
+    folded, original = load(tmp_path / "out"), load(tmp_path / "float")
+    x = torch.randn(50, COMMON["hidden_size"], generator=torch.Generator().manual_seed(3)).numpy()
+    has_norms = original.config.family.norms.attention is not None
+    for ours, theirs in zip(folded.decoder.layers, original.decoder.layers, strict=True):
+        for linears in (
+            (ours.v_proj, ours.attention_norm, theirs.v_proj, theirs.attention_norm),
+            (ours.gate_proj, ours.mlp_norm, theirs.gate_proj, theirs.mlp_norm),
+        ):
+            one, norm, other, other_norm = linears
+            np.testing.assert_allclose(one(norm(x)), other(other_norm(x)), rtol=1e-4, atol=1e-4)
+            assert np.allclose(norm(x), other_norm(x)) != has_norms, "there are equalizers"

@@ -11,7 +11,7 @@ from ..errors import CheckpointError, UnsupportedError, UsageError
 from .families import FAMILIES, Family
 from .files import read_object
 from .json_object import LARGEST_INTEGER, JsonObject, shown
-from .rope_config import NO_ROPE, RopeConfig, parse_rope
+from .rope_config import NO_ROPE, RopeConfig, parse_ropes
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_LAYERS = 4096
@@ -93,6 +93,11 @@ class ModelConfig:
     def rope_kind(self, layer: int) -> int:
         """The number in `ropes` of a layer's kind of RoPE."""
         return self.rope_of_layer[layer] if self.rope_of_layer else 0
+
+    def qk_norm_size(self, name: str) -> int:
+        """The number of weights of `q_norm` or `k_norm`."""
+        heads = 1 if self.family.qk_norm != "all" else self.num_heads if name == "q_norm" else self.num_kv_heads
+        return heads * self.head_dim
 
     @property
     def group_size(self) -> int:
@@ -181,10 +186,15 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     head_dim = _head_dim(reader, family, hidden, heads)
     layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
     max_position = reader.integer("max_position_embeddings")
-    rope = parse_rope(reader, max_position, head_dim, family)
+    rope, rope_with_window = parse_ropes(reader, max_position, head_dim, family)
     context, context_note = _context(reader, rope, max_position)
     _refuse_other_arithmetic(reader, model_type, head_dim, layers)
     without_rope = _layers_without_rope(reader, family, layers)
+    windows = _sliding_windows(reader, family, layers, without_rope)
+    # Each layer's other kind of RoPE, if it has one.
+    others = [NO_ROPE if no_rope else None for no_rope in without_rope]
+    if rope_with_window not in (None, rope):
+        others = [None if window is None else rope_with_window for window in windows]
     factors = _factors(reader, family, head_dim)
     attention_bias, mlp_bias = (
         reader.flag(key, False) and key in family.biases for key in ("attention_bias", "mlp_bias")
@@ -205,14 +215,14 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
         max_position=context,
         context_note=context_note,
         rope=rope,
-        more_ropes=(NO_ROPE,) if any(without_rope) else (),
-        rope_of_layer=tuple(map(int, without_rope)) if any(without_rope) else (),
+        more_ropes=tuple(dict.fromkeys(filter(None, others))),
+        rope_of_layer=tuple(int(other is not None) for other in others) if any(others) else (),
         tie_word_embeddings=reader.flag("tie_word_embeddings", family.tied),
         qkv_bias=attention_bias or family.qkv_bias,
         o_bias=attention_bias,
         mlp_bias=mlp_bias,
         qk_norm=family.qk_norm is not None,
-        sliding_windows=_sliding_windows(reader, family, layers, without_rope),
+        sliding_windows=windows,
         dtype=_dtype(reader),
         eos_token_ids=reader.token_ids("eos_token_id"),
         bos_token_id=next(iter(reader.token_ids("bos_token_id")), None),
@@ -367,6 +377,9 @@ def _sliding_windows(
         named = reader.raw.get("sliding_window", family.window) is not None
         window = reader.integer("sliding_window", family.window) if named else None
     kinds = reader.raw.get("layer_types")
+    if kinds is None and family.full_every:
+        every = [(layer + 1) % family.full_every == 0 for layer in range(layers)]
+        kinds = ["full_attention" if full else "sliding_attention" for full in every]
     if kinds is not None:
         return _windows_of_kinds(reader, layers, window, kinds)
     if window is None or family.windows == "all":

@@ -80,13 +80,48 @@ class RopeConfig:
 NO_ROPE = RopeConfig("none", 1.0)
 
 
-def parse_rope(reader: JsonObject, max_position: int, head_dim: int, family: Family) -> RopeConfig:
+def parse_ropes(
+    reader: JsonObject, max_position: int, head_dim: int, family: Family
+) -> tuple[RopeConfig, RopeConfig | None]:
     """Read the RoPE table of config.json: `rope_parameters` of transformers 5, or `rope_scaling` of older versions.
+
+    Returns:
+        RoPE of the layers, and of those with a sliding window if the family has another one for them.
 
     Raises:
         CheckpointError: a value is wrong, or values in two places contradict each other.
         UnsupportedError: the type, or a key that changes the rotation, is not supported.
     """
+    if not family.rope_by_window:
+        return _parse_rope(reader, max_position, head_dim, family), None
+    tables = reader.raw.get("rope_parameters")
+    if not isinstance(tables, Mapping) or not any(isinstance(table, Mapping) for table in tables.values()):
+        full = _parse_rope(reader, max_position, head_dim, family)
+        sliding = RopeConfig("default", full.theta, original_max_position=max_position)
+    else:
+        if reader.raw.get("rope_scaling"):
+            raise CheckpointError(f"{reader.source} has both rope_parameters and rope_scaling. Remove the wrong one.")
+        by_kind = JsonObject(tables, f"{reader.source}, rope_parameters")
+        unknown = sorted(map(str, tables.keys() - {"full_attention", "sliding_attention"}))
+        if unknown:
+            raise UnsupportedError(f"{by_kind.source}: {shown(unknown[0])} is not a kind of layers.")
+        # Each kind has a theta of its own.
+        inside = JsonObject({key: value for key, value in reader.raw.items() if key != "rope_theta"}, reader.source)
+        full, sliding = (
+            _rope_of_table(inside, by_kind.object(kind), max_position, family)
+            for kind in ("full_attention", "sliding_attention")
+        )
+        for rope in (full, sliding):
+            _check_sizes(reader, rope, head_dim)
+    for rope in (full, sliding):
+        if rope.rope_type in ("dynamic", "longrope"):
+            raise UnsupportedError(
+                f"{reader.source}: RoPE type {rope.rope_type!r} is not supported by kinds of layers."
+            )
+    return full, sliding
+
+
+def _parse_rope(reader: JsonObject, max_position: int, head_dim: int, family: Family) -> RopeConfig:
     found = []
     for key in ("rope_parameters", "rope_scaling"):
         table = reader.raw.get(key)

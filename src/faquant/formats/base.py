@@ -264,11 +264,10 @@ def _unknown(config: ModelConfig, source: Path, names: list[str]) -> FaquantErro
 
 def norm_names(config: ModelConfig) -> list[str]:
     """The checkpoint names of all norms over the residual stream."""
-    layers = range(config.num_layers)
-    return [f"model.layers.{layer}.{norm}" for layer in layers for norm in LAYER_NORMS] + ["model.norm"]
+    layers, norms = range(config.num_layers), [norm for norm in config.family.norms if norm is not None]
+    return [f"model.layers.{layer}.{norm}" for layer in layers for norm in norms] + ["model.norm"]
 
 
-LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 QK_NORMS = ("q_norm", "k_norm")
 
 
@@ -279,7 +278,7 @@ def _implied(config: ModelConfig, has_head: bool, source: Path) -> dict[str, tup
     shapes |= {f"{name}.weight": (hidden,) for name in norm_names(config)}
     for layer in range(config.num_layers):
         for name in QK_NORMS if config.qk_norm else ():
-            shapes[f"model.layers.{layer}.self_attn.{name}.weight"] = (config.head_dim,)
+            shapes[f"model.layers.{layer}.self_attn.{name}.weight"] = (config.qk_norm_size(name),)
     if not has_head and not config.tie_word_embeddings:
         raise CheckpointError(
             f"{source} has no lm_head.weight, but config.json does not tie the head to the embedding "

@@ -36,6 +36,18 @@ class Norm(Protocol):
     def __call__(self, x: Array) -> Array: ...
 
 
+class _NoNorm:
+    """x itself, where a family has no norm."""
+
+    kernel = None
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+NO_NORM = _NoNorm()
+
+
 class Embedding(Protocol):
     """Rows of [vocab, hidden]."""
 

@@ -184,8 +184,13 @@ class LayerQuantizer:
             for name in group:
                 outputs = equalizers["mlp.down_proj"] if name.endswith("up_proj") else None
                 yield from self._linear_tensors(name, compensation, equalizers[first], outputs)
-        for norm, reader in (("input_layernorm", "self_attn.q_proj"), ("post_attention_layernorm", "mlp.gate_proj")):
-            yield f"{prefix}{norm}.weight", "FLOAT", self._norm(prefix + norm, equalizers[reader])
+        norms = self.config.family.norms
+        for norm, reader in ((norms.attention, "self_attn.q_proj"), (norms.mlp, "mlp.gate_proj")):
+            if norm is not None:
+                yield f"{prefix}{norm}.weight", "FLOAT", self._norm(prefix + norm, equalizers[reader])
+        for norm in (norms.attention_output, norms.mlp_output):
+            if norm is not None:
+                yield f"{prefix}{norm}.weight", "FLOAT", self._tensor(f"{prefix}{norm}.weight")
         for norm in ("q_norm", "k_norm") if self.config.qk_norm else ():
             yield f"{prefix}self_attn.{norm}.weight", "FLOAT", self._tensor(f"{prefix}self_attn.{norm}.weight")
 
@@ -193,8 +198,9 @@ class LayerQuantizer:
         """The divisor of the inputs [k] that these linears share; None: none."""
         recipe: LinearRecipe | None = self.recipe.linear
         kind = names[0].rpartition(".")[2]
-        # o_proj's input has V's rotation, and the norms' outputs have R1.
-        fixed = kind == "o_proj" or (self.metadata.residual_rotation and kind != "down_proj")
+        # o_proj's input has V's rotation, and the norms' outputs have R1. Without a norm, nothing can take the divisor.
+        free = self._norm_before(names[0]) is not None and not self.metadata.residual_rotation
+        fixed = kind != "down_proj" and not free
         if gram is None or recipe is None or not recipe.equalize or fixed or not any(map(self._is_quantized, names)):
             return None
         parts = [part for name in names for part in torch.split(self._stored(name), 256)]
@@ -348,14 +354,15 @@ class LayerQuantizer:
         return x
 
     def _norm_before(self, name: str) -> str | None:
-        """The norm before the linear, or None if the linear does not read the residual stream."""
+        """The norm before the linear, or None if there is none."""
         prefix, _, kind = name.rpartition(".")
         if name == "lm_head":
             return "model.norm"
         if kind in ("o_proj", "down_proj"):
             return None
-        layer = prefix.rpartition(".")[0]
-        return f"{layer}.{'post_attention_layernorm' if prefix.endswith('mlp') else 'input_layernorm'}"
+        norms = self.config.family.norms
+        norm = norms.mlp if prefix.endswith("mlp") else norms.attention
+        return None if norm is None else f"{prefix.rpartition('.')[0]}.{norm}"
 
     def _stored(self, name: str) -> Tensor:
         tied = name == "lm_head" and "lm_head.weight" not in self.checked

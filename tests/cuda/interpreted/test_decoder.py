@@ -17,8 +17,8 @@ from oracles.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("exact_fma")]
 
-# A tied head, biases and windows, norms of q and k, two kinds of RoPE, factors. Sizes are multiples of 16, as the
-# kernels need.
+# A tied head, biases and windows, norms of q and k and of outputs, two kinds of RoPE, factors. Sizes are multiples of
+# 16, as the kernels need.
 MODELS = {
     ("smollm", "default"): {"hidden_size": 144},
     ("qwen2-window", "static"): {},
@@ -28,6 +28,7 @@ MODELS = {
     ("smollm3-window", "static"): {},
     ("granite", "default"): {},
     ("phi4-mini", "default"): {},
+    ("olmo3", "static"): {},
 }
 
 

@@ -13,7 +13,7 @@ from .reader import GgufFile
 from .tensors import ROPE_FACTORS, ROPE_FREQS, float_chunks
 from .tokenizer import end_ids, token_id
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite", "phi3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite", "phi3", "olmo2")
 
 # Keys of the architecture that are read, or that do not affect the computation.
 _KNOWN_KEYS = {
@@ -32,7 +32,8 @@ _GRANITE = {
     "residual_scale": "residual_multiplier",
     "logit_scale": "logits_scaling",
 }
-_OWN_KEYS = {"granite": tuple(_GRANITE)}
+_PATTERN = "attention.sliding_window_pattern"
+_OWN_KEYS = {"granite": tuple(_GRANITE), "olmo2": (_PATTERN,)}
 
 
 class _Keys:
@@ -95,12 +96,16 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
     window = context if keys.get("attention.sliding_window") == 0 else keys.integer("attention.sliding_window", context)
     # llama.cpp uses "llama" for Mistral too; only Mistral has a window.
     model_type = "mistral" if window < context and arch == "llama" else arch
-    if window < context and model_type not in ("mistral", "phi3"):
+    if arch == "olmo2" and keys.get(_PATTERN) is not None:
+        model_type = "olmo3"
+    if window < context and model_type not in ("mistral", "phi3", "olmo3"):
         raise UnsupportedError(f"{gguf.source}: GGUF does not specify which layers of {arch} use the sliding window.")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{gguf.source} has no embedding token_embd.weight; is the file truncated?")
     rope = _rope_parameters(gguf, keys, head_dim)
+    if model_type == "olmo3":
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": rope["rope_theta"]}}
     if rotary != head_dim:
         rope["partial_rotary_factor"] = rotary / head_dim
     config: dict[str, Any] = {
@@ -117,18 +122,22 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         "max_position_embeddings": context,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope,
-        "rope_theta": rope["rope_theta"],
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
     if rotary != head_dim:
         config["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if rope["rope_type"] != "default":
+    if "rope_theta" in rope:  # else each kind of layers has its own
+        config["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
         outside = ("rope_theta", "partial_rotary_factor")
         config["rope_scaling"] = {key: value for key, value in rope.items() if key not in outside}
     if "original_max_position_embeddings" in rope and model_type == "phi3":
         config["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+    if model_type == "olmo3":
+        config["sliding_window"] = window
+        config["layer_types"] = _layer_types(keys, config["num_hidden_layers"])
     if model_type in ("mistral", "phi3"):
         config["sliding_window"] = window if window < context else None
     for key, part in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_down")):
@@ -155,7 +164,8 @@ def unrecorded(gguf: GgufFile, config: Mapping[str, Any]) -> list[str]:
 
     `config` is the result of `build_config`, which takes them to be absent.
     """
-    rope, names = config["rope_parameters"], []
+    names: list[str] = []
+    rope = config["rope_parameters"].get("full_attention", config["rope_parameters"])
     if gguf.metadata["general.architecture"] == "smollm3":
         names += ["no_rope_layers", "use_sliding_window"]  # llama.cpp's own rule is every fourth layer
     elif gguf.metadata["general.architecture"] in ("qwen2", "qwen3"):
@@ -190,6 +200,8 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
         None if keys.get(f"rope.scaling.{key}") is None else keys.number(f"rope.scaling.{key}")
         for key in ("attn_factor", "yarn_attn_factor")
     )
+    if keys.arch == "olmo2":  # its converter writes attention_factor as attn_factor
+        multiplier, replacement = None, None if multiplier is None else _shortest(multiplier)
     magnitude = _magnitude(multiplier, replacement, factor)
     if kind != "yarn" and {multiplier, replacement} - {None, 1.0}:
         raise UnsupportedError(f"{gguf.source}: the RoPE magnitude {magnitude} is supported only with yarn.")
@@ -210,6 +222,15 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
     if magnitude is not None:
         rope["attention_factor"] = magnitude
     return rope
+
+
+def _layer_types(keys: _Keys, layers: int) -> list[str]:
+    pattern = keys.get(_PATTERN)
+    if not isinstance(pattern, list) or len(pattern) != layers or any(type(one) is not bool for one in pattern):
+        raise UnsupportedError(
+            f"{keys.source}: {keys.arch}.{_PATTERN} must say for each of the {layers} layers whether it has the window."
+        )
+    return ["sliding_attention" if sliding else "full_attention" for sliding in pattern]
 
 
 def _longrope_parameters(gguf: GgufFile, keys: _Keys) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...checkpoint.families import FAMILIES
 from ...errors import CheckpointError, UnsupportedError
 from .reader import GgufFile, GgufTensor, gguf_package
 
@@ -30,7 +31,9 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
     "attn_qkv": "self_attn.qkv_proj",
 }
-_FUSED_NAMES = {"ffn_up": "mlp.gate_up_proj"}  # of Phi-3
+# Of Phi-3, and of families with norms of outputs.
+_FUSED_NAMES = {"ffn_up": "mlp.gate_up_proj"}
+_OUTPUT_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 ROPE_FREQS = "rope_freqs.weight"
@@ -107,8 +110,15 @@ def _expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tup
         weights |= {"attn_qkv": (q + 2 * kv, hidden), "ffn_up": (2 * middle, hidden)}
         for part in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
             del weights[part]
-    if config["model_type"] == "qwen3":
-        weights |= {"attn_q_norm": (head_dim,), "attn_k_norm": (head_dim,)}
+    family = FAMILIES[config["model_type"]]
+    if family.norms.attention_output is not None:
+        names = _LAYER_NAMES | _OUTPUT_NORMS
+        weights |= dict.fromkeys(_OUTPUT_NORMS, (hidden,))
+    if family.norms.attention is None:
+        del weights["attn_norm"], weights["ffn_norm"]
+    if family.qk_norm is not None:
+        everything = family.qk_norm == "all"
+        weights |= {"attn_q_norm": (q if everything else head_dim,), "attn_k_norm": (kv if everything else head_dim,)}
     biased = set(_ATTENTION[:3] if config["model_type"] == "qwen2" else ())
     biased |= set(_ATTENTION if config.get("attention_bias") else ())
     biased |= set(_MLP if config.get("mlp_bias") else ())
