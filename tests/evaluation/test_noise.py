@@ -82,7 +82,7 @@ def test_figures_are_the_ratio_of_energies(tmp_path: Path) -> None:
     meter, _ = _measure(models)
     linear, exact = (models[name].decoder.layers[0] for name in ("linears", "float"))
     x = torch.as_tensor(models["float"].decoder.embed(IDS.numpy()))
-    wanted, got = exact.k_proj(exact.input_layernorm(x)), linear.k_proj(linear.input_layernorm(x))
+    wanted, got = exact.k_proj(exact.attention_norm(x)), linear.k_proj(linear.attention_norm(x))
     assert meter.layers[0].to_json()["linears"]["k_proj"] == pytest.approx(_decibels(wanted, got), rel=1e-6)
     seen: dict[str, Tensor] = {}
 

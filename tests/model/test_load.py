@@ -107,7 +107,7 @@ def test_a_backend_makes_the_parts_that_a_quantized_directory_leaves_float(golde
     model = load(golden, backend=make_backend("torch"))
     layer = model.decoder.layers[1]
     assert [type(linear) for linear in layer.linears] == [StaticLinear] * 6 + [TorchLinear]
-    assert isinstance(layer.input_layernorm, TorchRMSNorm)
+    assert isinstance(layer.attention_norm, TorchRMSNorm)
     assert isinstance(model.decoder.embedding, TorchEmbedding)
     assert [type(pages) for pages in model.make_pages(1, 128)] == [Int8Pages, FloatPages, Int8Pages]
     ours = window_logits(load(golden), _ids())

@@ -35,6 +35,15 @@ MODELS = {
         "max_position_embeddings": 256,
         "rope_scaling": {"rope_type": "dynamic", "factor": 16.0},
     },
+    "odd-longrope": {
+        **ODD,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 10,
+            "long_factor": [float(factor) for factor in range(1, 11)],
+            "original_max_position_embeddings": 256,
+        },
+    },
     "odd-qwen2-window": {
         **ODD,
         "model_type": "qwen2",
@@ -42,6 +51,8 @@ MODELS = {
         "sliding_window": 70,
         "max_window_layers": 1,
     },
+    "odd-smollm3": {**ODD, "model_type": "smollm3", "no_rope_layers": [0, 1], "attention_bias": True},
+    "odd-olmo3": {**ODD, "model_type": "olmo3", "sliding_window": 70, "num_hidden_layers": 2, "rope_theta": 1e4},
     "odd-qwen3": {
         **ODD,
         "model_type": "qwen3",
@@ -68,7 +79,8 @@ class Random:
     def tensor(self, name: str) -> Floats:
         if name.endswith("embed_tokens.weight"):
             return self.normal(self.config.vocab_size, self.config.hidden_size)
-        size = self.config.head_dim if name.endswith(("q_norm.weight", "k_norm.weight")) else self.config.hidden_size
+        norm = name.split(".")[-2]
+        size = self.config.qk_norm_size(norm) if norm in ("q_norm", "k_norm") else self.config.hidden_size
         return 1 + 0.3 * self.normal(size)
 
     def linear(self, name: str) -> Linear:

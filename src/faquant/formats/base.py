@@ -18,7 +18,8 @@ from ..kernels.arrays import Stored
 from ..kernels.scheme import AttentionScheme
 from ..kernels.tables import INPUT_STEPS, FloatTable, LinearTable
 from .checked import Checked
-from .faquant.metadata import Metadata
+from .faquant.metadata import METADATA_KEY, Metadata
+from .fused import divided
 from .msmodelslim.description import Description, read_description
 
 MAX_CHECKED_BYTES = 4 << 30
@@ -57,7 +58,14 @@ class Source:
     def open_files(self) -> TensorFiles:
         """The tensors, by the names of a causal language model. Raises: as TensorFiles.open."""
         files = TensorFiles.open(self.directory)
-        return files.renamed(names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
+        files = files.renamed(names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
+        # faquant's own checkpoints have the parts.
+        return divided(files, self.config, self.directory) if self.config.family.fused and not self.is_ours else files
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether faquant wrote the checkpoint."""
+        return self.description is not None and METADATA_KEY in self.description.metadata
 
 
 def names_of_causal_lm(names: Collection[str], tied: bool) -> dict[str, str]:
@@ -256,11 +264,10 @@ def _unknown(config: ModelConfig, source: Path, names: list[str]) -> FaquantErro
 
 def norm_names(config: ModelConfig) -> list[str]:
     """The checkpoint names of all norms over the residual stream."""
-    layers = range(config.num_layers)
-    return [f"model.layers.{layer}.{norm}" for layer in layers for norm in LAYER_NORMS] + ["model.norm"]
+    layers, norms = range(config.num_layers), [norm for norm in config.family.norms if norm is not None]
+    return [f"model.layers.{layer}.{norm}" for layer in layers for norm in norms] + ["model.norm"]
 
 
-LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 QK_NORMS = ("q_norm", "k_norm")
 
 
@@ -271,7 +278,7 @@ def _implied(config: ModelConfig, has_head: bool, source: Path) -> dict[str, tup
     shapes |= {f"{name}.weight": (hidden,) for name in norm_names(config)}
     for layer in range(config.num_layers):
         for name in QK_NORMS if config.qk_norm else ():
-            shapes[f"model.layers.{layer}.self_attn.{name}.weight"] = (config.head_dim,)
+            shapes[f"model.layers.{layer}.self_attn.{name}.weight"] = (config.qk_norm_size(name),)
     if not has_head and not config.tie_word_embeddings:
         raise CheckpointError(
             f"{source} has no lm_head.weight, but config.json does not tie the head to the embedding "

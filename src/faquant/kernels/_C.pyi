@@ -142,7 +142,13 @@ class DecoderLayers:
     @property
     def head_dim(self) -> int: ...
     def add(
-        self, *, linears: list[Int8Linear], norms: list[RmsNorm | None], cache: LayerCache, window: int | None
+        self,
+        *,
+        linears: list[Int8Linear],
+        norms: list[RmsNorm | None],
+        cache: LayerCache,
+        window: int | None,
+        rope: int = 0,
     ) -> None: ...
     def run(
         self,

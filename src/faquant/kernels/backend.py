@@ -36,6 +36,18 @@ class Norm(Protocol):
     def __call__(self, x: Array) -> Array: ...
 
 
+class _NoNorm:
+    """x itself, where a family has no norm."""
+
+    kernel = None
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+NO_NORM = _NoNorm()
+
+
 class Embedding(Protocol):
     """Rows of [vocab, hidden]."""
 
@@ -77,7 +89,8 @@ class FusedLayers(Protocol):
     """Consecutive layers that run in one call."""
 
     def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:
-        """Append the spans' tokens to the layers' caches and run x [tokens, hidden] through the layers, in place."""
+        """Append the spans' tokens to the layers' caches and run x [tokens, hidden] through the layers, in place. The
+        tables are [tokens, kinds of RoPE, D]."""
 
 
 class Backend(Protocol):
