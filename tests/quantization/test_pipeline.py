@@ -35,7 +35,7 @@ from oracles.tiny_models import tiny_model
 
 KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3")
 
-OURS = [RECIPES[name] for name in ("default", "precise", "static", "attention-only")]
+OURS = [RECIPES[name] for name in ("default", "precise", "static", "attention-only", "portable")]
 VARIATIONS = [
     Recipe(name="folded", linear=LinearRecipe(rotate="folded")),
     Recipe(name="smoothed", linear=LinearRecipe(rotate="none", rounding="nearest")),
@@ -80,6 +80,25 @@ def test_folded_rotations_leave_the_float_model_as_it_was(kind: str, tmp_path: P
     torch.testing.assert_close(window_logits(rotated, ids), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_balancing_without_a_rotation_counts_inputs_relative_to_their_tokens(source: Path) -> None:
+    """Each token has its own scale, so a token that is large as a whole says nothing about the channels."""
+    opened, recipe = open_checkpoint(source), RECIPES["portable"]
+    checked = SourceTensors(opened.files)
+    quantizer = LayerQuantizer(opened.config, checked, recipe, metadata_of(opened.config, recipe, "", ""))
+    name, size = "model.layers.0.mlp.down_proj", opened.config.intermediate_size
+    x = torch.randn(30, size, generator=torch.Generator().manual_seed(6)) * torch.linspace(0.1, 5, size)
+    found = []
+    for sizes in (torch.ones(30), torch.linspace(0.01, 100, 30)):
+        gram = Gram(size)
+        gram.add(x * sizes[:, None])
+        found.append(quantizer._equalizer((name,), gram))
+    torch.testing.assert_close(*found)
+    weights = checked.finite(f"{name}.weight").double().square().sum(0).sqrt()
+    peaks = (x / x.square().mean(-1, keepdim=True).sqrt()).abs().amax(0)
+    ratio = found[0] / (peaks / weights).sqrt()
+    torch.testing.assert_close(ratio, ratio[:1].expand(size), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("recipe", [*OURS, *VARIATIONS], ids=lambda recipe: recipe.name)
 def test_every_recipe_of_ours_stays_near_the_float_model(kind: str, recipe: Recipe, tmp_path: Path) -> None:
@@ -116,6 +135,20 @@ def test_default_writes_the_tensors_and_types_of_the_format(source: Path, tmp_pa
     assert not any("fa_k.scale" in name or "fa_v.scale" in name for name in files.names())
     assert files.dtype("model.norm.weight") == "float32"
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_portable_needs_nothing_at_run_time_that_other_engines_lack(source: Path, tmp_path: Path) -> None:
+    """Plain W8A8_DYNAMIC linears, a float head, and calibrated scales and int8 zero points of K and V by channel."""
+    opened = open_checkpoint(_quantize(source, tmp_path / "out", RECIPES["portable"]))
+    assert {opened.linear_type(name) for name in opened.config.layer_linears} == {"W8A8_DYNAMIC"}
+    assert opened.linear_type("lm_head") == "FLOAT"
+    heads, dim = opened.config.num_kv_heads, opened.config.head_dim
+    for scheme in opened.schemes:
+        assert scheme is not None
+        assert (scheme.k_center, scheme.k_equalizer, scheme.q_scale) == (None, None, None)
+        assert (scheme.rotation_block, scheme.v_rotation_block) == (0, 0)
+        assert scheme.k_scale.shape == scheme.v_scale.shape == (heads, dim)
+        assert np.array_equal(scheme.k_offset, np.asarray(scheme.k_offset).astype(np.int8))
 
 
 def test_inputs_of_16_bits_have_types_of_their_own(source: Path, tmp_path: Path) -> None:
@@ -194,6 +227,11 @@ def test_msmodelslims_format_has_no_inputs_of_16_bits() -> None:
     mindie["linear"]["wide_inputs"] = ["*.o_proj"]
     with pytest.raises(ValidationError, match=r"wide_inputs: \[\]"):
         Recipe.model_validate(mindie)
+
+
+def test_zero_points_need_calibrated_scales() -> None:
+    with pytest.raises(ValidationError, match=r"attention\.zero_points needs calibrated scales"):
+        Recipe.model_validate({"name": "x", "attention": {"zero_points": True}})
 
 
 def test_static_keeps_exactly_eight_bits_a_value(source: Path, tmp_path: Path) -> None:
