@@ -59,10 +59,10 @@ coverage: $(VENV)/.coverage ## Which lines of Python `make test` runs: a summary
 $(INTEROP_VENV)/.installed:
 	$(call make_venv,$(INTEROP_VENV))
 	$(INTEROP_VENV)/bin/python -c 'import torch' 2>/dev/null || $(INTEROP_VENV)/bin/python -m pip install $(TORCH)
-	$(INTEROP_VENV)/bin/python -m pip install msmodelslim==26.1.0 transformers==5.23.0
+	$(INTEROP_VENV)/bin/python -m pip install msmodelslim==26.1.0 transformers==5.23.0 compressed-tensors==0.19.0
 	touch $@
 
-test-interop: venv $(INTEROP_VENV)/.installed ## Tests against msmodelslim, which lives in an environment of its own
+test-interop: venv $(INTEROP_VENV)/.installed ## Tests against msmodelslim and compressed-tensors, which live in an environment of their own
 	FAQUANT_MSMODELSLIM_PYTHON=$(CURDIR)/$(INTEROP_VENV)/bin/python $(BIN)/python -m pytest -q -m interop
 
 # An extra of pyproject.toml that few targets need: .venv/.browser has what [browser] names.

@@ -48,8 +48,8 @@ def quantize(
     """Quantize the Hugging Face directory `model` into the new directory `output`.
 
     Args:
-        recipe: a name (default, precise, static, mindie, mindie-plain, attention-only), a JSON file, a Recipe, or
-            `auto`: chosen by measurements on the built-in evaluation texts (search.find).
+        recipe: a name (default, precise, static, portable, mindie, mindie-plain, attention-only), a JSON file, a
+            Recipe, or `auto`: chosen by measurements on the built-in evaluation texts (search.find).
         calibration: `builtin`, or a .txt or .jsonl file.
         overwrite: replace `output` if it is a model directory.
         restart: discard the work of an interrupted run instead of resuming it.

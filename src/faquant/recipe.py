@@ -27,6 +27,7 @@ class AttentionRecipe(_Frozen):
         equalize: divide each of K's channels by a factor, and multiply q's by it.
         rotate: rotate K and q by signs and a Hadamard transform.
         rotate_v: rotate each head of V by a Hadamard transform, folded into v_proj and o_proj.
+        zero_points: calibrated scales of K and V have zero points.
         p: the integer type of P: `int8x2` (two signed bytes, up to 32,639), `int16` (up to 32,767, in checkpoints of
             development versions), `uint8`, or `int8` with an unquantized sum, as in MindIE.
     """
@@ -37,6 +38,7 @@ class AttentionRecipe(_Frozen):
     equalize: bool = True
     rotate: bool = True
     rotate_v: bool = True
+    zero_points: bool = False
     p: Literal["int16", "int8x2", "uint8", "int8"] = "int8x2"
 
 
@@ -93,6 +95,8 @@ class Recipe(_Frozen):
         attention, linear = self.attention, self.linear
         if attention is None and linear is None:
             raise ValueError("attention and linear are both null, so there is nothing to quantize")
+        if attention is not None and attention.zero_points and attention.kv_scale == "token":
+            raise ValueError("attention.zero_points needs calibrated scales: attention.kv_scale 'channel' or 'head'")
         if self.format == "msmodelslim":
             if attention is None or linear is None or not _fits_msmodelslim(attention, linear):
                 raise ValueError(
@@ -142,6 +146,11 @@ RECIPES = {
         Recipe(name="precise", linear=LinearRecipe(wide_inputs=("*",))),
         Recipe(name="static", attention=AttentionRecipe(kv_scale="channel")),
         Recipe(name="attention-only", linear=None),
+        Recipe(
+            name="portable",
+            attention=AttentionRecipe(kv_scale="channel", center=False, equalize=False, rotate=False, zero_points=True),
+            linear=LinearRecipe(activation="token", rotate="folded", float_layers=("lm_head",)),
+        ),
         Recipe(
             name="mindie",
             format="msmodelslim",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from faquant.checkpoint.model_config import ModelConfig, parse_config
-from faquant.kernels.quantizers import dequantize_k, map_k, quantize_k
+from faquant.kernels.quantizers import dequantize_k, hadamard, map_k, quantize_k
 from faquant.kernels.scheme import MAP_BLOCK
 from faquant.kernels.torch_backend import rope as apply_rope
 from faquant.model.rope import Rope
@@ -115,6 +115,29 @@ def test_static_scales_cover_the_mapped_keys_of_every_block(granularity: str) ->
     ratio = scheme.k_scale * 127 / (peak if width > 1 else peak.amax(-1, keepdim=True))
     assert low < ratio.min() <= ratio.max() <= high
     assert scheme.quantized_sum
+
+
+@pytest.mark.parametrize("granularity", ["channel", "head"])
+def test_zero_points_cover_values_that_are_far_from_zero_with_smaller_steps(granularity: str) -> None:
+    """And are int8, also where zero is outside of the values."""
+    keys, values = _keys(1), [x.abs() + 3 for x in _keys(2)]
+    recipe = AttentionRecipe(kv_scale=granularity, center=False, equalize=False, rotate=False, zero_points=True)
+    plain = recipe.model_copy(update={"zero_points": False})
+    scheme, symmetric = (
+        attention.calibrate(CONFIG, x, _queries(3), keys, values, v_folded=False) for x in (recipe, plain)
+    )
+    for offset in (scheme.k_offset, scheme.v_offset):
+        assert (offset == offset.round()).all()
+        assert offset.abs().max() <= 127
+    rotated = torch.cat([hadamard(x, 16) for x in values])
+    low, high = rotated.amin(0).clamp_max(0), rotated.amax(0).clamp_min(0)
+    if granularity == "head":
+        low, high = low.amin(-1, keepdim=True), high.amax(-1, keepdim=True)
+    for end, steps in ((low, -128), (high, 127)):
+        assert ((end / scheme.v_scale + scheme.v_offset - steps).abs() <= 1.5).all()
+    # The first channel of a transformed head is its mean, which is never negative here.
+    assert (scheme.v_scale[:, 0] < (0.55 if granularity == "channel" else 0.7) * symmetric.v_scale[:, 0]).all()
+    assert (scheme.k_scale <= symmetric.k_scale).all()
 
 
 def test_a_channel_that_never_varies_gets_a_usable_equalizer() -> None:

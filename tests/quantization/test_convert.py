@@ -125,7 +125,7 @@ def test_the_manual_s_tables_are_one_per_channel_and_read_back_to_equal_bits(dty
     source, out = tmp_path / "source", tmp_path / "out"
     tiny_model("llama2", tmp_path / "float", dtype)
     quantize(tmp_path / "float", source, RECIPES["mindie"], [[1, 2, 3, 4, 5, 6, 7, 8]])
-    convert_to_mindie(source, out, manual=True)
+    convert_to_mindie(source, out, tables="manual")
     files, scheme = TensorFiles.open(out), open_checkpoint(out).schemes[1]
     assert scheme is not None
     for part, heads in (("q", 4), ("k", 4), ("v", 4)):
@@ -136,7 +136,7 @@ def test_the_manual_s_tables_are_one_per_channel_and_read_back_to_equal_bits(dty
         stored = load_file(next(out.glob("*.safetensors")))[f"model.layers.1.self_attn.{part}_scale"]
         table = getattr(scheme, f"{part}_scale")
         assert np.array_equal(np.broadcast_to(table, stored.shape), stored.float().numpy())
-    convert_to_mindie(out, tmp_path / "again", manual=True)
+    convert_to_mindie(out, tmp_path / "again", tables="manual")
     assert files.fingerprint() == TensorFiles.open(tmp_path / "again").fingerprint()
     convert_to_mindie(out, tmp_path / "short")
     assert TensorFiles.open(tmp_path / "short").shape("model.layers.1.self_attn.fa_k.scale") == (4, 1)
@@ -179,7 +179,7 @@ def test_a_multiplier_that_query_heads_share_is_folded_into_v(tmp_path: Path) ->
 def test_the_manual_s_tables_of_golden(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(GOLDEN / "w8a8_fa_bf16_ascendV1", source)
-    convert_to_mindie(source, tmp_path / "out", manual=True)
+    convert_to_mindie(source, tmp_path / "out", tables="manual")
     before, after = open_checkpoint(source).schemes, open_checkpoint(tmp_path / "out").schemes
     for one, other in zip(before, after, strict=True):
         for part in "qkv":
@@ -188,7 +188,7 @@ def test_the_manual_s_tables_of_golden(tmp_path: Path) -> None:
 
 def test_a_scale_per_token_has_no_table_in_the_manual(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="q has no calibrated scale"):
-        convert_to_mindie(DATA / "llmc-w8a8-kv", tmp_path / "out", manual=True)
+        convert_to_mindie(DATA / "llmc-w8a8-kv", tmp_path / "out", tables="manual")
 
 
 def test_mindie_gets_positive_scales_by_way_of_faquant_s_format(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_inputs_that_mindie_has_not_are_refused_by_name(tmp_path: Path, linear: 
     attention = AttentionRecipe(kv_scale="head", center=False, equalize=False)
     recipe = Recipe(name="other", attention=attention, linear=LinearRecipe(rotate="none", **linear))
     quantize(DATA / "float", tmp_path / "out", recipe, [[1, 2, 3, 4]])
-    for manual in (False, True):
+    for tables in ("any", "manual", "c8"):
         with pytest.raises(UnsupportedError, match=reason):
-            convert_to_mindie(tmp_path / "out", tmp_path / "mindie", manual=manual)
+            convert_to_mindie(tmp_path / "out", tmp_path / "mindie", tables=tables)
 
 
 def test_norms_biases_survive_both_conversions(tmp_path: Path) -> None:

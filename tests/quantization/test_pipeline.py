@@ -37,7 +37,7 @@ KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3", "smollm3", "
 OUTPUT_NORMS = ("olmo3",)
 """Kinds whose norms do not allow to rotate the residual stream."""
 
-OURS = [RECIPES[name] for name in ("default", "precise", "static", "attention-only")]
+OURS = [RECIPES[name] for name in ("default", "precise", "static", "attention-only", "portable")]
 VARIATIONS = [
     Recipe(name="folded", linear=LinearRecipe(rotate="folded")),
     Recipe(name="smoothed", linear=LinearRecipe(rotate="none", rounding="nearest")),
@@ -82,12 +82,31 @@ def test_folded_rotations_leave_the_float_model_as_it_was(kind: str, tmp_path: P
     torch.testing.assert_close(window_logits(rotated, ids), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_balancing_without_a_rotation_counts_inputs_relative_to_their_tokens(source: Path) -> None:
+    """Each token has its own scale, so a token that is large as a whole says nothing about the channels."""
+    opened, recipe = open_checkpoint(source), RECIPES["portable"]
+    checked = SourceTensors(opened.files)
+    quantizer = LayerQuantizer(opened.config, checked, recipe, metadata_of(opened.config, recipe, "", ""))
+    name, size = "model.layers.0.mlp.down_proj", opened.config.intermediate_size
+    x = torch.randn(30, size, generator=torch.Generator().manual_seed(6)) * torch.linspace(0.1, 5, size)
+    found = []
+    for sizes in (torch.ones(30), torch.linspace(0.01, 100, 30)):
+        gram = Gram(size)
+        gram.add(x * sizes[:, None])
+        found.append(quantizer._equalizer((name,), gram))
+    torch.testing.assert_close(*found)
+    weights = checked.finite(f"{name}.weight").double().square().sum(0).sqrt()
+    peaks = (x / x.square().mean(-1, keepdim=True).sqrt()).abs().amax(0)
+    ratio = found[0] / (peaks / weights).sqrt()
+    torch.testing.assert_close(ratio, ratio[:1].expand(size), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "recipe"),
     [
         pytest.param(kind, recipe, id=f"{recipe.name}-{kind}")
         for recipe in (*OURS, *VARIATIONS)
-        for kind in (*KINDS, *(OUTPUT_NORMS if recipe.name != "folded" else ()))
+        for kind in (*KINDS, *(OUTPUT_NORMS if recipe.name not in ("folded", "portable") else ()))
     ],
 )
 def test_every_recipe_of_ours_stays_near_the_float_model(kind: str, recipe: Recipe, tmp_path: Path) -> None:
@@ -140,6 +159,20 @@ def test_symmetric_inputs_have_the_types_of_the_format(source: Path, tmp_path: P
     symmetric_files = TensorFiles.open(out)
     for name in default.names():
         assert np.array_equal(default.get(name), symmetric_files.get(name)), name
+
+
+def test_portable_needs_nothing_at_run_time_that_other_engines_lack(source: Path, tmp_path: Path) -> None:
+    """Plain W8A8_DYNAMIC linears, a float head, and calibrated scales and int8 zero points of K and V by channel."""
+    opened = open_checkpoint(_quantize(source, tmp_path / "out", RECIPES["portable"]))
+    assert {opened.linear_type(name) for name in opened.config.layer_linears} == {"W8A8_DYNAMIC"}
+    assert opened.linear_type("lm_head") == "FLOAT"
+    heads, dim = opened.config.num_kv_heads, opened.config.head_dim
+    for scheme in opened.schemes:
+        assert scheme is not None
+        assert (scheme.k_center, scheme.k_equalizer, scheme.q_scale) == (None, None, None)
+        assert (scheme.rotation_block, scheme.v_rotation_block) == (0, 0)
+        assert scheme.k_scale.shape == scheme.v_scale.shape == (heads, dim)
+        assert np.array_equal(scheme.k_offset, np.asarray(scheme.k_offset).astype(np.int8))
 
 
 def test_inputs_of_16_bits_have_types_of_their_own(source: Path, tmp_path: Path) -> None:
@@ -218,6 +251,11 @@ def test_msmodelslims_format_has_no_inputs_of_16_bits() -> None:
     mindie["linear"]["wide_inputs"] = ["*.o_proj"]
     with pytest.raises(ValidationError, match=r"wide_inputs: \[\]"):
         Recipe.model_validate(mindie)
+
+
+def test_zero_points_need_calibrated_scales() -> None:
+    with pytest.raises(ValidationError, match=r"attention\.zero_points needs calibrated scales"):
+        Recipe.model_validate({"name": "x", "attention": {"zero_points": True}})
 
 
 def test_static_keeps_exactly_eight_bits_a_value(source: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def quantize(
     recipe: Annotated[
         str,
         typer.Option(
-            help="default, precise, static, mindie[-plain], attention-only, auto, or a JSON file.", metavar="RECIPE"
+            help="default, precise, static, portable, mindie[-plain], attention-only, auto, or a JSON file.",
+            metavar="RECIPE",
         ),
     ] = "default",
     calibration: Annotated[

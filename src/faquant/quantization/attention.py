@@ -58,18 +58,18 @@ def calibrate(
     )
     if recipe.kv_scale == "token":
         return scheme if rope.rotates else scheme.at(0)
-    peaks = torch.stack([_peak(k, rope, positions, scheme.at(block)) for block, positions in enumerate(blocks)])
+    found = [_range(k, rope, positions, scheme.at(block)) for block, positions in enumerate(blocks)]
+    k_low, k_high = (torch.stack(ends) for ends in zip(*found, strict=True))
     if scheme.k_equalizer is not None:
         # All blocks of positions share one table of scales, so the equalizers scale them to the same range.
-        height = peaks.amax(-1, keepdim=True)
+        height = torch.maximum(-k_low, k_high).amax(-1, keepdim=True)
         height /= height.amax(0)
-        scheme, peaks = replace(scheme, k_equalizer=scheme.k_equalizer * height), peaks / height
-    k_peak = peaks.amax(0)
-    v_peak = torch.zeros_like(k_peak)
-    for v in values:
-        rotated = hadamard(v, hadamard_block(dim)) if recipe.rotate_v else v
-        v_peak = torch.maximum(v_peak, rotated.abs().amax(0))
-    return _with_scales(scheme if rope.rotates else scheme.at(0), recipe, k_peak, v_peak)
+        scheme = replace(scheme, k_equalizer=scheme.k_equalizer * height)
+        k_low, k_high = k_low / height, k_high / height
+    v = torch.cat([hadamard(v, hadamard_block(dim)) if recipe.rotate_v else v for v in values])
+    return _with_scales(
+        scheme if rope.rotates else scheme.at(0), recipe, (k_low.amin(0), k_high.amax(0)), (v.amin(0), v.amax(0))
+    )
 
 
 def _center_and_equalizer(
@@ -140,16 +140,36 @@ def _floored(square: Tensor) -> Tensor:
     return square.clamp_min(1e-8 * square.amax(-1, keepdim=True).clamp_min(1e-12))
 
 
-def _with_scales(scheme: AttentionScheme, recipe: AttentionRecipe, k_peak: Tensor, v_peak: Tensor) -> AttentionScheme:
+def _with_scales(
+    scheme: AttentionScheme, recipe: AttentionRecipe, k: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor]
+) -> AttentionScheme:
+    """The scheme with scales, and zero points if the recipe has them, for the least and greatest values of K's and V's
+    channels, [Hkv, D] each."""
+    (k_scale, k_offset), (v_scale, v_offset) = (_scale_of(*ends, recipe) for ends in (k, v))
+    return replace(
+        scheme,
+        k_scale=k_scale,
+        k_offset=k_offset,
+        v_scale=v_scale,
+        v_offset=v_offset,
+        quantized_sum=recipe.p != "int8",
+    )
+
+
+def _scale_of(low: Tensor, high: Tensor, recipe: AttentionRecipe) -> tuple[Tensor, Tensor | None]:
     if recipe.kv_scale == "head":
-        k_peak, v_peak = k_peak.amax(-1, keepdim=True), v_peak.amax(-1, keepdim=True)
-    k_scale, v_scale = (peak.clamp_min(1e-6) / 127 for peak in (k_peak, v_peak))
-    return replace(scheme, k_scale=k_scale, v_scale=v_scale, quantized_sum=recipe.p != "int8")
+        low, high = low.amin(-1, keepdim=True), high.amax(-1, keepdim=True)
+    if not recipe.zero_points:
+        return torch.maximum(-low, high).clamp_min(1e-6) / 127, None
+    # With 0 in the range, zero points fit in int8, as engines store them.
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = (high - low).clamp_min(2e-6) / 254
+    return scale, -((low + high) / 2 / scale).round()
 
 
-def _peak(k: Tensor, rope: _Rotations, positions: Tensor, scheme: AttentionScheme) -> Tensor:
-    """Greatest magnitude of each channel [Hkv, D] after rotating the keys from position 0 to a sample of `positions`,
-    including the last one, and mapping them by `scheme`."""
+def _range(k: Tensor, rope: _Rotations, positions: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
+    """Least and greatest value of each channel [Hkv, D] after rotating the keys from position 0 to a sample of
+    `positions`, including the last one, and mapping them by `scheme`."""
     _, heads, dim = k.shape
     keys = k[:: -(-len(k) // PEAK_KEYS)].transpose(0, 1).contiguous()
     # Random within equal strides: equal distances could alias with a frequency of RoPE.
@@ -161,8 +181,9 @@ def _peak(k: Tensor, rope: _Rotations, positions: Tensor, scheme: AttentionSchem
     unit = torch.eye(dim)[:, None, :].expand(dim, heads, dim)
     shift = map_k(torch.zeros(1, heads, dim), scheme)
     matrix = (map_k(unit, scheme) - shift).transpose(0, 1)
-    peak = torch.zeros(heads, dim)
+    low, high = torch.full((heads, dim), torch.inf), torch.full((heads, dim), -torch.inf)
     for c, s in zip(*rope.to(some), strict=True):
         image = keys @ (apply_rope(unit, c, s).transpose(0, 1) @ matrix) + shift.transpose(0, 1)
-        peak = torch.maximum(peak, image.abs().amax(1))
-    return peak
+        some_low, some_high = image.aminmax(dim=1)
+        low, high = torch.minimum(low, some_low), torch.maximum(high, some_high)
+    return low, high

@@ -205,14 +205,13 @@ class LayerQuantizer:
         if gram is None or recipe is None or not recipe.equalize or fixed or not any(map(self._is_quantized, names)):
             return None
         parts = [part for name in names for part in torch.split(self._stored(name), 256)]
-        if self._input_block(names[0]):
-            squares = sum(parallel.map_in_order(lambda part: part.double().square().sum(0), parts))
-            inputs = gram.square_sums() / gram.tokens
-            if recipe.rounding == "gptq" and all(map(recipe.is_wide, names)):
-                inputs = inputs.sqrt()  # only weights lose, and their compensation knows the inputs' sizes
-            return balance(inputs, torch.as_tensor(squares)).sqrt()
-        peaks = torch.stack(parallel.map_in_order(lambda part: part.abs().amax(0), parts)).amax(0)
-        return balance(gram.peaks.double(), peaks.double())
+        squares = torch.as_tensor(sum(parallel.map_in_order(lambda part: part.double().square().sum(0), parts)))
+        if not self._input_block(names[0]):
+            return balance(gram.peaks.double(), squares.sqrt())
+        inputs = gram.square_sums() / gram.tokens
+        if recipe.rounding == "gptq" and all(map(recipe.is_wide, names)):
+            inputs = inputs.sqrt()  # only weights lose, and their compensation knows the inputs' sizes
+        return balance(inputs, squares).sqrt()
 
     def _compensations(
         self, groups: Sequence[tuple[tuple[str, ...], Gram | None, Tensor | None]]

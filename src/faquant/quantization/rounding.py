@@ -48,7 +48,7 @@ def round_to_nearest(weight: Tensor) -> QuantizedWeight:
 
 class Gram:
     """XᵀX of a linear's inputs, in diagonal blocks, of which only the lower triangles are computed: `lower` [blocks, b,
-    b]; and the greatest magnitude of each input, `peaks` [k]."""
+    b]; and the greatest magnitude of each input relative to the root mean square of its token, `peaks` [k]."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -67,6 +67,7 @@ class Gram:
     def add(self, x: Tensor) -> None:
         """Add inputs [tokens, k]."""
         x = x.float()
+        sizes = x.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
 
         def add_tile(tile: tuple[int, slice]) -> None:
             number, rows = tile
@@ -74,7 +75,7 @@ class Gram:
             some = part[:, rows]
             self.lower[number, rows, : rows.stop].addmm_(some.T, part[:, : rows.stop])
             peaks = self.peaks[number * self.block :][rows]
-            torch.maximum(peaks, some.abs().amax(0), out=peaks)
+            torch.maximum(peaks, (some.abs() / sizes).amax(0), out=peaks)
 
         # The widest tiles first, so that no thread waits long for the last one.
         tiles = parallel.blocks(self.block, _TILE)[::-1]
@@ -134,8 +135,8 @@ def compensations(inputs: Sequence[TransformedGram]) -> list[list[Tensor]]:
 def balance(inputs: Tensor, weights: Tensor) -> Tensor:
     """√(inputs/weights) for each channel [k], both limited from below relative to their largest, so that no channel
     gets all the precision. With sums of squares, its root e minimizes Σx²/e² · Σw²e² (Cauchy-Schwarz), the cost of
-    rounding x ⊘ e and W ⊙ e if a rotation follows. With greatest magnitudes and no rotation, it is SmoothQuant's factor
-    (arXiv 2211.10438) with α = ½."""
+    rounding x ⊘ e and W ⊙ e if a rotation follows. Without one, the inputs' peaks take the place of their sizes, as in
+    SmoothQuant (arXiv 2211.10438) with α = ½; relative to their tokens, since each token has its own scale."""
     inputs, weights = (x.clamp_min(1e-8 * x.amax().clamp_min(1e-30)) for x in (inputs, weights))
     return (inputs / weights).sqrt()
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,12 +24,17 @@ from ...kernels.quantizers import tensor_of
 from ...kernels.scheme import AttentionScheme
 from ...kernels.tables import INPUT_STEPS, FloatTable, LinearTable, StaticTable
 from ..convert import float_tensors, linear_tensors, open_quantized, weights, write_beside
+from ..exports import is_mapped
 from ..tensors import DTYPES, NamedTensor
 from .multipliers import READERS, fold_multipliers
 from .w8a8 import pack_deq_scale
 
 MAX_HEAD_DIM = 256
 """MindIE's limit."""
+Tables: TypeAlias = Literal["any", "manual", "c8"]
+"""`any`: FAQuant with scales of shape [heads, 1] if q has calibrated scales, otherwise a C8 cache with a scale per
+channel. `manual`: FAQuant's by the names of MindIE's manual, q_scale and so on, of shape [heads, head_dim]. `c8`: a C8
+cache, which leaves q float."""
 STEMS = {
     "FLOAT": "quant_model_weights",
     "W8A8": "quant_model_weight_w8a8",
@@ -37,12 +43,8 @@ STEMS = {
 """msModelSlim's names of the file with the weights, by the type of the linears."""
 
 
-def convert_to_mindie(source: Path, target: Path, overwrite: bool = False, manual: bool = False) -> list[str]:
-    """Write `source` to `target` with msModelSlim's file and tensor names and dtypes: FAQuant with scales of shape
-    [heads, 1] if q has calibrated scales, otherwise a C8 cache with a scale per channel.
-
-    Args:
-        manual: name the tables of FAQuant as MindIE's manual, q_scale and so on, of shape [heads, head_dim].
+def convert_to_mindie(source: Path, target: Path, overwrite: bool = False, tables: Tables = "any") -> list[str]:
+    """Write `source` to `target` with msModelSlim's file and tensor names and dtypes.
 
     Returns:
         Where the result's arithmetic differs from the source's, as sentences.
@@ -54,30 +56,32 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False, manua
         OutputError: the target cannot be written.
     """
     opened = open_quantized(source)
-    reasons = _obstacles(opened, manual)
+    reasons = _obstacles(opened, tables)
     if reasons:
         raise UnsupportedError(
             f"{source} cannot be converted for MindIE: {'; '.join(reasons)}. Quantize the float model with "
-            "--recipe mindie instead."
+            f"--recipe {'portable' if tables == 'c8' else 'mindie'} instead."
         )
-    conversion = _Conversion(opened)
+    conversion = _Conversion(opened, tables)
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
         with ShardWriter(directory, STEMS[opened.quant_type]) as writer:
             types = add_all(writer, conversion.weights())
-            types |= add_all(writer, conversion.tables(manual))
+            types |= add_all(writer, conversion.tables())
         fa_type, c8_type = (kind if kind in types.values() else None for kind in (FA_TYPE, C8_TYPE))
         extra = {} if c8_type is None else {"kv_quant_type": c8_type}
         write_beside(directory, opened, Description("1.0.0", opened.quant_type, fa_type, c8_type, {}, types, extra))
     return conversion.notes
 
 
-def _obstacles(opened: Opened, manual: bool) -> list[str]:
+def _obstacles(opened: Opened, tables: Tables) -> list[str]:
     """The reasons why MindIE cannot load the checkpoint."""
     reasons = []
     config, present = opened.config, [scheme for scheme in opened.schemes if scheme is not None]
     kinds = {opened.linear_type(name) for name in config.linears}
-    static_q = bool(present) and all(scheme.q_scale is not None for scheme in present)
-    if not static_q and any(scheme.q_scale is not None for scheme in present):
+    static_q = tables != "c8" and bool(present) and all(scheme.q_scale is not None for scheme in present)
+    if tables == "c8" and not present:
+        reasons.append("its attention is float, so there are no tables of K and V")
+    if tables != "c8" and not static_q and any(scheme.q_scale is not None for scheme in present):
         reasons.append("q has calibrated scales in some layers only, and MindIE's cache has one kind")
     if kinds.intersection(WIDE_TYPES):
         reasons.append("its linears' inputs have 16 bits, and MindIE's have 8")
@@ -90,22 +94,16 @@ def _obstacles(opened: Opened, manual: bool) -> list[str]:
     elif "W8A8_DYNAMIC" in kinds and static_q:
         reasons.append("its linears have a scale per token (W8A8_DYNAMIC), and MindIE supports FAQuant only with W8A8")
     floats = [layer for layer, scheme in enumerate(opened.schemes) if scheme is None]
-    if floats and (present or manual):
+    if floats and (present or tables == "manual"):
         reasons.append(f"layer {floats[0]} has float attention, and MindIE needs quantized attention in every layer")
     if any(scheme.k_scale is None or scheme.v_scale is None for scheme in present):
         reasons.append("K or V has a scale per token, which MindIE's cache cannot store")
-    if any(
-        scheme.k_center is not None
-        or scheme.k_equalizer is not None
-        or scheme.rotation_block
-        or scheme.v_rotation_block
-        for scheme in present
-    ):
+    if any(map(is_mapped, present)):
         reasons.append("K or V is centered, equalized or rotated at run time")
-    if manual and not static_q:
+    if tables == "manual" and not static_q:
         reasons.append("q has no calibrated scale")
     if static_q:
-        if not manual and any(_is_per_channel(scheme) for scheme in present):
+        if tables == "any" and any(_is_per_channel(scheme) for scheme in present):
             reasons.append("q, K or V has a scale per channel, and MindIE's tables are [heads, 1]")
         if any(scheme.k_offset is not None or scheme.v_offset is not None for scheme in present):
             reasons.append("K or V has zero points")
@@ -124,8 +122,8 @@ def _is_per_channel(scheme: AttentionScheme) -> bool:
 class _Conversion:
     """The tensors of a checkpoint for MindIE, and notes about changed arithmetic."""
 
-    def __init__(self, opened: Opened) -> None:
-        self.opened = opened
+    def __init__(self, opened: Opened, tables: Tables) -> None:
+        self.opened, self._tables = opened, tables
         self.dtype = DTYPES[opened.config.dtype]
         self.notes: list[str] = []
 
@@ -148,20 +146,23 @@ class _Conversion:
         for name, tensor in floats.items():
             yield name, "FLOAT", tensor
 
-    def tables(self, manual: bool) -> Iterator[NamedTensor]:
+    def tables(self) -> Iterator[NamedTensor]:
         """The tables of attention. Scales are in the model's dtype; with msModelSlim's names, in float32 if that would
         change them."""
         for layer, scheme in enumerate(self.opened.schemes):
             if scheme is None:
                 continue
             prefix = f"model.layers.{layer}.self_attn."
+            is_c8 = scheme.q_scale is None or self._tables == "c8"
+            if is_c8 and scheme.q_scale is not None:
+                self._note("The calibrated scales of q are left out: with a C8 cache, q is not quantized.")
             for part, table in (("q", scheme.q_scale), ("k", scheme.k_scale), ("v", scheme.v_scale)):
-                if table is None:
+                if table is None or (is_c8 and part == "q"):
                     continue
-                if scheme.q_scale is None:
+                if is_c8:
                     offset = scheme.k_offset if part == "k" else scheme.v_offset
                     yield from self._c8_tables(f"{prefix}{part}_proj.kv_cache_", table, offset)
-                elif manual:
+                elif self._tables == "manual":
                     scale = self._by_channel(tensor_of(table).to(self.dtype))
                     if not torch.equal(scale.to(torch.float32), self._by_channel(tensor_of(table))):
                         self._note(f"Scales were rounded to {self.opened.config.dtype}, as the manual's tables are.")

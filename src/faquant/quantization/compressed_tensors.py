@@ -1,0 +1,124 @@
+"""Exports checkpoints for compressed-tensors: W8A8 with a scale per token, and an int8 cache with a scale per head.
+
+transformers computes both if the package compressed-tensors is installed. vLLM computes the first, and refuses int8
+caches. A token's greatest input is 127.5 steps there (docs/other_tools.md).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from ..checkpoint.shards import ShardWriter, write_json
+from ..checkpoint.side_files import copy_side_files
+from ..checkpoint.write import add_all, output_directory
+from ..errors import UnsupportedError
+from ..formats.base import QUANTIZATION_KEYS, Opened
+from ..formats.compressed_tensors import OpenedCompressedTensors
+from ..kernels.quantizers import tensor_of
+from .convert import float_tensors, linear_tensors, open_quantized
+from .exports import bias_obstacles, cache_obstacles, has_zero_points, linear_obstacles, symmetric_scale
+from .tensors import DTYPES, NamedTensor
+
+ENGINE = "compressed-tensors"
+KvCache: TypeAlias = Literal["int8", "none"]
+
+
+def export_compressed_tensors(
+    source: Path, target: Path, overwrite: bool = False, kv_cache: KvCache = "int8"
+) -> list[str]:
+    """Write `source` to `target` as compressed-tensors does.
+
+    Args:
+        kv_cache: `int8`: with the tables of K and V, one scale per head. `none`: the linears alone, for stock vLLM.
+
+    Returns:
+        Where the result's arithmetic differs from the source's, as sentences.
+
+    Raises:
+        UsageError: the source is a float model.
+        UnsupportedError: the format cannot express the source's arithmetic; the error lists all reasons.
+        CheckpointError: the source cannot be read.
+        OutputError: the target cannot be written.
+    """
+    opened = open_quantized(source)
+    reasons = linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
+    if kv_cache == "int8":
+        reasons += cache_obstacles(opened.schemes, ENGINE)
+    if reasons:
+        raise UnsupportedError(
+            f"{source} cannot be exported for compressed-tensors: {'; '.join(reasons)}. Quantize the float model with "
+            "--recipe portable instead."
+        )
+    dtype = DTYPES[opened.config.dtype]
+    with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
+        with ShardWriter(directory, "model") as writer:
+            types = add_all(writer, _weights(opened, dtype))
+            if kv_cache == "int8":
+                add_all(writer, _tables(opened, dtype))
+        copy_side_files(source, directory)
+        # Last, so that an incomplete directory is not mistaken for a model.
+        write_json(directory / "config.json", _config(opened, types, kv_cache))
+    return _notes(opened, kv_cache)
+
+
+def _notes(opened: Opened, kv_cache: KvCache) -> list[str]:
+    notes = []
+    if opened.input_steps != OpenedCompressedTensors.input_steps:
+        notes.append(f"A token's greatest input is 127.5 steps there; the source has {opened.input_steps:g}.")
+    if opened.config.dtype != "float32":
+        notes.append(f"Scales and biases were rounded to {opened.config.dtype}, the model's type.")
+    if kv_cache == "none":
+        if any(opened.schemes):
+            notes.append("The tables of K, V and q are left out: the attention is float.")
+        return notes
+    present = [scheme for scheme in opened.schemes if scheme is not None]
+    if any(scheme.q_scale is not None for scheme in present):
+        notes.append("The calibrated scales of q are left out: only K and V are quantized there.")
+    if any(table.shape[-1] > 1 for x in present for table in (x.k_scale, x.v_scale) if table is not None):
+        notes.append("A head has the greatest scale of its channels.")
+    if has_zero_points(present):
+        notes.append("The zero points of K and V are left out; their scales cover the same values without.")
+    return notes
+
+
+def _weights(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
+    for name, kind, tensor in float_tensors(opened):
+        yield name, kind, tensor.to(dtype)
+    for name in opened.config.linears:
+        if name == "lm_head" and "lm_head.weight" not in opened.files:
+            continue
+        for part, kind, tensor in linear_tensors(opened.linear(name), name):
+            if not part.endswith(".weight_offset"):
+                yield part, kind, tensor if tensor.dtype == torch.int8 else tensor.to(dtype)
+
+
+def _tables(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
+    for layer, scheme in enumerate(opened.schemes):
+        if scheme is None or scheme.k_scale is None or scheme.v_scale is None:
+            raise TypeError(f"layer {layer} has no calibrated scales of K and V")
+        for part, scale, offset in (("k", scheme.k_scale, scheme.k_offset), ("v", scheme.v_scale, scheme.v_offset)):
+            by_head = tensor_of(symmetric_scale(scale, offset)).amax(-1).view(-1, 1, 1)
+            yield f"model.layers.{layer}.self_attn.{part}_scale", "FLOAT", by_head.to(dtype)
+
+
+def _config(opened: Opened, types: dict[str, str], kv_cache: KvCache) -> dict[str, Any]:
+    raw = {key: value for key, value in opened.raw_config.items() if key not in (*QUANTIZATION_KEYS, "fa_quant_type")}
+    weights = _arguments("channel")
+    inputs = _arguments("token", dynamic=True)
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
+    floats = [name for name in opened.config.linears if types.get(f"{name}.weight", "FLOAT") == "FLOAT"]
+    raw["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {**group, "format": "int-quantized"}},
+        "ignore": floats,
+        "kv_cache_scheme": _arguments("attn_head") if kv_cache == "int8" else None,
+    }
+    return raw
+
+
+def _arguments(strategy: str, dynamic: bool = False) -> dict[str, Any]:
+    return {"num_bits": 8, "type": "int", "symmetric": True, "strategy": strategy, "dynamic": dynamic}

@@ -1,0 +1,67 @@
+"""What exports to other engines share: what stands in the way, and tables that are less fine than ours."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..formats.base import Opened, norm_names
+from ..formats.faquant.metadata import ROTATED_TYPES, WIDE_TYPES
+from ..kernels.arrays import Array, Floats
+from ..kernels.scheme import AttentionScheme
+
+
+def linear_obstacles(opened: Opened, engine: str) -> list[str]:
+    """The reasons why the linears cannot be W8A8 of an engine that rounds inputs to 8 bits with a scale per token and
+    changes them in no other way."""
+    kinds = {opened.linear_type(name) for name in opened.config.linears}
+    reasons = []
+    if kinds == {"FLOAT"}:
+        reasons.append("its linears are float")
+    if kinds.intersection(WIDE_TYPES):
+        reasons.append(f"its linears' inputs have 16 bits, and {engine} has 8")
+    if kinds.intersection(ROTATED_TYPES):
+        reasons.append(f"its linears' inputs are rotated at run time, which {engine} does not do")
+    if any("DYNAMIC" not in kind for kind in kinds - {"FLOAT"}):
+        reasons.append("its linears' inputs have calibrated scales (W8A8), and this export writes W8A8_DYNAMIC")
+    return reasons
+
+
+def bias_obstacles(opened: Opened) -> list[str]:
+    """The reason why a model of the plain architecture cannot have all biases of the checkpoint, if there is one."""
+    plain = {f"{name}.bias" for name, size in opened.config.linears.items() if size.has_bias}
+    biases = [f"{name}.bias" for name in (*opened.config.linears, *norm_names(opened.config))]
+    extra = next((name for name in biases if name in opened.files and name not in plain), None)
+    return [] if extra is None else [f"{opened.config.model_type} models have no {extra}"]
+
+
+def cache_obstacles(schemes: Sequence[AttentionScheme | None], engine: str) -> list[str]:
+    """The reasons why the tables of K and V cannot be those of an engine with one calibrated scale for all tokens."""
+    present = [scheme for scheme in schemes if scheme is not None]
+    if not present:
+        return ["its attention is float, so there are no tables of K and V"]
+    reasons = []
+    if len(present) < len(schemes):
+        reasons.append(f"layer {schemes.index(None)} has float attention, and {engine} quantizes every layer's cache")
+    if any(scheme.k_scale is None or scheme.v_scale is None for scheme in present):
+        reasons.append(f"K or V has a scale per token, and {engine} has calibrated ones")
+    if any(is_mapped(scheme) for scheme in present):
+        reasons.append("K or V is centered, equalized or rotated at run time")
+    return reasons
+
+
+def is_mapped(scheme: AttentionScheme) -> bool:
+    """Whether K or V is transformed at run time before it is rounded."""
+    maps = scheme.k_center is not None or scheme.k_equalizer is not None
+    return maps or scheme.rotation_block > 0 or scheme.v_rotation_block > 0
+
+
+def symmetric_scale(scale: Array, offset: Array | None) -> Floats:
+    """The scale without zero points that covers the same values: x8 = x / scale + offset reaches ±127 on one side."""
+    steps = 127 if offset is None else 127 + np.abs(np.asarray(offset, np.float32))
+    found: Floats = np.asarray(scale, np.float32) * np.asarray(steps / 127, np.float32)
+    return found
+
+
+def has_zero_points(schemes: Iterable[AttentionScheme | None]) -> bool:
+    """Whether K or V of a layer has zero points."""
+    return any(scheme and (scheme.k_offset is not None or scheme.v_offset is not None) for scheme in schemes)
