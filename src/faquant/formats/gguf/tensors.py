@@ -16,7 +16,7 @@ from .reader import GgufFile, GgufTensor, gguf_package
 CHUNK_ELEMENTS = 1 << 24  # dequantized at a time: 64 MiB of float32
 
 # Tensor names within a layer, and at the top, to Hugging Face names.
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -103,7 +103,7 @@ def _expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tup
     biased |= set(_MLP if config.get("mlp_bias") else ())
     for layer in range(config["num_hidden_layers"]):
         for name, shape in weights.items():
-            hf_name = f"model.layers.{layer}.{_LAYER_NAMES[name]}"
+            hf_name = f"model.layers.{layer}.{LAYER_NAMES[name]}"
             yield f"blk.{layer}.{name}.weight", f"{hf_name}.weight", shape
             if name in biased:
                 yield f"blk.{layer}.{name}.bias", f"{hf_name}.bias", shape[:1]
