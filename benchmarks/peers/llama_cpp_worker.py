@@ -41,6 +41,17 @@ class Worker:
         self._kv, self._threads = KINDS[kv], threads
         return True
 
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, with special tokens recognized and none added."""
+        vocabulary, data = llama.llama_model_get_vocab(self._model), text.encode()
+        ids = (llama.llama_token * (len(data) + 1))()
+        count = llama.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, True)
+        return list(ids[:count])
+
+    def chat_template(self) -> str | None:
+        found = llama.llama_model_chat_template(self._model, None)
+        return None if found is None else found.decode()
+
     def prepare(self, tokens: list[int], sequences: int) -> None:
         """Fill every sequence with the tokens; sequences do not share memory."""
         self._make_context(len(tokens), sequences)
@@ -139,5 +150,5 @@ def quiet(level: int, text: bytes, data: ctypes.c_void_p) -> None:
 
 if __name__ == "__main__":
     worker = Worker()
-    names = ("version", "load", "prepare", "decode", "prefill", "greedy", "logits")
+    names = ("version", "load", "tokenize", "chat_template", "prepare", "decode", "prefill", "greedy", "logits")
     serve({name: getattr(worker, name) for name in names})

@@ -17,9 +17,10 @@ from .evaluation import measure, texts
 from .evaluation.report import Report
 from .evaluation.tasks.compare import Tasks
 from .evaluation.through_vllm import evaluate_through_vllm
+from .formats.gguf.write_tokenizer import tokenizer_metadata
 from .kernels.device import Device
 from .quantization import calibration as calibrating
-from .quantization import pipeline, provenance
+from .quantization import gguf, pipeline, provenance
 from .quantization.recalibrate import recalibrate
 from .recipe import AttentionRecipe, Recipe, load_recipe
 from .text.tokenizer import Tokenizer
@@ -181,6 +182,32 @@ def calibrate(
     recipe = AttentionRecipe(kv_scale=kv_scale)
     recalibrate(source, Path(output), recipe, ids, overwrite=overwrite, progress=progress)
     return sum(map(len, ids))
+
+
+def export_gguf(directory: str | Path, output: str | Path, *, overwrite: bool = False) -> list[str]:
+    """Write the quantized `directory` as the GGUF file `output` for llama.cpp: Q8_0, tokenizer and chat templates.
+
+    Returns:
+        What the file leaves out, or computes in another way, as sentences.
+
+    Raises:
+        UsageError: the directory is a float model.
+        CheckpointError: the directory cannot be read.
+        UnsupportedError: llama.cpp does not compute what the checkpoint does, or has no name for its tokenizer.
+        OutputError: `output` exists or cannot be written; nothing is left behind.
+    """
+    source = Path(directory)
+    config, tokenizer = load_config(source), Tokenizer.from_directory(source)
+    size = config.vocab_size
+    metadata = tokenizer_metadata(
+        tokenizer.to_json(size),
+        size,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_ids,
+        tokenizer.chat_templates,
+        str(source),
+    )
+    return gguf.export_gguf(source, Path(output), metadata, overwrite)
 
 
 def _calibration_of(source: Path, calibration: str | Path) -> tuple[Tokenizer | None, list[list[int]]]:

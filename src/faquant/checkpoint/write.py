@@ -35,15 +35,7 @@ def output_directory(
     shown = target
     try:
         target = prepared(target, overwrite, keep)
-        free = shutil.disk_usage(target.parent).free
-        if needed_bytes is not None and needed_bytes > free:
-            raise OutputError(
-                f"{shown} needs {_size(needed_bytes)}, and {target.parent} has {_size(free)} free. "
-                f"Free some space or choose another place.{_leftovers(target)}"
-            )
-        partial = target.parent / f".{target.name[:64]}.partial-{os.getpid()}-{secrets.token_hex(4)}"
-        _remove_dead(target)
-        partial.mkdir()
+        partial = _temporary(shown, target, needed_bytes)
     except (OSError, RuntimeError, ValueError) as error:
         raise OutputError(f"{shown} cannot be written: {error}. Choose another place.") from None
     try:
@@ -54,6 +46,57 @@ def output_directory(
     finally:
         # After the swap it does not exist.
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def output_file(target: Path, overwrite: bool = False, needed_bytes: int | None = None) -> Iterator[Path]:
+    """As output_directory, for one file: yield its path in a temporary directory. With `overwrite`, an existing file is
+    replaced.
+
+    Raises:
+        OutputError: `target` exists and may not be replaced, or the block raised an OSError.
+    """
+    shown = target
+    try:
+        target = target.resolve()
+        _check_file(target, overwrite)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = _temporary(shown, target, needed_bytes)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(f"{shown} cannot be written: {error}. Choose another place.") from None
+    try:
+        path = partial / target.name
+        yield path
+        sync(path)
+        _check_file(target, overwrite)
+        path.replace(target)
+        with suppress(OSError):
+            sync(target.parent)
+    except OSError as error:
+        raise OutputError(explain(error, shown, target, partial)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_file(target: Path, overwrite: bool) -> None:
+    if target.is_dir():
+        raise OutputError(f"{target} is a directory. Give the name of a file.")
+    if target.exists() and not (overwrite and target.is_file()):
+        raise OutputError(f"{target} exists. Choose another place, or overwrite it.")
+
+
+def _temporary(shown: Path, target: Path, needed_bytes: int | None) -> Path:
+    """A new directory next to `target`, after checking that the disk has room."""
+    free = shutil.disk_usage(target.parent).free
+    if needed_bytes is not None and needed_bytes > free:
+        raise OutputError(
+            f"{shown} needs {_size(needed_bytes)}, and {target.parent} has {_size(free)} free. "
+            f"Free some space or choose another place.{_leftovers(target)}"
+        )
+    partial = target.parent / f".{target.name[:64]}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    _remove_dead(target)
+    partial.mkdir()
+    return partial
 
 
 def check_storable(name: str, tensor: "torch.Tensor") -> None:

@@ -19,6 +19,7 @@ class Target(str, Enum):
     c8 = "c8"
     manual = "manual"
     compressed_tensors = "compressed-tensors"
+    gguf = "gguf"
     hf = "hf"
 
 
@@ -40,10 +41,13 @@ def convert(
         typer.Option(
             help="faquant: faquant's format. mindie: for MindIE, as msModelSlim writes it. c8: the same with a C8 "
             "cache, also for vllm-ascend. manual: with the manual's tables q_scale, k_scale, v_scale [heads, "
-            "head_dim]. compressed-tensors: for transformers and vLLM. hf: a float Hugging Face directory."
+            "head_dim]. compressed-tensors: for transformers and vLLM. gguf: a file for llama.cpp. hf: a float Hugging "
+            "Face directory."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="OUT")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory to write; for gguf, a file.", metavar="OUT")
+    ],
     dtype: Annotated[
         Dtype | None, typer.Option(help="Type of the weights for hf; float32 is exact.", show_default="float32")
     ] = None,
@@ -54,7 +58,9 @@ def convert(
             show_default="int8",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory, or a file.")
+    ] = False,
 ) -> None:
     """Convert a quantized directory of any supported tool for an engine, or a GGUF file for quantize."""
     if kv_cache is not None and to is not Target.compressed_tensors:
@@ -79,6 +85,10 @@ def _notes(source: Path, output: Path, to: Target, kv_cache: Literal["int8", "no
 
         convert_to_faquant(source, output, overwrite)
         return []
+    if to is Target.gguf:
+        from .. import api
+
+        return api.export_gguf(source, output, overwrite=overwrite)
     if to is Target.compressed_tensors:
         from ..quantization.compressed_tensors import export_compressed_tensors
 

@@ -117,6 +117,11 @@ class ChatTemplates:
     def __bool__(self) -> bool:
         return bool(self._templates)
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The text of each template by name."""
+        return {name: template.source for name, template in self._templates.items()}
+
     def choose(self, with_tools: bool) -> ChatTemplate:
         """The template for a request: `tool_use` if the request has tools and the template exists, else `default`.
 

@@ -100,6 +100,11 @@ class Tokenizer:
         return self._chat_templates.choose(with_tools=False).source if self._chat_templates else None
 
     @property
+    def chat_templates(self) -> dict[str, str]:
+        """The source of each template by name."""
+        return self._chat_templates.sources
+
+    @property
     def chat_variables(self) -> frozenset[str]:
         """The variables that the template for requests without tools uses; empty if there is none."""
         return self._chat_templates.choose(with_tools=False).variables if self._chat_templates else frozenset()

@@ -12,12 +12,11 @@ from faquant.checkpoint.model_config import load_config
 from faquant.checkpoint.tensors import TensorFiles
 from faquant.evaluation.divergence import window_logits
 from faquant.formats import open_checkpoint
-from faquant.kernels.torch_backend import TorchBackend, TorchLinear, rope
+from faquant.kernels.torch_backend import TorchBackend
 from faquant.model.decoder import Decoder
 from faquant.model.load import Model, load
 from faquant.quantization.mindie.convert import convert_to_mindie
 from faquant.quantization.mindie.smoothed import SmoothingQuantizer
-from faquant.quantization.mindie.smoothing import pair_angles, rotate_pairs
 from faquant.quantization.pipeline import quantize
 from faquant.quantization.tensors import SourceTensors
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
@@ -70,34 +69,6 @@ def test_folding_leaves_the_float_model_as_it_was(kind: str, float_layers: tuple
     original = load(tmp_path)
     ids = torch.tensor(_prompts(original.config.vocab_size)[0])[20:70]
     torch.testing.assert_close(window_logits(folded, ids), window_logits(original, ids), rtol=1e-3, atol=1e-3)
-
-
-def test_rotated_pairs_leave_the_scores_and_have_no_peaks() -> None:
-    """A channel that is always large is shared between both of its pair; one that turns with the position cannot be."""
-    generator = torch.Generator().manual_seed(3)
-    tokens, dim = 300, 8
-    x = torch.randn(tokens, 16, generator=generator)
-    q_proj, k_proj = (TorchLinear(torch.randn(heads * dim, 16, generator=generator)) for heads in (4, 2))
-    for linear in (q_proj, k_proj):
-        linear.bias = torch.zeros(len(linear.weight))
-    assert k_proj.bias is not None
-    k_proj.bias[3] = 200.0
-    angles = torch.arange(tokens)[:, None] * torch.tensor([1.0, 0.1, 0.01, 1e-5])
-    tables = tuple(table.repeat(1, 2)[:, None] for table in (angles.cos(), angles.sin()))
-
-    def states(q_proj: TorchLinear, k_proj: TorchLinear) -> tuple[torch.Tensor, torch.Tensor]:
-        return rope(q_proj(x).view(tokens, 4, dim), *tables), rope(k_proj(x).view(tokens, 2, dim), *tables)
-
-    q, k = states(q_proj, k_proj)
-    found = pair_angles([q[:100], q[100:]], [k[:100], k[100:]])
-    assert found.shape == (2, 4)
-    q2, k2 = states(rotate_pairs(q_proj, found.repeat_interleave(2, 0)), rotate_pairs(k_proj, found))
-    for head in range(4):
-        torch.testing.assert_close(
-            q2[:, head] @ k2[:, head // 2].T, q[:, head] @ k[:, head // 2].T, rtol=1e-4, atol=1e-2
-        )
-    assert k2[:, 0].abs().max() < 0.9 * k[:, 0].abs().max()
-    assert k2[:, 1].abs().max() < 1.001 * k[:, 1].abs().max()
 
 
 def _kl(source: Path, quantized: Path) -> float:

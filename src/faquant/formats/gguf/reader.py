@@ -228,5 +228,5 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise UnsupportedError("Reading GGUF files requires the package gguf: pip install gguf.") from None
+        raise UnsupportedError("GGUF files require the package gguf: pip install gguf.") from None
     return gguf

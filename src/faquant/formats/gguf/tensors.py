@@ -17,7 +17,7 @@ from .reader import GgufFile, GgufTensor, gguf_package
 CHUNK_ELEMENTS = 1 << 24  # dequantized at a time: 64 MiB of float32
 
 # Tensor names within a layer, and at the top, to Hugging Face names.
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -29,10 +29,9 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
-    "attn_qkv": "self_attn.qkv_proj",
 }
 # Of Phi-3, and of families with norms of outputs.
-_FUSED_NAMES = {"ffn_up": "mlp.gate_up_proj"}
+_FUSED_NAMES = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 _OUTPUT_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
@@ -104,15 +103,15 @@ def _expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tup
         "ffn_up": (middle, hidden),
         "ffn_down": (hidden, middle),
     }
-    names = _LAYER_NAMES
+    names = LAYER_NAMES
     if config["model_type"] == "phi3":
-        names = _LAYER_NAMES | _FUSED_NAMES
+        names = LAYER_NAMES | _FUSED_NAMES
         weights |= {"attn_qkv": (q + 2 * kv, hidden), "ffn_up": (2 * middle, hidden)}
         for part in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
             del weights[part]
     family = FAMILIES[config["model_type"]]
     if family.norms.attention_output is not None:
-        names = _LAYER_NAMES | _OUTPUT_NORMS
+        names = LAYER_NAMES | _OUTPUT_NORMS
         weights |= dict.fromkeys(_OUTPUT_NORMS, (hidden,))
     if family.norms.attention is None:
         del weights["attn_norm"], weights["ffn_norm"]

@@ -21,7 +21,7 @@ from ..tensors import NamedTensor, SourceTensors, stored_of
 from .attention import MindieAttention
 from .linears import ObservedLinear, SmoothedLinear
 from .plain import MindieQuantizer
-from .smoothing import Span, float_linear_of, fold, pair_angles
+from .smoothing import Span, float_linear_of, fold
 from .tensors import layer_tensors, located
 
 
@@ -74,11 +74,12 @@ class SmoothingQuantizer(MindieQuantizer):
             self.checked.__contains__,
         )
         spans = Span(), Span()
-        queries, keys, values, outputs = (list[Tensor]() for _ in range(4))
+        values: list[Tensor] = []
+        outputs: list[Tensor] = []
 
-        def look(*states: Tensor) -> None:
-            for seen, state in zip((queries, keys, values, outputs), states, strict=True):
-                seen.append(state)
+        def look(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+            values.append(v)
+            outputs.append(out)
 
         seen = replace(
             layer, q_proj=ObservedLinear(layer.q_proj, spans[0]), gate_proj=ObservedLinear(layer.gate_proj, spans[1])
@@ -89,9 +90,7 @@ class SmoothingQuantizer(MindieQuantizer):
             names = {module.rpartition(".")[2]: f"model.layers.{index}.{module}" for module in LINEARS}
             return all(not self.is_float(names[kind]) or self.config.has_bias(names[kind]) for kind in kinds)
 
-        # A norm between the weights and RoPE has a weight for each channel.
-        angles = None if self.config.qk_norm else pair_angles(queries, keys)
-        return fold(layer, spans, angles, values, outputs, self.dtype, can_shift)
+        return fold(layer, spans, values, outputs, self.dtype, can_shift)
 
     def _with_observers(self, layer: DecoderLayer, name: str) -> tuple[DecoderLayer, dict[str, tuple[Gram, Span]]]:
         """The layer with observers on the first linear of each group, and the observers by the names of all linears."""

@@ -3,11 +3,9 @@ more to compute at run time.
 
 Channels are scaled and shifted to the same range around 0, because they share one static scale: after a norm by the
 norm's weight and bias, in each head of V by v_proj and o_proj. SmoothQuant (arXiv 2211.10438) scales in this way;
-Outlier Suppression+ (arXiv 2304.09145) also shifts. q and k have a scale per head, and RoPE between their weights and
-their rounding: only what commutes with RoPE folds, which is a rotation of the plane of each of its channel pairs.
+Outlier Suppression+ (arXiv 2304.09145) also shifts.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -24,7 +22,6 @@ from ..rounding import balance
 _RANGE, _WEIGHT = 0.9, 0.1
 """Exponents of the inputs' ranges and of the weights' peaks in the divisors of a norm's output channels. 1 and 0 would
 be best for the observed inputs, but leave no margin for others, and cost the weights more; measured on SmolLM2."""
-_ANGLES = [math.pi / 2 * step / 32 for step in range(32)]
 _LEAST = 1e-6
 """Lower bound for ranges and peaks, relative to the largest."""
 
@@ -122,45 +119,6 @@ def fold_values(
     return folded, _linear(back.flatten(1), o_proj.bias, shifts)
 
 
-def pair_angles(queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
-    """The angle by which RoPE's channel pairs of each head of k, and of the heads of q that read it, are rotated, so
-    that no channel has a far greater magnitude than the others: float64 [Hkv, D/2].
-
-    Args:
-        queries, keys: q and k of each prompt after RoPE, [tokens, Hq, D] and [tokens, Hkv, D].
-    """
-    kv_heads = keys[0].shape[1]
-    of_q, of_k = _pair_shares(queries), _pair_shares(keys)
-    shares = torch.maximum(of_q.view(kv_heads, -1, *of_q.shape[1:]).amax(1), of_k)
-    return torch.tensor(_ANGLES, dtype=torch.float64)[shares.argmin(-1)]
-
-
-def _pair_shares(states: Sequence[Tensor]) -> Tensor:
-    """The greatest magnitude in each pair, rotated by each of _ANGLES, relative to that of its head: [heads, D/2,
-    angles]."""
-
-    def greatest(x: Tensor, angle: float) -> Tensor:
-        low, high = x.chunk(2, dim=-1)
-        first, second = low * math.cos(angle) - high * math.sin(angle), low * math.sin(angle) + high * math.cos(angle)
-        return torch.maximum(first.abs().amax(0), second.abs().amax(0))
-
-    peaks = [torch.stack([greatest(x, angle) for x in states]).amax(0) for angle in _ANGLES]
-    return torch.stack(peaks, dim=-1) / _floored(peaks[0].amax(-1))[:, None, None]
-
-
-def rotate_pairs(linear: TorchLinear, angles: Tensor) -> TorchLinear:
-    """q_proj or k_proj whose outputs have the pairs (i, i + D/2) of each head rotated; angles [heads, D/2] commute with
-    RoPE, and leave q·k as it is."""
-    heads, half = angles.shape
-    cos, sin = angles.cos()[..., None], angles.sin()[..., None]
-
-    def rotated(x: Tensor) -> Tensor:
-        low, high = x.double().view(heads, 2, half, -1).unbind(1)
-        return torch.stack((low * cos - high * sin, low * sin + high * cos), dim=1).view(x.shape).float()
-
-    return TorchLinear(rotated(linear.weight), None if linear.bias is None else rotated(linear.bias))
-
-
 def float_linear_of(linear: object) -> TorchLinear:
     """The linear, after checking that it is float."""
     if not isinstance(linear, TorchLinear):
@@ -171,7 +129,6 @@ def float_linear_of(linear: object) -> TorchLinear:
 def fold(
     layer: DecoderLayer,
     normed: tuple[Span, Span],
-    angles: Tensor | None,
     values: Sequence[Tensor],
     outputs: Sequence[Tensor],
     dtype: torch.dtype,
@@ -181,19 +138,14 @@ def fold(
 
     Args:
         normed: the spans of the outputs of attention_norm and mlp_norm.
-        angles: of q's and k's pairs, or None.
         values, outputs: as for fold_values.
         dtype: of the stored norms.
         can_shift: whether the linears of those attribute names can all have biases.
     """
     v_proj, o_proj = fold_values(layer, values, outputs, can_shift("v_proj", "o_proj"))
-    q_proj, k_proj = float_linear_of(layer.q_proj), float_linear_of(layer.k_proj)
-    if angles is not None:
-        group = len(q_proj.weight) // len(k_proj.weight)
-        q_proj, k_proj = rotate_pairs(q_proj, angles.repeat_interleave(group, 0)), rotate_pairs(k_proj, angles)
     before, (q_proj, k_proj, v_proj) = fold_norm(
         layer.attention_norm,
-        (q_proj, k_proj, v_proj),
+        (float_linear_of(layer.q_proj), float_linear_of(layer.k_proj), v_proj),
         normed[0],
         dtype,
         can_shift("q_proj", "k_proj", "v_proj"),
