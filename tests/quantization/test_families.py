@@ -20,8 +20,8 @@ from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
 from oracles.tiny_models import COMMON, KINDS, tiny_model
 
-FAMILIES = ("smollm3-window", "granite-bias", "ministral", "phi3", "phi4-mini", "olmo2", "olmo3")
-FOLDED = ("smollm3", "granite-bias", "ministral", "phi4-mini", "olmo2", "olmo3")
+FAMILIES = ("smollm3-window", "granite-bias", "ministral", "phi3", "phi4-mini", "olmo2", "olmo3", "gemma3")
+FOLDED = ("smollm3", "granite-bias", "ministral", "phi4-mini", "olmo2", "olmo3", "gemma3")
 TOKENS = 150
 
 
@@ -84,11 +84,11 @@ def test_msmodelslims_recipes_are_refused_by_name(kind: str, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["olmo2", "olmo3"])
+@pytest.mark.parametrize("kind", ["olmo2", "olmo3", "gemma3"])
 def test_a_rotation_of_the_residual_stream_is_refused_where_outputs_have_norms(kind: str, tmp_path: Path) -> None:
     tiny_model(kind, tmp_path / "float")
     recipe = Recipe(name="folded", linear=LinearRecipe(rotate="folded"))
-    with pytest.raises(UnsupportedError, match=f"norms of {kind} do not allow"):
+    with pytest.raises(UnsupportedError, match=f"norms of {KINDS[kind][0].model_type} do not allow"):
         quantize(tmp_path / "float", tmp_path / "out", recipe, [[1, 2, 3]])
 
 

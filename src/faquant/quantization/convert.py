@@ -108,7 +108,7 @@ def float_tensors(opened: Opened) -> Iterator[NamedTensor]:
         names += [f"model.layers.{layer}.self_attn.{norm}.weight" for layer in layers for norm in QK_NORMS]
     names += [f"{norm}.bias" for norm in norm_names(opened.config) if f"{norm}.bias" in opened.files]
     for name in names:
-        yield name, "FLOAT", tensor_of(opened.files.read(name))
+        yield name, "FLOAT", tensor_of(opened.tensor(name))
 
 
 def linear_tensors(table: LinearTable, name: str) -> Iterator[NamedTensor]:

@@ -88,7 +88,8 @@ def quantize(
     """
     opened = open_checkpoint(source)
     config, files = opened.config, opened.files
-    checked = SourceTensors(files)
+    # A float model that faquant has written (attention-only) has the offset in it.
+    checked = SourceTensors(files, config.family.norm_offset if opened.metadata is None else 0.0)
     if not opened.has_float_linears:
         raise UsageError(
             f"{source} is quantized already. Pass the float model that it was made from; or keep its linears, and run "
