@@ -88,8 +88,7 @@ def quantize(
     """
     opened = open_checkpoint(source)
     config, files = opened.config, opened.files
-    # A float model that faquant has written (attention-only) has the offset in it.
-    checked = SourceTensors(files, config.family.norm_offset if opened.metadata is None else 0.0)
+    checked = SourceTensors.of(opened)
     if not opened.has_float_linears:
         raise UsageError(
             f"{source} is quantized already. Pass the float model that it was made from; or keep its linears, and run "

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
 from ..errors import CheckpointError
+from ..formats.base import Opened
 from ..formats.checked import Tensors
 from ..kernels.arrays import Stored
 from ..kernels.quantizers import tensor_of
@@ -29,6 +30,11 @@ class SourceTensors:
         self._names = files.names()
         self._known = frozenset(self._names)
         self._held: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, opened: Opened) -> "SourceTensors":
+        """The tensors of an open float directory. What faquant has written (attention-only) has the offset already."""
+        return cls(opened.files, opened.config.family.norm_offset if opened.metadata is None else 0.0)
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
