@@ -65,6 +65,7 @@ def int8_layer(model: Model) -> SimpleNamespace:
         q_norm=None,
         k_norm=None,
         norms_all_heads=False,
+        is_gelu=False,
         rope_kind=0,
         q_proj=random_int8_linear(hidden, count * dim),
         k_proj=random_int8_linear(hidden, kv_count * dim),

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "ops/attend.h"
+#include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "runtime/pool.h"
 
@@ -16,15 +17,17 @@ constexpr int64_t kTokensPerJob = 8;
 
 // Buffers for the intermediate results of a layer, large enough for the largest of several layers.
 struct Activations {
-    std::unique_ptr<float[]> q, k, v, attention, inner, output;  // output: before its norm
+    std::unique_ptr<float[]> q, k, v, attention, inner;
+    std::unique_ptr<float[]> gate, output;  // of gelu; before its norm
 
     Activations(const CachedLayer* layers, int64_t count, int64_t tokens) {
-        int64_t q_size = 0, kv_size = 0, inner_size = 0, output_size = 0;
+        int64_t q_size = 0, kv_size = 0, inner_size = 0, gate_size = 0, output_size = 0;
         for (int64_t i = 0; i < count; ++i) {
             q_size = std::max(q_size, layers[i].layer.q_proj->outputs);
             kv_size = std::max(kv_size, layers[i].layer.k_proj->outputs);
             inner_size = std::max(inner_size, layers[i].layer.up_proj->outputs);
             const DecoderLayer& layer = layers[i].layer;
+            gate_size = std::max(gate_size, layer.gelu ? layer.gate_proj->outputs : 0);
             if (layer.attention_output_norm.weight != nullptr || layer.mlp_output_norm.weight != nullptr) {
                 output_size = layer.o_proj->outputs;
             }
@@ -35,6 +38,7 @@ struct Activations {
         v.reset(floats(kv_size));
         attention.reset(floats(q_size));
         inner.reset(floats(inner_size));
+        gate.reset(floats(gate_size));
         output.reset(floats(output_size));
     }
 };
@@ -103,7 +107,15 @@ void run_layers(const KernelTable& table, const CachedLayer* layers, int64_t cou
         saturated[i].q = attend(table, attention, batch.spans, batch.count, threads);
         add_output(table, *layer.o_proj, layer.attention_output_norm, a.attention.get(), batch.tokens, a.output.get(),
                    x, threads);
-        apply_gated(table, {x, batch.tokens, layer.mlp_norm}, *layer.gate_proj, *layer.up_proj, a.inner.get(), threads);
+        const Inputs mlp = {x, batch.tokens, layer.mlp_norm};
+        if (layer.gelu) {
+            const Product products[] = {{layer.gate_proj, a.gate.get(), false}, {layer.up_proj, a.inner.get(), false}};
+            apply(table, mlp, products, 2, threads);
+            gated(table, Activation::kGelu, a.gate.get(), a.inner.get(), batch.tokens * layer.up_proj->outputs,
+                  a.inner.get(), threads);
+        } else {
+            apply_gated(table, mlp, *layer.gate_proj, *layer.up_proj, a.inner.get(), threads);
+        }
         add_output(table, *layer.down_proj, layer.mlp_output_norm, a.inner.get(), batch.tokens, a.output.get(), x,
                    threads);
     }

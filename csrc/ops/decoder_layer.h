@@ -4,14 +4,14 @@
 
 namespace faquant {
 
-// A transformer block with int8 linears. Norms without a weight are left out; those of outputs come before the residual
-// stream. q_norm and k_norm are over each head, or over all heads together.
+// A transformer block with int8 linears, whose MLP is gated by silu or by gelu. Norms without a weight are left out;
+// those of outputs come before the residual stream. q_norm and k_norm are over each head, or over all heads together.
 struct DecoderLayer {
     Norm attention_norm, q_norm, k_norm, mlp_norm;
     const Linear *q_proj, *k_proj, *v_proj, *o_proj, *gate_proj, *up_proj, *down_proj;
     int64_t rope = 0;  // the kind of its tables
     Norm attention_output_norm = {}, mlp_output_norm = {};
-    bool norms_all_heads = false;
+    bool norms_all_heads = false, gelu = false;
 };
 
 // The next tokens of some sequences, and the slots of their keys and values.

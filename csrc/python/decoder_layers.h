@@ -21,9 +21,9 @@
 class DecoderLayers {
   public:
     // For each layer: linears [q, k, v, o, gate, up, down], norms [attention, mlp, q, k, attention's output, mlp's
-    // output], of which any may be None, cache, window, and the kind of its RoPE.
+    // output], of which any may be None, cache, window, the kind of its RoPE, and whether gelu gates.
     void add(const std::vector<nb::object>& linears, const std::vector<nb::object>& norms, const nb::object& cache,
-             const std::optional<int64_t>& window, int64_t rope) {
+             const std::optional<int64_t>& window, int64_t rope, bool gelu) {
         require(linears.size() == 7 && norms.size() == 6, "A layer has seven linears and six norms.");
         std::vector<const faquant::Linear*> l;
         for (const nb::object& linear : linears) {
@@ -66,7 +66,7 @@ class DecoderLayers {
         kept_.insert(kept_.end(), norms.begin(), norms.end());
         kept_.push_back(cache);
         layers_.push_back(
-            {{n[0], n[2], n[3], n[1], l[0], l[1], l[2], l[3], l[4], l[5], l[6], rope, n[4], n[5], all_heads},
+            {{n[0], n[2], n[3], n[1], l[0], l[1], l[2], l[3], l[4], l[5], l[6], rope, n[4], n[5], all_heads, gelu},
              &s,
              &of_layer.cache(),
              checked_window(window)});
@@ -132,7 +132,7 @@ class DecoderLayers {
             .def_prop_ro("hidden_size", &DecoderLayers::hidden_size)
             .def_prop_ro("head_dim", &DecoderLayers::head_dim)
             .def("add", &DecoderLayers::add, nb::kw_only(), "linears"_a, "norms"_a, "cache"_a, "window"_a.none(),
-                 "rope"_a = 0)
+                 "rope"_a = 0, "gelu"_a = false)
             .def("run", &DecoderLayers::run, "x"_a, "cos"_a, "sin"_a, "spans"_a, "block_tables"_a, "split"_a,
                  "threads"_a, "isa"_a.none());
     }

@@ -60,7 +60,7 @@ const char* wrong_kernel_in_layers(const KernelTable& table) {
     with_outputs.attention_output_norm = plain;
     with_outputs.mlp_output_norm = biased;
     with_outputs.q_norm = with_outputs.k_norm = {of_heads.data(), nullptr, 1e-5f};
-    with_outputs.norms_all_heads = true;
+    with_outputs.norms_all_heads = with_outputs.gelu = true;
 
     const auto center = random.floats(kMaps * kKvHeads * kDim, 0.005f);
     const auto equalizer = random.floats(kMaps * kKvHeads * kDim, 0.003f, 1.0f);

@@ -64,6 +64,7 @@ const char* wrong_kernel_in_dots(const KernelTable& table);
 const char* wrong_kernel_in_norms(const KernelTable& table);
 const char* wrong_kernel_in_rope(const KernelTable& table);
 const char* wrong_kernel_in_silu(const KernelTable& table);
+const char* wrong_kernel_in_gelu(const KernelTable& table);
 // the passes over a vocabulary,
 const char* wrong_kernel_in_maxima(const KernelTable& table);
 const char* wrong_kernel_in_weights(const KernelTable& table);

@@ -9,6 +9,7 @@ from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.checkpoint.rope_config import RopeConfig
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
 from oracles.configs import (
+    GEMMA3,
     GRANITE,
     LLAMA,
     LLAMA3,
@@ -121,6 +122,8 @@ def test_end_tokens_are_one_or_several_or_none(value: Any, expected: tuple[int, 
         ({**SMOLLM3, **WINDOWED}, (None, None, None, 128)),
         ({**OLMO3, "sliding_window": 128}, (128, 128, 128, None)),
         ({**OLMO3, "model_type": "olmo2", "architectures": None, "sliding_window": 128}, (None,) * 4),
+        (GEMMA3, (128, 128, 128, 128, 128, None, 128)),
+        ({**GEMMA3, "sliding_window_pattern": 2}, (128, None) * 3 + (128,)),
         (PHI3, (None,) * 4),
         ({**PHI3, "sliding_window": 128}, (128,) * 4),
         ({**SMOLLM3, **WINDOWED, "no_rope_layers": [0, 1, 1, 0, 1]}, (128, None, None, 128)),
@@ -366,6 +369,50 @@ def test_defaults_are_those_of_the_family() -> None:
     bare = {key: value for key, value in SMOLLM3.items() if key not in ("tie_word_embeddings", "rope_theta")}
     assert parse_config(bare).tie_word_embeddings
     assert parse_config(bare).rope.theta == 2e6
+
+
+def test_phi3_s_published_code_is_that_of_transformers() -> None:
+    """Its config.json names copies of the classes that transformers has by now."""
+    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    assert parse_config({**PHI3, "auto_map": code}) == parse_config(PHI3)
+    for code in (
+        {"AutoModelForCausalLM": "modeling_x.XForCausalLM"},
+        {"AutoModelForCausalLM": "other/repository--modeling_phi3.Phi3ForCausalLM"},
+        {"AutoModelForCausalLM": 3},
+        ["modeling_phi3.Phi3ForCausalLM"],
+    ):
+        assert "auto_map" in error_of({**PHI3, "auto_map": code}, UnsupportedError)
+
+
+def test_gemma_has_what_its_class_computes() -> None:
+    config = parse_config(GEMMA3)
+    assert config.embedding_multiplier == 16.0  # √256
+    assert config.score_factor == 0.5  # √(64 / 256)
+    assert config.logits_scaling == 1.0
+    assert (config.family.norm_offset, config.family.activation) == (1.0, "gelu_pytorch_tanh")
+    assert config.family.norms == (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    )
+    untold = {key: value for key, value in GEMMA3.items() if key != "tie_word_embeddings"}
+    assert parse_config(untold).tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "gemma3"}, "gemma3"),
+    ],
+)
+def test_what_gemma_may_have_besides_is_refused(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**GEMMA3, **keys}, UnsupportedError)
+    assert "query_pre_attn_scalar must be" in error_of({**GEMMA3, "query_pre_attn_scalar": 0})
 
 
 def test_norms_of_olmo_are_over_outputs_and_over_all_heads() -> None:

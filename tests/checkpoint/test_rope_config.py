@@ -7,7 +7,7 @@ import pytest
 from faquant.checkpoint.model_config import parse_config
 from faquant.checkpoint.rope_config import RopeConfig
 from faquant.errors import UnsupportedError
-from oracles.configs import LLAMA, LLAMA3, OLMO3, PHI3, QWEN2, YARN, error_of
+from oracles.configs import GEMMA3, LLAMA, LLAMA3, OLMO3, PHI3, QWEN2, YARN, error_of
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,18 @@ def test_layers_with_a_window_may_have_a_rope_of_their_own() -> None:
     assert parse_config(OLMO3).ropes == (RopeConfig("default", 1e4, original_max_position=2048),)
     apart = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     assert [rope.theta for rope in parse_config({**theta, "rope_parameters": apart}).ropes] == [1e6, 1e4]
+
+
+def test_gemma_s_bases_and_context_are_its_own() -> None:
+    """Its max_position_embeddings is the context after scaling."""
+    config = parse_config({**GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    assert config.ropes == (
+        RopeConfig("linear", 1e6, 8.0, 2048),
+        RopeConfig("default", 1e4, original_max_position=2048),
+    )
+    assert config.max_position == 2048
+    assert parse_config({**GEMMA3, "rope_local_base_freq": 5e3}).ropes[1].theta == 5e3
+    assert "must be greater than 1" in error_of({**GEMMA3, "rope_local_base_freq": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -120,6 +121,32 @@ def test_olmo3_is_the_original(tmp_path, tokens):
     metadata["olmo2.attention.sliding_window_pattern"] = [True, False]
     with pytest.raises(UnsupportedError, match="sliding_window_pattern must say for each of the 4 layers"):
         convert_gguf(write(tmp_path / "bad.gguf", "olmo2", metadata, gguf_tensors(original)), tmp_path / "bad")
+
+
+@pytest.mark.parametrize("layers", [7, 62])
+def test_gemma3_is_the_original(tmp_path, tokens, layers):
+    """The converter adds 1 to norms. What the file does not say is in llama.cpp: the pattern of windows, the local base
+    of RoPE, and that the model of 62 layers scales q by hidden_size over heads."""
+    rope = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0}
+    original = tiny_model(
+        Gemma3TextConfig,
+        num_hidden_layers=layers,
+        sliding_window=8,
+        pad_token_id=2,
+        query_pre_attn_scalar=32 if layers == 7 else 16,
+        rope_parameters={"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    )
+    metadata = model_metadata(original.config, "gemma3") | tokens
+    metadata |= {"gemma3.attention.sliding_window": 8, "gemma3.rope.scaling.type": "linear"}
+    metadata["gemma3.rope.scaling.factor"] = 8.0
+    convert_gguf(write(tmp_path / "model.gguf", "gemma3", metadata, gguf_tensors(original)), tmp_path / "out")
+    converted, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for name, value in original.state_dict().items():
+        torch.testing.assert_close(converted.state_dict()[name], value, rtol=0, atol=1e-6, msg=name)
+    torch.testing.assert_close(logits(converted), logits(original), rtol=0, atol=1e-2 if layers == 62 else 1e-4)
+    assert load_config(tmp_path / "out").sliding_windows[:7] == (8, 8, 8, 8, 8, None, 8)
+    assert load_config(tmp_path / "out").max_position == 128
 
 
 LONGROPE = {

@@ -53,7 +53,7 @@ class Run:
         for i, (ids, count) in enumerate(zip(self.sequences, counts, strict=True)):
             some = ids[self.done[i] : self.done[i] + count]
             if len(some):
-                rope = Rope(self.model.config, len(ids))
+                rope = Rope(self.model.config, self.position + len(ids))
                 chunks.append(Chunk(some.numpy(), self.done[i], self.tables[i], rope, self.position))
                 owners.append(i)
         logits = torch.as_tensor(self.model.decoder.logits(self.decoder.run(chunks)))
@@ -175,6 +175,18 @@ def test_logits_at_the_end_of_the_scaled_context_equal_transformers(rope: str, b
     logits = prompt_logits(model, ids, position)
     assert_same(logits, expected(oracle, ids, position))
     assert (logits - prompt_logits(model, ids)).abs().max() < 0.05, "RoPE is relative"
+
+
+FAR = ["smollm3", "smollm3-window", "granite", "ministral", "phi3", "phi4-mini", "olmo3", "gemma3"]
+
+
+@pytest.mark.parametrize("kind", FAR)
+def test_each_kind_of_layers_ends_its_context_as_in_transformers(kind: str, pair: Callable[[str], Pair]) -> None:
+    """With windows, layers without RoPE, two bases, and scaling in a part of the layers."""
+    oracle, model = pair(kind)
+    ids = tokens(70)
+    position = model.max_position - len(ids)
+    assert_same(prompt_logits(model, ids, position), expected(oracle, ids, position))
 
 
 @pytest.mark.parametrize("length", [20, 32, 33, 100])

@@ -48,6 +48,11 @@ void silu_nudged(const float* gate, const float* up, int64_t count, float* out) 
     nudge(out[count - 1]);
 }
 
+void gelu_nudged(const float* gate, const float* up, int64_t count, float* out) {
+    right.gelu_times(gate, up, count, out);
+    nudge(out[count - 1]);
+}
+
 void maxima_without_nan(const Scores& scores, double* maxima) {
     right.block_maxima(scores, maxima);
     if (std::isnan(maxima[0])) {
@@ -126,6 +131,7 @@ constexpr Fault kFaults[] = {
     {"rms_norm", "another last bit", [](KernelTable& t) { t.rms_norm = norm_nudged; }},
     {"rope", "another last bit", [](KernelTable& t) { t.rope = rope_nudged; }},
     {"silu_times", "another last bit", [](KernelTable& t) { t.silu_times = silu_nudged; }},
+    {"gelu_times", "another last bit", [](KernelTable& t) { t.gelu_times = gelu_nudged; }},
     {"block_maxima", "NaN is lost", [](KernelTable& t) { t.block_maxima = maxima_without_nan; }},
     {"block_weights", "another last bit", [](KernelTable& t) { t.block_weights = weights_nudged; }},
     {"block_weights", "another order", [](KernelTable& t) { t.block_weights = weights_summed_in_order; }},

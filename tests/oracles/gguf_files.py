@@ -40,7 +40,11 @@ NAMES = {
     "self_attn.qkv_proj": "attn_qkv",
     "mlp.gate_up_proj": "ffn_up",
 }
-OUTPUT_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+OUTPUT_NORMS = {
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -117,6 +121,8 @@ def gguf_tensors(model):
             continue
         if config.model_type in ("llama", "mistral", "smollm3", "granite") and stem.endswith(("q_proj", "k_proj")):
             array = permute(array, getattr(config, f"num_{'attention' if 'q_proj' in stem else 'key_value'}_heads"))
+        if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
+            array = array + 1
         top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
         if stem in top:
             tensors[f"{top[stem]}.{kind}"] = array

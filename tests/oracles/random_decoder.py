@@ -52,6 +52,14 @@ MODELS = {
         "max_window_layers": 1,
     },
     "odd-smollm3": {**ODD, "model_type": "smollm3", "no_rope_layers": [0, 1], "attention_bias": True},
+    "odd-gemma3": {
+        **ODD,
+        "model_type": "gemma3_text",
+        "head_dim": 20,
+        "query_pre_attn_scalar": 10,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 70,
+    },
     "odd-olmo3": {**ODD, "model_type": "olmo3", "sliding_window": 70, "num_hidden_layers": 2, "rope_theta": 1e4},
     "odd-qwen3": {
         **ODD,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     MinistralConfig,
@@ -126,6 +127,20 @@ KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
             },
         },
     ),
+    "gemma3": (
+        Gemma3TextConfig,
+        {
+            "head_dim": 24,
+            "query_pre_attn_scalar": 40,
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "pad_token_id": 0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
     "ministral": (
         MinistralConfig,
         {
@@ -159,7 +174,7 @@ def tiny_model(
 def _random(name: str, parameter: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(parameter.shape, generator=generator)
     if name.endswith("norm.weight"):
-        return 1 + 0.3 * noise
+        return parameter + 0.3 * noise  # a fresh one is all 1, or 0 if 1 is added to it
     if name.endswith("bias"):
         return 0.5 * noise
     if name.endswith(("embed_tokens.weight", "lm_head.weight")):
@@ -173,6 +188,8 @@ def spell_as_before_v5(directory: Path, key: str = "rope_type") -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     rope = config.pop("rope_parameters")
     if "full_attention" in rope:  # layers with a window had plain RoPE
+        if config["model_type"] == "gemma3_text":
+            config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     rope_type = rope.pop("rope_type")

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from faquant.checkpoint.model_config import load_config
 from faquant.errors import UnsupportedError
 from faquant.evaluation.divergence import window_logits
+from faquant.evaluation.measure import check_pair
 from faquant.kernels.arrays import Floats, Integers
 from faquant.model.inspection import inspect
-from faquant.model.load import Model, load
+from faquant.model.load import Model, load, load_float
 from faquant.model.paged import Batch, Chunk, PagedDecoder
 from faquant.model.plan import plan
 from faquant.model.rope import Rope
@@ -20,8 +22,8 @@ from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
 from oracles.tiny_models import COMMON, KINDS, tiny_model
 
-FAMILIES = ("smollm3-window", "granite-bias", "ministral", "phi3", "phi4-mini", "olmo2", "olmo3")
-FOLDED = ("smollm3", "granite-bias", "ministral", "phi4-mini", "olmo2", "olmo3")
+FAMILIES = ("smollm3-window", "granite-bias", "ministral", "phi3", "phi4-mini", "olmo2", "olmo3", "gemma3")
+FOLDED = ("smollm3", "granite-bias", "ministral", "phi4-mini", "olmo2", "olmo3", "gemma3")
 TOKENS = 150
 
 
@@ -63,9 +65,11 @@ def test_a_quantized_model_has_the_same_bits_fused_and_in_any_chunks(kind: str, 
     quantize(tmp_path / "float", out, made, [ids(60, 1).tolist(), ids(40, 2).tolist()])
     model = load(out)
     assert all(layer.is_int8 for layer in model.decoder.layers)
+    assert model.metadata is not None
     whole = hidden(model, [TOKENS], fused=True)
     assert np.array_equal(hidden(model, [TOKENS], fused=False), whole)
     assert np.array_equal(hidden(model, [100] + [1] * (TOKENS - 100), fused=True), whole)
+    assert check_pair(out, tmp_path / "float", model, load_float(tmp_path / "float")) == model.metadata.model
     found = inspect(out)
     assert (found.config.model_type, found.quant_type) == (load_config(tmp_path / "float").model_type, "W8A8_DYNAMIC")
     assert found.kv_bytes_per_token == planned.ours.kv_bytes_per_token
@@ -84,11 +88,11 @@ def test_msmodelslims_recipes_are_refused_by_name(kind: str, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["olmo2", "olmo3"])
+@pytest.mark.parametrize("kind", ["olmo2", "olmo3", "gemma3"])
 def test_a_rotation_of_the_residual_stream_is_refused_where_outputs_have_norms(kind: str, tmp_path: Path) -> None:
     tiny_model(kind, tmp_path / "float")
     recipe = Recipe(name="folded", linear=LinearRecipe(rotate="folded"))
-    with pytest.raises(UnsupportedError, match=f"norms of {kind} do not allow"):
+    with pytest.raises(UnsupportedError, match=f"norms of {KINDS[kind][0].model_type} do not allow"):
         quantize(tmp_path / "float", tmp_path / "out", recipe, [[1, 2, 3]])
 
 
@@ -123,3 +127,16 @@ def test_equalizers_cancel_in_the_norms_and_weights(kind: str, tmp_path: Path) -
             one, norm, other, other_norm = linears
             np.testing.assert_allclose(one(norm(x)), other(other_norm(x)), rtol=1e-4, atol=1e-4)
             assert np.allclose(norm(x), other_norm(x)) != has_norms, "there are equalizers"
+
+
+def test_a_model_saved_from_the_base_class_is_known_as_the_source(tmp_path: Path) -> None:
+    """By its tensors under the names of a causal language model."""
+    tiny_model("smollm3", tmp_path / "float")
+    path = tmp_path / "float" / "model.safetensors"
+    save_file({name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}, path)
+    quantize(tmp_path / "float", tmp_path / "out", RECIPES["default"], [ids(60, 1).tolist()])
+    model = load(tmp_path / "out")
+    assert model.metadata is not None
+    assert (
+        check_pair(tmp_path / "out", tmp_path / "float", model, load_float(tmp_path / "float")) == model.metadata.model
+    )

@@ -34,7 +34,7 @@ from faquant.recipe import RECIPES, LinearRecipe, Recipe
 from oracles.tiny_models import tiny_model
 
 KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3", "smollm3", "granite-bias", "ministral", "phi4-mini")
-OUTPUT_NORMS = ("olmo3",)
+OUTPUT_NORMS = ("olmo3", "gemma3")
 """Kinds whose norms do not allow to rotate the residual stream."""
 
 OURS = [RECIPES[name] for name in ("default", "precise", "static", "attention-only", "portable")]

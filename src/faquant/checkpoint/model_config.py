@@ -187,7 +187,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     layers = reader.integer("num_hidden_layers", high=MAX_LAYERS)
     max_position = reader.integer("max_position_embeddings")
     rope, rope_with_window = parse_ropes(reader, max_position, head_dim, family)
-    context, context_note = _context(reader, rope, max_position)
+    context, context_note = _context(reader, rope, max_position, family)
     _refuse_other_arithmetic(reader, model_type, head_dim, layers)
     without_rope = _layers_without_rope(reader, family, layers)
     windows = _sliding_windows(reader, family, layers, without_rope)
@@ -232,7 +232,9 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
 def _model_type(reader: JsonObject) -> str:
     """The model type, after checking that it and the other features of the configuration are supported."""
     raw, source = reader.raw, reader.source
-    if raw.get("auto_map"):
+    named, code = raw.get("model_type"), raw.get("auto_map")
+    published = FAMILIES[named].published_code if isinstance(named, str) and named in FAMILIES else None
+    if code and not (published and isinstance(code, Mapping) and code.get("AutoModelForCausalLM") == published):
         raise UnsupportedError(
             f"{source} refers to custom code (auto_map), which faquant never runs. "
             "Remove auto_map if transformers' own class for its model_type computes the model."
@@ -253,9 +255,12 @@ def _model_type(reader: JsonObject) -> str:
                 f"{source}: architectures {shown(architectures)} does not include {causal_lm}, "
                 f"the causal language model of model_type {model_type!r}."
             )
-    activation = reader.text("hidden_act", "silu")
-    if activation != "silu":
-        raise UnsupportedError(f"{source}: hidden_act {shown(activation)} is not supported; only silu is.")
+    family = FAMILIES[model_type]
+    activation = reader.text(family.activation_key, family.activation)
+    if activation != family.activation:
+        raise UnsupportedError(
+            f"{source}: {family.activation_key} {shown(activation)} is not supported; only {family.activation} is."
+        )
     return model_type
 
 
@@ -315,6 +320,12 @@ def _factors(reader: JsonObject, family: Family, head_dim: int) -> _Factors:
         "residual_multiplier": 1.0,
         "logits_scaling": 1.0,
     }
+    if family.scaled_embedding:
+        scalar = reader.number("query_pre_attn_scalar", 256.0)
+        if scalar == 0:
+            raise reader.wrong("query_pre_attn_scalar", 0, "greater than zero")
+        hidden = reader.integer("hidden_size")
+        return _Factors(embedding=math.sqrt(hidden), scores=math.sqrt(head_dim / scalar))
     if not set(found) <= set(family.computes):
         return _Factors()
     for key in found:
@@ -378,7 +389,8 @@ def _sliding_windows(
         window = reader.integer("sliding_window", family.window) if named else None
     kinds = reader.raw.get("layer_types")
     if kinds is None and family.full_every:
-        every = [(layer + 1) % family.full_every == 0 for layer in range(layers)]
+        number = reader.integer(family.pattern_key, family.full_every) if family.pattern_key else family.full_every
+        every = [(layer + 1) % number == 0 for layer in range(layers)]
         kinds = ["full_attention" if full else "sliding_attention" for full in every]
     if kinds is not None:
         return _windows_of_kinds(reader, layers, window, kinds)
@@ -405,13 +417,13 @@ def _windows_of_kinds(reader: JsonObject, layers: int, window: int | None, kinds
     return tuple(None if kind == "full_attention" else window for kind in kinds)
 
 
-def _context(reader: JsonObject, rope: RopeConfig, max_position: int) -> tuple[int, str | None]:
+def _context(reader: JsonObject, rope: RopeConfig, max_position: int, family: Family) -> tuple[int, str | None]:
     """Tokens of context after scaling, and why there are not more.
 
-    config.json has the scaled context for Llama 3.1; for the other kinds of RoPE it has the original one.
+    config.json has the scaled context for Llama 3.1 and Gemma; for the other kinds of RoPE it has the original one.
     """
     scaled, chunks = max_position, reader.raw.get("dual_chunk_attention_config")
-    if rope.rope_type in ("linear", "dynamic", "yarn"):
+    if rope.rope_type in ("linear", "dynamic", "yarn") and not family.scaled_context:
         scaled = max(max_position, int(rope.original_max_position * rope.factor))
     if scaled > LARGEST_INTEGER:
         raise CheckpointError(f"{reader.source}: a context of {scaled} tokens (RoPE factor {rope.factor}) is too long.")

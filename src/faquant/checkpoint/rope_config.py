@@ -97,7 +97,8 @@ def parse_ropes(
     tables = reader.raw.get("rope_parameters")
     if not isinstance(tables, Mapping) or not any(isinstance(table, Mapping) for table in tables.values()):
         full = _parse_rope(reader, max_position, head_dim, family)
-        sliding = RopeConfig("default", full.theta, original_max_position=max_position)
+        theta = full.theta if family.local_theta is None else reader.number("rope_local_base_freq", family.local_theta)
+        sliding = RopeConfig("default", theta, original_max_position=max_position)
     else:
         if reader.raw.get("rope_scaling"):
             raise CheckpointError(f"{reader.source} has both rope_parameters and rope_scaling. Remove the wrong one.")
@@ -107,13 +108,14 @@ def parse_ropes(
             raise UnsupportedError(f"{by_kind.source}: {shown(unknown[0])} is not a kind of layers.")
         # Each kind has a theta of its own.
         inside = JsonObject({key: value for key, value in reader.raw.items() if key != "rope_theta"}, reader.source)
-        full, sliding = (
-            _rope_of_table(inside, by_kind.object(kind), max_position, family)
-            for kind in ("full_attention", "sliding_attention")
-        )
+        local = replace(family, theta=family.local_theta or family.theta)
+        full = _rope_of_table(inside, by_kind.object("full_attention"), max_position, family)
+        sliding = _rope_of_table(inside, by_kind.object("sliding_attention"), max_position, local)
         for rope in (full, sliding):
             _check_sizes(reader, rope, head_dim)
     for rope in (full, sliding):
+        if rope.theta <= 1.0:
+            raise CheckpointError(f"{reader.source}: rope_local_base_freq must be greater than 1, not {rope.theta}.")
         if rope.rope_type in ("dynamic", "longrope"):
             raise UnsupportedError(
                 f"{reader.source}: RoPE type {rope.rope_type!r} is not supported by kinds of layers."

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..checkpoint.json_object import JsonObject
 from ..checkpoint.model_config import ModelConfig, load_config, read_config
 from ..checkpoint.tensors import FLOAT_DTYPES, TensorFiles
 from ..errors import CheckpointError, FaquantError, UnsupportedError
-from ..kernels.arrays import Stored
+from ..kernels.arrays import Stored, widen
 from ..kernels.scheme import AttentionScheme
 from ..kernels.tables import INPUT_STEPS, FloatTable, LinearTable
 from .checked import Checked
@@ -187,8 +189,10 @@ class Opened(ABC):
         return True
 
     def tensor(self, name: str) -> Stored:
-        """A float tensor such as `model.norm.weight`. Raises: CheckpointError: it holds NaN or infinity."""
-        return self.checked.finite(name)
+        """A float tensor such as `model.norm.weight`, with the family's offset of norms, which those of faquant's own
+        checkpoints include. Raises: CheckpointError: it holds NaN or infinity."""
+        value = self.checked.finite(name)
+        return with_offset(value, name, self.config) if self.metadata is None else value
 
 
 def float_table(checked: Checked, config: ModelConfig, name: str) -> FloatTable:
@@ -260,6 +264,12 @@ def _unknown(config: ModelConfig, source: Path, names: list[str]) -> FaquantErro
         f"{source} has tensors that a {config.model_type} model does not have: {shown}. Leaving them out would change "
         "the model. Merge adapters and start from a checkpoint of the plain architecture."
     )
+
+
+def with_offset(value: Stored, name: str, config: ModelConfig) -> Stored:
+    """The tensor `name`, in float32 with the family's offset if it is the weight of a norm."""
+    offset = config.family.norm_offset
+    return widen(value) + np.float32(offset) if offset and name.endswith("norm.weight") else value
 
 
 def norm_names(config: ModelConfig) -> list[str]:

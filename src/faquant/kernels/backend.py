@@ -115,6 +115,9 @@ class Backend(Protocol):
     def silu_times(self, gate: Array, up: Array) -> Array:
         """silu(gate) · up, [tokens, n] each."""
 
+    def gelu_times(self, gate: Array, up: Array) -> Array:
+        """gelu(gate) · up, [tokens, n] each; gelu in its approximation by tanh."""
+
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None) -> Pages:
         """Empty pages for a layer with int8 attention; in this memory of the caller's, uint8
         [num_pages, bytes_per_token · page_size], if it is given."""

@@ -62,6 +62,9 @@ class CpuBackend:
     def silu_times(self, gate: Array, up: Array) -> Array:
         return modules.silu_times(gate, up)
 
+    def gelu_times(self, gate: Array, up: Array) -> Array:
+        return modules.gelu_times(gate, up)
+
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None) -> Pages:
         return Int8Pages(scheme, num_pages, page_size, self._isa, memory)
 
@@ -122,6 +125,7 @@ class CpuLayers:
                 cache=cache.cache,
                 window=window,
                 rope=layer.rope_kind,
+                gelu=layer.is_gelu,
             )
 
     def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:

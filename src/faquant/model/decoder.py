@@ -28,6 +28,7 @@ class DecoderLayer:
 
     Attributes:
         rope_kind: the number of its RoPE among the tables of all kinds.
+        gated: gelu or silu of the gate, times up.
         norms_all_heads: whether q_norm and k_norm are over all heads together, or over each.
     """
 
@@ -49,7 +50,8 @@ class DecoderLayer:
     down_proj: Linear
     mlp_output_norm: Norm
     rope: Callable[[Array, Array, Array], Array]
-    silu_times: Callable[[Array, Array], Array]
+    gated: Callable[[Array, Array], Array]
+    is_gelu: bool
 
     def __call__(self, x: Array, tables: Tables, attention: Attention) -> Array:
         """The residual stream x [tokens, hidden] after this block."""
@@ -60,7 +62,7 @@ class DecoderLayer:
         q, k = self.rope(q, cos, sin), self.rope(k, cos, sin)
         x = x + self.attention_output_norm(self.o_proj(attention(self.index, q, k, v).reshape(x.shape[0], -1)))
         h = self.mlp_norm(x)
-        return x + self.mlp_output_norm(self.down_proj(self.silu_times(self.gate_proj(h), self.up_proj(h))))
+        return x + self.mlp_output_norm(self.down_proj(self.gated(self.gate_proj(h), self.up_proj(h))))
 
     def heads(self, x: Array, norm: Norm | None) -> Array:
         """Outputs of q_proj, k_proj or v_proj as heads [tokens, heads, D], after their norm."""
@@ -120,7 +122,7 @@ def build_layer(
     def norm(name: str | None) -> Norm:
         return NO_NORM if name is None else build_norm(prefix + name, config, backend, tensor, has)
 
-    norms = config.family.norms
+    norms, is_gelu = config.family.norms, config.family.activation != "silu"
 
     return DecoderLayer(
         index=index,
@@ -134,7 +136,8 @@ def build_layer(
         mlp_norm=norm(norms.mlp),
         mlp_output_norm=norm(norms.mlp_output),
         rope=backend.rope,
-        silu_times=backend.silu_times,
+        gated=backend.gelu_times if is_gelu else backend.silu_times,
+        is_gelu=is_gelu,
         **{name.rpartition(".")[2]: linear(prefix + name) for name in LINEARS},
     )
 

@@ -88,7 +88,7 @@ def quantize(
     """
     opened = open_checkpoint(source)
     config, files = opened.config, opened.files
-    checked = SourceTensors(files)
+    checked = SourceTensors.of(opened)
     if not opened.has_float_linears:
         raise UsageError(
             f"{source} is quantized already. Pass the float model that it was made from; or keep its linears, and run "

@@ -28,7 +28,11 @@ MODELS = {
     ("smollm3-window", "static"): {},
     ("granite", "default"): {},
     ("phi4-mini", "default"): {},
-    ("olmo3", "static"): {},
+    ("gemma3", "default"): {"head_dim": 32},
+    ("olmo3", "static"): {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 
 

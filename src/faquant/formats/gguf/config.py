@@ -13,7 +13,7 @@ from .reader import GgufFile
 from .tensors import ROPE_FACTORS, ROPE_FREQS, float_chunks
 from .tokenizer import end_ids, token_id
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite", "phi3", "olmo2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite", "phi3", "olmo2", "gemma3")
 
 # Keys of the architecture that are read, or that do not affect the computation.
 _KNOWN_KEYS = {
@@ -33,7 +33,7 @@ _GRANITE = {
     "logit_scale": "logits_scaling",
 }
 _PATTERN = "attention.sliding_window_pattern"
-_OWN_KEYS = {"granite": tuple(_GRANITE), "olmo2": (_PATTERN,)}
+_OWN_KEYS = {"granite": tuple(_GRANITE), "olmo2": (_PATTERN,), "gemma3": (_PATTERN, "rope.freq_base_swa")}
 
 
 class _Keys:
@@ -95,15 +95,18 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
     context = keys.integer("context_length")
     window = context if keys.get("attention.sliding_window") == 0 else keys.integer("attention.sliding_window", context)
     # llama.cpp uses "llama" for Mistral too; only Mistral has a window.
-    model_type = "mistral" if window < context and arch == "llama" else arch
+    model_type = "mistral" if window < context and arch == "llama" else {"gemma3": "gemma3_text"}.get(arch, arch)
     if arch == "olmo2" and keys.get(_PATTERN) is not None:
         model_type = "olmo3"
-    if window < context and model_type not in ("mistral", "phi3", "olmo3"):
+    if window < context and model_type not in ("mistral", "phi3", "olmo3", "gemma3_text"):
         raise UnsupportedError(f"{gguf.source}: GGUF does not specify which layers of {arch} use the sliding window.")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{gguf.source} has no embedding token_embd.weight; is the file truncated?")
     rope = _rope_parameters(gguf, keys, head_dim)
+    if model_type == "gemma3_text":
+        local = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", 10000.0)}
+        rope = {"full_attention": rope, "sliding_attention": local}
     if model_type == "olmo3":
         rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": rope["rope_theta"]}}
     if rotary != head_dim:
@@ -118,7 +121,7 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "hidden_act": "silu",
+        FAMILIES[model_type].activation_key: FAMILIES[model_type].activation,
         "max_position_embeddings": context,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope,
@@ -135,6 +138,8 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         config["rope_scaling"] = {key: value for key, value in rope.items() if key not in outside}
     if "original_max_position_embeddings" in rope and model_type == "phi3":
         config["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+    if model_type == "gemma3_text":
+        config |= _gemma3(keys, hidden, heads, head_dim, window)
     if model_type == "olmo3":
         config["sliding_window"] = window
         config["layer_types"] = _layer_types(keys, config["num_hidden_layers"])
@@ -222,6 +227,18 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
     if magnitude is not None:
         rope["attention_factor"] = magnitude
     return rope
+
+
+def _gemma3(keys: _Keys, hidden: int, heads: int, head_dim: int, window: int) -> dict[str, Any]:
+    """What llama.cpp's own code knows of Gemma 3: only the model of 27B, with 62 layers, scales q by another size."""
+    pattern, layers = keys.get(_PATTERN), keys.integer("block_count")
+    if isinstance(pattern, list):
+        types = _layer_types(keys, layers)
+    else:
+        every = keys.integer(_PATTERN, 6)
+        types = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)]
+    scalar = hidden // heads if layers == 62 else head_dim
+    return {"sliding_window": window, "layer_types": types, "query_pre_attn_scalar": scalar}
 
 
 def _layer_types(keys: _Keys, layers: int) -> list[str]:

@@ -43,11 +43,13 @@ NEIGHBORS = ("llama", "smollm3", "granite")
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to write: `rows` permutes the rows of `tensor` into Hugging Face's order (None: unchanged)."""
+    """A tensor to write: `rows` permutes the rows of `tensor` into Hugging Face's order (None: unchanged), and `offset`
+    is subtracted from it."""
 
     name: str
     tensor: GgufTensor
     rows: npt.NDArray[np.int64] | None
+    offset: float = 0.0
 
 
 def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTensor]:
@@ -78,7 +80,9 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
         if gguf.metadata["general.architecture"] in NEIGHBORS and name.split(".")[-2] in ("attn_q", "attn_k"):
             pairs = np.arange(shape[0]).reshape(-1, config["head_dim"] // 2, 2)
             rows = pairs.swapaxes(1, 2).ravel()
-        plan.append(PlannedTensor(hf_name, tensor, rows))
+        # llama.cpp's converter adds the offset to the weights of norms.
+        offset = FAMILIES[config["model_type"]].norm_offset if hf_name.endswith("norm.weight") else 0.0
+        plan.append(PlannedTensor(hf_name, tensor, rows, offset))
     if left_over:
         raise UnsupportedError(
             f"{gguf.source} holds {len(left_over)} tensors that a plain {config['model_type']} model does not have, "
@@ -112,6 +116,8 @@ def _expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tup
     family = FAMILIES[config["model_type"]]
     if family.norms.attention_output is not None:
         names = LAYER_NAMES | _OUTPUT_NORMS
+        if family.norms.mlp is not None:
+            names |= {"ffn_norm": family.norms.mlp}
         weights |= dict.fromkeys(_OUTPUT_NORMS, (hidden,))
     if family.norms.attention is None:
         del weights["attn_norm"], weights["ffn_norm"]
@@ -171,7 +177,7 @@ def read_tensor(gguf: GgufFile, planned: PlannedTensor, dtype: torch.dtype) -> t
     result = torch.empty(math.prod(shape), dtype=dtype)
     done = 0
     for chunk in float_chunks(gguf, planned.tensor, planned.rows):
-        result[done : done + chunk.numel()] = chunk.flatten().to(dtype)
+        result[done : done + chunk.numel()] = (chunk.flatten() - planned.offset).to(dtype)
         done += chunk.numel()
     if not result.isfinite().all():
         name = str(dtype).removeprefix("torch.")

@@ -12,7 +12,7 @@ from ..pages import Spans
 from .attention import attend
 from .attention_inputs import Rotation, attention_inputs
 from .cache import DeviceBatch, DeviceSpans, sent
-from .elementwise import rms_norm
+from .elementwise import gelu_times, rms_norm
 from .graphs import DecodeGraphs
 from .linear import FEW_TOKENS, SplitSums
 from .modules import Int8Linear, RMSNorm, current, stacked
@@ -67,7 +67,7 @@ class _Layer:
         self._attention_output_norm = _norm(layer.attention_output_norm)
         self._mlp_output_norm = _norm(layer.mlp_output_norm)
         self._q_norm, self._k_norm = layer.q_norm, layer.k_norm
-        self._norms_all_heads = layer.norms_all_heads
+        self._norms_all_heads, self._is_gelu = layer.norms_all_heads, layer.is_gelu
         self._qkv = _Products([layer.q_proj, layer.k_proj, layer.v_proj])
         self._o, self._down = layer.o_proj, layer.down_proj
         self._gate_up = _Products([layer.gate_proj, layer.up_proj])
@@ -98,7 +98,11 @@ class _Layer:
         attention = attend(queries, pages.cache, pages.tables, spans, self._window).flatten(1)
         self._add(x, self._o, round_inputs(attention, self._o.rounding), self._attention_output_norm, sums)
         gate_up = self._gate_up(x, self._mlp_norm, sums)
-        self._add(x, self._down, round_gated(gate_up, self._down.rounding), self._mlp_output_norm, sums)
+        if self._is_gelu:
+            inner = round_inputs(gelu_times(*gate_up.chunk(2, dim=1)), self._down.rounding)
+        else:
+            inner = round_gated(gate_up, self._down.rounding)
+        self._add(x, self._down, inner, self._mlp_output_norm, sums)
 
     @staticmethod
     def _add(

@@ -16,7 +16,7 @@ from ..tables import RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, FloatTab
 from .attention_inputs import map_queries
 from .cache import DeviceSpans
 from .decode import Workspace, decode, most_splits
-from .elementwise import rms_norm, rope, silu_times
+from .elementwise import gelu_times, rms_norm, rope, silu_times
 from .linear import SplitSums
 from .modules import Int8Linear, linear
 from .pages import Int8Pages
@@ -151,6 +151,7 @@ def _elementwise(device: torch.device) -> bool:
     return (
         _same(rms_norm(x.to(device), weight.to(device), 1e-5), cpu.RMSNorm(weight.numpy(), 1e-5)(x))
         and _same(silu_times(gate.to(device), up.to(device)), cpu.silu_times(gate, up))
+        and _same(gelu_times(gate.to(device), up.to(device)), cpu.gelu_times(gate, up))
         and _same(
             rope(q.clone().to(device), angles.cos().to(device), angles.sin().to(device)),
             cpu.rope(q.clone(), angles.cos(), angles.sin()),
