@@ -42,18 +42,13 @@ class DecoderLayers {
         require(s.dim % 2 == 0, "RoPE needs an even number of channels.");
         require(norms[2].is_none() == norms[3].is_none(), "Either both q and k have norms, or neither.");
         faquant::Norm n[6] = {};
-        bool all_heads = false;
+        const bool all_heads = !norms[2].is_none() && norm_of(norms[2]).size() != s.dim;
         for (size_t i = 0; i < norms.size(); ++i) {
             if (norms[i].is_none()) {
                 continue;
             }
-            require(nb::isinstance<RmsNorm>(norms[i]), "norms must be RmsNorms or None.");
-            const auto& norm = nb::cast<const RmsNorm&>(norms[i]);
-            const bool of_heads = i == 2 || i == 3;
-            if (of_heads && norm.size() != s.dim) {
-                all_heads = true;
-            }
-            const int64_t size = !of_heads ? hidden : !all_heads ? s.dim : i == 2 ? q : kv;
+            const RmsNorm& norm = norm_of(norms[i]);
+            const int64_t size = i != 2 && i != 3 ? hidden : !all_heads ? s.dim : i == 2 ? q : kv;
             require(norm.size() == size, "A norm has another size than what it is for.");
             n[i] = norm.norm();
         }
@@ -138,6 +133,11 @@ class DecoderLayers {
     }
 
   private:
+    static const RmsNorm& norm_of(const nb::object& norm) {
+        require(nb::isinstance<RmsNorm>(norm), "norms must be RmsNorms or None.");
+        return nb::cast<const RmsNorm&>(norm);
+    }
+
     // Tables [tokens, kinds, dim] as [kinds, tokens, dim].
     const float* by_kind(const float* tables, int64_t tokens, int64_t kinds, std::vector<float>* out) const {
         const int64_t dim = head_dim();

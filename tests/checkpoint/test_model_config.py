@@ -267,6 +267,7 @@ def test_a_contradiction_is_explained(keys: dict[str, Any], words: str) -> None:
         ({**QWEN3, "layer_types": ["linear_attention"] * 4}, UnsupportedError),
         ({**LLAMA, "layer_types": ["chunked_attention"] * 4}, UnsupportedError),
         ({**OLMO3, "sliding_window": None}, CheckpointError),
+        ({**PHI3, "sliding_window": 24, "layer_types": ["full_attention"] * 4}, UnsupportedError),
     ],
 )
 def test_impossible_windows_are_refused(raw: dict[str, Any], kind: type[FaquantError]) -> None:

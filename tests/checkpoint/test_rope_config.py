@@ -133,6 +133,7 @@ def test_a_rope_key_that_the_type_does_not_use_is_refused(table: dict[str, Any],
         assert f"{place}: '{key}" in message
 
 
+ORIGINAL = "original_max_position_embeddings"
 LONGROPE = {"short_factor": [1.0] * 16, "long_factor": [2] * 16}
 
 
@@ -174,7 +175,26 @@ def test_a_part_of_the_channels_is_rotated() -> None:
     ],
 )
 def test_wrong_factors_are_named(keys: dict[str, Any], words: str) -> None:
-    assert words in error_of({**PHI3, **keys})
+    assert words in error_of({**PHI3, "original_max_position_embeddings": 512, **keys})
+
+
+def test_the_original_context_of_phi3_is_read_beside_the_table() -> None:
+    """As in transformers, which takes 4,096 if it is not there."""
+    raw = {**PHI3, "max_position_embeddings": 16384}
+    table = {"rope_type": "longrope", **LONGROPE}
+    for beside, inside, found in (({}, {}, 4096), ({ORIGINAL: 512}, {}, 512), ({ORIGINAL: 512}, {ORIGINAL: 512}, 512)):
+        assert parse_config({**raw, **beside, "rope_parameters": table | inside}).rope.original_max_position == found
+    message = error_of({**raw, "rope_parameters": {**table, ORIGINAL: 512}}, UnsupportedError)
+    assert f"{ORIGINAL} must stand beside the table" in message
+
+
+def test_a_theta_beside_kinds_of_layers_is_refused() -> None:
+    """transformers 5.24 ignores it."""
+    kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_type": "default"}}
+    assert "needs rope_theta for each kind" in error_of({**OLMO3, "rope_theta": 1e6, "rope_parameters": kinds})
+    kinds["sliding_attention"]["rope_theta"] = 1e4
+    config = parse_config({**OLMO3, "rope_theta": 1e6, "rope_parameters": kinds})
+    assert {rope.theta for rope in config.ropes} == {1e6, 1e4}
 
 
 def test_layers_with_a_window_may_have_a_rope_of_their_own() -> None:
@@ -214,10 +234,12 @@ def test_gemma_s_bases_and_context_are_its_own() -> None:
         ({"rope_parameters": {"full_attention": {"type": "dynamic", "factor": 2.0}}}, "not supported by kinds"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "not supported by kinds"),
         ({"rope_parameters": {"full_attention": {**YARN, "alpha": 2}}}, "full_attention: 'alpha' (2)"),
+        ({"rope_parameters": YARN}, "rope_parameters needs full_attention and sliding_attention"),
     ],
 )
 def test_unknown_kinds_and_types_are_refused(keys: dict[str, Any], words: str) -> None:
-    assert words in error_of({**OLMO3, **keys}, UnsupportedError)
+    theta = {key: value for key, value in OLMO3.items() if key != "rope_theta"}
+    assert words in error_of({**theta, **keys}, UnsupportedError)
     both = {"rope_parameters": {"full_attention": {}}, "rope_scaling": YARN}
     assert "both rope_parameters and rope_scaling" in error_of({**OLMO3, **both})
 

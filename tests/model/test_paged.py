@@ -193,6 +193,9 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_other_objects_are_refused() -> None:
+    def norm_of(size: int) -> _C.RmsNorm:
+        return _C.RmsNorm(weight=np.ones(size, np.float32), bias=None, eps=1e-5)
+
     layer = parts("llama")[0].layers[0]
     linears = [linear.kernel for linear in layer.linears if isinstance(linear, DynamicLinear)]
     norms = [layer.attention_norm.kernel, layer.mlp_norm.kernel, None, None, None, None]
@@ -203,9 +206,11 @@ def test_other_objects_are_refused() -> None:
         {"linears": linears[:6]},
         {"norms": [None] * 4},
         {"norms": [3] * 6},
+        {"norms": [*norms[:2], norm_of(layer.head_dim), norm_of(4096), None, None]},
+        {"norms": [*norms[:2], norm_of(4096), norm_of(layer.head_dim), None, None]},
         {"cache": 3},
     ):
-        with pytest.raises(ValueError, match=r"linears|norms|cache"):
+        with pytest.raises(ValueError, match=r"linears|norm|cache"):
             _C.DecoderLayers().add(**{"linears": linears, "norms": norms, "cache": cache, "window": None, **wrong})
 
 

@@ -196,6 +196,13 @@ def test_the_journal_of_another_search_is_discarded(
     assert (journal.read_text() == before) == (change in ("damaged", "older arithmetic"))
 
 
+def test_no_candidate_rotates_a_residual_stream_that_cannot_be(tmp_path: Path) -> None:
+    """Norms of outputs do not allow it, as `quantize` says."""
+    tiny_model("olmo3", tmp_path)
+    found = find(tmp_path, [ids(60, 1)], ids(40, 3))
+    assert {measured.name for measured in found.candidates if measured.part == "linears"} == LINEAR.keys() - {"folded"}
+
+
 def test_what_cannot_be_had_is_refused(source: Path) -> None:
     with pytest.raises(UsageError, match="No recipe stays within a KL of 1e-07; the attention alone costs"):
         find(source, PROMPTS, TEXTS, max_kl=1e-7, seconds=seconds)

@@ -42,6 +42,9 @@ class Family:
         pattern_key: where config.json has another number than full_every; empty: nowhere.
         fused: whether q, k and v are stored as one weight, and gate and up as another.
         partial_rotary: whether RoPE may rotate only the first channels of each head.
+        original_context: the default of original_max_position_embeddings, which is read beside RoPE's table only; None:
+            it is read in both places.
+        reads_layer_types: whether transformers does not ignore layer_types.
         rope_aliases: other names for types of RoPE.
         rope_by_window: whether layers with a window have a RoPE of their own: what rope_parameters names for them, or
             plain RoPE with the theta of rope_local_base_freq, by default local_theta; None: the same theta.
@@ -74,6 +77,8 @@ class Family:
     local_theta: float | None = None
     scaled_context: bool = False
     no_rope: bool = False
+    original_context: int | None = None
+    reads_layer_types: bool = True
     computes: tuple[str, ...] = ()
     theta: float = 10000.0
     eps: float = 1e-6
@@ -116,6 +121,8 @@ FAMILIES = {
         window=None,
         fused=True,
         partial_rotary=True,
+        original_context=4096,
+        reads_layer_types=False,
         rope_aliases=(("su", "longrope"), ("yarn", "longrope")),
         eps=1e-5,
     ),

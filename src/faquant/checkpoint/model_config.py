@@ -393,7 +393,13 @@ def _sliding_windows(
         every = [(layer + 1) % number == 0 for layer in range(layers)]
         kinds = ["full_attention" if full else "sliding_attention" for full in every]
     if kinds is not None:
-        return _windows_of_kinds(reader, layers, window, kinds)
+        windows = _windows_of_kinds(reader, layers, window, kinds)
+        if not family.reads_layer_types and windows != (window,) * layers:
+            raise UnsupportedError(
+                f"{reader.source}: layer_types and sliding_window differ, and transformers ignores layer_types for "
+                f"{reader.text('model_type')}. Remove layer_types."
+            )
+        return windows
     if window is None or family.windows == "all":
         return (window,) * layers
     if family.no_rope:

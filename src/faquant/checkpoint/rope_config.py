@@ -96,6 +96,11 @@ def parse_ropes(
         return _parse_rope(reader, max_position, head_dim, family), None
     tables = reader.raw.get("rope_parameters")
     if not isinstance(tables, Mapping) or not any(isinstance(table, Mapping) for table in tables.values()):
+        if tables:
+            raise UnsupportedError(
+                f"{reader.source}: rope_parameters needs full_attention and sliding_attention; transformers ignores "
+                "other tables of this model_type."
+            )
         full = _parse_rope(reader, max_position, head_dim, family)
         theta = full.theta if family.local_theta is None else reader.number("rope_local_base_freq", family.local_theta)
         sliding = RopeConfig("default", theta, original_max_position=max_position)
@@ -106,7 +111,10 @@ def parse_ropes(
         unknown = sorted(map(str, tables.keys() - {"full_attention", "sliding_attention"}))
         if unknown:
             raise UnsupportedError(f"{by_kind.source}: {shown(unknown[0])} is not a kind of layers.")
-        # Each kind has a theta of its own.
+        # Each kind has a theta of its own; one beside them is ignored by some versions of transformers.
+        kinds = "full_attention", "sliding_attention"
+        if "rope_theta" in reader.raw and not all("rope_theta" in by_kind.object(kind).raw for kind in kinds):
+            raise CheckpointError(f"{by_kind.source} needs rope_theta for each kind of layers, not beside them.")
         inside = JsonObject({key: value for key, value in reader.raw.items() if key != "rope_theta"}, reader.source)
         local = replace(family, theta=family.local_theta or family.theta)
         full = _rope_of_table(inside, by_kind.object("full_attention"), max_position, family)
@@ -190,8 +198,7 @@ def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int, fam
     if rope_type == "default":
         return rope
     if rope_type in ("yarn", "llama3", "longrope"):
-        _refuse_contradiction(reader, table, _ORIGINAL)
-        original = reader.integer(_ORIGINAL, table.integer(_ORIGINAL, max_position))
+        original = _original(reader, table, max_position, family)
         rope = replace(rope, original_max_position=original)
     from_sizes = rope_type == "longrope" or (rope_type == "yarn" and "factor" in table.raw)
     if from_sizes and table.raw.get("factor") is None:
@@ -227,6 +234,20 @@ def _rope_of_table(reader: JsonObject, table: JsonObject, max_position: int, fam
             raise CheckpointError(f"{table.source}: low_freq_factor must be positive and below high_freq_factor.")
         return replace(rope, low_freq_factor=low, high_freq_factor=high)
     return rope
+
+
+def _original(reader: JsonObject, table: JsonObject, max_position: int, family: Family) -> int:
+    """The context before scaling, in tokens."""
+    _refuse_contradiction(reader, table, _ORIGINAL)
+    if family.original_context is None:
+        return reader.integer(_ORIGINAL, table.integer(_ORIGINAL, max_position))
+    original = reader.integer(_ORIGINAL, family.original_context)
+    if table.integer(_ORIGINAL, original) != original:
+        raise UnsupportedError(
+            f"{table.source}: {_ORIGINAL} must stand beside the table, where transformers reads it and otherwise takes "
+            f"{family.original_context}."
+        )
+    return original
 
 
 def _factors(table: JsonObject, key: str) -> tuple[float, ...]:

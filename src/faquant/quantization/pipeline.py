@@ -235,7 +235,7 @@ def _check_recipe(recipe: Recipe, config: ModelConfig) -> None:
     if recipe.linear.rotate == "folded" and config.family.norms != LLAMA_NORMS:
         raise UnsupportedError(
             f"The recipe {recipe.name} folds a rotation of the residual stream into the weights (linear.rotate), which "
-            f"the norms of {config.model_type} do not allow. Set it to inputs or none."
+            f"the norms of {config.model_type} do not allow. Use the recipe default or static, or set it to inputs."
         )
     names = (*config.layer_linears, "lm_head")
     for field in ("float_layers", "wide_inputs"):

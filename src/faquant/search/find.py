@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.families import LLAMA_NORMS
 from ..errors import UsageError
 from ..evaluation.divergence import Divergence
 from ..evaluation.scores import Heads, score
@@ -186,8 +187,8 @@ class _RecipeSearch:
 
     def _linears(self) -> list[tuple[LinearRecipe, Measured]]:
         found: list[tuple[LinearRecipe, Measured]] = []
-        for folded in (False, True):
-            # R1 changes the Gram matrices, so recipes with it run separately.
+        # R1 changes the Gram matrices, so recipes with it run separately. Only norms as Llama's allow it.
+        for folded in (False, True) if self._config.family.norms == LLAMA_NORMS else (False,):
             recipes = {name: recipe for name, (_, recipe) in LINEAR.items() if (recipe.rotate == "folded") == folded}
             rows = self._measured("linears", recipes, partial(self._linear_rows, recipes))
             found += zip(recipes.values(), rows, strict=True)
