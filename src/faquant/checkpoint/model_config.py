@@ -1,7 +1,7 @@
 """ModelConfig: the validated content of config.json, as plain data."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from ..errors import CheckpointError, UnsupportedError, UsageError
 from .families import FAMILIES, Family
 from .files import read_object
 from .json_object import LARGEST_INTEGER, JsonObject, shown
+from .layer_kinds import layers_without_rope, sliding_windows
 from .rope_config import NO_ROPE, RopeConfig, parse_ropes
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -189,8 +190,8 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     rope, rope_with_window = parse_ropes(reader, max_position, head_dim, family)
     context, context_note = _context(reader, rope, max_position, family)
     _refuse_other_arithmetic(reader, model_type, head_dim, layers)
-    without_rope = _layers_without_rope(reader, family, layers)
-    windows = _sliding_windows(reader, family, layers, without_rope)
+    without_rope = layers_without_rope(reader, family, layers)
+    windows = sliding_windows(reader, family, layers, without_rope)
     # Each layer's other kind of RoPE, if it has one.
     others = [NO_ROPE if no_rope else None for no_rope in without_rope]
     if rope_with_window not in (None, rope):
@@ -340,19 +341,6 @@ def _is_all_ones(values: Any) -> bool:
     return isinstance(values, list) and all(value == 1 for value in values)
 
 
-def _layers_without_rope(reader: JsonObject, family: Family, layers: int) -> list[bool]:
-    """For each layer, whether it has no RoPE: 0 in no_rope_layers (sic), or else every no_rope_layer_interval-th."""
-    if not family.no_rope:
-        return [False] * layers
-    rotated = reader.raw.get("no_rope_layers")
-    if rotated is None:
-        interval = reader.integer("no_rope_layer_interval", 4)
-        return [(layer + 1) % interval == 0 for layer in range(layers)]
-    if not isinstance(rotated, list) or len(rotated) < layers or any(type(one) is not int for one in rotated):
-        raise reader.wrong("no_rope_layers", rotated, f"a list of 0 or 1 for each of the {layers} layers")
-    return [one == 0 for one in rotated[:layers]]
-
-
 def _head_dim(reader: JsonObject, family: Family, hidden: int, heads: int) -> int:
     if reader.raw.get("head_dim") is not None or family.names_head_dim:
         head_dim = reader.integer("head_dim")
@@ -377,50 +365,6 @@ def _dtype(reader: JsonObject) -> str:
             f"{reader.source}: dtype {shown(name)} is not supported; these are: {', '.join(DTYPES)}."
         )
     return name
-
-
-def _sliding_windows(
-    reader: JsonObject, family: Family, layers: int, without_rope: Sequence[bool]
-) -> tuple[int | None, ...]:
-    """The window of each layer. As in transformers, some families have none, whatever the keys say."""
-    window: int | None = None
-    if family.windows == "all" or (family.windows == "switched" and reader.flag("use_sliding_window", False)):
-        named = reader.raw.get("sliding_window", family.window) is not None
-        window = reader.integer("sliding_window", family.window) if named else None
-    kinds = reader.raw.get("layer_types")
-    if kinds is None and family.full_every:
-        number = reader.integer(family.pattern_key, family.full_every) if family.pattern_key else family.full_every
-        every = [(layer + 1) % number == 0 for layer in range(layers)]
-        kinds = ["full_attention" if full else "sliding_attention" for full in every]
-    if kinds is not None:
-        windows = _windows_of_kinds(reader, layers, window, kinds)
-        if not family.reads_layer_types and windows != (window,) * layers:
-            raise UnsupportedError(
-                f"{reader.source}: layer_types and sliding_window differ, and transformers ignores layer_types for "
-                f"{reader.text('model_type')}. Remove layer_types."
-            )
-        return windows
-    if window is None or family.windows == "all":
-        return (window,) * layers
-    if family.no_rope:
-        return tuple(window if no_rope else None for no_rope in without_rope)
-    first = reader.integer("max_window_layers", 28, low=0)
-    return tuple(window if layer >= first else None for layer in range(layers))
-
-
-def _windows_of_kinds(reader: JsonObject, layers: int, window: int | None, kinds: Any) -> tuple[int | None, ...]:
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-        raise UnsupportedError(
-            f"{reader.source}: layer_types must list full_attention or sliding_attention for each of the "
-            f"{layers} layers."
-        )
-    if window is None and "sliding_attention" in kinds:
-        raise CheckpointError(
-            f"{reader.source}: layer_types has sliding_attention, but no sliding window is set "
-            "(sliding_window, and for some families use_sliding_window)."
-        )
-    return tuple(None if kind == "full_attention" else window for kind in kinds)
 
 
 def _context(reader: JsonObject, rope: RopeConfig, max_position: int, family: Family) -> tuple[int, str | None]:
