@@ -199,7 +199,7 @@ def test_the_journal_of_another_search_is_discarded(
 def test_no_candidate_rotates_a_residual_stream_that_cannot_be(tmp_path: Path) -> None:
     """Norms of outputs do not allow it, as `quantize` says."""
     tiny_model("olmo3", tmp_path)
-    found = find(tmp_path, [ids(60, 1)], ids(40, 3))
+    found = find(tmp_path, PROMPTS, TEXTS)
     assert {measured.name for measured in found.candidates if measured.part == "linears"} == LINEAR.keys() - {"folded"}
 
 

@@ -20,6 +20,7 @@ class Target(str, Enum):
     manual = "manual"
     compressed_tensors = "compressed-tensors"
     gguf = "gguf"
+    ort_genai = "ort-genai"
     hf = "hf"
 
 
@@ -41,8 +42,8 @@ def convert(
         typer.Option(
             help="faquant: faquant's format. mindie: for MindIE, as msModelSlim writes it. c8: the same with a C8 "
             "cache, also for vllm-ascend. manual: with the manual's tables q_scale, k_scale, v_scale [heads, "
-            "head_dim]. compressed-tensors: for transformers and vLLM. gguf: a file for llama.cpp. hf: a float Hugging "
-            "Face directory."
+            "head_dim]. compressed-tensors: for transformers and vLLM. gguf: a file for llama.cpp. ort-genai: for "
+            "onnxruntime-genai's builder. hf: a float Hugging Face directory."
         ),
     ],
     output: Annotated[
@@ -89,6 +90,10 @@ def _notes(source: Path, output: Path, to: Target, kv_cache: Literal["int8", "no
         from .. import api
 
         return api.export_gguf(source, output, overwrite=overwrite)
+    if to is Target.ort_genai:
+        from ..quantization.ort_genai import export_ort_genai
+
+        return export_ort_genai(source, output, overwrite)
     if to is Target.compressed_tensors:
         from ..quantization.compressed_tensors import export_compressed_tensors
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.side_files import copy_side_files
@@ -29,6 +30,8 @@ from .exports import (
 from .tensors import DTYPES, NamedTensor
 
 ENGINE = "compressed-tensors"
+LEAST_FACTOR = 1e-3
+"""Of a pair of K's channels, relative to the head's largest, so that q keeps its precision."""
 KvCache: TypeAlias = Literal["int8", "none"]
 
 
@@ -61,7 +64,7 @@ def export_compressed_tensors(
     dtype = DTYPES[opened.config.dtype]
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
         with ShardWriter(directory, "model") as writer:
-            types = add_all(writer, _weights(opened, dtype))
+            types = add_all(writer, _weights(opened, dtype, kv_cache == "int8"))
             if kv_cache == "int8":
                 add_all(writer, _tables(opened, dtype))
         copy_side_files(source, directory)
@@ -84,21 +87,61 @@ def _notes(opened: Opened, kv_cache: KvCache) -> list[str]:
     if any(scheme.q_scale is not None for scheme in present):
         notes.append("The calibrated scales of q are left out: only K and V are quantized there.")
     if any(table.shape[-1] > 1 for x in present for table in (x.k_scale, x.v_scale) if table is not None):
-        notes.append("A head has the greatest scale of its channels.")
+        folded = "" if opened.config.qk_norm else ", after factors for K's channel pairs that q_proj and k_proj contain"
+        notes.append(f"A head has the greatest scale of its channels{folded}.")
     if has_zero_points(present):
         notes.append("The zero points of K and V are left out; their scales cover the same values without.")
     return notes
 
 
-def _weights(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
+def _pair_factors(opened: Opened, layer: int) -> Tensor | None:
+    """What K's channels are divided by and q's multiplied by, [Hkv, D], so that all pairs of a head reach equally far,
+    since they share one scale. RoPE rotates the two channels of a pair, which thus need the same factor. None: a norm
+    comes between the linears and RoPE, or there are no tables."""
+    scheme = opened.schemes[layer]
+    if scheme is None or scheme.k_scale is None or opened.config.qk_norm:
+        return None
+    heads, dim = opened.config.num_kv_heads, opened.config.head_dim
+    reach = tensor_of(symmetric_scale(scheme.k_scale, scheme.k_offset)).expand(heads, dim).double()
+    pairs = reach.view(heads, 2, dim // 2).amax(1)
+    pairs = pairs / pairs.amax(-1, keepdim=True)
+    return pairs.clamp_min(LEAST_FACTOR).repeat(1, 2)
+
+
+def _output_factors(opened: Opened, name: str) -> Tensor | None:
+    """What the outputs of the linear `name` are multiplied by, [n]; None: nothing."""
+    kind = name.rpartition(".")[2]
+    if kind not in ("q_proj", "k_proj"):
+        return None
+    factors = _pair_factors(opened, int(name.split(".")[2]))
+    if factors is None:
+        return None
+    return (
+        (1 / factors).flatten()
+        if kind == "k_proj"
+        else factors.repeat_interleave(opened.config.group_size, 0).flatten()
+    )
+
+
+def _scaled(part: str, tensor: Tensor, factors: Tensor) -> Tensor:
+    """A tensor of a linear whose outputs are multiplied by `factors` [n]."""
+    if part.endswith(".weight") and tensor.dtype == torch.int8:
+        return tensor
+    return tensor.double() * (factors if tensor.ndim == 1 else factors[:, None])
+
+
+def _weights(opened: Opened, dtype: torch.dtype, fold: bool) -> Iterator[NamedTensor]:
     for name, kind, tensor in float_tensors(opened):
         yield name, kind, tensor.to(dtype)
     for name in opened.config.linears:
         if name == "lm_head" and "lm_head.weight" not in opened.files:
             continue
+        factors = _output_factors(opened, name) if fold else None
         for part, kind, tensor in linear_tensors(opened.linear(name), name):
-            if not part.endswith(".weight_offset"):
-                yield part, kind, tensor if tensor.dtype == torch.int8 else tensor.to(dtype)
+            if part.endswith(".weight_offset"):
+                continue
+            scaled = tensor if factors is None else _scaled(part, tensor, factors)
+            yield part, kind, scaled if scaled.dtype == torch.int8 else scaled.to(dtype)
 
 
 def _tables(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
@@ -106,7 +149,9 @@ def _tables(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
         if scheme is None or scheme.k_scale is None or scheme.v_scale is None:
             raise TypeError(f"layer {layer} has no calibrated scales of K and V")
         for part, scale, offset in (("k", scheme.k_scale, scheme.k_offset), ("v", scheme.v_scale, scheme.v_offset)):
-            by_head = tensor_of(symmetric_scale(scale, offset)).amax(-1).view(-1, 1, 1)
+            by_channel = tensor_of(symmetric_scale(scale, offset))
+            factors = _pair_factors(opened, layer) if part == "k" else None
+            by_head = (by_channel if factors is None else by_channel / factors).amax(-1).view(-1, 1, 1)
             yield f"model.layers.{layer}.self_attn.{part}_scale", "FLOAT", by_head.to(dtype)
 
 
