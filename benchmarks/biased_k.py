@@ -1,11 +1,11 @@
 """The effect of a large K bias on each scheme, at several positions of the context.
 
-python benchmarks/biased_k.py MODEL FOLDER TEXT [--tokens 512]
+python benchmarks/biased_k.py MODEL FOLDER TEXT [--tokens 512] [--context 131072]
 
 Adds a bias of K to the Llama in MODEL: it shifts the slowest channel pair of each head from zero by 40 times the head's
 median, for all tokens, before RoPE. Such channels break calibrated caches on models with a K bias. This float model is
-then quantized into FOLDER, attention only, by several schemes, and compared on the same text at 0, ¼, ½ and the end of
-the context. The output is deleted.
+then quantized into FOLDER, attention only, by several schemes, and compared on the same text at 0, ¼, ½, ¾ and the end
+of the context, which --context lengthens by YaRN. The output is deleted.
 """
 
 import argparse
@@ -55,8 +55,8 @@ def median_sizes(model: Model, ids: Integers) -> list[torch.Tensor]:
     return sizes
 
 
-def write_biased(source: Path, target: Path, ids: Integers) -> None:
-    """The model in `source` with a bias of K."""
+def write_biased(source: Path, target: Path, ids: Integers, context: int | None = None) -> None:
+    """The model in `source` with a bias of K, and its context lengthened to this by YaRN."""
     model, files = load(source, backend=TorchBackend()), TensorFiles.open(source)
     config = model.config
     tensors = {name: tensor_of(files.read(name)) for name in files.names()}
@@ -73,7 +73,12 @@ def write_biased(source: Path, target: Path, ids: Integers) -> None:
     (target / "model.safetensors").unlink()
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    (target / "config.json").write_text(json.dumps(raw | {"attention_bias": True}), encoding="utf-8")
+    raw["attention_bias"] = True
+    if context is not None:
+        yarn = {"rope_type": "yarn", "factor": context / config.max_position}
+        yarn |= {"original_max_position_embeddings": config.max_position}
+        raw |= {"max_position_embeddings": context, "rope_parameters": raw.pop("rope_parameters", {}) | yarn}
+    (target / "config.json").write_text(json.dumps(raw), encoding="utf-8")
 
 
 def main() -> None:
@@ -82,6 +87,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("text", type=Path)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--context", type=int)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir()
@@ -89,7 +95,7 @@ def main() -> None:
         text = arguments.text.read_text(encoding="utf-8")
         ids = Tokenizer.from_directory(arguments.model).encode(text, add_special_tokens=False)[: arguments.tokens]
         biased = folder / "float"
-        write_biased(arguments.model, biased, np.array(ids))
+        write_biased(arguments.model, biased, np.array(ids), arguments.context)
         models = {"float": load(biased)}
         for name, attention in SCHEMES.items():
             directory = folder / name.replace(", ", "-").replace(" ", "-")

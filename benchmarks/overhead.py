@@ -4,8 +4,8 @@ python benchmarks/overhead.py [--int8 DIR] [--tokens 256] [--rounds 5] [--steps 
 
 Server: stream one completion, and measure the time between its first and last token, minus the engine's own step times,
 per token. Grammars: two engines with 8 sequences each run alternately, one with answers that are or may become tool
-calls, one with free text; measure the time per step outside the model, for decode-only steps. The default model is the
-demo model.
+calls, one with free text; measure the time per step outside the model, for decode-only steps: wall time, and the CPU
+time of the thread that steps, which other processes disturb less. The default model is the demo model.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from timing import finish, start
 
 from faquant import SamplingParams
 from faquant.engine.engine import Engine
+from faquant.engine.scheduler import Work
+from faquant.kernels.arrays import Array
 from faquant.model.load import Model, load
 from faquant.structured.structured_output import StructuredOutput
 from faquant.structured.tools.calls import Tool, ToolCalls
@@ -80,31 +82,44 @@ async def over_http(directory: Path, threads: int, tokens: int, rounds: int) -> 
     return found[1:]
 
 
+class TimedEngine(Engine):
+    """An engine that knows the CPU time of its thread in the model."""
+
+    cpu_seconds = 0.0
+
+    def _run(self, work: Sequence[Work]) -> Array:
+        begin = time.thread_time()
+        logits = super()._run(work)
+        self.cpu_seconds += time.thread_time() - begin
+        return logits
+
+
 class Group:
     """An engine that always decodes `count` sequences."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, params: SamplingParams) -> None:
-        self._engine, self._params, self._number = Engine(model, tokenizer), params, 0
+        self._engine, self._params, self._number = TimedEngine(model, tokenizer), params, 0
         self._conversation = Conversation(tokenizer)
         self._tools = [
             {"type": "function", "function": {"name": tool.name, "description": tool.schema}} for tool in TOOLS
         ]
 
-    def step(self) -> tuple[float, float] | None:
-        """Seconds in the model and outside of it; None if the step included a prompt."""
+    def step(self) -> tuple[float, float, float] | None:
+        """Seconds in the model and outside of it, and CPU time outside of it; None if the step included a prompt."""
         state = self._engine.state()
         for _ in range(SEQUENCES - state.running - state.waiting):
             self._number += 1
             question = [{"role": "user", "content": f"{self._number}. {QUESTION}"}]
             params = SamplingParams(**{**vars(self._params), "seed": self._number})
             self._engine.add(self._conversation.encode(question, self._tools), params)
-        before = self._engine.stats()
+        before, begin, in_model = self._engine.stats(), time.thread_time(), self._engine.cpu_seconds
         self._engine.step()
+        cpu = time.thread_time() - begin - (self._engine.cpu_seconds - in_model)
         after = self._engine.stats()
         if after.prefilled_tokens > before.prefilled_tokens:
             return None
-        in_model = after.model_seconds - before.model_seconds
-        return in_model, after.step_seconds - before.step_seconds - in_model
+        wall = after.model_seconds - before.model_seconds
+        return wall, after.step_seconds - before.step_seconds - wall, cpu
 
 
 def unbounded(schema: dict[str, Any]) -> dict[str, Any]:
@@ -119,21 +134,26 @@ def unbounded(schema: dict[str, Any]) -> dict[str, Any]:
 def of_grammar(
     model: Model, tokenizer: Tokenizer, steps: int, tools: Sequence[Tool], forced: bool, draw: dict[str, Any]
 ) -> dict[str, float]:
-    """Median and mean seconds outside the model with and without a grammar, and median of a whole step without."""
+    """Median and mean seconds outside the model with and without a grammar, median CPU time, and median of a whole step
+    without."""
     calls = ToolCalls(tuple(tools), Conversation(tokenizer).format or "hermes", forced=forced)
     plain = SamplingParams(max_tokens=150, ignore_eos=True, **draw)
     constrained = SamplingParams(max_tokens=150, structured_output=StructuredOutput(tool_calls=calls), **draw)
     groups = {"without": Group(model, tokenizer, plain), "with": Group(model, tokenizer, constrained)}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in groups}
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in groups}
     while min(map(len, times.values())) < steps:
         for name, group in groups.items():
             taken = group.step()
             if taken is not None:
                 times[name].append(taken)
-    found = {"step": statistics.median(sum(both) for both in times["without"])}
-    for kind, average in (("median", statistics.median), ("mean", statistics.fmean)):
-        without, with_grammar = (average([each for _, each in times[name]]) for name in ("without", "with"))
-        found |= {f"{kind} without": without, f"{kind} with": with_grammar}
+    found = {"step": statistics.median(inside + outside for inside, outside, _ in times["without"])}
+    for kind, average, column in (
+        ("median", statistics.median, 1),
+        ("mean", statistics.fmean, 1),
+        ("CPU", statistics.median, 2),
+    ):
+        for name in groups:
+            found[f"{kind} {name}"] = average([each[column] for each in times[name]])
     return found
 
 
@@ -150,7 +170,8 @@ def main() -> None:
     rows: list[dict[str, object]] = [{"server": found}]
     model, tokenizer = load(int8), Tokenizer.from_directory(int8)
     print(
-        f"\n{SEQUENCES} sequences, ms outside the model{'without':>17}{'with':>8}   added, of a step, median and mean"
+        f"\n{SEQUENCES} sequences, ms outside the model{'without':>17}{'with':>8}   added, of a step, median and mean; "
+        "CPU time without, with"
     )
     plain_strings = [Tool("weather", unbounded(SCHEMA)), Tool("remember", unbounded(NOTES))]
     for kind, tools, forced in (
@@ -164,7 +185,8 @@ def main() -> None:
             without, median, mean = (row[key] for key in ("median without", "median with", "mean with"))
             added = [(median - without) / row["step"], (mean - row["mean without"]) / row["step"]]
             times = f"{without * 1e3:11.2f}{median * 1e3:8.2f}"
-            print(f"{f'{kind}, {name}':40}{times}{added[0]:10.1%}{added[1]:8.1%}", flush=True)
+            cpu = f"{row['CPU without'] * 1e3:10.2f}{row['CPU with'] * 1e3:8.2f}"
+            print(f"{f'{kind}, {name}':40}{times}{added[0]:10.1%}{added[1]:8.1%}{cpu}", flush=True)
     finish(arguments, rows)
 
 

@@ -27,7 +27,7 @@ exclude_patterns = [".*", "build", "dist", "tests", "benchmarks", "**/node_modul
 # Pages after the README, which is the first page. A page is listed where it is first named.
 _CONTENTS = {
     "Use": [
-        *("docs/serving", "docs/scale-out", "docs/accuracy", "docs/performance"),
+        *("docs/models", "docs/serving", "docs/scale-out", "docs/accuracy", "docs/performance"),
         *("docs/other_tools", "docs/format", "docs/api"),
         "CHANGELOG",
     ],

@@ -13,13 +13,14 @@ from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.kernels import modules, reference
 from faquant.kernels.arrays import to_numpy
 from faquant.kernels.backend import Backend, Linear, make_backend
+from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.cuda.modules import linear
 from faquant.kernels.cuda.pages import Int8Pages
 from faquant.kernels.cuda.self_test import self_test
 from faquant.kernels.pages import Int8Pages as CpuPages
 from faquant.kernels.pages import Spans
 from faquant.kernels.scheme import P_LEVELS, TILE, AttentionScheme, hadamard_block
-from faquant.kernels.tables import DynamicTable, FloatTable, StaticTable
+from faquant.kernels.tables import RANGE_INPUT_STEPS, DynamicTable, FloatTable, StaticTable
 from faquant.model.decoder import build_decoder
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
@@ -147,12 +148,12 @@ def _int8_table(inputs: int, outputs: int, block: int = 0) -> DynamicTable:
     generator = torch.Generator().manual_seed(inputs + outputs)
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator).numpy()
     scale = np.linspace(0.5, 1.5, outputs, dtype=np.float32) / np.float32(73 * inputs**0.5)
-    return DynamicTable(weight, scale, hadamard_block=block)
+    return DynamicTable(weight, scale, hadamard_block=block, input_steps=RANGE_INPUT_STEPS)
 
 
 def _int8_linear(inputs: int, outputs: int, block: int, rows: tuple[int, ...]) -> bool:
     table = _int8_table(inputs, outputs, block)
-    ours, theirs = linear(table, device()), modules.DynamicLinear(table.weight, table.scale, None, block)
+    ours, theirs = linear(table, device()), CpuBackend().linear(table)
     x = random(max(rows), inputs, seed=5)
     expected = theirs(x)
     return all(same(ours(x[:n].to(device())), expected[:n]) for n in rows)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from faquant.kernels.backend import NO_NORM
 from faquant.kernels.cuda.layers import CudaLayers
 from faquant.kernels.cuda.modules import RMSNorm
 from faquant.kernels.cuda.pages import Int8Pages
@@ -57,10 +58,15 @@ def int8_layer(model: Model) -> SimpleNamespace:
     (count, kv_count, dim), hidden, intermediate = model.heads, model.hidden, model.intermediate
     norms = [RMSNorm(torch.ones(hidden, device=device()), 1e-5) for _ in range(2)]
     return SimpleNamespace(
-        input_layernorm=norms[0],
-        post_attention_layernorm=norms[1],
+        attention_norm=norms[0],
+        mlp_norm=norms[1],
+        attention_output_norm=NO_NORM,
+        mlp_output_norm=NO_NORM,
         q_norm=None,
         k_norm=None,
+        norms_all_heads=False,
+        is_gelu=False,
+        rope_kind=0,
         q_proj=random_int8_linear(hidden, count * dim),
         k_proj=random_int8_linear(hidden, kv_count * dim),
         v_proj=random_int8_linear(hidden, kv_count * dim),

@@ -22,6 +22,35 @@ void round_wide_row(const float* x, float scale, int64_t count, uint8_t* __restr
     }
 }
 
+// The scale of a row and the byte that stands for 0: 256 bytes reach from its least to its greatest value. These are
+// compared as bits, because comparing floats would ignore NaN; of negative numbers, the one with the most bits is
+// least.
+struct Range {
+    float scale, zero;
+};
+
+Range range_of(const float* x, int64_t count) {
+    int32_t greatest = 0;
+    uint32_t least = 0x80000000u;
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t bits = bits_of(x[i]);
+        const auto ordered = static_cast<int32_t>(bits);
+        greatest = ordered > greatest ? ordered : greatest;
+        least = bits > least ? bits : least;
+    }
+    const float low = float_of(least);
+    const float scale = step_of(float_of(static_cast<uint32_t>(greatest)) - low, kRangeSteps);
+    return {scale, lesser(greater(-low / scale, 0.0f), kRangeSteps) + kRounder - kRounder};
+}
+
+void round_range_row(const float* x, float scale, float zero, int64_t count, uint8_t* __restrict out) {
+    for (int64_t i = 0; i < count; ++i) {
+        // Two values of half a step are both rounded up, which is one step too many.
+        const float byte = (x[i] / scale + kRounder) - kRounder + zero;
+        out[i] = static_cast<uint8_t>(byte_of(greater(lesser(byte, kRangeSteps), 0.0f) + kRounder));
+    }
+}
+
 void quantize_inputs(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
     const int64_t k = linear.inputs, padded = padded_inputs(k), parts = rows_of_bytes(linear);
     for (int64_t r = 0; r < rows.count; ++r) {
@@ -32,6 +61,7 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
             }
         }
         auto* out = reinterpret_cast<int8_t*>(bytes);
+        rows.zeros[r] = 128;
         const float* row = x + r * k;
         if (linear.input_multiplier != nullptr) {
             for (int64_t i = 0; i < k; ++i) {
@@ -54,6 +84,13 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
                 }
                 hadamard(scratch, k, linear.hadamard_block);
                 row = scratch;
+            }
+            if (linear.input_steps == kRangeSteps) {
+                const Range range = range_of(row, k);
+                rows.scales[r] = range.scale;
+                rows.zeros[r] = static_cast<int32_t>(range.zero);
+                round_range_row(row, range.scale, range.zero, k, bytes);
+                continue;
             }
             rows.scales[r] = step_of(absolute_peak(row, k), linear.input_steps);
             if (parts == 2) {
@@ -104,13 +141,14 @@ struct Panel {
     // The outputs of row `row` from the products of rows from `start` on.
     void scale(const int32_t* products, int64_t start, const Rounded& rows, int64_t row, float* y) const {
         const int32_t* sums = products + (row - start) * parts * width;
-        const int32_t* excess = linear.excess + first;
+        const int32_t* totals = linear.totals + first;
         const float* unit = linear.scale + first;
+        const int32_t zero = rows.zeros[row];
         if (linear.input_scale != nullptr) {
             const int32_t* bias = linear.quant_bias + first;
             for (int64_t c = 0; c < count; ++c) {
                 // Unsigned, because files may have any quant_bias.
-                const uint32_t sum = static_cast<uint32_t>(sums[c] - excess[c]) + static_cast<uint32_t>(bias[c]);
+                const uint32_t sum = static_cast<uint32_t>(sums[c] - zero * totals[c]) + static_cast<uint32_t>(bias[c]);
                 y[c] = static_cast<float>(static_cast<int32_t>(sum)) * unit[c];
             }
             return;
@@ -120,12 +158,12 @@ struct Panel {
             const int32_t* low = sums + width;
             for (int64_t c = 0; c < count; ++c) {
                 // Below 2^39, exact.
-                const double sum = 256.0 * (sums[c] - excess[c]) + (low[c] - excess[c]);
+                const double sum = 256.0 * (sums[c] - zero * totals[c]) + (low[c] - zero * totals[c]);
                 y[c] = static_cast<float>(sum) * unit[c] * step;
             }
         } else {
             for (int64_t c = 0; c < count; ++c) {
-                y[c] = static_cast<float>(sums[c] - excess[c]) * unit[c] * step;
+                y[c] = static_cast<float>(sums[c] - zero * totals[c]) * unit[c] * step;
             }
         }
         if (linear.bias != nullptr) {

@@ -31,6 +31,7 @@ constexpr KernelTable table_of(const char* name, uint32_t features) {
     table.rms_norm = rms_norm;
     table.rope = rope;
     table.silu_times = silu_times;
+    table.gelu_times = gelu_times;
     table.finish = finish;
     table.block_maxima = block_maxima;
     table.block_weights = block_weights;

@@ -85,6 +85,7 @@ struct KernelTable {
     void (*rms_norm)(const Norm& norm, const float* x, int64_t rows, int64_t size, float* out);
     void (*rope)(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t dim);
     void (*silu_times)(const float* gate, const float* up, int64_t count, float* out);
+    void (*gelu_times)(const float* gate, const float* up, int64_t count, float* out);
     // Merge `count` more partials of `rows` rows into `total`, in order, divide by the sums and rotate V back.
     void (*finish)(const Partial* parts, int64_t count, int64_t rows, const Scheme& scheme, const Partial& total);
     // The greatest score of each block of a row, the last of which may be shorter; NaN where there is one.

@@ -7,15 +7,19 @@ namespace faquant {
 // Steps of a row's greatest input in 16 bits: 127 · 256 + 127, the greatest number of two signed bytes.
 constexpr float kWideSteps = 32639.0f;
 
+// Steps of a row's range, from its least to its greatest input, if rows have zero points.
+constexpr float kRangeSteps = 255.0f;
+
 // A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are quantized with a scale per row, to 8 or 16 bits,
-// or to 8 bits with a given scale.
+// with a scale and a zero point per row, or to 8 bits with a given scale.
 struct Linear {
     int64_t inputs, outputs;
-    float input_steps;              // of a row's greatest input, unless the scale is given: 127, 127.5 or kWideSteps
+    // Unless the scale is given: of a row's greatest input, 127, 127.5 or kWideSteps, or of its range, kRangeSteps.
+    float input_steps;
     const float* input_multiplier;  // [inputs], by which the inputs are multiplied before all else, or null
     int64_t hadamard_block;         // of the inputs, before they are rounded; 0: none
     const int8_t* weight;           // packed (padded_inputs, padded_outputs), padded with zeros
-    const int32_t* excess;          // [outputs]: 128 · ∑ of a column, because the inputs are bytes + 128
+    const int32_t* totals;          // [outputs]: ∑ of a column
     const float* scale;             // [outputs]
     const float* bias;              // [outputs], or null
     // If the scale is given:
@@ -39,11 +43,13 @@ static constexpr int64_t rows_of_bytes(const Linear& linear) {
     return linear.input_scale == nullptr && linear.input_steps == kWideSteps ? 2 : 1;
 }
 
-// Quantized rows of inputs: bytes + 128 [count, rows_of_bytes, padded_inputs], and the scale of each row.
+// Quantized rows of inputs: bytes [count, rows_of_bytes, padded_inputs], the scale of each row, and the byte that
+// stands for 0, which is 128 unless rows have zero points.
 struct Rounded {
     int64_t count;
     uint8_t* bytes;
     float* scales;
+    int32_t* zeros;
 };
 
 // y = x / rms(x) ⊙ weight (+ bias).

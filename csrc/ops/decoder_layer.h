@@ -4,16 +4,20 @@
 
 namespace faquant {
 
-// A transformer block with int8 linears, named as the checkpoint's modules.
+// A transformer block with int8 linears, whose MLP is gated by silu or by gelu. Norms without a weight are left out;
+// those of outputs come before the residual stream. q_norm and k_norm are over each head, or over all heads together.
 struct DecoderLayer {
-    Norm input_layernorm, q_norm, k_norm, post_attention_layernorm;
+    Norm attention_norm, q_norm, k_norm, mlp_norm;
     const Linear *q_proj, *k_proj, *v_proj, *o_proj, *gate_proj, *up_proj, *down_proj;
+    int64_t rope = 0;  // the kind of its tables
+    Norm attention_output_norm = {}, mlp_output_norm = {};
+    bool norms_all_heads = false, gelu = false;
 };
 
 // The next tokens of some sequences, and the slots of their keys and values.
 struct Batch {
     int64_t tokens;
-    const float* cos;  // [tokens, dim] of their positions
+    const float* cos;  // [kinds, tokens, dim] of their positions
     const float* sin;
     const int64_t* slots;      // [tokens] in the cache
     const int64_t* positions;  // [tokens] in their sequences

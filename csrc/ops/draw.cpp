@@ -36,49 +36,61 @@ int64_t draw(const KernelTable& table, const Scores& scores, const Sampling& sam
     return token->id;
 }
 
-// The token of a mask that allows only one; otherwise -1.
-int64_t only_token(const uint8_t* mask, int64_t count) {
-    int64_t only = -1;
-    for (int64_t byte = 0; byte < (count + 7) / 8; ++byte) {
-        for (int bits = mask[byte], i = 0; bits != 0; bits >>= 1, ++i) {
-            if ((bits & 1) != 0 && 8 * byte + i < count) {
-                if (only >= 0) {
-                    return -1;
-                }
-                only = 8 * byte + i;
-            }
-        }
+// The bits of a mask for a block of tokens.
+uint64_t bits_of(const uint8_t* mask, int64_t block, int64_t count) {
+    static_assert(kBlock == 64);
+    const int64_t tokens = std::min(kBlock, count - block * kBlock);
+    uint64_t bits = 0;
+    for (int64_t byte = 0; byte < (tokens + 7) / 8; ++byte) {
+        bits |= uint64_t{mask[8 * block + byte]} << (8 * byte);
     }
-    return only;
+    return tokens < kBlock ? bits & ((uint64_t{1} << tokens) - 1) : bits;
 }
 
-// Writes a row of floats, with -infinity for masked tokens.
-void mask_row(const Scores& scores, const uint8_t* mask, float* row) {
+// Calls `each` for each bit that is set, from the lowest.
+template <typename Each>
+void for_each_bit(uint64_t bits, const Each& each) {
+    for (; bits != 0; bits &= bits - 1) {
+        each(__builtin_ctzll(bits));
+    }
+}
+
+// The blocks of a row in which a mask allows tokens, one after another, with -infinity for the other tokens in them;
+// and the numbers of these blocks. What is left out has weight 0, so that the draw is that of the whole row.
+std::vector<int64_t> pack_allowed(const Scores& scores, const uint8_t* mask, std::vector<float>& row) {
     constexpr float out = -std::numeric_limits<float>::infinity();
-    const auto copy = [&](int64_t first, int64_t count) {
-        const int bits = mask[first / 8];
-        for (int64_t i = 0; i < count; ++i) {
-            row[first + i] = (bits & 1 << i) != 0 ? scores.narrow[first + i] : out;
+    std::vector<int64_t> blocks;
+    row.clear();
+    for (int64_t block = 0; block * kBlock < scores.count; ++block) {
+        const uint64_t bits = bits_of(mask, block, scores.count);
+        if (bits == 0) {
+            continue;
         }
-    };
-    const int64_t whole = scores.count / 8 * 8;
-    for (int64_t first = 0; first < whole; first += 8) {
-        copy(first, 8);
+        const float* from = scores.narrow + block * kBlock;
+        const int64_t tokens = std::min(kBlock, scores.count - block * kBlock);
+        blocks.push_back(block);
+        if (2 * __builtin_popcountll(bits) > tokens) {
+            row.insert(row.end(), from, from + tokens);
+            float* to = row.data() + row.size() - tokens;
+            for_each_bit(~bits, [&](int64_t i) {
+                if (i < tokens) {
+                    to[i] = out;
+                }
+            });
+        } else {
+            row.insert(row.end(), static_cast<size_t>(tokens), out);
+            float* to = row.data() + row.size() - tokens;
+            for_each_bit(bits, [&](int64_t i) { to[i] = from[i]; });
+        }
     }
-    if (whole < scores.count) {
-        copy(whole, scores.count - whole);
-    }
+    return blocks;
 }
 
 int64_t draw_masked(const KernelTable& table, const Draw& one) {
-    const int64_t only = only_token(one.mask, one.row.count);
-    if (only >= 0) {
-        return std::isfinite(one.row.narrow[only]) ? only : -1;
-    }
     thread_local std::vector<float> row;  // kept: a new one of this size would be mapped and cleared by the system
-    row.resize(static_cast<size_t>(one.row.count));
-    mask_row(one.row, one.mask, row.data());
-    return draw(table, {one.row.count, row.data(), nullptr}, one.sampling);
+    const std::vector<int64_t> blocks = pack_allowed(one.row, one.mask, row);
+    const int64_t token = draw(table, {static_cast<int64_t>(row.size()), row.data(), nullptr}, one.sampling);
+    return token < 0 ? token : blocks[static_cast<size_t>(token / kBlock)] * kBlock + token % kBlock;
 }
 
 int64_t draw_before_mask(const KernelTable& table, const Draw& one) {

@@ -35,11 +35,12 @@ void rope(const KernelTable& table, float* x, const float* cos, const float* sin
     });
 }
 
-void silu_times(const KernelTable& table, const float* gate, const float* up, int64_t count, float* out,
-                int64_t threads) {
+void gated(const KernelTable& table, Activation activation, const float* gate, const float* up, int64_t count,
+           float* out, int64_t threads) {
+    const auto kernel = activation == Activation::kGelu ? table.gelu_times : table.silu_times;
     parallel((count + kElements - 1) / kElements, threads, [&](int64_t job) {
         const int64_t first = job * kElements;
-        table.silu_times(gate + first, up + first, std::min(kElements, count - first), out + first);
+        kernel(gate + first, up + first, std::min(kElements, count - first), out + first);
     });
 }
 

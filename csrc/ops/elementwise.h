@@ -9,7 +9,10 @@ void rms_norm(const KernelTable& table, const Norm& norm, const float* x, int64_
               int64_t threads);
 void rope(const KernelTable& table, float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads,
           int64_t dim, int64_t threads);
-void silu_times(const KernelTable& table, const float* gate, const float* up, int64_t count, float* out,
-                int64_t threads);
+// What gates in an MLP.
+enum class Activation { kSilu, kGelu };
+
+void gated(const KernelTable& table, Activation activation, const float* gate, const float* up, int64_t count,
+           float* out, int64_t threads);
 
 }  // namespace faquant

@@ -78,8 +78,10 @@ class RoundedInputs {
         bytes_.reset(new uint8_t[static_cast<size_t>(all_parts * inputs.rows * depth + kCacheLine)]);
         uint8_t* bytes = next_line(bytes_.get());
         scales_.reset(new float[static_cast<size_t>(count * inputs.rows)]);
+        zeros_.reset(new int32_t[static_cast<size_t>(count * inputs.rows)]);
         for (int64_t kind = 0; kind < count; ++kind) {
-            rounded_.push_back({inputs.rows, bytes, scales_.get() + kind * inputs.rows});
+            const int64_t first = kind * inputs.rows;
+            rounded_.push_back({inputs.rows, bytes, scales_.get() + first, zeros_.get() + first});
             bytes += parts_[static_cast<size_t>(kind)] * inputs.rows * depth;
         }
         parallel((inputs.rows + kRowsPerJob - 1) / kRowsPerJob, threads, [&](int64_t job) {
@@ -105,7 +107,8 @@ class RoundedInputs {
   private:
     Rounded some(int64_t kind, int64_t first, int64_t rows) const {
         const Rounded& all = rounded_[static_cast<size_t>(kind)];
-        return {rows, all.bytes + first * parts_[static_cast<size_t>(kind)] * depth_, all.scales + first};
+        return {rows, all.bytes + first * parts_[static_cast<size_t>(kind)] * depth_, all.scales + first,
+                all.zeros + first};
     }
 
     int64_t depth_;
@@ -114,6 +117,7 @@ class RoundedInputs {
     std::vector<Rounded> rounded_;  // of each kind
     std::unique_ptr<uint8_t[]> bytes_;
     std::unique_ptr<float[]> scales_;
+    std::unique_ptr<int32_t[]> zeros_;
 };
 
 }  // namespace

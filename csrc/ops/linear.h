@@ -4,8 +4,8 @@
 
 namespace faquant {
 
-// Packs weight int8 [outputs, inputs] for Linear.weight and Linear.excess, on up to `threads` threads.
-void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess,
+// Packs weight int8 [outputs, inputs] for Linear.weight and Linear.totals, on up to `threads` threads.
+void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* totals,
                  int64_t threads);
 
 // Packs weight [outputs, inputs], float32 or bfloat16, for a FloatLinear.

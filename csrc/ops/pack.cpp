@@ -69,7 +69,7 @@ void pack_float_weight(const void* weight, bool is_bfloat16, int64_t outputs, in
     });
 }
 
-void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* excess,
+void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* packed, int32_t* totals,
                  int64_t threads) {
     const int64_t depth = padded_inputs(inputs), columns = padded_outputs(outputs);
     parallel((columns + kPanel - 1) / kPanel, threads, [&](int64_t panel) {
@@ -77,7 +77,7 @@ void pack_weight(const int8_t* weight, int64_t outputs, int64_t inputs, int8_t* 
         const int8_t* rows = weight + first * inputs;
         pack_panel(rows, last - first, inputs, std::min(kPanel, columns - first), packed + first * depth);
         for (int64_t n = first; n < last; ++n, rows += inputs) {
-            excess[n] = 128 * sum_of(rows, inputs);
+            totals[n] = sum_of(rows, inputs);
         }
     });
 }

@@ -20,11 +20,11 @@
 // Consecutive layers of a model, with the caches that they append to.
 class DecoderLayers {
   public:
-    // For each layer: linears [q, k, v, o, gate, up, down], norms [input, post_attention, q, k], of which the latter
-    // two may be None, cache and window.
+    // For each layer: linears [q, k, v, o, gate, up, down], norms [attention, mlp, q, k, attention's output, mlp's
+    // output], of which any may be None, cache, window, the kind of its RoPE, and whether gelu gates.
     void add(const std::vector<nb::object>& linears, const std::vector<nb::object>& norms, const nb::object& cache,
-             const std::optional<int64_t>& window) {
-        require(linears.size() == 7 && norms.size() == 4, "A layer has seven linears and four norms.");
+             const std::optional<int64_t>& window, int64_t rope, bool gelu) {
+        require(linears.size() == 7 && norms.size() == 6, "A layer has seven linears and six norms.");
         std::vector<const faquant::Linear*> l;
         for (const nb::object& linear : linears) {
             require(nb::isinstance<Int8Linear>(linear), "linears must be Int8Linears.");
@@ -41,29 +41,38 @@ class DecoderLayers {
         }
         require(s.dim % 2 == 0, "RoPE needs an even number of channels.");
         require(norms[2].is_none() == norms[3].is_none(), "Either both q and k have norms, or neither.");
-        faquant::Norm n[4] = {};
+        faquant::Norm n[6] = {};
+        bool all_heads = false;
         for (size_t i = 0; i < norms.size(); ++i) {
-            if (i < 2 || !norms[i].is_none()) {
-                require(nb::isinstance<RmsNorm>(norms[i]),
-                        "norms must be RmsNorms; only those of q and k may be None.");
-                const auto& norm = nb::cast<const RmsNorm&>(norms[i]);
-                require(norm.size() == (i < 2 ? hidden : s.dim), "A norm has another size than what it is for.");
-                n[i] = norm.norm();
+            if (norms[i].is_none()) {
+                continue;
             }
+            require(nb::isinstance<RmsNorm>(norms[i]), "norms must be RmsNorms or None.");
+            const auto& norm = nb::cast<const RmsNorm&>(norms[i]);
+            const bool of_heads = i == 2 || i == 3;
+            if (of_heads && norm.size() != s.dim) {
+                all_heads = true;
+            }
+            const int64_t size = !of_heads ? hidden : !all_heads ? s.dim : i == 2 ? q : kv;
+            require(norm.size() == size, "A norm has another size than what it is for.");
+            n[i] = norm.norm();
         }
         require(layers_.empty() || (layers_[0].layer.q_proj->inputs == hidden && layers_[0].scheme->dim == s.dim &&
                                     layers_[0].cache->page_size == of_layer.cache().page_size),
                 "The layers do not fit together.");
+        require(rope >= 0, "rope must not be negative.");
+        kinds_ = std::max(kinds_, rope + 1);
         kept_.insert(kept_.end(), linears.begin(), linears.end());
         kept_.insert(kept_.end(), norms.begin(), norms.end());
         kept_.push_back(cache);
-        layers_.push_back({{n[0], n[2], n[3], n[1], l[0], l[1], l[2], l[3], l[4], l[5], l[6]},
-                           &s,
-                           &of_layer.cache(),
-                           checked_window(window)});
+        layers_.push_back(
+            {{n[0], n[2], n[3], n[1], l[0], l[1], l[2], l[3], l[4], l[5], l[6], rope, n[4], n[5], all_heads, gelu},
+             &s,
+             &of_layer.cache(),
+             checked_window(window)});
     }
 
-    // x [tokens, hidden], in place; cos and sin [tokens, 1, dim], spans and block_tables as for LayerCache.attend.
+    // x [tokens, hidden], in place; cos and sin [tokens, kinds, dim], spans and block_tables as for LayerCache.attend.
     // Returns, for each layer, how many values of q, k and v were beyond their static scales.
     std::vector<std::array<int64_t, 3>> run(const WritableArray& x, const Array& cos, const Array& sin,
                                             const Array& spans, const Array& block_tables, int64_t split,
@@ -72,8 +81,15 @@ class DecoderLayers {
         require(!layers_.empty(), "There are no layers.");
         const int64_t tokens = shape_of(x, "x", 2)[0];
         auto* stream = data_of<float>(x, "x", "float32", {tokens, hidden_size()});
-        const auto* of_cos = data_of<const float>(cos, "cos", "float32", {tokens, 1, head_dim()});
-        const auto* of_sin = data_of<const float>(sin, "sin", "float32", {tokens, 1, head_dim()});
+        const int64_t kinds = cos.ndim() == 3 ? static_cast<int64_t>(cos.shape(1)) : 0;
+        require(kinds >= kinds_, "There are fewer kinds of tables than the layers need.");
+        const auto* of_cos = data_of<const float>(cos, "cos", "float32", {tokens, kinds, head_dim()});
+        const auto* of_sin = data_of<const float>(sin, "sin", "float32", {tokens, kinds, head_dim()});
+        std::vector<float> cos_by_kind, sin_by_kind;
+        if (kinds > 1) {
+            of_cos = by_kind(of_cos, tokens, kinds, &cos_by_kind);
+            of_sin = by_kind(of_sin, tokens, kinds, &sin_by_kind);
+        }
         faquant::Cache smallest = *layers_[0].cache;
         int64_t window = 0;
         for (const faquant::CachedLayer& layer : layers_) {
@@ -115,12 +131,24 @@ class DecoderLayers {
             .def(nb::init<>())
             .def_prop_ro("hidden_size", &DecoderLayers::hidden_size)
             .def_prop_ro("head_dim", &DecoderLayers::head_dim)
-            .def("add", &DecoderLayers::add, nb::kw_only(), "linears"_a, "norms"_a, "cache"_a, "window"_a.none())
+            .def("add", &DecoderLayers::add, nb::kw_only(), "linears"_a, "norms"_a, "cache"_a, "window"_a.none(),
+                 "rope"_a = 0, "gelu"_a = false)
             .def("run", &DecoderLayers::run, "x"_a, "cos"_a, "sin"_a, "spans"_a, "block_tables"_a, "split"_a,
                  "threads"_a, "isa"_a.none());
     }
 
   private:
+    // Tables [tokens, kinds, dim] as [kinds, tokens, dim].
+    const float* by_kind(const float* tables, int64_t tokens, int64_t kinds, std::vector<float>* out) const {
+        const int64_t dim = head_dim();
+        out->resize(static_cast<size_t>(tokens * kinds * dim));
+        for (int64_t row = 0; row < tokens * kinds; ++row) {
+            std::copy_n(tables + row * dim, dim, out->data() + (row % kinds * tokens + row / kinds) * dim);
+        }
+        return out->data();
+    }
+
+    int64_t kinds_ = 1;
     std::vector<nb::object> kept_;
     std::vector<faquant::CachedLayer> layers_;
 };

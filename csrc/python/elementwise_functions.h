@@ -67,8 +67,8 @@ inline void rope(const WritableArray& x, const Array& cos, const Array& sin, int
 }
 
 // gate, up and out have the same shape.
-inline void silu_times(const Array& gate, const Array& up, const WritableArray& out, int64_t threads,
-                       const std::optional<std::string>& isa) {
+inline void gated(faquant::Activation activation, const Array& gate, const Array& up, const WritableArray& out,
+                  int64_t threads, const std::optional<std::string>& isa) {
     const std::vector<int64_t> shape = shape_of(gate, "gate", gate.ndim());
     int64_t count = 1;
     for (const int64_t size : shape) {
@@ -79,7 +79,17 @@ inline void silu_times(const Array& gate, const Array& up, const WritableArray& 
     auto* to = data_of<float>(out, "out", "float32", shape);
     const faquant::KernelTable& table = kernels(isa);
     nb::gil_scoped_release unlocked;
-    faquant::silu_times(table, of_gate, of_up, count, to, threads_of(threads));
+    faquant::gated(table, activation, of_gate, of_up, count, to, threads_of(threads));
+}
+
+inline void silu_times(const Array& gate, const Array& up, const WritableArray& out, int64_t threads,
+                       const std::optional<std::string>& isa) {
+    gated(faquant::Activation::kSilu, gate, up, out, threads, isa);
+}
+
+inline void gelu_times(const Array& gate, const Array& up, const WritableArray& out, int64_t threads,
+                       const std::optional<std::string>& isa) {
+    gated(faquant::Activation::kGelu, gate, up, out, threads, isa);
 }
 
 // frequencies float32 [dim / 2], positions int64 [tokens]; cos and sin float32 [tokens, dim]

@@ -120,7 +120,8 @@ NB_MODULE(_C, m) {
     m.def("rope_tables", &rope_tables, "frequencies"_a, "positions"_a, "scaling"_a, "cos"_a, "sin"_a);
     m.def("compensate", &compensate, "targets"_a, "steps"_a, "coefficients"_a, "rounded"_a, "errors"_a);
     m.def("silu_times", &silu_times, "gate"_a, "up"_a, "out"_a, "threads"_a, "isa"_a.none());
-    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "excess"_a, "threads"_a);
+    m.def("gelu_times", &gelu_times, "gate"_a, "up"_a, "out"_a, "threads"_a, "isa"_a.none());
+    m.def("pack_weight", &pack_weight, "weight"_a, "packed"_a, "totals"_a, "threads"_a);
     m.def("pack_float_weight", &pack_float_weight, "weight"_a, "packed"_a, "threads"_a);
     m.def("widen_bfloat16", &widen_array<faquant::widen_bfloat16>, "source"_a, "target"_a, "threads"_a);
     m.def("widen_float16", &widen_array<faquant::widen_float16>, "source"_a, "target"_a, "threads"_a);

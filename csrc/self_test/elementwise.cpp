@@ -51,7 +51,12 @@ const char* wrong_kernel_in_rope(const KernelTable& table) {
     return wrong_kernel_in(table, "rope", run, exact, 1e-6);
 }
 
-const char* wrong_kernel_in_silu(const KernelTable& table) {
+namespace {
+
+using Gated = void (*)(const float* gate, const float* up, int64_t count, float* out);
+
+const char* wrong_gated(const KernelTable& table, const char* name, Gated KernelTable::* kernel,
+                        double (*activation)(double)) {
     Random random;
     std::vector<float> gate = random.floats(256, 1.0f);
     for (const float value : {0.0f, -0.0f, 1e-30f, -1e-30f, 3e38f, -3e38f, 88.5f, -88.5f, 0.3f}) {
@@ -61,14 +66,28 @@ const char* wrong_kernel_in_silu(const KernelTable& table) {
     const auto up = random.floats(count, 0x1p-7f);
     std::vector<double> exact;
     for (size_t i = 0; i < gate.size(); ++i) {
-        exact.push_back(exact_silu(gate[i]) * up[i]);
+        exact.push_back(activation(gate[i]) * up[i]);
     }
     const auto run = [&](const KernelTable& kernels) {
         std::vector<float> out(gate.size());
-        kernels.silu_times(gate.data(), up.data(), count, out.data());
+        (kernels.*kernel)(gate.data(), up.data(), count, out.data());
         return out;
     };
-    return wrong_kernel_in(table, "silu_times", run, exact, 1e-6);
+    return wrong_kernel_in(table, name, run, exact, 1e-6);
+}
+
+double exact_gelu(double x) {
+    return x / 2 * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
+}  // namespace
+
+const char* wrong_kernel_in_silu(const KernelTable& table) {
+    return wrong_gated(table, "silu_times", &KernelTable::silu_times, exact_silu);
+}
+
+const char* wrong_kernel_in_gelu(const KernelTable& table) {
+    return wrong_gated(table, "gelu_times", &KernelTable::gelu_times, exact_gelu);
 }
 
 double exact_silu(double x) {

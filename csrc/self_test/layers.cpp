@@ -10,7 +10,7 @@ namespace faquant {
 
 const char* wrong_kernel_in_layers(const KernelTable& table) {
     constexpr int64_t kHidden = 36, kInner = 96, kHeads = 4, kKvHeads = 2, kDim = 12, kMaps = 2;
-    constexpr int64_t kPages = 3, kLayers = 3;
+    constexpr int64_t kPages = 3, kLayers = 4;
     // Two sequences: one whose new tokens cross into another tile, page and split, and one that starts.
     constexpr int64_t kTokens[] = {5, 1}, kStarts[] = {kTile - 2, 3}, kAll = 6;
     const int64_t block_tables[][2] = {{2, 0}, {1}};
@@ -52,6 +52,15 @@ const char* wrong_kernel_in_layers(const KernelTable& table) {
                                       with_scale(kHidden, kInner, 0.02f),
                                       with_scale(kHidden, kInner, 0.03f),
                                       with_scale(kInner, kHidden, 0.02f)};
+
+    // Norms of outputs instead of inputs, and of all heads of q and k.
+    const std::vector<float> of_heads = random.floats(kHeads * kDim, 0.003f, 1.0f);
+    DecoderLayer with_outputs = dynamic;
+    with_outputs.attention_norm = with_outputs.mlp_norm = {};
+    with_outputs.attention_output_norm = plain;
+    with_outputs.mlp_output_norm = biased;
+    with_outputs.q_norm = with_outputs.k_norm = {of_heads.data(), nullptr, 1e-5f};
+    with_outputs.norms_all_heads = with_outputs.gelu = true;
 
     const auto center = random.floats(kMaps * kKvHeads * kDim, 0.005f);
     const auto equalizer = random.floats(kMaps * kKvHeads * kDim, 0.003f, 1.0f);
@@ -103,7 +112,7 @@ const char* wrong_kernel_in_layers(const KernelTable& table) {
                   [&] { return static_cast<uint16_t>(0x2000 + random.next()); });
 
     const auto run = [&](const KernelTable& kernels) {
-        std::vector<uint8_t> stores[] = {past, past, past};
+        std::vector<uint8_t> stores[] = {past, past, past, past};
         std::vector<uint16_t> scales_of_tokens = past_scales;
         Cache caches[kLayers];
         for (int64_t i = 0; i < kLayers; ++i) {
@@ -116,7 +125,8 @@ const char* wrong_kernel_in_layers(const KernelTable& table) {
         caches[0].v_scale = scales_of_tokens.data() + kRows;
         const CachedLayer layers[kLayers] = {{dynamic, &mapped, &caches[0], INT32_MAX},
                                              {with_scales, &by_channel, &caches[1], 70},
-                                             {dynamic, &by_head, &caches[2], INT32_MAX}};
+                                             {dynamic, &by_head, &caches[2], INT32_MAX},
+                                             {with_outputs, &by_channel, &caches[3], INT32_MAX}};
         std::vector<float> out = x;
         Saturated saturated[kLayers];
         run_layers(kernels, layers, kLayers, batch, out.data(), 1, saturated);

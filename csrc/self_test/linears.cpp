@@ -48,13 +48,17 @@ std::vector<double> exact_outputs(const RandomLinear& random, const std::vector<
             if (l.hadamard_block != 0) {
                 exact_hadamard(steps.data(), l.inputs, l.hadamard_block);
             }
-            double peak = 0;
-            for (const double value : steps) {
-                peak = std::max(peak, std::abs(value));
+            const double low = std::min(0.0, *std::min_element(steps.begin(), steps.end()));
+            const double high = std::max(0.0, *std::max_element(steps.begin(), steps.end()));
+            double greatest = std::floor(static_cast<double>(l.input_steps));
+            if (l.input_steps == kRangeSteps) {
+                step = (high - low) / l.input_steps;
+                greatest -= std::nearbyint(-low / step);
+            } else {
+                step = std::max(high, -low) / l.input_steps;
             }
-            step = peak / l.input_steps;
             for (double& value : steps) {
-                value = std::min(std::nearbyint(value / step), std::floor(static_cast<double>(l.input_steps)));
+                value = std::min(std::nearbyint(value / step), greatest);
             }
         }
         for (int64_t n = 0; n < l.outputs; ++n) {
@@ -71,15 +75,20 @@ std::vector<double> exact_outputs(const RandomLinear& random, const std::vector<
 std::vector<float> whole_inputs(Random& random, const Linear& linear, int64_t rows) {
     const int64_t size = linear.inputs;
     std::vector<double> x(static_cast<size_t>(rows * size));
-    const bool is_wide = rows_of_bytes(linear) == 2;
-    std::generate(x.begin(), x.end(), [&] {
-        const int32_t some = random.next() % 255 - 127;
-        return is_wide ? std::max(256 * some + random.next() - 128, -32639) : some;
-    });
+    const bool is_wide = rows_of_bytes(linear) == 2, has_zeros = linear.input_steps == kRangeSteps;
+    for (int64_t row = 0; row < rows; ++row) {
+        // All numbers of one row are halves, which are rounded to even numbers.
+        const double zero = !has_zeros ? 127.0 : row == 2 ? 127.5 : random.next();
+        std::generate_n(x.begin() + row * size, size, [&] {
+            const double some = random.next() % 255 - zero;
+            return is_wide ? std::max(256 * some + random.next() - 128, -32639.0) : some;
+        });
+        x[static_cast<size_t>(row * size)] = has_zeros ? 255 - zero : linear.input_steps;
+        x[static_cast<size_t>(row * size + 1)] = has_zeros ? -zero : -linear.input_steps;
+    }
     std::fill_n(x.begin(), size, linear.input_steps);
     std::fill_n(x.begin() + size, size, -linear.input_steps);
     for (int64_t row = 0; row < rows; ++row) {
-        x[static_cast<size_t>(row * size)] = linear.input_steps;
         if (linear.hadamard_block != 0) {
             exact_hadamard(x.data() + row * size, size, linear.hadamard_block);
         }
@@ -98,7 +107,8 @@ void apply_at_once(const KernelTable& kernels, const Linear& linear, const std::
                    bool add, std::vector<float>& out) {
     std::vector<uint8_t> bytes(static_cast<size_t>(rows * rows_of_bytes(linear) * padded_inputs(linear.inputs)));
     std::vector<float> scales(static_cast<size_t>(rows)), scratch(static_cast<size_t>(linear.inputs));
-    const Rounded rounded = {rows, bytes.data(), scales.data()};
+    std::vector<int32_t> zeros(static_cast<size_t>(rows));
+    const Rounded rounded = {rows, bytes.data(), scales.data(), zeros.data()};
     kernels.quantize_inputs(linear, x.data(), scratch.data(), rounded);
     kernels.linear_panels(linear, rounded, 0, (linear.outputs + kPanel - 1) / kPanel, add, out.data());
 }
@@ -127,11 +137,11 @@ const char* wrong_gated_linears(const KernelTable& table, float steps_of_up) {
 RandomLinear::RandomLinear(Random& random, int64_t inputs, int64_t outputs, float unit)
     : weight(static_cast<size_t>(inputs * outputs)),
       packed(static_cast<size_t>(padded_inputs(inputs) * padded_outputs(outputs))),
-      excess(static_cast<size_t>(outputs)),
+      totals(static_cast<size_t>(outputs)),
       bias(random.floats(outputs, unit)) {
     std::generate(weight.begin(), weight.end(), [&] { return static_cast<int8_t>(random.next()); });
     std::fill_n(weight.begin(), inputs, int8_t{-128});
-    pack_weight(weight.data(), outputs, inputs, packed.data(), excess.data(), 1);
+    pack_weight(weight.data(), outputs, inputs, packed.data(), totals.data(), 1);
     for (int64_t n = 0; n < outputs; ++n) {
         scale.push_back(unit / static_cast<float>(1 << n % 4));
         quant_bias.push_back((random.next() - 128) * 10);
@@ -140,7 +150,7 @@ RandomLinear::RandomLinear(Random& random, int64_t inputs, int64_t outputs, floa
     linear.outputs = outputs;
     linear.input_steps = 127.0f;
     linear.weight = packed.data();
-    linear.excess = excess.data();
+    linear.totals = totals.data();
     linear.scale = scale.data();
     linear.bias = bias.data();
 }
@@ -182,7 +192,10 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
                           {22, 590, 0, true, false, false, 0.125f},
                           {3, 999, 0, false, false, false, 1.0f, kWideSteps},
                           {6, 48, 16, false, true, true, 0.125f, kWideSteps},
-                          {22, 130, 0, false, false, true, 0.125f, kWideSteps}};
+                          {22, 130, 0, false, false, true, 0.125f, kWideSteps},
+                          {3, 999, 0, false, false, false, 1.0f, kRangeSteps},
+                          {6, 48, 16, false, true, true, 0.125f, kRangeSteps},
+                          {22, 130, 0, false, false, true, 0.125f, kRangeSteps}};
     Random random;
     for (const Case& c : cases) {
         RandomLinear linear(random, c.inputs, kOutputs, c.unit);
@@ -218,8 +231,12 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
 }
 
 const char* wrong_kernel_in_gated_linears(const KernelTable& table) {
-    const char* kernel = wrong_gated_linears(table, 127.0f);
-    return kernel != nullptr ? kernel : wrong_gated_linears(table, kWideSteps);
+    for (const float steps : {127.0f, kWideSteps, kRangeSteps}) {
+        if (const char* kernel = wrong_gated_linears(table, steps)) {
+            return kernel;
+        }
+    }
+    return nullptr;
 }
 
 }  // namespace faquant

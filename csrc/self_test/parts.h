@@ -44,7 +44,7 @@ double exact_silu(double x);
 // of it; the bias is in units.
 struct RandomLinear {
     std::vector<int8_t> weight, packed;  // [outputs, inputs], and packed for the kernels
-    std::vector<int32_t> excess, quant_bias;
+    std::vector<int32_t> totals, quant_bias;
     std::vector<float> scale, bias, input, multiplier;
     Linear linear{};
 
@@ -64,6 +64,7 @@ const char* wrong_kernel_in_dots(const KernelTable& table);
 const char* wrong_kernel_in_norms(const KernelTable& table);
 const char* wrong_kernel_in_rope(const KernelTable& table);
 const char* wrong_kernel_in_silu(const KernelTable& table);
+const char* wrong_kernel_in_gelu(const KernelTable& table);
 // the passes over a vocabulary,
 const char* wrong_kernel_in_maxima(const KernelTable& table);
 const char* wrong_kernel_in_weights(const KernelTable& table);

@@ -30,6 +30,7 @@ constexpr Kernel kKernels[] = {{"append", take<&KernelTable::append>},
                                {"rms_norm", take<&KernelTable::rms_norm>},
                                {"rope", take<&KernelTable::rope>},
                                {"silu_times", take<&KernelTable::silu_times>},
+                               {"gelu_times", take<&KernelTable::gelu_times>},
                                {"finish", take<&KernelTable::finish>},
                                {"block_maxima", take<&KernelTable::block_maxima>},
                                {"block_weights", take<&KernelTable::block_weights>}};
@@ -64,7 +65,7 @@ const char* wrong_kernel_in(const KernelTable& table, const char* name, const Ru
 
 const char* first_wrong_kernel(const KernelTable& table) {
     for (const auto& find :
-         {wrong_kernel_in_dots, wrong_kernel_in_norms, wrong_kernel_in_rope, wrong_kernel_in_silu,
+         {wrong_kernel_in_dots, wrong_kernel_in_norms, wrong_kernel_in_rope, wrong_kernel_in_silu, wrong_kernel_in_gelu,
           wrong_kernel_in_maxima, wrong_kernel_in_weights, wrong_kernel_in_linears, wrong_kernel_in_gated_linears,
           wrong_kernel_in_float_linears, wrong_kernel_in_attention, wrong_kernel_in_layers}) {
         if (const char* kernel = find(table)) {

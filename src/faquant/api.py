@@ -9,7 +9,6 @@ from . import search
 from .checkpoint.files import read_object
 from .checkpoint.model_config import load_config
 from .checkpoint.side_files import has_side_file
-from .checkpoint.tensors import TensorFiles
 from .checkpoint.unfinished import remove_remains
 from .checkpoint.write import prepared
 from .errors import CheckpointError, UsageError
@@ -17,6 +16,7 @@ from .evaluation import measure, texts
 from .evaluation.report import Report
 from .evaluation.tasks.compare import Tasks
 from .evaluation.through_vllm import evaluate_through_vllm
+from .formats.base import Source
 from .formats.gguf.write_tokenizer import tokenizer_metadata
 from .kernels.device import Device
 from .quantization import calibration as calibrating
@@ -142,7 +142,7 @@ def is_quantized(
         described = described if same and described.calibration == ids else None
     if described is None and not provenance.has_note(arguments.output):
         return False  # before all weights are read
-    fingerprint = TensorFiles.open(arguments.source).fingerprint()
+    fingerprint = Source.of(arguments.source).open_files().fingerprint()
     noted = provenance.is_noted(arguments.output, provenance.request(fingerprint, ids, arguments.recipe_words))
     if not noted and (described is None or described.model != fingerprint):
         return False

@@ -46,17 +46,18 @@ class LinearRecipe(_Frozen):
     """How the linears are quantized: weights to int8 with one scale per output channel, inputs to 8 or 16 bits.
 
     Attributes:
-        activation: one dynamic scale per token (`token`), or a calibrated scale and zero point (`tensor`).
+        activation: a dynamic scale and zero point per token (`token_asymmetric`), a dynamic scale per token (`token`),
+            or a calibrated scale and zero point (`tensor`).
         rotate: rotate the linears' inputs in Hadamard blocks at run time (`inputs`; o_proj's input has V's rotation),
             or rotate the residual stream (R1), folded into the weights, without cost at run time (`folded`).
         equalize: scale the input channels of q, k, v, gate, up and down_proj and of the head to minimize the loss of
             inputs and weights, folded into norms, up_proj and weights; with `folded`, only down_proj's.
         rounding: of weights, to the nearest step (`nearest`), or with error compensation from the calibration (`gptq`).
         float_layers: patterns of module names that stay float, such as `*.mlp.down_proj` or `lm_head`.
-        wide_inputs: patterns of module names whose inputs have 16 bits instead of 8, such as `*`.
+        wide_inputs: patterns of module names whose inputs have 16 bits instead of 8 and no zero point, such as `*`.
     """
 
-    activation: Literal["token", "tensor"] = "token"
+    activation: Literal["token_asymmetric", "token", "tensor"] = "token_asymmetric"
     rotate: Literal["inputs", "folded", "none"] = "inputs"
     equalize: bool = True
     rounding: Literal["nearest", "gptq"] = "gptq"

@@ -4,10 +4,27 @@ from typing import Any
 
 import pytest
 
-from faquant.checkpoint.model_config import MODEL_TYPES, ModelConfig, parse_config
+from faquant.checkpoint.families import FAMILIES
+from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.checkpoint.rope_config import RopeConfig
 from faquant.errors import CheckpointError, FaquantError, UnsupportedError
-from oracles.configs import LLAMA, LLAMA3, MISTRAL, QWEN2, QWEN3, WINDOWED, YARN, error_of
+from oracles.configs import (
+    GEMMA3,
+    GRANITE,
+    LLAMA,
+    LLAMA3,
+    MISTRAL,
+    OLMO3,
+    PHI3,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+    WINDOWED,
+    YARN,
+    error_of,
+)
+
+MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 
 
 def test_a_llama_configuration_is_read() -> None:
@@ -48,6 +65,8 @@ def test_group_size_is_query_heads_for_each_kv_head() -> None:
         ({**QWEN2, "attention_bias": False, "mlp_bias": True}, True, False, False, False),
         (QWEN3, False, False, False, True),
         ({**QWEN3, "attention_bias": True}, True, True, False, True),
+        ({**SMOLLM3, "attention_bias": True, "mlp_bias": True}, True, True, True, False),
+        ({**GRANITE, "attention_bias": True, "mlp_bias": True}, True, True, True, False),
     ],
 )
 def test_biases_and_norms_are_those_that_transformers_gives_the_type(
@@ -98,6 +117,18 @@ def test_end_tokens_are_one_or_several_or_none(value: Any, expected: tuple[int, 
         ({**MISTRAL, "sliding_window": None}, (None,) * 4),
         ({**MISTRAL, "sliding_window": 128}, (128,) * 4),
         ({**MISTRAL, "sliding_window": 128, "layer_types": ["sliding_attention"] * 4}, (128,) * 4),
+        ({**MISTRAL, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}, (None, 8) * 2),
+        ({**MISTRAL, "model_type": "ministral", "architectures": None, "sliding_window": 128}, (128,) * 4),
+        ({**SMOLLM3, **WINDOWED}, (None, None, None, 128)),
+        ({**OLMO3, "sliding_window": 128}, (128, 128, 128, None)),
+        ({**OLMO3, "model_type": "olmo2", "architectures": None, "sliding_window": 128}, (None,) * 4),
+        (GEMMA3, (128, 128, 128, 128, 128, None, 128)),
+        ({**GEMMA3, "sliding_window_pattern": 2}, (128, None) * 3 + (128,)),
+        (PHI3, (None,) * 4),
+        ({**PHI3, "sliding_window": 128}, (128,) * 4),
+        ({**SMOLLM3, **WINDOWED, "no_rope_layers": [0, 1, 1, 0, 1]}, (128, None, None, 128)),
+        ({**SMOLLM3, "sliding_window": 128}, (None,) * 4),
+        ({**SMOLLM3, "use_sliding_window": True}, (None,) * 4),
         ({**QWEN2, "sliding_window": 128}, (None,) * 4),
         ({**QWEN2, "sliding_window": 128, "use_sliding_window": False}, (None,) * 4),
         ({**QWEN2, **WINDOWED}, (None,) * 4),
@@ -227,7 +258,6 @@ def test_a_contradiction_is_explained(keys: dict[str, Any], words: str) -> None:
     [
         ({**MISTRAL, "sliding_window": 0}, CheckpointError),
         ({**MISTRAL, "sliding_window": None, "layer_types": ["sliding_attention"] * 4}, CheckpointError),
-        ({**MISTRAL, "sliding_window": 8, "layer_types": ["full_attention"] * 4}, UnsupportedError),
         ({**QWEN2, "use_sliding_window": 1}, CheckpointError),
         ({**QWEN2, **WINDOWED, "max_window_layers": -1}, CheckpointError),
         ({**QWEN2, "layer_types": ["sliding_attention"] * 4}, CheckpointError),
@@ -236,6 +266,7 @@ def test_a_contradiction_is_explained(keys: dict[str, Any], words: str) -> None:
         ({**QWEN2, **WINDOWED, "layer_types": "full"}, UnsupportedError),
         ({**QWEN3, "layer_types": ["linear_attention"] * 4}, UnsupportedError),
         ({**LLAMA, "layer_types": ["chunked_attention"] * 4}, UnsupportedError),
+        ({**OLMO3, "sliding_window": None}, CheckpointError),
     ],
 )
 def test_impossible_windows_are_refused(raw: dict[str, Any], kind: type[FaquantError]) -> None:
@@ -257,7 +288,7 @@ def test_impossible_windows_are_refused(raw: dict[str, Any], kind: type[FaquantE
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"torch_dtype": "float64"}, "float64"),
         ({"torch_dtype": "auto"}, "auto"),
-        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "longrope"),
+        ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, "proportional"),
         ({"rope_scaling": {"type": "su"}}, "su"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "mrope"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "kinds of layers"),
@@ -295,6 +326,104 @@ def test_keys_of_other_arithmetic_are_refused_unless_they_change_nothing(key: st
     assert parse_config({**LLAMA, key: neutral}) == parse_config(LLAMA)
 
 
+def test_multipliers_of_granite_are_folded_into_what_every_model_has() -> None:
+    """The residual stream is divided by its factor; norms do not see that with another eps."""
+    config = parse_config({**GRANITE, "num_attention_heads": 4, "num_key_value_heads": 2})
+    assert config.head_dim == 64
+    assert config.score_factor == pytest.approx(0.0625 * 8)
+    assert config.embedding_multiplier == pytest.approx(12 / 0.25)
+    assert config.rms_norm_eps == pytest.approx(1e-5 * 16)
+    assert config.logits_scaling == 8.0
+    neutral = parse_config({key: value for key, value in GRANITE.items() if key not in MULTIPLIERS})
+    assert (neutral.embedding_multiplier, neutral.logits_scaling, neutral.rms_norm_eps) == (1.0, 1.0, 1e-5)
+    assert neutral.score_factor == pytest.approx(32**0.5)
+
+
+@pytest.mark.parametrize("key", MULTIPLIERS)
+@pytest.mark.parametrize("value", [0, -1, "1", True])
+def test_multipliers_must_be_greater_than_zero(key: str, value: Any) -> None:
+    assert f"{key} must be" in error_of({**GRANITE, key: value})
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, [0, 0, 0, 1]),
+        ({"no_rope_layer_interval": 2}, [0, 1, 0, 1]),
+        ({"no_rope_layers": [1, 0, 1, 1, 0]}, [0, 1, 0, 0]),
+        ({"no_rope_layers": [1, 1, 1, 1]}, [0, 0, 0, 0]),
+    ],
+)
+def test_layers_without_rope(keys: dict[str, Any], expected: list[int]) -> None:
+    config = parse_config({**SMOLLM3, **keys})
+    assert [config.rope_kind(layer) for layer in range(4)] == expected
+    assert [rope.rope_type for rope in config.ropes] == ["default", "none"][: 1 + max(expected)]
+
+
+@pytest.mark.parametrize("value", [4, [1, 1], [1, 1, 1, True], [1, 1, 1, "0"]])
+def test_layers_without_rope_are_listed(value: Any) -> None:
+    assert "no_rope_layers must be a list" in error_of({**SMOLLM3, "no_rope_layers": value})
+
+
+def test_defaults_are_those_of_the_family() -> None:
+    bare = {key: value for key, value in SMOLLM3.items() if key not in ("tie_word_embeddings", "rope_theta")}
+    assert parse_config(bare).tie_word_embeddings
+    assert parse_config(bare).rope.theta == 2e6
+
+
+def test_phi3_s_published_code_is_that_of_transformers() -> None:
+    """Its config.json names copies of the classes that transformers has by now."""
+    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    assert parse_config({**PHI3, "auto_map": code}) == parse_config(PHI3)
+    for code in (
+        {"AutoModelForCausalLM": "modeling_x.XForCausalLM"},
+        {"AutoModelForCausalLM": "other/repository--modeling_phi3.Phi3ForCausalLM"},
+        {"AutoModelForCausalLM": 3},
+        ["modeling_phi3.Phi3ForCausalLM"],
+    ):
+        assert "auto_map" in error_of({**PHI3, "auto_map": code}, UnsupportedError)
+
+
+def test_gemma_has_what_its_class_computes() -> None:
+    config = parse_config(GEMMA3)
+    assert config.embedding_multiplier == 16.0  # √256
+    assert config.score_factor == 0.5  # √(64 / 256)
+    assert config.logits_scaling == 1.0
+    assert (config.family.norm_offset, config.family.activation) == (1.0, "gelu_pytorch_tanh")
+    assert config.family.norms == (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    )
+    untold = {key: value for key, value in GEMMA3.items() if key != "tie_word_embeddings"}
+    assert parse_config(untold).tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "gemma3"}, "gemma3"),
+    ],
+)
+def test_what_gemma_may_have_besides_is_refused(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**GEMMA3, **keys}, UnsupportedError)
+    assert "query_pre_attn_scalar must be" in error_of({**GEMMA3, "query_pre_attn_scalar": 0})
+
+
+def test_norms_of_olmo_are_over_outputs_and_over_all_heads() -> None:
+    config = parse_config(OLMO3)
+    norms = config.family.norms
+    assert (norms.attention, norms.mlp) == (None, None)
+    assert (norms.attention_output, norms.mlp_output) == ("post_attention_layernorm", "post_feedforward_layernorm")
+    assert (config.qk_norm_size("q_norm"), config.qk_norm_size("k_norm")) == (256, 64)
+    assert parse_config(QWEN3).qk_norm_size("k_norm") == 64
+
+
 def test_qwen3_has_a_qk_norm() -> None:
     assert parse_config({**QWEN3, "use_qk_norm": True}) == parse_config(QWEN3)
 
@@ -311,8 +440,8 @@ def test_another_tool_s_quantization_is_left_to_the_formats(table: Any) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
 def test_a_directory_saved_from_the_base_model_is_the_same_model(model_type: str) -> None:
-    raw = {**QWEN3, "model_type": model_type, "architectures": [MODEL_TYPES[model_type]]}
-    base = [MODEL_TYPES[model_type].replace("ForCausalLM", "Model")]
+    raw = {**QWEN3, "model_type": model_type, "architectures": [FAMILIES[model_type].causal_lm]}
+    base = [FAMILIES[model_type].causal_lm.replace("ForCausalLM", "Model")]
     assert parse_config({**raw, "architectures": base}) == parse_config(raw)
     with pytest.raises(UnsupportedError, match="does not include"):
         parse_config({**raw, "architectures": [base[0] + "ForSequenceClassification"]})

@@ -7,7 +7,7 @@ import pytest
 from faquant.checkpoint.model_config import parse_config
 from faquant.checkpoint.rope_config import RopeConfig
 from faquant.errors import UnsupportedError
-from oracles.configs import LLAMA, LLAMA3, QWEN2, YARN, error_of
+from oracles.configs import GEMMA3, LLAMA, LLAMA3, OLMO3, PHI3, QWEN2, YARN, error_of
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,95 @@ def test_a_rope_key_that_the_type_does_not_use_is_refused(table: dict[str, Any],
     for place in ("rope_scaling", "rope_parameters"):
         message = error_of({**LLAMA, place: table}, UnsupportedError)
         assert f"{place}: '{key}" in message
+
+
+LONGROPE = {"short_factor": [1.0] * 16, "long_factor": [2] * 16}
+
+
+def test_longrope_of_phi3_has_older_names_and_the_original_context_outside() -> None:
+    expected = RopeConfig("longrope", 1e4, 4.0, 512, short_factor=(1.0,) * 16, long_factor=(2.0,) * 16)
+    raw = {**PHI3, "original_max_position_embeddings": 512}
+    for name in ("longrope", "su", "yarn"):
+        config = parse_config({**raw, "rope_scaling": {"type": name, **LONGROPE}})
+        assert (config.rope, config.max_position) == (expected, 2048)
+    assert "'su' is not supported" in error_of({**LLAMA, "rope_scaling": {"type": "su", **LONGROPE}}, UnsupportedError)
+
+
+def test_a_part_of_the_channels_is_rotated() -> None:
+    for keys in (
+        {"partial_rotary_factor": 0.75},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+    ):
+        config = parse_config({**PHI3, **keys})
+        assert config.rope.rotary_dim(config.head_dim) == 24
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"partial_rotary_factor": 0.01}, "gives 0 of 32 channels"),
+        ({"partial_rotary_factor": 0.47}, "gives 15 of 32 channels"),
+        ({"partial_rotary_factor": 0.0}, "must be between 0 and 1"),
+        ({"partial_rotary_factor": 1.5}, "must be between 0 and 1"),
+        ({"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.75}}, "differ"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16}}, "long_factor must be a list"),
+        ({"rope_scaling": {"type": "longrope", **LONGROPE, "short_factor": [0.0] * 16}}, "short_factor must be a list"),
+        (
+            {"rope_scaling": {"type": "longrope", **LONGROPE, "short_factor": [True] * 16}},
+            "short_factor must be a list",
+        ),
+        ({"rope_scaling": {"type": "longrope", **LONGROPE, "long_factor": [1.0] * 8}}, "long_factor has 8 numbers"),
+        ({"rope_scaling": {"type": "longrope", **LONGROPE}, "original_max_position_embeddings": 1}, "at least 2"),
+        ({"rope_scaling": {"type": "longrope", **LONGROPE}, "original_max_position_embeddings": 4096}, "at least 1"),
+    ],
+)
+def test_wrong_factors_are_named(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**PHI3, **keys})
+
+
+def test_layers_with_a_window_may_have_a_rope_of_their_own() -> None:
+    theta = {key: value for key, value in OLMO3.items() if key != "rope_theta"}
+    for raw in (
+        {**OLMO3, "rope_theta": 5e5, "rope_scaling": YARN},
+        {**theta, "rope_parameters": {"full_attention": YARN}},
+        {**theta, "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}}},
+    ):
+        config = parse_config(raw)
+        plain = RopeConfig("default", 5e5, original_max_position=2048)
+        assert config.ropes == (RopeConfig("yarn", 5e5, 4.0, 2048), plain)
+        assert [config.rope_kind(layer) for layer in range(4)] == [1, 1, 1, 0]
+        assert config.max_position == 8192
+    assert parse_config(OLMO3).ropes == (RopeConfig("default", 1e4, original_max_position=2048),)
+    apart = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    assert [rope.theta for rope in parse_config({**theta, "rope_parameters": apart}).ropes] == [1e6, 1e4]
+
+
+def test_gemma_s_bases_and_context_are_its_own() -> None:
+    """Its max_position_embeddings is the context after scaling."""
+    config = parse_config({**GEMMA3, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    assert config.ropes == (
+        RopeConfig("linear", 1e6, 8.0, 2048),
+        RopeConfig("default", 1e4, original_max_position=2048),
+    )
+    assert config.max_position == 2048
+    assert parse_config({**GEMMA3, "rope_local_base_freq": 5e3}).ropes[1].theta == 5e3
+    assert "must be greater than 1" in error_of({**GEMMA3, "rope_local_base_freq": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"rope_parameters": {"full_attention": {}, "chunked_attention": {}}}, "'chunked_attention' is not a kind"),
+        ({"rope_parameters": {"full_attention": {}, "rope_theta": 1e4}}, "'rope_theta' is not a kind"),
+        ({"rope_parameters": {"full_attention": {"type": "dynamic", "factor": 2.0}}}, "not supported by kinds"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "not supported by kinds"),
+        ({"rope_parameters": {"full_attention": {**YARN, "alpha": 2}}}, "full_attention: 'alpha' (2)"),
+    ],
+)
+def test_unknown_kinds_and_types_are_refused(keys: dict[str, Any], words: str) -> None:
+    assert words in error_of({**OLMO3, **keys}, UnsupportedError)
+    both = {"rope_parameters": {"full_attention": {}}, "rope_scaling": YARN}
+    assert "both rope_parameters and rope_scaling" in error_of({**OLMO3, **both})
 
 
 DUAL_CHUNKS = {"chunk_size": 512, "local_size": 64, "original_max_position_embeddings": 1024}

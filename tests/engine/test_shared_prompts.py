@@ -81,6 +81,21 @@ def test_prefixes_are_shared_up_to_a_dynamic_rope_models_own_length() -> None:
         assert request.completion().cached_tokens == found
 
 
+def test_prefixes_are_shared_by_requests_with_the_same_factors_of_longrope() -> None:
+    engine = TinyEngine("odd-longrope")
+    engine.add(prompt(200), GREEDY)
+    engine.run()
+    for seed, length, found in (
+        (1, 210, 128),
+        (1, 300, 0),
+        (2, 310, 128),
+        (3, 210, 128),
+    ):  # 256 is the original context
+        (request,) = engine.add((*prompt(200), *prompt(length - 200, seed)), GREEDY)
+        engine.run()
+        assert request.completion().cached_tokens == found
+
+
 def test_several_answers_read_their_prompt_once_and_differ() -> None:
     engine = TinyEngine()
     params = SamplingParams(seed=3, n=3, max_tokens=20, ignore_eos=True, logprobs=1)

@@ -41,8 +41,14 @@ def _measure(models: dict[str, Model]) -> tuple[NoiseMeter, float | None]:
 RECIPES_AND_OTHERS = [RECIPES["default"], RECIPES["static"], RECIPES["mindie-plain"], FOLDED, MIXED]
 
 
-@pytest.mark.parametrize("kind", ["smollm", "qwen3-bias"])
-@pytest.mark.parametrize("recipe", RECIPES_AND_OTHERS, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [
+        *((kind, recipe) for kind in ("smollm", "qwen3-bias") for recipe in RECIPES_AND_OTHERS),
+        *((kind, RECIPES["default"]) for kind in ("granite-bias", "phi4-mini", "smollm3", "olmo3", "gemma3")),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_every_part_has_the_noise_of_eight_bits(kind: str, recipe: Recipe, tmp_path: Path) -> None:
     # In a wrong basis the noise would be as large as the signal.
     models = _models(kind, recipe, tmp_path)
@@ -82,7 +88,7 @@ def test_figures_are_the_ratio_of_energies(tmp_path: Path) -> None:
     meter, _ = _measure(models)
     linear, exact = (models[name].decoder.layers[0] for name in ("linears", "float"))
     x = torch.as_tensor(models["float"].decoder.embed(IDS.numpy()))
-    wanted, got = exact.k_proj(exact.input_layernorm(x)), linear.k_proj(linear.input_layernorm(x))
+    wanted, got = exact.k_proj(exact.attention_norm(x)), linear.k_proj(linear.attention_norm(x))
     assert meter.layers[0].to_json()["linears"]["k_proj"] == pytest.approx(_decibels(wanted, got), rel=1e-6)
     seen: dict[str, Tensor] = {}
 

@@ -229,6 +229,8 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
         ("q_proj.weight", "W8A8", [INT8], [F32, torch.uint8, INT32]),
         ("q_proj.weight", "W8A8_DYNAMIC", [INT8], [BF16]),
         ("q_proj.weight", "FAQUANT_W8A8_DYNAMIC_ROTATED", [INT8], [BF16]),
+        ("q_proj.weight", "FAQUANT_W8A8_ASYMMETRIC_DYNAMIC", [INT8], [BF16]),
+        ("q_proj.weight", "FAQUANT_W8A8_ASYMMETRIC_DYNAMIC_ROTATED", [INT8], [BF16]),
         ("q_proj.weight", "FAQUANT_W8A16_DYNAMIC", [INT8], [BF16]),
         ("q_proj.weight", "FAQUANT_W8A16_DYNAMIC_ROTATED", [INT8], [BF16]),
         ("q_proj.weight_scale", "W8A8", [F32, BF16, F16], [INT8, INT64]),

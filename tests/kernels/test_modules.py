@@ -1,6 +1,7 @@
 """Norm, RoPE and SwiGLU of the kernels: as in torch, with the same bits for any instruction set and number of
 threads."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,10 +67,26 @@ def test_silu_is_accurate_everywhere() -> None:
     assert modules.silu_times(torch.tensor([torch.nan]), torch.ones(1)).isnan().all()
 
 
+def test_gelu_is_accurate_everywhere() -> None:
+    special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 3e38, -3e38, torch.inf])
+    gate = torch.cat((torch.linspace(-12, 12, 100_001), special))
+    x = gate.double()
+    exact = x / (1 + torch.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    outs = [modules.gelu_times(gate, torch.ones_like(gate), isa) for isa in ISAS]
+    torch.testing.assert_close(outs[0].double(), exact, rtol=2e-5, atol=1e-36)
+    wanted = torch.nn.functional.gelu(gate, approximate="tanh")
+    torch.testing.assert_close(outs[0][:-7], wanted[:-7], rtol=0, atol=1e-6)
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    up = normal(len(gate))
+    assert torch.equal(modules.gelu_times(gate[:-1], up[:-1]), outs[0][:-1] * up[:-1])
+    assert modules.gelu_times(torch.tensor([torch.nan]), torch.ones(1)).isnan().all()
+
+
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "norm": lambda x: modules.RMSNorm(x[0, 0].copy() if isinstance(x, np.ndarray) else x[0, 0].clone(), 1e-5)(x),
     "rope": lambda x: modules.rope(x, x[:, :1], x[:, 1:2]),
     "silu_times": lambda x: modules.silu_times(x, x),
+    "gelu_times": lambda x: modules.gelu_times(x, x),
 }
 
 

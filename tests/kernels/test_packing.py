@@ -21,17 +21,17 @@ def test_int8(outputs: int, inputs: int, threads: int) -> None:
     weight = np.random.default_rng(outputs).integers(-128, 128, (outputs, inputs), np.int8)
     padded = np.zeros((up(inputs, 4), up(outputs, 16)), np.int8)
     padded[:inputs, :outputs] = weight.T
-    packed, excess = np.full(padded.size, 7, np.int8), np.empty(outputs, np.int32)
-    _C.pack_weight(weight, packed, excess, threads)
+    packed, totals = np.full(padded.size, 7, np.int8), np.empty(outputs, np.int32)
+    _C.pack_weight(weight, packed, totals, threads)
     np.testing.assert_array_equal(packed, packing.pack(padded))
-    np.testing.assert_array_equal(excess, 128 * weight.sum(1, dtype=np.int32))
+    np.testing.assert_array_equal(totals, weight.sum(1, dtype=np.int32))
 
 
 @pytest.mark.parametrize("value", [-128, 127])
 def test_extreme_sums(value: int) -> None:
-    weight, excess = np.full((2, 65536), value, np.int8), np.empty(2, np.int32)
-    _C.pack_weight(weight, np.empty(16 * 65536, np.int8), excess, 1)
-    assert excess.tolist() == [128 * value * 65536] * 2
+    weight, totals = np.full((2, 65536), value, np.int8), np.empty(2, np.int32)
+    _C.pack_weight(weight, np.empty(16 * 65536, np.int8), totals, 1)
+    assert totals.tolist() == [value * 65536] * 2
 
 
 @pytest.mark.parametrize(

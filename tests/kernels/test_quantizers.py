@@ -64,6 +64,21 @@ def test_quantize_rows_reaches_the_last_step_and_loses_half_a_step(values: list[
             assert int(integers.abs().max()) == int(steps)
 
 
+@settings(max_examples=100, derandomize=True)
+@given(st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=8))
+def test_quantize_ranges_uses_256_steps_and_loses_one_at_most(values: list[float]) -> None:
+    """Half a step everywhere but at the greatest value, if two halves were rounded up."""
+    x = torch.tensor(values, dtype=torch.float32)
+    integers, scale, zero = quantizers.quantize_ranges(x[None])
+    steps = integers.short() - zero[:, None]
+    lost = (steps * scale.double() - x.double()).abs() / scale
+    assert float(lost.max()) <= 1.001
+    assert float(lost[(integers < 127)].max() if (integers < 127).any() else 0) <= 0.5001
+    assert bool((steps[x[None] == 0] == 0).all())
+    if float(x.abs().max()) > 1e-29:
+        assert int(max(integers.max(), zero)) - int(min(integers.min(), zero)) >= 254
+
+
 def test_products_of_16_bits_are_exact() -> None:
     """Up to the largest sums of the longest rows."""
     rng = np.random.default_rng(0)

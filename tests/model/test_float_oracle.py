@@ -53,7 +53,7 @@ class Run:
         for i, (ids, count) in enumerate(zip(self.sequences, counts, strict=True)):
             some = ids[self.done[i] : self.done[i] + count]
             if len(some):
-                rope = Rope(self.model.config, len(ids))
+                rope = Rope(self.model.config, self.position + len(ids))
                 chunks.append(Chunk(some.numpy(), self.done[i], self.tables[i], rope, self.position))
                 owners.append(i)
         logits = torch.as_tensor(self.model.decoder.logits(self.decoder.run(chunks)))
@@ -150,22 +150,43 @@ LONG_ROPES = {
         "original_max_position_embeddings": 512,
         "rope_theta": 500000.0,
     },
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 8,
+        "long_factor": [1.0, 1.5, 3.0, 6.0, 7.0, 8.0, 16.0, 32.0],
+        "original_max_position_embeddings": 64,
+    },
 }
+
+
+SCALED = {"default": 512, "linear": 512, "yarn": 16384, "llama3": 16384, "longrope": 2048}
 
 
 @pytest.mark.parametrize("rope", LONG_ROPES)
 def test_logits_at_the_end_of_the_scaled_context_equal_transformers(rope: str, backend: str, tmp_path: Path) -> None:
-    context = {"default": 512, "linear": 128, "yarn": 512, "llama3": 16384}[rope]
+    context = {"default": 512, "linear": 128, "yarn": 512, "llama3": 16384, "longrope": 2048}[rope]
     oracle = tiny_model(
         "llama3", tmp_path, head_dim=16, max_position_embeddings=context, rope_parameters=LONG_ROPES[rope]
     )
     model = load(tmp_path, backend=make_backend(backend))
-    assert model.max_position == {"default": 512, "linear": 512, "yarn": 16384, "llama3": 16384}[rope]
+    assert model.max_position == SCALED[rope]
     ids = tokens(70)
     position = model.max_position - len(ids)
     logits = prompt_logits(model, ids, position)
     assert_same(logits, expected(oracle, ids, position))
     assert (logits - prompt_logits(model, ids)).abs().max() < 0.05, "RoPE is relative"
+
+
+FAR = ["smollm3", "smollm3-window", "granite", "ministral", "phi3", "phi4-mini", "olmo3", "gemma3"]
+
+
+@pytest.mark.parametrize("kind", FAR)
+def test_each_kind_of_layers_ends_its_context_as_in_transformers(kind: str, pair: Callable[[str], Pair]) -> None:
+    """With windows, layers without RoPE, two bases, and scaling in a part of the layers."""
+    oracle, model = pair(kind)
+    ids = tokens(70)
+    position = model.max_position - len(ids)
+    assert_same(prompt_logits(model, ids, position), expected(oracle, ids, position))
 
 
 @pytest.mark.parametrize("length", [20, 32, 33, 100])
@@ -197,6 +218,22 @@ def test_dynamic_rope_gives_each_request_of_a_batch_its_own_frequencies(backend:
         assert_same(logits, prompt_logits(model, ids))
 
 
+@pytest.mark.parametrize("length", [63, 64, 65, 200])
+def test_longrope_s_factors_are_chosen_by_the_length_of_a_request(length: int, backend: str, tmp_path: Path) -> None:
+    """All of its keys have the same, also those from before the original context ended. The rotation is a part of each
+    head, and weights are fused."""
+    oracle = tiny_model("phi4-mini", tmp_path)
+    model = load(tmp_path, backend=make_backend(backend))
+    ids = tokens(length)
+    wanted = expected(oracle, ids)
+    assert_same(prompt_logits(model, ids), wanted)
+    run = Run(model, [ids], 16)
+    run.step([60])
+    while run.done[0] < length:
+        run.step([1 if run.done[0] < 70 else 32])
+    assert_same(run.logits[0], wanted)
+
+
 def test_windows_of_chosen_layers_equal_transformers(backend: str, tmp_path: Path) -> None:
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     oracle = tiny_model("qwen3", tmp_path, use_sliding_window=True, sliding_window=16, layer_types=kinds)
@@ -226,7 +263,7 @@ def test_sharded_checkpoints_give_the_same_logits(
 @pytest.mark.parametrize("key", ["type", "rope_type"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_older_spelling_of_the_configuration_means_the_same(kind: str, key: str, tmp_path: Path) -> None:
-    tiny_model(kind, tmp_path, num_hidden_layers=2)
+    tiny_model(kind, tmp_path)
     new = load_config(tmp_path)
     spell_as_before_v5(tmp_path, key)
     assert load_config(tmp_path) == new

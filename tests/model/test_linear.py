@@ -17,7 +17,7 @@ from faquant.kernels.arrays import Array
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from faquant.kernels.packing import PackedWeight
-from faquant.kernels.tables import INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
+from faquant.kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 from faquant.kernels.torch_backend import TorchBackend
 from oracles.packing import pack
 from oracles.threads import set_threads
@@ -68,10 +68,11 @@ def check(
     tables = torch.tensor([0.02]), torch.tensor([-3.0]), (bias * 1000).to(torch.int32), scale
     halves = DynamicLinear(weight8, scales, None, block, multipliers, 127.5)
     assert torch.equal(halves(x), reference.dynamic_linear(x, weight, scale, None, block, multiplier, 127.5))
-    wide = DynamicLinear(weight8, scales, biases if biased else None, block, multipliers, WIDE_INPUT_STEPS)
-    expected = reference.dynamic_linear(x, weight, scale, bias if biased else None, block, multiplier, WIDE_INPUT_STEPS)
-    assert torch.equal(wide(x), expected)
-    assert torch.equal(wide(x[-1:]), expected[-1:])
+    for steps in (RANGE_INPUT_STEPS, WIDE_INPUT_STEPS):
+        linear = DynamicLinear(weight8, scales, biases if biased else None, block, multipliers, steps)
+        expected = reference.dynamic_linear(x, weight, scale, bias if biased else None, block, multiplier, steps)
+        assert torch.equal(linear(x), expected)
+        assert torch.equal(linear(x[-1:]), expected[-1:])
     static = StaticLinear(weight8, *arrays(*tables), multipliers)
     assert torch.equal(static(x), reference.static_linear(x, weight, *tables, multiplier))
 
@@ -79,7 +80,8 @@ def check(
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 16, 17, 33, 100])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (7, 5), (16, 64), (63, 20), (65, 576), (200, 100)])
 def test_any_shape(isa: str, rows: int, outputs: int, inputs: int) -> None:
-    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows)) * 3
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, inputs, generator=generator) * 3 + torch.randn(rows, 1, generator=generator) * 2
     check(x, outputs, inputs & -inputs if inputs > 1 else 0, biased=rows % 2 == 0)
 
 
@@ -156,10 +158,10 @@ def test_threads_change_no_bit(isa: str, threads: int) -> None:
 @pytest.mark.parametrize("value", [-128, 127])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("inputs", [2, 28672, cpu.MAX_DOT_LENGTH])
-@pytest.mark.parametrize("steps", [INPUT_STEPS, WIDE_INPUT_STEPS])
+@pytest.mark.parametrize("steps", [INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS])
 def test_extreme_integers_are_summed_exactly(isa: str, value: int, sign: float, inputs: int, steps: float) -> None:
-    """All inputs become ±127 or ±32,639, and all weights the least or the greatest: the sums are as far from zero as
-    possible."""
+    """All inputs become ±127, ±255 or ±32,639, and all weights the least or the greatest: the sums are as far from zero
+    as possible."""
     weight = torch.full((17, inputs), value, dtype=torch.int8)
     x, scale = torch.full((2, inputs), sign), torch.ones(17)
     expected = reference.dynamic_linear(x, weight, scale, input_steps=steps)
@@ -181,6 +183,19 @@ def test_every_integer_of_16_bits(isa: str) -> None:
     assert np.array_equal(y[:, 2], (-128 * integers + 127 * 32639).astype(np.float32))
 
 
+@pytest.mark.parametrize("least", [-255.0, -200.0, -127.5, -0.5, 0.0])
+def test_every_integer_of_a_range(isa: str, least: float) -> None:
+    """A range of 255 has steps of 1: an identity as weight returns whole numbers, and halves to even, but at most 255
+    steps above the least."""
+    values = torch.arange(511) / 2 + least
+    x = torch.stack((values, torch.full_like(values, least), torch.full_like(values, least + 255)), dim=1)
+    weight, scale = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.int8), torch.ones(3)
+    y = DynamicLinear(*arrays(weight, scale), input_steps=RANGE_INPUT_STEPS)(x)
+    zero = np.rint(-least)
+    assert np.array_equal(y, np.minimum(np.rint(x.numpy()), 255 - zero))
+    assert y.min() == -zero
+
+
 def test_both_products_are_rounded_together(isa: str) -> None:
     """The high bytes' sum is 2^24 + 1, so 256 times it is a tie in float32. The low bytes' sum, 1, decides it."""
     factors = [(64 * 256, 127)] * 2064 + [(8 * 256, 127), (9 * 256, 1), (1, 1), (32639, 0)]
@@ -198,8 +213,8 @@ def test_rows_of_any_size(isa: str, special: float) -> None:
     check(x, 20, 0, biased=True)
 
 
-@pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("steps", [INPUT_STEPS, WIDE_INPUT_STEPS])
+@pytest.mark.parametrize("special", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("steps", [INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS])
 def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, special: float, steps: float) -> None:
     weight, scale, bias = parts(20, 64)
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(4))
@@ -255,7 +270,7 @@ def test_a_weight_is_packed_as_described_and_comes_back() -> None:
         padded[:inputs, :outputs] = weight.T
         assert np.array_equal(packed.values, pack(padded))
         assert np.array_equal(packed.unpack(), weight)
-        assert np.array_equal(packed.excess, 128 * weight.sum(1, dtype=torch.int32))
+        assert np.array_equal(packed.totals, weight.sum(1, dtype=torch.int32))
         assert packed.nbytes == packed.values.nbytes + 4 * outputs
 
 
@@ -263,7 +278,7 @@ GOOD: dict[str, Any] = {
     "inputs": 8,
     "outputs": 3,
     "weight": np.zeros(128, np.int8),
-    "excess": np.zeros(3, np.int32),
+    "totals": np.zeros(3, np.int32),
     "scale": np.ones(3, np.float32),
     "bias": None,
     "hadamard_block": 0,
@@ -281,14 +296,14 @@ GOOD: dict[str, Any] = {
         ({"weight": np.zeros(127, np.int8)}, "weight must be"),
         ({"weight": np.zeros(128, np.uint8)}, "weight must be"),
         ({"weight": np.zeros(256, np.int8)[::2]}, "weight must be a contiguous array"),
-        ({"excess": np.zeros(3, np.int64)}, "excess must be"),
+        ({"totals": np.zeros(3, np.int64)}, "totals must be"),
         ({"scale": np.ones(4, np.float32)}, "scale must be"),
         ({"scale": np.ones(3)}, "scale must be a contiguous array of float32"),
         ({"scale": np.ones((3, 1), np.float32)}, "scale must be"),
         ({"bias": np.ones(2, np.float32)}, "bias must be"),
         ({"input_multiplier": np.ones(7, np.float32)}, r"input_multiplier must be .* float32 \[8\]"),
         ({"input_multiplier": np.ones(8)}, "input_multiplier must be"),
-        ({"input_steps": 128.0}, "input_steps must be 127 or 127.5, or 32639"),
+        ({"input_steps": 128.0}, "input_steps must be 127, 127.5, 255"),
         ({"hadamard_block": 3}, "power of two"),
         ({"hadamard_block": 16}, "divides"),
         ({"inputs": 0}, "impossible"),

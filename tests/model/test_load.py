@@ -107,7 +107,7 @@ def test_a_backend_makes_the_parts_that_a_quantized_directory_leaves_float(golde
     model = load(golden, backend=make_backend("torch"))
     layer = model.decoder.layers[1]
     assert [type(linear) for linear in layer.linears] == [StaticLinear] * 6 + [TorchLinear]
-    assert isinstance(layer.input_layernorm, TorchRMSNorm)
+    assert isinstance(layer.attention_norm, TorchRMSNorm)
     assert isinstance(model.decoder.embedding, TorchEmbedding)
     assert [type(pages) for pages in model.make_pages(1, 128)] == [Int8Pages, FloatPages, Int8Pages]
     ours = window_logits(load(golden), _ids())
@@ -255,6 +255,10 @@ WRONG: dict[str, tuple[Edit, str]] = {
     "described but missing": (_with("model.layers.9.x.weight", "FLOAT"), "missing"),
     "rotated type without metadata": (
         _with(f"{PROJ}weight", "FAQUANT_W8A8_DYNAMIC_ROTATED"),
+        "without metadata.faquant",
+    ),
+    "zero points without metadata": (
+        _with(f"{PROJ}weight", "FAQUANT_W8A8_ASYMMETRIC_DYNAMIC"),
         "without metadata.faquant",
     ),
     "inputs of 16 bits without metadata": (_with(f"{PROJ}weight", "FAQUANT_W8A16_DYNAMIC"), "without metadata.faquant"),

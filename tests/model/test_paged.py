@@ -128,10 +128,10 @@ def test_inputs_with_multipliers(is_static: bool, isa: str) -> None:
 
 
 def test_norms_with_biases() -> None:
-    norm = parts("odd")[0].layers[1].input_layernorm
+    norm = parts("odd")[0].layers[1].attention_norm
     assert isinstance(norm, RMSNorm)
     biased = RMSNorm(norm.weight, norm.eps, np.linspace(-1, 1, len(norm.weight), dtype=np.float32))
-    same_both_ways(with_layer(parts("odd"), 1, input_layernorm=biased, post_attention_layernorm=biased))
+    same_both_ways(with_layer(parts("odd"), 1, attention_norm=biased, mlp_norm=biased))
 
 
 def test_layers_with_caches_of_both_kinds_run_in_one_call() -> None:
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="linears do not fit"):
         PagedDecoder(with_layer(made, 1, o_proj=other.o_proj)[0], cache.pages, BACKEND)
     with pytest.raises(ValueError, match="norm has another size"):
-        PagedDecoder(with_layer(made, 1, input_layernorm=other.input_layernorm)[0], cache.pages, BACKEND)
+        PagedDecoder(with_layer(made, 1, attention_norm=other.attention_norm)[0], cache.pages, BACKEND)
     with pytest.raises(ValueError, match="do not fit together"):
         PagedDecoder(made[0], [cache.pages[0], Cache(made, 256, 300).pages[1]], BACKEND)
     paged, rope = PagedDecoder(made[0], cache.pages, BACKEND), Rope(made[0].config)
@@ -195,10 +195,16 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_other_objects_are_refused() -> None:
     layer = parts("llama")[0].layers[0]
     linears = [linear.kernel for linear in layer.linears if isinstance(linear, DynamicLinear)]
-    norms = [layer.input_layernorm.kernel, layer.post_attention_layernorm.kernel, None, None]
+    norms = [layer.attention_norm.kernel, layer.mlp_norm.kernel, None, None, None, None]
     cache = Cache(parts("llama"), 128, 300).pages[0].cache
     _C.DecoderLayers().add(linears=linears, norms=norms, cache=cache, window=None)
-    for wrong in ({"linears": [1] * 7}, {"linears": linears[:6]}, {"norms": [None] * 4}, {"cache": 3}):
+    for wrong in (
+        {"linears": [1] * 7},
+        {"linears": linears[:6]},
+        {"norms": [None] * 4},
+        {"norms": [3] * 6},
+        {"cache": 3},
+    ):
         with pytest.raises(ValueError, match=r"linears|norms|cache"):
             _C.DecoderLayers().add(**{"linears": linears, "norms": norms, "cache": cache, "window": None, **wrong})
 

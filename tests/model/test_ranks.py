@@ -87,3 +87,10 @@ def test_heads_that_cannot_be_divided_are_refused(heads: int, kv_heads: int, ran
         f"{heads} query heads and {kv_heads} key/value heads cannot be divided among {ranks} ranks. "
         f"--tensor-parallel-size can be {fitting}."
     )
+
+
+def test_norms_over_all_heads_keep_these_on_one_rank() -> None:
+    config = parse_config({**LLAMA, "model_type": "olmo2", "architectures": None})
+    assert len(Heads.of(config, 0, 1).q) == 8
+    with pytest.raises(UnsupportedError, match="olmo2 has norms over all heads"):
+        Heads.of(config, 0, 2)

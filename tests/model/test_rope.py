@@ -20,6 +20,7 @@ from faquant.kernels.arrays import Floats
 from faquant.kernels.torch_backend import rope as apply_rope
 from faquant.model import rope as ours_of
 from faquant.model.rope import Rope
+from oracles.configs import PHI3
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e6}
 LLAMA3 = {
@@ -208,6 +209,38 @@ def test_dynamic_rope_up_to_the_original_context_is_plain_rope() -> None:
     for length in (None, 1, 255, 256):
         assert np.array_equal(Rope(ours, length).frequencies, Rope(plain).frequencies)
     assert not np.array_equal(Rope(ours, 257).frequencies, Rope(plain).frequencies)
+
+
+factors = st.lists(st.floats(0.5, 64.0), min_size=8, max_size=8)
+
+
+@given(short=factors, long=factors, original=st.integers(2, 5000), length=st.none() | st.integers(1, 5000))
+def test_longrope_equals_transformers_for_any_length(
+    short: list[float], long: list[float], original: int, length: int | None
+) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": short, "long_factor": long}
+    theirs, ours = both({**rope, "original_max_position_embeddings": original}, head_dim=16, context=5000)
+    frequencies, scaling = their_formula(theirs, length)
+    assert same_bits(Rope(ours, length).frequencies, frequencies)
+    assert Rope(ours, length).scaling == pytest.approx(scaling, rel=1e-15)
+
+
+def test_channels_beyond_the_rotated_ones_are_left_alone() -> None:
+    """Without the attention factor, too."""
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 2.0],
+        "long_factor": [1.0, 2.0],
+        "partial_rotary_factor": 0.5,
+    }
+    raw = {**PHI3, "rope_scaling": {**rope, "attention_factor": 1.5}, "hidden_size": 64}
+    config = parse_config(raw)
+    assert config.head_dim == 8
+    cos, sin = Rope(config).tables(np.arange(5))
+    others = [2, 3, 6, 7]
+    assert np.all(cos[..., others] == 1)
+    assert np.all(sin[..., others] == 0)
+    np.testing.assert_allclose(np.hypot(cos, sin)[..., [0, 1, 4, 5]], 1.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(ROPES.keys() - {"dynamic"}))

@@ -48,6 +48,11 @@ void silu_nudged(const float* gate, const float* up, int64_t count, float* out) 
     nudge(out[count - 1]);
 }
 
+void gelu_nudged(const float* gate, const float* up, int64_t count, float* out) {
+    right.gelu_times(gate, up, count, out);
+    nudge(out[count - 1]);
+}
+
 void maxima_without_nan(const Scores& scores, double* maxima) {
     right.block_maxima(scores, maxima);
     if (std::isnan(maxima[0])) {
@@ -102,6 +107,11 @@ constexpr Fault kFaults[] = {
     {"quantize_inputs", "not multiplied with a given scale",
      [](KernelTable& t) { t.quantize_inputs = quantize_inputs_with<forget_static_multiplier>; }},
     {"quantize_inputs", "no low bytes", [](KernelTable& t) { t.quantize_inputs = quantize_inputs_without_low_bytes; }},
+    {"quantize_inputs", "no zero points", [](KernelTable& t) { t.quantize_inputs = quantize_inputs_without_zeros; }},
+    {"quantize_inputs", "256 of 256 steps", [](KernelTable& t) { t.quantize_inputs = quantize_inputs_beyond_range; }},
+    {"linear_panels", "another last bit with zero points",
+     [](KernelTable& t) { t.linear_panels = panels_nudged_with_zeros; }},
+    {"gated_panels", "no zero points", [](KernelTable& t) { t.gated_panels = gated_panels_without_zeros; }},
     {"linear_panels", "another last bit with wide inputs",
      [](KernelTable& t) { t.linear_panels = panels_nudged_with_wide_inputs; }},
     {"gated_panels", "another last bit with wide inputs",
@@ -121,6 +131,7 @@ constexpr Fault kFaults[] = {
     {"rms_norm", "another last bit", [](KernelTable& t) { t.rms_norm = norm_nudged; }},
     {"rope", "another last bit", [](KernelTable& t) { t.rope = rope_nudged; }},
     {"silu_times", "another last bit", [](KernelTable& t) { t.silu_times = silu_nudged; }},
+    {"gelu_times", "another last bit", [](KernelTable& t) { t.gelu_times = gelu_nudged; }},
     {"block_maxima", "NaN is lost", [](KernelTable& t) { t.block_maxima = maxima_without_nan; }},
     {"block_weights", "another last bit", [](KernelTable& t) { t.block_weights = weights_nudged; }},
     {"block_weights", "another order", [](KernelTable& t) { t.block_weights = weights_summed_in_order; }},

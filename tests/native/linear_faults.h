@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "right.h"
 
@@ -48,6 +49,22 @@ void quantize_inputs_without_low_bytes(const Linear& linear, const float* x, flo
     }
 }
 
+void quantize_inputs_without_zeros(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
+    right.quantize_inputs(linear, x, scratch, rows);
+    std::fill_n(rows.zeros, rows.count, 128);
+}
+
+void quantize_inputs_beyond_range(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
+    right.quantize_inputs(linear, x, scratch, rows);
+    const int64_t depth = padded_inputs(linear.inputs);
+    for (int64_t r = 0; linear.input_steps == kRangeSteps && r < rows.count; ++r) {
+        // The greatest of halves is 256, which a byte does not hold.
+        if (rows.zeros[r] == 128 && rows.scales[r] == 1.0f) {
+            std::replace(rows.bytes + r * depth, rows.bytes + r * depth + linear.inputs, uint8_t{255}, uint8_t{0});
+        }
+    }
+}
+
 void panels_without_bias(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add, float* out) {
     Linear changed = linear;
     changed.bias = nullptr;
@@ -78,12 +95,27 @@ void panels_nudged_with_wide_inputs(const Linear& linear, const Rounded& rows, i
     }
 }
 
+void panels_nudged_with_zeros(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add,
+                              float* out) {
+    right.linear_panels(linear, rows, first, last, add, out);
+    if (linear.input_steps == kRangeSteps) {
+        nudge(out[0]);
+    }
+}
+
 void gated_panels_nudged_with_wide_inputs(const Linear& gate, const Rounded& gate_rows, const Linear& up,
                                           const Rounded& up_rows, int64_t first, int64_t last, float* out) {
     right.gated_panels(gate, gate_rows, up, up_rows, first, last, out);
     if (rows_of_bytes(up) == 2) {
         nudge(out[0]);
     }
+}
+
+void gated_panels_without_zeros(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,
+                                int64_t first, int64_t last, float* out) {
+    std::vector<int32_t> zeros(static_cast<size_t>(up_rows.count), 128);
+    right.gated_panels(gate, gate_rows, up, {up_rows.count, up_rows.bytes, up_rows.scales, zeros.data()}, first, last,
+                       out);
 }
 
 void gated_panels_but_the_last(const Linear& gate, const Rounded& gate_rows, const Linear& up, const Rounded& up_rows,

@@ -52,14 +52,17 @@ std::string wrong_linear(const KernelTable& table, int64_t inputs, int64_t outpu
     fill(random, weight.data(), outputs, inputs);
     const auto* signed_weight = reinterpret_cast<const int8_t*>(weight.data());
     const Guarded<int8_t> packed(static_cast<size_t>(depth * padded_outputs(outputs)));
-    std::vector<int32_t> excess(static_cast<size_t>(outputs)), zeros(static_cast<size_t>(outputs));
-    pack_weight(signed_weight, outputs, inputs, packed.data(), excess.data(), 1);
+    std::vector<int32_t> totals(static_cast<size_t>(outputs)), zeros(static_cast<size_t>(most_rows));
+    std::iota(zeros.begin(), zeros.end(), 100);
+    pack_weight(signed_weight, outputs, inputs, packed.data(), totals.data(), 1);
     const std::vector<float> ones(static_cast<size_t>(outputs), 1.0f);
+    const std::vector<int32_t> no_bias(static_cast<size_t>(outputs));
     Linear linear{};
     linear.inputs = inputs;
     linear.outputs = outputs;
     linear.weight = packed.data();
-    linear.excess = linear.quant_bias = zeros.data();
+    linear.totals = totals.data();
+    linear.quant_bias = no_bias.data();
     linear.scale = linear.input_scale = linear.input_offset = ones.data();
     if (parts == 2) {
         linear.input_scale = nullptr;
@@ -71,10 +74,12 @@ std::string wrong_linear(const KernelTable& table, int64_t inputs, int64_t outpu
     std::vector<float> exact;
     for (int64_t i = 0; i < most_rows * outputs; ++i) {
         const int8_t* column = signed_weight + i % outputs * inputs;
+        const int64_t excess =
+            int64_t{zeros[static_cast<size_t>(i / outputs)]} * totals[static_cast<size_t>(i % outputs)];
         int64_t sum = 0;
         for (int64_t part = 0; part < parts; ++part) {
             const uint8_t* row = all.data() + (i / outputs * parts + part) * inputs;
-            sum = 256 * sum + std::inner_product(row, row + inputs, column, int32_t{0});
+            sum = 256 * sum + std::inner_product(row, row + inputs, column, int32_t{0}) - excess;
         }
         exact.push_back(static_cast<float>(sum));
     }
@@ -86,7 +91,7 @@ std::string wrong_linear(const KernelTable& table, int64_t inputs, int64_t outpu
         }
         std::vector<float> out(static_cast<size_t>(rows * outputs));
         const int64_t panels = (outputs + kPanel - 1) / kPanel;
-        table.linear_panels(linear, {rows, bytes.data(), scales.data()}, 0, panels, false, out.data());
+        table.linear_panels(linear, {rows, bytes.data(), scales.data(), zeros.data()}, 0, panels, false, out.data());
         if (!std::equal(out.begin(), out.end(), exact.begin())) {
             return shape(parts == 2 ? "int8 linear of 16-bit inputs" : "int8 linear", rows, inputs, outputs);
         }

@@ -30,6 +30,27 @@ LLAMA = {
 MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN2 = {**LLAMA, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 QWEN3 = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 64}
+SMOLLM3 = {**LLAMA, "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3"}
+GEMMA3 = {
+    **{key: value for key, value in LLAMA.items() if key not in ("hidden_act", "rope_theta")},
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "head_dim": 64,
+    "query_pre_attn_scalar": 256,
+    "num_hidden_layers": 7,
+    "sliding_window": 128,
+}
+OLMO3 = {**LLAMA, "architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3"}
+PHI3 = {**LLAMA, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
+GRANITE = {
+    **LLAMA,
+    "architectures": ["GraniteForCausalLM"],
+    "model_type": "granite",
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.0625,
+    "residual_multiplier": 0.25,
+    "logits_scaling": 8.0,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
 LLAMA3 = {
     "rope_type": "llama3",

@@ -37,6 +37,13 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+}
+OUTPUT_NORMS = {
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
 SIZES = {
     "hidden_size": 64,
@@ -112,14 +119,17 @@ def gguf_tensors(model):
         array = value.float().numpy().copy()
         if stem == "lm_head" and config.tie_word_embeddings:
             continue
-        if config.model_type in ("llama", "mistral") and stem.endswith(("q_proj", "k_proj")):
+        if config.model_type in ("llama", "mistral", "smollm3", "granite") and stem.endswith(("q_proj", "k_proj")):
             array = permute(array, getattr(config, f"num_{'attention' if 'q_proj' in stem else 'key_value'}_heads"))
+        if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
+            array = array + 1
         top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
         if stem in top:
             tensors[f"{top[stem]}.{kind}"] = array
         else:
             _, _, layer, part = stem.split(".", 3)
-            tensors[f"blk.{layer}.{NAMES[part]}.{kind}"] = array
+            names = NAMES | OUTPUT_NORMS if "post_feedforward_layernorm" in str(model) else NAMES
+            tensors[f"blk.{layer}.{names[part]}.{kind}"] = array
     return tensors
 
 
@@ -131,9 +141,9 @@ def model_metadata(config, arch):
         f"{arch}.feed_forward_length": config.intermediate_size,
         f"{arch}.attention.head_count": config.num_attention_heads,
         f"{arch}.attention.head_count_kv": config.num_key_value_heads,
-        f"{arch}.attention.key_length": config.head_dim,
-        f"{arch}.attention.value_length": config.head_dim,
-        f"{arch}.rope.dimension_count": config.head_dim,
+        f"{arch}.attention.key_length": getattr(config, "head_dim", 0),
+        f"{arch}.attention.value_length": getattr(config, "head_dim", 0),
+        f"{arch}.rope.dimension_count": getattr(config, "head_dim", 0),
         f"{arch}.rope.freq_base": 5000.0,
         f"{arch}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         f"{arch}.vocab_size": config.vocab_size,

@@ -10,7 +10,7 @@ from faquant.kernels.arrays import Floats, Integers
 from faquant.kernels.backend import Linear, Pages
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.scheme import AttentionScheme
-from faquant.kernels.tables import DynamicTable
+from faquant.kernels.tables import RANGE_INPUT_STEPS, DynamicTable
 from faquant.model.decoder import Decoder, build_decoder
 from faquant.model.paged import Chunk, PagedDecoder
 from oracles.pages import poison
@@ -35,6 +35,15 @@ MODELS = {
         "max_position_embeddings": 256,
         "rope_scaling": {"rope_type": "dynamic", "factor": 16.0},
     },
+    "odd-longrope": {
+        **ODD,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 10,
+            "long_factor": [float(factor) for factor in range(1, 11)],
+            "original_max_position_embeddings": 256,
+        },
+    },
     "odd-qwen2-window": {
         **ODD,
         "model_type": "qwen2",
@@ -42,6 +51,16 @@ MODELS = {
         "sliding_window": 70,
         "max_window_layers": 1,
     },
+    "odd-smollm3": {**ODD, "model_type": "smollm3", "no_rope_layers": [0, 1], "attention_bias": True},
+    "odd-gemma3": {
+        **ODD,
+        "model_type": "gemma3_text",
+        "head_dim": 20,
+        "query_pre_attn_scalar": 10,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 70,
+    },
+    "odd-olmo3": {**ODD, "model_type": "olmo3", "sliding_window": 70, "num_hidden_layers": 2, "rope_theta": 1e4},
     "odd-qwen3": {
         **ODD,
         "model_type": "qwen3",
@@ -68,7 +87,8 @@ class Random:
     def tensor(self, name: str) -> Floats:
         if name.endswith("embed_tokens.weight"):
             return self.normal(self.config.vocab_size, self.config.hidden_size)
-        size = self.config.head_dim if name.endswith(("q_norm.weight", "k_norm.weight")) else self.config.hidden_size
+        norm = name.split(".")[-2]
+        size = self.config.qk_norm_size(norm) if norm in ("q_norm", "k_norm") else self.config.hidden_size
         return 1 + 0.3 * self.normal(size)
 
     def linear(self, name: str) -> Linear:
@@ -77,7 +97,7 @@ class Random:
         scale = (np.abs(self.normal(n)) + np.float32(0.5)) / np.float32(73 * k**0.5)
         block = {192: 64, 200: 8}[k] if name.endswith("down_proj") else 0
         bias = self.normal(n) if self.config.has_bias(name) else None
-        return BACKEND.linear(DynamicTable(weight, scale, bias, block))
+        return BACKEND.linear(DynamicTable(weight, scale, bias, block, input_steps=RANGE_INPUT_STEPS))
 
     def scheme(self, name: str) -> AttentionScheme | None:
         """None: the cache is of bfloat16."""

@@ -26,15 +26,20 @@ LINEARS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama-bias"])  # a tied head, and one of its own
-@pytest.mark.parametrize("linear", LINEARS)
+@pytest.mark.parametrize(
+    ("kind", "linear"),
+    [
+        *((kind, linear) for kind in ("qwen2", "llama-bias") for linear in LINEARS),  # a tied head, and one of its own
+        *((kind, linear) for kind in ("granite", "phi4-mini", "gemma3") for linear in ("int8", "float-head")),
+    ],
+)
 def test_a_candidate_has_the_bits_of_the_checkpoint(kind: str, linear: str, tmp_path: Path) -> None:
     recipe = Recipe(name="any", linear=LINEARS[linear])
     tiny_model(kind, tmp_path / "float")
     quantize(tmp_path / "float", tmp_path / "written", recipe, [prompt.tolist() for prompt in PROMPTS])
     opened = open_checkpoint(tmp_path / "float")
     quantizer = LayerQuantizer(
-        opened.config, SourceTensors(opened.files), recipe, metadata_of(opened.config, recipe, "", "")
+        opened.config, SourceTensors.of(opened), recipe, metadata_of(opened.config, recipe, "", "")
     )
     candidate = Candidate(quantizer, Calibration(quantizer, PROMPTS))
 

@@ -229,14 +229,22 @@ def test_a_multiplier_that_is_missing_is_noticed(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "out")
 
 
-def test_inputs_of_16_bits_are_refused_by_name(tmp_path: Path) -> None:
-    linear = LinearRecipe(rotate="none", wide_inputs=("*.o_proj",))
-    recipe = Recipe(
-        name="wide", attention=AttentionRecipe(kv_scale="head", center=False, equalize=False), linear=linear
-    )
+@pytest.mark.parametrize(
+    ("linear", "reason"),
+    [
+        (
+            {"activation": "token", "wide_inputs": ("*.o_proj",)},
+            "its linears' inputs have 16 bits, and MindIE's have 8",
+        ),
+        ({}, r"its linears' inputs have zero points per token \(but not with the recipe's linear.activation 'token'\)"),
+    ],
+)
+def test_inputs_that_mindie_has_not_are_refused_by_name(tmp_path: Path, linear: Any, reason: str) -> None:
+    attention = AttentionRecipe(kv_scale="head", center=False, equalize=False)
+    recipe = Recipe(name="other", attention=attention, linear=LinearRecipe(rotate="none", **linear))
     quantize(DATA / "float", tmp_path / "out", recipe, [[1, 2, 3, 4]])
     for tables in ("any", "manual", "c8"):
-        with pytest.raises(UnsupportedError, match="its linears' inputs have 16 bits, and MindIE's have 8"):
+        with pytest.raises(UnsupportedError, match=reason):
             convert_to_mindie(tmp_path / "out", tmp_path / "mindie", tables=tables)
 
 

@@ -103,7 +103,8 @@ def test_rope_is_carried(rope: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "recipe", "changes", "reasons"),
     [
-        ("smollm", "default", {}, ("rotated at run time, which llama.cpp",)),
+        ("smollm", "default", {}, ("rotated at run time, which llama.cpp", "zero points per token, and llama.cpp's")),
+        ("smollm3", "portable", {}, ("not smollm3",)),
         ("smollm", "attention-only", {}, ("its linears are float",)),
         ("smollm", "portable", {"intermediate_size": 112}, ("has 112 inputs, and Q8_0 has blocks of 32",)),
         ("mistral-window", "portable", {}, ("no sliding window",)),

@@ -16,7 +16,7 @@ from faquant.checkpoint.tensors import TensorFiles
 from faquant.errors import CheckpointError, FaquantError, OutputError, UsageError
 from faquant.evaluation.divergence import window_logits
 from faquant.formats import open_checkpoint
-from faquant.formats.faquant.metadata import ROTATED_TYPE, WIDE_ROTATED_TYPE, WIDE_TYPE
+from faquant.formats.faquant.metadata import RANGE_ROTATED_TYPE, RANGE_TYPE, ROTATED_TYPE, WIDE_ROTATED_TYPE, WIDE_TYPE
 from faquant.formats.msmodelslim.description import read_description
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.pages import Int8Pages
@@ -33,7 +33,9 @@ from faquant.quantization.tensors import SourceTensors
 from faquant.recipe import RECIPES, LinearRecipe, Recipe
 from oracles.tiny_models import tiny_model
 
-KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3")
+KINDS = ("llama2", "llama3", "smollm", "mistral", "qwen2", "qwen3", "smollm3", "granite-bias", "ministral", "phi4-mini")
+OUTPUT_NORMS = ("olmo3", "gemma3")
+"""Kinds whose norms do not allow to rotate the residual stream."""
 
 OURS = [RECIPES[name] for name in ("default", "precise", "static", "attention-only", "portable")]
 VARIATIONS = [
@@ -99,8 +101,14 @@ def test_balancing_without_a_rotation_counts_inputs_relative_to_their_tokens(sou
     torch.testing.assert_close(ratio, ratio[:1].expand(size), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", [*OURS, *VARIATIONS], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [
+        pytest.param(kind, recipe, id=f"{recipe.name}-{kind}")
+        for recipe in (*OURS, *VARIATIONS)
+        for kind in (*KINDS, *(OUTPUT_NORMS if recipe.name not in ("folded", "portable") else ()))
+    ],
+)
 def test_every_recipe_of_ours_stays_near_the_float_model(kind: str, recipe: Recipe, tmp_path: Path) -> None:
     source = _model(kind, tmp_path / "float")
     quantized, original = load(_quantize(source, tmp_path / "out", recipe)), load(source)
@@ -128,13 +136,29 @@ def test_default_writes_the_tensors_and_types_of_the_format(source: Path, tmp_pa
     assert description.model_quant_type == "W8A8_DYNAMIC"
     types = description.tensor_types
     layer = "model.layers.0."
-    assert types[f"{layer}mlp.down_proj.weight"] == types["lm_head.weight"] == ROTATED_TYPE
-    assert types[f"{layer}self_attn.o_proj.weight"] == "W8A8_DYNAMIC"
+    assert types[f"{layer}mlp.down_proj.weight"] == types["lm_head.weight"] == RANGE_ROTATED_TYPE
+    assert types[f"{layer}self_attn.o_proj.weight"] == RANGE_TYPE
     assert types[f"{layer}self_attn.fa_k.center"] == "FAQuant"
     assert files.dtype(f"{layer}mlp.up_proj.weight") == "int8"
     assert not any("fa_k.scale" in name or "fa_v.scale" in name for name in files.names())
     assert files.dtype("model.norm.weight") == "float32"
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_symmetric_inputs_have_the_types_of_the_format(source: Path, tmp_path: Path) -> None:
+    """A scale per token alone, as in msModelSlim's W8A8_DYNAMIC; the weights are those of `default`."""
+    symmetric = Recipe(name="symmetric", linear=LinearRecipe(activation="token"))
+    out = _quantize(source, tmp_path / "out", symmetric)
+    description = read_description(out)
+    assert description is not None
+    layer = "model.layers.0."
+    assert description.tensor_types[f"{layer}mlp.down_proj.weight"] == ROTATED_TYPE
+    assert description.tensor_types[f"{layer}self_attn.o_proj.weight"] == "W8A8_DYNAMIC"
+    assert load(out).decoder.layers[0].up_proj.input_steps == 127
+    default = TensorFiles.open(_quantize(source, tmp_path / "default", RECIPES["default"]))
+    symmetric_files = TensorFiles.open(out)
+    for name in default.names():
+        assert np.array_equal(default.get(name), symmetric_files.get(name)), name
 
 
 def test_portable_needs_nothing_at_run_time_that_other_engines_lack(source: Path, tmp_path: Path) -> None:
@@ -165,11 +189,11 @@ def test_inputs_of_16_bits_have_types_of_their_own(source: Path, tmp_path: Path)
         assert (
             types[f"{layer}mlp.down_proj.weight"]
             == types["lm_head.weight"]
-            == (WIDE_ROTATED_TYPE if wide else ROTATED_TYPE)
+            == (WIDE_ROTATED_TYPE if wide else RANGE_ROTATED_TYPE)
         )
-        assert types[f"{layer}self_attn.o_proj.weight"] == (WIDE_TYPE if wide else "W8A8_DYNAMIC")
+        assert types[f"{layer}self_attn.o_proj.weight"] == (WIDE_TYPE if wide else RANGE_TYPE)
         linears = load(out).decoder.layers[0]
-        assert [linears.up_proj.input_steps, linears.o_proj.input_steps] == [32639, 32639 if wide else 127]
+        assert [linears.up_proj.input_steps, linears.o_proj.input_steps] == [32639, 32639 if wide else 255]
 
 
 def test_inputs_of_16_bits_lose_nothing(source: Path, tmp_path: Path) -> None:

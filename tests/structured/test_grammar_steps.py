@@ -13,6 +13,7 @@ from faquant.errors import UsageError
 from faquant.sampling.sampler import Sampler, sample_rows
 from faquant.structured import grammar
 from faquant.structured.grammar import Grammars, StructuredOutput
+from faquant.structured.grammar_constraint import GrammarConstraint
 from oracles.constrained import TOOL, Model, check
 
 
@@ -42,6 +43,48 @@ def test_trying_a_token_does_not_take_it(model: Model) -> None:
     assert constraint.mask().tolist() == before
     with pytest.raises(UsageError, match="not admitted"):
         constraint.accept(model.texts.index("a"))
+
+
+def test_forced_text_has_the_masks_of_llguidance(model: Model) -> None:
+    forced = '{"name": "weather", "arguments": {"city": "größe"}}'
+    for tail in ("", "[0-9]", "( or |, )more"):
+        wanted = StructuredOutput(regex=re.escape(forced) + tail)
+        followed = model.grammars.constraints(wanted, 99, model.tokenizer.eos_token_ids)()
+        tokens: list[int] = []
+        while len(model.tokenizer.decode(tokens)) < len(forced):
+            other = model.grammars.constraints(wanted, 99, model.tokenizer.eos_token_ids)()
+            for token in tokens:
+                assert other.admits(token, 99)
+                other.accept(token)
+            mask = followed.mask()
+            assert mask.tolist() == other.mask().tolist()
+            tokens.append(int(np.flatnonzero(np.unpackbits(mask, bitorder="little"))[0]))
+            assert followed.admits(tokens[-1], 99)
+            followed.accept(tokens[-1])
+
+
+def test_a_token_that_is_not_forced_ends_the_forced_text(model: Model) -> None:
+    wanted = StructuredOutput(regex="wea(ther|r and tear)")
+    constraint = model.grammars.constraints(wanted, 9, model.tokenizer.eos_token_ids)()
+    constraint.mask()
+    letter = model.texts.index("w")
+    assert constraint.admits(letter, 9)
+    constraint.accept(letter)
+    allowed = np.flatnonzero(np.unpackbits(constraint.mask(), bitorder="little"))
+    assert {model.texts[token][:1] for token in allowed} == {"e"}
+
+
+def test_white_space_before_the_next_text_of_the_plan_is_not_part_of_it(byte_level_model: Model) -> None:
+    model = byte_level_model
+    wanted = StructuredOutput(regex="(dog, ?){2}")
+    constraint = model.grammars.constraints(wanted, 99, model.tokenizer.eos_token_ids)()
+    assert isinstance(constraint, GrammarConstraint)
+    for token in model.tokenizer.encode("dog,", add_special_tokens=False):
+        assert constraint.admits(token, 99)
+        constraint.accept(token)
+    rest = constraint._rest_of_plan(b" do")
+    assert rest is not None
+    assert model.tokenizer.decode(rest) == "g,"
 
 
 def test_the_plan_is_followed_if_llguidance_reaches_a_limit(model: Model) -> None:

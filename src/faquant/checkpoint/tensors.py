@@ -6,10 +6,12 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, UnsupportedError
@@ -51,6 +53,21 @@ class _Entry:
     shape: tuple[int, ...]
     begin: int
     end: int
+    order: npt.NDArray[np.int64] | None = None  # of the rows; None: as stored
+
+    def part(self, rows: range, order: npt.NDArray[np.int64] | None) -> "_Entry":
+        """These rows, in this order."""
+        size = (self.end - self.begin) // self.shape[0]
+        begin, end = self.begin + rows.start * size, self.begin + rows.stop * size
+        return replace(self, shape=(len(rows), *self.shape[1:]), begin=begin, end=end, order=order)
+
+
+class Rows(NamedTuple):
+    """Rows of a tensor, in this order (None: as stored), as a tensor of their own."""
+
+    source: str
+    rows: range
+    order: npt.NDArray[np.int64] | None = None
 
 
 class TensorFiles:
@@ -99,6 +116,13 @@ class TensorFiles:
     def renamed(self, names: Mapping[str, str]) -> "TensorFiles":
         """The same tensors; those in `names` have new names."""
         entries = {names.get(name, name): entry for name, entry in self._entries.items()}
+        return TensorFiles(self.directory, self.stem, entries)
+
+    def divided(self, parts: Mapping[str, Rows]) -> "TensorFiles":
+        """The same tensors; those that `parts` divide are there only as those parts, by their names."""
+        sources = {part.source for part in parts.values()}
+        entries = {name: entry for name, entry in self._entries.items() if name not in sources}
+        entries |= {name: self._entry(part.source).part(part.rows, part.order) for name, part in parts.items()}
         return TensorFiles(self.directory, self.stem, entries)
 
     def __contains__(self, name: object) -> bool:
@@ -162,8 +186,8 @@ class TensorFiles:
         kind = self._kind(entry, name)[1]
         count = (entry.end - entry.begin) // np.dtype(kind).itemsize
         begin = entry.file.data_start + entry.begin
-        if entry.end - entry.begin < MAPPED_BYTES or begin % np.dtype(kind).itemsize:
-            array = self.read(name)  # small, or unaligned because some writers leave headers of odd length
+        if entry.end - entry.begin < MAPPED_BYTES or begin % np.dtype(kind).itemsize or entry.order is not None:
+            array = self.read(name)  # small, reordered, or unaligned because some writers leave headers of odd length
             array.flags.writeable = False
             return array
         page = begin // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
@@ -191,7 +215,7 @@ class TensorFiles:
         if array.size:
             with _opened(entry, name) as descriptor:
                 _read_into(descriptor, array.reshape(-1).view(np.uint8).data, entry.file.data_start + entry.begin)
-        return array
+        return array if entry.order is None else array[entry.order]
 
     def read_all(self, names: Iterable[str]) -> dict[str, Stored]:
         """Several tensors. Raises: as read."""

@@ -113,9 +113,8 @@ class Engine:
         """Queue a checked prompt; return one request for each of its params.n answers."""
         prompt, params = checked.prompt, checked.params
         rope, root = self._rope, b""
-        if self.model.config.rope.rope_type == "dynamic":  # the keys depend on the request's maximum length
-            original = self.model.config.rope.original_max_position
-            length = max(len(prompt) + params.max_tokens, original)  # lengths below it share their keys
+        length = self.model.config.rope.length_used(len(prompt) + params.max_tokens)
+        if length is not None:  # only requests with the same frequencies share keys
             rope, root = Rope(self.model.config, length), page_digest(b"", [length])
         requests = []
         for sampler in checked.samplers:

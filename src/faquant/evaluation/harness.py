@@ -296,8 +296,9 @@ class _SequenceCache:
         """Hidden states [len(tokens) - first, hidden] of `tokens` from position `first` on."""
         rope = Rope(self._model.config, len(tokens))
         start = min(first, _common(self._held, tokens))
-        if self._model.config.rope.rope_type == "dynamic":
-            start = 0  # keys depend on the sequence's length
+        length_used = self._model.config.rope.length_used
+        if length_used(len(tokens)) != length_used(len(self._held)):
+            start = 0  # the held keys have other frequencies
         states = []
         for at in range(start, len(tokens), _CHUNK):
             part = np.array(tokens[at : at + _CHUNK], np.int64)

@@ -11,8 +11,8 @@ from typing import Any
 from ..checkpoint.files import read_object
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.stamp import stamp
-from ..checkpoint.tensors import TensorFiles
 from ..errors import CheckpointError, UsageError
+from ..formats.base import Source
 from ..kernels.backend import Backend, backend_for
 from ..kernels.device import Device
 from ..kernels.isa import selected_isa
@@ -237,7 +237,7 @@ def check_pair(directory: Path, against: Path, model: Model, source: Model) -> s
     """Check that the directories belong together; return the fingerprint of the float model."""
     if model.is_float:
         raise UsageError(f"{directory} is a float model. Pass a quantized directory, and its source with --against.")
-    fingerprint = TensorFiles.open(against).fingerprint()
+    fingerprint = Source.of(against).open_files().fingerprint()
     if model.metadata is not None and model.metadata.model not in (None, fingerprint):
         raise UsageError(f"{directory} was not made from {against}: the weights differ. Pass the right float model.")
     for field in fields(ModelConfig):

@@ -133,7 +133,8 @@ class _Tap:
 
 @dataclass
 class _LayerTrace:
-    """A float layer's run on one window: q, k, v after RoPE, and its linears' inputs and outputs."""
+    """A float layer's run on one window: q, k, v after RoPE, its linears' inputs and outputs, and the residual stream
+    after attention."""
 
     x: Tensor
     q: Tensor
@@ -141,6 +142,7 @@ class _LayerTrace:
     v: Tensor
     linears: dict[str, _Tap]
     k_before_rope: Tensor
+    after_attention: Tensor
 
     def channels(self) -> dict[str, Tensor]:
         """Tensors that may have outliers, [tokens, channels] or [tokens, heads, D]."""
@@ -219,7 +221,7 @@ class NoiseMeter:
             return hadamard(x.view(len(x), -1, layer.head_dim), block).flatten(1) if block else x
 
         taps = seen.linears
-        h = layer.input_layernorm(self._rotated(seen.x))
+        h = layer.attention_norm(self._rotated(seen.x))
         self._linear(noise, layer, "q_proj", h, taps["q_proj"].y)
         self._linear(noise, layer, "k_proj", h, taps["k_proj"].y)
         if "attention" in self.models or "both" not in self.models:
@@ -228,7 +230,7 @@ class NoiseMeter:
         else:
             # Unknown transforms are folded into both (see divergence.variants).
             noise.linears["v_proj"] = noise.linears["o_proj"] = None
-        h = layer.post_attention_layernorm(self._rotated(seen.x + taps["o_proj"].y))
+        h = layer.mlp_norm(self._rotated(seen.after_attention))
         self._linear(noise, layer, "gate_proj", h, taps["gate_proj"].y)
         factor = torch.ones(1)
         if metadata is not None and metadata.linear is not None and metadata.linear.equalize:
@@ -281,9 +283,9 @@ def _observe(layer: DecoderLayer, x: Tensor, tables: Tables, sliding: int | None
         return float_attend(q, k, v, 0, sliding)
 
     replace(layer, **taps)(x, tables, attention)  # type: ignore[arg-type]
-    k_before_rope = taps["k_proj"].y.view(len(x), -1, layer.head_dim)
     q, k, v = states
-    return _LayerTrace(x, q, k, v, taps, k_before_rope if layer.k_norm is None else layer.k_norm(k_before_rope))
+    after_attention = x + layer.attention_output_norm(taps["o_proj"].y)
+    return _LayerTrace(x, q, k, v, taps, layer.heads(taps["k_proj"].y, layer.k_norm), after_attention)
 
 
 def _factors(wanted: Tensor, got: Tensor) -> Tensor:

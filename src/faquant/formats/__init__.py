@@ -33,7 +33,13 @@ def open_checkpoint(directory: Path) -> Opened:
         UnsupportedError: this kind of model is not supported.
     """
     source = Source.of(directory)
-    opened = format_of(source).open(source)
+    format = format_of(source)
+    if source.config.family.fused and not isinstance(format, FaquantFormat | FloatFormat):
+        raise UnsupportedError(
+            f"{directory}: {format.name} checkpoints of {source.config.model_type}, which stores q, k and v as one "
+            "weight, are not supported. Start from the float checkpoint."
+        )
+    opened = format.open(source)
     opened.check_types()
     return opened
 

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..checkpoint.json_object import JsonObject
 from ..checkpoint.model_config import ModelConfig, load_config, read_config
 from ..checkpoint.tensors import FLOAT_DTYPES, TensorFiles
 from ..errors import CheckpointError, FaquantError, UnsupportedError
-from ..kernels.arrays import Stored
+from ..kernels.arrays import Stored, widen
 from ..kernels.scheme import AttentionScheme
 from ..kernels.tables import INPUT_STEPS, FloatTable, LinearTable
 from .checked import Checked
-from .faquant.metadata import Metadata
+from .faquant.metadata import METADATA_KEY, Metadata
+from .fused import divided
 from .msmodelslim.description import Description, read_description
 
 MAX_CHECKED_BYTES = 4 << 30
@@ -57,7 +60,14 @@ class Source:
     def open_files(self) -> TensorFiles:
         """The tensors, by the names of a causal language model. Raises: as TensorFiles.open."""
         files = TensorFiles.open(self.directory)
-        return files.renamed(names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
+        files = files.renamed(names_of_causal_lm(files.names(), self.config.tie_word_embeddings))
+        # faquant's own checkpoints have the parts.
+        return divided(files, self.config, self.directory) if self.config.family.fused and not self.is_ours else files
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether faquant wrote the checkpoint."""
+        return self.description is not None and METADATA_KEY in self.description.metadata
 
 
 def names_of_causal_lm(names: Collection[str], tied: bool) -> dict[str, str]:
@@ -179,8 +189,10 @@ class Opened(ABC):
         return True
 
     def tensor(self, name: str) -> Stored:
-        """A float tensor such as `model.norm.weight`. Raises: CheckpointError: it holds NaN or infinity."""
-        return self.checked.finite(name)
+        """A float tensor such as `model.norm.weight`, with the family's offset of norms, which those of faquant's own
+        checkpoints include. Raises: CheckpointError: it holds NaN or infinity."""
+        value = self.checked.finite(name)
+        return with_offset(value, name, self.config) if self.metadata is None else value
 
 
 def float_table(checked: Checked, config: ModelConfig, name: str) -> FloatTable:
@@ -254,13 +266,18 @@ def _unknown(config: ModelConfig, source: Path, names: list[str]) -> FaquantErro
     )
 
 
+def with_offset(value: Stored, name: str, config: ModelConfig) -> Stored:
+    """The tensor `name`, in float32 with the family's offset if it is the weight of a norm."""
+    offset = config.family.norm_offset
+    return widen(value) + np.float32(offset) if offset and name.endswith("norm.weight") else value
+
+
 def norm_names(config: ModelConfig) -> list[str]:
     """The checkpoint names of all norms over the residual stream."""
-    layers = range(config.num_layers)
-    return [f"model.layers.{layer}.{norm}" for layer in layers for norm in LAYER_NORMS] + ["model.norm"]
+    layers, norms = range(config.num_layers), [norm for norm in config.family.norms if norm is not None]
+    return [f"model.layers.{layer}.{norm}" for layer in layers for norm in norms] + ["model.norm"]
 
 
-LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
 QK_NORMS = ("q_norm", "k_norm")
 
 
@@ -271,7 +288,7 @@ def _implied(config: ModelConfig, has_head: bool, source: Path) -> dict[str, tup
     shapes |= {f"{name}.weight": (hidden,) for name in norm_names(config)}
     for layer in range(config.num_layers):
         for name in QK_NORMS if config.qk_norm else ():
-            shapes[f"model.layers.{layer}.self_attn.{name}.weight"] = (config.head_dim,)
+            shapes[f"model.layers.{layer}.self_attn.{name}.weight"] = (config.qk_norm_size(name),)
     if not has_head and not config.tie_word_embeddings:
         raise CheckpointError(
             f"{source} has no lm_head.weight, but config.json does not tie the head to the embedding "

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..checkpoint.model_config import ModelConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedError
 from ..kernels.arrays import Floats
 from ..kernels.scheme import P_LEVELS, AttentionScheme
 from .checked import Checked
@@ -75,7 +75,16 @@ def scheme_of(
     *,
     p: str = "int16",
 ) -> AttentionScheme:
-    """The scheme of a layer; None: a scale per token and head. P's type is one of P_LEVELS."""
+    """The scheme of a layer; None: a scale per token and head. P's type is one of P_LEVELS.
+
+    Raises:
+        UnsupportedError: a scale of q or K has another unit here, where both have a factor on the scores.
+    """
+    if config.score_factor != 1.0 and not (q is None and k is None):
+        raise UnsupportedError(
+            f"Calibrated scales of q and K are not supported for {config.model_type}, whose scores have a factor; "
+            "scales per token are."
+        )
     return AttentionScheme(
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,

@@ -36,6 +36,18 @@ class Norm(Protocol):
     def __call__(self, x: Array) -> Array: ...
 
 
+class _NoNorm:
+    """x itself, where a family has no norm."""
+
+    kernel = None
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+NO_NORM = _NoNorm()
+
+
 class Embedding(Protocol):
     """Rows of [vocab, hidden]."""
 
@@ -77,7 +89,8 @@ class FusedLayers(Protocol):
     """Consecutive layers that run in one call."""
 
     def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:
-        """Append the spans' tokens to the layers' caches and run x [tokens, hidden] through the layers, in place."""
+        """Append the spans' tokens to the layers' caches and run x [tokens, hidden] through the layers, in place. The
+        tables are [tokens, kinds of RoPE, D]."""
 
 
 class Backend(Protocol):
@@ -101,6 +114,9 @@ class Backend(Protocol):
 
     def silu_times(self, gate: Array, up: Array) -> Array:
         """silu(gate) · up, [tokens, n] each."""
+
+    def gelu_times(self, gate: Array, up: Array) -> Array:
+        """gelu(gate) · up, [tokens, n] each; gelu in its approximation by tanh."""
 
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None) -> Pages:
         """Empty pages for a layer with int8 attention; in this memory of the caller's, uint8

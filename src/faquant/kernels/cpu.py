@@ -62,6 +62,9 @@ class CpuBackend:
     def silu_times(self, gate: Array, up: Array) -> Array:
         return modules.silu_times(gate, up)
 
+    def gelu_times(self, gate: Array, up: Array) -> Array:
+        return modules.gelu_times(gate, up)
+
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None) -> Pages:
         return Int8Pages(scheme, num_pages, page_size, self._isa, memory)
 
@@ -114,12 +117,15 @@ class CpuLayers:
         self._isa = isa
         self._kernels = _C.DecoderLayers()
         for layer, cache, window in zip(layers, self._pages, windows, strict=True):
-            norms = [layer.input_layernorm, layer.post_attention_layernorm, layer.q_norm, layer.k_norm]
+            norms = [layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm]
+            norms += [layer.attention_output_norm, layer.mlp_output_norm]
             self._kernels.add(
                 linears=[linear.kernel for linear in layer.linears],
                 norms=[None if norm is None else norm.kernel for norm in norms],
                 cache=cache.cache,
                 window=window,
+                rope=layer.rope_kind,
+                gelu=layer.is_gelu,
             )
 
     def run(self, x: Array, tables: tuple[Array, Array], spans: Spans) -> None:

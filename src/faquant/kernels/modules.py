@@ -171,6 +171,14 @@ def silu_times(gate: Array, up: Array, isa: str | None = None) -> Array:
     return out
 
 
+def gelu_times(gate: Array, up: Array, isa: str | None = None) -> Array:
+    """gelu(gate) · up, float32; gelu in its approximation by tanh, exact to within 1e-6."""
+    gate, up = contiguous(gate), contiguous(up)
+    out = empty(gate, *gate.shape)
+    _C.gelu_times(gate, up, out, ALL_THREADS, isa)
+    return out
+
+
 def _kernel(
     packed: PackedWeight,
     scale: Floats,
@@ -188,7 +196,7 @@ def _kernel(
         inputs=inputs,
         outputs=outputs,
         weight=packed.values,
-        excess=packed.excess,
+        totals=packed.totals,
         scale=scale,
         bias=bias,
         hadamard_block=hadamard_block,

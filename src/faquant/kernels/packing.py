@@ -31,8 +31,8 @@ class PackedWeight:
         self.shape = outputs, inputs = weight.shape
         self._rows, self._columns = -(-inputs // 4) * 4, -(-outputs // _C.PADDING) * _C.PADDING
         self.values = WEIGHTS.empty(self._rows * self._columns, np.int8)
-        self.excess = np.empty(outputs, np.int32)
-        _C.pack_weight(np.ascontiguousarray(weight), self.values, self.excess, ALL_THREADS)
+        self.totals = np.empty(outputs, np.int32)
+        _C.pack_weight(np.ascontiguousarray(weight), self.values, self.totals, ALL_THREADS)
 
     def unpack(self) -> npt.NDArray[np.int8]:
         """int8 [outputs, inputs]."""
@@ -42,7 +42,7 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Total size in bytes."""
-        return self.values.nbytes + self.excess.nbytes
+        return self.values.nbytes + self.totals.nbytes
 
 
 class PackedFloats:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arrays import Stored
 from .scheme import AttentionScheme
-from .tables import INPUT_STEPS, WIDE_INPUT_STEPS
+from .tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
 
 _TABLES = (
     "k_center",
@@ -78,6 +78,19 @@ def quantize_rows(x: Tensor, steps: float = INPUT_STEPS) -> tuple[Tensor, Tensor
     scale = x.abs().amax(-1).clamp_min(1e-30) / steps
     integers = (x / scale[..., None]).round_().clamp_(-math.ceil(steps), math.floor(steps))
     return integers.to(torch.int16 if steps == WIDE_INPUT_STEPS else torch.int8), scale
+
+
+def quantize_ranges(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """256 integers from the least to the greatest value of each row, 0 among them: x ≈ (integers − zero) · scale.
+
+    Returns int8 [..., n], float32 scales [...], and int8 zeros [...].
+    """
+    low, high = x.amin(-1).clamp_max(0.0), x.amax(-1).clamp_min(0.0)
+    scale = (high - low).clamp_min(1e-30) / RANGE_INPUT_STEPS
+    zero = (-low / scale).round().clamp(0.0, 255.0)
+    # Two values of half a step are both rounded up, which is one step too many.
+    steps = ((x / scale[..., None]).round() + zero[..., None]).clamp_(0.0, 255.0)
+    return (steps - 128).to(torch.int8), scale, (zero - 128).to(torch.int8)
 
 
 def quantize_rows_fp16(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,10 +18,11 @@ from .quantizers import (
     int16_matmul,
     per_query_head,
     quantize_q,
+    quantize_ranges,
     quantize_rows,
 )
 from .scheme import SPLIT, TILE, AttentionScheme
-from .tables import INPUT_STEPS
+from .tables import INPUT_STEPS, RANGE_INPUT_STEPS
 
 # Block sizes that keep the data in the CPU cache; results do not depend on them.
 _ROWS = 256
@@ -301,13 +302,17 @@ def dynamic_linear(
     input_steps: float = INPUT_STEPS,
 ) -> Tensor:
     """Apply int8 weight [n, k] with scales [n] to x [tokens, k], each row of which is quantized with its own scale, its
-    greatest value divided by `input_steps`, to 8 bits, or to 16 with 32,639 steps. x is multiplied by input_multiplier
-    [k] first."""
+    greatest value divided by `input_steps`, to 8 bits, or to 16 with 32,639 steps; with 255 steps, with a zero point,
+    too. x is multiplied by input_multiplier [k] first."""
     if input_multiplier is not None:
         x = x * input_multiplier
     if hadamard_block:
         x = hadamard(x, hadamard_block)
-    integers, x_scale = quantize_rows(x, input_steps)
+    if input_steps == RANGE_INPUT_STEPS:
+        integers, x_scale, zero = quantize_ranges(x)
+        integers = integers.to(torch.int16) - zero[:, None]
+    else:
+        integers, x_scale = quantize_rows(x, input_steps)
     matmul = int16_matmul if integers.dtype == torch.int16 else int8_matmul
     y = matmul(integers, weight).float() * scale * x_scale[:, None]
     return y if bias is None else y + bias

@@ -18,6 +18,10 @@ WIDE_INPUT_STEPS = 32639.0
 """The same for inputs of 16 bits: 127 · 256 + 127, the greatest number of two signed bytes."""
 
 
+RANGE_INPUT_STEPS = 255.0
+"""Steps of a token's range, from its least to its greatest input, with a scale and a zero point per token."""
+
+
 @dataclass(frozen=True)
 class FloatTable:
     """weight [n, k] and bias [n], each of any float type."""
@@ -33,7 +37,7 @@ class DynamicTable:
     hadamard_block: size of the Hadamard blocks on the input before quantization; 0: none.
     input_multiplier: float32 [k], by which the input is multiplied before all else (ModelOpt's pre_quant_scale).
     input_steps: a token's scale is its greatest input divided by this: 127, or 127.5 (compressed-tensors), or 32,639
-        for inputs of 16 bits.
+        for inputs of 16 bits; or its range divided by 255, with a zero point.
     """
 
     weight: npt.NDArray[np.int8]

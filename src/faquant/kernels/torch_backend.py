@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
 
 from .arrays import Array, Integers, Stored
 from .backend import Linear, Norm, Pages
@@ -38,6 +38,9 @@ class TorchBackend(CpuBackend):
 
     def silu_times(self, gate: Tensor, up: Tensor) -> Tensor:
         return silu(gate) * up
+
+    def gelu_times(self, gate: Tensor, up: Tensor) -> Tensor:
+        return gelu(gate, approximate="tanh") * up
 
     def can_fuse(self, layer: object, pages: Pages) -> bool:
         return False

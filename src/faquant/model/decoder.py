@@ -1,4 +1,4 @@
-"""The decoder of Llama, Mistral, Qwen2 and Qwen3: norms, projections, RoPE, gated MLP.
+"""The decoder of all families: norms, projections, RoPE, gated MLP.
 
 A backend makes its parts and chooses the array library. The caller supplies the attention: cache pages when serving,
 observers when calibrating.
@@ -8,49 +8,68 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from ..checkpoint.model_config import LINEARS, ModelConfig
-from ..kernels.arrays import Array, Integers
-from ..kernels.backend import Backend, Embedding, Linear, Norm
+from ..kernels.arrays import Array, Integers, widen
+from ..kernels.backend import NO_NORM, Backend, Embedding, Linear, Norm
 from .lazy import LazyEmbedding, LazyLinear, LazySequence
 
 Attention = Callable[[int, Array, Array, Array], Array]
 """(layer, q [tokens, Hq, D], k, v [tokens, Hkv, D]) → [tokens, Hq, D]; q and k after RoPE."""
 
 Tables = tuple[Array, Array]
-"""Cosine and sine of the tokens' positions, float32 [tokens, 1, D] each."""
+"""Cosine and sine of the tokens' positions, float32 [tokens, kinds of RoPE, D] each."""
 
 
 @dataclass
 class DecoderLayer:
-    """One transformer block. Attributes have the names of the checkpoint's modules."""
+    """One transformer block. Linears have the names of the checkpoint's modules, norms those of families.LayerNorms.
+
+    Attributes:
+        rope_kind: the number of its RoPE among the tables of all kinds.
+        gated: gelu or silu of the gate, times up.
+        norms_all_heads: whether q_norm and k_norm are over all heads together, or over each.
+    """
 
     index: int
     head_dim: int
-    input_layernorm: Norm
+    rope_kind: int
+    attention_norm: Norm
     q_proj: Linear
     k_proj: Linear
     v_proj: Linear
     o_proj: Linear
     q_norm: Norm | None
     k_norm: Norm | None
-    post_attention_layernorm: Norm
+    norms_all_heads: bool
+    attention_output_norm: Norm
+    mlp_norm: Norm
     gate_proj: Linear
     up_proj: Linear
     down_proj: Linear
+    mlp_output_norm: Norm
     rope: Callable[[Array, Array, Array], Array]
-    silu_times: Callable[[Array, Array], Array]
+    gated: Callable[[Array, Array], Array]
+    is_gelu: bool
 
     def __call__(self, x: Array, tables: Tables, attention: Attention) -> Array:
         """The residual stream x [tokens, hidden] after this block."""
-        h = self.input_layernorm(x)
+        h = self.attention_norm(x)
+        q, k = self.heads(self.q_proj(h), self.q_norm), self.heads(self.k_proj(h), self.k_norm)
+        v = self.heads(self.v_proj(h), None)
+        cos, sin = (table[:, self.rope_kind : self.rope_kind + 1] for table in tables)
+        q, k = self.rope(q, cos, sin), self.rope(k, cos, sin)
+        x = x + self.attention_output_norm(self.o_proj(attention(self.index, q, k, v).reshape(x.shape[0], -1)))
+        h = self.mlp_norm(x)
+        return x + self.mlp_output_norm(self.down_proj(self.gated(self.gate_proj(h), self.up_proj(h))))
+
+    def heads(self, x: Array, norm: Norm | None) -> Array:
+        """Outputs of q_proj, k_proj or v_proj as heads [tokens, heads, D], after their norm."""
         shape = (x.shape[0], -1, self.head_dim)
-        q, k, v = self.q_proj(h).reshape(shape), self.k_proj(h).reshape(shape), self.v_proj(h).reshape(shape)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.rope(q, *tables), self.rope(k, *tables)
-        x = x + self.o_proj(attention(self.index, q, k, v).reshape(x.shape[0], -1))
-        h = self.post_attention_layernorm(x)
-        return x + self.down_proj(self.silu_times(self.gate_proj(h), self.up_proj(h)))
+        if norm is None:
+            return x.reshape(shape)
+        return norm(x).reshape(shape) if self.norms_all_heads else norm(x.reshape(shape))
 
     @property
     def linears(self) -> list[Linear]:
@@ -100,18 +119,25 @@ def build_layer(
     """Build one layer from parts by their checkpoint names. Arguments as for build_decoder."""
     prefix = f"model.layers.{index}."
 
-    def norm(name: str) -> Norm:
-        return build_norm(prefix + name, config, backend, tensor, has)
+    def norm(name: str | None) -> Norm:
+        return NO_NORM if name is None else build_norm(prefix + name, config, backend, tensor, has)
+
+    norms, is_gelu = config.family.norms, config.family.activation != "silu"
 
     return DecoderLayer(
         index=index,
         head_dim=config.head_dim,
-        input_layernorm=norm("input_layernorm"),
+        rope_kind=config.rope_kind(index),
+        attention_norm=norm(norms.attention),
         q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
         k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
-        post_attention_layernorm=norm("post_attention_layernorm"),
+        norms_all_heads=config.family.qk_norm == "all",
+        attention_output_norm=norm(norms.attention_output),
+        mlp_norm=norm(norms.mlp),
+        mlp_output_norm=norm(norms.mlp_output),
         rope=backend.rope,
-        silu_times=backend.silu_times,
+        gated=backend.gelu_times if is_gelu else backend.silu_times,
+        is_gelu=is_gelu,
         **{name.rpartition(".")[2]: linear(prefix + name) for name in LINEARS},
     )
 
@@ -119,9 +145,30 @@ def build_layer(
 def build_norm(
     name: str, config: ModelConfig, backend: Backend, tensor: Callable[[str], Array], has: Callable[[str], bool]
 ) -> Norm:
-    """Build the norm with this checkpoint name."""
+    """Build the norm with this checkpoint name. The last one also divides for the logits."""
+    weight = tensor(f"{name}.weight")
     bias = tensor(f"{name}.bias") if has(f"{name}.bias") else None
-    return backend.norm(tensor(f"{name}.weight"), config.rms_norm_eps, bias)
+    if name == "model.norm" and config.logits_scaling != 1.0:
+        weight, bias = (
+            None if part is None else widen(part) / np.float32(config.logits_scaling) for part in (weight, bias)
+        )
+    return backend.norm(weight, config.rms_norm_eps, bias)
+
+
+class ScaledEmbedding:
+    """An embedding whose rows are multiplied by a factor in float32."""
+
+    def __init__(self, rows: Embedding, factor: float) -> None:
+        self.rows, self.factor = rows, factor
+
+    def __getitem__(self, tokens: Integers) -> Array:
+        return self.rows[tokens] * self.factor
+
+
+def build_embedding(config: ModelConfig, backend: Backend, tensor: Callable[[str], Array]) -> Embedding:
+    """Build the embedding that enters the first layer."""
+    rows = backend.embedding(tensor("model.embed_tokens.weight"))
+    return rows if config.embedding_multiplier == 1.0 else ScaledEmbedding(rows, config.embedding_multiplier)
 
 
 def build_decoder(
@@ -145,7 +192,7 @@ def build_decoder(
         return build_layer(config, index, backend, tensor, linear, has)
 
     def embedding() -> Embedding:
-        return backend.embedding(tensor("model.embed_tokens.weight"))
+        return build_embedding(config, backend, tensor)
 
     head: Linear
     if lazy:

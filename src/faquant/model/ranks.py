@@ -22,6 +22,11 @@ class Heads:
     def of(cls, config: ModelConfig, rank: int, ranks: int) -> "Heads":
         """Raises: UnsupportedError: the heads cannot be cut into so many parts."""
         heads, kv_heads = config.num_heads, config.num_kv_heads
+        if ranks > 1 and config.family.qk_norm == "all":
+            raise UnsupportedError(
+                f"{config.model_type} has norms over all heads of q and k, which must be on one rank. "
+                "--tensor-parallel-size can be 1; a pipeline can have several stages."
+            )
         if heads % ranks or (kv_heads % ranks and ranks % kv_heads):
             fitting = [n for n in range(1, heads + 1) if not heads % n and (not kv_heads % n or not n % kv_heads)]
             raise UnsupportedError(

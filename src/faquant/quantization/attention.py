@@ -28,6 +28,7 @@ def calibrate(
     keys: list[Tensor],
     values: list[Tensor],
     v_folded: bool,
+    layer: int = 0,
 ) -> AttentionScheme:
     """The scheme of one layer.
 
@@ -36,11 +37,12 @@ def calibrate(
         keys: likewise [tokens, Hkv, D].
         values: likewise [tokens, Hkv, D], before any rotation.
         v_folded: whether V's rotation will be folded into the weights.
+        layer: its number, for the kind of RoPE that it has.
     """
     dim = config.head_dim
-    rope = Rope(config, config.max_position)
-    k, q = (torch.cat([_at_position_0(x, config) for x in prompts]) for prompts in (keys, queries))
-    context = config.max_position
+    rope = _Rotations(config, layer)
+    k, q = (torch.cat([rope.to_position_0(x) for x in prompts]) for prompts in (keys, queries))
+    context = config.max_position if rope.rotates else 1  # without RoPE one map is that of all positions
     blocks = [torch.arange(start, min(start + MAP_BLOCK, context)) for start in range(0, context, MAP_BLOCK)]
     center, equalizer = _center_and_equalizer(config, recipe, q, k, rope, blocks)
     scheme = AttentionScheme(
@@ -55,7 +57,7 @@ def calibrate(
         p_float16=recipe.p == "int8",
     )
     if recipe.kv_scale == "token":
-        return scheme
+        return scheme if rope.rotates else scheme.at(0)
     found = [_range(k, rope, positions, scheme.at(block)) for block, positions in enumerate(blocks)]
     k_low, k_high = (torch.stack(ends) for ends in zip(*found, strict=True))
     if scheme.k_equalizer is not None:
@@ -65,11 +67,13 @@ def calibrate(
         scheme = replace(scheme, k_equalizer=scheme.k_equalizer * height)
         k_low, k_high = k_low / height, k_high / height
     v = torch.cat([hadamard(v, hadamard_block(dim)) if recipe.rotate_v else v for v in values])
-    return _with_scales(scheme, recipe, (k_low.amin(0), k_high.amax(0)), (v.amin(0), v.amax(0)))
+    return _with_scales(
+        scheme if rope.rotates else scheme.at(0), recipe, (k_low.amin(0), k_high.amax(0)), (v.amin(0), v.amax(0))
+    )
 
 
 def _center_and_equalizer(
-    config: ModelConfig, recipe: AttentionRecipe, q: Tensor, k: Tensor, rope: Rope, blocks: list[Tensor]
+    config: ModelConfig, recipe: AttentionRecipe, q: Tensor, k: Tensor, rope: "_Rotations", blocks: list[Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
     """K's mean, and √(rms of the centered k / rms of q), for each block and channel, [blocks, Hkv, D].
 
@@ -88,7 +92,7 @@ def _center_and_equalizer(
     return center, (_floored(k_square) / _floored(q_square)).pow(0.25)
 
 
-def _moments(x: Tensor, rope: Rope, blocks: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, rope: "_Rotations", blocks: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and mean square of each channel, [blocks, heads, D], after rotating x [tokens, heads, D] from position 0 to
     every position of each block.
 
@@ -99,7 +103,7 @@ def _moments(x: Tensor, rope: Rope, blocks: list[Tensor]) -> tuple[Tensor, Tenso
     mean, power, skew = z.mean(0), z.abs().square().mean(0), z.square().mean(0)
     means, squares = [], []
     for positions in blocks:
-        cos, sin = _rotation(rope, positions)
+        cos, sin = rope.to(positions)
         rotation = torch.complex(cos[:, 0, :half], sin[:, 0, :half])
         rotated, skewed = mean * rotation.mean(0), (skew * rotation.square().mean(0)).real
         means.append(torch.cat((rotated.real, rotated.imag), -1))
@@ -107,14 +111,28 @@ def _moments(x: Tensor, rope: Rope, blocks: list[Tensor]) -> tuple[Tensor, Tenso
     return torch.stack(means), torch.stack(squares)
 
 
-def _rotation(rope: Rope, positions: Tensor) -> tuple[Tensor, Tensor]:
-    cos, sin = rope.rotation(positions.numpy())
-    return torch.from_numpy(cos), torch.from_numpy(sin)
+class _Rotations:
+    """A layer's rotations of q and k. Where frequencies depend on a request's length, those of all lengths count."""
 
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        self._config, self._kind = config, config.rope_kind(layer)
+        kind = config.ropes[self._kind]
+        self.rotates = kind.rope_type != "none"
+        lengths = [config.max_position]
+        if kind.rope_type == "longrope" and kind.original_max_position < config.max_position:
+            lengths = [kind.original_max_position, config.max_position]
+        self._ropes = [(length, Rope(config, length)) for length in lengths]
 
-def _at_position_0(x: Tensor, config: ModelConfig) -> Tensor:
-    """q or k [tokens, heads, D] of a prompt after RoPE, rotated back to position 0."""
-    return apply_rope(x, *_rotation(Rope(config, len(x)), -torch.arange(len(x))))
+    def to(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [rotations, 1, D] of all rotations from position 0 to these positions."""
+        tables = [rope.rotation(positions[positions < length].numpy(), self._kind) for length, rope in self._ropes]
+        cos, sin = (torch.cat([torch.from_numpy(table) for table in part]) for part in zip(*tables, strict=True))
+        return cos, sin
+
+    def to_position_0(self, x: Tensor) -> Tensor:
+        """q or k [tokens, heads, D] of a prompt after RoPE, rotated back to position 0."""
+        back = Rope(self._config, len(x)).rotation((-torch.arange(len(x))).numpy(), self._kind)
+        return apply_rope(x, *(torch.from_numpy(table) for table in back))
 
 
 def _floored(square: Tensor) -> Tensor:
@@ -149,7 +167,7 @@ def _scale_of(low: Tensor, high: Tensor, recipe: AttentionRecipe) -> tuple[Tenso
     return scale, -((low + high) / 2 / scale).round()
 
 
-def _range(k: Tensor, rope: Rope, positions: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
+def _range(k: Tensor, rope: _Rotations, positions: Tensor, scheme: AttentionScheme) -> tuple[Tensor, Tensor]:
     """Least and greatest value of each channel [Hkv, D] after rotating the keys from position 0 to a sample of
     `positions`, including the last one, and mapping them by `scheme`."""
     _, heads, dim = k.shape
@@ -164,7 +182,7 @@ def _range(k: Tensor, rope: Rope, positions: Tensor, scheme: AttentionScheme) ->
     shift = map_k(torch.zeros(1, heads, dim), scheme)
     matrix = (map_k(unit, scheme) - shift).transpose(0, 1)
     low, high = torch.full((heads, dim), torch.inf), torch.full((heads, dim), -torch.inf)
-    for c, s in zip(*_rotation(rope, some), strict=True):
+    for c, s in zip(*rope.to(some), strict=True):
         image = keys @ (apply_rope(unit, c, s).transpose(0, 1) @ matrix) + shift.transpose(0, 1)
         some_low, some_high = image.aminmax(dim=1)
         low, high = torch.minimum(low, some_low), torch.maximum(high, some_high)

@@ -10,10 +10,11 @@ from ..formats.base import float_table
 from ..formats.checked import Checked
 from ..formats.faquant.attention import read_scheme
 from ..formats.msmodelslim.linears import dynamic_table
+from ..kernels.arrays import Stored
 from ..kernels.backend import Linear
 from ..kernels.cpu import CpuBackend
 from ..kernels.scheme import AttentionScheme
-from ..model.decoder import Decoder, DecoderLayer, build_layer, build_norm
+from ..model.decoder import Decoder, DecoderLayer, build_embedding, build_layer, build_norm
 from ..model.lazy import LazyLinear, LazySequence
 from ..model.load import Model
 from .layerwise import LayerQuantizer, Observed
@@ -72,11 +73,15 @@ class Candidate:
         config, checked = quantizer.config, quantizer.checked
         self._schemes: list[AttentionScheme | None] = [None] * config.num_layers
         ((_, _, embedding),), _ = quantizer.start([])
+
+        def tensor(name: str) -> Stored:
+            return stored_of(checked.finite(name))
+
         decoder = Decoder(
             config,
-            _BACKEND.embedding(stored_of(embedding)),
+            build_embedding(config, _BACKEND, lambda name: stored_of(embedding)),
             LazySequence(self._layer, config.num_layers),
-            _BACKEND.norm(stored_of(checked.finite("model.norm.weight")), config.rms_norm_eps),
+            build_norm("model.norm", config, _BACKEND, tensor, checked.__contains__),
             LazyLinear(lambda: _BACKEND.linear(checked.float_table("lm_head", config))),
         )
         self.model = Model(config, decoder, self._schemes, config.max_position, metadata=quantizer.metadata)

@@ -19,7 +19,14 @@ from ..formats.base import QUANTIZATION_KEYS, Opened
 from ..formats.compressed_tensors import OpenedCompressedTensors
 from ..kernels.quantizers import tensor_of
 from .convert import float_tensors, linear_tensors, open_quantized
-from .exports import bias_obstacles, cache_obstacles, has_zero_points, linear_obstacles, symmetric_scale
+from .exports import (
+    bias_obstacles,
+    cache_obstacles,
+    has_zero_points,
+    linear_obstacles,
+    model_obstacles,
+    symmetric_scale,
+)
 from .tensors import DTYPES, NamedTensor
 
 ENGINE = "compressed-tensors"
@@ -46,7 +53,7 @@ def export_compressed_tensors(
         OutputError: the target cannot be written.
     """
     opened = open_quantized(source)
-    reasons = linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
+    reasons = model_obstacles(opened, ENGINE) + linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
     if kv_cache == "int8":
         reasons += cache_obstacles(opened.schemes, ENGINE)
     if reasons:

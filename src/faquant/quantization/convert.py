@@ -92,7 +92,8 @@ def weights(opened: Opened) -> Iterator[NamedTensor]:
     if isinstance(opened, OpenedMsModelSlim):
         for name, kind in opened.types.tensor_types.items():
             if kind not in (FA_TYPE, C8_TYPE) and not name.rpartition(".")[0].endswith(NORM_COPY):
-                yield name, kind, tensor_of(opened.files.read(name))
+                stored = opened.tensor(name) if name.endswith("norm.weight") else opened.files.read(name)
+                yield name, kind, tensor_of(stored)
         return
     yield from float_tensors(opened)
     for name in opened.config.linears:
@@ -101,14 +102,14 @@ def weights(opened: Opened) -> Iterator[NamedTensor]:
 
 
 def float_tensors(opened: Opened) -> Iterator[NamedTensor]:
-    """Embedding and norms, as stored."""
+    """Embedding as stored, and norms with the family's offset, as faquant's format has them."""
     names = ["model.embed_tokens.weight", *(f"{norm}.weight" for norm in norm_names(opened.config))]
     if opened.config.qk_norm:
         layers = range(opened.config.num_layers)
         names += [f"model.layers.{layer}.self_attn.{norm}.weight" for layer in layers for norm in QK_NORMS]
     names += [f"{norm}.bias" for norm in norm_names(opened.config) if f"{norm}.bias" in opened.files]
     for name in names:
-        yield name, "FLOAT", tensor_of(opened.files.read(name))
+        yield name, "FLOAT", tensor_of(opened.tensor(name))
 
 
 def linear_tensors(table: LinearTable, name: str) -> Iterator[NamedTensor]:
@@ -123,7 +124,7 @@ def linear_tensors(table: LinearTable, name: str) -> Iterator[NamedTensor]:
         if multiplier is not None:
             raise TypeError(f"{name}: no type of linears has a scale per token and an input multiplier")
         scale = tensor_of(table.scale)[:, None]
-        kind = dynamic_type(rotated=False, wide=table.is_wide)
+        kind = dynamic_type(rotated=False, input_steps=table.input_steps)
         yield f"{name}.weight", kind, tensor_of(table.weight)
         yield f"{name}.weight_scale", kind, scale
         yield f"{name}.weight_offset", kind, torch.zeros_like(scale)

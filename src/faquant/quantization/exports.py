@@ -4,10 +4,18 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..checkpoint.families import PLAIN
 from ..formats.base import Opened, norm_names
-from ..formats.faquant.metadata import ROTATED_TYPES, WIDE_TYPES
+from ..formats.faquant.metadata import RANGE_TYPES, ROTATED_TYPES, WIDE_TYPES
 from ..kernels.arrays import Array, Floats
 from ..kernels.scheme import AttentionScheme
+
+
+def model_obstacles(opened: Opened, engine: str) -> list[str]:
+    """The reason why faquant does not write models of this family for the engine, if there is one."""
+    if opened.config.model_type in PLAIN:
+        return []
+    return [f"faquant exports {', '.join(PLAIN)} models to {engine}, not {opened.config.model_type}"]
 
 
 def linear_obstacles(opened: Opened, engine: str) -> list[str]:
@@ -19,6 +27,8 @@ def linear_obstacles(opened: Opened, engine: str) -> list[str]:
         reasons.append("its linears are float")
     if kinds.intersection(WIDE_TYPES):
         reasons.append(f"its linears' inputs have 16 bits, and {engine} has 8")
+    if kinds.intersection(RANGE_TYPES):
+        reasons.append(f"its linears' inputs have zero points per token, and {engine}'s have none")
     if kinds.intersection(ROTATED_TYPES):
         reasons.append(f"its linears' inputs are rotated at run time, which {engine} does not do")
     if any("DYNAMIC" not in kind for kind in kinds - {"FLOAT"}):

@@ -29,8 +29,9 @@ from ..formats.gguf.write import (
 from ..kernels.arrays import Floats, Stored, widen
 from ..kernels.tables import DynamicTable, FloatTable, StaticTable
 from .convert import open_quantized
-from .exports import bias_obstacles, linear_obstacles
+from .exports import bias_obstacles, linear_obstacles, model_obstacles
 
+ENGINE = "llama.cpp"
 MAX_SCALE = 65504.0
 """The greatest float16."""
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -52,7 +53,8 @@ def export_gguf(source: Path, target: Path, tokenizer: Mapping[str, Any], overwr
         OutputError: the target cannot be written; nothing is left behind.
     """
     opened = open_quantized(source)
-    reasons = linear_obstacles(opened, "llama.cpp") + bias_obstacles(opened) + obstacles(opened.config)
+    reasons = model_obstacles(opened, ENGINE) + linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
+    reasons += obstacles(opened.config)
     if reasons:
         raise UnsupportedError(
             f"{source} cannot be exported for llama.cpp: {'; '.join(reasons)}. If the model is not the reason, "

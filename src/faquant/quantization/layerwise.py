@@ -15,7 +15,8 @@ from ..kernels.arrays import Floats
 from ..kernels.backend import Backend, Linear
 from ..kernels.cpu import CpuBackend
 from ..kernels.scheme import AttentionScheme
-from ..model.decoder import build_layer
+from ..kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
+from ..model.decoder import build_layer, build_norm
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
 from .observe import states_through, together
@@ -99,7 +100,7 @@ class LayerQuantizer:
     def start(self, prompts: Iterable[Tensor]) -> tuple[list[NamedTensor], list[Tensor]]:
         """The embedding as stored, and the streams into the first layer, for prompts of int64 ids [tokens]."""
         embedding = self._tensor("model.embed_tokens.weight")
-        streams = [embedding[prompt].float() for prompt in prompts]
+        streams = [embedding[prompt].float() * self.config.embedding_multiplier for prompt in prompts]
         if self.metadata.residual_rotation:
             embedding = rotate.rotate_residual(embedding.double()).to(embedding.dtype)
         return [("model.embed_tokens.weight", "FLOAT", embedding)], streams
@@ -134,7 +135,11 @@ class LayerQuantizer:
 
     def _head_inputs(self, streams: list[Tensor]) -> Tensors:
         """The Gram matrix of the head's inputs, and the equalizer if there is one."""
-        norm = self._backend.norm(self._float_tensor("model.norm.weight").numpy(), self.config.rms_norm_eps)
+
+        def tensor(name: str) -> Floats:
+            return self._float_tensor(name).numpy()
+
+        norm = build_norm("model.norm", self.config, self._backend, tensor, self.checked.__contains__)
         gram = Gram(self.config.hidden_size)
         for some in together(streams):
             gram.add(self._folded_input("lm_head", norm(torch.cat(some))))
@@ -165,7 +170,7 @@ class LayerQuantizer:
         prefix, grams = f"model.layers.{index}.", observed.grams
         if self.recipe.attention is not None:
             states = observed.q, observed.k, observed.v
-            scheme = attention.calibrate(self.config, self.recipe.attention, *states, self.metadata.v_folded)
+            scheme = attention.calibrate(self.config, self.recipe.attention, *states, self.metadata.v_folded, index)
             yield from scheme_tensors(index, scheme)
         elif self._schemes is not None:
             yield from scheme_tensors(index, self._schemes[index])
@@ -180,8 +185,13 @@ class LayerQuantizer:
             for name in group:
                 outputs = equalizers["mlp.down_proj"] if name.endswith("up_proj") else None
                 yield from self._linear_tensors(name, compensation, equalizers[first], outputs)
-        for norm, reader in (("input_layernorm", "self_attn.q_proj"), ("post_attention_layernorm", "mlp.gate_proj")):
-            yield f"{prefix}{norm}.weight", "FLOAT", self._norm(prefix + norm, equalizers[reader])
+        norms = self.config.family.norms
+        for norm, reader in ((norms.attention, "self_attn.q_proj"), (norms.mlp, "mlp.gate_proj")):
+            if norm is not None:
+                yield f"{prefix}{norm}.weight", "FLOAT", self._norm(prefix + norm, equalizers[reader])
+        for norm in (norms.attention_output, norms.mlp_output):
+            if norm is not None:
+                yield f"{prefix}{norm}.weight", "FLOAT", self._tensor(f"{prefix}{norm}.weight")
         for norm in ("q_norm", "k_norm") if self.config.qk_norm else ():
             yield f"{prefix}self_attn.{norm}.weight", "FLOAT", self._tensor(f"{prefix}self_attn.{norm}.weight")
 
@@ -189,8 +199,9 @@ class LayerQuantizer:
         """The divisor of the inputs [k] that these linears share; None: none."""
         recipe: LinearRecipe | None = self.recipe.linear
         kind = names[0].rpartition(".")[2]
-        # o_proj's input has V's rotation, and the norms' outputs have R1.
-        fixed = kind == "o_proj" or (self.metadata.residual_rotation and kind != "down_proj")
+        # o_proj's input has V's rotation, and the norms' outputs have R1. Without a norm, nothing can take the divisor.
+        free = self._norm_before(names[0]) is not None and not self.metadata.residual_rotation
+        fixed = kind != "down_proj" and not free
         if gram is None or recipe is None or not recipe.equalize or fixed or not any(map(self._is_quantized, names)):
             return None
         parts = [part for name in names for part in torch.split(self._stored(name), 256)]
@@ -198,7 +209,7 @@ class LayerQuantizer:
         if not self._input_block(names[0]):
             return balance(gram.peaks.double(), squares.sqrt())
         inputs = gram.square_sums() / gram.tokens
-        if recipe.rounding == "gptq" and all(map(self._is_wide, names)):
+        if recipe.rounding == "gptq" and all(map(recipe.is_wide, names)):
             inputs = inputs.sqrt()  # only weights lose, and their compensation knows the inputs' sizes
         return balance(inputs, squares).sqrt()
 
@@ -229,9 +240,12 @@ class LayerQuantizer:
     def _is_quantized(self, name: str) -> bool:
         return name in self._quantized
 
-    def _is_wide(self, name: str) -> bool:
-        """Whether the inputs have 16 bits."""
-        return self.recipe.linear is not None and self.recipe.linear.is_wide(name)
+    def _input_steps(self, name: str) -> float:
+        """DynamicTable.input_steps of this linear."""
+        recipe = self.recipe.linear or LinearRecipe()
+        if recipe.is_wide(name):
+            return WIDE_INPUT_STEPS
+        return RANGE_INPUT_STEPS if recipe.activation == "token_asymmetric" else INPUT_STEPS
 
     def _linear_tensors(
         self,
@@ -294,7 +308,7 @@ class LayerQuantizer:
             if bias is not None:
                 yield f"{name}.bias", "FLOAT", bias.to(dtype)
             return
-        kind = dynamic_type(bool(block), self._is_wide(name))
+        kind = dynamic_type(bool(block), self._input_steps(name))
         scale = torch.cat(scales)
         yield f"{name}.weight", kind, torch.cat(weights)
         yield f"{name}.weight_scale", kind, scale
@@ -343,14 +357,15 @@ class LayerQuantizer:
         return x
 
     def _norm_before(self, name: str) -> str | None:
-        """The norm before the linear, or None if the linear does not read the residual stream."""
+        """The norm before the linear, or None if there is none."""
         prefix, _, kind = name.rpartition(".")
         if name == "lm_head":
             return "model.norm"
         if kind in ("o_proj", "down_proj"):
             return None
-        layer = prefix.rpartition(".")[0]
-        return f"{layer}.{'post_attention_layernorm' if prefix.endswith('mlp') else 'input_layernorm'}"
+        norms = self.config.family.norms
+        norm = norms.mlp if prefix.endswith("mlp") else norms.attention
+        return None if norm is None else f"{prefix.rpartition('.')[0]}.{norm}"
 
     def _stored(self, name: str) -> Tensor:
         tied = name == "lm_head" and "lm_head.weight" not in self.checked

@@ -20,7 +20,14 @@ from ..formats.base import QUANTIZATION_KEYS, Opened
 from ..kernels.quantizers import tensor_of
 from ..kernels.tables import DynamicTable, FloatTable
 from .convert import float_tensors, open_quantized
-from .exports import bias_obstacles, cache_obstacles, has_zero_points, linear_obstacles, symmetric_scale
+from .exports import (
+    bias_obstacles,
+    cache_obstacles,
+    has_zero_points,
+    linear_obstacles,
+    model_obstacles,
+    symmetric_scale,
+)
 from .tensors import DTYPES, NamedTensor
 
 ENGINE = "onnxruntime-genai"
@@ -43,9 +50,9 @@ def export_ort_genai(source: Path, target: Path, overwrite: bool = False) -> lis
         OutputError: the target cannot be written.
     """
     opened = open_quantized(source)
-    reasons = bias_obstacles(opened) + cache_obstacles(opened.schemes, ENGINE)
+    reasons = model_obstacles(opened, ENGINE) + bias_obstacles(opened) + cache_obstacles(opened.schemes, ENGINE)
     if not opened.has_float_linears:
-        reasons = linear_obstacles(opened, ENGINE) + reasons
+        reasons += linear_obstacles(opened, ENGINE)
     if reasons:
         raise UnsupportedError(
             f"{source} cannot be exported for onnxruntime-genai: {'; '.join(reasons)}. Quantize the float model with "

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..checkpoint.families import LLAMA_NORMS, PLAIN
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.pieces import Keep, Pieces
 from ..checkpoint.shards import ShardWriter, write_json
@@ -87,7 +88,7 @@ def quantize(
     """
     opened = open_checkpoint(source)
     config, files = opened.config, opened.files
-    checked = SourceTensors(files)
+    checked = SourceTensors.of(opened)
     if not opened.has_float_linears:
         raise UsageError(
             f"{source} is quantized already. Pass the float model that it was made from; or keep its linears, and run "
@@ -224,8 +225,18 @@ def _model_quant_type(recipe: Recipe, types: Mapping[str, str]) -> str:
 
 
 def _check_recipe(recipe: Recipe, config: ModelConfig) -> None:
+    if recipe.format == "msmodelslim" and config.model_type not in PLAIN:
+        raise UnsupportedError(
+            f"The recipe {recipe.name} has msModelSlim's format, which faquant writes for {', '.join(PLAIN)}, not for "
+            f"{config.model_type}. Use the recipe default or static."
+        )
     if recipe.linear is None:
         return
+    if recipe.linear.rotate == "folded" and config.family.norms != LLAMA_NORMS:
+        raise UnsupportedError(
+            f"The recipe {recipe.name} folds a rotation of the residual stream into the weights (linear.rotate), which "
+            f"the norms of {config.model_type} do not allow. Set it to inputs or none."
+        )
     names = (*config.layer_linears, "lm_head")
     for field in ("float_layers", "wide_inputs"):
         for pattern in getattr(recipe.linear, field):

@@ -106,6 +106,6 @@ def calibrated(
         (queries, keys, values), streams = states_through(config, model.decoder.layers[index], streams)
         if metadata.v_folded:  # they are observed after the rotation, which is its own inverse
             values = [hadamard(v, metadata.v_block) for v in values]
-        schemes.append(attention.calibrate(config, recipe, queries, keys, values, metadata.v_folded))
+        schemes.append(attention.calibrate(config, recipe, queries, keys, values, metadata.v_folded, index))
     progress(config.num_layers, config.num_layers)
     return schemes

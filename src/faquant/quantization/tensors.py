@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..checkpoint.model_config import ModelConfig
 from ..errors import CheckpointError
+from ..formats.base import Opened
 from ..formats.checked import Tensors
 from ..kernels.arrays import Stored
 from ..kernels.quantizers import tensor_of
@@ -18,15 +19,22 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 class SourceTensors:
     """Tensors of a float directory by their checkpoint names. They are shared, so do not modify them in place.
+    `norm_offset` is added to the weights of norms, which are then float32.
 
     The tensors of one layer, or those outside the layers, are read together and cached until others are needed.
     """
 
-    def __init__(self, files: Tensors) -> None:
+    def __init__(self, files: Tensors, norm_offset: float = 0.0) -> None:
         self.files = files
+        self._norm_offset = norm_offset
         self._names = files.names()
         self._known = frozenset(self._names)
         self._held: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, opened: Opened) -> "SourceTensors":
+        """The tensors of an open float directory. What faquant has written (attention-only) has the offset already."""
+        return cls(opened.files, opened.config.family.norm_offset if opened.metadata is None else 0.0)
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
@@ -50,7 +58,8 @@ class SourceTensors:
                     raise CheckpointError(
                         f"{key} holds NaN or infinity. The file is damaged, or its calibration failed."
                     )
-        return self._held[name]
+        value = self._held[name]
+        return value.float() + self._norm_offset if self._norm_offset and name.endswith("norm.weight") else value
 
     def float_table(self, name: str, config: ModelConfig) -> FloatTable:
         """The linear `name`, for a backend; a tied head is the embedding. Raises: as finite."""

@@ -119,7 +119,7 @@ class _RecipeSearch:
         if max_kl is not None and not max_kl > 0:
             raise UsageError(f"The bound on KL must be above 0, not {max_kl}.")
         opened = open_checkpoint(source)
-        self._config, self._checked = opened.config, SourceTensors(opened.files)
+        self._config, self._checked = opened.config, SourceTensors.of(opened)
         self._source = load_float(source, lazy=True)
         context = self._config.max_position
         self._windows = [Window(torch.tensor(ids[:context])) for ids in texts if len(ids) > 1]

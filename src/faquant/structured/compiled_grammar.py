@@ -45,7 +45,10 @@ class CompiledGrammar:
             self.plan = vocabulary.find_plan(self.matcher, self.hints, COMPILING)
         if calls is not None:
             self._plan_each_call(calls, vocabulary)
-        if self.plan and self.repetitions and self.repetitions.after(vocabulary.text(self.plan)) is None:
+        read = self.repetitions
+        if read and not read.arrays.paths and self.plan == shortest:
+            read = None  # it is the text of a value, which has no name twice
+        if self.plan and read and read.after(vocabulary.text(self.plan)) is None:
             self.plan = None
         self._vocabulary = vocabulary
         self._plans: dict[bytes, list[int] | None] = {}

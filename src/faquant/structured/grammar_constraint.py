@@ -23,6 +23,7 @@ If the sampler draws only refused tokens, it takes the plan's next token after a
 from collections.abc import Collection
 
 import numpy as np
+from llguidance import LLMatcher
 
 from ..errors import UsageError
 from .compiled_grammar import COMPILING, CompiledGrammar
@@ -42,6 +43,7 @@ class GrammarConstraint:
         self._matcher = compiled.matcher.deep_copy()
         self._plan = list(compiled.plan or ())
         self._found: list[list[int]] = []  # plans found by searches, the latest first
+        self._forced: list[int] = []  # the next tokens, if the grammar is known to force them
         self._compiled = compiled
         self._text = b""
         self._repetitions = compiled.repetitions
@@ -73,6 +75,12 @@ class GrammarConstraint:
             return self._end_bits
         if self.is_free:
             return None
+        # The mask of forced text has one token. llguidance would tokenize all of that text again for each mask.
+        self._forced = self._forced or self._matcher.compute_ff_tokens()
+        if self._forced:
+            bits = np.zeros_like(self._text_bits)
+            bits[self._forced[0] >> 3] = 1 << (self._forced[0] & 7)
+            return bits & self._text_bits
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: self._end_bits.size]
         if self._matcher.is_error():  # llguidance has reached a limit of its own: follow the plan
             return bits_of(self._plan[:1], self._vocabulary.size) if self._plan else self._end_bits
@@ -108,6 +116,7 @@ class GrammarConstraint:
             self._ended = self.is_past_end = True
             return
         self._plan, self._repetitions = plan, state
+        self._forced = self._forced[1:] if self._forced[:1] == [token] else []
         self._matcher.consume_token(token)  # may reach a limit of llguidance's; then the plan is followed
         self._text += self._vocabulary.text([token])
 
@@ -146,12 +155,11 @@ class GrammarConstraint:
         matcher = self._matcher.deep_copy()
         if not matcher.consume_token(token):
             return None
-        forced = matcher.compute_ff_tokens()
-        for beginning, first in (([], 1), (forced, 0)) if forced else (([], 1),):
-            for place in range(first, min(len(self._plan), _MAX_SKIPPED)):
-                plan = beginning + self._plan[place:]
-                if len(plan) <= left and self._vocabulary.ends(matcher, plan):
-                    return plan
+        plan = self._end_of_plan(matcher, [], 1, left)
+        if plan is None and (forced := matcher.compute_ff_tokens()):
+            plan = self._end_of_plan(matcher, forced, 0, left)
+        if plan is not None:
+            return plan
         # Lists and calls repeat within an answer, and so do their plans. Plans of other answers must not be used:
         # which tokens are admitted would depend on concurrent requests.
         for plan in self._found:
@@ -171,8 +179,19 @@ class GrammarConstraint:
                 return found
         return None
 
+    def _end_of_plan(self, matcher: LLMatcher, before: list[int], first: int, left: int) -> list[int] | None:
+        """`before` and the longest end of the plan, from its token `first` on, that complete the matcher's text."""
+        for place in range(first, min(len(self._plan), _MAX_SKIPPED)):
+            plan = before + self._plan[place:]
+            if len(plan) <= left and self._vocabulary.ends(matcher, plan):
+                return plan
+        return None
+
     def _rest_of_plan(self, new: bytes) -> list[int] | None:
-        """The plan after the text `new`, which must occur near its beginning or share a prefix with it; else None."""
+        """The plan after the text `new`, which must occur near its beginning or share a prefix with it; else None.
+
+        If it does not, white space before `new` is ignored, because plans have as little of it as possible.
+        """
         near = len(new) + 16
         texts: list[bytes] = []
         size = 0
@@ -182,20 +201,22 @@ class GrammarConstraint:
             texts.append(self._vocabulary.text([token]))
             size += len(texts[-1])
         old = b"".join(texts)
-        place = old.find(new, 0, near)
-        done = place + len(new) if place >= 0 else _common(old, new)
+        done = _begun(old, new, near) or _begun(old, new.lstrip(), near)
         if not done:
             return None
         for number, text in enumerate(texts):
             if done < len(text):
-                token = self._plan[number]
-                begun = self._vocabulary.rest(token, done) if done else [token]
-                return [*begun, *self._plan[number + 1 :]]
+                begun = self._plan[number : number + 2]
+                return [*(self._vocabulary.rest(begun, done) if done else begun), *self._plan[number + 2 :]]
             done -= len(text)
         return self._plan[len(texts) :]
 
 
-def _common(one: bytes, other: bytes) -> int:
+def _begun(text: bytes, new: bytes, near: int) -> int:
+    """Up to where `text` is begun if `new` comes: the end of `new` in its first `near` bytes, or of a common prefix."""
+    place = text.find(new, 0, near)
+    if place >= 0:
+        return place + len(new)
     return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        (place for place, (a, b) in enumerate(zip(text, new, strict=False)) if a != b), min(len(text), len(new))
     )

@@ -54,7 +54,7 @@ class Vocabulary:
             raise UnsupportedError(f"Structured output is not possible with this tokenizer: {error}.") from None
         known = [token for token in range(min(size, tokenizer.vocab_size)) if tokenizer.token_text(token) is not None]
         self._texts = {token: bytes(self.backend.decode_bytes([token])) for token in known}
-        self._rests: dict[tuple[int, int], list[int]] = {}
+        self._rests: dict[tuple[int, ...], list[int]] = {}
         sample = '{"key": [1.5, true], "größe": "\\n😀"}'
         ids = tokenizer.encode(sample, add_special_tokens=False)
         if self.text(ids).decode("utf-8", "replace").strip() != tokenizer.decode(ids).strip():
@@ -82,13 +82,14 @@ class Vocabulary:
     def tokens(self, text: bytes) -> list[int]:
         return list(self.backend.tokenize_bytes(text))
 
-    def rest(self, token: int, begin: int) -> list[int]:
-        """The tokens of the text of `token` from its byte `begin` on."""
-        found = self._rests.get((token, begin))
+    def rest(self, tokens: Sequence[int], begin: int) -> list[int]:
+        """The tokens of the text of `tokens` from its byte `begin` on."""
+        key = (*tokens, begin)
+        found = self._rests.get(key)
         if found is None:
             if len(self._rests) >= _MAX_RESTS:
                 self._rests.clear()
-            found = self._rests[token, begin] = self.tokens(self.text([token])[begin:])
+            found = self._rests[key] = self.tokens(self.text(tokens)[begin:])
         return found
 
     def ends(self, matcher: LLMatcher, plan: Sequence[int]) -> bool:

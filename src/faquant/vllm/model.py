@@ -24,7 +24,7 @@ from ..kernels.arrays import Array, contiguous
 from ..kernels.backend import Pages, backend_for
 from ..kernels.quantizers import tensor_of
 from ..kernels.scheme import TILE, AttentionScheme
-from ..model.decoder import build_layer, build_norm
+from ..model.decoder import build_embedding, build_layer, build_norm
 from ..model.inspection import notes_of
 from ..model.paged import PAGE_SIZE, Batch, Chunk, PagedLayers
 from ..model.ranks import Heads
@@ -89,14 +89,13 @@ class FaquantModel(nn.Module):
 
         has = opened.checked.__contains__
         self._layers = [build_layer(config, i, self._backend, opened.tensor, linear, has) for i in range(first, last)]
-        embedding = "model.embed_tokens.weight"
-        self._embedding = self._backend.embedding(opened.tensor(embedding)) if pipeline.is_first_rank else None
+        self._embedding = build_embedding(config, self._backend, opened.tensor) if pipeline.is_first_rank else None
         self._norm = None
         if pipeline.is_last_rank:
             self._norm = build_norm("model.norm", config, self._backend, opened.tensor, has)
         self._head = linear("lm_head") if pipeline.is_last_rank else None
         self._windows = config.sliding_windows[first:last]
-        self._rope = Rope(config)
+        self._rope = Rope(config, vllm_config.model_config.max_model_len)
         self._schemes = [
             None if scheme is None else with_heads(scheme, shard.heads) for scheme in opened.schemes[first:last]
         ]

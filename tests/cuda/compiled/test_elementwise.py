@@ -63,11 +63,16 @@ def test_rms_norm_of_other_sizes(size: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_silu_times(architecture: int) -> None:
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gated(architecture: int, gelu: bool) -> None:
     strides = ["gate_stride", "up_stride", "size"]
     types = {**dict.fromkeys(["gate", "up", "out"], "*fp32"), **dict.fromkeys(strides, "i32")}
     kernel = compiled(
-        elementwise._silu_times, types, {"BLOCK": elementwise._SILU_BLOCK}, architecture, multiples_of_16=strides
+        elementwise._gated,
+        types,
+        {"BLOCK": elementwise._GATED_BLOCK, "GELU": gelu},
+        architecture,
+        multiples_of_16=strides,
     )
     assert kernel.spills == 0
     assert kernel.registers <= 48

@@ -12,6 +12,7 @@ from faquant.kernels.cuda.float_linear import multiply_floats
 from faquant.kernels.cuda.linear import multiply, tiling_of
 from faquant.kernels.cuda.rounding import chunks_of
 from faquant.kernels.cuda.rounding_kernels import prepare_chunks, round_chunks, round_long_rows, round_rows
+from faquant.kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS
 from oracles.compiled import ARCHITECTURES, Compiled, compiled, name_of
 
 pytestmark = pytest.mark.cuda
@@ -34,16 +35,18 @@ def has_exact_floats(kernel: Compiled) -> bool:
         (4096, 0, "norm", 64),  # 63, 63, 63
         (4096, 0, "norm, static", 64),  # 63, 63, 63
         (1536, 512, "norm", 64),  # 34, 40, 36
-        (14336, 512, "gated", 128),  # 121, 121, 95
+        (14336, 512, "gated", 128),  # 121, 121, 95; with zero points 123, 123, 97
         (11008, 256, "gated", 128),  # 93, 93, 89
         (28672, 512, "gated, long", 64),  # 64, 64, 64
     ],
 )
-def test_rounding(architecture: int, size: int, block: int, kind: str, registers: int) -> None:
+@pytest.mark.parametrize("steps", [INPUT_STEPS, RANGE_INPUT_STEPS])
+def test_rounding(architecture: int, steps: float, size: int, block: int, kind: str, registers: int) -> None:
     """Loads of 16 bytes, no fused operations, no spills; the registers of two programs of 8 warps or one of 16 fit."""
     tables = {"scales": "static" not in kind, "norm_weight": "norm" in kind}
     tables |= dict.fromkeys(("input_scale", "input_offset"), "static" in kind)
-    types = {"x": "*fp32", "values": "*i8", "eps": "fp32"} | {name: "*fp32" for name, used in tables.items() if used}
+    types = {"x": "*fp32", "values": "*i8", "zeros": "*i32", "eps": "fp32"}
+    types |= {name: "*fp32" for name, used in tables.items() if used}
     chunk, warps = chunks_of(size, block)
     constants = dict.fromkeys([*tables, "norm_bias", "multiplier"]) | {
         "SIZE": size,
@@ -51,7 +54,7 @@ def test_rounding(architecture: int, size: int, block: int, kind: str, registers
         "GATED": "gated" in kind,
         "BLOCK": block,
         "FACTOR": 1 / math.sqrt(max(block, 1)),
-        "STEPS": 127.0,
+        "STEPS": steps,
     }
     kernel = compiled(round_long_rows if "long" in kind else round_rows, types, constants, architecture, warps=warps)
     rows = 2 if "gated" in kind else 1
@@ -67,14 +70,14 @@ def test_rounding(architecture: int, size: int, block: int, kind: str, registers
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_rounding_divided_rows(architecture: int) -> None:
-    """As test_rounding, for both kernels: registers 38, 38, 32 and 26, 26, 25; instructions 744, 752, 744 and 320."""
+    """As test_rounding, for both kernels: registers 37, 37, 32 and 30, 29, 29."""
     sizes = {"SIZE": 14336, "CHUNK": 1024}
     constants = dict.fromkeys(("values", "multiplier", "input_scale", "input_offset")) | sizes
-    constants |= {"GATED": True, "BLOCK": 512, "FACTOR": 1 / math.sqrt(512)}
+    constants |= {"GATED": True, "BLOCK": 512, "FACTOR": 1 / math.sqrt(512), "STEPS": RANGE_INPUT_STEPS}
     types = {"x": "*fp32", "prepared": "*fp32", "peaks": "*i32"}
     first = compiled(prepare_chunks, types, constants, architecture)
-    types = {"prepared": "*fp32", "peaks": "*i32", "values": "*i8", "scales": "*fp32"}
-    second = compiled(round_chunks, types, sizes | {"WIDTH": 16, "STEPS": 127.0}, architecture)
+    types = {"prepared": "*fp32", "peaks": "*i32", "values": "*i8", "scales": "*fp32", "zeros": "*i32"}
+    second = compiled(round_chunks, types, sizes | {"WIDTH": 16, "STEPS": RANGE_INPUT_STEPS}, architecture)
     for kernel, loads in ((first, 4), (second, 2)):
         assert len(re.findall(r"ld\.global\.v4", kernel.ptx)) == loads
         assert "fma.rn" not in kernel.ptx
@@ -90,7 +93,7 @@ def test_rounding_divided_rows(architecture: int) -> None:
         (1, 4096, 4096, 56, 92),  # registers 48, 40, 38; instructions of the loop 87, 87, 87 for 64 × 8 × 256 products
         (16, 4096, 4096, 56, 76),  # 48, 40, 40; 67, 67, 72 for 64 × 16 × 128
         (64, 4096, 14336, 112, 118),  # 105, 106, 96; 110, 110, 85 for 64 × 64 × 128
-        (64, 28672, 8192, 96, 106),  # 91, 90, 88; 100, 100, 76 for 128 × 64 × 128
+        (64, 28672, 8192, 128, 106),  # 98, 92, 123; 100, 100, 76 for 128 × 64 × 128
         (128, 4096, 4096, 176, 160),  # 170, 170, 128; 152, 152, 87 for 128 × 128 × 128
         (2048, 6144, 4096, 255, 132),  # 240, 238, 251; 126, 126, 74 for 128 × 256 × 64
         (1, 576, 576, 56, 56),  # 38, 37, 32; 49, 46, 49 for 64 × 8 × 64
@@ -122,7 +125,8 @@ def check_int8_linear(
     tiling = tiling_of(tokens, n, k, wide)
     types = {"x": "*i8", "weight": "*i8", "tokens": "i32", "partial": "*i32", "arrived": "*i32"}
     types |= dict.fromkeys(("x_scale", "scale", "residual", "out"), "*fp32")
-    constants = {
+    zeros = dict.fromkeys(("x_zero", "totals"))
+    constants = (zeros if wide else {}) | {
         "bias": None,
         "quant_bias": None,
         "OUTPUTS": n,
@@ -133,6 +137,7 @@ def check_int8_linear(
         "SPLITS": tiling.splits,
         "WIDE": wide,
     }
+    types |= {} if wide else dict.fromkeys(zeros, "*i32")
     kernel = compiled(multiply, types, constants, architecture, warps=tiling.warps, stages=tiling.stages)
     # 64 inputs of 8 tokens are 512 bytes, 4 for each thread.
     expected = {16} if tiling.tokens * tiling.inputs >= 16 * 32 * tiling.warps else {16, 4}
@@ -152,7 +157,7 @@ def test_the_last_program_of_a_tile_sees_the_sums_of_the_others() -> None:
     types = {"x": "*i8", "weight": "*i8", "tokens": "i32", "partial": "*i32", "arrived": "*i32"}
     types |= dict.fromkeys(("x_scale", "scale", "out"), "*fp32")
     tiling = tiling_of(1, 4096, 4096)
-    constants = dict.fromkeys(("bias", "quant_bias", "residual")) | {
+    constants = dict.fromkeys(("x_zero", "bias", "quant_bias", "totals", "residual")) | {
         "OUTPUTS": 4096,
         "INPUTS": 4096,
         "TILE_OUTPUTS": tiling.outputs,

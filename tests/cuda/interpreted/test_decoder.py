@@ -17,13 +17,22 @@ from oracles.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("exact_fma")]
 
-# A tied head, biases and windows, norms of q and k. Sizes are multiples of 16, as the kernels need.
+# A tied head, biases and windows, norms of q and k and of outputs, two kinds of RoPE, factors. Sizes are multiples of
+# 16, as the kernels need.
 MODELS = {
     ("smollm", "default"): {"hidden_size": 144},
     ("qwen2-window", "static"): {},
     ("qwen3", "attention-only"): {},
     ("qwen2-window", "mindie"): {},
     ("llama3", "precise"): {},
+    ("smollm3-window", "static"): {},
+    ("granite", "default"): {},
+    ("phi4-mini", "default"): {},
+    ("gemma3", "default"): {"head_dim": 32},
+    ("olmo3", "static"): {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 
 

@@ -64,7 +64,7 @@ def test_rope_of_zeros_keeps_their_signs() -> None:
     assert same_bits(elementwise.rope(x, table, -table), expected)
 
 
-def test_silu_times() -> None:
+def test_silu_and_gelu_times() -> None:
     """Two parts of one buffer, with numbers of every size."""
     special = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 3e38, -3e38, math.inf, math.nan, 88.0, -88.0])
     size = 1003
@@ -73,3 +73,4 @@ def test_silu_times() -> None:
     gate[0] = torch.linspace(-120, 120, size)
     gate[1, : len(special)] = special
     assert same_bits(elementwise.silu_times(gate, up), modules.silu_times(gate, up))
+    assert same_bits(elementwise.gelu_times(gate, up), modules.gelu_times(gate, up))

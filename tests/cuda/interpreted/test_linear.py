@@ -9,10 +9,10 @@ from torch import Tensor
 
 from faquant.kernels import quantizers, reference
 from faquant.kernels.cpu import CpuBackend
-from faquant.kernels.cuda import linear
+from faquant.kernels.cuda import linear, modules
 from faquant.kernels.cuda.linear import SplitSums, int8_linear, tiling_of
 from faquant.kernels.cuda.rounding import InputRounding, RoundedInputs, round_inputs
-from faquant.kernels.tables import WIDE_INPUT_STEPS, DynamicTable, StaticTable
+from faquant.kernels.tables import RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 
 pytestmark = pytest.mark.cuda
 
@@ -67,6 +67,25 @@ def test_inputs_of_16_bits(tokens: int, n: int, k: int) -> None:
     assert same_bits(int8_linear(rounded, weight, scale, bias, residual=residual), expected)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "n", "k"), [(1, 64, 256), (1, 80, 1536), (3, 16, 80), (33, 96, 576), (65, 160, 640), (200, 144, 592)]
+)
+def test_zero_point_per_token(tokens: int, n: int, k: int) -> None:
+    x, weight, scale, bias = inputs_of(tokens, k) + 0.3, weight_of(n, k), torch.rand(n) / 100, torch.randn(n)
+    rounded = round_inputs(x, InputRounding(math.gcd(k, 512), RANGE_INPUT_STEPS))
+    expected = reference.dynamic_linear(x, weight, scale, bias, math.gcd(k, 512), input_steps=RANGE_INPUT_STEPS)
+    assert same_bits(int8_linear(rounded, weight, scale, bias, totals=weight.sum(1, dtype=torch.int32)), expected)
+
+
+def test_extreme_sums_with_zero_points() -> None:
+    """Inputs of ±255 steps, in the longest rows."""
+    weight, x = torch.tensor([[-128], [127]], dtype=torch.int8).expand(2, 65536).contiguous(), torch.ones(2, 65536)
+    x[1] = -1
+    rounded = round_inputs(x, InputRounding(0, RANGE_INPUT_STEPS))
+    expected = reference.dynamic_linear(x, weight, torch.ones(2), input_steps=RANGE_INPUT_STEPS)
+    assert same_bits(int8_linear(rounded, weight, torch.ones(2), totals=weight.sum(1, dtype=torch.int32)), expected)
+
+
 def test_extreme_sums_of_16_bits() -> None:
     """The greatest sums of the longest rows, and the largest tiles."""
     weight, x = torch.tensor([[-128], [127]], dtype=torch.int8).expand(2, 65536).contiguous(), torch.ones(2, 65536)
@@ -86,7 +105,7 @@ def test_static_scale(tokens: int, n: int, k: int) -> None:
     assert same_bits(int8_linear(rounded, weight, deq_scale, quant_bias=quant_bias), expected)
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "wide", "static"])
+@pytest.mark.parametrize("kind", ["dynamic", "range", "wide", "static"])
 def test_bits_of_the_cpu(kind: str) -> None:
     """From a checkpoint's table, as the C++ kernels."""
     n, k = 112, 640
@@ -95,15 +114,15 @@ def test_bits_of_the_cpu(kind: str) -> None:
     table: DynamicTable | StaticTable
     if kind == "dynamic":
         table = DynamicTable(weight, scale, bias, 128, multiplier, 127.5)
+    elif kind == "range":
+        table = DynamicTable(weight, scale, bias, 128, multiplier, RANGE_INPUT_STEPS)
     elif kind == "wide":
         table = DynamicTable(weight, scale, bias, 128, multiplier, WIDE_INPUT_STEPS)
     else:
         quant_bias = np.arange(n, dtype=np.int32)
         table = StaticTable(weight, np.float32([0.05]), np.float32([5]), quant_bias, scale, multiplier)
     expected = torch.from_numpy(np.array(CpuBackend().linear(table)(x.numpy())))
-    rounded = round_inputs(x, InputRounding.of(table, x.device))
-    tables = {"quant_bias": torch.from_numpy(quant_bias)} if kind == "static" else {"bias": torch.from_numpy(bias)}
-    found = int8_linear(rounded, torch.from_numpy(weight), torch.from_numpy(scale), **tables)
+    found = modules.linear(table, x.device)(x)
     assert same_bits(found, expected)
 
 
@@ -171,6 +190,8 @@ def test_wrong_arguments_are_refused() -> None:
         int8_linear(rounded, weight_of(16, 80), torch.ones(16))
     with pytest.raises(ValueError, match="quant_bias belongs to inputs with a static scale"):
         int8_linear(rounded, weight_of(16, 64), torch.ones(16), quant_bias=torch.ones(16, dtype=torch.int32))
+    with pytest.raises(ValueError, match="totals belong to inputs with zero points"):
+        int8_linear(rounded, weight_of(16, 64), torch.ones(16), totals=torch.ones(16, dtype=torch.int32))
     few = SplitSums.empty([(64, 2048)], 1, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"not made for 9 tokens of a weight \[64, 2048\]"):
         int8_linear(round_inputs(inputs_of(9, 2048), InputRounding()), weight_of(64, 2048), torch.ones(64), sums=few)

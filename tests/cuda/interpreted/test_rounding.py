@@ -11,7 +11,7 @@ from torch import Tensor
 from faquant.kernels import modules, quantizers
 from faquant.kernels.cuda import rounding
 from faquant.kernels.cuda.rounding import DeviceNorm, InputRounding, RoundedInputs, round_gated, round_inputs
-from faquant.kernels.tables import INPUT_STEPS, WIDE_INPUT_STEPS
+from faquant.kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
 
 pytestmark = pytest.mark.cuda
 
@@ -24,6 +24,9 @@ def rounded_by_reference(x: Tensor, how: InputRounding) -> RoundedInputs:
         return RoundedInputs(((x / how.scale).round() + how.offset).clamp(-128, 127).to(torch.int8), None)
     if how.hadamard_block:
         x = quantizers.hadamard(x, how.hadamard_block)
+    if how.steps == RANGE_INPUT_STEPS:
+        values, scale, zero = quantizers.quantize_ranges(x)
+        return RoundedInputs(values, scale, zero.to(torch.int32))
     values, scale = quantizers.quantize_rows(x, how.steps)
     if how.steps == WIDE_INPUT_STEPS:
         # Python's own division into bytes.
@@ -35,6 +38,8 @@ def rounded_by_reference(x: Tensor, how: InputRounding) -> RoundedInputs:
 
 def check(found: RoundedInputs, expected: RoundedInputs) -> None:
     assert torch.equal(found.values, expected.values)
+    assert (found.zero is None) == (expected.zero is None)
+    assert found.zero is None or expected.zero is None or torch.equal(found.zero, expected.zero)
     if expected.scale is None:
         assert found.scale is None
     else:
@@ -49,6 +54,7 @@ def rows_of(tokens: int, size: int) -> Tensor:
     x[-1, -1] *= 10000
     x[0] = torch.arange(size) % 255 / 2 - 63.5
     x[0, 0] = 127
+    x[1] += x[1].abs().mean()
     return x
 
 
@@ -70,6 +76,10 @@ def static(size: int) -> InputRounding:
         (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=127.5)),
         (576, InputRounding(hadamard_block=64, steps=WIDE_INPUT_STEPS)),
         (80, InputRounding(steps=WIDE_INPUT_STEPS)),
+        (576, InputRounding(hadamard_block=64, steps=RANGE_INPUT_STEPS)),
+        (80, InputRounding(steps=RANGE_INPUT_STEPS)),
+        (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=RANGE_INPUT_STEPS)),
+        (11008, InputRounding(hadamard_block=256, steps=RANGE_INPUT_STEPS)),
         (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=WIDE_INPUT_STEPS)),
         (11008, InputRounding(hadamard_block=256, steps=WIDE_INPUT_STEPS)),
     ],
@@ -87,9 +97,24 @@ def test_static_steps_are_rounded_before_the_offset_and_clamped_after_it() -> No
     check(round_inputs(x, how), rounded_by_reference(x, how))
 
 
-def test_a_row_of_zeros_has_a_scale() -> None:
+@pytest.mark.parametrize("how", [InputRounding(), InputRounding(steps=RANGE_INPUT_STEPS)])
+def test_a_row_of_zeros_has_a_scale(how: InputRounding) -> None:
     x = torch.zeros(1, 64)
-    check(round_inputs(x, InputRounding()), rounded_by_reference(x, InputRounding()))
+    check(round_inputs(x, how), rounded_by_reference(x, how))
+
+
+@pytest.mark.parametrize("size", [256, 5200])
+def test_ranges_of_one_sign_and_of_halves(size: int) -> None:
+    """0 is always among the integers, and the greatest value at most 255 steps above the least."""
+    how = InputRounding(steps=RANGE_INPUT_STEPS)
+    positive, halves = torch.rand(size) + 0.1, torch.arange(size) % 256 - 127.5
+    x = torch.stack((positive, -positive, halves, halves + 27, torch.full((size,), torch.nan), positive * 1e-35))
+    rounded = round_inputs(x, how)
+    check(round_inputs(x[[0, 1, 2, 3, 5]].contiguous(), how), rounded_by_reference(x[[0, 1, 2, 3, 5]], how))
+    assert rounded.zero is not None
+    assert rounded.scale is not None
+    assert rounded.zero[:3].tolist() == [-128, 127, 0]
+    assert rounded.scale.isnan().tolist() == [False] * 4 + [True, False]
 
 
 @pytest.mark.parametrize(("size", "with_bias"), [(576, True), (4096, False), (80, False)])
@@ -119,7 +144,8 @@ def test_silu_comes_first(size: int, block: int, monkeypatch: pytest.MonkeyPatch
 
 def test_rows_that_do_not_fit_registers_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     gate_up = torch.randn(2, 2 * 1408)
-    hows = [InputRounding(hadamard_block=128, steps=steps) for steps in (INPUT_STEPS, WIDE_INPUT_STEPS)]
+    all_steps = INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
+    hows = [InputRounding(hadamard_block=128, steps=steps) for steps in all_steps]
     kept = [round_gated(gate_up, how) for how in hows]
     monkeypatch.setattr(rounding, "_KEPT_PER_THREAD", 1)
     for how, expected in zip(hows, kept, strict=True):
@@ -132,24 +158,29 @@ def test_nothing_outside_is_read_or_written() -> None:
     padded = torch.full((4 * size,), math.nan)
     x = padded[size : 3 * size].view(2, size)
     x.copy_(torch.randn(2, size))
-    for how in (narrow, replace(narrow, steps=WIDE_INPUT_STEPS)):
+    for how in (narrow, replace(narrow, steps=RANGE_INPUT_STEPS), replace(narrow, steps=WIDE_INPUT_STEPS)):
         values, scale = torch.full((6, size), 77, dtype=torch.int8), torch.full((4,), 5.0)
+        zero = torch.full((4,), 1000, dtype=torch.int32)
         inner = slice(1, 1 + 2 * how.rows_of_bytes)
-        round_inputs(x, how, out=RoundedInputs(values[inner], scale[1:3]))
-        check(RoundedInputs(values[inner], scale[1:3]), rounded_by_reference(x, how))
+        inside = RoundedInputs(values[inner], scale[1:3], zero[1:3] if how.has_zeros else None)
+        round_inputs(x, how, out=inside)
+        check(inside, rounded_by_reference(x, how))
         assert values[0].eq(77).all()
         assert values[inner.stop :].eq(77).all()
         assert scale[[0, 3]].eq(5).all()
+        assert zero[[0, 3]].eq(1000).all()
 
 
 def test_a_row_has_its_bits_in_any_batch() -> None:
-    x, how = rows_of(4, 576), InputRounding(hadamard_block=64)
+    x, how = rows_of(4, 576), InputRounding(hadamard_block=64, steps=RANGE_INPUT_STEPS)
     norm = DeviceNorm(torch.randn(576), 1e-6)
     together = round_inputs(x, how, norm)
     for row in range(4):
         alone = round_inputs(x[row : row + 1], how, norm)
         assert together.scale is not None
-        check(alone, RoundedInputs(together.values[row : row + 1], together.scale[row : row + 1]))
+        assert together.zero is not None
+        some = slice(row, row + 1)
+        check(alone, RoundedInputs(together.values[some], together.scale[some], together.zero[some]))
 
 
 def test_wrong_sizes_are_refused() -> None:

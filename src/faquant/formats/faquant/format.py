@@ -5,7 +5,7 @@ from ...kernels.scheme import AttentionScheme
 from ..base import Opened, Source
 from ..msmodelslim.format import OpenedMsModelSlim
 from .attention import read_scheme
-from .metadata import METADATA_KEY, ROTATED_TYPES, Metadata, parse_metadata
+from .metadata import ROTATED_TYPES, Metadata, parse_metadata
 
 
 class FaquantFormat:
@@ -14,7 +14,7 @@ class FaquantFormat:
     name = "faquant"
 
     def detect(self, source: Source) -> bool:
-        return source.description is not None and METADATA_KEY in source.description.metadata
+        return source.is_ours
 
     def open(self, source: Source) -> Opened:
         return OpenedFaquant(source)

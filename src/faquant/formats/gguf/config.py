@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...checkpoint.model_config import MODEL_TYPES
+from ...checkpoint.families import FAMILIES
 from ...errors import CheckpointError, UnsupportedError
 from .reader import GgufFile
-from .tensors import ROPE_FREQS, float_chunks
+from .tensors import ROPE_FACTORS, ROPE_FREQS, float_chunks
 from .tokenizer import end_ids, token_id
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite", "phi3", "olmo2", "gemma3")
 
 # Keys of the architecture that are read, or that do not affect the computation.
 _KNOWN_KEYS = {
@@ -25,6 +25,15 @@ _KNOWN_KEYS = {
     *("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"),
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 }
+# Keys of single architectures, and what Hugging Face calls them; a file that lacks one means 1, or 1/√head_dim.
+_GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+_PATTERN = "attention.sliding_window_pattern"
+_OWN_KEYS = {"granite": tuple(_GRANITE), "olmo2": (_PATTERN,), "gemma3": (_PATTERN, "rope.freq_base_swa")}
 
 
 class _Keys:
@@ -72,7 +81,7 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
     keys = _Keys(gguf, arch)
     for key, value in gguf.metadata.items():
         name = key.removeprefix(f"{arch}.")
-        if name != key and name not in _KNOWN_KEYS and value not in (0, False, "none"):
+        if name != key and name not in (*_KNOWN_KEYS, *_OWN_KEYS.get(arch, ())) and value not in (0, False, "none"):
             raise UnsupportedError(f"{gguf.source} sets {key} to {value!r}, which is not supported.")
     if keys.get("attention.causal") is False:
         raise UnsupportedError(f"{gguf.source}: non-causal attention is not supported.")
@@ -80,20 +89,30 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
     head_dim = keys.integer("attention.key_length", hidden // heads)
     if keys.integer("attention.value_length", head_dim) != head_dim:
         raise UnsupportedError(f"{gguf.source}: keys and values of different lengths are not supported.")
-    if keys.integer("rope.dimension_count", head_dim) != head_dim or head_dim % 2:
+    rotary = keys.integer("rope.dimension_count", head_dim)
+    if head_dim % 2 or (rotary != head_dim and arch != "phi3"):
         raise UnsupportedError(f"{gguf.source}: RoPE must rotate all {head_dim} channels of a head, in pairs.")
     context = keys.integer("context_length")
     window = context if keys.get("attention.sliding_window") == 0 else keys.integer("attention.sliding_window", context)
     # llama.cpp uses "llama" for Mistral too; only Mistral has a window.
-    model_type = "mistral" if window < context and arch == "llama" else arch
-    if window < context and model_type != "mistral":
+    model_type = "mistral" if window < context and arch == "llama" else {"gemma3": "gemma3_text"}.get(arch, arch)
+    if arch == "olmo2" and keys.get(_PATTERN) is not None:
+        model_type = "olmo3"
+    if window < context and model_type not in ("mistral", "phi3", "olmo3", "gemma3_text"):
         raise UnsupportedError(f"{gguf.source}: GGUF does not specify which layers of {arch} use the sliding window.")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{gguf.source} has no embedding token_embd.weight; is the file truncated?")
     rope = _rope_parameters(gguf, keys, head_dim)
+    if model_type == "gemma3_text":
+        local = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", 10000.0)}
+        rope = {"full_attention": rope, "sliding_attention": local}
+    if model_type == "olmo3":
+        rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": rope["rope_theta"]}}
+    if rotary != head_dim:
+        rope["partial_rotary_factor"] = rotary / head_dim
     config: dict[str, Any] = {
-        "architectures": [MODEL_TYPES[model_type]],
+        "architectures": [FAMILIES[model_type].causal_lm],
         "model_type": model_type,
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
@@ -102,24 +121,39 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "hidden_act": "silu",
+        FAMILIES[model_type].activation_key: FAMILIES[model_type].activation,
         "max_position_embeddings": context,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope,
-        "rope_theta": rope["rope_theta"],
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    if rope["rope_type"] != "default":
-        config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    if model_type == "mistral":
+    if rotary != head_dim:
+        config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if "rope_theta" in rope:  # else each kind of layers has its own
+        config["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        outside = ("rope_theta", "partial_rotary_factor")
+        config["rope_scaling"] = {key: value for key, value in rope.items() if key not in outside}
+    if "original_max_position_embeddings" in rope and model_type == "phi3":
+        config["original_max_position_embeddings"] = rope["original_max_position_embeddings"]
+    if model_type == "gemma3_text":
+        config |= _gemma3(keys, hidden, heads, head_dim, window)
+    if model_type == "olmo3":
+        config["sliding_window"] = window
+        config["layer_types"] = _layer_types(keys, config["num_hidden_layers"])
+    if model_type in ("mistral", "phi3"):
         config["sliding_window"] = window if window < context else None
-    elif model_type == "llama":
-        config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
-        config["mlp_bias"] = "blk.0.ffn_down.bias" in gguf.tensors
-    elif model_type == "qwen3":
-        config["attention_bias"] = "blk.0.attn_q.bias" in gguf.tensors
+    for key, part in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_down")):
+        if key in FAMILIES[model_type].biases:
+            config[key] = f"blk.0.{part}.bias" in gguf.tensors
+    if arch == "granite":
+        if keys.get("rope.scaling.finetuned") is False:
+            raise UnsupportedError(f"{gguf.source}: Granite without RoPE (rope.scaling.finetuned) is not supported.")
+        for key, name in _GRANITE.items():
+            found = keys.number(key, head_dim**-0.5 if key == "attention.scale" else 1.0)
+            config[name] = _shortest(found)
     ends = end_ids(gguf.metadata, gguf.source)
     ids = {
         "bos_token_id": token_id(gguf.metadata, "bos", gguf.source),
@@ -135,8 +169,11 @@ def unrecorded(gguf: GgufFile, config: Mapping[str, Any]) -> list[str]:
 
     `config` is the result of `build_config`, which takes them to be absent.
     """
-    rope, names = config["rope_parameters"], []
-    if gguf.metadata["general.architecture"] != "llama":
+    names: list[str] = []
+    rope = config["rope_parameters"].get("full_attention", config["rope_parameters"])
+    if gguf.metadata["general.architecture"] == "smollm3":
+        names += ["no_rope_layers", "use_sliding_window"]  # llama.cpp's own rule is every fourth layer
+    elif gguf.metadata["general.architecture"] in ("qwen2", "qwen3"):
         names += ["use_sliding_window", "dual_chunk_attention_config"]
     elif config["model_type"] == "llama" and rope["rope_type"] != "llama3":  # else it is known to be Mistral or Llama
         names += ["sliding_window (of Mistral)", "no_rope_layers"]
@@ -152,6 +189,8 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
     kind = keys.get("rope.scaling.type") or ("none" if keys.get("rope.scale_linear") is None else "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if keys.arch == "phi3" and ROPE_FACTORS[0] in gguf.tensors:
+        return rope | _longrope_parameters(gguf, keys)
     freqs = gguf.tensors.get(ROPE_FREQS)
     if freqs is not None:
         if kind != "none" and factor != 1.0:
@@ -166,6 +205,8 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
         None if keys.get(f"rope.scaling.{key}") is None else keys.number(f"rope.scaling.{key}")
         for key in ("attn_factor", "yarn_attn_factor")
     )
+    if keys.arch == "olmo2":  # its converter writes attention_factor as attn_factor
+        multiplier, replacement = None, None if multiplier is None else _shortest(multiplier)
     magnitude = _magnitude(multiplier, replacement, factor)
     if kind != "yarn" and {multiplier, replacement} - {None, 1.0}:
         raise UnsupportedError(f"{gguf.source}: the RoPE magnitude {magnitude} is supported only with yarn.")
@@ -186,6 +227,48 @@ def _rope_parameters(gguf: GgufFile, keys: _Keys, head_dim: int) -> dict[str, An
     if magnitude is not None:
         rope["attention_factor"] = magnitude
     return rope
+
+
+def _gemma3(keys: _Keys, hidden: int, heads: int, head_dim: int, window: int) -> dict[str, Any]:
+    """What llama.cpp's own code knows of Gemma 3: only the model of 27B, with 62 layers, scales q by another size."""
+    pattern, layers = keys.get(_PATTERN), keys.integer("block_count")
+    if isinstance(pattern, list):
+        types = _layer_types(keys, layers)
+    else:
+        every = keys.integer(_PATTERN, 6)
+        types = ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)]
+    scalar = hidden // heads if layers == 62 else head_dim
+    return {"sliding_window": window, "layer_types": types, "query_pre_attn_scalar": scalar}
+
+
+def _layer_types(keys: _Keys, layers: int) -> list[str]:
+    pattern = keys.get(_PATTERN)
+    if not isinstance(pattern, list) or len(pattern) != layers or any(type(one) is not bool for one in pattern):
+        raise UnsupportedError(
+            f"{keys.source}: {keys.arch}.{_PATTERN} must say for each of the {layers} layers whether it has the window."
+        )
+    return ["sliding_attention" if sliding else "full_attention" for sliding in pattern]
+
+
+def _longrope_parameters(gguf: GgufFile, keys: _Keys) -> dict[str, Any]:
+    """Of Phi-3, whose files have the divisors of the frequencies as tensors."""
+    found = {}
+    for name, key in zip(ROPE_FACTORS, ("short_factor", "long_factor"), strict=True):
+        tensor = gguf.tensors.get(name)
+        if tensor is None or len(tensor.shape) != 1:
+            raise CheckpointError(f"{gguf.source} must have both of {' and '.join(ROPE_FACTORS)}, or neither.")
+        values = np.concatenate([chunk.numpy().ravel() for chunk in float_chunks(gguf, tensor)])
+        found[key] = [_shortest(value) for value in values]
+    context, original = keys.integer("context_length"), keys.integer("rope.scaling.original_context_length")
+    rope = {"rope_type": "longrope", **found, "original_max_position_embeddings": original}
+    magnitude = keys.number("rope.scaling.attn_factor", 1.0)
+    own = math.sqrt(1 + math.log(context / original) / math.log(original)) if context > original > 1 else 1.0
+    return rope if np.float32(magnitude) == np.float32(own) else rope | {"attention_factor": _shortest(magnitude)}
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal number that is this float32."""
+    return float(str(np.float32(value)))
 
 
 def _magnitude(multiplier: float | None, replacement: float | None, factor: float) -> float | None:

@@ -26,8 +26,8 @@ def convert_gguf(
 ) -> list[str]:
     """Convert the GGUF file `path` to a Hugging Face directory `output`: config, weights, tokenizer.
 
-    Llama, Mistral, Qwen2 and Qwen3 are supported. If a file is split (NAME-00001-of-00003.gguf), `path` may be any
-    part. Weights are dequantized tensor by tensor to `dtype`, one of float32 (exact), bfloat16 and float16 (both
+    The architectures in `config.ARCHITECTURES` are supported. If a file is split (NAME-00001-of-00003.gguf), `path` may
+    be any part. Weights are dequantized tensor by tensor to `dtype`, one of float32 (exact), bfloat16 and float16 (both
     rounded). `progress` is called with the number of tensors written and the total. Returns the names of settings that
     the original's config.json may have, and that the file cannot tell.
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...checkpoint.families import FAMILIES
 from ...errors import CheckpointError, UnsupportedError
 from .reader import GgufFile, GgufTensor, gguf_package
 
@@ -29,18 +30,26 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Of Phi-3, and of families with norms of outputs.
+_FUSED_NAMES = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
+_OUTPUT_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
 _ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
+NEIGHBORS = ("llama", "smollm3", "granite")
+"""In these architectures RoPE rotates neighboring channels; in Hugging Face's, the two halves of a head."""
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to write: `rows` permutes the rows of `tensor` into Hugging Face's order (None: unchanged)."""
+    """A tensor to write: `rows` permutes the rows of `tensor` into Hugging Face's order (None: unchanged), and `offset`
+    is subtracted from it."""
 
     name: str
     tensor: GgufTensor
     rows: npt.NDArray[np.int64] | None
+    offset: float = 0.0
 
 
 def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTensor]:
@@ -52,6 +61,8 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
     """
     plan = []
     left_over = set(gguf.tensors) - {ROPE_FREQS}
+    if config["model_type"] == "phi3":
+        left_over -= set(ROPE_FACTORS)
     for name, hf_name, shape in _expected_tensors(config):
         tensor = gguf.tensors.get(name)
         if tensor is None and name.endswith("attn_output.bias"):
@@ -65,13 +76,13 @@ def plan_tensors(gguf: GgufFile, config: Mapping[str, Any]) -> list[PlannedTenso
             raise CheckpointError(f"{gguf.source}: tensor {name!r} has shape {tensor.shape}, not {shape}.")
         left_over.remove(name)
         next(float_chunks(gguf, tensor, elements=1))  # refuses unknown quantizations before anything is written
-        # In ggml's llama architecture, RoPE rotates neighboring channels; in Hugging Face's, the two halves of a head.
-        rotated = config["model_type"] in ("llama", "mistral") and name.split(".")[-2] in ("attn_q", "attn_k")
         rows = None
-        if rotated and gguf.metadata["general.architecture"] == "llama":
+        if gguf.metadata["general.architecture"] in NEIGHBORS and name.split(".")[-2] in ("attn_q", "attn_k"):
             pairs = np.arange(shape[0]).reshape(-1, config["head_dim"] // 2, 2)
             rows = pairs.swapaxes(1, 2).ravel()
-        plan.append(PlannedTensor(hf_name, tensor, rows))
+        # llama.cpp's converter adds the offset to the weights of norms.
+        offset = FAMILIES[config["model_type"]].norm_offset if hf_name.endswith("norm.weight") else 0.0
+        plan.append(PlannedTensor(hf_name, tensor, rows, offset))
     if left_over:
         raise UnsupportedError(
             f"{gguf.source} holds {len(left_over)} tensors that a plain {config['model_type']} model does not have, "
@@ -96,14 +107,29 @@ def _expected_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, str, tup
         "ffn_up": (middle, hidden),
         "ffn_down": (hidden, middle),
     }
-    if config["model_type"] == "qwen3":
-        weights |= {"attn_q_norm": (head_dim,), "attn_k_norm": (head_dim,)}
+    names = LAYER_NAMES
+    if config["model_type"] == "phi3":
+        names = LAYER_NAMES | _FUSED_NAMES
+        weights |= {"attn_qkv": (q + 2 * kv, hidden), "ffn_up": (2 * middle, hidden)}
+        for part in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+            del weights[part]
+    family = FAMILIES[config["model_type"]]
+    if family.norms.attention_output is not None:
+        names = LAYER_NAMES | _OUTPUT_NORMS
+        if family.norms.mlp is not None:
+            names |= {"ffn_norm": family.norms.mlp}
+        weights |= dict.fromkeys(_OUTPUT_NORMS, (hidden,))
+    if family.norms.attention is None:
+        del weights["attn_norm"], weights["ffn_norm"]
+    if family.qk_norm is not None:
+        everything = family.qk_norm == "all"
+        weights |= {"attn_q_norm": (q if everything else head_dim,), "attn_k_norm": (kv if everything else head_dim,)}
     biased = set(_ATTENTION[:3] if config["model_type"] == "qwen2" else ())
     biased |= set(_ATTENTION if config.get("attention_bias") else ())
     biased |= set(_MLP if config.get("mlp_bias") else ())
     for layer in range(config["num_hidden_layers"]):
         for name, shape in weights.items():
-            hf_name = f"model.layers.{layer}.{LAYER_NAMES[name]}"
+            hf_name = f"model.layers.{layer}.{names[name]}"
             yield f"blk.{layer}.{name}.weight", f"{hf_name}.weight", shape
             if name in biased:
                 yield f"blk.{layer}.{name}.bias", f"{hf_name}.bias", shape[:1]
@@ -151,7 +177,7 @@ def read_tensor(gguf: GgufFile, planned: PlannedTensor, dtype: torch.dtype) -> t
     result = torch.empty(math.prod(shape), dtype=dtype)
     done = 0
     for chunk in float_chunks(gguf, planned.tensor, planned.rows):
-        result[done : done + chunk.numel()] = chunk.flatten().to(dtype)
+        result[done : done + chunk.numel()] = (chunk.flatten() - planned.offset).to(dtype)
         done += chunk.numel()
     if not result.isfinite().all():
         name = str(dtype).removeprefix("torch.")

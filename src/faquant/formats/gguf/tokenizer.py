@@ -20,14 +20,28 @@ _TEKKEN = (  # Mistral's since Nemo: a capital letter starts a new word
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (  # OpenAI's since GPT-4o, and Phi-4-mini's
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPLITS = {
+    "gpt-4o": _O200K,
     "llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}"),
+    "dbrx": _WORDS.format(digits=r"\p{N}{1,3}"),
     "qwen2": _WORDS.format(digits=r"\p{N}"),
     "tekken": _TEKKEN,
 }
 _GPT2 = ("gpt-2", "default")  # "default" is unspecified; it usually means GPT-2's rules
 # Other names for the same rules.
-_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+_ALIASES = {
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "falcon3": "llama-bpe",
+    "deepseek-r1-qwen": "qwen2",
+    "smaug-bpe": "dbrx",
+    "refact": "smollm",  # SmolLM3, Granite 3
+}
 # These look up a whole word before they merge, since merges do not reach some tokens; and text begins with BOS.
 _WHOLE_WORDS = ("llama-bpe", "tekken")
 PRE_TOKENIZERS = ("smollm", *_SPLITS, *_ALIASES, *_GPT2)

@@ -6,9 +6,9 @@ from ...checkpoint.model_config import ModelConfig
 from ...errors import CheckpointError, UnsupportedError
 from ...kernels.arrays import Floats, Stored
 from ...kernels.isa import MAX_DOT_LENGTH
-from ...kernels.tables import INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
+from ...kernels.tables import INPUT_STEPS, DynamicTable, StaticTable
 from ..checked import Checked
-from ..faquant.metadata import ROTATED_TYPES, SCALED_TYPE, WIDE_TYPE, WIDE_TYPES
+from ..faquant.metadata import INPUT_STEPS_BY_TYPE, RANGE_TYPE, ROTATED_TYPES, SCALED_TYPE, WIDE_TYPE
 from .description import Description
 
 
@@ -46,7 +46,7 @@ def dynamic_table(
     Args:
         hadamard_block: of the input, if the type is a rotated one.
         signed: whether scales may be negative.
-        input_steps: of types with inputs of 8 bits.
+        input_steps: of types that do not determine it.
     """
     n, _ = config.linear_shape(name)
     # Outlier suppression adds biases that config.json does not know.
@@ -57,7 +57,7 @@ def dynamic_table(
         np.ascontiguousarray(scale),
         bias,
         hadamard_block if kind in ROTATED_TYPES else 0,
-        input_steps=WIDE_INPUT_STEPS if kind in WIDE_TYPES else input_steps,
+        input_steps=INPUT_STEPS_BY_TYPE.get(kind, input_steps),
     )
 
 
@@ -67,7 +67,7 @@ PARTS = {
     "W8A8": _STATIC,
     SCALED_TYPE: (*_STATIC, "pre_quant_scale"),
     # A bias may come from outlier suppression; a static linear has it in quant_bias.
-    **dict.fromkeys(("W8A8_DYNAMIC", WIDE_TYPE, *ROTATED_TYPES), (*_WEIGHT, "bias")),
+    **dict.fromkeys(("W8A8_DYNAMIC", RANGE_TYPE, WIDE_TYPE, *ROTATED_TYPES), (*_WEIGHT, "bias")),
 }
 """The tensors of a quantized linear by its type."""
 

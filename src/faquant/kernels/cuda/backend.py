@@ -90,6 +90,10 @@ class CudaBackend:
     def silu_times(self, gate: Tensor, up: Tensor) -> Tensor:
         return elementwise.silu_times(gate, up)
 
+    @moved_to_device
+    def gelu_times(self, gate: Tensor, up: Tensor) -> Tensor:
+        return elementwise.gelu_times(gate, up)
+
     @explains
     def int8_pages(self, scheme: AttentionScheme, num_pages: int, page_size: int, memory: Array | None = None) -> Pages:
         return Int8Pages(scheme, num_pages, page_size, self.device, memory)

@@ -252,7 +252,7 @@ class DeviceSpans:
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """The tokens of a batch on the device: cos and sin float32 [tokens, D], slots int64 [tokens]."""
+    """The tokens of a batch on the device: cos and sin float32 [kinds of RoPE, tokens, D], slots int64 [tokens]."""
 
     spans: DeviceSpans
     cos: Tensor

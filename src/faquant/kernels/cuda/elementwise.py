@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .arithmetic import ROUNDED, ROUNDER, ROUNDER_BITS, sum_of_columns
 
-_SILU_BLOCK = 1024
+_GATED_BLOCK = 1024
 
 
 @triton.jit
@@ -69,12 +69,12 @@ def _rms_norm(x, weight, bias, out, eps, x_stride, out_stride, SIZE: tl.constexp
 
 
 @triton.jit
-def silu(x):
-    """x / (1 + e^-x), to within 3e-7. e^y = 2^n · e^r with n = rint(y / ln 2), and r in two parts of ln 2."""
-    y = tl.maximum(tl.minimum(-x, 88.0), -87.0)
-    shifted = y * 1.44269504 + ROUNDER
+def over_one_plus_exp(x, y):
+    """x / (1 + e^y). e^y = 2^n · e^r with n = rint(y / ln 2), and r in two parts of ln 2."""
+    bounded = tl.maximum(tl.minimum(y, 88.0), -87.0)
+    shifted = bounded * 1.44269504 + ROUNDER
     n = shifted - ROUNDER
-    r = (y - n * 0.693359375) - n * -2.12194440e-4
+    r = (bounded - n * 0.693359375) - n * -2.12194440e-4
     p = r * (1.0 / 5040) + (1.0 / 720)
     p = p * r + (1.0 / 120)
     p = p * r + (1.0 / 24)
@@ -83,17 +83,33 @@ def silu(x):
     p = p * r + 1.0
     p = p * r + 1.0
     e = p * ((shifted.to(tl.int32, bitcast=True) - ROUNDER_BITS + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.div_rn(x, 1.0 + tl.where(x < -88.0, float("inf"), e))
+    return tl.div_rn(x, 1.0 + tl.where(y > 88.0, float("inf"), e))
 
 
 @triton.jit
-def _silu_times(gate, up, out, gate_stride, up_stride, size, BLOCK: tl.constexpr):
+def silu(x):
+    """x / (1 + e^-x), to within 3e-7."""
+    return over_one_plus_exp(x, -x)
+
+
+@triton.jit
+def gelu(x):
+    """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), to within 1e-6."""
+    return over_one_plus_exp(x, -x * (1.59576912 + 0.0713548163 * (x * x)))
+
+
+@triton.jit
+def _gated(gate, up, out, gate_stride, up_stride, size, GELU: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < size
     x = tl.load(gate + row * gate_stride + columns, mask=inside, other=0.0)
     y = tl.load(up + row * up_stride + columns, mask=inside, other=0.0)
-    tl.store(out + row * size + columns, silu(x) * y, mask=inside)
+    if GELU:
+        z = gelu(x)
+    else:
+        z = silu(x)
+    tl.store(out + row * size + columns, z * y, mask=inside)
 
 
 @triton.jit
@@ -159,9 +175,18 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def silu_times(gate: Tensor, up: Tensor) -> Tensor:
     """gate / (1 + e^-gate) · up: float32 [rows, size] each. Rows of gate and up may be any distance apart."""
+    return _gated_by(gate, up, False)
+
+
+def gelu_times(gate: Tensor, up: Tensor) -> Tensor:
+    """As silu_times, with gelu in its approximation by tanh."""
+    return _gated_by(gate, up, True)
+
+
+def _gated_by(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
     rows, size = gate.shape
     out = torch.empty(rows, size, device=gate.device)
-    _silu_times[(rows, triton.cdiv(size, _SILU_BLOCK))](
-        gate, up, out, gate.stride(0), up.stride(0), size, BLOCK=_SILU_BLOCK, num_warps=4, **ROUNDED
-    )
+    grid = rows, triton.cdiv(size, _GATED_BLOCK)
+    strides = gate.stride(0), up.stride(0)
+    _gated[grid](gate, up, out, *strides, size, GELU=gelu, BLOCK=_GATED_BLOCK, num_warps=4, **ROUNDED)
     return out

@@ -39,11 +39,11 @@ class DecodeGraphs:
         return len(counts) <= MOST_ROWS and bool((counts == 1).all())
 
     def run(self, x: Tensor, tables: tuple[Array, Array], spans: Spans) -> None:
-        """Run x [rows, hidden] through the layers, in place; tables [rows, 1, D] are RoPE's."""
+        """Run x [rows, hidden] through the layers, in place; tables [rows, kinds, D] are RoPE's."""
         rows = _power_of_two(len(x))
         splits = _power_of_two(int(spans.tokens_starts[:, 1].max()) // SPLIT + 1)
         if (rows, splits) not in self._graphs:
-            shape = rows, splits, x.shape[1], tables[0].shape[-1]
+            shape = rows, splits, x.shape[1], tables[0].shape[1:]
             self._graphs[rows, splits] = _Graph(self._step, *shape, self._page_size, self._device, self._pool)
         self._graphs[rows, splits].run(x, tables, spans)
 
@@ -57,7 +57,7 @@ class _Graph:
         rows: int,
         splits: int,
         hidden: int,
-        dim: int,
+        table: tuple[int, ...],
         page_size: int,
         device: torch.device,
         pool: Any,
@@ -66,7 +66,7 @@ class _Graph:
         self._longest = splits * SPLIT - 1
         self._width = -(-splits * SPLIT // page_size)
         self._x = torch.zeros(rows, hidden, device=device)
-        self._tables = torch.zeros(2, rows, dim, device=device)
+        self._tables = torch.zeros(2, rows, *table, device=device)
         self._positions = torch.full((rows,), -1, dtype=torch.int32, device=device)
         self._block_tables = torch.zeros(rows, self._width, dtype=torch.int32, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -87,7 +87,7 @@ class _Graph:
             (self._positions, positions),
             # What else is in these rows is not read.
             (self._block_tables[:rows, : block_tables.shape[1]], block_tables),
-            *((mine[:rows, None], table) for mine, table in zip(self._tables, tables, strict=True)),
+            *((mine[:rows], table) for mine, table in zip(self._tables, tables, strict=True)),
         ]
         for mine, given in copies:
             mine.copy_(pinned(given, self._device), non_blocking=True)
@@ -103,7 +103,7 @@ class _Graph:
         rows = len(self._x)
         sequences = torch.arange(rows, dtype=torch.int32, device=self._device)
         spans = DeviceSpans(self._positions, sequences, self._block_tables, [1] * rows, [self._longest] * rows)
-        cos, sin = self._tables
+        cos, sin = self._tables.transpose(1, 2).contiguous()
         self._step(self._x, DeviceBatch(spans, cos, sin, spans.slots(self._page_size)))
 
 

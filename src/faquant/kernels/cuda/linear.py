@@ -111,19 +111,21 @@ def int8_linear(
     scale: Tensor,
     bias: Tensor | None = None,
     quant_bias: Tensor | None = None,
+    totals: Tensor | None = None,
     residual: Tensor | None = None,
     out: Tensor | None = None,
     sums: SplitSums | None = None,
 ) -> Tensor:
     """y = float32(x8 · w8ᵀ) · scale · x_scale (+ bias), or (x8 · w8ᵀ + quant_bias) · scale if the inputs' scale is
-    static; + residual. Inputs of 16 bits are multiplied as two rows of bytes; the sums 256 · high + low are rounded to
-    float32 once.
+    static; + residual. Zero points of inputs, times `totals`, are subtracted from the sums. Inputs of 16 bits are
+    multiplied as two rows of bytes; the sums 256 · high + low are rounded to float32 once.
 
     Args:
         inputs: [tokens, k].
         weight: contiguous int8 [n, k]; k is a multiple of 16.
         scale: float32 [n]; of a static linear, deq_scale.
         bias: float32 [n], only if the inputs have scales; quant_bias: int32 [n], only if they have none.
+        totals: int32 [n], Σ of each row of the weight; only if the inputs have zero points.
         residual: contiguous float32 [tokens, n], may be `out`.
         out: contiguous float32 [tokens, n].
         sums: memory for split sums, for this many tokens; made if None.
@@ -141,6 +143,8 @@ def int8_linear(
         raise ValueError(f"a weight {list(weight.shape)} needs its width in inputs, a multiple of 16, not {k}")
     if (quant_bias is None) != (inputs.scale is not None) or (bias is not None and inputs.scale is None):
         raise ValueError("quant_bias belongs to inputs with a static scale, bias to inputs with a scale per token")
+    if (totals is None) != (inputs.zero is None):
+        raise ValueError("totals belong to inputs with zero points")
     if out is None:
         out = torch.empty(tokens, n, device=weight.device)
     if not tokens:
@@ -153,10 +157,12 @@ def int8_linear(
     multiply[(tiling.tiles, tiling.splits)](
         inputs.values,
         inputs.scale,
+        inputs.zero,
         weight,
         scale,
         bias,
         quant_bias,
+        totals,
         residual,
         out,
         None if sums is None else sums.partial,
@@ -180,10 +186,12 @@ def int8_linear(
 def multiply(
     x,
     x_scale,
+    x_zero,
     weight,
     scale,
     bias,
     quant_bias,
+    totals,
     residual,
     out,
     partial,
@@ -246,9 +254,11 @@ def multiply(
         _finish(
             parts[half],
             x_scale,
+            x_zero,
             scale,
             bias,
             quant_bias,
+            totals,
             residual,
             out,
             tokens,
@@ -277,9 +287,11 @@ def _corner(tile, tokens, OUTPUTS: tl.constexpr, TILE_OUTPUTS: tl.constexpr, TIL
 def _finish(
     products,
     x_scale,
+    x_zero,
     scale,
     bias,
     quant_bias,
+    totals,
     residual,
     out,
     tokens,
@@ -299,6 +311,9 @@ def _finish(
     if WIDE:
         high, low = tl.split(tl.reshape(products, (TILE_OUTPUTS, TILE_TOKENS // 2, 2)))
         products = high.to(tl.int64) * 256 + low
+    if x_zero is not None:
+        zero = tl.load(x_zero + token, mask=token < tokens, other=0)
+        products -= tl.load(totals + n, mask=is_output, other=0)[:, None] * zero[None, :]
     if quant_bias is not None:
         products += tl.load(quant_bias + n, mask=is_output, other=0)[:, None]
     y = products.to(tl.float32) * tl.load(scale + n, mask=is_output, other=0.0)[:, None]

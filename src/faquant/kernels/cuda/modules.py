@@ -64,7 +64,8 @@ class FloatLinear:
 
 class Int8Linear:
     """An int8 linear with a scale per token or a calibrated one: weight int8 [n, k], `scale` float32 [n] of its outputs
-    (deq_scale of a StaticTable), `bias` float32 [n] or `quant_bias` int32 [n]."""
+    (deq_scale of a StaticTable), `bias` float32 [n] or `quant_bias` int32 [n], and `totals` int32 [n], Σ of each row of
+    the weight, if each token has a zero point."""
 
     is_int8 = True
 
@@ -73,6 +74,7 @@ class Int8Linear:
     ) -> None:
         self.weight, self.scale, self.rounding = weight, scale, rounding
         self.bias, self.quant_bias = bias, quant_bias
+        self.totals = weight.sum(1, dtype=torch.int32) if rounding.has_zeros else None
         self._stacked_with: tuple[list[Int8Linear], Int8Linear] | None = None
 
     @classmethod
@@ -99,7 +101,8 @@ class Int8Linear:
         sums: SplitSums | None = None,
     ) -> Tensor:
         """The linear of inputs that its `rounding` has rounded, added to `residual` [tokens, n]."""
-        return int8_linear(inputs, self.weight, self.scale, self.bias, self.quant_bias, residual, out, sums)
+        tables = self.weight, self.scale, self.bias, self.quant_bias, self.totals
+        return int8_linear(inputs, *tables, residual, out, sums)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +110,7 @@ class Int8Linear:
 
     @property
     def nbytes(self) -> int:
-        tables = self.weight, self.scale, self.bias, self.quant_bias, self.rounding.multiplier
+        tables = self.weight, self.scale, self.bias, self.quant_bias, self.totals, self.rounding.multiplier
         return sum(table.nbytes for table in tables if table is not None)
 
 

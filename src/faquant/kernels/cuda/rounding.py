@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..tables import INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
+from ..tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 from .arithmetic import ROUNDED, hadamard_factor
 from .rounding_kernels import prepare_chunks, round_chunks, round_long_rows, round_rows
 
@@ -36,7 +36,8 @@ class InputRounding:
 
     Attributes:
         hadamard_block: size of the Hadamard blocks, a power of two up to 512; 0: none.
-        steps: a token's scale is its greatest input divided by this, 127 or 127.5, or 32,639 for 16 bits.
+        steps: a token's scale is its greatest input divided by this, 127 or 127.5, or 32,639 for 16 bits; or its range
+            divided by 255, with a zero point.
         multiplier: float32 [k], by which inputs are multiplied before all else, or None.
         scale, offset: float32 [1], static; None: a scale per token.
     """
@@ -51,6 +52,11 @@ class InputRounding:
     def rows_of_bytes(self) -> int:
         """Rows of bytes that a row of inputs becomes."""
         return 2 if self.steps == WIDE_INPUT_STEPS else 1
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether each token has a zero point."""
+        return self.scale is None and self.steps == RANGE_INPUT_STEPS
 
     @classmethod
     def of(cls, table: DynamicTable | StaticTable, device: torch.device) -> "InputRounding":
@@ -73,11 +79,13 @@ class DeviceNorm:
 
 @dataclass(frozen=True)
 class RoundedInputs:
-    """int8 [tokens, k], and float32 scales [tokens], or None if the scale is static. Inputs of 16 bits are int8
-    [2 · tokens, k], for each token a row of high and a row of low bytes, which are 256 · high + low."""
+    """int8 [tokens, k], float32 scales [tokens], None if the scale is static, and int32 zero points [tokens] or None:
+    x ≈ (values − zero) · scale. Inputs of 16 bits are int8 [2 · tokens, k], for each token a row of high and a row of
+    low bytes, which are 256 · high + low."""
 
     values: Tensor
     scale: Tensor | None
+    zero: Tensor | None = None
 
     @property
     def is_wide(self) -> bool:
@@ -88,7 +96,9 @@ class RoundedInputs:
     def empty(cls, tokens: int, inputs: int, rounding: InputRounding, device: torch.device) -> "RoundedInputs":
         """Inputs with garbage in them."""
         values = torch.empty(tokens * rounding.rows_of_bytes, inputs, dtype=torch.int8, device=device)
-        return cls(values, torch.empty(tokens, device=device) if rounding.scale is None else None)
+        scale = torch.empty(tokens, device=device) if rounding.scale is None else None
+        zero = torch.empty(tokens, dtype=torch.int32, device=device) if rounding.has_zeros else None
+        return cls(values, scale, zero)
 
 
 def round_inputs(
@@ -137,6 +147,7 @@ def _launch(
         x,
         out.values,
         out.scale,
+        out.zero,
         None if norm is None else norm.weight,
         None if norm is None else norm.bias,
         0.0 if norm is None else norm.eps,
@@ -160,7 +171,7 @@ def _launch_divided(x: Tensor, size: int, gated: bool, rounding: InputRounding, 
     prepared = peaks = None
     if out.scale is not None:
         prepared = torch.empty(tokens, size, device=x.device)
-        peaks = torch.empty(tokens, chunks, dtype=torch.int32, device=x.device)
+        peaks = torch.empty(tokens, chunks, 2, dtype=torch.int32, device=x.device)
     prepare_chunks[(tokens, chunks)](
         x,
         out.values,
@@ -174,6 +185,7 @@ def _launch_divided(x: Tensor, size: int, gated: bool, rounding: InputRounding, 
         GATED=gated,
         BLOCK=rounding.hadamard_block,
         FACTOR=hadamard_factor(rounding.hadamard_block),
+        STEPS=rounding.steps,
         num_warps=4,
         **ROUNDED,
     )
@@ -183,6 +195,7 @@ def _launch_divided(x: Tensor, size: int, gated: bool, rounding: InputRounding, 
             peaks,
             out.values,
             out.scale,
+            out.zero,
             SIZE=size,
             CHUNK=_DIVIDED_CHUNK,
             WIDTH=triton.next_power_of_2(chunks),

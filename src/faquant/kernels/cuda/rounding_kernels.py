@@ -3,9 +3,11 @@
 import triton
 import triton.language as tl
 
-from ..tables import WIDE_INPUT_STEPS
+from .. import tables
 from .arithmetic import hadamard, integer_of, magnitude_bits, rounded, scale_of
 from .elementwise import rms_factor, silu
+
+RANGE_INPUT_STEPS = tl.constexpr(tables.RANGE_INPUT_STEPS)
 
 
 @triton.jit
@@ -13,6 +15,7 @@ def round_rows(
     x,
     values,
     scales,
+    zeros,
     norm_weight,
     norm_bias,
     eps,
@@ -56,12 +59,15 @@ def round_rows(
         scale = tl.load(input_scale)
         offset = tl.load(input_offset)
     else:
-        peaks = magnitude_bits(inputs[0])
+        highs, lows = _extremes(inputs[0], STEPS)
         for i in tl.static_range(1, CHUNKS):
-            peaks = tl.maximum(peaks, magnitude_bits(inputs[i]))
-        scale = _scale_of_all(peaks, STEPS)
-        offset = None
+            high, low = _extremes(inputs[i], STEPS)
+            highs, lows = tl.maximum(highs, high), tl.maximum(lows, low)
+        scale = _scale_of_all(highs, lows, STEPS)
+        offset = _offset_of_all(lows, scale, STEPS)
         tl.store(scales + row, scale)
+        if offset is not None:
+            tl.store(zeros + row, offset.to(tl.int32))
     for i in tl.static_range(CHUNKS):
         _round(values, i * CHUNK + columns, inputs[i], scale, offset, SIZE, MASKED and i == CHUNKS - 1, STEPS)
 
@@ -71,6 +77,7 @@ def round_long_rows(
     x,
     values,
     scales,
+    zeros,
     norm_weight,
     norm_bias,
     eps,
@@ -100,15 +107,20 @@ def round_long_rows(
         scale = tl.load(input_scale)
         offset = tl.load(input_offset)
     else:
-        peaks = tl.zeros((CHUNK,), tl.int32)
+        highs = tl.zeros((CHUNK,), tl.int32)
+        lows = tl.zeros((CHUNK,), tl.int32)
         for i in range(CHUNKS):
             at = i * CHUNK + columns
             y = _first(x, at, SIZE, MASKED, GATED)
             y = _transformed(y, at, rms, norm_weight, norm_bias, multiplier, SIZE, MASKED, CHUNK, BLOCK, FACTOR)
-            peaks = tl.maximum(peaks, magnitude_bits(y))
-        scale = _scale_of_all(peaks, STEPS)
-        offset = None
+            high, low = _extremes(y, STEPS)
+            highs = tl.maximum(highs, high)
+            lows = tl.maximum(lows, low)
+        scale = _scale_of_all(highs, lows, STEPS)
+        offset = _offset_of_all(lows, scale, STEPS)
         tl.store(scales + row, scale)
+        if offset is not None:
+            tl.store(zeros + row, offset.to(tl.int32))
     for i in range(CHUNKS):
         at = i * CHUNK + columns
         y = _first(x, at, SIZE, MASKED, GATED)
@@ -130,9 +142,10 @@ def prepare_chunks(
     GATED: tl.constexpr,
     BLOCK: tl.constexpr,
     FACTOR: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     """A chunk of a row without RMSNorm: rounded if the scale is static, otherwise stored in `prepared` [tokens, SIZE],
-    and the bits of its greatest magnitude in peaks [tokens, chunks]. Grid (tokens, chunks).
+    and its _extremes in peaks [tokens, chunks, 2]. Grid (tokens, chunks).
     """
     CHUNKS: tl.constexpr = (SIZE + CHUNK - 1) // CHUNK
     MASKED: tl.constexpr = SIZE % CHUNK != 0
@@ -145,7 +158,10 @@ def prepare_chunks(
         _round(values + row * SIZE, at, y, tl.load(input_scale), tl.load(input_offset), SIZE, MASKED, 127.0)
     else:
         tl.store(prepared + row * SIZE + at, y, mask=at < SIZE if MASKED else None)
-        tl.store(peaks + row * CHUNKS + chunk, tl.max(magnitude_bits(y), axis=0))
+        high, low = _extremes(y, STEPS)
+        at = (row * CHUNKS + chunk) * 2
+        tl.store(peaks + at, tl.max(high, axis=0))
+        tl.store(peaks + at + 1, tl.max(low, axis=0))
 
 
 @triton.jit
@@ -154,6 +170,7 @@ def round_chunks(
     peaks,
     values,
     scales,
+    zeros,
     SIZE: tl.constexpr,
     CHUNK: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -170,10 +187,16 @@ def round_chunks(
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     y = _load(prepared + row * SIZE, at, SIZE, MASKED)
     numbers = tl.arange(0, WIDTH)
-    scale = _scale_of_all(tl.load(peaks + row * CHUNKS + numbers, mask=numbers < CHUNKS, other=0), STEPS)
+    peaks += 2 * (row * CHUNKS + numbers)
+    highs = tl.load(peaks, mask=numbers < CHUNKS, other=0)
+    lows = tl.load(peaks + 1, mask=numbers < CHUNKS, other=0)
+    scale = _scale_of_all(highs, lows, STEPS)
+    offset = _offset_of_all(lows, scale, STEPS)
     if chunk == 0:
         tl.store(scales + row, scale)
-    _round(values + row * SIZE * _rows_of_bytes(STEPS), at, y, scale, None, SIZE, MASKED, STEPS)
+        if offset is not None:
+            tl.store(zeros + row, offset.to(tl.int32))
+    _round(values + row * SIZE * _rows_of_bytes(STEPS), at, y, scale, offset, SIZE, MASKED, STEPS)
 
 
 @triton.jit
@@ -212,20 +235,49 @@ def _transformed(
 
 
 @triton.jit
-def _scale_of_all(bits, STEPS: tl.constexpr):
-    """The scale of a row with these magnitudes."""
-    return scale_of(tl.max(bits, axis=0).to(tl.float32, bitcast=True), STEPS)
+def _extremes(y, STEPS: tl.constexpr):
+    """The magnitudes' bits of positive and of negative numbers, 0 for the others; without zero points, of all numbers
+    twice. As bits, because a maximum of floats loses NaN.
+    """
+    bits = magnitude_bits(y)
+    if STEPS != RANGE_INPUT_STEPS:
+        return bits, bits
+    is_negative = y.to(tl.int32, bitcast=True) < 0
+    return tl.where(is_negative, 0, bits), tl.where(is_negative, bits, 0)
+
+
+@triton.jit
+def _greatest(bits):
+    return tl.max(bits, axis=0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _scale_of_all(highs, lows, STEPS: tl.constexpr):
+    """The scale of a row with these _extremes."""
+    peak = _greatest(highs)
+    if STEPS == RANGE_INPUT_STEPS:
+        peak += _greatest(lows)
+    return scale_of(peak, STEPS)
+
+
+@triton.jit
+def _offset_of_all(lows, scale, STEPS: tl.constexpr):
+    """The int8 that stands for 0, as float32; None without zero points."""
+    offset = None
+    if STEPS == RANGE_INPUT_STEPS:
+        offset = rounded(tl.minimum(tl.div_rn(_greatest(lows), scale), 255.0)) - 128.0
+    return offset
 
 
 @triton.constexpr_function
 def _rows_of_bytes(steps):
     """As RoundedInputs has them for a row of inputs with this many steps."""
-    return 2 if steps == WIDE_INPUT_STEPS else 1
+    return 2 if steps == tables.WIDE_INPUT_STEPS else 1
 
 
 @triton.jit
 def _round(values, at, y, scale, offset, SIZE: tl.constexpr, MASKED: tl.constexpr, STEPS: tl.constexpr):
-    """Store y in steps of its scale at these places of a row; a static offset is added to rounded steps, as in MindIE.
+    """Store y in steps of its scale at these places of a row; an offset is added to rounded steps, as in MindIE.
     With 16 bits, the low bytes follow the row of high bytes.
     """
     steps = tl.div_rn(y, scale)

@@ -12,11 +12,11 @@ from .. import modules as cpu
 from ..pages import Int8Pages as CpuPages
 from ..pages import Spans
 from ..scheme import P_LEVELS, AttentionScheme
-from ..tables import WIDE_INPUT_STEPS, DynamicTable, FloatTable, LinearTable, StaticTable
+from ..tables import RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, FloatTable, LinearTable, StaticTable
 from .attention_inputs import map_queries
 from .cache import DeviceSpans
 from .decode import Workspace, decode, most_splits
-from .elementwise import rms_norm, rope, silu_times
+from .elementwise import gelu_times, rms_norm, rope, silu_times
 from .linear import SplitSums
 from .modules import Int8Linear, linear
 from .pages import Int8Pages
@@ -108,12 +108,13 @@ def _int8_linears(device: torch.device) -> bool:
     weight = torch.arange(outputs * inputs).remainder(255).sub(127).to(torch.int8).view(outputs, inputs).numpy()
     scale = np.linspace(0.01, 0.02, outputs, dtype=np.float32)
     dynamic = DynamicTable(weight, scale, bias=scale, hadamard_block=64)
-    wide = replace(dynamic, input_steps=WIDE_INPUT_STEPS)
+    ranged, wide = (replace(dynamic, input_steps=steps) for steps in (RANGE_INPUT_STEPS, WIDE_INPUT_STEPS))
     one, zero = np.full(1, 0.03, np.float32), np.full(1, 5, np.float32)
     static = StaticTable(weight, one, zero, np.arange(outputs, dtype=np.int32), scale)
     x = _random(70, inputs)
     expected: list[tuple[LinearTable, Tensor]] = [
         (dynamic, cpu.DynamicLinear(weight, scale, scale, 64)(x)),
+        (ranged, cpu.DynamicLinear(weight, scale, scale, 64, None, RANGE_INPUT_STEPS)(x)),
         (wide, cpu.DynamicLinear(weight, scale, scale, 64, None, WIDE_INPUT_STEPS)(x)),
         (static, cpu.StaticLinear(weight, one, zero, static.quant_bias, scale)(x)),
     ]
@@ -150,6 +151,7 @@ def _elementwise(device: torch.device) -> bool:
     return (
         _same(rms_norm(x.to(device), weight.to(device), 1e-5), cpu.RMSNorm(weight.numpy(), 1e-5)(x))
         and _same(silu_times(gate.to(device), up.to(device)), cpu.silu_times(gate, up))
+        and _same(gelu_times(gate.to(device), up.to(device)), cpu.gelu_times(gate, up))
         and _same(
             rope(q.clone().to(device), angles.cos().to(device), angles.sin().to(device)),
             cpu.rope(q.clone(), angles.cos(), angles.sin()),

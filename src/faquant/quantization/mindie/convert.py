@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...checkpoint.families import PLAIN
 from ...checkpoint.model_config import LINEARS
 from ...checkpoint.shards import ShardWriter
 from ...checkpoint.write import add_all, output_directory
 from ...errors import UnsupportedError
-from ...formats.base import LAYER_NORMS, Opened
-from ...formats.faquant.metadata import ROTATED_TYPES, WIDE_TYPES
+from ...formats.base import Opened
+from ...formats.faquant.metadata import RANGE_TYPES, ROTATED_TYPES, WIDE_TYPES
 from ...formats.msmodelslim.description import C8_TYPE, FA_TYPE, Description
 from ...formats.msmodelslim.format import OpenedMsModelSlim
 from ...formats.msmodelslim.linears import unpack_deq_scale
@@ -25,7 +26,7 @@ from ...kernels.tables import INPUT_STEPS, FloatTable, LinearTable, StaticTable
 from ..convert import float_tensors, linear_tensors, open_quantized, weights, write_beside
 from ..exports import is_mapped
 from ..tensors import DTYPES, NamedTensor
-from .multipliers import fold_multipliers
+from .multipliers import READERS, fold_multipliers
 from .w8a8 import pack_deq_scale
 
 MAX_HEAD_DIM = 256
@@ -84,6 +85,10 @@ def _obstacles(opened: Opened, tables: Tables) -> list[str]:
         reasons.append("q has calibrated scales in some layers only, and MindIE's cache has one kind")
     if kinds.intersection(WIDE_TYPES):
         reasons.append("its linears' inputs have 16 bits, and MindIE's have 8")
+    if kinds.intersection(RANGE_TYPES):
+        reasons.append(
+            "its linears' inputs have zero points per token (but not with the recipe's linear.activation 'token')"
+        )
     if kinds.intersection(ROTATED_TYPES):
         reasons.append("its linears' inputs are rotated at run time, which MindIE does not support")
     elif "W8A8_DYNAMIC" in kinds and static_q:
@@ -102,6 +107,8 @@ def _obstacles(opened: Opened, tables: Tables) -> list[str]:
             reasons.append("q, K or V has a scale per channel, and MindIE's tables are [heads, 1]")
         if any(scheme.k_offset is not None or scheme.v_offset is not None for scheme in present):
             reasons.append("K or V has zero points")
+    if config.model_type not in PLAIN:
+        reasons.append(f"faquant writes MindIE's format for {', '.join(PLAIN)}, not for {config.model_type}")
     if config.head_dim > MAX_HEAD_DIM:
         reasons.append(f"head_dim is {config.head_dim}, and MindIE's limit is {MAX_HEAD_DIM}")
     return reasons
@@ -194,7 +201,7 @@ class _Conversion:
         """The linears of a layer by their names, and the norms that changed."""
         opened, prefix = self.opened, f"model.layers.{layer}."
         names = {name.rpartition(".")[2]: prefix + name for name in LINEARS}
-        norms = {norm: widen(opened.tensor(f"{prefix}{norm}.weight")) for norm in LAYER_NORMS}
+        norms = {norm: widen(opened.tensor(f"{prefix}{norm}.weight")) for norm in READERS}
         linears = {name: opened.linear(full) for name, full in names.items()}
         scale_values = opened.schemes[layer] is None
         tables, folded, became_float = fold_multipliers(opened.config, linears, norms, scale_values)

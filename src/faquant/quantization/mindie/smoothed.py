@@ -146,6 +146,6 @@ def on_kernels(layer: DecoderLayer) -> DecoderLayer:
 
     names = [module.rpartition(".")[2] for module in LINEARS]
     chosen: dict[str, Any] = {name: linear(getattr(layer, name)) for name in names}
-    norms = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
+    norms = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
     chosen |= {name: norm(getattr(layer, name)) for name in norms}
-    return replace(layer, rope=backend.rope, silu_times=backend.silu_times, **chosen)
+    return replace(layer, rope=backend.rope, gated=backend.silu_times, **chosen)

@@ -137,21 +137,21 @@ def fold(
     """Fold all of the above into the float `layer`; it still computes the same function.
 
     Args:
-        normed: the spans of the outputs of input_layernorm and post_attention_layernorm.
+        normed: the spans of the outputs of attention_norm and mlp_norm.
         values, outputs: as for fold_values.
         dtype: of the stored norms.
         can_shift: whether the linears of those attribute names can all have biases.
     """
     v_proj, o_proj = fold_values(layer, values, outputs, can_shift("v_proj", "o_proj"))
     before, (q_proj, k_proj, v_proj) = fold_norm(
-        layer.input_layernorm,
+        layer.attention_norm,
         (float_linear_of(layer.q_proj), float_linear_of(layer.k_proj), v_proj),
         normed[0],
         dtype,
         can_shift("q_proj", "k_proj", "v_proj"),
     )
     after, (gate_proj, up_proj) = fold_norm(
-        layer.post_attention_layernorm,
+        layer.mlp_norm,
         (float_linear_of(layer.gate_proj), float_linear_of(layer.up_proj)),
         normed[1],
         dtype,
@@ -159,12 +159,12 @@ def fold(
     )
     return replace(
         layer,
-        input_layernorm=before,
+        attention_norm=before,
         q_proj=q_proj,
         k_proj=k_proj,
         v_proj=v_proj,
         o_proj=o_proj,
-        post_attention_layernorm=after,
+        mlp_norm=after,
         gate_proj=gate_proj,
         up_proj=up_proj,
     )

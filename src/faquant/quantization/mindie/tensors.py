@@ -25,8 +25,8 @@ def layer_tensors(layer: DecoderLayer, name: str, config: ModelConfig) -> Iterat
         if short == "o_proj" and layer.q_norm is not None and layer.k_norm is not None:
             yield from norm_tensors(layer.q_norm, f"{name}.self_attn.q_norm")
             yield from norm_tensors(layer.k_norm, f"{name}.self_attn.k_norm")
-    yield from norm_tensors(layer.input_layernorm, f"{name}.input_layernorm")
-    yield from norm_tensors(layer.post_attention_layernorm, f"{name}.post_attention_layernorm")
+    yield from norm_tensors(layer.attention_norm, f"{name}.input_layernorm")
+    yield from norm_tensors(layer.mlp_norm, f"{name}.post_attention_layernorm")
 
 
 def linear_tensors(linear: Linear, name: str) -> Iterator[NamedTensor]:

@@ -1,6 +1,5 @@
 """Compiling a JSON schema to a grammar, and checking answers for what the grammar does not enforce."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -11,6 +10,7 @@ from .checker import Checker
 from .document import Document, is_unicode, text_of
 from .grammar import Grammar
 from .normalize import Normalizer
+from .scalars import compact_text
 from .shortest import Shortest
 from .unique_items import Path, unique_paths
 
@@ -86,7 +86,7 @@ def _compiled(text: str, name: str, strict: bool) -> CompiledSchema:
     unenforced = tuple(normal.unenforced)
     examples = tuple(grammar.examples)
     short = Shortest(normal).value(state)
-    shortest = None if short is None else json.dumps(short[0], ensure_ascii=False, separators=(",", ":"))
+    shortest = None if short is None else compact_text(short[0])
     compiled = CompiledSchema(text, rules, unenforced, grammar.has_open_names, paths, examples, shortest)
     if unenforced:
         Checker(document).check_cost()

@@ -11,6 +11,7 @@ from .keywords import check_keywords, subschemas
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 64
+_NAMES = {"$anchor", "$dynamicAnchor", "$id", "id"}
 
 
 class Document:
@@ -106,7 +107,7 @@ class Document:
         if schema is not resource and _identity(schema):
             self._uris[id(schema)] = urljoin(self._uris[id(resource)], _identity(schema))
             self._named[self._uris[id(schema)]] = resource = schema
-        for key in ("$anchor", "$dynamicAnchor", "$id", "id"):
+        for key in _NAMES & schema.keys():
             if isinstance(schema.get(key), str) and (key.endswith("nchor") or schema[key].startswith("#")):
                 self._named.setdefault(f"{self._uris[id(resource)]}#{schema[key].lstrip('#')}", schema)
         self.places[id(schema)] = place

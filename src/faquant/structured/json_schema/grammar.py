@@ -56,6 +56,7 @@ class Grammar:
         self.unique: set[State] = set()
         self.examples: dict[str, None] = {}
         self._rules: list[str] = []
+        self._new_rules: dict[str, str] = {}
         self._terminals: dict[str, str] = {}
         self._names: dict[State, str] = {frozenset(): "any"}
         self._waiting: list[State] = []
@@ -95,10 +96,13 @@ class Grammar:
         )
 
     def new_rule(self, text: str) -> str:
-        """Add a rule; returns its name."""
-        self._count += 1
-        self._rules.append(f"r{self._count}: {text}")
-        return f"r{self._count}"
+        """Add a rule, unless there is one with this text; returns its name."""
+        name = self._new_rules.get(text)
+        if name is None:
+            self._count += 1
+            name = self._new_rules[text] = f"r{self._count}"
+            self._rules.append(f"{name}: {text}")
+        return name
 
     def new_parametric(self, options: list[str]) -> str:
         """Add a rule with a parameter, which the options can name as `{name}`; returns its name."""

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from ...errors import UsageError
@@ -89,6 +90,7 @@ _FOREIGN = {
     *("formatMinimum", "formatMaximum", "formatExclusiveMinimum", "formatExclusiveMaximum"),
 }
 _LOWER = {key.lower(): key for key in _CHECKS}
+_LONGEST_KEY = 40  # no longer one is similar to a keyword
 CONSTRAINING = _CHECKS.keys() - {"$defs", "definitions", "then", "else", "minContains", "maxContains"}
 """Without these keywords a schema admits every value."""
 
@@ -107,6 +109,13 @@ def subschemas(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"/{key}", value
 
 
+@lru_cache(maxsize=256)
+def _similar(key: str) -> str | None:
+    """The keyword that was probably meant."""
+    found = difflib.get_close_matches(key.lower(), _LOWER, 1, 0.85)
+    return _LOWER[found[0]] if found else None
+
+
 def check_keywords(name: str, place: str, schema: Mapping[str, Any], strict: bool) -> None:
     """Raises: UsageError: a keyword has an invalid value, or, if strict, is probably a misspelled one."""
     for key, value in schema.items():
@@ -116,9 +125,9 @@ def check_keywords(name: str, place: str, schema: Mapping[str, Any], strict: boo
                 shown = str(value)[:80]
                 raise UsageError(f"{name} has {key!r} at {place[:200] or 'its top'}, which must be {check[1]}: {shown}")
         elif strict and key[:1].isalpha() and not key.startswith("x-") and key not in _ANNOTATIONS:
-            meant = [key] if key in _FOREIGN else difflib.get_close_matches(key.lower(), _LOWER, 1, 0.85)
-            if meant:
-                fix = "remove it" if key in _FOREIGN else f"write {_LOWER[meant[0]]!r}, or remove it"
+            meant = None if key in _FOREIGN else _similar(key[:_LONGEST_KEY])
+            if meant or key in _FOREIGN:
+                fix = f"write {meant!r}, or remove it" if meant else "remove it"
                 raise UsageError(
                     f"{name} has {key[:80]!r} at {place[:200] or 'its top'}, which is no keyword of JSON Schema and "
                     f"would have no effect; {fix}."

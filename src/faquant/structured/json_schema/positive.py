@@ -133,9 +133,9 @@ def _form(normal: Normal, schema: Mapping[str, Any]) -> Form:
         array, _ = array_form(normal, schema)
     if "object" in kinds and any(key in schema for key in (*_OF_OBJECTS, "propertyNames")):
         objects = _object_form(normal, schema)
-    for low, high, kind in ((string.least, string.most, "string"), (array.least, array.most, "array")):
-        kinds -= {kind} if high is not None and low > high else set()
-    kinds -= {"object"} if objects.most is not None and objects.least > objects.most else set()
+    for part, kind in ((string, "string"), (array, "array"), (objects, "object")):
+        if part.most is not None and part.least > part.most:
+            kinds -= {kind}
     values = values_of(schema)
     if values is not None:
         values = tuple(value for value in values if value.kind in kinds)

@@ -17,6 +17,8 @@ _ANY_NUMBER = Text(NUMBER, False, name="NUMBER")
 _NOT_INTEGRAL = Text(r"-?[0-9]+\.[0-9]*[1-9][0-9]*", False)
 json_text = json.JSONEncoder(ensure_ascii=False).encode
 """json.dumps, which would create an encoder for each value."""
+compact_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""The same without spaces."""
 COMMA = '"," '
 TERMINALS = f"""{DEFINITION}
 STRING: "\\"" CHARS "\\""

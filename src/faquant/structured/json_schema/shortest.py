@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from .forms import CONSTANTS, ArrayForm, Form, NumberForm, ObjectForm, State, StringForm, Value
+from .forms import CONSTANTS, NUMBER, STRING, ArrayForm, Form, NumberForm, ObjectForm, State, StringForm, Value
 from .interfaces import Normal
 from .objects import Members, members
 from .scalars import json_text
@@ -90,6 +90,8 @@ class Shortest:
 
 
 def _numbers(form: NumberForm) -> list[Any]:
+    if form is NUMBER:
+        return [0]
     candidates: list[Any] = [0, 1, 0.5]
     if form.low is not None:
         low = form.low[0]
@@ -102,6 +104,8 @@ def _numbers(form: NumberForm) -> list[Any]:
 
 
 def _strings(form: StringForm) -> list[Any]:
+    if form is STRING:
+        return [""]
     if form.least > (_LONGEST_MATCHED if form.patterns else _LONGEST):
         return []
     found = [pattern.example() for pattern, wanted in form.patterns if wanted]
