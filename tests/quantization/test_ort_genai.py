@@ -73,12 +73,17 @@ def test_a_scale_per_head_is_repeated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "reason"), [("default", "rotated at run time, which"), ("attention-only", "scale per token")]
+    ("kind", "recipe", "reason"),
+    [
+        ("smollm", "default", "rotated at run time, which"),
+        ("smollm", "attention-only", "scale per token"),
+        ("smollm3", "portable", "not smollm3"),
+    ],
 )
 def test_what_cannot_be_expressed_is_refused_and_nothing_is_written(
-    recipe: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, recipe: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = _quantized(tmp_path, recipe)
+    source = _quantized(tmp_path, recipe, kind)
     assert run(["convert", str(source), "--to", "ort-genai", "-o", str(tmp_path / "out")]) == 1
     assert reason in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "source"]

@@ -50,10 +50,9 @@ def export_ort_genai(source: Path, target: Path, overwrite: bool = False) -> lis
         OutputError: the target cannot be written.
     """
     opened = open_quantized(source)
-    reasons = bias_obstacles(opened) + cache_obstacles(opened.schemes, ENGINE)
+    reasons = model_obstacles(opened, ENGINE) + bias_obstacles(opened) + cache_obstacles(opened.schemes, ENGINE)
     if not opened.has_float_linears:
-        reasons = linear_obstacles(opened, ENGINE) + reasons
-    reasons = model_obstacles(opened, ENGINE) + reasons
+        reasons += linear_obstacles(opened, ENGINE)
     if reasons:
         raise UnsupportedError(
             f"{source} cannot be exported for onnxruntime-genai: {'; '.join(reasons)}. Quantize the float model with "
