@@ -189,7 +189,8 @@ def test_the_original_context_of_phi3_is_read_beside_the_table() -> None:
 
 
 def test_a_theta_beside_kinds_of_layers_is_refused() -> None:
-    """transformers 5.24 ignores it."""
+    """transformers 5.24 reads it for one kind only."""
+    assert "is read for layers with full attention only" in error_of({**OLMO3, "rope_theta": 1e6}, UnsupportedError)
     kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_type": "default"}}
     assert "needs rope_theta for each kind" in error_of({**OLMO3, "rope_theta": 1e6, "rope_parameters": kinds})
     kinds["sliding_attention"]["rope_theta"] = 1e4
@@ -209,7 +210,7 @@ def test_layers_with_a_window_may_have_a_rope_of_their_own() -> None:
         assert config.ropes == (RopeConfig("yarn", 5e5, 4.0, 2048), plain)
         assert [config.rope_kind(layer) for layer in range(4)] == [1, 1, 1, 0]
         assert config.max_position == 8192
-    assert parse_config(OLMO3).ropes == (RopeConfig("default", 1e4, original_max_position=2048),)
+    assert parse_config(OLMO3).ropes == (RopeConfig("default", 5e5, original_max_position=2048),)
     apart = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     assert [rope.theta for rope in parse_config({**theta, "rope_parameters": apart}).ropes] == [1e6, 1e4]
 

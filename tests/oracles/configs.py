@@ -40,7 +40,7 @@ GEMMA3 = {
     "num_hidden_layers": 7,
     "sliding_window": 128,
 }
-OLMO3 = {**LLAMA, "architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3"}
+OLMO3 = {**LLAMA, "architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3", "rope_theta": 500000.0}
 PHI3 = {**LLAMA, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
 GRANITE = {
     **LLAMA,

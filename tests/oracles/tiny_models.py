@@ -118,12 +118,12 @@ KINDS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
             "rope_parameters": {
                 "full_attention": {
                     "rope_type": "yarn",
-                    "rope_theta": 20000.0,
+                    "rope_theta": 500000.0,
                     "factor": 8.0,
                     "original_max_position_embeddings": 64,
                     "attention_factor": 1.2,
                 },
-                "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
             },
         },
     ),

@@ -102,6 +102,12 @@ def parse_ropes(
                 "other tables of this model_type."
             )
         full = _parse_rope(reader, max_position, head_dim, family)
+        if family.local_theta is None and full.theta != family.theta:
+            raise UnsupportedError(
+                f"{reader.source}: rope_theta ({full.theta:g}) is read for layers with full attention only by some "
+                "versions of transformers, and for all layers by others. Write rope_parameters with a rope_theta for "
+                "full_attention and one for sliding_attention."
+            )
         theta = full.theta if family.local_theta is None else reader.number("rope_local_base_freq", family.local_theta)
         sliding = RopeConfig("default", theta, original_max_position=max_position)
     else:
