@@ -19,6 +19,7 @@ from faquant.evaluation.divergence import window_logits
 from faquant.formats import open_checkpoint
 from faquant.formats.gguf.convert import convert_gguf
 from faquant.formats.gguf.reader import read_gguf
+from faquant.formats.gguf.write import model_metadata
 from faquant.formats.gguf.write_tokenizer import PROBES, tokenizer_metadata
 from faquant.kernels.tables import DynamicTable
 from faquant.model.load import load
@@ -34,7 +35,8 @@ IDS = [int(i) for i in torch.randint(3, 300, (60,), generator=torch.Generator().
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
 ROPES = {
     "yarn": YARN,
-    "yarn-attention-factor": {**YARN, "attention_factor": 1.5, "beta_fast": 24.0, "beta_slow": 2.0},
+    "yarn-attention-factor": {**YARN, "attention_factor": 1.5},
+    "yarn-attention-factor-1": {**YARN, "attention_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0},
     "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
 }
 
@@ -101,6 +103,19 @@ def test_rope_is_carried(rope: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("attention_factor", "multiplier"), [(None, None), (1.5, 1.5 / (1 + 0.1 * np.log(4))), (1 + 0.1 * np.log(4), None)]
+)
+def test_llama_cpp_multiplies_the_magnitude_of_yarn(
+    attention_factor: float | None, multiplier: float | None, tmp_path: Path
+) -> None:
+    """llama.cpp reads attn_factor, and for these architectures no key of yarn_*: measured with llama-cpp-python."""
+    source = _model("llama2", tmp_path, rope_parameters={**YARN, "attention_factor": attention_factor})
+    metadata = model_metadata(load_config(source), 512)
+    assert metadata.get("llama.rope.scaling.attn_factor") == (multiplier and pytest.approx(multiplier))
+    assert not any("yarn_" in key for key in metadata)
+
+
+@pytest.mark.parametrize(
     ("kind", "recipe", "changes", "reasons"),
     [
         ("smollm", "default", {}, ("rotated at run time, which llama.cpp", "zero points per token, and llama.cpp's")),
@@ -111,6 +126,8 @@ def test_rope_is_carried(rope: str, tmp_path: Path) -> None:
         ("qwen3-bias", "portable", {}, ("qwen3 has no biases",)),
         ("llama2", "portable", {"rope_parameters": {**ROPES["linear"], "rope_type": "dynamic"}}, ("of type dynamic",)),
         ("llama2", "portable", {"rope_parameters": {**YARN, "mscale": 0.7}}, ("mscale",)),
+        ("llama2", "portable", {"rope_parameters": {**YARN, "beta_fast": 24.0}}, ("beta_slow 1, not 24 and 1",)),
+        ("llama2", "portable", {"rope_parameters": {**YARN, "beta_slow": 2.0}}, ("beta_slow 1, not 32 and 2",)),
     ],
 )
 def test_what_llama_cpp_does_not_compute_is_refused_and_nothing_is_written(

@@ -262,8 +262,17 @@ def _magnitude(multiplier: float | None, replacement: float | None, factor: floa
     """
     if multiplier in (None, 1.0):
         return replacement
-    own = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
-    return multiplier * (own if replacement is None else replacement)
+    if replacement is not None:
+        return multiplier * replacement
+    # The shortest decimal number whose multiplier is this float32.
+    own = yarn_magnitude(factor)
+    shorter = (float(f"{multiplier * own:.{digits}g}") for digits in range(1, 17))
+    return next((found for found in shorter if np.float32(found / own) == np.float32(multiplier)), multiplier * own)
+
+
+def yarn_magnitude(factor: float) -> float:
+    """YaRN's own factor on cosine and sine (arXiv 2309.00071, section 3.4)."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
 def _llama3_parameters(
