@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,39 @@ def test_what_exists_is_kept_and_a_full_disk_leaves_nothing(
     assert run([*arguments, "--overwrite"]) == 0
     assert out.read_bytes() == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "float", "model.gguf", "source"]
+
+
+def test_only_gguf_files_are_overwritten_and_nothing_in_the_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = _model("smollm", tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    (tmp_path / "empty.gguf").touch()
+    (shard,) = source.glob("*.safetensors")
+    other = shutil.copy(shard, tmp_path / "other.safetensors")
+    capsys.readouterr()
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = content()
+    for target, reason in (
+        (shard, "is in the source"),
+        (source / "config.json", "is in the source"),
+        (source / "model.gguf", "is in the source"),
+        (link / "below" / "model.gguf", "is in the source"),
+        (other, "is not a GGUF file"),
+        (notes, "is not a GGUF file"),
+        (tmp_path / "empty.gguf", "is not a GGUF file"),
+    ):
+        assert run(["convert", str(source), "--to", "gguf", "-o", str(target), "--overwrite"]) == 1
+        message = capsys.readouterr().err
+        assert reason in message
+        assert len(message.strip().splitlines()) == 1
+        assert content() == before
 
 
 @pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "qwen2", "tekken", "gpt-2"])

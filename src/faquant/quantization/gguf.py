@@ -13,6 +13,7 @@ import numpy as np
 from ..checkpoint.write import output_file
 from ..errors import UnsupportedError
 from ..formats.base import Opened
+from ..formats.gguf.reader import MAGIC
 from ..formats.gguf.tensors import LAYER_NAMES
 from ..formats.gguf.write import (
     Bytes,
@@ -63,7 +64,7 @@ def export_gguf(source: Path, target: Path, tokenizer: Mapping[str, Any], overwr
     tensors = [*_tensors(opened), *rope_tensors(opened.config)]
     context = opened.raw_config["max_position_embeddings"]
     metadata = {**model_metadata(opened.config, context), "general.name": source.resolve().name, **tokenizer}
-    with output_file(target, overwrite, opened.files.total_bytes) as path:
+    with output_file(target, MAGIC, overwrite, opened.files.total_bytes, keep=source) as path:
         write_gguf(path, architecture(opened.config), metadata, tensors)
     notes = ["The embedding and linears that were float are Q8_0 too, and scales have 16 bits."]
     if any(opened.schemes):
