@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from faquant.cli.main import run
 from faquant.errors import OutputError, UnsupportedError
@@ -54,6 +54,18 @@ def test_portable_is_read_back_with_a_scale_per_head(kind: str, dtype: str, tmp_
             reach = np.maximum((127 - offset) * scale, (127 + offset) * scale).max(-1)
             np.testing.assert_allclose(found[:, 0] * 127, reach, rtol=1e-2 if dtype == "bfloat16" else 1e-6)
             assert getattr(theirs, f"{part}_offset") is None
+
+
+def test_scales_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    source = _portable(tmp_path, dtype="float16")
+    export_compressed_tensors(source, tmp_path / "out")
+    (path,) = source.glob("*.safetensors")
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight_scale"][5] = 3e-6
+    save_file(tensors, path)
+    with pytest.raises(UnsupportedError, match="up_proj cannot be exported for compressed-tensors: row 5 has"):
+        export_compressed_tensors(source, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "out", "source"]
 
 
 def test_without_a_cache_only_the_linears_are_quantized(tmp_path: Path) -> None:

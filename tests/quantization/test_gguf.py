@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
@@ -140,6 +141,27 @@ def test_what_llama_cpp_does_not_compute_is_refused_and_nothing_is_written(
     message = str(refused.value)
     assert all(reason in message for reason in reasons)
     assert "\n" not in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "source"]
+
+
+@pytest.mark.parametrize("scale", [1e-8, 3e-6, 1e-5, 6e4, 1e6])
+def test_scales_that_float16_cannot_hold_are_refused(scale: float, tmp_path: Path) -> None:
+    """Below 2**-17 float16 is off by more than 1/256, and below 2**-25 a row would become zeros."""
+    source = _model("llama2", tmp_path)
+    (path,) = source.glob("*.safetensors")
+    name, tensors = "model.layers.1.self_attn.k_proj", load_file(path)
+    tensors[f"{name}.weight_scale"][3] = scale
+    tensors[f"{name}.weight"][2] = 0
+    tensors[f"{name}.weight_scale"][2] = 1e-8  # of a row of zeros, so it has no effect
+    save_file(tensors, path)
+    if scale in (1e-5, 6e4):
+        api.export_gguf(source, tmp_path / "model.gguf")
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "back")
+        row = open_checkpoint(tmp_path / "back").linear(name).weight[3]
+        np.testing.assert_allclose(row, tensors[f"{name}.weight"][3].numpy() * scale, rtol=2**-8)
+        return
+    with pytest.raises(UnsupportedError, match=rf"{name} cannot .* row 3 has the scale .* \(1 of 32 rows\)"):
+        api.export_gguf(source, tmp_path / "model.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "source"]
 
 

@@ -17,10 +17,12 @@ from ..errors import UnsupportedError
 from ..formats.base import QUANTIZATION_KEYS, Opened
 from ..formats.compressed_tensors import OpenedCompressedTensors
 from ..kernels.quantizers import tensor_of
+from ..kernels.tables import DynamicTable
 from .convert import float_tensors, linear_tensors, open_quantized
 from .exports import (
     bias_obstacles,
     cache_obstacles,
+    check_float16,
     has_zero_points,
     linear_obstacles,
     model_obstacles,
@@ -96,7 +98,10 @@ def _weights(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
     for name in opened.config.linears:
         if name == "lm_head" and "lm_head.weight" not in opened.files:
             continue
-        for part, kind, tensor in linear_tensors(opened.linear(name), name):
+        table = opened.linear(name)
+        if dtype == torch.float16 and isinstance(table, DynamicTable):
+            check_float16(name, table.weight, table.scale, ENGINE)
+        for part, kind, tensor in linear_tensors(table, name):
             if not part.endswith(".weight_offset"):
                 yield part, kind, tensor if tensor.dtype == torch.int8 else tensor.to(dtype)
 

@@ -30,11 +30,9 @@ from ..formats.gguf.write import (
 from ..kernels.arrays import Floats, Stored, widen
 from ..kernels.tables import DynamicTable, FloatTable, StaticTable
 from .convert import open_quantized
-from .exports import bias_obstacles, linear_obstacles, model_obstacles
+from .exports import bias_obstacles, check_float16, linear_obstacles, model_obstacles
 
 ENGINE = "llama.cpp"
-MAX_SCALE = 65504.0
-"""The greatest float16."""
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
@@ -112,10 +110,9 @@ def _packed(opened: Opened, name: str) -> Bytes:
         return q8_0_of_floats(_ordered(opened, name, table.weight))
     if not isinstance(table, DynamicTable) or table.input_multiplier is not None:
         raise TypeError(f"{name} cannot be exported: its inputs are transformed")
-    if (np.abs(table.scale) > MAX_SCALE).any():
-        raise UnsupportedError(f"{name} cannot be exported for llama.cpp: a scale exceeds float16.")
-    rows = rows_of(opened.config, name.rpartition(".")[2])
     weight, scale = np.asarray(table.weight), np.asarray(table.scale)
+    check_float16(name, weight, scale, ENGINE)
+    rows = rows_of(opened.config, name.rpartition(".")[2])
     return q8_0_of_rows(weight, scale) if rows is None else q8_0_of_rows(weight[rows], scale[rows])
 
 
