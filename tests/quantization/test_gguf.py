@@ -105,6 +105,24 @@ def test_rope_is_carried(rope: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "context"),
+    [
+        ({}, 512),
+        ({"rope_parameters": ROPES["linear"]}, 1024),
+        ({"rope_parameters": ROPES["yarn"]}, 512),
+        ({"rope_parameters": {**YARN, "factor": 8.0}}, 1024),
+        ({"dual_chunk_attention_config": {"original_max_position_embeddings": 256}}, 256),
+    ],
+)
+def test_the_context_is_what_faquant_allows(changes: dict[str, Any], context: int, tmp_path: Path) -> None:
+    source = _model("qwen2", tmp_path, max_position_embeddings=512, **changes)
+    api.export_gguf(source, tmp_path / "model.gguf")
+    assert read_gguf(tmp_path / "model.gguf").metadata["qwen2.context_length"] == context
+    convert_gguf(tmp_path / "model.gguf", tmp_path / "back")
+    assert load_config(source).max_position == load_config(tmp_path / "back").max_position == context
+
+
+@pytest.mark.parametrize(
     ("attention_factor", "multiplier"), [(None, None), (1.5, 1.5 / (1 + 0.1 * np.log(4))), (1 + 0.1 * np.log(4), None)]
 )
 def test_llama_cpp_multiplies_the_magnitude_of_yarn(
@@ -112,7 +130,7 @@ def test_llama_cpp_multiplies_the_magnitude_of_yarn(
 ) -> None:
     """llama.cpp reads attn_factor, and for these architectures no key of yarn_*: measured with llama-cpp-python."""
     source = _model("llama2", tmp_path, rope_parameters={**YARN, "attention_factor": attention_factor})
-    metadata = model_metadata(load_config(source), 512)
+    metadata = model_metadata(load_config(source))
     assert metadata.get("llama.rope.scaling.attn_factor") == (multiplier and pytest.approx(multiplier))
     assert not any("yarn_" in key for key in metadata)
 
@@ -236,6 +254,23 @@ def test_sentencepiece_and_its_begin_of_text() -> None:
     metadata = tokenizer_metadata(byte_fallback().to_str(), 320, 1, [2], {}, "model")
     assert (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.add_bos_token"]) == ("llama", True)
     assert metadata["tokenizer.ggml.unknown_token_id"] == 0
+
+
+@pytest.mark.parametrize(("ends", "left"), [([2], ()), ([2, 5, 7], ()), ([2, 5, 7, 9, 11], (9, 11)), ([2, 999], ())])
+def test_end_tokens_without_a_key_are_named(ends: list[int], left: tuple[int, ...], tmp_path: Path) -> None:
+    """llama.cpp stops at eos, eot and eom. The embedding has 300 rows, so 999 cannot come."""
+    source = _model("smollm", tmp_path, vocab_size=300)
+    for name in ("config.json", "generation_config.json"):
+        raw = json.loads((source / name).read_text()) if (source / name).exists() else {}
+        (source / name).write_text(json.dumps({**raw, "eos_token_id": ends}))
+    _write_tokenizer(source, trained())
+    notes = [note for note in api.export_gguf(source, tmp_path / "model.gguf") if "which end an answer" in note]
+    metadata = read_gguf(tmp_path / "model.gguf").metadata
+    found = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    assert [index for index in found if index is not None] == [index for index in ends[:3] if index < 300]
+    names = ", ".join(trained().id_to_token(index) for index in left)
+    assert len(notes) == bool(left)
+    assert all(f"too: {names}. llama.cpp" in note for note in notes)
 
 
 def test_other_rules_and_too_many_tokens_are_refused() -> None:

@@ -60,8 +60,7 @@ def export_gguf(source: Path, target: Path, tokenizer: Mapping[str, Any], overwr
             "quantize it with --recipe portable."
         )
     tensors = [*_tensors(opened), *rope_tensors(opened.config)]
-    context = opened.raw_config["max_position_embeddings"]
-    metadata = {**model_metadata(opened.config, context), "general.name": source.resolve().name, **tokenizer}
+    metadata = {**model_metadata(opened.config), "general.name": source.resolve().name, **tokenizer}
     with output_file(target, MAGIC, overwrite, opened.files.total_bytes, keep=source) as path:
         write_gguf(path, architecture(opened.config), metadata, tensors)
     notes = ["The embedding and linears that were float are Q8_0 too, and scales have 16 bits."]

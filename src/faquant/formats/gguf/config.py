@@ -108,6 +108,9 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": rope["rope_theta"]}}
     if rotary != head_dim:
         rope["partial_rotary_factor"] = rotary / head_dim
+    max_position = context
+    if rope.get("rope_type") == "linear":  # which scales max_position_embeddings
+        max_position = keys.integer("rope.scaling.original_context_length", context)
     config: dict[str, Any] = {
         "architectures": [FAMILIES[model_type].causal_lm],
         "model_type": model_type,
@@ -119,7 +122,7 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": context,
+        "max_position_embeddings": max_position,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope,
         "tie_word_embeddings": "output.weight" not in gguf.tensors,

@@ -60,12 +60,12 @@ def obstacles(config: ModelConfig) -> list[str]:
     return reasons
 
 
-def model_metadata(config: ModelConfig, context: int) -> dict[str, Any]:
-    """The metadata of the model, without those of its tokenizer; `context` is max_position_embeddings."""
+def model_metadata(config: ModelConfig) -> dict[str, Any]:
+    """The metadata of the model, without those of its tokenizer."""
     arch, rope = architecture(config), config.rope
     found: dict[str, Any] = {
         "block_count": config.num_layers,
-        "context_length": context,
+        "context_length": config.max_position,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_heads,
@@ -79,7 +79,7 @@ def model_metadata(config: ModelConfig, context: int) -> dict[str, Any]:
     }
     if rope.rope_type in ("linear", "yarn"):
         found |= {"rope.scaling.type": rope.rope_type, "rope.scaling.factor": float(rope.factor)}
-    if rope.rope_type in ("yarn", "llama3"):
+    if rope.rope_type in ("linear", "yarn", "llama3"):
         found["rope.scaling.original_context_length"] = rope.original_max_position
     if rope.rope_type == "yarn":
         # Of YaRN's keys, llama.cpp reads only this one for these architectures, and multiplies it by YaRN's magnitude.
