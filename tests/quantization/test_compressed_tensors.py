@@ -34,7 +34,8 @@ def test_portable_is_read_back_with_a_scale_per_head(kind: str, dtype: str, tmp_
     source, out = _portable(tmp_path, kind, dtype), tmp_path / "out"
     notes = " ".join(export_compressed_tensors(source, out))
     assert all(word in notes for word in ("127.5 steps", "zero points", "greatest scale"))
-    assert ("rounded to bfloat16" in notes) == (dtype == "bfloat16")
+    biased = "biases, " if kind == "qwen2" else ""
+    assert (f"Rounded to bfloat16, the model's type: {biased}scales." in notes) == (dtype == "bfloat16")
     before, after = open_checkpoint(source), open_checkpoint(out)
     assert after.format == "compressed-tensors"
     assert after.linear_type("lm_head") == "FLOAT"
@@ -54,6 +55,19 @@ def test_portable_is_read_back_with_a_scale_per_head(kind: str, dtype: str, tmp_
             reach = np.maximum((127 - offset) * scale, (127 + offset) * scale).max(-1)
             np.testing.assert_allclose(found[:, 0] * 127, reach, rtol=1e-2 if dtype == "bfloat16" else 1e-6)
             assert getattr(theirs, f"{part}_offset") is None
+
+
+def test_float32_norms_are_rounded_and_named(tmp_path: Path) -> None:
+    """Of a model in 16 bits, norms that balance linears have 32."""
+    tiny_model("llama3", tmp_path / "float", "bfloat16")
+    recipe = Recipe(name="balanced", attention=None, linear=LinearRecipe(activation="token", rotate="none"))
+    quantize(tmp_path / "float", tmp_path / "source", recipe, PROMPTS)
+    notes = export_compressed_tensors(tmp_path / "source", tmp_path / "out", kv_cache="none")
+    assert "Rounded to bfloat16, the model's type: norms, scales." in notes
+    name = "model.layers.0.input_layernorm.weight"
+    before, after = (load_file(next((tmp_path / x).glob("*.safetensors")))[name] for x in ("source", "out"))
+    assert torch.equal(before.bfloat16(), after)
+    assert not torch.equal(before, after.float())
 
 
 def test_scales_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:

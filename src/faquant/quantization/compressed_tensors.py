@@ -4,7 +4,7 @@ transformers computes both if the package compressed-tensors is installed. vLLM 
 caches. A token's greatest input is 127.5 steps there (docs/other_tools.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -61,23 +61,24 @@ def export_compressed_tensors(
             "--recipe portable instead."
         )
     dtype = DTYPES[opened.config.dtype]
+    rounded: set[str] = set()
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
         with ShardWriter(directory, "model") as writer:
-            types = add_all(writer, _weights(opened, dtype))
+            types = add_all(writer, _in_dtype(_weights(opened, dtype), dtype, rounded))
             if kv_cache == "int8":
-                add_all(writer, _tables(opened, dtype))
+                add_all(writer, _in_dtype(_tables(opened), dtype, rounded))
         copy_side_files(source, directory)
         # Last, so that an incomplete directory is not mistaken for a model.
         write_json(directory / "config.json", _config(opened, types, kv_cache))
-    return _notes(opened, kv_cache)
+    return _notes(opened, kv_cache, rounded)
 
 
-def _notes(opened: Opened, kv_cache: KvCache) -> list[str]:
+def _notes(opened: Opened, kv_cache: KvCache, rounded: set[str]) -> list[str]:
     notes = []
     if opened.input_steps != OpenedCompressedTensors.input_steps:
         notes.append(f"A token's greatest input is 127.5 steps there; the source has {opened.input_steps:g}.")
-    if opened.config.dtype != "float32":
-        notes.append(f"Scales and biases were rounded to {opened.config.dtype}, the model's type.")
+    if rounded:
+        notes.append(f"Rounded to {opened.config.dtype}, the model's type: {', '.join(sorted(rounded))}.")
     if kv_cache == "none":
         if any(opened.schemes):
             notes.append("The tables of K, V and q are left out: the attention is float.")
@@ -93,8 +94,7 @@ def _notes(opened: Opened, kv_cache: KvCache) -> list[str]:
 
 
 def _weights(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
-    for name, kind, tensor in float_tensors(opened):
-        yield name, kind, tensor.to(dtype)
+    yield from float_tensors(opened)
     for name in opened.config.linears:
         if name == "lm_head" and "lm_head.weight" not in opened.files:
             continue
@@ -103,16 +103,26 @@ def _weights(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
             check_float16(name, table.weight, table.scale, ENGINE)
         for part, kind, tensor in linear_tensors(table, name):
             if not part.endswith(".weight_offset"):
-                yield part, kind, tensor if tensor.dtype == torch.int8 else tensor.to(dtype)
+                yield part, kind, tensor
 
 
-def _tables(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
+def _tables(opened: Opened) -> Iterator[NamedTensor]:
     for layer, scheme in enumerate(opened.schemes):
         if scheme is None or scheme.k_scale is None or scheme.v_scale is None:
             raise TypeError(f"layer {layer} has no calibrated scales of K and V")
         for part, scale, offset in (("k", scheme.k_scale, scheme.k_offset), ("v", scheme.v_scale, scheme.v_offset)):
             by_head = tensor_of(symmetric_scale(scale, offset)).amax(-1).view(-1, 1, 1)
-            yield f"model.layers.{layer}.self_attn.{part}_scale", "FLOAT", by_head.to(dtype)
+            yield f"model.layers.{layer}.self_attn.{part}_scale", "FLOAT", by_head
+
+
+def _in_dtype(tensors: Iterable[NamedTensor], dtype: torch.dtype, rounded: set[str]) -> Iterator[NamedTensor]:
+    """The tensors with floats in `dtype`; `rounded` gets what changes."""
+    for name, kind, tensor in tensors:
+        stored = tensor if tensor.dtype == torch.int8 else tensor.to(dtype)
+        if not torch.equal(stored.to(tensor.dtype), tensor):
+            kinds = {"scale": "scales", ".bias": "biases", "norm.weight": "norms"}
+            rounded.add(next((word for end, word in kinds.items() if name.endswith(end)), "float weights"))
+        yield name, kind, stored
 
 
 def _config(opened: Opened, types: dict[str, str], kv_cache: KvCache) -> dict[str, Any]:
