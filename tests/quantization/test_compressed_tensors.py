@@ -77,7 +77,7 @@ def test_scales_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
     tensors = load_file(path)
     tensors["model.layers.0.mlp.up_proj.weight_scale"][5] = 3e-6
     save_file(tensors, path)
-    with pytest.raises(UnsupportedError, match="up_proj cannot be exported for compressed-tensors: row 5 has"):
+    with pytest.raises(UnsupportedError, match="up_proj cannot be converted for compressed-tensors: row 5 has"):
         export_compressed_tensors(source, tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "out", "source"]
 
@@ -130,8 +130,17 @@ def test_what_cannot_be_expressed_is_refused_and_nothing_is_written(
         export_compressed_tensors(tmp_path / "source", tmp_path / "out", kv_cache=cache)
     message = str(refused.value)
     assert all(reason in message for reason in reasons)
+    assert message.endswith("Quantize the float model with --recipe portable instead.")
     assert "\n" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_no_recipe_is_advised_for_other_families(tmp_path: Path) -> None:
+    tiny_model("smollm3", tmp_path / "float")
+    quantize(tmp_path / "float", tmp_path / "source", RECIPES["default"], PROMPTS)
+    with pytest.raises(UnsupportedError, match=r"not smollm3; .*rotated at run time.* no recipe helps\.$") as refused:
+        export_compressed_tensors(tmp_path / "source", tmp_path / "out")
+    assert "portable" not in str(refused.value)
 
 
 def test_an_existing_directory_and_wrong_use_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,6 +158,8 @@ def test_what_llama_cpp_does_not_compute_is_refused_and_nothing_is_written(
         api.export_gguf(source, tmp_path / "model.gguf")
     message = str(refused.value)
     assert all(reason in message for reason in reasons)
+    # Another recipe is advised where the recipe is all that stands in the way.
+    assert ("--recipe portable" in message) == (recipe != "portable")
     assert "\n" not in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "source"]
 

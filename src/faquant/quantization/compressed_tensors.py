@@ -13,7 +13,6 @@ import torch
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.side_files import copy_side_files
 from ..checkpoint.write import add_all, output_directory
-from ..errors import UnsupportedError
 from ..formats.base import QUANTIZATION_KEYS, Opened
 from ..formats.compressed_tensors import OpenedCompressedTensors
 from ..kernels.quantizers import tensor_of
@@ -26,6 +25,7 @@ from .exports import (
     has_zero_points,
     linear_obstacles,
     model_obstacles,
+    refuse,
     symmetric_scale,
 )
 from .tensors import DTYPES, NamedTensor
@@ -52,14 +52,10 @@ def export_compressed_tensors(
         OutputError: the target cannot be written.
     """
     opened = open_quantized(source)
-    reasons = model_obstacles(opened, ENGINE) + linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
+    reasons = linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
     if kv_cache == "int8":
         reasons += cache_obstacles(opened.schemes, ENGINE)
-    if reasons:
-        raise UnsupportedError(
-            f"{source} cannot be exported for compressed-tensors: {'; '.join(reasons)}. Quantize the float model with "
-            "--recipe portable instead."
-        )
+    refuse(source, ENGINE, model_obstacles(opened, ENGINE), reasons, "portable")
     dtype = DTYPES[opened.config.dtype]
     rounded: set[str] = set()
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:

@@ -1,6 +1,7 @@
 """What exports to other engines share: what stands in the way, and tables that are less fine than ours."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,20 @@ from ..kernels.scheme import AttentionScheme
 _HALF_ERROR = 2.0**-8
 """The relative error that float16 may add to a scale: half a step of the greatest weight, as rounding did before.
 Below 2⁻¹⁷ float16 has greater ones, and below 2⁻²⁵ it is 0."""
+
+
+def refuse(source: Path, engine: str, of_model: Sequence[str], of_recipe: Sequence[str], recipe: str) -> None:
+    """Refuse a source for reasons that lie in the model, and for some that `recipe` would avoid.
+
+    Raises:
+        UnsupportedError: there is a reason; the error lists all.
+    """
+    if not of_model and not of_recipe:
+        return
+    advice = f"Quantize the float model with --recipe {recipe} instead."
+    if of_model:
+        advice = "The model itself is a reason, so no recipe helps."
+    raise UnsupportedError(f"{source} cannot be converted for {engine}: {'; '.join([*of_model, *of_recipe])}. {advice}")
 
 
 def model_obstacles(opened: Opened, engine: str) -> list[str]:
@@ -94,6 +109,6 @@ def check_float16(name: str, weight: Array, scale: Array, engine: str) -> None:
     wrong = np.flatnonzero(np.asarray(weight).any(-1) & ~(error <= _HALF_ERROR * np.abs(exact)))
     if wrong.size:
         raise UnsupportedError(
-            f"{name} cannot be exported for {engine}: row {wrong[0]} has the scale {exact[wrong[0]]:.3g}, and float16, "
-            f"the type of scales there, has no number within 1/256 of it ({wrong.size} of {exact.size} rows)."
+            f"{name} cannot be converted for {engine}: row {wrong[0]} has the scale {exact[wrong[0]]:.3g}, and "
+            f"float16, the type of scales there, has no number within 1/256 of it ({wrong.size} of {exact.size} rows)."
         )

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.write import output_file
-from ..errors import UnsupportedError
 from ..formats.base import Opened
 from ..formats.gguf.reader import MAGIC
 from ..formats.gguf.tensors import LAYER_NAMES
@@ -30,7 +29,7 @@ from ..formats.gguf.write import (
 from ..kernels.arrays import Floats, Stored, widen
 from ..kernels.tables import DynamicTable, FloatTable, StaticTable
 from .convert import open_quantized
-from .exports import bias_obstacles, check_float16, linear_obstacles, model_obstacles
+from .exports import bias_obstacles, check_float16, linear_obstacles, model_obstacles, refuse
 
 ENGINE = "llama.cpp"
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -52,13 +51,8 @@ def export_gguf(source: Path, target: Path, tokenizer: Mapping[str, Any], overwr
         OutputError: the target cannot be written; nothing is left behind.
     """
     opened = open_quantized(source)
-    reasons = model_obstacles(opened, ENGINE) + linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
-    reasons += obstacles(opened.config)
-    if reasons:
-        raise UnsupportedError(
-            f"{source} cannot be exported for llama.cpp: {'; '.join(reasons)}. If the model is not the reason, "
-            "quantize it with --recipe portable."
-        )
+    of_model = model_obstacles(opened, ENGINE) + obstacles(opened.config)
+    refuse(source, ENGINE, of_model, linear_obstacles(opened, ENGINE) + bias_obstacles(opened), "portable")
     tensors = [*_tensors(opened), *rope_tensors(opened.config)]
     metadata = {**model_metadata(opened.config), "general.name": source.resolve().name, **tokenizer}
     with output_file(target, MAGIC, overwrite, opened.files.total_bytes, keep=source) as path:
