@@ -146,6 +146,7 @@ def test_llama_cpp_multiplies_the_magnitude_of_yarn(
         ("qwen3-bias", "portable", {}, ("qwen3 has no biases",)),
         ("llama2", "portable", {"rope_parameters": {**ROPES["linear"], "rope_type": "dynamic"}}, ("of type dynamic",)),
         ("llama2", "portable", {"rope_parameters": {**YARN, "mscale": 0.7}}, ("mscale",)),
+        ("llama2", "portable", {"rope_parameters": {**YARN, "attention_factor": 0.0}}, ("no attention_factor 0",)),
         ("llama2", "portable", {"rope_parameters": {**YARN, "beta_fast": 24.0}}, ("beta_slow 1, not 24 and 1",)),
         ("llama2", "portable", {"rope_parameters": {**YARN, "beta_slow": 2.0}}, ("beta_slow 1, not 32 and 2",)),
     ],

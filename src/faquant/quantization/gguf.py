@@ -102,7 +102,7 @@ def _packed(opened: Opened, name: str) -> Bytes:
     if isinstance(table, FloatTable):
         return q8_0_of_floats(_ordered(opened, name, table.weight))
     if not isinstance(table, DynamicTable) or table.input_multiplier is not None:
-        raise TypeError(f"{name} cannot be exported: its inputs are transformed")
+        raise TypeError(f"{name} cannot be converted: its inputs are transformed")
     weight, scale = np.asarray(table.weight), np.asarray(table.scale)
     check_float16(name, weight, scale, ENGINE)
     rows = rows_of(opened.config, name.rpartition(".")[2])
