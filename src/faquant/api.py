@@ -17,7 +17,7 @@ from .evaluation.report import Report
 from .evaluation.tasks.compare import Tasks
 from .evaluation.through_vllm import evaluate_through_vllm
 from .formats.base import Source
-from .formats.gguf.write_tokenizer import tokenizer_metadata
+from .formats.gguf.write_tokenizer import tokenizer_metadata, unwritten_ends
 from .kernels.device import Device
 from .quantization import calibration as calibrating
 from .quantization import gguf, pipeline, provenance
@@ -199,15 +199,22 @@ def export_gguf(directory: str | Path, output: str | Path, *, overwrite: bool = 
     source = Path(directory)
     config, tokenizer = load_config(source), Tokenizer.from_directory(source)
     size = config.vocab_size
+    ends = [index for index in tokenizer.eos_token_ids if index < size]
     metadata = tokenizer_metadata(
         tokenizer.to_json(size),
         size,
         tokenizer.bos_token_id,
-        tokenizer.eos_token_ids,
+        ends,
         tokenizer.chat_templates,
         str(source),
     )
-    return gguf.export_gguf(source, Path(output), metadata, overwrite)
+    notes = gguf.export_gguf(source, Path(output), metadata, overwrite)
+    if left := unwritten_ends(metadata, ends):
+        notes.append(
+            f"GGUF files have no keys for these tokens, which end an answer too: {', '.join(left)}. llama.cpp stops "
+            "there only if it knows them by name."
+        )
+    return notes
 
 
 def _calibration_of(source: Path, calibration: str | Path) -> tuple[Tokenizer | None, list[list[int]]]:

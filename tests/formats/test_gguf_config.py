@@ -90,6 +90,7 @@ YARN = {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32
         (yarn(yarn_attn_factor=1.0), {**YARN, "attention_factor": 1.0}),
         (yarn(yarn_attn_factor=0.8), {**YARN, "attention_factor": 0.8}),
         (yarn(attn_factor=2.0), {**YARN, "attention_factor": pytest.approx(2 * OWN)}),
+        (yarn(attn_factor=float(np.float32(1.5 / OWN))), {**YARN, "attention_factor": 1.5}),
         (yarn(attn_factor=2.0, yarn_attn_factor=0.8), {**YARN, "attention_factor": 1.6}),
         (yarn(factor=1.0), {"rope_type": "default"}),
         (yarn(factor=1.0, yarn_attn_factor=1.0), {"rope_type": "default"}),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from faquant.cli.main import run
 from faquant.errors import OutputError, UnsupportedError
@@ -37,7 +37,8 @@ def test_portable_is_read_back_with_a_scale_per_head(kind: str, dtype: str, tmp_
     source, out = _portable(tmp_path, kind, dtype), tmp_path / "out"
     notes = " ".join(export_compressed_tensors(source, out))
     assert all(word in notes for word in ("127.5 steps", "zero points", "greatest scale"))
-    assert ("rounded to bfloat16" in notes) == (dtype == "bfloat16")
+    biased = "biases, " if kind == "qwen2" else ""
+    assert (f"Rounded to bfloat16, the model's type: {biased}scales." in notes) == (dtype == "bfloat16")
     before, after = open_checkpoint(source), open_checkpoint(out)
     assert after.format == "compressed-tensors"
     assert after.linear_type("lm_head") == "FLOAT"
@@ -78,6 +79,31 @@ def test_the_factors_of_k_s_pairs_cancel_in_the_scores(kind: str, tmp_path: Path
     ours, theirs = (torch.as_tensor(window_logits(model, ids)) for model in (folded, plain))
     # But for inputs at a half step.
     assert divergence(theirs, ours) < 2e-4
+
+
+def test_float32_norms_are_rounded_and_named(tmp_path: Path) -> None:
+    """Of a model in 16 bits, norms that balance linears have 32."""
+    tiny_model("llama3", tmp_path / "float", "bfloat16")
+    recipe = Recipe(name="balanced", attention=None, linear=LinearRecipe(activation="token", rotate="none"))
+    quantize(tmp_path / "float", tmp_path / "source", recipe, PROMPTS)
+    notes = export_compressed_tensors(tmp_path / "source", tmp_path / "out", kv_cache="none")
+    assert "Rounded to bfloat16, the model's type: norms, scales." in notes
+    name = "model.layers.0.input_layernorm.weight"
+    before, after = (load_file(next((tmp_path / x).glob("*.safetensors")))[name] for x in ("source", "out"))
+    assert torch.equal(before.bfloat16(), after)
+    assert not torch.equal(before, after.float())
+
+
+def test_scales_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    source = _portable(tmp_path, dtype="float16")
+    export_compressed_tensors(source, tmp_path / "out")
+    (path,) = source.glob("*.safetensors")
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight_scale"][5] = 3e-6
+    save_file(tensors, path)
+    with pytest.raises(UnsupportedError, match="up_proj cannot be converted for compressed-tensors: row 5 has"):
+        export_compressed_tensors(source, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "out", "source"]
 
 
 def test_without_a_cache_only_the_linears_are_quantized(tmp_path: Path) -> None:
@@ -128,8 +154,17 @@ def test_what_cannot_be_expressed_is_refused_and_nothing_is_written(
         export_compressed_tensors(tmp_path / "source", tmp_path / "out", kv_cache=cache)
     message = str(refused.value)
     assert all(reason in message for reason in reasons)
+    assert message.endswith("Quantize the float model with --recipe portable instead.")
     assert "\n" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_no_recipe_is_advised_for_other_families(tmp_path: Path) -> None:
+    tiny_model("smollm3", tmp_path / "float")
+    quantize(tmp_path / "float", tmp_path / "source", RECIPES["default"], PROMPTS)
+    with pytest.raises(UnsupportedError, match=r"not smollm3; .*rotated at run time.* no recipe helps\.$") as refused:
+        export_compressed_tensors(tmp_path / "source", tmp_path / "out")
+    assert "portable" not in str(refused.value)
 
 
 def test_an_existing_directory_and_wrong_use_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

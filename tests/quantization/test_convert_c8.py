@@ -11,7 +11,7 @@ from faquant.checkpoint.model_config import load_config
 from faquant.checkpoint.tensors import TensorFiles
 from faquant.errors import OutputError, UnsupportedError
 from faquant.formats import open_checkpoint
-from faquant.quantization.mindie.convert import convert_to_mindie
+from faquant.quantization.mindie.convert import Tables, convert_to_mindie
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.interop import DATA
@@ -74,6 +74,16 @@ def test_what_c8_cannot_express_is_refused_and_nothing_is_written(
         convert_to_mindie(source, tmp_path / "c8", tables="c8")
     assert all(reason in str(refused.value) for reason in reasons)
     assert not list(tmp_path.glob("*c8*"))
+
+
+@pytest.mark.parametrize(("tables", "recipe"), [("c8", "portable"), ("any", "mindie")])
+def test_a_recipe_is_advised_where_it_helps(tables: Tables, recipe: str, tmp_path: Path) -> None:
+    source = _quantized("smollm", "float32", "default", tmp_path / "plain")
+    with pytest.raises(UnsupportedError, match=rf"--recipe {recipe} instead\.$"):
+        convert_to_mindie(source, tmp_path / "out", tables=tables)
+    source = _quantized("smollm3", "float32", "default", tmp_path / "other")
+    with pytest.raises(UnsupportedError, match=r"not for smollm3; .*no recipe helps\.$"):
+        convert_to_mindie(source, tmp_path / "out", tables=tables)
 
 
 def test_float_attention_has_no_tables(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
@@ -19,6 +21,7 @@ from faquant.evaluation.divergence import window_logits
 from faquant.formats import open_checkpoint
 from faquant.formats.gguf.convert import convert_gguf
 from faquant.formats.gguf.reader import read_gguf
+from faquant.formats.gguf.write import model_metadata
 from faquant.formats.gguf.write_tokenizer import PROBES, tokenizer_metadata
 from faquant.kernels.tables import DynamicTable
 from faquant.model.load import load
@@ -34,7 +37,8 @@ IDS = [int(i) for i in torch.randint(3, 300, (60,), generator=torch.Generator().
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
 ROPES = {
     "yarn": YARN,
-    "yarn-attention-factor": {**YARN, "attention_factor": 1.5, "beta_fast": 24.0, "beta_slow": 2.0},
+    "yarn-attention-factor": {**YARN, "attention_factor": 1.5},
+    "yarn-attention-factor-1": {**YARN, "attention_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0},
     "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
 }
 
@@ -101,6 +105,37 @@ def test_rope_is_carried(rope: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "context"),
+    [
+        ({}, 512),
+        ({"rope_parameters": ROPES["linear"]}, 1024),
+        ({"rope_parameters": ROPES["yarn"]}, 512),
+        ({"rope_parameters": {**YARN, "factor": 8.0}}, 1024),
+        ({"dual_chunk_attention_config": {"original_max_position_embeddings": 256}}, 256),
+    ],
+)
+def test_the_context_is_what_faquant_allows(changes: dict[str, Any], context: int, tmp_path: Path) -> None:
+    source = _model("qwen2", tmp_path, max_position_embeddings=512, **changes)
+    api.export_gguf(source, tmp_path / "model.gguf")
+    assert read_gguf(tmp_path / "model.gguf").metadata["qwen2.context_length"] == context
+    convert_gguf(tmp_path / "model.gguf", tmp_path / "back")
+    assert load_config(source).max_position == load_config(tmp_path / "back").max_position == context
+
+
+@pytest.mark.parametrize(
+    ("attention_factor", "multiplier"), [(None, None), (1.5, 1.5 / (1 + 0.1 * np.log(4))), (1 + 0.1 * np.log(4), None)]
+)
+def test_llama_cpp_multiplies_the_magnitude_of_yarn(
+    attention_factor: float | None, multiplier: float | None, tmp_path: Path
+) -> None:
+    """llama.cpp reads attn_factor, and for these architectures no key of yarn_*: measured with llama-cpp-python."""
+    source = _model("llama2", tmp_path, rope_parameters={**YARN, "attention_factor": attention_factor})
+    metadata = model_metadata(load_config(source))
+    assert metadata.get("llama.rope.scaling.attn_factor") == (multiplier and pytest.approx(multiplier))
+    assert not any("yarn_" in key for key in metadata)
+
+
+@pytest.mark.parametrize(
     ("kind", "recipe", "changes", "reasons"),
     [
         ("smollm", "default", {}, ("rotated at run time, which llama.cpp", "zero points per token, and llama.cpp's")),
@@ -111,6 +146,9 @@ def test_rope_is_carried(rope: str, tmp_path: Path) -> None:
         ("qwen3-bias", "portable", {}, ("qwen3 has no biases",)),
         ("llama2", "portable", {"rope_parameters": {**ROPES["linear"], "rope_type": "dynamic"}}, ("of type dynamic",)),
         ("llama2", "portable", {"rope_parameters": {**YARN, "mscale": 0.7}}, ("mscale",)),
+        ("llama2", "portable", {"rope_parameters": {**YARN, "attention_factor": 0.0}}, ("no attention_factor 0",)),
+        ("llama2", "portable", {"rope_parameters": {**YARN, "beta_fast": 24.0}}, ("beta_slow 1, not 24 and 1",)),
+        ("llama2", "portable", {"rope_parameters": {**YARN, "beta_slow": 2.0}}, ("beta_slow 1, not 32 and 2",)),
     ],
 )
 def test_what_llama_cpp_does_not_compute_is_refused_and_nothing_is_written(
@@ -121,7 +159,30 @@ def test_what_llama_cpp_does_not_compute_is_refused_and_nothing_is_written(
         api.export_gguf(source, tmp_path / "model.gguf")
     message = str(refused.value)
     assert all(reason in message for reason in reasons)
+    # Another recipe is advised where the recipe is all that stands in the way.
+    assert ("--recipe portable" in message) == (recipe != "portable")
     assert "\n" not in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "source"]
+
+
+@pytest.mark.parametrize("scale", [1e-8, 3e-6, 1e-5, 6e4, 1e6])
+def test_scales_that_float16_cannot_hold_are_refused(scale: float, tmp_path: Path) -> None:
+    """Below 2**-17 float16 is off by more than 1/256, and below 2**-25 a row would become zeros."""
+    source = _model("llama2", tmp_path)
+    (path,) = source.glob("*.safetensors")
+    name, tensors = "model.layers.1.self_attn.k_proj", load_file(path)
+    tensors[f"{name}.weight_scale"][3] = scale
+    tensors[f"{name}.weight"][2] = 0
+    tensors[f"{name}.weight_scale"][2] = 1e-8  # of a row of zeros, so it has no effect
+    save_file(tensors, path)
+    if scale in (1e-5, 6e4):
+        api.export_gguf(source, tmp_path / "model.gguf")
+        convert_gguf(tmp_path / "model.gguf", tmp_path / "back")
+        row = open_checkpoint(tmp_path / "back").linear(name).weight[3]
+        np.testing.assert_allclose(row, tensors[f"{name}.weight"][3].numpy() * scale, rtol=2**-8)
+        return
+    with pytest.raises(UnsupportedError, match=rf"{name} cannot .* row 3 has the scale .* \(1 of 32 rows\)"):
+        api.export_gguf(source, tmp_path / "model.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["float", "source"]
 
 
@@ -151,6 +212,39 @@ def test_what_exists_is_kept_and_a_full_disk_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "float", "model.gguf", "source"]
 
 
+def test_only_gguf_files_are_overwritten_and_nothing_in_the_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = _model("smollm", tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    (tmp_path / "empty.gguf").touch()
+    (shard,) = source.glob("*.safetensors")
+    other = shutil.copy(shard, tmp_path / "other.safetensors")
+    capsys.readouterr()
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = content()
+    for target, reason in (
+        (shard, "is in the source"),
+        (source / "config.json", "is in the source"),
+        (source / "model.gguf", "is in the source"),
+        (link / "below" / "model.gguf", "is in the source"),
+        (other, "is not a GGUF file"),
+        (notes, "is not a GGUF file"),
+        (tmp_path / "empty.gguf", "is not a GGUF file"),
+    ):
+        assert run(["convert", str(source), "--to", "gguf", "-o", str(target), "--overwrite"]) == 1
+        message = capsys.readouterr().err
+        assert reason in message
+        assert len(message.strip().splitlines()) == 1
+        assert content() == before
+
+
 @pytest.mark.parametrize("pre", ["smollm", "llama-bpe", "qwen2", "tekken", "gpt-2"])
 def test_the_rules_for_words_are_recognized(pre: str) -> None:
     metadata = tokenizer_metadata(trained(pre).to_str(), 310, None, [2], {}, "model")
@@ -163,6 +257,23 @@ def test_sentencepiece_and_its_begin_of_text() -> None:
     metadata = tokenizer_metadata(byte_fallback().to_str(), 320, 1, [2], {}, "model")
     assert (metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.add_bos_token"]) == ("llama", True)
     assert metadata["tokenizer.ggml.unknown_token_id"] == 0
+
+
+@pytest.mark.parametrize(("ends", "left"), [([2], ()), ([2, 5, 7], ()), ([2, 5, 7, 9, 11], (9, 11)), ([2, 999], ())])
+def test_end_tokens_without_a_key_are_named(ends: list[int], left: tuple[int, ...], tmp_path: Path) -> None:
+    """llama.cpp stops at eos, eot and eom. The embedding has 300 rows, so 999 cannot come."""
+    source = _model("smollm", tmp_path, vocab_size=300)
+    for name in ("config.json", "generation_config.json"):
+        raw = json.loads((source / name).read_text()) if (source / name).exists() else {}
+        (source / name).write_text(json.dumps({**raw, "eos_token_id": ends}))
+    _write_tokenizer(source, trained())
+    notes = [note for note in api.export_gguf(source, tmp_path / "model.gguf") if "which end an answer" in note]
+    metadata = read_gguf(tmp_path / "model.gguf").metadata
+    found = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    assert [index for index in found if index is not None] == [index for index in ends[:3] if index < 300]
+    names = ", ".join(trained().id_to_token(index) for index in left)
+    assert len(notes) == bool(left)
+    assert all(f"too: {names}. llama.cpp" in note for note in notes)
 
 
 def test_other_rules_and_too_many_tokens_are_refused() -> None:

@@ -49,9 +49,12 @@ def output_directory(
 
 
 @contextmanager
-def output_file(target: Path, overwrite: bool = False, needed_bytes: int | None = None) -> Iterator[Path]:
+def output_file(
+    target: Path, magic: bytes, overwrite: bool = False, needed_bytes: int | None = None, keep: Path | None = None
+) -> Iterator[Path]:
     """As output_directory, for one file: yield its path in a temporary directory. With `overwrite`, an existing file is
-    replaced.
+    replaced if it begins with `magic`. `keep` is a directory that the block reads, so `target` must not be inside of
+    it.
 
     Raises:
         OutputError: `target` exists and may not be replaced, or the block raised an OSError.
@@ -59,7 +62,9 @@ def output_file(target: Path, overwrite: bool = False, needed_bytes: int | None 
     shown = target
     try:
         target = target.resolve()
-        _check_file(target, overwrite)
+        if keep is not None and target.is_relative_to(keep.resolve()):
+            raise OutputError(f"{shown} is in the source {keep}, which is not changed. Choose another place.")
+        _check_file(target, magic, overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = _temporary(shown, target, needed_bytes)
     except (OSError, RuntimeError, ValueError) as error:
@@ -68,7 +73,7 @@ def output_file(target: Path, overwrite: bool = False, needed_bytes: int | None 
         path = partial / target.name
         yield path
         sync(path)
-        _check_file(target, overwrite)
+        _check_file(target, magic, overwrite)
         path.replace(target)
         with suppress(OSError):
             sync(target.parent)
@@ -78,11 +83,20 @@ def output_file(target: Path, overwrite: bool = False, needed_bytes: int | None 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_file(target: Path, overwrite: bool) -> None:
+def _check_file(target: Path, magic: bytes, overwrite: bool) -> None:
     if target.is_dir():
         raise OutputError(f"{target} is a directory. Give the name of a file.")
-    if target.exists() and not (overwrite and target.is_file()):
+    if not target.exists():
+        return
+    if not overwrite:
         raise OutputError(f"{target} exists. Choose another place, or overwrite it.")
+    if not target.is_file() or not _begins_with(target, magic):
+        raise OutputError(f"{target} is not a {magic.decode()} file, so it is not overwritten. Choose another place.")
+
+
+def _begins_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _temporary(shown: Path, target: Path, needed_bytes: int | None) -> Path:

@@ -60,7 +60,7 @@ def convert(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory, or a file.")
+        bool, typer.Option("--overwrite", help="Replace OUT if it is a model directory, or a GGUF file.")
     ] = False,
 ) -> None:
     """Convert a quantized directory of any supported tool for an engine, or a GGUF file for quantize."""

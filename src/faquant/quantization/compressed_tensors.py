@@ -4,7 +4,7 @@ transformers computes both if the package compressed-tensors is installed. vLLM 
 caches. A token's greatest input is 127.5 steps there (docs/other_tools.md).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -14,17 +14,19 @@ from torch import Tensor
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.side_files import copy_side_files
 from ..checkpoint.write import add_all, output_directory
-from ..errors import UnsupportedError
 from ..formats.base import QUANTIZATION_KEYS, Opened
 from ..formats.compressed_tensors import OpenedCompressedTensors
 from ..kernels.quantizers import tensor_of
+from ..kernels.tables import DynamicTable
 from .convert import float_tensors, linear_tensors, open_quantized
 from .exports import (
     bias_obstacles,
     cache_obstacles,
+    check_float16,
     has_zero_points,
     linear_obstacles,
     model_obstacles,
+    refuse,
     symmetric_scale,
 )
 from .tensors import DTYPES, NamedTensor
@@ -53,32 +55,29 @@ def export_compressed_tensors(
         OutputError: the target cannot be written.
     """
     opened = open_quantized(source)
-    reasons = model_obstacles(opened, ENGINE) + linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
+    reasons = linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
     if kv_cache == "int8":
         reasons += cache_obstacles(opened.schemes, ENGINE)
-    if reasons:
-        raise UnsupportedError(
-            f"{source} cannot be exported for compressed-tensors: {'; '.join(reasons)}. Quantize the float model with "
-            "--recipe portable instead."
-        )
+    refuse(source, ENGINE, model_obstacles(opened, ENGINE), reasons, "portable")
     dtype = DTYPES[opened.config.dtype]
+    rounded: set[str] = set()
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
         with ShardWriter(directory, "model") as writer:
-            types = add_all(writer, _weights(opened, dtype, kv_cache == "int8"))
+            types = add_all(writer, _in_dtype(_weights(opened, dtype, kv_cache == "int8"), dtype, rounded))
             if kv_cache == "int8":
-                add_all(writer, _tables(opened, dtype))
+                add_all(writer, _in_dtype(_tables(opened), dtype, rounded))
         copy_side_files(source, directory)
         # Last, so that an incomplete directory is not mistaken for a model.
         write_json(directory / "config.json", _config(opened, types, kv_cache))
-    return _notes(opened, kv_cache)
+    return _notes(opened, kv_cache, rounded)
 
 
-def _notes(opened: Opened, kv_cache: KvCache) -> list[str]:
+def _notes(opened: Opened, kv_cache: KvCache, rounded: set[str]) -> list[str]:
     notes = []
     if opened.input_steps != OpenedCompressedTensors.input_steps:
         notes.append(f"A token's greatest input is 127.5 steps there; the source has {opened.input_steps:g}.")
-    if opened.config.dtype != "float32":
-        notes.append(f"Scales and biases were rounded to {opened.config.dtype}, the model's type.")
+    if rounded:
+        notes.append(f"Rounded to {opened.config.dtype}, the model's type: {', '.join(sorted(rounded))}.")
     if kv_cache == "none":
         if any(opened.schemes):
             notes.append("The tables of K, V and q are left out: the attention is float.")
@@ -127,32 +126,44 @@ def _scaled(part: str, tensor: Tensor, factors: Tensor) -> Tensor:
     """A tensor of a linear whose outputs are multiplied by `factors` [n]."""
     if part.endswith(".weight") and tensor.dtype == torch.int8:
         return tensor
-    return tensor.double() * (factors if tensor.ndim == 1 else factors[:, None])
+    return (tensor.double() * (factors if tensor.ndim == 1 else factors[:, None])).float()
 
 
 def _weights(opened: Opened, dtype: torch.dtype, fold: bool) -> Iterator[NamedTensor]:
-    for name, kind, tensor in float_tensors(opened):
-        yield name, kind, tensor.to(dtype)
+    yield from float_tensors(opened)
     for name in opened.config.linears:
         if name == "lm_head" and "lm_head.weight" not in opened.files:
             continue
+        table = opened.linear(name)
         factors = _output_factors(opened, name) if fold else None
-        for part, kind, tensor in linear_tensors(opened.linear(name), name):
+        for part, kind, tensor in linear_tensors(table, name):
             if part.endswith(".weight_offset"):
                 continue
             scaled = tensor if factors is None else _scaled(part, tensor, factors)
-            yield part, kind, scaled if scaled.dtype == torch.int8 else scaled.to(dtype)
+            if dtype == torch.float16 and part.endswith(".weight_scale") and isinstance(table, DynamicTable):
+                check_float16(name, table.weight, scaled[:, 0].numpy(), ENGINE)
+            yield part, kind, scaled
 
 
-def _tables(opened: Opened, dtype: torch.dtype) -> Iterator[NamedTensor]:
+def _tables(opened: Opened) -> Iterator[NamedTensor]:
     for layer, scheme in enumerate(opened.schemes):
         if scheme is None or scheme.k_scale is None or scheme.v_scale is None:
             raise TypeError(f"layer {layer} has no calibrated scales of K and V")
         for part, scale, offset in (("k", scheme.k_scale, scheme.k_offset), ("v", scheme.v_scale, scheme.v_offset)):
             by_channel = tensor_of(symmetric_scale(scale, offset))
             factors = _pair_factors(opened, layer) if part == "k" else None
-            by_head = (by_channel if factors is None else by_channel / factors).amax(-1).view(-1, 1, 1)
-            yield f"model.layers.{layer}.self_attn.{part}_scale", "FLOAT", by_head.to(dtype)
+            by_head = (by_channel if factors is None else by_channel / factors).float().amax(-1).view(-1, 1, 1)
+            yield f"model.layers.{layer}.self_attn.{part}_scale", "FLOAT", by_head
+
+
+def _in_dtype(tensors: Iterable[NamedTensor], dtype: torch.dtype, rounded: set[str]) -> Iterator[NamedTensor]:
+    """The tensors with floats in `dtype`; `rounded` gets what changes."""
+    for name, kind, tensor in tensors:
+        stored = tensor if tensor.dtype == torch.int8 else tensor.to(dtype)
+        if not torch.equal(stored.to(tensor.dtype), tensor):
+            kinds = {"scale": "scales", ".bias": "biases", "norm.weight": "norms"}
+            rounded.add(next((word for end, word in kinds.items() if name.endswith(end)), "float weights"))
+        yield name, kind, stored
 
 
 def _config(opened: Opened, types: dict[str, str], kv_cache: KvCache) -> dict[str, Any]:

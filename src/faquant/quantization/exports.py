@@ -1,14 +1,34 @@
 """What exports to other engines share: what stands in the way, and tables that are less fine than ours."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ..checkpoint.families import PLAIN
+from ..errors import UnsupportedError
 from ..formats.base import Opened, norm_names
 from ..formats.faquant.metadata import RANGE_TYPES, ROTATED_TYPES, WIDE_TYPES
 from ..kernels.arrays import Array, Floats
 from ..kernels.scheme import AttentionScheme
+
+_HALF_ERROR = 2.0**-8
+"""The relative error that float16 may add to a scale: half a step of the greatest weight, as rounding did before.
+Below 2⁻¹⁷ float16 has greater ones, and below 2⁻²⁵ it is 0."""
+
+
+def refuse(source: Path, engine: str, of_model: Sequence[str], of_recipe: Sequence[str], recipe: str) -> None:
+    """Refuse a source for reasons that lie in the model, and for some that `recipe` would avoid.
+
+    Raises:
+        UnsupportedError: there is a reason; the error lists all.
+    """
+    if not of_model and not of_recipe:
+        return
+    advice = f"Quantize the float model with --recipe {recipe} instead."
+    if of_model:
+        advice = "The model itself is a reason, so no recipe helps."
+    raise UnsupportedError(f"{source} cannot be converted for {engine}: {'; '.join([*of_model, *of_recipe])}. {advice}")
 
 
 def model_obstacles(opened: Opened, engine: str) -> list[str]:
@@ -75,3 +95,20 @@ def symmetric_scale(scale: Array, offset: Array | None) -> Floats:
 def has_zero_points(schemes: Iterable[AttentionScheme | None]) -> bool:
     """Whether K or V of a layer has zero points."""
     return any(scheme and (scheme.k_offset is not None or scheme.v_offset is not None) for scheme in schemes)
+
+
+def check_float16(name: str, weight: Array, scale: Array, engine: str) -> None:
+    """Check that float16 holds the scales [n] of an int8 weight [n, k]; rows of zeros need none.
+
+    Raises:
+        UnsupportedError: a scale is too small or too large.
+    """
+    exact = np.asarray(scale, np.float64)
+    with np.errstate(over="ignore"):
+        error = np.abs(exact.astype(np.float16) - exact)
+    wrong = np.flatnonzero(np.asarray(weight).any(-1) & ~(error <= _HALF_ERROR * np.abs(exact)))
+    if wrong.size:
+        raise UnsupportedError(
+            f"{name} cannot be converted for {engine}: row {wrong[0]} has the scale {exact[wrong[0]]:.3g}, and "
+            f"float16, the type of scales there, has no number within 1/256 of it ({wrong.size} of {exact.size} rows)."
+        )

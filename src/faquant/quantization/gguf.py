@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint.write import output_file
-from ..errors import UnsupportedError
 from ..formats.base import Opened
+from ..formats.gguf.reader import MAGIC
 from ..formats.gguf.tensors import LAYER_NAMES
 from ..formats.gguf.write import (
     Bytes,
@@ -29,11 +29,9 @@ from ..formats.gguf.write import (
 from ..kernels.arrays import Floats, Stored, widen
 from ..kernels.tables import DynamicTable, FloatTable, StaticTable
 from .convert import open_quantized
-from .exports import bias_obstacles, linear_obstacles, model_obstacles
+from .exports import bias_obstacles, check_float16, linear_obstacles, model_obstacles, refuse
 
 ENGINE = "llama.cpp"
-MAX_SCALE = 65504.0
-"""The greatest float16."""
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
@@ -53,17 +51,11 @@ def export_gguf(source: Path, target: Path, tokenizer: Mapping[str, Any], overwr
         OutputError: the target cannot be written; nothing is left behind.
     """
     opened = open_quantized(source)
-    reasons = model_obstacles(opened, ENGINE) + linear_obstacles(opened, ENGINE) + bias_obstacles(opened)
-    reasons += obstacles(opened.config)
-    if reasons:
-        raise UnsupportedError(
-            f"{source} cannot be exported for llama.cpp: {'; '.join(reasons)}. If the model is not the reason, "
-            "quantize it with --recipe portable."
-        )
+    of_model = model_obstacles(opened, ENGINE) + obstacles(opened.config)
+    refuse(source, ENGINE, of_model, linear_obstacles(opened, ENGINE) + bias_obstacles(opened), "portable")
     tensors = [*_tensors(opened), *rope_tensors(opened.config)]
-    context = opened.raw_config["max_position_embeddings"]
-    metadata = {**model_metadata(opened.config, context), "general.name": source.resolve().name, **tokenizer}
-    with output_file(target, overwrite, opened.files.total_bytes) as path:
+    metadata = {**model_metadata(opened.config), "general.name": source.resolve().name, **tokenizer}
+    with output_file(target, MAGIC, overwrite, opened.files.total_bytes, keep=source) as path:
         write_gguf(path, architecture(opened.config), metadata, tensors)
     notes = ["The embedding and linears that were float are Q8_0 too, and scales have 16 bits."]
     if any(opened.schemes):
@@ -110,11 +102,10 @@ def _packed(opened: Opened, name: str) -> Bytes:
     if isinstance(table, FloatTable):
         return q8_0_of_floats(_ordered(opened, name, table.weight))
     if not isinstance(table, DynamicTable) or table.input_multiplier is not None:
-        raise TypeError(f"{name} cannot be exported: its inputs are transformed")
-    if (np.abs(table.scale) > MAX_SCALE).any():
-        raise UnsupportedError(f"{name} cannot be exported for llama.cpp: a scale exceeds float16.")
-    rows = rows_of(opened.config, name.rpartition(".")[2])
+        raise TypeError(f"{name} cannot be converted: its inputs are transformed")
     weight, scale = np.asarray(table.weight), np.asarray(table.scale)
+    check_float16(name, weight, scale, ENGINE)
+    rows = rows_of(opened.config, name.rpartition(".")[2])
     return q8_0_of_rows(weight, scale) if rows is None else q8_0_of_rows(weight[rows], scale[rows])
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..checkpoint.shards import ShardWriter, write_json
 from ..checkpoint.side_files import copy_side_files
 from ..checkpoint.write import add_all, output_directory
-from ..errors import UnsupportedError
 from ..formats.base import QUANTIZATION_KEYS, Opened
 from ..kernels.quantizers import tensor_of
 from ..kernels.tables import DynamicTable, FloatTable
@@ -26,6 +25,7 @@ from .exports import (
     has_zero_points,
     linear_obstacles,
     model_obstacles,
+    refuse,
     symmetric_scale,
 )
 from .tensors import DTYPES, NamedTensor
@@ -50,14 +50,10 @@ def export_ort_genai(source: Path, target: Path, overwrite: bool = False) -> lis
         OutputError: the target cannot be written.
     """
     opened = open_quantized(source)
-    reasons = model_obstacles(opened, ENGINE) + bias_obstacles(opened) + cache_obstacles(opened.schemes, ENGINE)
+    reasons = bias_obstacles(opened) + cache_obstacles(opened.schemes, ENGINE)
     if not opened.has_float_linears:
         reasons += linear_obstacles(opened, ENGINE)
-    if reasons:
-        raise UnsupportedError(
-            f"{source} cannot be exported for onnxruntime-genai: {'; '.join(reasons)}. Quantize the float model with "
-            "--recipe portable instead."
-        )
+    refuse(source, ENGINE, model_obstacles(opened, ENGINE), reasons, "portable")
     dtype = DTYPES[opened.config.dtype]
     needed = dtype.itemsize * opened.files.total_bytes
     with output_directory(target, overwrite, needed, keep=source) as directory:

@@ -111,6 +111,9 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": rope["rope_theta"]}}
     if rotary != head_dim:
         rope["partial_rotary_factor"] = rotary / head_dim
+    max_position = context
+    if rope.get("rope_type") == "linear":  # which scales max_position_embeddings
+        max_position = keys.integer("rope.scaling.original_context_length", context)
     config: dict[str, Any] = {
         "architectures": [FAMILIES[model_type].causal_lm],
         "model_type": model_type,
@@ -122,7 +125,7 @@ def build_config(gguf: GgufFile, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
         FAMILIES[model_type].activation_key: FAMILIES[model_type].activation,
-        "max_position_embeddings": context,
+        "max_position_embeddings": max_position,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope,
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
@@ -279,8 +282,17 @@ def _magnitude(multiplier: float | None, replacement: float | None, factor: floa
     """
     if multiplier in (None, 1.0):
         return replacement
-    own = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
-    return multiplier * (own if replacement is None else replacement)
+    if replacement is not None:
+        return multiplier * replacement
+    # The shortest decimal number whose multiplier is this float32.
+    own = yarn_magnitude(factor)
+    shorter = (float(f"{multiplier * own:.{digits}g}") for digits in range(1, 17))
+    return next((found for found in shorter if np.float32(found / own) == np.float32(multiplier)), multiplier * own)
+
+
+def yarn_magnitude(factor: float) -> float:
+    """YaRN's own factor on cosine and sine (arXiv 2309.00071, section 3.4)."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
 def _llama3_parameters(

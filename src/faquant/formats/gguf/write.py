@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ...checkpoint.model_config import ModelConfig
 from ...kernels.arrays import Floats
+from .config import yarn_magnitude
 from .reader import gguf_package
 from .tensors import ROPE_FREQS
 
@@ -44,6 +45,13 @@ def obstacles(config: ModelConfig) -> list[str]:
         reasons.append("llama.cpp has no RoPE of type dynamic")
     if rope.rope_type == "yarn" and not (rope.truncate and rope.mscale is None and rope.mscale_all_dim is None):
         reasons.append("GGUF files cannot express truncate, mscale and mscale_all_dim of YaRN")
+    if rope.rope_type == "yarn" and (rope.beta_fast, rope.beta_slow) != (32.0, 1.0):
+        reasons.append(
+            f"llama.cpp's {architecture(config)} has YaRN with beta_fast 32 and beta_slow 1, "
+            f"not {rope.beta_fast:g} and {rope.beta_slow:g}"
+        )
+    if rope.attention_factor == 0:
+        reasons.append("llama.cpp has no attention_factor 0 of YaRN")
     if config.model_type == "qwen3" and config.qkv_bias:
         reasons.append("llama.cpp's qwen3 has no biases in the attention")
     odd = next((name for name, size in config.linears.items() if size.k % BLOCK), None)
@@ -52,12 +60,12 @@ def obstacles(config: ModelConfig) -> list[str]:
     return reasons
 
 
-def model_metadata(config: ModelConfig, context: int) -> dict[str, Any]:
-    """The metadata of the model, without those of its tokenizer; `context` is max_position_embeddings."""
+def model_metadata(config: ModelConfig) -> dict[str, Any]:
+    """The metadata of the model, without those of its tokenizer."""
     arch, rope = architecture(config), config.rope
     found: dict[str, Any] = {
         "block_count": config.num_layers,
-        "context_length": context,
+        "context_length": config.max_position,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_heads,
@@ -71,12 +79,13 @@ def model_metadata(config: ModelConfig, context: int) -> dict[str, Any]:
     }
     if rope.rope_type in ("linear", "yarn"):
         found |= {"rope.scaling.type": rope.rope_type, "rope.scaling.factor": float(rope.factor)}
-    if rope.rope_type in ("yarn", "llama3"):
+    if rope.rope_type in ("linear", "yarn", "llama3"):
         found["rope.scaling.original_context_length"] = rope.original_max_position
     if rope.rope_type == "yarn":
-        found |= {"rope.scaling.yarn_beta_fast": rope.beta_fast, "rope.scaling.yarn_beta_slow": rope.beta_slow}
-        if rope.attention_factor is not None:
-            found["rope.scaling.yarn_attn_factor"] = rope.attention_factor
+        # Of YaRN's keys, llama.cpp reads only this one for these architectures, and multiplies it by YaRN's magnitude.
+        multiplier = 1.0 if rope.attention_factor is None else rope.attention_factor / yarn_magnitude(rope.factor)
+        if multiplier != 1.0:
+            found["rope.scaling.attn_factor"] = multiplier
     package = gguf_package()
     general = {
         "general.quantization_version": package.GGML_QUANT_VERSION,

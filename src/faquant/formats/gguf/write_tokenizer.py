@@ -22,6 +22,8 @@ PROBES = (
     "don't/can't\n/path/to//file ...!!!\n\nEnd",
 )
 _RULES = ("smollm", "llama-bpe", "qwen2", "tekken", "gpt-2")
+_ENDS = ("eos", "eot", "eom")
+"""The keys of tokens at which llama.cpp ends an answer."""
 _LEAST_SCORE = -1e6
 """Of sentencepiece's tokens that no merge makes."""
 
@@ -75,6 +77,11 @@ def tokenizer_metadata(
     )
 
 
+def unwritten_ends(metadata: Mapping[str, Any], ends: Sequence[int]) -> list[str]:
+    """The tokens of `ends` for which tokenizer_metadata has no key."""
+    return [metadata["tokenizer.ggml.tokens"][index] for index in ends[len(_ENDS) :]]
+
+
 def _tokens(table: Mapping[str, Any], size: int, source: str) -> dict[str, Any]:
     """Tokens, their types, and sentencepiece's scores."""
     model = table["model"]
@@ -124,8 +131,8 @@ def _special_ids(
     if before not in ([], [bos]) or after not in ([], list(ends[:1])):
         raise UnsupportedError(f"{source}: the tokenizer adds other tokens to a text than one BOS and one EOS.")
     found: dict[str, Any] = {"tokenizer.ggml.add_bos_token": bool(before), "tokenizer.ggml.add_eos_token": bool(after)}
-    ids = {"bos": bos, "eos": ends[0] if ends else None, "eot": ends[1] if len(ends) > 1 else None}
-    ids["unknown"] = table["model"]["vocab"].get(table["model"].get("unk_token"))
+    unknown = table["model"]["vocab"].get(table["model"].get("unk_token"))
+    ids = {"bos": bos, "unknown": unknown, **dict(zip(_ENDS, ends, strict=False))}
     return found | {f"tokenizer.ggml.{name}_token_id": index for name, index in ids.items() if index is not None}
 
 

@@ -177,7 +177,7 @@ def _scheme(tables: AttentionTables, config: ModelConfig, kinds: AttentionType) 
         if tables.offset(f"{part}.offset") is not None:
             raise UnsupportedError(
                 f"{tables.prefix}fa_{part}.offset is not zero. In msModelSlim's format zero points must be 0; "
-                "quantize with the recipe 'static' for a calibrated cache with zero points."
+                "quantize with the recipe 'portable' for a calibrated cache with zero points."
             )
     found = {part: None if scale is None else StaticTable(scale) for part, scale in scales.items()}
     # MindIE's kernel, which needs calibrated q, rounds P to 8 bits; no kernel is documented for the other types.

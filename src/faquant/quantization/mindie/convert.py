@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.families import PLAIN
-from ...checkpoint.model_config import LINEARS
+from ...checkpoint.model_config import LINEARS, ModelConfig
 from ...checkpoint.shards import ShardWriter
 from ...checkpoint.write import add_all, output_directory
 from ...errors import UnsupportedError
@@ -24,7 +24,7 @@ from ...kernels.quantizers import tensor_of
 from ...kernels.scheme import AttentionScheme
 from ...kernels.tables import INPUT_STEPS, FloatTable, LinearTable, StaticTable
 from ..convert import float_tensors, linear_tensors, open_quantized, weights, write_beside
-from ..exports import is_mapped
+from ..exports import is_mapped, refuse
 from ..tensors import DTYPES, NamedTensor
 from .multipliers import READERS, fold_multipliers
 from .w8a8 import pack_deq_scale
@@ -56,12 +56,8 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False, table
         OutputError: the target cannot be written.
     """
     opened = open_quantized(source)
-    reasons = _obstacles(opened, tables)
-    if reasons:
-        raise UnsupportedError(
-            f"{source} cannot be converted for MindIE: {'; '.join(reasons)}. Quantize the float model with "
-            f"--recipe {'portable' if tables == 'c8' else 'mindie'} instead."
-        )
+    recipe = "portable" if tables == "c8" else "mindie"
+    refuse(source, "MindIE", _model_obstacles(opened.config), _obstacles(opened, tables), recipe)
     conversion = _Conversion(opened, tables)
     with output_directory(target, overwrite, opened.files.total_bytes, keep=source) as directory:
         with ShardWriter(directory, STEMS[opened.quant_type]) as writer:
@@ -74,10 +70,10 @@ def convert_to_mindie(source: Path, target: Path, overwrite: bool = False, table
 
 
 def _obstacles(opened: Opened, tables: Tables) -> list[str]:
-    """The reasons why MindIE cannot load the checkpoint."""
+    """The reasons why MindIE cannot load the checkpoint that do not lie in the model."""
     reasons = []
-    config, present = opened.config, [scheme for scheme in opened.schemes if scheme is not None]
-    kinds = {opened.linear_type(name) for name in config.linears}
+    present = [scheme for scheme in opened.schemes if scheme is not None]
+    kinds = {opened.linear_type(name) for name in opened.config.linears}
     static_q = tables != "c8" and bool(present) and all(scheme.q_scale is not None for scheme in present)
     if tables == "c8" and not present:
         reasons.append("its attention is float, so there are no tables of K and V")
@@ -107,6 +103,12 @@ def _obstacles(opened: Opened, tables: Tables) -> list[str]:
             reasons.append("q, K or V has a scale per channel, and MindIE's tables are [heads, 1]")
         if any(scheme.k_offset is not None or scheme.v_offset is not None for scheme in present):
             reasons.append("K or V has zero points")
+    return reasons
+
+
+def _model_obstacles(config: ModelConfig) -> list[str]:
+    """The reasons why MindIE cannot load any checkpoint of the model."""
+    reasons = []
     if config.model_type not in PLAIN:
         reasons.append(f"faquant writes MindIE's format for {', '.join(PLAIN)}, not for {config.model_type}")
     if config.head_dim > MAX_HEAD_DIM:
