@@ -233,7 +233,8 @@ def test_channels_beyond_the_rotated_ones_are_left_alone() -> None:
         "long_factor": [1.0, 2.0],
         "partial_rotary_factor": 0.5,
     }
-    raw = {**PHI3, "rope_scaling": {**rope, "attention_factor": 1.5}, "hidden_size": 64}
+    sizes = {"hidden_size": 64, "original_max_position_embeddings": 2048}
+    raw = {**PHI3, "rope_scaling": {**rope, "attention_factor": 1.5}, **sizes}
     config = parse_config(raw)
     assert config.head_dim == 8
     cos, sin = Rope(config).tables(np.arange(5))
