@@ -25,6 +25,8 @@ from oracles.tiny_models import COMMON, KINDS, tiny_model
 FAMILIES = ("smollm3-window", "granite-bias", "ministral", "phi3", "phi4-mini", "olmo2", "olmo3", "gemma3")
 FOLDED = ("smollm3", "granite-bias", "ministral", "phi4-mini", "olmo2", "olmo3", "gemma3")
 TOKENS = 150
+TABLE = np.array([3, 1, 9, 2, 8, 4, 7, 5, 6])
+"""Pages of 128 tokens, up to the second block of K's maps."""
 
 
 def ids(count: int, seed: int = 0) -> Integers:
@@ -33,7 +35,7 @@ def ids(count: int, seed: int = 0) -> Integers:
 
 def hidden(model: Model, counts: list[int], fused: bool) -> Floats:
     """The last hidden states of a sequence that runs in chunks of so many tokens."""
-    prompt, table, pages = ids(sum(counts)), np.array([3, 1]), model.make_pages(4, 128)
+    prompt, table, pages = ids(sum(counts)), TABLE[: -(-sum(counts) // 128)], model.make_pages(len(TABLE) + 1, 128)
     rope, windows, decoder = Rope(model.config, len(prompt)), model.config.sliding_windows, model.decoder
     paged = PagedDecoder(decoder, pages, model.backend)
     assert (len(paged._layers._runs) == 1) == all(layer.is_int8 for layer in decoder.layers)
@@ -76,6 +78,20 @@ def test_a_quantized_model_has_the_same_bits_fused_and_in_any_chunks(kind: str, 
     again = plan(out)
     assert again.ours.kv_bytes_per_token == planned.ours.kv_bytes_per_token
     assert again.ours.weight_bytes == pytest.approx(planned.ours.weight_bytes, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["smollm3", "olmo3"])
+def test_layers_with_one_map_of_k_and_with_several_run_together(kind: str, tmp_path: Path) -> None:
+    """Layers without RoPE have one map; the others have one for each 1,024 positions."""
+    tiny_model(kind, tmp_path / "float", max_position_embeddings=2048)
+    quantize(tmp_path / "float", tmp_path / "out", RECIPES["default"], [ids(60, 1).tolist(), ids(40, 2).tolist()])
+    model = load(tmp_path / "out")
+    maps = {1 if scheme.k_center.ndim == 2 else len(scheme.k_center) for scheme in model.schemes if scheme is not None}
+    assert max(maps) > 1
+    assert (min(maps) == 1) == (kind == "smollm3")
+    whole = hidden(model, [1100], fused=True)
+    assert np.array_equal(hidden(model, [1100], fused=False), whole)
+    assert np.array_equal(hidden(model, [1000, 60] + [1] * 40, fused=True), whole)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
