@@ -60,7 +60,7 @@ MODELS = {
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 70,
     },
-    "odd-olmo3": {**ODD, "model_type": "olmo3", "sliding_window": 70, "num_hidden_layers": 2, "rope_theta": 1e4},
+    "odd-olmo3": {**ODD, "model_type": "olmo3", "sliding_window": 70, "num_hidden_layers": 2, "rope_theta": 5e5},
     "odd-qwen3": {
         **ODD,
         "model_type": "qwen3",
