@@ -10,68 +10,56 @@ compressed-tensors 0.19.0 (`make test-interop` makes .venv-msmodelslim with both
 and without K and V in int8; vLLM refuses the first.
 """
 
-import argparse
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from peers.client import Peer, add_python
+from next_tokens import Difference, FloatModel, parser_of
+from peers.client import Peer
 
-from faquant.evaluation.divergence import WINDOW, window_logits
-from faquant.model.load import load
-from faquant.quantization.compressed_tensors import KvCache, export_compressed_tensors
-from faquant.text.tokenizer import Tokenizer
+from faquant.quantization.exports.compressed_tensors import KvCache, export_compressed_tensors
+
+
+def report(cache: str, name: str, found: Difference) -> None:
+    print(f"cache {cache:5} {name:48} {found.kl * 1e3:7.3f}  {found.top1:.2%}", flush=True)
+
+
+def through(peer: Peer, model: FloatModel, directory: Path) -> tuple[str, Difference]:
+    """What the peer says of the directory, with its version, and its difference from the float model."""
+    said, stored = peer.call("load", directory=str(directory)), directory / "logits.npy"
+
+    def logits(window: Sequence[int]) -> torch.Tensor:
+        peer.call("logits", tokens=list(window), file=str(stored))
+        return torch.from_numpy(np.load(stored))
+
+    return f"{peer.call('version')}, {said}", model.compare(logits)
+
+
+def through_faquant(model: FloatModel, directory: Path) -> Difference:
+    found: Iterator[torch.Tensor] = iter(model.logits_of(directory))
+    return model.compare(lambda window: next(found))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("quantized", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--max-tokens", type=int, default=1024)
-    add_python(parser)
+    parser = parser_of(__doc__, max_tokens=1024)
     parser.add_argument("--vllm-python", type=Path, metavar="PYTHON")
     arguments = parser.parse_args()
-    tokenizer, text = Tokenizer.from_directory(arguments.model), arguments.text.read_text(encoding="utf-8")
-    ids = tokenizer.encode(text, add_special_tokens=False)[: arguments.max_tokens]
-    windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
-
-    def logits(directory: Path) -> list[torch.Tensor]:
-        model = load(directory)
-        return [torch.as_tensor(window_logits(model, torch.tensor(w))) for w in windows]
-
-    def logits_of(peer: Peer, directory: Path) -> tuple[Any, list[torch.Tensor]]:
-        """What the peer says of the directory, and its logits."""
-        said, found = peer.call("load", directory=str(directory)), []
-        for window in windows:
-            peer.call("logits", tokens=window, file=str(directory / "logits.npy"))
-            found.append(torch.from_numpy(np.load(directory / "logits.npy")))
-        return said, found
-
-    exact = [each.double().log_softmax(-1) for each in logits(arguments.model)]
-
-    def report(cache: str, name: str, found: list[torch.Tensor]) -> None:
-        pairs = [(p, q.double().log_softmax(-1)) for p, q in zip(exact, found, strict=True)]
-        kl = torch.cat([(p.exp() * (p - q)).sum(-1) for p, q in pairs])
-        same = torch.cat([(p.argmax(-1) == q.argmax(-1)).double() for p, q in pairs])
-        print(f"cache {cache:5} {name:48} {float(kl.mean()) * 1e3:7.3f}  {float(same.mean()):.2%}", flush=True)
-
+    model = FloatModel(arguments.model, arguments.text, arguments.max_tokens)
     pythons = {"transformers": arguments.peers_python, "stock_vllm": arguments.vllm_python}
     peers = {name: Peer(name, python) for name, python in pythons.items() if python is not None}
-    print(f"{arguments.text.name}, {len(ids)} tokens: KL in 10⁻³ nats, top-1")
+    print(f"{arguments.text.name}, {model.tokens} tokens: KL in 10⁻³ nats, top-1")
     with tempfile.TemporaryDirectory() as folder:
         caches: tuple[KvCache, ...] = ("int8", "none")
         for cache in caches:
             out = Path(folder, cache)
             export_compressed_tensors(arguments.quantized, out, kv_cache=cache)
-            report(cache, "faquant", logits(out))
-            said, found = logits_of(peers["transformers"], out)
-            report(cache, f"{peers['transformers'].call('version')}, {said} int8 layers of K, V", found)
+            report(cache, "faquant", through_faquant(model, out))
+            said, found = through(peers["transformers"], model, out)
+            report(cache, f"{said} int8 layers of K, V", found)
         if "stock_vllm" in peers:
-            said, found = logits_of(peers["stock_vllm"], out)
-            report("none", f"{peers['stock_vllm'].call('version')}, {said}", found)
+            report("none", *through(peers["stock_vllm"], model, out))
     for peer in peers.values():
         peer.close()
 

@@ -25,7 +25,7 @@ from faquant.kernels.arrays import Array, Floats
 from faquant.kernels.backend import Linear
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.parallel import one_torch_thread
-from faquant.kernels.quantizers import hadamard, quantize_ranges
+from faquant.kernels.quantizers import hadamard, quantize_rows_asymmetric
 from faquant.kernels.tables import DynamicTable, FloatTable
 from faquant.model.load import load_float
 from faquant.quantization.calibration import builtin_records, tokenize_records
@@ -52,7 +52,7 @@ class RoundedInputs:
     def __call__(self, x: Array) -> Array:
         rotated = torch.as_tensor(x)
         rotated = hadamard(rotated, self.block) if self.block else rotated
-        steps, scale, zero = quantize_ranges(rotated)
+        steps, scale, zero = quantize_rows_asymmetric(rotated)
         rounded = (steps.float() - zero[:, None]) * scale[:, None]
         return self.plain(hadamard(rounded, self.block) if self.block else rounded)
 

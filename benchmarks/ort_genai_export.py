@@ -7,20 +7,18 @@ models of both, with its schemes of the cache. Rows: mean KL of the float model'
 top-1 agreement. The weights of portable are those of its int8 linears: `none` says what they cost alone.
 """
 
-import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from peers.client import Peer, add_python
+from next_tokens import FloatModel, parser_of
+from peers.client import Peer
 
 from faquant import quantize
-from faquant.evaluation.divergence import WINDOW, window_logits
-from faquant.model.load import load
-from faquant.quantization.ort_genai import PER_CHANNEL, PER_TENSOR, export_ort_genai
+from faquant.quantization.exports.ort_genai import PER_CHANNEL, PER_TENSOR, export_ort_genai
 from faquant.recipe import AttentionRecipe, Recipe
-from faquant.text.tokenizer import Tokenizer
 
 PLAIN = Recipe(
     name="plain",
@@ -31,20 +29,10 @@ SCHEMES = {"none": None, "int8_per_channel": PER_CHANNEL, "int8_per_tensor": PER
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("quantized", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--max-tokens", type=int, default=1024)
-    add_python(parser)
-    arguments = parser.parse_args()
-    tokenizer, text = Tokenizer.from_directory(arguments.model), arguments.text.read_text(encoding="utf-8")
-    ids = tokenizer.encode(text, add_special_tokens=False)[: arguments.max_tokens]
-    windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
-    source = load(arguments.model)
-    exact = [torch.as_tensor(window_logits(source, torch.tensor(w))).double().log_softmax(-1) for w in windows]
+    arguments = parser_of(__doc__, max_tokens=1024).parse_args()
+    model = FloatModel(arguments.model, arguments.text, arguments.max_tokens)
     peer = Peer("ort_genai", arguments.peers_python)
-    print(f"{peer.call('version')}; {arguments.text.name}, {len(ids)} tokens: KL in 10⁻³ nats, top-1")
+    print(f"{peer.call('version')}; {arguments.text.name}, {model.tokens} tokens: KL in 10⁻³ nats, top-1")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         quantize(arguments.model, place / "plain-int8", PLAIN)
@@ -54,14 +42,13 @@ def main() -> None:
                 built = place / f"{name}-{scheme}"
                 scales = None if file is None else str(place / name / file)
                 peer.call("build", source=str(place / name), target=str(built), scheme=scheme, scales=scales)
-                kl, same = [], []
-                for window, p in zip(windows, exact, strict=True):
-                    peer.call("logits", directory=str(built), tokens=window, file=str(place / "logits.npy"))
-                    q = torch.from_numpy(np.load(place / "logits.npy")).double().log_softmax(-1)
-                    kl.append((p.exp() * (p - q)).sum(-1))
-                    same.append((p.argmax(-1) == q.argmax(-1)).double())
-                mean, agreed = float(torch.cat(kl).mean()) * 1e3, float(torch.cat(same).mean())
-                print(f"{name:10} {scheme:18} {mean:8.3f}  {agreed:.2%}", flush=True)
+
+                def logits(window: Sequence[int], built: Path = built) -> torch.Tensor:
+                    peer.call("logits", directory=str(built), tokens=list(window), file=str(place / "logits.npy"))
+                    return torch.from_numpy(np.load(place / "logits.npy"))
+
+                found = model.compare(logits)
+                print(f"{name:10} {scheme:18} {found.kl * 1e3:8.3f}  {found.top1:.2%}", flush=True)
     peer.close()
 
 

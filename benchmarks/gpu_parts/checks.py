@@ -20,7 +20,7 @@ from faquant.kernels.cuda.self_test import self_test
 from faquant.kernels.pages import Int8Pages as CpuPages
 from faquant.kernels.pages import Spans
 from faquant.kernels.scheme import P_LEVELS, TILE, AttentionScheme, hadamard_block
-from faquant.kernels.tables import RANGE_INPUT_STEPS, DynamicTable, FloatTable, StaticTable
+from faquant.kernels.tables import ASYMMETRIC_INPUT_STEPS, DynamicTable, FloatTable, StaticTable
 from faquant.model.decoder import build_decoder
 from faquant.model.paged import Chunk, PagedDecoder
 from faquant.model.rope import Rope
@@ -148,7 +148,7 @@ def _int8_table(inputs: int, outputs: int, block: int = 0) -> DynamicTable:
     generator = torch.Generator().manual_seed(inputs + outputs)
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator).numpy()
     scale = np.linspace(0.5, 1.5, outputs, dtype=np.float32) / np.float32(73 * inputs**0.5)
-    return DynamicTable(weight, scale, hadamard_block=block, input_steps=RANGE_INPUT_STEPS)
+    return DynamicTable(weight, scale, hadamard_block=block, input_steps=ASYMMETRIC_INPUT_STEPS)
 
 
 def _int8_linear(inputs: int, outputs: int, block: int, rows: tuple[int, ...]) -> bool:

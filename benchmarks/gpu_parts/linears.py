@@ -10,7 +10,7 @@ from torch.nn.functional import linear as float_linear
 from faquant.kernels.cuda.linear import FEW_TOKENS, SplitSums
 from faquant.kernels.cuda.modules import FloatLinear, Int8Linear
 from faquant.kernels.cuda.rounding import InputRounding, RoundedInputs, round_inputs
-from faquant.kernels.tables import RANGE_INPUT_STEPS, FloatTable
+from faquant.kernels.tables import ASYMMETRIC_INPUT_STEPS, FloatTable
 
 from .results import Results
 from .timing import copy_rate, device, fits, inputs_for, reason, seconds
@@ -26,7 +26,7 @@ def random_int8_linear(inputs: int, outputs: int, hadamard_block: int = 0) -> In
     """Its outputs are of the size of its inputs."""
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, device=device())
     scale = torch.full((outputs,), 1 / (73 * inputs**0.5), device=device())
-    return Int8Linear(weight, scale, InputRounding(hadamard_block, RANGE_INPUT_STEPS), None, None)
+    return Int8Linear(weight, scale, InputRounding(hadamard_block, ASYMMETRIC_INPUT_STEPS), None, None)
 
 
 def _try(name: str, call: Callable[[], float], results: Results) -> float | None:

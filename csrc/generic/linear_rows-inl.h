@@ -39,15 +39,15 @@ Range range_of(const float* x, int64_t count) {
         least = bits > least ? bits : least;
     }
     const float low = float_of(least);
-    const float scale = step_of(float_of(static_cast<uint32_t>(greatest)) - low, kRangeSteps);
-    return {scale, lesser(greater(-low / scale, 0.0f), kRangeSteps) + kRounder - kRounder};
+    const float scale = step_of(float_of(static_cast<uint32_t>(greatest)) - low, kAsymmetricSteps);
+    return {scale, lesser(greater(-low / scale, 0.0f), kAsymmetricSteps) + kRounder - kRounder};
 }
 
-void round_range_row(const float* x, float scale, float zero, int64_t count, uint8_t* __restrict out) {
+void round_asymmetric_row(const float* x, float scale, float zero, int64_t count, uint8_t* __restrict out) {
     for (int64_t i = 0; i < count; ++i) {
         // Two values of half a step are both rounded up, which is one step too many.
         const float byte = (x[i] / scale + kRounder) - kRounder + zero;
-        out[i] = static_cast<uint8_t>(byte_of(greater(lesser(byte, kRangeSteps), 0.0f) + kRounder));
+        out[i] = static_cast<uint8_t>(byte_of(greater(lesser(byte, kAsymmetricSteps), 0.0f) + kRounder));
     }
 }
 
@@ -85,11 +85,11 @@ void quantize_inputs(const Linear& linear, const float* x, float* scratch, const
                 hadamard(scratch, k, linear.hadamard_block);
                 row = scratch;
             }
-            if (linear.input_steps == kRangeSteps) {
+            if (linear.input_steps == kAsymmetricSteps) {
                 const Range range = range_of(row, k);
                 rows.scales[r] = range.scale;
                 rows.zeros[r] = static_cast<int32_t>(range.zero);
-                round_range_row(row, range.scale, range.zero, k, bytes);
+                round_asymmetric_row(row, range.scale, range.zero, k, bytes);
                 continue;
             }
             rows.scales[r] = step_of(absolute_peak(row, k), linear.input_steps);

@@ -8,13 +8,14 @@ namespace faquant {
 constexpr float kWideSteps = 32639.0f;
 
 // Steps of a row's range, from its least to its greatest input, if rows have zero points.
-constexpr float kRangeSteps = 255.0f;
+constexpr float kAsymmetricSteps = 255.0f;
 
 // A linear of int8 weights: y = (x8 · W8ᵀ) ⊙ scales + bias. Inputs are quantized with a scale per row, to 8 or 16 bits,
 // with a scale and a zero point per row, or to 8 bits with a given scale.
 struct Linear {
     int64_t inputs, outputs;
-    // Unless the scale is given: of a row's greatest input, 127, 127.5 or kWideSteps, or of its range, kRangeSteps.
+    // Unless the scale is given: of a row's greatest input, 127, 127.5 or kWideSteps, or of its range,
+    // kAsymmetricSteps.
     float input_steps;
     const float* input_multiplier;  // [inputs], by which the inputs are multiplied before all else, or null
     int64_t hadamard_block;         // of the inputs, before they are rounded; 0: none

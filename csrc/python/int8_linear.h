@@ -38,7 +38,7 @@ class Int8Linear {
             "input_scale, input_offset and quant_bias must be given together.");
         require(!input_scale || (!bias && hadamard_block == 0),
                 "input_scale cannot be combined with bias or hadamard_block.");
-        require(input_steps == 127.0f || input_steps == 127.5f || input_steps == faquant::kRangeSteps ||
+        require(input_steps == 127.0f || input_steps == 127.5f || input_steps == faquant::kAsymmetricSteps ||
                     input_steps == faquant::kWideSteps,
                 "input_steps must be 127, 127.5, 255 for zero points, or 32639 for inputs of 16 bits.");
         const int64_t size = faquant::padded_inputs(inputs) * faquant::padded_outputs(outputs);

@@ -51,7 +51,7 @@ std::vector<double> exact_outputs(const RandomLinear& random, const std::vector<
             const double low = std::min(0.0, *std::min_element(steps.begin(), steps.end()));
             const double high = std::max(0.0, *std::max_element(steps.begin(), steps.end()));
             double greatest = std::floor(static_cast<double>(l.input_steps));
-            if (l.input_steps == kRangeSteps) {
+            if (l.input_steps == kAsymmetricSteps) {
                 step = (high - low) / l.input_steps;
                 greatest -= std::nearbyint(-low / step);
             } else {
@@ -75,7 +75,7 @@ std::vector<double> exact_outputs(const RandomLinear& random, const std::vector<
 std::vector<float> whole_inputs(Random& random, const Linear& linear, int64_t rows) {
     const int64_t size = linear.inputs;
     std::vector<double> x(static_cast<size_t>(rows * size));
-    const bool is_wide = rows_of_bytes(linear) == 2, has_zeros = linear.input_steps == kRangeSteps;
+    const bool is_wide = rows_of_bytes(linear) == 2, has_zeros = linear.input_steps == kAsymmetricSteps;
     for (int64_t row = 0; row < rows; ++row) {
         // All numbers of one row are halves, which are rounded to even numbers.
         const double zero = !has_zeros ? 127.0 : row == 2 ? 127.5 : random.next();
@@ -193,9 +193,9 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
                           {3, 999, 0, false, false, false, 1.0f, kWideSteps},
                           {6, 48, 16, false, true, true, 0.125f, kWideSteps},
                           {22, 130, 0, false, false, true, 0.125f, kWideSteps},
-                          {3, 999, 0, false, false, false, 1.0f, kRangeSteps},
-                          {6, 48, 16, false, true, true, 0.125f, kRangeSteps},
-                          {22, 130, 0, false, false, true, 0.125f, kRangeSteps}};
+                          {3, 999, 0, false, false, false, 1.0f, kAsymmetricSteps},
+                          {6, 48, 16, false, true, true, 0.125f, kAsymmetricSteps},
+                          {22, 130, 0, false, false, true, 0.125f, kAsymmetricSteps}};
     Random random;
     for (const Case& c : cases) {
         RandomLinear linear(random, c.inputs, kOutputs, c.unit);
@@ -231,7 +231,7 @@ const char* wrong_kernel_in_linears(const KernelTable& table) {
 }
 
 const char* wrong_kernel_in_gated_linears(const KernelTable& table) {
-    for (const float steps : {127.0f, kWideSteps, kRangeSteps}) {
+    for (const float steps : {127.0f, kWideSteps, kAsymmetricSteps}) {
         if (const char* kernel = wrong_gated_linears(table, steps)) {
             return kernel;
         }

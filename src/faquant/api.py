@@ -20,7 +20,8 @@ from .formats.base import Source
 from .formats.gguf.write_tokenizer import tokenizer_metadata, unwritten_ends
 from .kernels.device import Device
 from .quantization import calibration as calibrating
-from .quantization import gguf, pipeline, provenance
+from .quantization import pipeline, provenance
+from .quantization.exports import gguf
 from .quantization.recalibrate import recalibrate
 from .recipe import AttentionRecipe, Recipe, load_recipe
 from .text.tokenizer import Tokenizer

@@ -7,24 +7,18 @@ import pytest
 from faquant.checkpoint.families import FAMILIES
 from faquant.checkpoint.model_config import ModelConfig, parse_config
 from faquant.checkpoint.rope_config import RopeConfig
-from faquant.errors import CheckpointError, FaquantError, UnsupportedError
+from faquant.errors import UnsupportedError
 from oracles.configs import (
-    GEMMA3,
     GRANITE,
     LLAMA,
     LLAMA3,
     MISTRAL,
-    OLMO3,
-    PHI3,
     QWEN2,
     QWEN3,
     SMOLLM3,
-    WINDOWED,
     YARN,
     error_of,
 )
-
-MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
 
 
 def test_a_llama_configuration_is_read() -> None:
@@ -107,44 +101,6 @@ def test_dtype_wins_over_torch_dtype(keys: dict[str, Any], expected: str) -> Non
 @pytest.mark.parametrize(("value", "expected"), [(None, ()), (7, (7,)), (0, (0,)), ([7, 9], (7, 9)), ([], ())])
 def test_end_tokens_are_one_or_several_or_none(value: Any, expected: tuple[int, ...]) -> None:
     assert parse_config({**LLAMA, "eos_token_id": value}).eos_token_ids == expected
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        ({**LLAMA, "sliding_window": 128}, (None,) * 4),
-        (MISTRAL, (4096,) * 4),
-        ({**MISTRAL, "sliding_window": None}, (None,) * 4),
-        ({**MISTRAL, "sliding_window": 128}, (128,) * 4),
-        ({**MISTRAL, "sliding_window": 128, "layer_types": ["sliding_attention"] * 4}, (128,) * 4),
-        ({**MISTRAL, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 2}, (None, 8) * 2),
-        ({**MISTRAL, "model_type": "ministral", "architectures": None, "sliding_window": 128}, (128,) * 4),
-        ({**SMOLLM3, **WINDOWED}, (None, None, None, 128)),
-        ({**OLMO3, "sliding_window": 128}, (128, 128, 128, None)),
-        ({**OLMO3, "model_type": "olmo2", "architectures": None, "sliding_window": 128}, (None,) * 4),
-        (GEMMA3, (128, 128, 128, 128, 128, None, 128)),
-        ({**GEMMA3, "sliding_window_pattern": 2}, (128, None) * 3 + (128,)),
-        (PHI3, (None,) * 4),
-        ({**PHI3, "sliding_window": 128}, (128,) * 4),
-        ({**SMOLLM3, **WINDOWED, "no_rope_layers": [0, 1, 1, 0, 1]}, (128, None, None, 128)),
-        ({**SMOLLM3, "sliding_window": 128}, (None,) * 4),
-        ({**SMOLLM3, "use_sliding_window": True}, (None,) * 4),
-        ({**QWEN2, "sliding_window": 128}, (None,) * 4),
-        ({**QWEN2, "sliding_window": 128, "use_sliding_window": False}, (None,) * 4),
-        ({**QWEN2, **WINDOWED}, (None,) * 4),
-        ({**QWEN2, **WINDOWED, "max_window_layers": 3}, (None, None, None, 128)),
-        ({**QWEN2, **WINDOWED, "max_window_layers": 0}, (128,) * 4),
-        ({**QWEN2, "use_sliding_window": True, "max_window_layers": 3}, (None, None, None, 4096)),
-        ({**QWEN2, "use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, (None,) * 4),
-        (
-            {**QWEN3, **WINDOWED, "layer_types": ["sliding_attention", "full_attention"] * 2, "max_window_layers": 0},
-            (128, None, 128, None),
-        ),
-        ({**QWEN3, "sliding_window": 128, "layer_types": ["full_attention"] * 4}, (None,) * 4),
-    ],
-)
-def test_sliding_windows_are_those_of_transformers(raw: dict[str, Any], expected: tuple[int | None, ...]) -> None:
-    assert parse_config(raw).sliding_windows == expected
 
 
 SIZES = (
@@ -254,27 +210,6 @@ def test_a_contradiction_is_explained(keys: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "kind"),
-    [
-        ({**MISTRAL, "sliding_window": 0}, CheckpointError),
-        ({**MISTRAL, "sliding_window": None, "layer_types": ["sliding_attention"] * 4}, CheckpointError),
-        ({**QWEN2, "use_sliding_window": 1}, CheckpointError),
-        ({**QWEN2, **WINDOWED, "max_window_layers": -1}, CheckpointError),
-        ({**QWEN2, "layer_types": ["sliding_attention"] * 4}, CheckpointError),
-        ({**QWEN2, **WINDOWED, "layer_types": ["sliding_attention"] * 3}, UnsupportedError),
-        ({**QWEN2, **WINDOWED, "layer_types": [["sliding_attention"]] * 4}, UnsupportedError),
-        ({**QWEN2, **WINDOWED, "layer_types": "full"}, UnsupportedError),
-        ({**QWEN3, "layer_types": ["linear_attention"] * 4}, UnsupportedError),
-        ({**LLAMA, "layer_types": ["chunked_attention"] * 4}, UnsupportedError),
-        ({**OLMO3, "sliding_window": None}, CheckpointError),
-        ({**PHI3, "sliding_window": 24, "layer_types": ["full_attention"] * 4}, UnsupportedError),
-    ],
-)
-def test_impossible_windows_are_refused(raw: dict[str, Any], kind: type[FaquantError]) -> None:
-    assert "window" in error_of(raw, kind) or "layer_types" in error_of(raw, kind)
-
-
-@pytest.mark.parametrize(
     ("keys", "words"),
     [
         ({"model_type": "gemma2"}, "gemma2"),
@@ -325,108 +260,6 @@ def test_keys_of_other_arithmetic_are_refused_unless_they_change_nothing(key: st
     message = error_of({**LLAMA, key: value}, UnsupportedError)
     assert f"{key} {value!r} is not supported" in message
     assert parse_config({**LLAMA, key: neutral}) == parse_config(LLAMA)
-
-
-def test_multipliers_of_granite_are_folded_into_what_every_model_has() -> None:
-    """The residual stream is divided by its factor; norms do not see that with another eps."""
-    config = parse_config({**GRANITE, "num_attention_heads": 4, "num_key_value_heads": 2})
-    assert config.head_dim == 64
-    assert config.score_factor == pytest.approx(0.0625 * 8)
-    assert config.embedding_multiplier == pytest.approx(12 / 0.25)
-    assert config.rms_norm_eps == pytest.approx(1e-5 * 16)
-    assert config.logits_scaling == 8.0
-    neutral = parse_config({key: value for key, value in GRANITE.items() if key not in MULTIPLIERS})
-    assert (neutral.embedding_multiplier, neutral.logits_scaling, neutral.rms_norm_eps) == (1.0, 1.0, 1e-5)
-    assert neutral.score_factor == pytest.approx(32**0.5)
-
-
-@pytest.mark.parametrize("key", MULTIPLIERS)
-@pytest.mark.parametrize("value", [0, -1, "1", True])
-def test_multipliers_must_be_greater_than_zero(key: str, value: Any) -> None:
-    assert f"{key} must be" in error_of({**GRANITE, key: value})
-
-
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ({}, [0, 0, 0, 1]),
-        ({"no_rope_layer_interval": 2}, [0, 1, 0, 1]),
-        ({"no_rope_layers": [1, 0, 1, 1, 0]}, [0, 1, 0, 0]),
-        ({"no_rope_layers": [1, 1, 1, 1]}, [0, 0, 0, 0]),
-    ],
-)
-def test_layers_without_rope(keys: dict[str, Any], expected: list[int]) -> None:
-    config = parse_config({**SMOLLM3, **keys})
-    assert [config.rope_kind(layer) for layer in range(4)] == expected
-    assert [rope.rope_type for rope in config.ropes] == ["default", "none"][: 1 + max(expected)]
-
-
-@pytest.mark.parametrize("value", [4, [1, 1], [1, 1, 1, True], [1, 1, 1, "0"]])
-def test_layers_without_rope_are_listed(value: Any) -> None:
-    assert "no_rope_layers must be a list" in error_of({**SMOLLM3, "no_rope_layers": value})
-
-
-def test_defaults_are_those_of_the_family() -> None:
-    bare = {key: value for key, value in SMOLLM3.items() if key not in ("tie_word_embeddings", "rope_theta")}
-    assert parse_config(bare).tie_word_embeddings
-    assert parse_config(bare).rope.theta == 2e6
-
-
-def test_phi3_s_published_code_is_that_of_transformers() -> None:
-    """Its config.json names copies of the classes that transformers has by now."""
-    code = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
-    assert parse_config({**PHI3, "auto_map": code}) == parse_config(PHI3)
-    for code in (
-        {"AutoModelForCausalLM": "modeling_x.XForCausalLM"},
-        {"AutoModelForCausalLM": "other/repository--modeling_phi3.Phi3ForCausalLM"},
-        {"AutoModelForCausalLM": 3},
-        ["modeling_phi3.Phi3ForCausalLM"],
-    ):
-        assert "auto_map" in error_of({**PHI3, "auto_map": code}, UnsupportedError)
-
-
-def test_gemma_has_what_its_class_computes() -> None:
-    config = parse_config(GEMMA3)
-    assert config.embedding_multiplier == 16.0  # √256
-    assert config.score_factor == 0.5  # √(64 / 256)
-    assert config.logits_scaling == 1.0
-    assert (config.family.norm_offset, config.family.activation) == (1.0, "gelu_pytorch_tanh")
-    assert config.family.norms == (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    )
-    untold = {key: value for key, value in GEMMA3.items() if key != "tie_word_embeddings"}
-    assert parse_config(untold).tie_word_embeddings
-
-
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ({"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported"),
-        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
-        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ({"model_type": "gemma3"}, "gemma3"),
-    ],
-)
-def test_what_gemma_may_have_besides_is_refused(keys: dict[str, Any], words: str) -> None:
-    assert words in error_of({**GEMMA3, **keys}, UnsupportedError)
-    assert "query_pre_attn_scalar must be" in error_of({**GEMMA3, "query_pre_attn_scalar": 0})
-
-
-def test_norms_of_olmo_are_over_outputs_and_over_all_heads() -> None:
-    config = parse_config(OLMO3)
-    norms = config.family.norms
-    assert (norms.attention, norms.mlp) == (None, None)
-    assert (norms.attention_output, norms.mlp_output) == ("post_attention_layernorm", "post_feedforward_layernorm")
-    assert (config.qk_norm_size("q_norm"), config.qk_norm_size("k_norm")) == (256, 64)
-    assert parse_config(QWEN3).qk_norm_size("k_norm") == 64
-
-
-def test_qwen3_has_a_qk_norm() -> None:
-    assert parse_config({**QWEN3, "use_qk_norm": True}) == parse_config(QWEN3)
 
 
 def test_pretraining_with_tensor_parallelism_changes_nothing() -> None:

@@ -109,7 +109,7 @@ def open_files() -> int:
 def test_absent_tensor(tmp_path: Path) -> None:
     tensors = TensorFiles.open(put(tmp_path, raw(A, bytes(8))))
     for ask in (tensors.get, tensors.read, tensors.shape, tensors.dtype):
-        with pytest.raises(CheckpointError, match=r"'model.*no tensor 'b'|no tensor 'b'.*'model'"):
+        with pytest.raises(CheckpointError, match="tensor 'b' is missing from the 'model' files"):
             ask("b")
     assert "b" not in tensors
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from faquant.model.load import load
-from faquant.quantization.compressed_tensors import export_compressed_tensors
+from faquant.quantization.exports.compressed_tensors import export_compressed_tensors
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.interop import PROMPTS, TOKENS, divergence, logits_over_cache

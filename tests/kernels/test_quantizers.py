@@ -66,10 +66,10 @@ def test_quantize_rows_reaches_the_last_step_and_loses_half_a_step(values: list[
 
 @settings(max_examples=100, derandomize=True)
 @given(st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=8))
-def test_quantize_ranges_uses_256_steps_and_loses_one_at_most(values: list[float]) -> None:
+def test_quantize_rows_asymmetric_uses_256_steps_and_loses_one_at_most(values: list[float]) -> None:
     """Half a step everywhere but at the greatest value, if two halves were rounded up."""
     x = torch.tensor(values, dtype=torch.float32)
-    integers, scale, zero = quantizers.quantize_ranges(x[None])
+    integers, scale, zero = quantizers.quantize_rows_asymmetric(x[None])
     steps = integers.short() - zero[:, None]
     lost = (steps * scale.double() - x.double()).abs() / scale
     assert float(lost.max()) <= 1.001

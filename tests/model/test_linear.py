@@ -17,7 +17,7 @@ from faquant.kernels.arrays import Array
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.modules import DynamicLinear, FloatLinear, StaticLinear
 from faquant.kernels.packing import PackedWeight
-from faquant.kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
+from faquant.kernels.tables import ASYMMETRIC_INPUT_STEPS, INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 from faquant.kernels.torch_backend import TorchBackend
 from oracles.packing import pack
 from oracles.threads import set_threads
@@ -68,7 +68,7 @@ def check(
     tables = torch.tensor([0.02]), torch.tensor([-3.0]), (bias * 1000).to(torch.int32), scale
     halves = DynamicLinear(weight8, scales, None, block, multipliers, 127.5)
     assert torch.equal(halves(x), reference.dynamic_linear(x, weight, scale, None, block, multiplier, 127.5))
-    for steps in (RANGE_INPUT_STEPS, WIDE_INPUT_STEPS):
+    for steps in (ASYMMETRIC_INPUT_STEPS, WIDE_INPUT_STEPS):
         linear = DynamicLinear(weight8, scales, biases if biased else None, block, multipliers, steps)
         expected = reference.dynamic_linear(x, weight, scale, bias if biased else None, block, multiplier, steps)
         assert torch.equal(linear(x), expected)
@@ -158,7 +158,7 @@ def test_threads_change_no_bit(isa: str, threads: int) -> None:
 @pytest.mark.parametrize("value", [-128, 127])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("inputs", [2, 28672, cpu.MAX_DOT_LENGTH])
-@pytest.mark.parametrize("steps", [INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS])
+@pytest.mark.parametrize("steps", [INPUT_STEPS, ASYMMETRIC_INPUT_STEPS, WIDE_INPUT_STEPS])
 def test_extreme_integers_are_summed_exactly(isa: str, value: int, sign: float, inputs: int, steps: float) -> None:
     """All inputs become ±127, ±255 or ±32,639, and all weights the least or the greatest: the sums are as far from zero
     as possible."""
@@ -190,7 +190,7 @@ def test_every_integer_of_a_range(isa: str, least: float) -> None:
     values = torch.arange(511) / 2 + least
     x = torch.stack((values, torch.full_like(values, least), torch.full_like(values, least + 255)), dim=1)
     weight, scale = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.int8), torch.ones(3)
-    y = DynamicLinear(*arrays(weight, scale), input_steps=RANGE_INPUT_STEPS)(x)
+    y = DynamicLinear(*arrays(weight, scale), input_steps=ASYMMETRIC_INPUT_STEPS)(x)
     zero = np.rint(-least)
     assert np.array_equal(y, np.minimum(np.rint(x.numpy()), 255 - zero))
     assert y.min() == -zero
@@ -214,7 +214,7 @@ def test_rows_of_any_size(isa: str, special: float) -> None:
 
 
 @pytest.mark.parametrize("special", [torch.nan, -torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("steps", [INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS])
+@pytest.mark.parametrize("steps", [INPUT_STEPS, ASYMMETRIC_INPUT_STEPS, WIDE_INPUT_STEPS])
 def test_what_is_not_finite_stays_so_and_in_its_row(isa: str, special: float, steps: float) -> None:
     weight, scale, bias = parts(20, 64)
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(4))

@@ -57,7 +57,7 @@ void quantize_inputs_without_zeros(const Linear& linear, const float* x, float* 
 void quantize_inputs_beyond_range(const Linear& linear, const float* x, float* scratch, const Rounded& rows) {
     right.quantize_inputs(linear, x, scratch, rows);
     const int64_t depth = padded_inputs(linear.inputs);
-    for (int64_t r = 0; linear.input_steps == kRangeSteps && r < rows.count; ++r) {
+    for (int64_t r = 0; linear.input_steps == kAsymmetricSteps && r < rows.count; ++r) {
         // The greatest of halves is 256, which a byte does not hold.
         if (rows.zeros[r] == 128 && rows.scales[r] == 1.0f) {
             std::replace(rows.bytes + r * depth, rows.bytes + r * depth + linear.inputs, uint8_t{255}, uint8_t{0});
@@ -98,7 +98,7 @@ void panels_nudged_with_wide_inputs(const Linear& linear, const Rounded& rows, i
 void panels_nudged_with_zeros(const Linear& linear, const Rounded& rows, int64_t first, int64_t last, bool add,
                               float* out) {
     right.linear_panels(linear, rows, first, last, add, out);
-    if (linear.input_steps == kRangeSteps) {
+    if (linear.input_steps == kAsymmetricSteps) {
         nudge(out[0]);
     }
 }

@@ -10,7 +10,7 @@ from faquant.kernels.arrays import Floats, Integers
 from faquant.kernels.backend import Linear, Pages
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.scheme import AttentionScheme
-from faquant.kernels.tables import RANGE_INPUT_STEPS, DynamicTable
+from faquant.kernels.tables import ASYMMETRIC_INPUT_STEPS, DynamicTable
 from faquant.model.decoder import Decoder, build_decoder
 from faquant.model.paged import Chunk, PagedDecoder
 from oracles.pages import poison
@@ -97,7 +97,7 @@ class Random:
         scale = (np.abs(self.normal(n)) + np.float32(0.5)) / np.float32(73 * k**0.5)
         block = {192: 64, 200: 8}[k] if name.endswith("down_proj") else 0
         bias = self.normal(n) if self.config.has_bias(name) else None
-        return BACKEND.linear(DynamicTable(weight, scale, bias, block, input_steps=RANGE_INPUT_STEPS))
+        return BACKEND.linear(DynamicTable(weight, scale, bias, block, input_steps=ASYMMETRIC_INPUT_STEPS))
 
     def scheme(self, name: str) -> AttentionScheme | None:
         """None: the cache is of bfloat16."""

@@ -16,7 +16,13 @@ from faquant.checkpoint.tensors import TensorFiles
 from faquant.errors import CheckpointError, FaquantError, OutputError, UsageError
 from faquant.evaluation.divergence import window_logits
 from faquant.formats import open_checkpoint
-from faquant.formats.faquant.metadata import RANGE_ROTATED_TYPE, RANGE_TYPE, ROTATED_TYPE, WIDE_ROTATED_TYPE, WIDE_TYPE
+from faquant.formats.faquant.metadata import (
+    ASYMMETRIC_ROTATED_TYPE,
+    ASYMMETRIC_TYPE,
+    ROTATED_TYPE,
+    WIDE_ROTATED_TYPE,
+    WIDE_TYPE,
+)
 from faquant.formats.msmodelslim.description import read_description
 from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.pages import Int8Pages
@@ -136,8 +142,8 @@ def test_default_writes_the_tensors_and_types_of_the_format(source: Path, tmp_pa
     assert description.model_quant_type == "W8A8_DYNAMIC"
     types = description.tensor_types
     layer = "model.layers.0."
-    assert types[f"{layer}mlp.down_proj.weight"] == types["lm_head.weight"] == RANGE_ROTATED_TYPE
-    assert types[f"{layer}self_attn.o_proj.weight"] == RANGE_TYPE
+    assert types[f"{layer}mlp.down_proj.weight"] == types["lm_head.weight"] == ASYMMETRIC_ROTATED_TYPE
+    assert types[f"{layer}self_attn.o_proj.weight"] == ASYMMETRIC_TYPE
     assert types[f"{layer}self_attn.fa_k.center"] == "FAQuant"
     assert files.dtype(f"{layer}mlp.up_proj.weight") == "int8"
     assert not any("fa_k.scale" in name or "fa_v.scale" in name for name in files.names())
@@ -189,9 +195,9 @@ def test_inputs_of_16_bits_have_types_of_their_own(source: Path, tmp_path: Path)
         assert (
             types[f"{layer}mlp.down_proj.weight"]
             == types["lm_head.weight"]
-            == (WIDE_ROTATED_TYPE if wide else RANGE_ROTATED_TYPE)
+            == (WIDE_ROTATED_TYPE if wide else ASYMMETRIC_ROTATED_TYPE)
         )
-        assert types[f"{layer}self_attn.o_proj.weight"] == (WIDE_TYPE if wide else RANGE_TYPE)
+        assert types[f"{layer}self_attn.o_proj.weight"] == (WIDE_TYPE if wide else ASYMMETRIC_TYPE)
         linears = load(out).decoder.layers[0]
         assert [linears.up_proj.input_steps, linears.o_proj.input_steps] == [32639, 32639 if wide else 255]
 

@@ -38,13 +38,13 @@ class Family:
         windows: which layers have the window: none; all, unless layer_types says otherwise; or, with
             use_sliding_window, those that layer_types or max_window_layers choose (`switched`).
         window: the default of sliding_window.
-        full_every: without layer_types, every so-manyth layer has full attention; 0: layer_types is not guessed.
+        full_every: without layer_types, one layer in this many has full attention, the last of them; 0: no window is
+            guessed.
         pattern_key: where config.json has another number than full_every; empty: nowhere.
         fused: whether q, k and v are stored as one weight, and gate and up as another.
         partial_rotary: whether RoPE may rotate only the first channels of each head.
-        original_context: the default of original_max_position_embeddings, which is read beside RoPE's table only; None:
-            it is read in both places.
-        reads_layer_types: whether transformers does not ignore layer_types.
+        original_context: the default of original_max_position_embeddings, if it is read beside RoPE's table only.
+        reads_layer_types: whether transformers reads layer_types.
         rope_aliases: other names for types of RoPE.
         rope_by_window: whether layers with a window have a RoPE of their own: what rope_parameters names for them, or
             plain RoPE with the theta of rope_local_base_freq, by default local_theta; None: the same theta.
@@ -72,13 +72,13 @@ class Family:
     pattern_key: str = ""
     fused: bool = False
     partial_rotary: bool = False
+    original_context: int | None = None
+    reads_layer_types: bool = True
     rope_aliases: tuple[tuple[str, str], ...] = ()
     rope_by_window: bool = False
     local_theta: float | None = None
     scaled_context: bool = False
     no_rope: bool = False
-    original_context: int | None = None
-    reads_layer_types: bool = True
     computes: tuple[str, ...] = ()
     theta: float = 10000.0
     eps: float = 1e-6
@@ -90,6 +90,7 @@ _OUTPUT_NORMS = LayerNorms(None, "post_attention_layernorm", None, "post_feedfor
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", biases=("attention_bias", "mlp_bias")),
     "mistral": Family("MistralForCausalLM", names_kv_heads=True, windows="all"),
+    "ministral": Family("MinistralForCausalLM", names_kv_heads=True, windows="all"),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, names_kv_heads=True, windows="switched"),
     "qwen3": Family(
         "Qwen3ForCausalLM",
@@ -164,8 +165,7 @@ FAMILIES = {
         theta=1000000.0,
         tied=True,
     ),
-    "ministral": Family("MinistralForCausalLM", names_kv_heads=True, windows="all"),
 }
 
 PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-"""The families that msModelSlim's formats and MindIE know."""
+"""The families that msModelSlim and MindIE know, and that faquant exports to other engines."""

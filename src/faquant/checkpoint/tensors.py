@@ -170,7 +170,11 @@ class TensorFiles:
         return self._kind(self._entry(name), name)[0]
 
     def nbytes(self, name: str) -> int:
-        """Bytes of a tensor. Raises CheckpointError if there is no such tensor."""
+        """The size of a tensor in bytes.
+
+        Raises:
+            CheckpointError: the tensor is missing.
+        """
         entry = self._entry(name)
         return entry.end - entry.begin
 
@@ -235,7 +239,7 @@ class TensorFiles:
             return self._entries[name]
         except KeyError:
             raise CheckpointError(
-                f"{self.directory}: there is no tensor {name!r} in its {self.stem!r} files. Is the checkpoint complete?"
+                f"{self.directory}: tensor {name!r} is missing from the {self.stem!r} files. Is the checkpoint complete?"
             ) from None
 
 

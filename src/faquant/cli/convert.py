@@ -91,11 +91,11 @@ def _notes(source: Path, output: Path, to: Target, kv_cache: Literal["int8", "no
 
         return api.export_gguf(source, output, overwrite=overwrite)
     if to is Target.ort_genai:
-        from ..quantization.ort_genai import export_ort_genai
+        from ..quantization.exports.ort_genai import export_ort_genai
 
         return export_ort_genai(source, output, overwrite)
     if to is Target.compressed_tensors:
-        from ..quantization.compressed_tensors import export_compressed_tensors
+        from ..quantization.exports.compressed_tensors import export_compressed_tensors
 
         return export_compressed_tensors(source, output, overwrite, kv_cache)
     from ..quantization.mindie.convert import Tables, convert_to_mindie

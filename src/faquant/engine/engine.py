@@ -137,7 +137,7 @@ class Engine:
         return requests
 
     def step(self) -> list[Output]:
-        """Run the next tokens of some requests and return their outputs; an empty list if there is no work.
+        """Run the next tokens of some requests and return their outputs: an empty list if no request is left.
 
         Raises:
             FaquantError: the device has too little memory. DeviceError: it failed.

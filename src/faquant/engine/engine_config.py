@@ -65,9 +65,14 @@ class EngineConfig:
             raise UsageError(f"enable_prefix_caching must be true or false, not {self.enable_prefix_caching!r:.80}.")
 
     def length(self, max_position: int, note: str | None = None) -> int:
-        """The maximum length of a request; `note` says in the error why the context is no longer.
+        """The maximum length of a request, in tokens.
 
-        Raises: UsageError: max_model_len exceeds the model's `max_position`.
+        Args:
+            max_position: the model's context.
+            note: why the context is not longer; it is quoted in the error.
+
+        Raises:
+            UsageError: max_model_len exceeds the model's context.
         """
         if self.max_model_len is not None and self.max_model_len > max_position:
             raise UsageError(

@@ -136,7 +136,7 @@ class LLM:
 
         Raises:
             UsageError: as `generate`, or the tools are invalid, or tool_choice names none of them.
-            UnsupportedError: there is no chat template, or the model's tool-call format is unknown.
+            UnsupportedError: the model has no chat template, or its tool-call format is unknown.
             FaquantError: an answer could not be finished.
         """
         model, tools = self._conversation, tuple(tools or ())
@@ -232,7 +232,7 @@ def _conversations(asked: Any) -> Sequence[Messages]:
 def _calls(tools: Sequence[Mapping[str, Any]], choice: str, format: str | None) -> ToolCalls | None:
     if not tools:
         if choice not in ("auto", "none"):
-            raise UsageError("tool_choice requires a call, but there are no tools.", "tool_choice")
+            raise UsageError("tool_choice requires a call, but no tools are given.", "tool_choice")
         return None
     if format is None:
         raise UnsupportedError("The tool-call format of this model is unknown.")

@@ -82,7 +82,7 @@ class Scheduler:
         insort(self.waiting, request, key=_number)
 
     def schedule(self) -> list[Work]:
-        """Choose the next step's work and allocate its pages. Empty only if there are no requests."""
+        """Choose the next step's work and allocate its pages; an empty list only if no request is left."""
         before = self.preemptions
         decoding = [request for request in self.running if request.pending == 1]
         prefills = [request for request in self.running if request.pending > 1]

@@ -12,7 +12,7 @@ import numpy as np
 Text = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 LONGEST, SHORTEST = 4, 2
-"""Length of a match, in tokens: a longer one is no better, a shorter one is ignored."""
+"""Length of a match, in tokens. Longer matches are no better, and shorter ones are ignored."""
 _SPARE = 1024
 _RECENT = 1024
 """Tokens searched first, because repetitions are usually close."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .arrays import Stored
 from .scheme import AttentionScheme
-from .tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
+from .tables import ASYMMETRIC_INPUT_STEPS, INPUT_STEPS, WIDE_INPUT_STEPS
 
 _TABLES = (
     "k_center",
@@ -80,13 +80,13 @@ def quantize_rows(x: Tensor, steps: float = INPUT_STEPS) -> tuple[Tensor, Tensor
     return integers.to(torch.int16 if steps == WIDE_INPUT_STEPS else torch.int8), scale
 
 
-def quantize_ranges(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_rows_asymmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """256 integers from the least to the greatest value of each row, 0 among them: x ≈ (integers − zero) · scale.
 
     Returns int8 [..., n], float32 scales [...], and int8 zeros [...].
     """
     low, high = x.amin(-1).clamp_max(0.0), x.amax(-1).clamp_min(0.0)
-    scale = (high - low).clamp_min(1e-30) / RANGE_INPUT_STEPS
+    scale = (high - low).clamp_min(1e-30) / ASYMMETRIC_INPUT_STEPS
     zero = (-low / scale).round().clamp(0.0, 255.0)
     # Two values of half a step are both rounded up, which is one step too many.
     steps = ((x / scale[..., None]).round() + zero[..., None]).clamp_(0.0, 255.0)

@@ -18,11 +18,11 @@ from .quantizers import (
     int16_matmul,
     per_query_head,
     quantize_q,
-    quantize_ranges,
     quantize_rows,
+    quantize_rows_asymmetric,
 )
 from .scheme import SPLIT, TILE, AttentionScheme
-from .tables import INPUT_STEPS, RANGE_INPUT_STEPS
+from .tables import ASYMMETRIC_INPUT_STEPS, INPUT_STEPS
 
 # Block sizes that keep the data in the CPU cache; results do not depend on them.
 _ROWS = 256
@@ -308,8 +308,8 @@ def dynamic_linear(
         x = x * input_multiplier
     if hadamard_block:
         x = hadamard(x, hadamard_block)
-    if input_steps == RANGE_INPUT_STEPS:
-        integers, x_scale, zero = quantize_ranges(x)
+    if input_steps == ASYMMETRIC_INPUT_STEPS:
+        integers, x_scale, zero = quantize_rows_asymmetric(x)
         integers = integers.to(torch.int16) - zero[:, None]
     else:
         integers, x_scale = quantize_rows(x, input_steps)

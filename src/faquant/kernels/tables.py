@@ -18,7 +18,7 @@ WIDE_INPUT_STEPS = 32639.0
 """The same for inputs of 16 bits: 127 · 256 + 127, the greatest number of two signed bytes."""
 
 
-RANGE_INPUT_STEPS = 255.0
+ASYMMETRIC_INPUT_STEPS = 255.0
 """Steps of a token's range, from its least to its greatest input, with a scale and a zero point per token."""
 
 

@@ -15,7 +15,7 @@ from ..kernels.arrays import Floats
 from ..kernels.backend import Backend, Linear
 from ..kernels.cpu import CpuBackend
 from ..kernels.scheme import AttentionScheme
-from ..kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
+from ..kernels.tables import ASYMMETRIC_INPUT_STEPS, INPUT_STEPS, WIDE_INPUT_STEPS
 from ..model.decoder import build_layer, build_norm
 from ..recipe import LinearRecipe, Recipe
 from . import attention, rotate
@@ -245,7 +245,7 @@ class LayerQuantizer:
         recipe = self.recipe.linear or LinearRecipe()
         if recipe.is_wide(name):
             return WIDE_INPUT_STEPS
-        return RANGE_INPUT_STEPS if recipe.activation == "token_asymmetric" else INPUT_STEPS
+        return ASYMMETRIC_INPUT_STEPS if recipe.activation == "token_asymmetric" else INPUT_STEPS
 
     def _linear_tensors(
         self,

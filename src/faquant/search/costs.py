@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checkpoint.model_config import ModelConfig
 from ..kernels.cpu import CpuBackend
-from ..kernels.tables import RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, FloatTable, LinearTable
+from ..kernels.tables import ASYMMETRIC_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, FloatTable, LinearTable
 
 Kind = Literal["narrow", "wide", "float"]
 """A linear with inputs of 8 bits, of 16 bits, or left float."""
@@ -81,7 +81,7 @@ def timed(float_bytes: int) -> Seconds:
         stored = weight.astype(np.float32)
         floats = stored if float_bytes == 4 else (stored.view(np.uint32) >> 16).astype(np.uint16)
         tables: dict[Kind, LinearTable] = {
-            "narrow": DynamicTable(weight, scale, input_steps=RANGE_INPUT_STEPS),
+            "narrow": DynamicTable(weight, scale, input_steps=ASYMMETRIC_INPUT_STEPS),
             "wide": DynamicTable(weight, scale, input_steps=WIDE_INPUT_STEPS),
             "float": FloatTable(floats),
         }

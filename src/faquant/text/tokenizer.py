@@ -207,7 +207,7 @@ class Tokenizer:
         `null_content`: as for ChatTemplate.render.
 
         Raises:
-            UnsupportedError: there is no chat template, or it cannot be run.
+            UnsupportedError: the model has no chat template, or it cannot be run.
             UsageError: the messages have the wrong shape, or the template refuses them.
         """
         template = self._chat_templates.choose(with_tools=bool(tools))

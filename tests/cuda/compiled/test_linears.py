@@ -12,7 +12,7 @@ from faquant.kernels.cuda.float_linear import multiply_floats
 from faquant.kernels.cuda.linear import multiply, tiling_of
 from faquant.kernels.cuda.rounding import chunks_of
 from faquant.kernels.cuda.rounding_kernels import prepare_chunks, round_chunks, round_long_rows, round_rows
-from faquant.kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS
+from faquant.kernels.tables import ASYMMETRIC_INPUT_STEPS, INPUT_STEPS
 from oracles.compiled import ARCHITECTURES, Compiled, compiled, name_of
 
 pytestmark = pytest.mark.cuda
@@ -40,7 +40,7 @@ def has_exact_floats(kernel: Compiled) -> bool:
         (28672, 512, "gated, long", 64),  # 64, 64, 64
     ],
 )
-@pytest.mark.parametrize("steps", [INPUT_STEPS, RANGE_INPUT_STEPS])
+@pytest.mark.parametrize("steps", [INPUT_STEPS, ASYMMETRIC_INPUT_STEPS])
 def test_rounding(architecture: int, steps: float, size: int, block: int, kind: str, registers: int) -> None:
     """Loads of 16 bytes, no fused operations, no spills; the registers of two programs of 8 warps or one of 16 fit."""
     tables = {"scales": "static" not in kind, "norm_weight": "norm" in kind}
@@ -73,11 +73,11 @@ def test_rounding_divided_rows(architecture: int) -> None:
     """As test_rounding, for both kernels: registers 37, 37, 32 and 30, 29, 29."""
     sizes = {"SIZE": 14336, "CHUNK": 1024}
     constants = dict.fromkeys(("values", "multiplier", "input_scale", "input_offset")) | sizes
-    constants |= {"GATED": True, "BLOCK": 512, "FACTOR": 1 / math.sqrt(512), "STEPS": RANGE_INPUT_STEPS}
+    constants |= {"GATED": True, "BLOCK": 512, "FACTOR": 1 / math.sqrt(512), "STEPS": ASYMMETRIC_INPUT_STEPS}
     types = {"x": "*fp32", "prepared": "*fp32", "peaks": "*i32"}
     first = compiled(prepare_chunks, types, constants, architecture)
     types = {"prepared": "*fp32", "peaks": "*i32", "values": "*i8", "scales": "*fp32", "zeros": "*i32"}
-    second = compiled(round_chunks, types, sizes | {"WIDTH": 16, "STEPS": RANGE_INPUT_STEPS}, architecture)
+    second = compiled(round_chunks, types, sizes | {"WIDTH": 16, "STEPS": ASYMMETRIC_INPUT_STEPS}, architecture)
     for kernel, loads in ((first, 4), (second, 2)):
         assert len(re.findall(r"ld\.global\.v4", kernel.ptx)) == loads
         assert "fma.rn" not in kernel.ptx

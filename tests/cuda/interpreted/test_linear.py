@@ -12,7 +12,7 @@ from faquant.kernels.cpu import CpuBackend
 from faquant.kernels.cuda import linear, modules
 from faquant.kernels.cuda.linear import SplitSums, int8_linear, tiling_of
 from faquant.kernels.cuda.rounding import InputRounding, RoundedInputs, round_inputs
-from faquant.kernels.tables import RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
+from faquant.kernels.tables import ASYMMETRIC_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 
 pytestmark = pytest.mark.cuda
 
@@ -72,8 +72,8 @@ def test_inputs_of_16_bits(tokens: int, n: int, k: int) -> None:
 )
 def test_zero_point_per_token(tokens: int, n: int, k: int) -> None:
     x, weight, scale, bias = inputs_of(tokens, k) + 0.3, weight_of(n, k), torch.rand(n) / 100, torch.randn(n)
-    rounded = round_inputs(x, InputRounding(math.gcd(k, 512), RANGE_INPUT_STEPS))
-    expected = reference.dynamic_linear(x, weight, scale, bias, math.gcd(k, 512), input_steps=RANGE_INPUT_STEPS)
+    rounded = round_inputs(x, InputRounding(math.gcd(k, 512), ASYMMETRIC_INPUT_STEPS))
+    expected = reference.dynamic_linear(x, weight, scale, bias, math.gcd(k, 512), input_steps=ASYMMETRIC_INPUT_STEPS)
     assert same_bits(int8_linear(rounded, weight, scale, bias, totals=weight.sum(1, dtype=torch.int32)), expected)
 
 
@@ -81,8 +81,8 @@ def test_extreme_sums_with_zero_points() -> None:
     """Inputs of ±255 steps, in the longest rows."""
     weight, x = torch.tensor([[-128], [127]], dtype=torch.int8).expand(2, 65536).contiguous(), torch.ones(2, 65536)
     x[1] = -1
-    rounded = round_inputs(x, InputRounding(0, RANGE_INPUT_STEPS))
-    expected = reference.dynamic_linear(x, weight, torch.ones(2), input_steps=RANGE_INPUT_STEPS)
+    rounded = round_inputs(x, InputRounding(0, ASYMMETRIC_INPUT_STEPS))
+    expected = reference.dynamic_linear(x, weight, torch.ones(2), input_steps=ASYMMETRIC_INPUT_STEPS)
     assert same_bits(int8_linear(rounded, weight, torch.ones(2), totals=weight.sum(1, dtype=torch.int32)), expected)
 
 
@@ -115,7 +115,7 @@ def test_bits_of_the_cpu(kind: str) -> None:
     if kind == "dynamic":
         table = DynamicTable(weight, scale, bias, 128, multiplier, 127.5)
     elif kind == "range":
-        table = DynamicTable(weight, scale, bias, 128, multiplier, RANGE_INPUT_STEPS)
+        table = DynamicTable(weight, scale, bias, 128, multiplier, ASYMMETRIC_INPUT_STEPS)
     elif kind == "wide":
         table = DynamicTable(weight, scale, bias, 128, multiplier, WIDE_INPUT_STEPS)
     else:

@@ -11,7 +11,7 @@ from torch import Tensor
 from faquant.kernels import modules, quantizers
 from faquant.kernels.cuda import rounding
 from faquant.kernels.cuda.rounding import DeviceNorm, InputRounding, RoundedInputs, round_gated, round_inputs
-from faquant.kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
+from faquant.kernels.tables import ASYMMETRIC_INPUT_STEPS, INPUT_STEPS, WIDE_INPUT_STEPS
 
 pytestmark = pytest.mark.cuda
 
@@ -24,8 +24,8 @@ def rounded_by_reference(x: Tensor, how: InputRounding) -> RoundedInputs:
         return RoundedInputs(((x / how.scale).round() + how.offset).clamp(-128, 127).to(torch.int8), None)
     if how.hadamard_block:
         x = quantizers.hadamard(x, how.hadamard_block)
-    if how.steps == RANGE_INPUT_STEPS:
-        values, scale, zero = quantizers.quantize_ranges(x)
+    if how.steps == ASYMMETRIC_INPUT_STEPS:
+        values, scale, zero = quantizers.quantize_rows_asymmetric(x)
         return RoundedInputs(values, scale, zero.to(torch.int32))
     values, scale = quantizers.quantize_rows(x, how.steps)
     if how.steps == WIDE_INPUT_STEPS:
@@ -76,10 +76,10 @@ def static(size: int) -> InputRounding:
         (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=127.5)),
         (576, InputRounding(hadamard_block=64, steps=WIDE_INPUT_STEPS)),
         (80, InputRounding(steps=WIDE_INPUT_STEPS)),
-        (576, InputRounding(hadamard_block=64, steps=RANGE_INPUT_STEPS)),
-        (80, InputRounding(steps=RANGE_INPUT_STEPS)),
-        (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=RANGE_INPUT_STEPS)),
-        (11008, InputRounding(hadamard_block=256, steps=RANGE_INPUT_STEPS)),
+        (576, InputRounding(hadamard_block=64, steps=ASYMMETRIC_INPUT_STEPS)),
+        (80, InputRounding(steps=ASYMMETRIC_INPUT_STEPS)),
+        (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=ASYMMETRIC_INPUT_STEPS)),
+        (11008, InputRounding(hadamard_block=256, steps=ASYMMETRIC_INPUT_STEPS)),
         (5200, InputRounding(multiplier=torch.rand(5200) + 0.5, steps=WIDE_INPUT_STEPS)),
         (11008, InputRounding(hadamard_block=256, steps=WIDE_INPUT_STEPS)),
     ],
@@ -97,7 +97,7 @@ def test_static_steps_are_rounded_before_the_offset_and_clamped_after_it() -> No
     check(round_inputs(x, how), rounded_by_reference(x, how))
 
 
-@pytest.mark.parametrize("how", [InputRounding(), InputRounding(steps=RANGE_INPUT_STEPS)])
+@pytest.mark.parametrize("how", [InputRounding(), InputRounding(steps=ASYMMETRIC_INPUT_STEPS)])
 def test_a_row_of_zeros_has_a_scale(how: InputRounding) -> None:
     x = torch.zeros(1, 64)
     check(round_inputs(x, how), rounded_by_reference(x, how))
@@ -106,7 +106,7 @@ def test_a_row_of_zeros_has_a_scale(how: InputRounding) -> None:
 @pytest.mark.parametrize("size", [256, 5200])
 def test_ranges_of_one_sign_and_of_halves(size: int) -> None:
     """0 is always among the integers, and the greatest value at most 255 steps above the least."""
-    how = InputRounding(steps=RANGE_INPUT_STEPS)
+    how = InputRounding(steps=ASYMMETRIC_INPUT_STEPS)
     positive, halves = torch.rand(size) + 0.1, torch.arange(size) % 256 - 127.5
     x = torch.stack((positive, -positive, halves, halves + 27, torch.full((size,), torch.nan), positive * 1e-35))
     rounded = round_inputs(x, how)
@@ -144,7 +144,7 @@ def test_silu_comes_first(size: int, block: int, monkeypatch: pytest.MonkeyPatch
 
 def test_rows_that_do_not_fit_registers_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     gate_up = torch.randn(2, 2 * 1408)
-    all_steps = INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
+    all_steps = INPUT_STEPS, ASYMMETRIC_INPUT_STEPS, WIDE_INPUT_STEPS
     hows = [InputRounding(hadamard_block=128, steps=steps) for steps in all_steps]
     kept = [round_gated(gate_up, how) for how in hows]
     monkeypatch.setattr(rounding, "_KEPT_PER_THREAD", 1)
@@ -158,7 +158,7 @@ def test_nothing_outside_is_read_or_written() -> None:
     padded = torch.full((4 * size,), math.nan)
     x = padded[size : 3 * size].view(2, size)
     x.copy_(torch.randn(2, size))
-    for how in (narrow, replace(narrow, steps=RANGE_INPUT_STEPS), replace(narrow, steps=WIDE_INPUT_STEPS)):
+    for how in (narrow, replace(narrow, steps=ASYMMETRIC_INPUT_STEPS), replace(narrow, steps=WIDE_INPUT_STEPS)):
         values, scale = torch.full((6, size), 77, dtype=torch.int8), torch.full((4,), 5.0)
         zero = torch.full((4,), 1000, dtype=torch.int32)
         inner = slice(1, 1 + 2 * how.rows_of_bytes)
@@ -172,7 +172,7 @@ def test_nothing_outside_is_read_or_written() -> None:
 
 
 def test_a_row_has_its_bits_in_any_batch() -> None:
-    x, how = rows_of(4, 576), InputRounding(hadamard_block=64, steps=RANGE_INPUT_STEPS)
+    x, how = rows_of(4, 576), InputRounding(hadamard_block=64, steps=ASYMMETRIC_INPUT_STEPS)
     norm = DeviceNorm(torch.randn(576), 1e-6)
     together = round_inputs(x, how, norm)
     for row in range(4):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ...checkpoint.model_config import ModelConfig
 from ...errors import CheckpointError
 from ...kernels.scheme import MAX_INPUT_BLOCK, hadamard_block
-from ...kernels.tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS
+from ...kernels.tables import ASYMMETRIC_INPUT_STEPS, INPUT_STEPS, WIDE_INPUT_STEPS
 from ...recipe import AttentionRecipe, LinearRecipe, Recipe
 
 ROTATED_TYPE = "FAQUANT_W8A8_DYNAMIC_ROTATED"
@@ -20,18 +20,18 @@ WIDE_TYPE = "FAQUANT_W8A16_DYNAMIC"
 WIDE_ROTATED_TYPE = "FAQUANT_W8A16_DYNAMIC_ROTATED"
 """Type of a dynamic linear whose input is rotated at run time and has 16 bits."""
 
-RANGE_TYPE = "FAQUANT_W8A8_ASYMMETRIC_DYNAMIC"
+ASYMMETRIC_TYPE = "FAQUANT_W8A8_ASYMMETRIC_DYNAMIC"
 """Type of a dynamic linear whose input has a scale and a zero point per token."""
 
-RANGE_ROTATED_TYPE = "FAQUANT_W8A8_ASYMMETRIC_DYNAMIC_ROTATED"
+ASYMMETRIC_ROTATED_TYPE = "FAQUANT_W8A8_ASYMMETRIC_DYNAMIC_ROTATED"
 """The same with an input that is rotated at run time."""
 
-ROTATED_TYPES = (ROTATED_TYPE, RANGE_ROTATED_TYPE, WIDE_ROTATED_TYPE)
-RANGE_TYPES = (RANGE_TYPE, RANGE_ROTATED_TYPE)
+ROTATED_TYPES = (ROTATED_TYPE, ASYMMETRIC_ROTATED_TYPE, WIDE_ROTATED_TYPE)
+ASYMMETRIC_TYPES = (ASYMMETRIC_TYPE, ASYMMETRIC_ROTATED_TYPE)
 WIDE_TYPES = (WIDE_TYPE, WIDE_ROTATED_TYPE)
 
 INPUT_STEPS_BY_TYPE = {
-    **dict.fromkeys(RANGE_TYPES, RANGE_INPUT_STEPS),
+    **dict.fromkeys(ASYMMETRIC_TYPES, ASYMMETRIC_INPUT_STEPS),
     **dict.fromkeys(WIDE_TYPES, WIDE_INPUT_STEPS),
 }
 """DynamicTable.input_steps of types that determine it."""
@@ -39,7 +39,7 @@ INPUT_STEPS_BY_TYPE = {
 SCALED_TYPE = "FAQUANT_W8A8_SCALED"
 """Type of a static linear whose input is multiplied by `pre_quant_scale` at run time."""
 
-OWN_TYPES = (*ROTATED_TYPES, RANGE_TYPE, WIDE_TYPE, SCALED_TYPE)
+OWN_TYPES = (*ROTATED_TYPES, ASYMMETRIC_TYPE, WIDE_TYPE, SCALED_TYPE)
 """Types of linears that only faquant's format has."""
 
 METADATA_KEY = "faquant"
@@ -50,8 +50,8 @@ def dynamic_type(rotated: bool, input_steps: float) -> str:
     """The type of a dynamic linear, whose inputs have these steps (DynamicTable)."""
     if input_steps == WIDE_INPUT_STEPS:
         return WIDE_ROTATED_TYPE if rotated else WIDE_TYPE
-    if input_steps == RANGE_INPUT_STEPS:
-        return RANGE_ROTATED_TYPE if rotated else RANGE_TYPE
+    if input_steps == ASYMMETRIC_INPUT_STEPS:
+        return ASYMMETRIC_ROTATED_TYPE if rotated else ASYMMETRIC_TYPE
     return ROTATED_TYPE if rotated else "W8A8_DYNAMIC"
 
 

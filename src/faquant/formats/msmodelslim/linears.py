@@ -8,7 +8,7 @@ from ...kernels.arrays import Floats, Stored
 from ...kernels.isa import MAX_DOT_LENGTH
 from ...kernels.tables import INPUT_STEPS, DynamicTable, StaticTable
 from ..checked import Checked
-from ..faquant.metadata import INPUT_STEPS_BY_TYPE, RANGE_TYPE, ROTATED_TYPES, SCALED_TYPE, WIDE_TYPE
+from ..faquant.metadata import ASYMMETRIC_TYPE, INPUT_STEPS_BY_TYPE, ROTATED_TYPES, SCALED_TYPE, WIDE_TYPE
 from .description import Description
 
 
@@ -67,7 +67,7 @@ PARTS = {
     "W8A8": _STATIC,
     SCALED_TYPE: (*_STATIC, "pre_quant_scale"),
     # A bias may come from outlier suppression; a static linear has it in quant_bias.
-    **dict.fromkeys(("W8A8_DYNAMIC", RANGE_TYPE, WIDE_TYPE, *ROTATED_TYPES), (*_WEIGHT, "bias")),
+    **dict.fromkeys(("W8A8_DYNAMIC", ASYMMETRIC_TYPE, WIDE_TYPE, *ROTATED_TYPES), (*_WEIGHT, "bias")),
 }
 """The tensors of a quantized linear by its type."""
 

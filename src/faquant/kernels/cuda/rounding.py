@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..tables import INPUT_STEPS, RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
+from ..tables import ASYMMETRIC_INPUT_STEPS, INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, StaticTable
 from .arithmetic import ROUNDED, hadamard_factor
 from .rounding_kernels import prepare_chunks, round_chunks, round_long_rows, round_rows
 
@@ -56,7 +56,7 @@ class InputRounding:
     @property
     def has_zeros(self) -> bool:
         """Whether each token has a zero point."""
-        return self.scale is None and self.steps == RANGE_INPUT_STEPS
+        return self.scale is None and self.steps == ASYMMETRIC_INPUT_STEPS
 
     @classmethod
     def of(cls, table: DynamicTable | StaticTable, device: torch.device) -> "InputRounding":

@@ -7,7 +7,7 @@ from .. import tables
 from .arithmetic import hadamard, integer_of, magnitude_bits, rounded, scale_of
 from .elementwise import rms_factor, silu
 
-RANGE_INPUT_STEPS = tl.constexpr(tables.RANGE_INPUT_STEPS)
+ASYMMETRIC_INPUT_STEPS = tl.constexpr(tables.ASYMMETRIC_INPUT_STEPS)
 
 
 @triton.jit
@@ -240,7 +240,7 @@ def _extremes(y, STEPS: tl.constexpr):
     twice. As bits, because a maximum of floats loses NaN.
     """
     bits = magnitude_bits(y)
-    if STEPS != RANGE_INPUT_STEPS:
+    if STEPS != ASYMMETRIC_INPUT_STEPS:
         return bits, bits
     is_negative = y.to(tl.int32, bitcast=True) < 0
     return tl.where(is_negative, 0, bits), tl.where(is_negative, bits, 0)
@@ -255,7 +255,7 @@ def _greatest(bits):
 def _scale_of_all(highs, lows, STEPS: tl.constexpr):
     """The scale of a row with these _extremes."""
     peak = _greatest(highs)
-    if STEPS == RANGE_INPUT_STEPS:
+    if STEPS == ASYMMETRIC_INPUT_STEPS:
         peak += _greatest(lows)
     return scale_of(peak, STEPS)
 
@@ -264,7 +264,7 @@ def _scale_of_all(highs, lows, STEPS: tl.constexpr):
 def _offset_of_all(lows, scale, STEPS: tl.constexpr):
     """The int8 that stands for 0, as float32; None without zero points."""
     offset = None
-    if STEPS == RANGE_INPUT_STEPS:
+    if STEPS == ASYMMETRIC_INPUT_STEPS:
         offset = rounded(tl.minimum(tl.div_rn(_greatest(lows), scale), 255.0)) - 128.0
     return offset
 

@@ -12,7 +12,7 @@ from .. import modules as cpu
 from ..pages import Int8Pages as CpuPages
 from ..pages import Spans
 from ..scheme import P_LEVELS, AttentionScheme
-from ..tables import RANGE_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, FloatTable, LinearTable, StaticTable
+from ..tables import ASYMMETRIC_INPUT_STEPS, WIDE_INPUT_STEPS, DynamicTable, FloatTable, LinearTable, StaticTable
 from .attention_inputs import map_queries
 from .cache import DeviceSpans
 from .decode import Workspace, decode, most_splits
@@ -108,13 +108,13 @@ def _int8_linears(device: torch.device) -> bool:
     weight = torch.arange(outputs * inputs).remainder(255).sub(127).to(torch.int8).view(outputs, inputs).numpy()
     scale = np.linspace(0.01, 0.02, outputs, dtype=np.float32)
     dynamic = DynamicTable(weight, scale, bias=scale, hadamard_block=64)
-    ranged, wide = (replace(dynamic, input_steps=steps) for steps in (RANGE_INPUT_STEPS, WIDE_INPUT_STEPS))
+    ranged, wide = (replace(dynamic, input_steps=steps) for steps in (ASYMMETRIC_INPUT_STEPS, WIDE_INPUT_STEPS))
     one, zero = np.full(1, 0.03, np.float32), np.full(1, 5, np.float32)
     static = StaticTable(weight, one, zero, np.arange(outputs, dtype=np.int32), scale)
     x = _random(70, inputs)
     expected: list[tuple[LinearTable, Tensor]] = [
         (dynamic, cpu.DynamicLinear(weight, scale, scale, 64)(x)),
-        (ranged, cpu.DynamicLinear(weight, scale, scale, 64, None, RANGE_INPUT_STEPS)(x)),
+        (ranged, cpu.DynamicLinear(weight, scale, scale, 64, None, ASYMMETRIC_INPUT_STEPS)(x)),
         (wide, cpu.DynamicLinear(weight, scale, scale, 64, None, WIDE_INPUT_STEPS)(x)),
         (static, cpu.StaticLinear(weight, one, zero, static.quant_bias, scale)(x)),
     ]

@@ -15,7 +15,7 @@ from ...checkpoint.shards import ShardWriter
 from ...checkpoint.write import add_all, output_directory
 from ...errors import UnsupportedError
 from ...formats.base import Opened
-from ...formats.faquant.metadata import RANGE_TYPES, ROTATED_TYPES, WIDE_TYPES
+from ...formats.faquant.metadata import ASYMMETRIC_TYPES, ROTATED_TYPES, WIDE_TYPES
 from ...formats.msmodelslim.description import C8_TYPE, FA_TYPE, Description
 from ...formats.msmodelslim.format import OpenedMsModelSlim
 from ...formats.msmodelslim.linears import unpack_deq_scale
@@ -24,7 +24,7 @@ from ...kernels.quantizers import tensor_of
 from ...kernels.scheme import AttentionScheme
 from ...kernels.tables import INPUT_STEPS, FloatTable, LinearTable, StaticTable
 from ..convert import float_tensors, linear_tensors, open_quantized, weights, write_beside
-from ..exports import is_mapped, refuse
+from ..exports.common import is_mapped, refuse
 from ..tensors import DTYPES, NamedTensor
 from .multipliers import READERS, fold_multipliers
 from .w8a8 import pack_deq_scale
@@ -81,7 +81,7 @@ def _obstacles(opened: Opened, tables: Tables) -> list[str]:
         reasons.append("q has calibrated scales in some layers only, and MindIE's cache has one kind")
     if kinds.intersection(WIDE_TYPES):
         reasons.append("its linears' inputs have 16 bits, and MindIE's have 8")
-    if kinds.intersection(RANGE_TYPES):
+    if kinds.intersection(ASYMMETRIC_TYPES):
         reasons.append(
             "its linears' inputs have zero points per token (but not with the recipe's linear.activation 'token')"
         )

@@ -83,7 +83,7 @@ def tool_calls(request: Conversing, format: str | None) -> ToolCalls | None:
     tools, choice = request.offered, request.choice
     if not tools:
         if choice not in (None, "none", "auto"):
-            raise ApiError(400, "tool_choice requires a call, but there are no tools.", "tool_choice")
+            raise ApiError(400, "tool_choice requires a call, but no tools are given.", "tool_choice")
         return None
     if choice == "none":  # the tools do not matter, not even whether their schemas can be enforced
         has_form = request.form is not None and request.form.type != "text"

@@ -15,7 +15,7 @@ from faquant.errors import OutputError, UnsupportedError
 from faquant.evaluation.divergence import window_logits
 from faquant.formats import open_checkpoint
 from faquant.model.load import load
-from faquant.quantization.compressed_tensors import export_compressed_tensors
+from faquant.quantization.exports.compressed_tensors import export_compressed_tensors
 from faquant.quantization.mindie.convert import convert_to_mindie
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES, AttentionRecipe, LinearRecipe, Recipe

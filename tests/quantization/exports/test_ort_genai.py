@@ -12,7 +12,7 @@ from faquant.errors import OutputError, UnsupportedError
 from faquant.evaluation.divergence import window_logits
 from faquant.formats import open_checkpoint
 from faquant.model.load import load
-from faquant.quantization.ort_genai import PER_CHANNEL, PER_TENSOR, export_ort_genai
+from faquant.quantization.exports.ort_genai import PER_CHANNEL, PER_TENSOR, export_ort_genai
 from faquant.quantization.pipeline import quantize
 from faquant.recipe import RECIPES
 from oracles.interop import DATA, PROMPTS, TOKENS, divergence

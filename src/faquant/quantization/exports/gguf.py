@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.write import output_file
-from ..formats.base import Opened
-from ..formats.gguf.reader import MAGIC
-from ..formats.gguf.tensors import LAYER_NAMES
-from ..formats.gguf.write import (
+from ...checkpoint.write import output_file
+from ...formats.base import Opened
+from ...formats.gguf.reader import MAGIC
+from ...formats.gguf.tensors import LAYER_NAMES
+from ...formats.gguf.write import (
     Bytes,
     OutTensor,
     architecture,
@@ -26,10 +26,10 @@ from ..formats.gguf.write import (
     rows_of,
     write_gguf,
 )
-from ..kernels.arrays import Floats, Stored, widen
-from ..kernels.tables import DynamicTable, FloatTable, StaticTable
-from .convert import open_quantized
-from .exports import bias_obstacles, check_float16, linear_obstacles, model_obstacles, refuse
+from ...kernels.arrays import Floats, Stored, widen
+from ...kernels.tables import DynamicTable, FloatTable, StaticTable
+from ..convert import open_quantized
+from .common import bias_obstacles, check_float16, linear_obstacles, model_obstacles, refuse
 
 ENGINE = "llama.cpp"
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

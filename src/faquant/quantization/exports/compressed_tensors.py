@@ -11,15 +11,16 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ..checkpoint.shards import ShardWriter, write_json
-from ..checkpoint.side_files import copy_side_files
-from ..checkpoint.write import add_all, output_directory
-from ..formats.base import QUANTIZATION_KEYS, Opened
-from ..formats.compressed_tensors import OpenedCompressedTensors
-from ..kernels.quantizers import tensor_of
-from ..kernels.tables import DynamicTable
-from .convert import float_tensors, linear_tensors, open_quantized
-from .exports import (
+from ...checkpoint.shards import ShardWriter, write_json
+from ...checkpoint.side_files import copy_side_files
+from ...checkpoint.write import add_all, output_directory
+from ...formats.base import QUANTIZATION_KEYS, Opened
+from ...formats.compressed_tensors import OpenedCompressedTensors
+from ...kernels.quantizers import tensor_of
+from ...kernels.tables import DynamicTable
+from ..convert import float_tensors, linear_tensors, open_quantized
+from ..tensors import DTYPES, NamedTensor
+from .common import (
     bias_obstacles,
     cache_obstacles,
     check_float16,
@@ -29,7 +30,6 @@ from .exports import (
     refuse,
     symmetric_scale,
 )
-from .tensors import DTYPES, NamedTensor
 
 ENGINE = "compressed-tensors"
 LEAST_FACTOR = 1e-3

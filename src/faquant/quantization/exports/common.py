@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint.families import PLAIN
-from ..errors import UnsupportedError
-from ..formats.base import Opened, norm_names
-from ..formats.faquant.metadata import RANGE_TYPES, ROTATED_TYPES, WIDE_TYPES
-from ..kernels.arrays import Array, Floats
-from ..kernels.scheme import AttentionScheme
+from ...checkpoint.families import PLAIN
+from ...errors import UnsupportedError
+from ...formats.base import Opened, norm_names
+from ...formats.faquant.metadata import ASYMMETRIC_TYPES, ROTATED_TYPES, WIDE_TYPES
+from ...kernels.arrays import Array, Floats
+from ...kernels.scheme import AttentionScheme
 
 _HALF_ERROR = 2.0**-8
 """The relative error that float16 may add to a scale: half a step of the greatest weight, as rounding did before.
@@ -47,7 +47,7 @@ def linear_obstacles(opened: Opened, engine: str) -> list[str]:
         reasons.append("its linears are float")
     if kinds.intersection(WIDE_TYPES):
         reasons.append(f"its linears' inputs have 16 bits, and {engine} has 8")
-    if kinds.intersection(RANGE_TYPES):
+    if kinds.intersection(ASYMMETRIC_TYPES):
         reasons.append(f"its linears' inputs have zero points per token, and {engine}'s have none")
     if kinds.intersection(ROTATED_TYPES):
         reasons.append(f"its linears' inputs are rotated at run time, which {engine} does not do")

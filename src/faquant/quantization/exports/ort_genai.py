@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.shards import ShardWriter, write_json
-from ..checkpoint.side_files import copy_side_files
-from ..checkpoint.write import add_all, output_directory
-from ..formats.base import QUANTIZATION_KEYS, Opened
-from ..kernels.quantizers import tensor_of
-from ..kernels.tables import DynamicTable, FloatTable
-from .convert import float_tensors, open_quantized
-from .exports import (
+from ...checkpoint.shards import ShardWriter, write_json
+from ...checkpoint.side_files import copy_side_files
+from ...checkpoint.write import add_all, output_directory
+from ...formats.base import QUANTIZATION_KEYS, Opened
+from ...kernels.quantizers import tensor_of
+from ...kernels.tables import DynamicTable, FloatTable
+from ..convert import float_tensors, open_quantized
+from ..tensors import DTYPES, NamedTensor
+from .common import (
     bias_obstacles,
     cache_obstacles,
     has_zero_points,
@@ -28,7 +29,6 @@ from .exports import (
     refuse,
     symmetric_scale,
 )
-from .tensors import DTYPES, NamedTensor
 
 ENGINE = "onnxruntime-genai"
 PER_CHANNEL, PER_TENSOR = "kv_cache_scales_per_channel.json", "kv_cache_scales_per_tensor.json"
