@@ -239,7 +239,7 @@ class TensorFiles:
             return self._entries[name]
         except KeyError:
             raise CheckpointError(
-                f"{self.directory}: tensor {name!r} is missing from the {self.stem!r} files. Is the checkpoint complete?"
+                f"{self.directory}: tensor {name!r} is missing from the {self.stem!r} files. Is the model complete?"
             ) from None
 
 
